@@ -1,0 +1,541 @@
+//! Cache keys: which stored response a request is asking for (RFC 9111 §2, "cache key").
+//!
+//! # Format
+//!
+//! `{prefix}:{{group}}:{path, slashes as colons}:{sorted query}`, and without a group `{prefix}:{path}:{sorted query}`.
+//! The braces are a Redis hash tag: they put a whole eviction group in one slot of a cluster.
+//!
+//! # Two different requests never share a key
+//!
+//! The format spends a few characters on itself, so these are percent-encoded where a request uses them: `:` and `=`
+//! in a path, `:` in a query, `?` in the name of a parameter, and `{`, `}`, `|` anywhere. A `%` is left alone unless
+//! what follows it could be read as one of those escapes. Parameters are sorted by name, several values of one name
+//! keep their order, and a parameter without a value, `?a`, is not the parameter with an empty one, `?a=`.
+//! Keys longer than [`MAX_SUFFIX`] bytes end in a hash of the whole.
+//!
+//! `|` introduces what is not in the URI: `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use http::Uri;
+
+/// The prefix of every key unless configured otherwise.
+pub const DEFAULT_PREFIX: &str = "redis:larder:cache";
+
+/// The longest suffix, in bytes, that is kept as it is. Longer ones are cut and end in a hash.
+pub const MAX_SUFFIX: usize = 512;
+
+/// How much of a suffix that was too long is kept, for people who read keys.
+const KEPT_OF_LONG: usize = 128;
+
+/// Endings of prefixes that stores use for their bookkeeping.
+const RESERVED_ENDINGS: [&str; 3] = ["-lease", "-idx", "-tmp"];
+
+/// A prefix and, maybe, an eviction group: where keys live, and what `delete_group` clears.
+///
+/// ```
+/// use larder_core::KeySpace;
+///
+/// let products = KeySpace::new("redis:larder:cache", Some("products"))?;
+/// assert_eq!(products.key("products:7").name(), "redis:larder:cache:{products}:products:7");
+/// # Ok::<(), larder_core::KeyError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeySpace {
+    /// Everything that comes before the suffix, with its last colon.
+    head: Box<str>,
+    prefix_len: usize,
+    group_len: usize,
+}
+
+impl KeySpace {
+    /// Checks the parts once, so that building keys can't fail.
+    ///
+    /// # Errors
+    ///
+    /// When the prefix or the group is empty, or holds a brace, a control character or white space, or when the prefix
+    /// ends in `-lease`, `-idx` or `-tmp`, which stores keep for themselves.
+    pub fn new(prefix: &str, group: Option<&str>) -> Result<Self, KeyError> {
+        check("prefix", prefix)?;
+        if let Some(ending) = RESERVED_ENDINGS.into_iter().find(|ending| prefix.ends_with(ending)) {
+            return Err(KeyError::Reserved { prefix: prefix.to_owned(), ending });
+        }
+        let head = match group {
+            Some(group) => {
+                check("eviction group", group)?;
+                format!("{prefix}:{{{group}}}:")
+            }
+            None => format!("{prefix}:"),
+        };
+        Ok(Self { head: head.into(), prefix_len: prefix.len(), group_len: group.map_or(0, str::len) })
+    }
+
+    /// The prefix.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.head[..self.prefix_len]
+    }
+
+    /// The eviction group, or `None` for keys outside any group.
+    #[must_use]
+    pub fn group(&self) -> Option<&str> {
+        group_of(&self.head, self.prefix_len, self.group_len)
+    }
+
+    /// What every key of this space begins with, the last colon included.
+    #[must_use]
+    pub fn head(&self) -> &str {
+        &self.head
+    }
+
+    /// The key for a suffix that a person or a key builder chose. Braces and bars in it are escaped.
+    #[must_use]
+    pub fn key(&self, suffix: &str) -> CacheKey {
+        self.key_with(|out| escape_into(out, suffix, is_reserved))
+    }
+
+    /// The key for a URI, the way routes build theirs.
+    #[must_use]
+    pub fn key_for(&self, uri: &Uri) -> CacheKey {
+        self.key_with(|out| write_uri(out, uri, Params::All))
+    }
+
+    /// The key whose suffix `write` appends. The suffix must already be escaped.
+    pub(crate) fn key_with(&self, write: impl FnOnce(&mut String)) -> CacheKey {
+        // Most suffixes are short paths: one allocation holds the whole name.
+        let mut name = String::with_capacity(self.head.len() + 64);
+        name.push_str(&self.head);
+        write(&mut name);
+        cap(&mut name, self.head.len());
+        CacheKey {
+            name: name.into(),
+            prefix_len: self.prefix_len,
+            group_len: self.group_len,
+            head_len: self.head.len(),
+        }
+    }
+}
+
+/// The name of one entry in a store.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CacheKey {
+    name: Box<str>,
+    prefix_len: usize,
+    group_len: usize,
+    head_len: usize,
+}
+
+impl CacheKey {
+    /// The whole key, as it stands in the store.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The prefix.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.name[..self.prefix_len]
+    }
+
+    /// The eviction group, or `None` for a key outside any group.
+    #[must_use]
+    pub fn group(&self) -> Option<&str> {
+        group_of(&self.name, self.prefix_len, self.group_len)
+    }
+
+    /// What comes after the prefix and the group.
+    #[must_use]
+    pub fn suffix(&self) -> &str {
+        &self.name[self.head_len..]
+    }
+
+    /// The space this key lives in.
+    #[must_use]
+    pub fn space(&self) -> KeySpace {
+        KeySpace {
+            head: self.name[..self.head_len].into(),
+            prefix_len: self.prefix_len,
+            group_len: self.group_len,
+        }
+    }
+
+    /// The key of one variant of this resource (RFC 9111 §4.1).
+    pub(crate) fn variant(&self, secondary: &str) -> Self {
+        let name = format!("{}|vary={secondary}", self.name).into();
+        Self { name, ..*self }
+    }
+}
+
+impl Hash for CacheKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl fmt::Debug for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CacheKey({:?})", self.name)
+    }
+}
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// A prefix or a group that can't be part of a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// Nothing was given.
+    #[error("the {part} is empty")]
+    Empty {
+        /// Which part of the key.
+        part: &'static str,
+    },
+    /// A character that keys can't hold.
+    #[error(
+        "the {part} {value:?} holds {character:?}; braces, bars, white space and control characters are not allowed"
+    )]
+    Character {
+        /// Which part of the key.
+        part: &'static str,
+        /// The part as given.
+        value: String,
+        /// The first character that is not allowed.
+        character: char,
+    },
+    /// An ending that stores use for their own bookkeeping keys.
+    #[error("the prefix {prefix:?} ends in {ending:?}, which is kept for the store's own keys")]
+    Reserved {
+        /// The prefix as given.
+        prefix: String,
+        /// The ending that is reserved.
+        ending: &'static str,
+    },
+}
+
+/// Which query parameters are part of the key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Params<'a> {
+    /// All of them.
+    All,
+    /// Only these names; the others are ignored.
+    Only(&'a [String]),
+}
+
+impl Params<'_> {
+    fn counts(self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(names) => names.iter().any(|known| known == name),
+        }
+    }
+}
+
+/// The default suffix of a URI: its path with slashes as colons, then its parameters sorted by name.
+///
+/// ```
+/// let uri: http::Uri = "/items?z=2&a=1".parse()?;
+/// assert_eq!(larder_core::key::uri_suffix(&uri), "items:a=1:z=2");
+/// # Ok::<(), http::uri::InvalidUri>(())
+/// ```
+#[must_use]
+pub fn uri_suffix(uri: &Uri) -> String {
+    let mut suffix = String::with_capacity(64);
+    write_uri(&mut suffix, uri, Params::All);
+    suffix
+}
+
+/// Appends the suffix of a URI.
+pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
+    let path = uri.path();
+    write_path(out, path.strip_prefix('/').unwrap_or(path));
+    if let Some(query) = uri.query() {
+        write_query(out, query, params);
+    }
+}
+
+fn write_path(out: &mut String, path: &str) {
+    let plain = |byte: u8| !matches!(byte, b'/' | b':' | b'=' | b'?' | b'%') && !is_reserved(byte);
+    if path.bytes().all(plain) {
+        out.push_str(path);
+        return;
+    }
+    for (index, segment) in path.split('/').enumerate() {
+        if index > 0 {
+            out.push(':');
+        }
+        escape_into(out, segment, |byte| matches!(byte, b':' | b'=' | b'?') || is_reserved(byte));
+    }
+}
+
+fn write_query(out: &mut String, query: &str, params: Params<'_>) {
+    // A stable sort by name alone keeps several values of one name in the order they came.
+    let mut pairs: Vec<(&str, Option<&str>)> = query
+        .split('&')
+        .map(|pair| pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value))))
+        .filter(|(name, _)| params.counts(name))
+        .collect();
+    pairs.sort_by_key(|(name, _)| *name);
+    for (name, value) in pairs {
+        out.push(':');
+        if value.is_none() {
+            // A path can't hold a bare `?`, and a parameter with a value holds a `=`: neither reads like this.
+            out.push('?');
+        }
+        escape_into(out, name, |byte| matches!(byte, b':' | b'?') || is_reserved(byte));
+        if let Some(value) = value {
+            out.push('=');
+            escape_into(out, value, |byte| byte == b':' || is_reserved(byte));
+        }
+    }
+}
+
+/// Appends `|name=value`, for what is not in the URI.
+pub(crate) fn write_part(out: &mut String, name: &str, value: &str) {
+    out.push('|');
+    out.push_str(name);
+    out.push('=');
+    escape_into(out, value, is_reserved);
+}
+
+/// What a suffix chosen by a person or a key builder may not hold as it is.
+pub(crate) fn write_chosen(out: &mut String, suffix: &str) {
+    escape_into(out, suffix, is_reserved);
+}
+
+/// Characters with a meaning of their own everywhere in a key.
+const fn is_reserved(byte: u8) -> bool {
+    matches!(byte, b'{' | b'}' | b'|')
+}
+
+fn escape_into(out: &mut String, text: &str, escaped: impl Fn(u8) -> bool) {
+    let bytes = text.as_bytes();
+    let mut copied = 0;
+    for (index, &byte) in bytes.iter().enumerate() {
+        if escaped(byte) || (byte == b'%' && reads_as_escape(&bytes[index + 1..])) {
+            // Every escaped byte is ASCII, so these are boundaries of characters.
+            out.push_str(&text[copied..index]);
+            out.push('%');
+            out.push(hex_digit(byte >> 4));
+            out.push(hex_digit(byte & 0xf));
+            copied = index + 1;
+        }
+    }
+    out.push_str(&text[copied..]);
+}
+
+/// Whether a `%` before `rest` could be taken for an escape of ours. Ours are in upper case.
+fn reads_as_escape(rest: &[u8]) -> bool {
+    matches!(rest.get(..2), Some(b"25" | b"3A" | b"3D" | b"3F" | b"7B" | b"7C" | b"7D"))
+}
+
+const fn hex_digit(nibble: u8) -> char {
+    b"0123456789ABCDEF"[(nibble & 0xf) as usize] as char
+}
+
+/// Cuts a suffix that is too long and makes up for it with a hash of the whole name.
+fn cap(name: &mut String, head_len: usize) {
+    if name.len() - head_len <= MAX_SUFFIX {
+        return;
+    }
+    let hash = blake3::hash(name.as_bytes()).to_hex();
+    let mut kept = head_len + KEPT_OF_LONG;
+    while !name.is_char_boundary(kept) {
+        kept -= 1;
+    }
+    name.truncate(kept);
+    name.push_str("|hash=");
+    name.push_str(&hash);
+}
+
+fn group_of(name: &str, prefix_len: usize, group_len: usize) -> Option<&str> {
+    (group_len > 0).then(|| &name[prefix_len + 2..prefix_len + 2 + group_len])
+}
+
+fn check(part: &'static str, value: &str) -> Result<(), KeyError> {
+    if value.is_empty() {
+        return Err(KeyError::Empty { part });
+    }
+    match value.chars().find(|c| matches!(c, '{' | '}' | '|') || c.is_whitespace() || c.is_control()) {
+        Some(character) => Err(KeyError::Character { part, value: value.to_owned(), character }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn key(group: Option<&str>, uri: &str) -> String {
+        let uri: Uri = uri.parse().unwrap();
+        KeySpace::new(DEFAULT_PREFIX, group).unwrap().key_for(&uri).name().to_owned()
+    }
+
+    #[test]
+    fn the_documented_table() {
+        for (group, uri, expected) in [
+            (Some("products"), "/api/v1/items", "redis:larder:cache:{products}:api:v1:items"),
+            (Some("products"), "/items?z=2&a=1", "redis:larder:cache:{products}:items:a=1:z=2"),
+            (None, "/api/v1/items", "redis:larder:cache:api:v1:items"),
+            (Some("products"), "/products/7", "redis:larder:cache:{products}:products:7"),
+            (Some("products"), "/", "redis:larder:cache:{products}:"),
+            (None, "http://example.com/items?a", "redis:larder:cache:items:?a"),
+        ] {
+            assert_eq!(key(group, uri), expected);
+        }
+    }
+
+    #[test]
+    fn look_alikes_have_keys_of_their_own() {
+        let uris = [
+            "/a/b",
+            "/a:b",
+            "/a%3Ab",
+            "/a%253Ab",
+            "/a%2Fb",
+            "/a/b/",
+            "//a/b",
+            "/a//b",
+            "/a|b",
+            "/a%7Cb",
+            "/",
+            "//",
+            "/?",
+            "/?a",
+            "/?a=",
+            "/?=a",
+            "/?a&b",
+            "/?b&a=",
+            "/?a=1&a=2",
+            "/?a=2&a=1",
+            "/?a=1=2",
+            "/?a==2",
+            "/?a=1&b=2",
+            "/?a=1%26b=2",
+            "/?a=1:b=2",
+            "/a=1",
+            "/:a=1",
+            "/?a%3D=1",
+            "/?a?=1",
+            "/??a",
+            "/?%3Fa",
+            "/products?limit=2",
+            "/products/limit=2",
+            "/products:limit=2",
+            "/products/?limit=2",
+            "/products?limit",
+            "/products/%3Flimit",
+            "/products?",
+            "/products",
+        ];
+        let keys: BTreeMap<String, &str> = uris.iter().map(|uri| (key(None, uri), *uri)).collect();
+        assert_eq!(keys.len(), uris.len(), "{keys:#?}");
+    }
+
+    #[test]
+    fn order_of_parameters_does_not_matter_but_order_of_values_does() {
+        assert_eq!(key(None, "/x?b=2&a=1"), key(None, "/x?a=1&b=2"));
+        assert_ne!(key(None, "/x?a=2&a=1"), key(None, "/x?a=1&a=2"));
+    }
+
+    #[test]
+    fn parts_of_a_key_come_back() {
+        let space = KeySpace::new("custom:prefix", Some("v2")).unwrap();
+        let key = space.key("a{b}|c");
+        assert_eq!(key.name(), "custom:prefix:{v2}:a%7Bb%7D%7Cc");
+        assert_eq!((key.prefix(), key.group(), key.suffix()), ("custom:prefix", Some("v2"), "a%7Bb%7D%7Cc"));
+        assert_eq!(key.space(), space);
+        assert_eq!(KeySpace::new("p", None).unwrap().key("x").group(), None);
+    }
+
+    #[test]
+    fn bad_parts_are_refused_with_their_name() {
+        assert_eq!(KeySpace::new("", None), Err(KeyError::Empty { part: "prefix" }));
+        assert_eq!(KeySpace::new("p", Some("")), Err(KeyError::Empty { part: "eviction group" }));
+        for bad in ["a{", "a}b", "a b", "a\n", "a|b"] {
+            assert!(matches!(KeySpace::new("p", Some(bad)), Err(KeyError::Character { .. })), "{bad:?}");
+        }
+        assert!(matches!(KeySpace::new("p-idx", None), Err(KeyError::Reserved { ending: "-idx", .. })));
+    }
+
+    #[test]
+    fn long_keys_are_capped_and_stay_apart() {
+        let (a, b) =
+            (key(None, &format!("/{}a", "x".repeat(3000))), key(None, &format!("/{}b", "x".repeat(3000))));
+        assert_ne!(a, b);
+        assert!(a.len() < DEFAULT_PREFIX.len() + 1 + MAX_SUFFIX, "{}", a.len());
+        let wide = KeySpace::new("p", None).unwrap().key(&"é".repeat(1000));
+        assert!(wide.name().contains("|hash="));
+    }
+
+    /// What a request says, apart from the order of differently named parameters, which may not matter.
+    fn meaning(uri: &Uri) -> (String, Option<BTreeMap<String, Vec<Option<String>>>>) {
+        let query = uri.query().map(|query| {
+            let mut params: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
+            for pair in query.split('&') {
+                let (name, value) =
+                    pair.split_once('=').map_or((pair, None), |(n, v)| (n, Some(v.to_owned())));
+                params.entry(name.to_owned()).or_default().push(value);
+            }
+            params
+        });
+        (uri.path().to_owned(), query)
+    }
+
+    fn target() -> impl Strategy<Value = Uri> {
+        // A small alphabet of troublemakers makes collisions likely if they are possible at all.
+        "/[ab/:=%|{}&2-7A-F]{0,10}(\\?[ab/:=%?|{}&2-7A-F]{0,10})?"
+            .prop_filter_map("not a URI", |text| text.parse::<Uri>().ok())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn keys_are_injective(a in target(), b in target()) {
+            let space = KeySpace::new(DEFAULT_PREFIX, Some("g")).unwrap();
+            prop_assert_eq!(space.key_for(&a) == space.key_for(&b), meaning(&a) == meaning(&b));
+        }
+
+        #[test]
+        fn a_key_can_be_read_back(uri in target()) {
+            let suffix = uri_suffix(&uri);
+            prop_assert_eq!(decode(&suffix), meaning(&uri));
+        }
+
+        #[test]
+        fn chosen_suffixes_are_injective(a in "[ab%{}|2-7BCD:]{0,8}", b in "[ab%{}|2-7BCD:]{0,8}") {
+            let space = KeySpace::new(DEFAULT_PREFIX, None).unwrap();
+            prop_assert_eq!(space.key(&a) == space.key(&b), a == b);
+        }
+    }
+
+    /// The inverse of `uri_suffix`: that it exists is what makes the format injective.
+    fn decode(suffix: &str) -> (String, Option<BTreeMap<String, Vec<Option<String>>>>) {
+        let unescape = |text: &str| {
+            ["3A:", "3D=", "3F?", "7B{", "7C|", "7D}", "25%"].iter().fold(text.to_owned(), |text, escape| {
+                text.replace(&format!("%{}", &escape[..2]), &escape[2..])
+            })
+        };
+        let segments: Vec<&str> = suffix.split(':').collect();
+        let is_param = |segment: &&str| segment.contains('=') || segment.starts_with('?');
+        let path_len = segments.iter().position(is_param).unwrap_or(segments.len());
+        let path =
+            format!("/{}", segments[..path_len].iter().map(|s| unescape(s)).collect::<Vec<_>>().join("/"));
+        let mut params: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
+        for segment in &segments[path_len..] {
+            match segment.split_once('=') {
+                Some((name, value)) => params.entry(unescape(name)).or_default().push(Some(unescape(value))),
+                None => params.entry(unescape(&segment[1..])).or_default().push(None),
+            }
+        }
+        (path, (path_len < segments.len()).then_some(params))
+    }
+}

@@ -1,0 +1,203 @@
+//! Where responses and values are kept: the [`CacheStore`] trait, and what a store adds to take part in fills.
+//!
+//! # Two traits
+//!
+//! [`CacheStore`] is four functions over bytes: [`get`](CacheStore::get), [`set`](CacheStore::set),
+//! [`delete`](CacheStore::delete) and [`delete_group`](CacheStore::delete_group). That is all a custom backend has
+//! to write; `Larder::new` then coalesces and fences fills inside this process.
+//!
+//! [`LeaseStore`] adds the *fill protocol*, for stores that can do it across processes. A cache that reads, runs a
+//! handler and writes has a race: the handler reads the database, somebody changes the database and evicts the key,
+//! and then the old answer is written, to stay. Leases close it (Nishtala et al., *Scaling Memcache at Facebook*,
+//! NSDI 2013): a fill [begins](LeaseStore::begin) by taking a lease, an eviction revokes it, and a
+//! [commit](LeaseStore::commit) without a valid lease is refused.
+//!
+//! # The rules every store keeps
+//!
+//! * `get` answers `None` for what expired, was deleted, or whose group was deleted since it was written.
+//! * `delete`, `delete_group` and `set` revoke every lease and ticket on what they touch, also on keys that hold no entry yet.
+//! * A lease lives beside the entry, never in its place: the old entry stays readable during a refresh.
+//! * A time to live of `None` means no expiry. `Some(Duration::ZERO)` is already over: the write removes the entry.
+//! * A value that can't be kept (too large, no room) is an `Ok` for `set` and an `Ok(false)` for `commit`, and
+//!   whatever the key held before is gone: an old value must not survive the write that replaced it.
+//!
+//! The behaviour suite (feature `suite`) checks all of these on any store.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::key::{CacheKey, KeySpace};
+
+/// A place to keep bytes under a [`CacheKey`].
+///
+/// Errors are for the caller to survive: Larder logs them, treats a failed read as a miss, and delivers the
+/// handler's answer whatever the store does.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a cache store",
+    label = "this type does not implement `CacheStore`",
+    note = "implement `get`, `set`, `delete` and `delete_group`, or use `Larder::memory()` or `Larder::redis(url)`"
+)]
+pub trait CacheStore: Send + Sync + 'static {
+    /// The value under `key`, or `None` when there is none that is still valid.
+    fn get(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
+
+    /// Writes `value` under `key`, whatever was there. `ttl` of `None` means no expiry.
+    fn set(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Removes one entry. True if a valid one was there.
+    fn delete(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Removes every entry of an eviction group and answers how many there were. A key space without a group stands
+    /// for its whole prefix: every group and every ungrouped key.
+    fn delete_group(&self, group: &KeySpace) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Whether a valid entry is there. Override it where that is cheaper than reading the value.
+    fn has(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        async { Ok(self.get(key).await?.is_some()) }
+    }
+
+    /// Lets go of connections. Called once, by `Larder::close`, when no more calls will come.
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+}
+
+/// A store that takes part in the fill protocol itself, so that it holds between processes too.
+pub trait LeaseStore: CacheStore {
+    /// Asks to fill, refresh or overwrite `key`. A lease that is neither committed nor abandoned runs out after `hold`.
+    fn begin(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        hold: Duration,
+    ) -> impl Future<Output = Result<Begin, StoreError>> + Send;
+
+    /// Writes `value` if the lease is still the current one, and gives the lease back. `false` means that it was
+    /// not written: the key or its group was evicted or overwritten since, or the lease ran out.
+    fn commit(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Extends a lease that is still current to `hold` from now. `false` means that it is lost.
+    fn renew(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        hold: Duration,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Gives a lease back without writing. Does nothing if the lease is no longer the current one.
+    fn abandon(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        why: Abandon,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// What a caller of [`LeaseStore::begin`] means to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Intent {
+    /// Fill a missing entry: answers [`Begin::Found`] if a valid one is there by now.
+    Fill,
+    /// Replace an entry that is there but not wanted (`no-cache`, a refresh of a stale one). Never answers `Found`.
+    Refresh,
+    /// Overwrite after a change to the origin (a *ticket*). Replaces any other lease; always answers [`Begin::Lease`].
+    Write,
+}
+
+/// The answer to [`LeaseStore::begin`].
+#[derive(Clone, Debug)]
+pub enum Begin {
+    /// Somebody filled it meanwhile; here it is.
+    Found(Bytes),
+    /// The caller holds the lease: run the handler, then commit or abandon.
+    Lease(Lease),
+    /// Somebody else is filling it: wait a little and begin again, or run without storing.
+    Filling,
+    /// A write is under way, or the answer was just found to be uncacheable: run without waiting and without storing.
+    Busy,
+}
+
+/// Why a lease is given back without a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abandon {
+    /// The handler failed: the next caller may try at once.
+    Failed,
+    /// The answer may not be stored. For this long [`LeaseStore::begin`] answers [`Begin::Busy`], so that callers
+    /// don't queue one behind the other for an answer that can't be shared.
+    Uncacheable(Duration),
+}
+
+/// The right to write one entry, until it runs out or is revoked. Only the store that gave it looks inside.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Lease {
+    token: [u8; 16],
+    fence: [u8; 8],
+}
+
+impl Lease {
+    /// `token` names this lease alone; `fence` is whatever the store wants to see again at commit.
+    #[must_use]
+    pub const fn new(token: [u8; 16], fence: [u8; 8]) -> Self {
+        Self { token, fence }
+    }
+
+    /// What tells this lease from every other.
+    #[must_use]
+    pub const fn token(&self) -> &[u8; 16] {
+        &self.token
+    }
+
+    /// What the store wanted to see again.
+    #[must_use]
+    pub const fn fence(&self) -> &[u8; 8] {
+        &self.fence
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({:032x})", u128::from_be_bytes(self.token))
+    }
+}
+
+/// A store that could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// No answer within the deadline. The command may still take effect later.
+    #[error("the store did not answer within {0:?}")]
+    Timeout(Duration),
+    /// The store can't be reached, or is known to be down and was not asked.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(#[source] Box<dyn Error + Send + Sync>),
+    /// The store answered with an error, or with something that makes no sense.
+    #[error("the store refused: {0}")]
+    Refused(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl StoreError {
+    /// A store that can't be reached.
+    pub fn unavailable(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Unavailable(source.into())
+    }
+
+    /// A store that answered with an error.
+    pub fn refused(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Refused(source.into())
+    }
+}
