@@ -8,10 +8,11 @@
 //!                         ▶ Lookup                  get the record under the key
 //!                         ▶ Forward                 (a route that writes) run the handler
 //! Lookup ──────on_entry───▶ Hit | NotModified       answer with it
-//!                         ▶ Select                  the resource varies: get the record under the secondary key
-//!                         ▶ Unsatisfiable           answer 504 (RFC 9111 §5.2.1.7)
+//! (or Select)             ▶ Unsatisfiable           answer 504 (RFC 9111 §5.2.1.7)
 //!                         ▶ Miss(Forward)           run the handler
-//! Forward ─────on_response▶ Pass | Keep | Evict     answer with the response as it is
+//!                         ▶ Select                  the resource varies: get the record under the secondary key
+//! Forward ─────on_filled──▶ Hit                     answer with what somebody else stored meanwhile
+//! Forward ─────on_response▶ Pass                    answer with the response as it is, after an eviction if it says so
 //!                         ▶ Admit                   collect the body
 //! Admit ───────on_body────▶ Admitted                store it, then answer
 //! ```
@@ -49,7 +50,7 @@ use crate::vary::{SecondaryKey, Variants, selecting_fields};
 /// use std::time::SystemTime;
 ///
 /// use http::{Request, Response};
-/// use larder_core::policy::{BodyLength, CachePolicy, OnEntry, OnRequest, OnResponse};
+/// use larder_core::policy::{BodyLength, CachePolicy, Decision, OnEntry, OnRequest, OnResponse};
 /// use larder_core::{Kind, KeySpace, Record, RequestView, Rule};
 ///
 /// let rule = Arc::new(Rule::new(Kind::Read, KeySpace::new("example", None)?));
@@ -60,7 +61,7 @@ use crate::vary::{SecondaryKey, Variants, selecting_fields};
 /// let request = Request::get("/hello").body(())?;
 /// let view = RequestView::from(&request);
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
-/// let OnEntry::Miss(forward) = lookup.on_entry(Ok(None), &view, now) else { panic!() };
+/// let OnEntry::Decided(Decision::Miss(forward)) = lookup.on_entry(Ok(None), &view, now) else { panic!() };
 /// let (parts, body) = Response::new("hello").into_parts();
 /// let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5)) else { panic!() };
 /// let admitted = admit.on_body(parts, body.into(), now);
@@ -68,7 +69,7 @@ use crate::vary::{SecondaryKey, Variants, selecting_fields};
 ///
 /// // And now it is.
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
-/// let OnEntry::Hit(hit) = lookup.on_entry(Ok(record), &view, now) else { panic!() };
+/// let OnEntry::Decided(Decision::Hit(hit)) = lookup.on_entry(Ok(record), &view, now) else { panic!() };
 /// assert_eq!(hit.into_response().headers()["x-redis-cache"], "HIT");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -92,12 +93,19 @@ pub enum OnRequest {
 /// What to do with what was found in the store.
 #[derive(Debug)]
 pub enum OnEntry {
-    /// Answer with it.
+    /// That is all there is to look for.
+    Decided(Decision),
+    /// The resource varies: look under the secondary key, and ask again with what lies there.
+    Select(Select),
+}
+
+/// How to answer a request, after the store was looked into.
+#[derive(Debug)]
+pub enum Decision {
+    /// Answer with what is stored.
     Hit(Hit),
     /// Answer 304: the client has it already.
     NotModified(Hit),
-    /// The resource varies: look under the secondary key, and ask again with what lies there.
-    Select(Select),
     /// The client wants a stored response or none: answer 504.
     Unsatisfiable(Unsatisfiable),
     /// Run the handler.
@@ -108,11 +116,7 @@ pub enum OnEntry {
 #[derive(Debug)]
 pub enum OnResponse {
     /// Answer with it and store nothing.
-    Pass(Mark),
-    /// Answer with it; what is stored stays.
-    Keep(Mark),
-    /// Answer with it, after what is stored was evicted.
-    Evict(Mark),
+    Pass(Pass),
     /// Collect the body.
     Admit(Admit),
 }
@@ -188,6 +192,7 @@ impl CachePolicy {
             Ok(principal) => OnRequest::Forward(Forward {
                 rule: Arc::clone(&self.rule),
                 reason: Reason::Method,
+                directives: RequestDirectives::default(),
                 unstorable,
                 principal,
                 request: None,
@@ -274,13 +279,13 @@ impl Lookup {
         now: SystemTime,
     ) -> OnEntry {
         match found {
-            Ok(Some(Record::Response(entry))) if entry.variant == 0 => {
-                self.on_response(entry, None, request, now)
-            }
-            Ok(Some(Record::Response(_))) => self.miss(Reason::Unreadable, None, request),
             Ok(Some(Record::Variants(variants))) => OnEntry::Select(Select { lookup: self, variants }),
-            Ok(None) => self.miss(Reason::Absent, None, request),
-            Err(reason) => self.miss(reason, None, request),
+            Ok(Some(Record::Response(entry))) if entry.variant == 0 => {
+                OnEntry::Decided(self.on_response(entry, None, request, now))
+            }
+            Ok(Some(Record::Response(_))) => OnEntry::Decided(self.miss(Reason::Unreadable, None, request)),
+            Ok(None) => OnEntry::Decided(self.miss(Reason::Absent, None, request)),
+            Err(reason) => OnEntry::Decided(self.miss(reason, None, request)),
         }
     }
 
@@ -290,19 +295,19 @@ impl Lookup {
         variants: Option<Variants>,
         request: &RequestView<'_>,
         now: SystemTime,
-    ) -> OnEntry {
+    ) -> Decision {
         if let Some(reason) = unacceptable(&self.directives, &entry, now) {
             return self.miss(reason, variants, request);
         }
         let not_modified = request_matches(request.headers, &entry.headers);
         let hit = Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false };
-        if not_modified { OnEntry::NotModified(hit) } else { OnEntry::Hit(hit) }
+        if not_modified { Decision::NotModified(hit) } else { Decision::Hit(hit) }
     }
 
-    fn miss(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> OnEntry {
+    fn miss(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Decision {
         // RFC 9111 §5.2.1.7.
         if self.directives.only_if_cached {
-            return OnEntry::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
+            return Decision::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
         }
         let intent = match reason {
             Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
@@ -310,9 +315,10 @@ impl Lookup {
             }
             _ => Intent::Fill,
         };
-        OnEntry::Miss(Forward {
+        Decision::Miss(Forward {
             rule: self.rule,
             reason,
+            directives: self.directives,
             unstorable: None,
             principal: self.principal,
             request: Some(request.headers.clone()),
@@ -359,14 +365,14 @@ impl Select {
         self.variants.secondary_key(request.headers)
     }
 
-    /// Decides about what lay under the secondary key. Never answers [`OnEntry::Select`].
+    /// Decides about what lay under the secondary key.
     #[must_use]
     pub fn on_entry(
         self,
         found: Result<Option<Record>, Reason>,
         request: &RequestView<'_>,
         now: SystemTime,
-    ) -> OnEntry {
+    ) -> Decision {
         let Self { lookup, variants } = self;
         match found {
             Ok(Some(Record::Response(entry))) if entry.variant == variants.id => {
@@ -486,6 +492,7 @@ impl Unsatisfiable {
 pub struct Forward {
     rule: Arc<Rule>,
     reason: Reason,
+    directives: RequestDirectives,
     unstorable: Option<Reason>,
     principal: Option<Principal>,
     /// The fields of a request that reads; a write's answer depends on none.
@@ -536,6 +543,18 @@ impl Forward {
         Some(self.variants.as_ref()?.secondary_key(self.request.as_ref()?))
     }
 
+    /// Answers with a response that somebody else stored while this request was on its way to the handler. `Err` gives
+    /// the request back if it can't be answered with that.
+    pub fn on_filled(self, record: Option<Record>, now: SystemTime) -> Result<Hit, Self> {
+        let (Some(Record::Response(entry)), Some(request)) = (record, &self.request) else { return Err(self) };
+        let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
+        if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
+            return Err(self);
+        }
+        let not_modified = request_matches(request, &entry.headers);
+        Ok(Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false })
+    }
+
     /// Takes from the handler's request what makes it conditional; a read is answered with 304 afterwards, from
     /// the whole response. A write's preconditions stay.
     pub fn make_unconditional(&self, request: &mut HeaderMap) {
@@ -574,19 +593,24 @@ impl Forward {
         } else {
             unstorable(response, length, self.rule.max_body)
         };
-        if let Some(reason) = refusal {
-            return OnResponse::Pass(Mark::refusal(&self.rule, reason));
+        match (refusal, selecting_fields(&response.headers), length) {
+            (Some(reason), ..) => self.pass(reason, false),
+            (None, Err(()), _) => self.pass(Reason::Vary, false),
+            (None, Ok(_), BodyLength::Unknown) => self.pass(Reason::Stream, false),
+            (None, Ok(names), BodyLength::Known(length)) => {
+                OnResponse::Admit(Admit { forward: self, names, length })
+            }
         }
-        match selecting_fields(&response.headers) {
-            Ok(names) => OnResponse::Admit(Admit { forward: self, names }),
-            Err(()) => OnResponse::Pass(Mark::refusal(&self.rule, Reason::Vary)),
-        }
+    }
+
+    fn pass(&self, reason: Reason, evicts: bool) -> OnResponse {
+        OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts })
     }
 
     /// Success stores or evicts; failure leaves everything as it was.
     fn on_written(self, response: &response::Parts, length: BodyLength) -> OnResponse {
         if !is_success(response.status) {
-            return OnResponse::Keep(Mark::refusal(&self.rule, Reason::Failed));
+            return self.pass(Reason::Failed, false);
         }
         let representation = [StatusCode::OK, StatusCode::CREATED, StatusCode::NON_AUTHORITATIVE_INFORMATION];
         let refusal = self
@@ -595,18 +619,18 @@ impl Forward {
             .or_else(|| unstorable(response, length, self.rule.max_body))
             .or_else(|| (length == BodyLength::Known(0)).then_some(Reason::Empty))
             .or_else(|| (selecting_fields(&response.headers) != Ok(Vec::new())).then_some(Reason::Vary));
-        match refusal {
-            Some(reason) => OnResponse::Evict(Mark::refusal(&self.rule, reason)),
-            None => OnResponse::Admit(Admit { forward: self, names: Vec::new() }),
+        match (refusal, length) {
+            (Some(reason), _) => self.pass(reason, true),
+            (None, BodyLength::Unknown) => self.pass(Reason::Stream, true),
+            (None, BodyLength::Known(length)) => {
+                OnResponse::Admit(Admit { forward: self, names: Vec::new(), length })
+            }
         }
     }
 
     fn on_evicting(self, response: &response::Parts) -> OnResponse {
-        if is_success(response.status) {
-            OnResponse::Evict(Mark::refusal(&self.rule, self.reason))
-        } else {
-            OnResponse::Keep(Mark::refusal(&self.rule, Reason::Failed))
-        }
+        let success = is_success(response.status);
+        self.pass(if success { self.reason } else { Reason::Failed }, success)
     }
 }
 
@@ -623,11 +647,28 @@ fn unstorable(response: &response::Parts, length: BodyLength, max_body: u64) -> 
     } else if directives.no_store || directives.private || directives.no_cache {
         Some(Reason::Withheld)
     } else {
-        match length {
-            BodyLength::Unknown => Some(Reason::Stream),
-            BodyLength::Known(length) if length > max_body => Some(Reason::Size),
-            BodyLength::Known(_) => None,
-        }
+        matches!(length, BodyLength::Known(length) if length > max_body).then_some(Reason::Size)
+    }
+}
+
+/// A response that is passed on as it is.
+#[derive(Debug)]
+#[must_use]
+pub struct Pass {
+    mark: Mark,
+    evicts: bool,
+}
+
+impl Pass {
+    /// Whether what is stored under the key, or in the group, must be evicted first.
+    #[must_use]
+    pub const fn evicts(&self) -> bool {
+        self.evicts
+    }
+
+    /// What the cache says about itself on it.
+    pub const fn mark(&self) -> &Mark {
+        &self.mark
     }
 }
 
@@ -637,19 +678,25 @@ fn unstorable(response: &response::Parts, length: BodyLength, max_body: u64) -> 
 pub struct Admit {
     forward: Forward,
     names: Vec<HeaderName>,
+    length: u64,
 }
 
 impl Admit {
-    /// The body could not be collected whole: pass on what there is. For a write that means an eviction.
+    /// How long the body says it is, in bytes. Anything else is [broken](Self::on_broken_body).
     #[must_use]
-    pub fn on_broken_body(self) -> OnResponse {
-        let mark = Mark::refusal(&self.forward.rule, Reason::Body);
-        if self.forward.rule.kind == Kind::Write { OnResponse::Evict(mark) } else { OnResponse::Pass(mark) }
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The body could not be collected whole: pass on what there is. After a write, that means an eviction.
+    pub fn on_broken_body(self) -> Pass {
+        let rule = &self.forward.rule;
+        Pass { mark: Mark::refusal(rule, Reason::Body), evicts: rule.kind == Kind::Write }
     }
 
     /// Makes the entry. `now` is when the handler answered.
     pub fn on_body(self, mut parts: response::Parts, body: Bytes, now: SystemTime) -> Admitted {
-        let Self { forward, names } = self;
+        let Self { forward, names, .. } = self;
         let rule = forward.rule;
         let etag = parts.headers.entry(ETAG).or_insert_with(|| weak_etag(&body)).clone();
         let (status, ttl) = match rule.kind {
@@ -666,17 +713,8 @@ impl Admit {
         let request = forward.request.unwrap_or_default();
         let validators =
             if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
-        let variation = (!names.is_empty()).then_some(Variation { names, known: forward.variants, request });
-        Admitted { rule, reason: forward.reason, entry, parts, variation, validators }
+        Admitted { rule, reason: forward.reason, entry, parts, names, known: forward.variants, request, validators }
     }
-}
-
-/// By what a response varies, and what was known about it before.
-#[derive(Debug)]
-struct Variation {
-    names: Vec<HeaderName>,
-    known: Option<Variants>,
-    request: HeaderMap,
 }
 
 /// A response with the entry made of it.
@@ -687,7 +725,10 @@ pub struct Admitted {
     reason: Reason,
     entry: Entry,
     parts: response::Parts,
-    variation: Option<Variation>,
+    /// By what the response varies, and what was known about that before.
+    names: Vec<HeaderName>,
+    known: Option<Variants>,
+    request: HeaderMap,
     validators: Validators,
 }
 
@@ -696,12 +737,16 @@ pub struct Admitted {
 pub enum Placement {
     /// Under the key of the request.
     Plain,
-    /// Under the secondary key, and the record under the key of the request lists it already.
-    Variant(SecondaryKey),
-    /// Under the secondary key, and then this record under the key of the request.
-    NewVariant(SecondaryKey, Variants),
+    /// Under the secondary key that was asked for; the record under the key of the request lists it already.
+    Variant,
+    /// Under the secondary key that was asked for, and then this record, which lists it, under the key of the request.
+    NewVariant(Variants),
+    /// Under this secondary key, and then the record, which is the first, under the key of the request.
+    FirstVariant(SecondaryKey, Variants),
     /// Nowhere: there are too many variants.
     Nowhere,
+    /// Nowhere: the resource varies by other fields than it did. What is stored under the key of the request is void.
+    Changed,
 }
 
 impl Admitted {
@@ -713,18 +758,24 @@ impl Admitted {
 
     /// Where the entry belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
     pub fn place(&mut self, fresh_id: u64) -> Placement {
-        let Some(variation) = &self.variation else { return Placement::Plain };
-        let mut variants = match &variation.known {
-            Some(known) if known.names == variation.names => known.clone(),
-            // It varies by other fields than before: the old variants are orphans now.
-            _ => Variants::new(fresh_id.max(1), variation.names.clone()),
-        };
-        let secondary = variants.secondary_key(&variation.request);
-        self.entry.variant = variants.id;
-        match variants.add(secondary) {
-            None => Placement::Variant(secondary),
-            Some(true) => Placement::NewVariant(secondary, variants),
-            Some(false) => Placement::Nowhere,
+        match self.known.take() {
+            None if self.names.is_empty() => Placement::Plain,
+            None => {
+                let mut variants = Variants::new(fresh_id.max(1), self.names.clone());
+                let secondary = variants.secondary_key(&self.request);
+                self.entry.variant = variants.id;
+                variants.add(secondary);
+                Placement::FirstVariant(secondary, variants)
+            }
+            Some(known) if known.names != self.names => Placement::Changed,
+            Some(mut known) => {
+                self.entry.variant = known.id;
+                match known.add(known.secondary_key(&self.request)) {
+                    None => Placement::Variant,
+                    Some(true) => Placement::NewVariant(known),
+                    Some(false) => Placement::Nowhere,
+                }
+            }
         }
     }
 
