@@ -1,6 +1,7 @@
 //! Bodies of answers: stored ones, the handler's own, and the handler's own after a look at them.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -15,7 +16,6 @@ use crate::policy::BodyLength;
 
 pin_project! {
     /// The body of an answer that went through the cache.
-    #[derive(Debug)]
     pub struct ReplyBody<B: Body> {
         #[pin]
         inner: Inner<B>,
@@ -24,7 +24,6 @@ pin_project! {
 
 pin_project! {
     #[project = InnerProjection]
-    #[derive(Debug)]
     enum Inner<B: Body> {
         Full { bytes: Bytes },
         Own { #[pin] body: B },
@@ -33,7 +32,6 @@ pin_project! {
 }
 
 /// What was read of a body that could not be stored, and what is still to come.
-#[derive(Debug)]
 struct Replay<B: Body> {
     frames: VecDeque<Frame<Bytes>>,
     rest: Result<Pin<Box<B>>, Option<B::Error>>,
@@ -59,6 +57,16 @@ impl<B: Body> ReplyBody<B> {
             Inner::Full { bytes } => Some(bytes),
             _ => None,
         }
+    }
+}
+
+impl<B: Body> fmt::Debug for ReplyBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.inner {
+            Inner::Full { .. } => "ReplyBody::Full(..)",
+            Inner::Own { .. } => "ReplyBody::Own(..)",
+            Inner::Replay { .. } => "ReplyBody::Replay(..)",
+        })
     }
 }
 

@@ -148,12 +148,6 @@ pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
     bytes.starts_with(&[VERSION, VALUE, coder]).then(|| bytes.slice(3..))
 }
 
-/// Whether these bytes say that they are a response, a route's list of variants, or a value of a backend.
-#[cfg(feature = "runtime")]
-pub(crate) fn is_value(bytes: &Bytes) -> bool {
-    bytes.starts_with(&[VERSION, VALUE])
-}
-
 fn decode_response(bytes: &Bytes) -> Option<Entry> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;

@@ -45,7 +45,7 @@ impl Larder {
     #[cfg(feature = "memory")]
     #[must_use]
     pub fn memory() -> Self {
-        Self::builder().leased(crate::store::memory::MemoryStore::new())
+        Self::builder().leased(crate::store::MemoryStore::new())
     }
 
     /// A cache on a store of your own. Fills are coalesced and fenced inside this process; for a store that does it
@@ -105,7 +105,7 @@ impl fmt::Debug for Larder {
 ///
 /// ```
 /// # #[cfg(feature = "memory")] {
-/// use larder_core::{Larder, store::memory::MemoryStore};
+/// use larder_core::{Larder, store::MemoryStore};
 ///
 /// let larder = Larder::builder()
 ///     .prefix("shop:cache")
@@ -203,7 +203,7 @@ impl LarderBuilder {
     #[must_use]
     pub fn store(self, store: impl CacheStore) -> Larder {
         let clock = Arc::clone(&self.clock);
-        self.leased(crate::store::in_process::InProcess::new(store, clock))
+        self.leased(crate::store::InProcess::new(store, clock))
     }
 
     /// On a store that takes part in the fill protocol itself.

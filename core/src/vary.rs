@@ -47,6 +47,11 @@ impl Variants {
         SecondaryKey::of(&self.names, request)
     }
 
+    /// The variants that are listed.
+    pub fn secondary_keys(&self) -> impl Iterator<Item = SecondaryKey> {
+        self.secondary_keys.iter().copied().map(SecondaryKey)
+    }
+
     /// Adds a variant to the list. `None` when it is there already; `Some(false)` when the list is full.
     pub(crate) fn add(&mut self, key: SecondaryKey) -> Option<bool> {
         if self.secondary_keys.contains(&key.0) {
