@@ -51,7 +51,10 @@ impl UriSource for AsReceived {
 
 impl<S, U, ReqBody, ResBody> Service<Request<ReqBody>> for CacheService<S, U>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>, Future: Send, Error: Send> + Clone + Send + 'static,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>, Future: Send, Error: Send>
+        + Clone
+        + Send
+        + 'static,
     U: UriSource,
     ReqBody: Send + 'static,
     ResBody: Body<Data: Send, Error: Send> + Send + 'static,

@@ -333,7 +333,10 @@ impl<C: Coder> CacheBackend<C> {
     /// When the store failed. Some or all of it may be removed all the same.
     pub async fn try_delete_group(&self) -> Result<u64, CacheError> {
         if self.space.group().is_none() {
-            warn!(prefix = self.space.prefix(), "delete_group without a group removes everything under the prefix");
+            warn!(
+                prefix = self.space.prefix(),
+                "delete_group without a group removes everything under the prefix"
+            );
         }
         Ok(self.shared().store.delete_group(&self.space).await?)
     }

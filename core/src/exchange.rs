@@ -88,7 +88,9 @@ impl Route {
                 Role::Follow(follow) => match self.follow(follow, forward).await {
                     Followed::Answer(response) => return Ok(response.map(ReplyBody::full)),
                     Followed::Again(_) if looks < LOOKS => {}
-                    Followed::Again(forward) | Followed::Alone(forward) => return self.alone(forward, call).await,
+                    Followed::Again(forward) | Followed::Alone(forward) => {
+                        return self.alone(forward, call).await;
+                    }
                 },
             }
         }
@@ -139,10 +141,12 @@ impl Route {
 
     async fn follow(&self, follow: Follow, forward: Forward) -> Followed {
         match follow.wait(self.shared.timing.max_wait).await {
-            Some(Landing::Filled(record)) => match forward.on_filled(Record::decode(&record), self.shared.now()) {
-                Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
-                Err(forward) => Followed::Again(forward),
-            },
+            Some(Landing::Filled(record)) => {
+                match forward.on_filled(Record::decode(&record), self.shared.now()) {
+                    Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
+                    Err(forward) => Followed::Again(forward),
+                }
+            }
             Some(Landing::Again) => Followed::Again(forward),
             Some(Landing::Alone) | None => Followed::Alone(forward),
         }
@@ -177,16 +181,18 @@ impl Route {
             };
             match started {
                 Started::Held(held) => route.fill_held(forward, place, call, held, lead).await,
-                Started::Found(record) => match forward.on_filled(Record::decode(&record), route.shared.now()) {
-                    Ok(hit) => {
-                        land(lead, Landing::Filled(record));
-                        Ok(hit.into_response().map(ReplyBody::full))
+                Started::Found(record) => {
+                    match forward.on_filled(Record::decode(&record), route.shared.now()) {
+                        Ok(hit) => {
+                            land(lead, Landing::Filled(record));
+                            Ok(hit.into_response().map(ReplyBody::full))
+                        }
+                        Err(forward) => {
+                            land(lead, Landing::Again);
+                            route.alone(forward, call).await
+                        }
                     }
-                    Err(forward) => {
-                        land(lead, Landing::Again);
-                        route.alone(forward, call).await
-                    }
-                },
+                }
                 Started::Without => {
                     // Nothing will be stored, so nobody needs to wait for it.
                     land(lead, Landing::Alone);
@@ -225,7 +231,13 @@ impl Route {
     }
 
     /// Stores what was filled where it belongs, and tells those who wait.
-    async fn store(&self, admitted: &mut Admitted, place: &Place, held: Held, mut lead: Option<Lead>) -> Stored {
+    async fn store(
+        &self,
+        admitted: &mut Admitted,
+        place: &Place,
+        held: Held,
+        mut lead: Option<Lead>,
+    ) -> Stored {
         if let Some(lead) = &mut lead {
             lead.close();
         }

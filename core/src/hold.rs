@@ -42,7 +42,11 @@ impl Shared {
         loop {
             match self.store.begin(key, intent, self.timing.hold).await {
                 Ok(Begin::Lease(lease)) => {
-                    return Started::Held(Held { shared: Arc::clone(self), key: key.clone(), lease: Some(lease) });
+                    return Started::Held(Held {
+                        shared: Arc::clone(self),
+                        key: key.clone(),
+                        lease: Some(lease),
+                    });
                 }
                 Ok(Begin::Found(bytes)) => return Started::Found(bytes),
                 Ok(Begin::Filling) if intent == Intent::Fill && waited < self.timing.max_wait => {

@@ -322,8 +322,15 @@ impl Shared {
 
     /// Writes down that a variant exists, so that there can't be too many. If anything comes between, it stays
     /// unlisted, and the next one is listed.
-    pub(crate) async fn list_variant(self: &Arc<Self>, base: &CacheKey, listed: &Variants, ttl: Option<Duration>) {
-        let Ok(Begin::Lease(lease)) = self.store.begin(base, Intent::Refresh, self.timing.hold).await else { return };
+    pub(crate) async fn list_variant(
+        self: &Arc<Self>,
+        base: &CacheKey,
+        listed: &Variants,
+        ttl: Option<Duration>,
+    ) {
+        let Ok(Begin::Lease(lease)) = self.store.begin(base, Intent::Refresh, self.timing.hold).await else {
+            return;
+        };
         // Under the lease, and only if it is still the same record: an eviction must not be undone.
         let unchanged = match self.store.get(base).await {
             Ok(Some(bytes)) => {

@@ -31,6 +31,8 @@ mod clock;
 #[cfg(feature = "runtime")]
 mod coder;
 #[cfg(feature = "runtime")]
+pub mod config;
+#[cfg(feature = "runtime")]
 mod exchange;
 #[cfg(feature = "runtime")]
 mod flight;
@@ -58,6 +60,7 @@ pub use {
     body::ReplyBody,
     clock::{Clock, ManualClock, SystemClock},
     coder::{Coder, CoderError, Json, MessagePack},
+    config::ConfigError,
     exchange::{Call, Reply},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},

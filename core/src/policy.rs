@@ -546,7 +546,9 @@ impl Forward {
     /// Answers with a response that somebody else stored while this request was on its way to the handler. `Err` gives
     /// the request back if it can't be answered with that.
     pub fn on_filled(self, record: Option<Record>, now: SystemTime) -> Result<Hit, Self> {
-        let (Some(Record::Response(entry)), Some(request)) = (record, &self.request) else { return Err(self) };
+        let (Some(Record::Response(entry)), Some(request)) = (record, &self.request) else {
+            return Err(self);
+        };
         let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
         if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
             return Err(self);
@@ -713,7 +715,16 @@ impl Admit {
         let request = forward.request.unwrap_or_default();
         let validators =
             if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
-        Admitted { rule, reason: forward.reason, entry, parts, names, known: forward.variants, request, validators }
+        Admitted {
+            rule,
+            reason: forward.reason,
+            entry,
+            parts,
+            names,
+            known: forward.variants,
+            request,
+            validators,
+        }
     }
 }
 

@@ -89,11 +89,17 @@ impl fmt::Debug for KeySource {
 
 /// [`KeyBuilder`] as a trait object.
 pub(crate) trait ErasedKeyBuilder: Send + Sync {
-    fn build<'a>(&'a self, request: &'a RequestView<'_>) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
+    fn build<'a>(
+        &'a self,
+        request: &'a RequestView<'_>,
+    ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
 }
 
 impl<B: KeyBuilder> ErasedKeyBuilder for B {
-    fn build<'a>(&'a self, request: &'a RequestView<'_>) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>> {
+    fn build<'a>(
+        &'a self,
+        request: &'a RequestView<'_>,
+    ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>> {
         Box::pin(self.key(request))
     }
 }
@@ -135,8 +141,14 @@ impl RouteOptions {
     #[must_use]
     pub fn route(&self) -> Arc<Route> {
         let shared = Arc::clone(&self.larder.shared);
-        let policy = CachePolicy::new(Arc::new(self.rule.clone())).with_secret(shared.defaults.secret.clone());
-        Arc::new(Route { shared, policy, key_source: self.key_source.clone(), warned: AtomicBool::new(false) })
+        let policy =
+            CachePolicy::new(Arc::new(self.rule.clone())).with_secret(shared.defaults.secret.clone());
+        Arc::new(Route {
+            shared,
+            policy,
+            key_source: self.key_source.clone(),
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// What the route does to the cache.
@@ -198,7 +210,10 @@ impl RouteOptions {
     }
 
     /// A synchronous key builder.
-    pub fn key_by(mut self, build: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
+    pub fn key_by(
+        mut self,
+        build: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
         self.key_source = KeySource::Sync(Arc::new(build));
         self
     }
