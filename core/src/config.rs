@@ -16,6 +16,7 @@
 
 use std::fmt::Display;
 use std::str::FromStr;
+#[cfg(feature = "redis")]
 use std::time::Duration;
 
 use crate::key::{DEFAULT_PREFIX, KeySpace};
@@ -54,12 +55,9 @@ impl Larder {
         let vars = Vars { lookup };
         vars.refuse_unsupported()?;
         let builder = vars.builder()?;
-        match vars.text("REDIS_URL") {
-            Some(url) => vars.redis(builder, Server::Url(url)),
-            None => match vars.text("REDIS_HOST") {
-                Some(host) => vars.redis(builder, Server::Host(host)),
-                None => memory(builder),
-            },
+        match ["REDIS_URL", "REDIS_HOST"].into_iter().find(|name| vars.text(name).is_some()) {
+            Some(variable) => vars.redis(builder, variable),
+            None => memory(builder),
         }
     }
 
@@ -74,18 +72,12 @@ impl Larder {
     }
 }
 
-/// Which server the environment names.
-enum Server {
-    Url(String),
-    Host(String),
-}
-
 struct Vars<F> {
     lookup: F,
 }
 
 impl<F: Fn(&str) -> Option<String>> Vars<F> {
-    fn text(&self, name: &'static str) -> Option<String> {
+    fn text(&self, name: &str) -> Option<String> {
         (self.lookup)(name).filter(|value| !value.is_empty())
     }
 
@@ -97,6 +89,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
+    #[cfg(feature = "redis")]
     fn seconds(&self, name: &'static str) -> Result<Option<Duration>, ConfigError> {
         let expected = "a number of seconds above 0";
         let Some(seconds) = self.parsed::<f64>(name, expected)? else { return Ok(None) };
@@ -147,35 +140,14 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
     }
 
     #[cfg(feature = "redis")]
-    fn redis(&self, builder: LarderBuilder, server: Server) -> Result<Larder, ConfigError> {
-        let mut options = match server {
-            Server::Url(url) => {
-                let options = RedisOptions::from_url(&url).map_err(|error| ConfigError::Secret {
-                    variable: "REDIS_URL",
-                    problem: error.to_string(),
-                })?;
-                if url.starts_with("rediss:") {
-                    return Err(ConfigError::Unsupported { variable: "REDIS_URL (with rediss://)" });
-                }
-                options
+    fn redis(&self, builder: LarderBuilder, _: &'static str) -> Result<Larder, ConfigError> {
+        let mut options = match self.text("REDIS_URL") {
+            Some(url) if url.starts_with("rediss:") => {
+                return Err(ConfigError::Unsupported { variable: "REDIS_URL (with rediss://)" });
             }
-            Server::Host(host) => {
-                let port = self.parsed("REDIS_PORT", "a port between 1 and 65535")?.unwrap_or(6379);
-                if port == 0 {
-                    return Err(ConfigError::invalid("REDIS_PORT", port, "a port between 1 and 65535"));
-                }
-                let mut options = RedisOptions::new(host, port);
-                if let Some(db) = self.parsed("REDIS_DB", "the number of a database")? {
-                    options = options.db(db);
-                }
-                if let Some(username) = self.text("REDIS_USERNAME") {
-                    options = options.username(username);
-                }
-                if let Some(password) = self.text("REDIS_PASSWORD") {
-                    options = options.password(password);
-                }
-                options
-            }
+            Some(url) => RedisOptions::from_url(&url)
+                .map_err(|error| ConfigError::Secret { variable: "REDIS_URL", problem: error.to_string() })?,
+            None => self.redis_in_parts()?,
         };
         let expected = "a number of connections above 0";
         if let Some(connections) = self.parsed::<usize>("REDIS_MAX_CONNECTIONS", expected)? {
@@ -193,12 +165,28 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         Ok(builder.leased(RedisStore::new(options)))
     }
 
+    #[cfg(feature = "redis")]
+    fn redis_in_parts(&self) -> Result<RedisOptions, ConfigError> {
+        let expected = "a port between 1 and 65535";
+        let port = self.parsed("REDIS_PORT", expected)?.unwrap_or(6379);
+        if port == 0 {
+            return Err(ConfigError::invalid("REDIS_PORT", port, expected));
+        }
+        let mut options = RedisOptions::new(self.text("REDIS_HOST").unwrap_or_default(), port);
+        if let Some(db) = self.parsed("REDIS_DB", "the number of a database")? {
+            options = options.db(db);
+        }
+        if let Some(username) = self.text("REDIS_USERNAME") {
+            options = options.username(username);
+        }
+        if let Some(password) = self.text("REDIS_PASSWORD") {
+            options = options.password(password);
+        }
+        Ok(options)
+    }
+
     #[cfg(not(feature = "redis"))]
-    fn redis(&self, _: LarderBuilder, server: Server) -> Result<Larder, ConfigError> {
-        let variable = match server {
-            Server::Url(_) => "REDIS_URL",
-            Server::Host(_) => "REDIS_HOST",
-        };
+    fn redis(&self, _: LarderBuilder, variable: &'static str) -> Result<Larder, ConfigError> {
         Err(ConfigError::Feature { feature: "redis", why: variable })
     }
 }

@@ -116,7 +116,7 @@ impl Route {
             }
             OnEntry::Decided(decision) => (decision, Place { target: key.clone(), base: key }),
             OnEntry::Select(select) => {
-                let target = key.variant(&select.secondary_key(&request).to_hex());
+                let target = key.variant(select.secondary_key(&request));
                 let found = self.read_record(&target).await;
                 (select.on_entry(found, &request, self.shared.now()), Place { target, base: key })
             }
@@ -259,7 +259,7 @@ impl Route {
             Placement::FirstVariant(secondary, variants) => {
                 // First the variant, then the record that leads to it: if that commit is refused, the variant is an
                 // orphan that nobody can reach.
-                let target = place.base.variant(&secondary.to_hex());
+                let target = place.base.variant(secondary);
                 match self.shared.set(&target, admitted.record(), ttl).await {
                     Ok(()) => (held.commit(variants.encode(), ttl).await, Landing::Again),
                     Err(()) => (Stored::Failed, Landing::Alone),

@@ -56,7 +56,6 @@ impl Larder {
     }
 
     /// To change the defaults.
-    #[must_use]
     pub fn builder() -> LarderBuilder {
         LarderBuilder::default()
     }
@@ -307,7 +306,7 @@ impl Shared {
         let Ok(Some(bytes)) = record else { return };
         let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return };
         for secondary in variants.secondary_keys() {
-            let variant = key.variant(&secondary.to_hex());
+            let variant = key.variant(secondary);
             if let Err(error) = self.store.delete(&variant).await {
                 return self.store_failed("delete", variant.name(), &error);
             }

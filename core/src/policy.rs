@@ -22,6 +22,12 @@
 //! Not here: what a key is ([`Rule::key`]), who waits for whom, and when the store may be trusted to have written. That
 //! is the exchange's part.
 
+#![expect(
+    clippy::large_enum_variant,
+    clippy::result_large_err,
+    reason = "a state lives for one request and is moved"
+)]
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -342,12 +348,8 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
         return Some(Reason::MaxAge);
     }
     let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
-    if let (Some(min), Some(remaining)) = (directives.min_fresh, remaining) {
-        if remaining < Duration::from_secs(min) {
-            return Some(Reason::MinFresh);
-        }
-    }
-    None
+    let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
+    directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
 }
 
 /// The resource varies: one more record to get (RFC 9111 §4.1).
