@@ -14,3 +14,5 @@ pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreErro
 
 #[cfg(feature = "runtime")]
 pub use clock::{Clock, ManualClock, SystemClock};
+#[cfg(feature = "runtime")]
+pub use store::InProcess;

@@ -23,6 +23,11 @@
 //!
 //! The behaviour suite (feature `suite`) checks all of these on any store.
 
+#[cfg(feature = "runtime")]
+mod in_process;
+#[cfg(feature = "runtime")]
+pub(crate) mod leases;
+
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
@@ -31,6 +36,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::key::{CacheKey, KeySpace};
+
+#[cfg(feature = "runtime")]
+pub use in_process::InProcess;
 
 /// A place to keep bytes under a [`CacheKey`].
 ///
