@@ -16,3 +16,5 @@ pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreErro
 pub use clock::{Clock, ManualClock, SystemClock};
 #[cfg(feature = "runtime")]
 pub use store::InProcess;
+#[cfg(feature = "memory")]
+pub use store::MemoryStore;

@@ -27,6 +27,8 @@
 mod in_process;
 #[cfg(feature = "runtime")]
 pub(crate) mod leases;
+#[cfg(feature = "memory")]
+mod memory;
 
 use std::error::Error;
 use std::fmt;
@@ -39,6 +41,8 @@ use crate::key::{CacheKey, KeySpace};
 
 #[cfg(feature = "runtime")]
 pub use in_process::InProcess;
+#[cfg(feature = "memory")]
+pub use memory::MemoryStore;
 
 /// A place to keep bytes under a [`CacheKey`].
 ///
