@@ -29,6 +29,8 @@ mod in_process;
 pub(crate) mod leases;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "suite")]
+pub mod suite;
 
 use std::error::Error;
 use std::fmt;
