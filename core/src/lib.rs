@@ -55,17 +55,8 @@ pub use ttl::Ttl;
 pub use vary::{MAX_VARIANTS, SecondaryKey, Variants};
 
 #[cfg(feature = "runtime")]
-pub use {
-    backend::{CacheBackend, CacheError},
-    body::ReplyBody,
-    clock::{Clock, ManualClock, SystemClock},
-    coder::{Coder, CoderError, Json, MessagePack},
-    config::ConfigError,
-    exchange::{Call, Reply},
-    larder::{Larder, LarderBuilder},
-    route::{KeyBuilder, Route, default_key},
-};
-
-// The macro that makes an adapter's layers names these.
-#[doc(hidden)]
-pub use http;
+pub use clock::{Clock, ManualClock, SystemClock};
+#[cfg(feature = "runtime")]
+pub use store::InProcess;
+#[cfg(feature = "memory")]
+pub use store::MemoryStore;

@@ -29,6 +29,8 @@ mod in_process;
 pub(crate) mod leases;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "suite")]
+pub mod suite;
 
 use std::error::Error;
 use std::fmt;
@@ -43,9 +45,6 @@ use crate::key::{CacheKey, KeySpace};
 pub use in_process::InProcess;
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
-
-#[cfg(feature = "runtime")]
-pub(crate) mod erased;
 
 /// A place to keep bytes under a [`CacheKey`].
 ///
