@@ -12,5 +12,8 @@ mod clock;
 pub use key::{CacheKey, KeyError, KeySpace};
 pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
 
+#[cfg(feature = "redis")]
+pub use store::redis::{RedisOptions, RedisStore, RedisUrlError};
+
 #[cfg(feature = "runtime")]
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -23,6 +23,9 @@
 //!
 //! The behaviour suite (feature `suite`) checks all of these on any store.
 
+#[cfg(feature = "redis")]
+pub mod redis;
+
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
