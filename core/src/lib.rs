@@ -54,9 +54,23 @@ pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreErro
 pub use ttl::Ttl;
 pub use vary::{MAX_VARIANTS, SecondaryKey, Variants};
 
-#[cfg(feature = "runtime")]
-pub use clock::{Clock, ManualClock, SystemClock};
-#[cfg(feature = "runtime")]
-pub use store::InProcess;
 #[cfg(feature = "memory")]
 pub use store::MemoryStore;
+#[cfg(feature = "redis")]
+pub use store::redis::{RedisOptions, RedisStore, RedisUrlError};
+#[cfg(feature = "runtime")]
+pub use {
+    backend::{CacheBackend, CacheError},
+    body::ReplyBody,
+    clock::{Clock, ManualClock, SystemClock},
+    coder::{Coder, CoderError, Json, MessagePack},
+    config::ConfigError,
+    exchange::{Call, Reply},
+    larder::{Larder, LarderBuilder},
+    route::{KeyBuilder, Route, default_key},
+    store::InProcess,
+};
+
+// The macro that makes an adapter's layers names it.
+#[doc(hidden)]
+pub use http;

@@ -24,11 +24,15 @@
 //! The behaviour suite (feature `suite`) checks all of these on any store.
 
 #[cfg(feature = "runtime")]
+pub(crate) mod erased;
+#[cfg(feature = "runtime")]
 mod in_process;
 #[cfg(feature = "runtime")]
 pub(crate) mod leases;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "suite")]
 pub mod suite;
 
