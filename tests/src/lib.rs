@@ -1,1 +1,3 @@
-//! The project's tests.
+//! The project's tests, and what they share.
+
+pub mod redis_server;
