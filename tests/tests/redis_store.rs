@@ -1,5 +1,7 @@
 //! The Redis store against a real server: what it writes, what it promises, and what it refuses.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -139,6 +141,24 @@ async fn an_entry_counts_only_under_its_nonce() {
     assert_eq!(bench.get(key).await, None);
     assert_eq!(bench.store.delete_group(&key.space()).await.unwrap(), 0);
     assert!(matches!(bench.store.begin(key, Intent::Fill, HOLD).await.unwrap(), Begin::Lease(_)));
+}
+
+#[tokio::test]
+async fn what_others_wrote_under_our_names_is_not_valid_and_goes() {
+    let bench = Bench::new().await;
+    let group = space("p", Some("g"));
+    for suffix in ["a", "b", "c", "d"] {
+        bench.set(&group.key(suffix), "1").await;
+        let _: () = bench.ask(&["DEL", group.key(suffix).name()]).await;
+        let _: () = bench.ask(&["LPUSH", group.key(suffix).name(), "x"]).await;
+    }
+    assert_eq!(bench.store.get(&group.key("a")).await.unwrap(), None);
+    let lease = bench.lease(&group.key("a"), Intent::Fill).await;
+    assert!(bench.commit(&group.key("a"), &lease, "2").await);
+    bench.set(&group.key("b"), "2").await;
+    assert!(!bench.store.delete(&group.key("c")).await.unwrap());
+    assert_eq!(bench.store.delete_group(&group).await.unwrap(), 2);
+    assert!(bench.names().await.is_empty());
 }
 
 #[tokio::test]
@@ -573,8 +593,9 @@ async fn race(key: CacheKey, evict_group: bool) {
                         Begin::Found(found) => found,
                         Begin::Lease(lease) => {
                             let value = database.load(Ordering::SeqCst).to_string();
-                            if fastrand::bool() {
-                                tokio::task::yield_now().await;
+                            // A slow handler now and then, so that evictions come in the middle of it.
+                            if fastrand::u8(..4) == 0 {
+                                tokio::time::sleep(Duration::from_millis(2)).await;
                             }
                             store.commit(&key, &lease, value.into(), MINUTE).await.unwrap();
                             continue;
