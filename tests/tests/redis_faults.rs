@@ -1,6 +1,6 @@
 //! The Redis store while its server is dead, hangs, or comes back with what it once saved.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
+#![expect(clippy::unwrap_used, reason = "these are tests")]
 
 use std::time::Duration;
 
