@@ -1,1 +1,109 @@
-//! To be written.
+//! Larder, the response cache, for [axum](https://docs.rs/axum).
+//!
+//! [`cache`], [`cache_put`] and [`cache_evict`] are layers for the handlers of a route; [`Backend`] gives a handler
+//! typed access to the same store.
+//!
+//! ```
+//! # #[cfg(feature = "memory")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! use axum::{Json, Router, body::Body, extract::Path, handler::Handler, http::Request, routing::get};
+//! use larder_axum::{Larder, cache, cache_evict, cache_put};
+//! use tower::ServiceExt;
+//!
+//! async fn read(Path(id): Path<u64>) -> Json<u64> { Json(id) }
+//! async fn replace(Path(id): Path<u64>) -> Json<u64> { Json(id * 2) }
+//! async fn remove(Path(id): Path<u64>) -> Json<u64> { Json(id) }
+//!
+//! let larder = Larder::memory();
+//! let app: Router = Router::new().route(
+//!     "/products/{id}",
+//!     get(read.layer(cache(&larder).group("products").ttl(300)))
+//!         .put(replace.layer(cache_put(&larder).group("products").ttl(300)))
+//!         .delete(remove.layer(cache_evict(&larder).group("products").key())),
+//! );
+//!
+//! let get = || Request::get("/products/7").body(Body::empty()).unwrap();
+//! let first = app.clone().oneshot(get()).await.unwrap();
+//! assert_eq!(first.headers()["x-redis-cache"], "MISS");
+//! let second = app.oneshot(get()).await.unwrap();
+//! assert_eq!(second.headers()["x-redis-cache"], "HIT");
+//! # }
+//! # #[cfg(not(feature = "memory"))] fn main() {}
+//! ```
+//!
+//! Keys are made from the URI that the client sent, also under [`Router::nest`](axum::Router::nest).
+
+use std::convert::Infallible;
+
+use axum::extract::{FromRef, FromRequestParts, OriginalUri};
+use http::request::Parts;
+use http::{Extensions, Uri};
+use larder_tower::{CacheService, UriSource};
+use tower_layer::Layer;
+
+pub use larder_core::{self as core, *};
+
+larder_core::route_layers!();
+
+/// axum keeps the URI that the client sent beside the one that nested routers cut.
+#[derive(Clone, Copy, Debug)]
+pub struct BeforeNesting;
+
+impl UriSource for BeforeNesting {
+    fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri {
+        extensions.get::<OriginalUri>().map_or(current, |OriginalUri(uri)| uri)
+    }
+}
+
+impl<S> Layer<S> for Cache {
+    type Service = CacheService<S, BeforeNesting>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CacheService::new(inner, self.route())
+    }
+}
+
+impl<S> Layer<S> for CachePut {
+    type Service = CacheService<S, BeforeNesting>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CacheService::new(inner, self.route())
+    }
+}
+
+impl<S> Layer<S> for CacheEvict<Chosen> {
+    type Service = CacheService<S, BeforeNesting>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CacheService::new(inner, self.route())
+    }
+}
+
+/// Gives a handler the [`CacheBackend`] of the [`Larder`] in the router's state.
+///
+/// ```
+/// use axum::{Json, Router, extract::Path, routing::get};
+/// use larder_axum::{Backend, Larder};
+///
+/// async fn setting(Path(name): Path<String>, Backend(cache): Backend) -> Json<String> {
+///     Json(cache.group("settings").get_or(&name, "default-value".to_owned()).await)
+/// }
+///
+/// # #[cfg(feature = "memory")]
+/// let app: Router = Router::new().route("/settings/{name}", get(setting)).with_state(Larder::memory());
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backend(pub CacheBackend);
+
+impl<S> FromRequestParts<S> for Backend
+where
+    Larder: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = Infallible;
+
+    async fn from_request_parts(_: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(Larder::from_ref(state).backend()))
+    }
+}

@@ -1,1 +1,65 @@
-//! To be written.
+//! Larder, the response cache, for [tower](https://docs.rs/tower) services: anything that takes an
+//! `http::Request` and answers with an `http::Response`.
+//!
+//! [`cache`], [`cache_put`] and [`cache_evict`] make layers for routes. The service under them must be `Clone`; its
+//! body only needs to be `Send`. Errors of the service pass through, and so do the request's extensions.
+//!
+//! ```
+//! # #[cfg(feature = "memory")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! use std::convert::Infallible;
+//! use bytes::Bytes;
+//! use http::{Request, Response};
+//! use http_body_util::Full;
+//! use larder_tower::{Larder, cache};
+//! use tower::{ServiceBuilder, ServiceExt};
+//!
+//! let larder = Larder::memory();
+//! let service = ServiceBuilder::new()
+//!     .layer(cache(&larder).group("greetings").ttl(60))
+//!     .service_fn(|_: Request<()>| async {
+//!         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("hello"))))
+//!     });
+//!
+//! let get = || Request::get("/hello").body(()).unwrap();
+//! let first = service.clone().oneshot(get()).await.unwrap();
+//! assert_eq!(first.headers()["x-redis-cache"], "MISS");
+//! let second = service.clone().oneshot(get()).await.unwrap();
+//! assert_eq!(second.headers()["x-redis-cache"], "HIT");
+//! # }
+//! # #[cfg(not(feature = "memory"))] fn main() {}
+//! ```
+
+mod service;
+
+use tower_layer::Layer;
+
+pub use larder_core::{self as core, *};
+pub use service::{AsReceived, CacheService, UriSource};
+
+larder_core::route_layers!();
+
+impl<S> Layer<S> for Cache {
+    type Service = CacheService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CacheService::new(inner, self.route())
+    }
+}
+
+impl<S> Layer<S> for CachePut {
+    type Service = CacheService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CacheService::new(inner, self.route())
+    }
+}
+
+impl<S> Layer<S> for CacheEvict<Chosen> {
+    type Service = CacheService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CacheService::new(inner, self.route())
+    }
+}

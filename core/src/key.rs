@@ -20,6 +20,8 @@ use std::hash::{Hash, Hasher};
 
 use http::Uri;
 
+use crate::vary::SecondaryKey;
+
 /// The prefix of every key unless configured otherwise.
 pub const DEFAULT_PREFIX: &str = "redis:larder:cache";
 
@@ -162,8 +164,9 @@ impl CacheKey {
     }
 
     /// The key of one variant of this resource (RFC 9111 §4.1).
-    pub(crate) fn variant(&self, secondary: &str) -> Self {
-        let name = format!("{}|vary={secondary}", self.name).into();
+    #[must_use]
+    pub fn variant(&self, secondary: SecondaryKey) -> Self {
+        let name = format!("{}|vary={}", self.name, secondary.to_hex()).into();
         Self { name, ..*self }
     }
 }
@@ -476,7 +479,9 @@ mod tests {
     }
 
     /// What a request says, apart from the order of differently named parameters, which may not matter.
-    fn meaning(uri: &Uri) -> (String, Option<BTreeMap<String, Vec<Option<String>>>>) {
+    type Query = BTreeMap<String, Vec<Option<String>>>;
+
+    fn meaning(uri: &Uri) -> (String, Option<Query>) {
         let query = uri.query().map(|query| {
             let mut params: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
             for pair in query.split('&') {
@@ -518,7 +523,7 @@ mod tests {
     }
 
     /// The inverse of `uri_suffix`: that it exists is what makes the format injective.
-    fn decode(suffix: &str) -> (String, Option<BTreeMap<String, Vec<Option<String>>>>) {
+    fn decode(suffix: &str) -> (String, Option<Query>) {
         let unescape = |text: &str| {
             ["3A:", "3D=", "3F?", "7B{", "7C|", "7D}", "25%"].iter().fold(text.to_owned(), |text, escape| {
                 text.replace(&format!("%{}", &escape[..2]), &escape[2..])

@@ -2,15 +2,75 @@
 //!
 //! Without features this crate is a pure engine: it decides, from plain `http` parts and a moment in time that is
 //! handed to it, what a cache may do. It has no runtime, no I/O and no clock.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `runtime` | [`Larder`], [`CacheBackend`], [`Route`]: what joins the engine to a store; needs tokio |
+//! | `memory` | the in-process store |
+//! | `redis` | the Redis store |
+//! | `suite` | the behaviour suite for authors of stores |
 
+pub mod directives;
+mod entry;
+mod etag;
 pub mod key;
+pub mod policy;
+mod reason;
+mod request;
+mod rule;
 pub mod store;
+mod ttl;
+mod vary;
 
+#[cfg(feature = "runtime")]
+mod backend;
+#[cfg(feature = "runtime")]
+mod body;
 #[cfg(feature = "runtime")]
 mod clock;
-
-pub use key::{CacheKey, KeyError, KeySpace};
-pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
-
 #[cfg(feature = "runtime")]
-pub use clock::{Clock, ManualClock, SystemClock};
+mod coder;
+#[cfg(feature = "runtime")]
+pub mod config;
+#[cfg(feature = "runtime")]
+mod exchange;
+#[cfg(feature = "runtime")]
+mod flight;
+#[cfg(feature = "runtime")]
+mod hold;
+#[cfg(feature = "runtime")]
+mod larder;
+#[cfg(feature = "runtime")]
+pub mod route;
+
+pub use entry::{Entry, Record};
+pub use etag::{Validators, weak_etag};
+pub use key::{CacheKey, KeyError, KeySpace};
+pub use policy::CachePolicy;
+pub use reason::Reason;
+pub use request::RequestView;
+pub use rule::{Audience, DEFAULT_MAX_BODY, Kind, Principal, PrincipalOf, PrincipalSecret, Rule};
+pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
+pub use ttl::Ttl;
+pub use vary::{MAX_VARIANTS, SecondaryKey, Variants};
+
+#[cfg(feature = "memory")]
+pub use store::MemoryStore;
+#[cfg(feature = "redis")]
+pub use store::redis::{RedisOptions, RedisStore, RedisUrlError};
+#[cfg(feature = "runtime")]
+pub use {
+    backend::{CacheBackend, CacheError},
+    body::ReplyBody,
+    clock::{Clock, ManualClock, SystemClock},
+    coder::{Coder, CoderError, Json, MessagePack},
+    config::ConfigError,
+    exchange::{Call, Reply},
+    larder::{Larder, LarderBuilder},
+    route::{KeyBuilder, Route, default_key},
+    store::InProcess,
+};
+
+// The macro that makes an adapter's layers names it.
+#[doc(hidden)]
+pub use http;

@@ -23,6 +23,19 @@
 //!
 //! The behaviour suite (feature `suite`) checks all of these on any store.
 
+#[cfg(feature = "runtime")]
+pub(crate) mod erased;
+#[cfg(feature = "runtime")]
+mod in_process;
+#[cfg(feature = "runtime")]
+pub(crate) mod leases;
+#[cfg(feature = "memory")]
+mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "suite")]
+pub mod suite;
+
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
@@ -31,6 +44,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::key::{CacheKey, KeySpace};
+
+#[cfg(feature = "runtime")]
+pub use in_process::InProcess;
+#[cfg(feature = "memory")]
+pub use memory::MemoryStore;
 
 /// A place to keep bytes under a [`CacheKey`].
 ///

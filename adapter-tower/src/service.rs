@@ -1,0 +1,107 @@
+//! The service around a service. It shows the request to the route, runs the inner service when it is told to, and
+//! decides nothing.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Extensions, HeaderMap, Request, Response, Uri};
+use http_body::Body;
+use larder_core::{Call, ReplyBody, RequestView, Route};
+use tower_service::Service;
+
+/// A service with a cache around it.
+#[derive(Debug)]
+pub struct CacheService<S, U = AsReceived> {
+    inner: S,
+    route: Arc<Route>,
+    uri: PhantomData<fn() -> U>,
+}
+
+impl<S, U> CacheService<S, U> {
+    /// Answers the requests to `inner` through `route`.
+    pub const fn new(inner: S, route: Arc<Route>) -> Self {
+        Self { inner, route, uri: PhantomData }
+    }
+}
+
+impl<S: Clone, U> Clone for CacheService<S, U> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), Arc::clone(&self.route))
+    }
+}
+
+/// Where to find the URI that the client sent, when routers on the way have cut it.
+pub trait UriSource: 'static {
+    /// That URI, given the one the request has now.
+    fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri;
+}
+
+/// The request's URI is the one that the client sent.
+#[derive(Clone, Copy, Debug)]
+pub struct AsReceived;
+
+impl UriSource for AsReceived {
+    fn uri<'a>(current: &'a Uri, _: &'a Extensions) -> &'a Uri {
+        current
+    }
+}
+
+impl<S, U, ReqBody, ResBody> Service<Request<ReqBody>> for CacheService<S, U>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>, Future: Send, Error: Send>
+        + Clone
+        + Send
+        + 'static,
+    U: UriSource,
+    ReqBody: Send + 'static,
+    ResBody: Body<Data: Send, Error: Send> + Send + 'static,
+{
+    type Response = Response<ReplyBody<ResBody>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        // The service that was polled ready is the one to call; its clone need not be.
+        let clone = self.inner.clone();
+        let service = std::mem::replace(&mut self.inner, clone);
+        Box::pin(Arc::clone(&self.route).handle(TowerCall { service, request, uri: self.uri }))
+    }
+}
+
+/// A request and the service that will answer it if the cache doesn't.
+struct TowerCall<S, ReqBody, U> {
+    service: S,
+    request: Request<ReqBody>,
+    uri: PhantomData<fn() -> U>,
+}
+
+impl<S, U, ReqBody, ResBody> Call for TowerCall<S, ReqBody, U>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>, Future: Send, Error: Send> + Send + 'static,
+    U: UriSource,
+    ReqBody: Send + 'static,
+    ResBody: Body<Data: Send, Error: Send> + Send + 'static,
+{
+    type Body = ResBody;
+    type Error = S::Error;
+
+    fn view(&self) -> RequestView<'_> {
+        let view = RequestView::from(&self.request);
+        view.with_uri(U::uri(view.uri, view.extensions))
+    }
+
+    fn headers_mut(&mut self) -> &mut HeaderMap {
+        self.request.headers_mut()
+    }
+
+    async fn run(mut self) -> Result<Response<ResBody>, S::Error> {
+        self.service.call(self.request).await
+    }
+}

@@ -1,0 +1,403 @@
+//! [`CacheBackend`]: typed values in the same store, for what routes can't express.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
+use tracing::warn;
+
+use crate::coder::{Coder, CoderError, Json};
+use crate::entry::{decode_value, encode_value};
+use crate::flight::{Landing, Role};
+use crate::hold::Started;
+use crate::key::{CacheKey, KeyError, KeySpace};
+use crate::larder::{Larder, Shared, refuse};
+use crate::policy::Stored;
+use crate::store::{Abandon, Begin, Intent, StoreError};
+use crate::ttl::Ttl;
+
+/// How long `update` tries against others that write the same key.
+const UPDATE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Typed access to a cache's store.
+///
+/// Every method comes twice. The plain one never fails: a store that is down reads as a miss and is logged. The one
+/// with `try_` tells a miss from a failure.
+///
+/// ```
+/// # #[cfg(feature = "memory")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use std::time::Duration;
+/// use larder_core::Larder;
+///
+/// let items = Larder::memory().backend().group("items");
+/// items.set("item:2", &"pear", Duration::from_secs(300)).await;
+/// assert_eq!(items.get::<String>("item:2").await.as_deref(), Some("pear"));
+/// assert_eq!(items.get_or("item:3", "none".to_owned()).await, "none");
+/// assert!(items.delete("item:2").await);
+/// # }
+/// # #[cfg(not(feature = "memory"))] fn main() {}
+/// ```
+#[derive(Clone)]
+pub struct CacheBackend<C = Json> {
+    larder: Larder,
+    space: KeySpace,
+    coder: C,
+    updates: Arc<Updates>,
+}
+
+/// Where updates of this process queue, so that they don't poll the store against each other.
+struct Updates {
+    queues: [Mutex<()>; 64],
+    hasher: RandomState,
+}
+
+impl Updates {
+    fn queue(&self, key: &CacheKey) -> &Mutex<()> {
+        let index = usize::try_from(self.hasher.hash_one(key) % 64).unwrap_or(0);
+        &self.queues[index]
+    }
+}
+
+impl CacheBackend {
+    pub(crate) fn new(larder: Larder) -> Self {
+        let space = KeySpace::new(larder.prefix(), None).unwrap_or_else(|error| refuse(&error));
+        let updates = Updates { queues: [const { Mutex::const_new(()) }; 64], hasher: RandomState::new() };
+        Self { larder, space, coder: Json, updates: Arc::new(updates) }
+    }
+}
+
+impl<C: Coder> CacheBackend<C> {
+    /// The same backend in an eviction group.
+    ///
+    /// # Panics
+    ///
+    /// When the group is empty or holds a brace, a bar, white space or a control character. For groups that aren't
+    /// literals, see [`try_group`](Self::try_group).
+    #[must_use]
+    #[track_caller]
+    pub fn group(&self, group: &str) -> Self {
+        self.try_group(group).unwrap_or_else(|error| refuse(&error))
+    }
+
+    /// The same backend in an eviction group.
+    ///
+    /// # Errors
+    ///
+    /// When the group can't be part of a key.
+    pub fn try_group(&self, group: &str) -> Result<Self, KeyError> {
+        Ok(Self { space: KeySpace::new(self.space.prefix(), Some(group))?, ..self.clone() })
+    }
+
+    /// The same backend with another coder. Values are marked with the coder that wrote them; another one's are a miss.
+    #[must_use]
+    pub fn coder<D: Coder>(&self, coder: D) -> CacheBackend<D> {
+        CacheBackend {
+            larder: self.larder.clone(),
+            space: self.space.clone(),
+            coder,
+            updates: Arc::clone(&self.updates),
+        }
+    }
+
+    /// The value, or `None` if there is none, it is no `T`, or the store failed.
+    pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
+        self.or_log("get", key, None, self.try_get(key).await)
+    }
+
+    /// The value, or `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When the store failed, or what is there is no `T`.
+    pub async fn try_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CacheError> {
+        let bytes = self.shared().store.get(&self.space.key(key)).await?;
+        bytes.map_or(Ok(None), |bytes| self.decode(&bytes))
+    }
+
+    /// The value, or this one instead.
+    pub async fn get_or<T: DeserializeOwned>(&self, key: &str, default: T) -> T {
+        self.get(key).await.unwrap_or(default)
+    }
+
+    /// The value, or else what `compute` gives, which is then stored. Callers in all processes that share the store
+    /// wait for the one that computes; an error of `compute` is its caller's alone, and the next one tries.
+    ///
+    /// If the store is down, everybody computes.
+    ///
+    /// # Errors
+    ///
+    /// Only those of `compute`.
+    pub async fn get_or_set<T, E, F>(
+        &self,
+        key: &str,
+        ttl: impl Into<Ttl>,
+        compute: impl FnOnce() -> F,
+    ) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<T, E>>,
+    {
+        let name = self.space.key(key);
+        loop {
+            match self.shared().store.get(&name).await {
+                Ok(Some(bytes)) => {
+                    if let Ok(Some(value)) = self.decode(&bytes) {
+                        return Ok(value);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.shared().store_failed("get", name.name(), &error);
+                    return compute().await;
+                }
+            }
+            let mut lead = match self.shared().flights.join(&name) {
+                Role::Lead(lead) => lead,
+                Role::Follow(follow) => match follow.wait(self.shared().timing.max_wait).await {
+                    Some(Landing::Filled(bytes)) => match self.decode(&bytes) {
+                        Ok(Some(value)) => return Ok(value),
+                        _ => return compute().await,
+                    },
+                    Some(Landing::Again) => continue,
+                    Some(Landing::Alone) | None => return compute().await,
+                },
+            };
+            let held = match self.shared().start(&name, Intent::Fill).await {
+                Started::Held(held) => held,
+                Started::Found(bytes) => {
+                    let value = self.decode(&bytes);
+                    lead.land(Landing::Filled(bytes));
+                    match value {
+                        Ok(Some(value)) => return Ok(value),
+                        _ => return compute().await,
+                    }
+                }
+                Started::Without => {
+                    lead.land(Landing::Alone);
+                    return compute().await;
+                }
+            };
+            // An error drops the lead and the lease: those who wait look again, and one of them tries.
+            let value = held.renewing(compute()).await?;
+            match self.encode(&value) {
+                Ok(record) => {
+                    lead.close();
+                    let stored = held.commit(record.clone(), self.lifetime(ttl)).await;
+                    lead.land(match stored {
+                        Stored::Yes => Landing::Filled(record),
+                        Stored::Evicted => Landing::Again,
+                        Stored::Failed => Landing::Alone,
+                    });
+                }
+                Err(error) => {
+                    warn!(key = name.name(), %error, "a value can't be stored");
+                    held.abandon(Abandon::Failed);
+                    lead.land(Landing::Alone);
+                }
+            }
+            return Ok(value);
+        }
+    }
+
+    /// Stores a value, whatever was there. True if it is stored.
+    pub async fn set<T: Serialize + ?Sized>(&self, key: &str, value: &T, ttl: impl Into<Ttl>) -> bool {
+        let result = self.try_set(key, value, ttl).await;
+        self.or_log("set", key, false, result.map(|()| true))
+    }
+
+    /// Stores a value, whatever was there.
+    ///
+    /// # Errors
+    ///
+    /// When the store failed, or the value can't be encoded.
+    pub async fn try_set<T: Serialize + ?Sized>(
+        &self,
+        key: &str,
+        value: &T,
+        ttl: impl Into<Ttl>,
+    ) -> Result<(), CacheError> {
+        let record = self.encode(value)?;
+        Ok(self.shared().store.set(&self.space.key(key), record, self.lifetime(ttl)).await?)
+    }
+
+    /// Changes a value, or makes one where there is none, and answers the new one. Atomic, also between processes:
+    /// of any number of updates none is lost. `change` may run more than once.
+    ///
+    /// # Errors
+    ///
+    /// When the store failed, what is there is no `T`, or others write the key without end. After a
+    /// [`StoreError::Timeout`] the change may have been made all the same.
+    pub async fn update<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &str,
+        ttl: impl Into<Ttl>,
+        change: impl FnMut(Option<T>) -> T,
+    ) -> Result<T, CacheError> {
+        let name = self.space.key(key);
+        let lifetime = self.lifetime(ttl);
+        let attempt = async {
+            let _queued = self.updates.queue(&name).lock().await;
+            self.update_queued(&name, lifetime, change).await
+        };
+        tokio::time::timeout(UPDATE_PATIENCE, attempt).await.unwrap_or(Err(CacheError::Contended))
+    }
+
+    async fn update_queued<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &CacheKey,
+        ttl: Option<Duration>,
+        mut change: impl FnMut(Option<T>) -> T,
+    ) -> Result<T, CacheError> {
+        let store = &self.shared().store;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it.
+            let lease = match store.begin(key, Intent::Refresh, self.shared().timing.hold).await? {
+                Begin::Lease(lease) => lease,
+                Begin::Found(_) | Begin::Filling | Begin::Busy => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(16));
+                    continue;
+                }
+            };
+            let made = match store.get(key).await.map_err(CacheError::from) {
+                Ok(bytes) => bytes.map_or(Ok(None), |bytes| self.decode(&bytes)).and_then(|old| {
+                    let new = change(old);
+                    Ok((self.encode(&new)?, new))
+                }),
+                Err(error) => Err(error),
+            };
+            match made {
+                Ok((record, new)) => {
+                    if store.commit(key, &lease, record, ttl).await? {
+                        return Ok(new);
+                    }
+                }
+                Err(error) => {
+                    if let Err(error) = store.abandon(key, &lease, Abandon::Failed).await {
+                        self.shared().store_failed("abandon", key.name(), &error);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Removes a value. True if there was one.
+    pub async fn delete(&self, key: &str) -> bool {
+        self.or_log("delete", key, false, self.try_delete(key).await)
+    }
+
+    /// Removes a value, or the response of a route under the same key. True if there was one.
+    ///
+    /// # Errors
+    ///
+    /// When the store failed. It may be removed all the same.
+    pub async fn try_delete(&self, key: &str) -> Result<bool, CacheError> {
+        Ok(self.shared().store.delete(&self.space.key(key)).await?)
+    }
+
+    /// Whether there is a value, without reading it. False if the store failed.
+    pub async fn has(&self, key: &str) -> bool {
+        self.or_log("has", key, false, self.try_has(key).await)
+    }
+
+    /// Whether there is a value, or a route's response under the same key, without reading it.
+    ///
+    /// # Errors
+    ///
+    /// When the store failed.
+    pub async fn try_has(&self, key: &str) -> Result<bool, CacheError> {
+        Ok(self.shared().store.has(&self.space.key(key)).await?)
+    }
+
+    /// Removes every value and response of the group, and answers how many there were. Without a
+    /// [`group`](Self::group), that is *everything* under the prefix, in every group.
+    pub async fn delete_group(&self) -> u64 {
+        self.or_log("delete_group", "", 0, self.try_delete_group().await)
+    }
+
+    /// Removes every value and response of the group, and answers how many there were. Without a
+    /// [`group`](Self::group), that is *everything* under the prefix, in every group.
+    ///
+    /// # Errors
+    ///
+    /// When the store failed. Some or all of it may be removed all the same.
+    pub async fn try_delete_group(&self) -> Result<u64, CacheError> {
+        if self.space.group().is_none() {
+            warn!(
+                prefix = self.space.prefix(),
+                "delete_group without a group removes everything under the prefix"
+            );
+        }
+        Ok(self.shared().store.delete_group(&self.space).await?)
+    }
+
+    /// The key as it stands in the store.
+    #[must_use]
+    pub fn key(&self, key: &str) -> CacheKey {
+        self.space.key(key)
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.larder.shared
+    }
+
+    fn lifetime(&self, ttl: impl Into<Ttl>) -> Option<Duration> {
+        ttl.into().duration()
+    }
+
+    fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Bytes, CacheError> {
+        Ok(encode_value(self.coder.id(), &self.coder.encode(value)?))
+    }
+
+    /// `None` for what no backend wrote, or one with another coder.
+    fn decode<T: DeserializeOwned>(&self, bytes: &Bytes) -> Result<Option<T>, CacheError> {
+        match decode_value(self.coder.id(), bytes) {
+            Some(value) => Ok(Some(self.coder.decode(&value)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn or_log<T>(&self, operation: &str, key: &str, otherwise: T, result: Result<T, CacheError>) -> T {
+        result.unwrap_or_else(|error| {
+            match error {
+                CacheError::Store(error) => self.shared().store_failed(operation, key, &error),
+                error => warn!(operation, key, %error, "a cached value could not be used"),
+            }
+            otherwise
+        })
+    }
+}
+
+impl<C: fmt::Debug> fmt::Debug for CacheBackend<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheBackend")
+            .field("space", &self.space)
+            .field("coder", &self.coder)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a backend could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The value can't be encoded, or what is stored is no such value.
+    #[error(transparent)]
+    Coder(#[from] CoderError),
+    /// Others write the key all the time.
+    #[error("the value could not be updated: others change it all the time")]
+    Contended,
+}

@@ -1,0 +1,258 @@
+//! Bodies of answers: stored ones, the handler's own, and the handler's own after a look at them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use pin_project_lite::pin_project;
+
+use crate::policy::BodyLength;
+
+pin_project! {
+    /// The body of an answer that went through the cache.
+    pub struct ReplyBody<B: Body> {
+        #[pin]
+        inner: Inner<B>,
+    }
+}
+
+pin_project! {
+    #[project = InnerProjection]
+    enum Inner<B: Body> {
+        Full { bytes: Bytes },
+        Own { #[pin] body: B },
+        Replay { replay: Replay<B> },
+    }
+}
+
+/// What was read of a body that could not be stored, and what is still to come.
+struct Replay<B: Body> {
+    frames: VecDeque<Frame<Bytes>>,
+    rest: Result<Pin<Box<B>>, Option<B::Error>>,
+}
+
+impl<B: Body> ReplyBody<B> {
+    /// A body that is there whole.
+    #[must_use]
+    pub const fn full(bytes: Bytes) -> Self {
+        Self { inner: Inner::Full { bytes } }
+    }
+
+    /// The handler's own body, untouched.
+    #[must_use]
+    pub const fn own(body: B) -> Self {
+        Self { inner: Inner::Own { body } }
+    }
+
+    /// The bytes, if they are all there.
+    #[must_use]
+    pub const fn as_bytes(&self) -> Option<&Bytes> {
+        match &self.inner {
+            Inner::Full { bytes } => Some(bytes),
+            _ => None,
+        }
+    }
+}
+
+impl<B: Body> fmt::Debug for ReplyBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.inner {
+            Inner::Full { .. } => "ReplyBody::Full(..)",
+            Inner::Own { .. } => "ReplyBody::Own(..)",
+            Inner::Replay { .. } => "ReplyBody::Replay(..)",
+        })
+    }
+}
+
+impl<B: Body> Body for ReplyBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().inner.project() {
+            InnerProjection::Full { bytes } if bytes.is_empty() => Poll::Ready(None),
+            InnerProjection::Full { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            InnerProjection::Own { body } => body.poll_frame(context).map(own_frame),
+            InnerProjection::Replay { replay } => match replay.frames.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => match &mut replay.rest {
+                    Ok(body) => body.as_mut().poll_frame(context).map(own_frame),
+                    Err(error) => Poll::Ready(error.take().map(Err)),
+                },
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Full { bytes } => bytes.is_empty(),
+            Inner::Own { body } => body.is_end_stream(),
+            Inner::Replay { replay } => {
+                replay.frames.is_empty()
+                    && match &replay.rest {
+                        Ok(body) => body.is_end_stream(),
+                        Err(error) => error.is_none(),
+                    }
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Full { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Own { body } => body.size_hint(),
+            Inner::Replay { .. } => SizeHint::default(),
+        }
+    }
+}
+
+fn own_frame<D: Buf, E>(frame: Option<Result<Frame<D>, E>>) -> Option<Result<Frame<Bytes>, E>> {
+    frame.map(|frame| frame.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))))
+}
+
+/// How long a response's body says it is: by itself, or by `Content-Length`.
+pub(crate) fn length_of<B: Body>(headers: &HeaderMap, body: &B) -> BodyLength {
+    if body.is_end_stream() {
+        return BodyLength::Known(0);
+    }
+    let declared = || headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+    body.size_hint().exact().or_else(declared).map_or(BodyLength::Unknown, BodyLength::Known)
+}
+
+/// Collects a body that says it is `expected` bytes long. `Err` gives the whole body back, as it would have come, when
+/// it is anything else: longer, shorter, cut by an error, or ended by trailers.
+pub(crate) async fn collect<B: Body>(body: B, expected: u64) -> Result<Bytes, ReplyBody<B>> {
+    let mut body = Box::pin(body);
+    let mut chunks = VecDeque::new();
+    let mut length = 0;
+    let rest = loop {
+        match body.frame().await {
+            None if length == expected => return Ok(join(chunks)),
+            None => break Err(None),
+            Some(Err(error)) => break Err(Some(error)),
+            Some(Ok(frame)) => {
+                let frame = frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
+                match frame.into_data() {
+                    Ok(data) => {
+                        length += data.len() as u64;
+                        chunks.push_back(data);
+                        if length > expected {
+                            break Ok(body);
+                        }
+                    }
+                    Err(trailers) => {
+                        let frames = chunks.into_iter().map(Frame::data).chain([trailers]).collect();
+                        return Err(replay(frames, Ok(body)));
+                    }
+                }
+            }
+        }
+    };
+    Err(replay(chunks.into_iter().map(Frame::data).collect(), rest))
+}
+
+fn replay<B: Body>(
+    frames: VecDeque<Frame<Bytes>>,
+    rest: Result<Pin<Box<B>>, Option<B::Error>>,
+) -> ReplyBody<B> {
+    ReplyBody { inner: Inner::Replay { replay: Replay { frames, rest } } }
+}
+
+/// One buffer of all chunks. The usual single chunk is not copied.
+fn join(mut chunks: VecDeque<Bytes>) -> Bytes {
+    if chunks.len() <= 1 {
+        return chunks.pop_front().unwrap_or_default();
+    }
+    let mut whole = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    for chunk in chunks {
+        whole.extend_from_slice(&chunk);
+    }
+    whole.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{Full, StreamBody};
+
+    type Frames = Vec<Result<Frame<Bytes>, &'static str>>;
+
+    fn body(frames: Frames) -> impl Body<Data = Bytes, Error = &'static str> + std::fmt::Debug {
+        StreamBody::new(futures_util::stream::iter(frames))
+    }
+
+    fn data(text: &'static str) -> Result<Frame<Bytes>, &'static str> {
+        Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+    }
+
+    /// What a client would see: the data, whether trailers came, and the error at the end.
+    async fn read<B: Body>(mut body: Pin<&mut B>) -> (String, bool, Option<B::Error>) {
+        let (mut text, mut trailers) = (String::new(), false);
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Err(error) => return (text, trailers, Some(error)),
+                Ok(frame) => match frame.into_data() {
+                    Ok(mut data) => {
+                        let data = data.copy_to_bytes(data.remaining());
+                        text.push_str(std::str::from_utf8(&data).unwrap());
+                    }
+                    Err(_) => trailers = true,
+                },
+            }
+        }
+        (text, trailers, None)
+    }
+
+    #[tokio::test]
+    async fn whole_bodies_are_collected() {
+        assert_eq!(collect(body(vec![data("ab"), data("c")]), 3).await.unwrap(), "abc");
+        assert_eq!(collect(body(vec![]), 0).await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn bodies_that_are_not_what_they_said_come_back_unchanged() {
+        let trailers = || Ok(Frame::trailers(HeaderMap::new()));
+        for (frames, expected) in [
+            (vec![data("ab"), data("c")], ("abc", false, None)),
+            (vec![data("a")], ("a", false, None)),
+            (vec![data("a"), Err("cut")], ("a", false, Some("cut"))),
+            (vec![data("ab"), trailers()], ("ab", true, None)),
+        ] {
+            let back = collect(body(frames), 2).await.unwrap_err();
+            assert_eq!(back.size_hint().exact(), None);
+            let (text, trailers, error) = read(std::pin::pin!(back)).await;
+            assert_eq!((text.as_str(), trailers, error), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn stored_and_own_bodies_know_their_length() {
+        let stored = ReplyBody::<Full<Bytes>>::full(Bytes::from_static(b"abc"));
+        assert_eq!(stored.size_hint().exact(), Some(3));
+        assert_eq!(stored.as_bytes().unwrap(), "abc");
+        assert_eq!(read(std::pin::pin!(stored)).await.0, "abc");
+        let own = ReplyBody::own(Full::new(Bytes::from_static(b"abc")));
+        assert_eq!(own.size_hint().exact(), Some(3));
+        assert_eq!(read(std::pin::pin!(own)).await.0, "abc");
+        assert!(ReplyBody::<Full<Bytes>>::full(Bytes::new()).is_end_stream());
+    }
+
+    #[test]
+    fn lengths() {
+        let full = Full::new(Bytes::from_static(b"abc"));
+        let stream = body(vec![data("abc")]);
+        let declared: HeaderMap = [(CONTENT_LENGTH, http::HeaderValue::from(3))].into_iter().collect();
+        assert_eq!(length_of(&HeaderMap::new(), &full), BodyLength::Known(3));
+        assert_eq!(length_of(&HeaderMap::new(), &stream), BodyLength::Unknown);
+        assert_eq!(length_of(&declared, &stream), BodyLength::Known(3));
+    }
+}

@@ -1,0 +1,95 @@
+//! How a backend's values become bytes.
+
+use std::error::Error;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Turns values into bytes and back.
+///
+/// ```
+/// use larder_core::{Coder, CoderError};
+/// use serde::{Serialize, de::DeserializeOwned};
+///
+/// /// JSON that people can read in the store.
+/// #[derive(Clone, Copy, Debug)]
+/// struct PrettyJson;
+///
+/// impl Coder for PrettyJson {
+///     fn id(&self) -> u8 {
+///         128
+///     }
+///     fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError> {
+///         serde_json::to_vec_pretty(value).map_err(CoderError::new)
+///     }
+///     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CoderError> {
+///         serde_json::from_slice(bytes).map_err(CoderError::new)
+///     }
+/// }
+/// ```
+pub trait Coder: Clone + Send + Sync + 'static {
+    /// Marks the bytes, so that one coder never reads another's. Coders of your own use 128 and above.
+    fn id(&self) -> u8;
+
+    /// The bytes of a value.
+    ///
+    /// # Errors
+    ///
+    /// When the value has no such bytes.
+    fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError>;
+
+    /// The value of bytes.
+    ///
+    /// # Errors
+    ///
+    /// When they are no such value.
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CoderError>;
+}
+
+/// JSON: readable in the store, the default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Json;
+
+impl Coder for Json {
+    fn id(&self) -> u8 {
+        1
+    }
+
+    fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError> {
+        serde_json::to_vec(value).map_err(CoderError::new)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CoderError> {
+        serde_json::from_slice(bytes).map_err(CoderError::new)
+    }
+}
+
+/// MessagePack, with the names of fields: smaller and faster than JSON, and as tolerant of added fields.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MessagePack;
+
+impl Coder for MessagePack {
+    fn id(&self) -> u8 {
+        2
+    }
+
+    fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError> {
+        rmp_serde::to_vec_named(value).map_err(CoderError::new)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CoderError> {
+        rmp_serde::from_slice(bytes).map_err(CoderError::new)
+    }
+}
+
+/// A value that can't be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+#[error("the value can't be coded: {0}")]
+pub struct CoderError(#[source] Box<dyn Error + Send + Sync>);
+
+impl CoderError {
+    /// Wraps a format's own error.
+    pub fn new(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(source.into())
+    }
+}

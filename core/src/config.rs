@@ -1,0 +1,301 @@
+//! Configuration from the environment: which store, where it is, and the defaults of routes.
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `REDIS_URL` | `redis://[[username]:password@]host[:port][/db]`; wins over the next five | none |
+//! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB` | the same, in parts | none, 6379, 0 |
+//! | `REDIS_USERNAME`, `REDIS_PASSWORD` | whom to log in as | none |
+//! | `REDIS_MAX_CONNECTIONS` | multiplexed connections; more than 4 are not opened | 1 |
+//! | `REDIS_SOCKET_TIMEOUT` | seconds that any command may take | 0.05 to read, 0.25 to fill, 0.5 to evict |
+//! | `REDIS_SOCKET_CONNECT_TIMEOUT` | seconds that connecting may take | 0.5 |
+//! | `REDIS_PREFIX` | what every key begins with, before `:cache` | `redis:larder` |
+//! | `REDIS_DEFAULT_TTL` | seconds that entries live unless a route says otherwise; 0 = no expiry | 0 |
+//!
+//! With neither `REDIS_URL` nor `REDIS_HOST` the store is this process's memory. A variable that is set but empty counts
+//! as not set.
+
+use std::fmt::Display;
+use std::str::FromStr;
+#[cfg(feature = "redis")]
+use std::time::Duration;
+
+use crate::key::{DEFAULT_PREFIX, KeySpace};
+use crate::larder::{Larder, LarderBuilder};
+use crate::ttl::Ttl;
+
+#[cfg(feature = "redis")]
+use crate::store::redis::{RedisOptions, RedisStore};
+
+impl Larder {
+    /// A cache as the environment says: Redis with `REDIS_URL` or `REDIS_HOST`, else this process's memory.
+    ///
+    /// # Errors
+    ///
+    /// When a variable makes no sense, or asks for a feature that isn't compiled in. The error names the variable and,
+    /// unless it may hold a secret, the value.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_vars(|name| std::env::var(name).ok())
+    }
+
+    /// As [`from_env`](Self::from_env), from any source of variables.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_env`](Self::from_env).
+    ///
+    /// ```
+    /// # #[cfg(feature = "memory")] {
+    /// use larder_core::Larder;
+    ///
+    /// let larder = Larder::from_vars(|name| (name == "REDIS_PREFIX").then(|| "shop".to_owned())).unwrap();
+    /// assert_eq!(larder.prefix(), "shop:cache");
+    /// # }
+    /// ```
+    pub fn from_vars(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let vars = Vars { lookup };
+        vars.refuse_unsupported()?;
+        let builder = vars.builder()?;
+        match ["REDIS_URL", "REDIS_HOST"].into_iter().find(|name| vars.text(name).is_some()) {
+            Some(variable) => vars.redis(builder, variable),
+            None => memory(builder),
+        }
+    }
+
+    /// A cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`. Connects when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// When the URL makes no sense.
+    #[cfg(feature = "redis")]
+    pub fn redis(url: &str) -> Result<Self, crate::store::redis::RedisUrlError> {
+        Ok(Self::builder().leased(RedisStore::new(RedisOptions::from_url(url)?)))
+    }
+}
+
+struct Vars<F> {
+    lookup: F,
+}
+
+impl<F: Fn(&str) -> Option<String>> Vars<F> {
+    fn text(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).filter(|value| !value.is_empty())
+    }
+
+    fn parsed<T: FromStr>(&self, name: &'static str, expected: &str) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.text(name) else { return Ok(None) };
+        match value.trim().parse() {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(_) => Err(ConfigError::invalid(name, &value, expected)),
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    fn seconds(&self, name: &'static str) -> Result<Option<Duration>, ConfigError> {
+        let expected = "a number of seconds above 0";
+        let Some(seconds) = self.parsed::<f64>(name, expected)? else { return Ok(None) };
+        match Duration::try_from_secs_f64(seconds) {
+            Ok(duration) if !duration.is_zero() => Ok(Some(duration)),
+            _ => Err(ConfigError::invalid(name, seconds, expected)),
+        }
+    }
+
+    fn flag(&self, name: &'static str) -> Result<bool, ConfigError> {
+        match self.text(name).map(|value| value.to_ascii_lowercase()).as_deref() {
+            None | Some("false" | "0" | "no" | "off") => Ok(false),
+            Some("true" | "1" | "yes" | "on") => Ok(true),
+            Some(value) => Err(ConfigError::invalid(name, value, "true or false")),
+        }
+    }
+
+    /// Better no start than a cache that is not what was asked for.
+    fn refuse_unsupported(&self) -> Result<(), ConfigError> {
+        for name in ["REDIS_CLUSTER", "REDIS_SSL", "REDIS_SENTINEL"] {
+            if self.flag(name)? {
+                return Err(ConfigError::Unsupported { variable: name });
+            }
+        }
+        let name = "REDIS_LOCAL_CACHE_BYTES";
+        if self.parsed::<u64>(name, "a number of bytes")?.is_some_and(|bytes| bytes > 0) {
+            return Err(ConfigError::Unsupported { variable: name });
+        }
+        Ok(())
+    }
+
+    fn builder(&self) -> Result<LarderBuilder, ConfigError> {
+        let mut builder = Larder::builder();
+        if let Some(prefix) = self.text("REDIS_PREFIX") {
+            let whole = format!("{prefix}:cache");
+            KeySpace::new(&whole, None)
+                .map_err(|error| ConfigError::invalid("REDIS_PREFIX", prefix, error))?;
+            builder = builder.prefix(&whole);
+        } else {
+            builder = builder.prefix(DEFAULT_PREFIX);
+        }
+        if let Some(seconds) =
+            self.parsed::<u64>("REDIS_DEFAULT_TTL", "a number of seconds, 0 for no expiry")?
+        {
+            builder = builder.default_ttl(Ttl::from(seconds));
+        }
+        Ok(builder)
+    }
+
+    #[cfg(feature = "redis")]
+    fn redis(&self, builder: LarderBuilder, _: &'static str) -> Result<Larder, ConfigError> {
+        let mut options = match self.text("REDIS_URL") {
+            Some(url) if url.starts_with("rediss:") => {
+                return Err(ConfigError::Unsupported { variable: "REDIS_URL (with rediss://)" });
+            }
+            Some(url) => RedisOptions::from_url(&url)
+                .map_err(|error| ConfigError::Secret { variable: "REDIS_URL", problem: error.to_string() })?,
+            None => self.redis_in_parts()?,
+        };
+        let expected = "a number of connections above 0";
+        if let Some(connections) = self.parsed::<usize>("REDIS_MAX_CONNECTIONS", expected)? {
+            if connections == 0 {
+                return Err(ConfigError::invalid("REDIS_MAX_CONNECTIONS", connections, expected));
+            }
+            options = options.connections(connections);
+        }
+        if let Some(limit) = self.seconds("REDIS_SOCKET_TIMEOUT")? {
+            options = options.read_deadline(limit).fill_deadline(limit).evict_deadline(limit);
+        }
+        if let Some(limit) = self.seconds("REDIS_SOCKET_CONNECT_TIMEOUT")? {
+            options = options.connect_deadline(limit);
+        }
+        Ok(builder.leased(RedisStore::new(options)))
+    }
+
+    #[cfg(feature = "redis")]
+    fn redis_in_parts(&self) -> Result<RedisOptions, ConfigError> {
+        let expected = "a port between 1 and 65535";
+        let port = self.parsed("REDIS_PORT", expected)?.unwrap_or(6379);
+        if port == 0 {
+            return Err(ConfigError::invalid("REDIS_PORT", port, expected));
+        }
+        let mut options = RedisOptions::new(self.text("REDIS_HOST").unwrap_or_default(), port);
+        if let Some(db) = self.parsed("REDIS_DB", "the number of a database")? {
+            options = options.db(db);
+        }
+        if let Some(username) = self.text("REDIS_USERNAME") {
+            options = options.username(username);
+        }
+        if let Some(password) = self.text("REDIS_PASSWORD") {
+            options = options.password(password);
+        }
+        Ok(options)
+    }
+
+    #[cfg(not(feature = "redis"))]
+    fn redis(&self, _: LarderBuilder, variable: &'static str) -> Result<Larder, ConfigError> {
+        Err(ConfigError::Feature { feature: "redis", why: variable })
+    }
+}
+
+#[cfg(feature = "memory")]
+fn memory(builder: LarderBuilder) -> Result<Larder, ConfigError> {
+    let store = crate::store::MemoryStore::new();
+    Ok(builder.leased(store))
+}
+
+#[cfg(not(feature = "memory"))]
+fn memory(_: LarderBuilder) -> Result<Larder, ConfigError> {
+    Err(ConfigError::Feature { feature: "memory", why: "the absence of REDIS_URL and REDIS_HOST" })
+}
+
+/// A configuration that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A value that can't be understood.
+    #[error("{variable}={value:?}: expected {expected}")]
+    Invalid {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// What would have made sense.
+        expected: String,
+    },
+    /// The same, of a variable that may hold a secret.
+    #[error("{variable}: {problem}")]
+    Secret {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with its value, which is not told.
+        problem: String,
+    },
+    /// Something that is not supported.
+    #[error("{variable} is not supported")]
+    Unsupported {
+        /// The variable.
+        variable: &'static str,
+    },
+    /// Something that is not compiled in.
+    #[error("{why} needs the feature `{feature}` of larder")]
+    Feature {
+        /// The feature.
+        feature: &'static str,
+        /// What needs it.
+        why: &'static str,
+    },
+}
+
+impl ConfigError {
+    fn invalid(variable: &'static str, value: impl Display, expected: impl Display) -> Self {
+        Self::Invalid { variable, value: value.to_string(), expected: expected.to_string() }
+    }
+}
+
+#[cfg(all(test, feature = "redis", feature = "memory"))]
+mod tests {
+    use super::*;
+
+    fn from(vars: &[(&str, &str)]) -> Result<Larder, ConfigError> {
+        Larder::from_vars(|name| {
+            vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn good_configurations() {
+        for vars in [
+            &[][..],
+            &[("REDIS_URL", "")],
+            &[("REDIS_URL", "redis://localhost:7000/1"), ("REDIS_MAX_CONNECTIONS", "2")],
+            &[
+                ("REDIS_HOST", "localhost"),
+                ("REDIS_PORT", "7000"),
+                ("REDIS_DB", "3"),
+                ("REDIS_PASSWORD", "p"),
+            ],
+            &[("REDIS_HOST", "localhost"), ("REDIS_SOCKET_TIMEOUT", "0.5"), ("REDIS_SSL", "false")],
+            &[("REDIS_DEFAULT_TTL", "300"), ("REDIS_LOCAL_CACHE_BYTES", "0")],
+        ] {
+            assert!(from(vars).is_ok(), "{vars:?}: {:?}", from(vars).err());
+        }
+        assert_eq!(from(&[]).unwrap().prefix(), "redis:larder:cache");
+        assert_eq!(from(&[("REDIS_PREFIX", "shop")]).unwrap().prefix(), "shop:cache");
+    }
+
+    #[test]
+    fn bad_ones_are_told_by_name_and_value() {
+        for (vars, expected) in [
+            (&[("REDIS_DEFAULT_TTL", "-1")][..], "REDIS_DEFAULT_TTL=\"-1\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_PORT", "70000")], "REDIS_PORT=\"70000\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_PORT", "0")], "REDIS_PORT=\"0\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_DB", "x")], "REDIS_DB=\"x\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_MAX_CONNECTIONS", "0")], "REDIS_MAX_CONNECTIONS=\"0\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_SOCKET_TIMEOUT", "-2")], "REDIS_SOCKET_TIMEOUT=\"-2\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_SOCKET_TIMEOUT", "NaN")], "REDIS_SOCKET_TIMEOUT=\"NaN\""),
+            (&[("REDIS_PREFIX", "a{b")], "REDIS_PREFIX=\"a{b\""),
+            (&[("REDIS_CLUSTER", "perhaps")], "REDIS_CLUSTER=\"perhaps\""),
+            (&[("REDIS_CLUSTER", "true")], "REDIS_CLUSTER"),
+            (&[("REDIS_LOCAL_CACHE_BYTES", "1")], "REDIS_LOCAL_CACHE_BYTES"),
+            (&[("REDIS_URL", "http://secret@x")], "REDIS_URL"),
+        ] {
+            let message = from(vars).unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message}");
+            assert!(!message.contains("secret"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Stored responses, and the bytes they are stored as.
+//!
+//! # Layout, version 1
+//!
+//! Big-endian numbers. The first byte is the version, the second says what the record is. Whatever can't be read, for
+//! being damaged or from another version, is a miss and never an error: old and new deployments overlap.
+//!
+//! ```text
+//! response   1 'R' status:2 stored_at:8 ttl:8 variant:8 head_len:4 body_len:8 head body
+//!            head = (name_len:2 value_len:4 name value)*       times in milliseconds; ttl 0 = no expiry
+//! variants   1 'V' id:8 names:1 (len:2 name)* secondary_keys:2 (key:16)*
+//! value      1 'B' coder:1 bytes                               what a CacheBackend stores
+//! ```
+//!
+//! The body comes last, so that it and the field values are slices of the buffer that the store handed over.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use crate::vary::Variants;
+
+const VERSION: u8 = 1;
+const RESPONSE: u8 = b'R';
+const VARIANTS: u8 = b'V';
+#[cfg(feature = "runtime")]
+const VALUE: u8 = b'B';
+
+/// Version, kind, status, three times 8 bytes, the lengths of head and body.
+const RESPONSE_FIXED: usize = 2 + 2 + 8 + 8 + 8 + 4 + 8;
+
+/// A stored response (RFC 9111 §3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The status code.
+    pub status: StatusCode,
+    /// The stored fields: no hop-by-hop fields, no `Date`, `Age`, `Expires`, `Cache-Control` or `Set-Cookie`.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+    /// When the handler answered, to the millisecond.
+    pub stored_at: SystemTime,
+    /// The freshness lifetime. `None` means that it stays fresh until it is evicted.
+    pub ttl: Option<Duration>,
+    /// Which [`Variants`] record this is a variant of; 0 for a response that doesn't vary.
+    pub variant: u64,
+}
+
+impl Entry {
+    /// Time since the response was stored. A clock that went back counts as no time.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.stored_at).unwrap_or_default()
+    }
+
+    /// What is left of the freshness lifetime in whole seconds of age, or `None` when it has no end.
+    #[must_use]
+    pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
+        self.ttl.map(|ttl| ttl.saturating_sub(Duration::from_secs(self.age(now).as_secs())))
+    }
+
+    /// Whether its freshness lifetime is over.
+    #[must_use]
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        self.ttl.is_some_and(|ttl| self.age(now) >= ttl)
+    }
+
+    /// The record for a store. Copies the body once.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let head_len: usize = self.headers.iter().map(|(n, v)| 6 + n.as_str().len() + v.len()).sum();
+        let mut out = BytesMut::with_capacity(RESPONSE_FIXED + head_len + self.body.len());
+        out.put_u8(VERSION);
+        out.put_u8(RESPONSE);
+        out.put_u16(self.status.as_u16());
+        out.put_u64(to_millis(self.stored_at));
+        out.put_u64(self.ttl.map_or(0, |ttl| saturating_millis(ttl).max(1)));
+        out.put_u64(self.variant);
+        out.put_u32(u32::try_from(head_len).unwrap_or(u32::MAX));
+        out.put_u64(self.body.len() as u64);
+        for (name, value) in &self.headers {
+            // `http` keeps names and values far below these sizes.
+            out.put_u16(u16::try_from(name.as_str().len()).unwrap_or(u16::MAX));
+            out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+            out.put_slice(name.as_str().as_bytes());
+            out.put_slice(value.as_bytes());
+        }
+        out.put_slice(&self.body);
+        out.freeze()
+    }
+}
+
+/// What a store may hold under a route's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A response.
+    Response(Entry),
+    /// The resource varies: which fields select a variant (RFC 9111 §4.1).
+    Variants(Variants),
+}
+
+impl Record {
+    /// Reads a record. `None` for what is damaged, from another version, or no record of a route.
+    #[must_use]
+    pub fn decode(bytes: &Bytes) -> Option<Self> {
+        match bytes.get(..2)? {
+            [VERSION, RESPONSE] => decode_response(bytes).map(Self::Response),
+            [VERSION, VARIANTS] => decode_variants(bytes).map(Self::Variants),
+            _ => None,
+        }
+    }
+}
+
+impl Variants {
+    /// The record for a store.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(64);
+        out.put_u8(VERSION);
+        out.put_u8(VARIANTS);
+        out.put_u64(self.id);
+        out.put_u8(u8::try_from(self.names.len()).unwrap_or(u8::MAX));
+        for name in &self.names {
+            out.put_u16(u16::try_from(name.as_str().len()).unwrap_or(u16::MAX));
+            out.put_slice(name.as_str().as_bytes());
+        }
+        out.put_u16(u16::try_from(self.secondary_keys.len()).unwrap_or(u16::MAX));
+        for key in &self.secondary_keys {
+            out.put_slice(key);
+        }
+        out.freeze()
+    }
+}
+
+/// A value of a `CacheBackend`, marked with the coder that wrote it.
+#[cfg(feature = "runtime")]
+pub(crate) fn encode_value(coder: u8, value: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(3 + value.len());
+    out.put_slice(&[VERSION, VALUE, coder]);
+    out.put_slice(value);
+    out.freeze()
+}
+
+/// The value, if these bytes are one of that coder.
+#[cfg(feature = "runtime")]
+pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
+    bytes.starts_with(&[VERSION, VALUE, coder]).then(|| bytes.slice(3..))
+}
+
+fn decode_response(bytes: &Bytes) -> Option<Entry> {
+    let mut fixed = Reader { rest: bytes.get(2..)? };
+    let status = StatusCode::from_u16(fixed.u16()?).ok()?;
+    let stored_at = from_millis(fixed.u64()?)?;
+    let ttl = match fixed.u64()? {
+        0 => None,
+        millis => Some(Duration::from_millis(millis)),
+    };
+    let variant = fixed.u64()?;
+    let head_len = fixed.u32()? as usize;
+    let body_len = usize::try_from(fixed.u64()?).ok()?;
+    let body_at = RESPONSE_FIXED.checked_add(head_len)?;
+    if bytes.len() != body_at.checked_add(body_len)? {
+        return None;
+    }
+
+    // One more slot than a typical response has fields: the hit adds its own.
+    let mut headers = HeaderMap::with_capacity(12);
+    let mut at = RESPONSE_FIXED;
+    while at < body_at {
+        let mut lengths = Reader { rest: bytes.get(at..body_at)? };
+        let name_len = usize::from(lengths.u16()?);
+        let value_len = lengths.u32()? as usize;
+        let value_at = at.checked_add(6 + name_len)?;
+        let end = value_at.checked_add(value_len)?;
+        if end > body_at {
+            return None;
+        }
+        let name = HeaderName::from_bytes(&bytes[at + 6..value_at]).ok()?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(value_at..end)).ok()?;
+        headers.try_append(name, value).ok()?;
+        at = end;
+    }
+    Some(Entry { status, headers, body: bytes.slice(body_at..), stored_at, ttl, variant })
+}
+
+fn decode_variants(bytes: &Bytes) -> Option<Variants> {
+    let mut reader = Reader { rest: bytes.get(2..)? };
+    let id = reader.u64()?;
+    let names = usize::from(reader.take(1)?[0]);
+    let names = (0..names)
+        .map(|_| {
+            let len = usize::from(reader.u16()?);
+            HeaderName::from_bytes(reader.take(len)?).ok()
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let keys = usize::from(reader.u16()?);
+    let secondary_keys =
+        (0..keys).map(|_| reader.take(16)?.try_into().ok()).collect::<Option<Vec<[u8; 16]>>>()?;
+    reader.rest.is_empty().then_some(Variants { id, names, secondary_keys })
+}
+
+/// Takes numbers off the front of a slice that may be shorter than it claims.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+}
+
+fn saturating_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn to_millis(time: SystemTime) -> u64 {
+    saturating_millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn from_millis(millis: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        let field = ("[a-z][a-z0-9-]{0,12}", proptest::collection::vec(0x20u8..0x7f, 0..30));
+        (
+            200u16..600,
+            proptest::collection::vec(field, 0..8),
+            proptest::collection::vec(any::<u8>(), 0..300),
+            0u64..4_000_000_000_000,
+            proptest::option::of(1u64..10_000_000),
+            any::<u64>(),
+        )
+            .prop_map(|(status, fields, body, stored_at, ttl, variant)| Entry {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: fields
+                    .into_iter()
+                    .map(|(n, v)| (HeaderName::try_from(n).unwrap(), HeaderValue::from_bytes(&v).unwrap()))
+                    .collect(),
+                body: body.into(),
+                stored_at: from_millis(stored_at).unwrap(),
+                ttl: ttl.map(Duration::from_millis),
+                variant,
+            })
+    }
+
+    fn sample() -> Entry {
+        Entry {
+            status: StatusCode::OK,
+            headers: [(http::header::ETAG, HeaderValue::from_static("\"a\""))].into_iter().collect(),
+            body: Bytes::from_static(b"body"),
+            stored_at: from_millis(1_000_000).unwrap(),
+            ttl: Some(Duration::from_secs(60)),
+            variant: 0,
+        }
+    }
+
+    #[test]
+    fn age_and_what_remains() {
+        let at = |millis| from_millis(1_000_000 + millis).unwrap();
+        let entry = sample();
+        assert_eq!(entry.remaining(at(0)), Some(Duration::from_secs(60)));
+        assert_eq!(entry.remaining(at(999)), Some(Duration::from_secs(60)));
+        assert_eq!(entry.remaining(at(1_000)), Some(Duration::from_secs(59)));
+        assert!(!entry.is_expired(at(59_999)));
+        assert!(entry.is_expired(at(60_000)));
+        assert_eq!(entry.remaining(at(100_000)), Some(Duration::ZERO));
+        assert_eq!(entry.age(from_millis(0).unwrap()), Duration::ZERO, "a clock that went back");
+        let forever = Entry { ttl: None, ..sample() };
+        assert!(!forever.is_expired(at(u64::from(u32::MAX))));
+        assert_eq!(forever.remaining(at(5)), None);
+    }
+
+    #[test]
+    fn a_hit_copies_no_body() {
+        let bytes = sample().encode();
+        let Some(Record::Response(entry)) = Record::decode(&bytes) else { panic!("not a response") };
+        assert_eq!(entry.body.as_ptr_range().end, bytes.as_ptr_range().end);
+    }
+
+    #[test]
+    fn every_truncation_and_every_other_version_is_unreadable() {
+        let variants = Variants::new(7, vec![http::header::ACCEPT_LANGUAGE]);
+        for whole in [sample().encode(), variants.encode()] {
+            assert!(Record::decode(&whole).is_some());
+            for len in 0..whole.len() {
+                assert_eq!(Record::decode(&whole.slice(..len)), None, "{len}");
+            }
+            let longer = Bytes::from([&whole[..], b"x"].concat());
+            assert_eq!(Record::decode(&longer), None);
+            let newer = Bytes::from([&[VERSION + 1], &whole[1..]].concat());
+            assert_eq!(Record::decode(&newer), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_stored_comes_back(entry in entry()) {
+            prop_assert_eq!(Record::decode(&entry.encode()), Some(Record::Response(entry)));
+        }
+
+        #[test]
+        fn damage_never_panics(entry in entry(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = entry.encode().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = Record::decode(&bytes.into());
+        }
+
+        #[test]
+        fn any_bytes_are_survived(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0usize..4) {
+            if bytes.len() > 2 && kind < 3 {
+                bytes[..2].copy_from_slice(&[VERSION, [b'R', b'V', b'B'][kind]]);
+            }
+            let _ = Record::decode(&bytes.into());
+        }
+    }
+}

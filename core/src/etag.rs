@@ -1,0 +1,193 @@
+//! Entity tags and `If-None-Match` (RFC 9110 §8.8.3 and §13.1.2).
+
+use http::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use http::{HeaderMap, HeaderValue};
+
+/// A weak entity tag of a body: 128 bits of its BLAKE3 hash.
+///
+/// Weak, because the same body may be sent with other fields or another transfer coding.
+#[must_use]
+pub fn weak_etag(body: &[u8]) -> HeaderValue {
+    let hash = blake3::hash(body).to_hex();
+    let mut tag = String::with_capacity(36);
+    tag.push_str("W/\"");
+    tag.push_str(&hash[..32]);
+    tag.push('"');
+    // Hex digits and quotes are always a valid value.
+    HeaderValue::try_from(tag).unwrap_or_else(|_| HeaderValue::from_static("W/\"\""))
+}
+
+/// The validators that a request brought, kept aside while the request itself goes to the handler without them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Validators {
+    none_match: Vec<HeaderValue>,
+    modified_since: Option<HeaderValue>,
+}
+
+impl Validators {
+    /// Copies them from a request. Costs nothing when there are none.
+    #[must_use]
+    pub fn of(request: &HeaderMap) -> Self {
+        Self {
+            none_match: request.get_all(IF_NONE_MATCH).iter().cloned().collect(),
+            modified_since: request.get(IF_MODIFIED_SINCE).cloned(),
+        }
+    }
+
+    /// Whether the client already holds this response, so that a 304 answers it.
+    #[must_use]
+    pub fn match_response(&self, response: &HeaderMap) -> bool {
+        not_modified(self.none_match.iter(), self.modified_since.as_ref(), response)
+    }
+}
+
+/// The same, straight from the request's fields.
+pub(crate) fn request_matches(request: &HeaderMap, response: &HeaderMap) -> bool {
+    not_modified(request.get_all(IF_NONE_MATCH).iter(), request.get(IF_MODIFIED_SINCE), response)
+}
+
+/// RFC 9110 §13.2.2: `If-None-Match` decides alone when it is there; `If-Modified-Since` counts only without it.
+fn not_modified<'a>(
+    none_match: impl Iterator<Item = &'a HeaderValue>,
+    modified_since: Option<&HeaderValue>,
+    response: &HeaderMap,
+) -> bool {
+    let mut none_match = none_match.peekable();
+    if none_match.peek().is_some() {
+        let etag = response.get(ETAG).map(HeaderValue::as_bytes);
+        return none_match.any(|field| matches(field.as_bytes(), etag));
+    }
+    let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
+    match (modified_since.and_then(date), response.get(LAST_MODIFIED).and_then(date)) {
+        (Some(since), Some(modified)) => modified <= since,
+        _ => false,
+    }
+}
+
+/// RFC 9110 §13.1.2, with the weak comparison of §8.8.3.2. `*` matches any stored response.
+fn matches(field: &[u8], etag: Option<&[u8]>) -> bool {
+    if field.trim_ascii() == b"*" {
+        return true;
+    }
+    let Some(etag) = etag.map(opaque) else { return false };
+    tags(field).any(|tag| opaque(tag) == etag)
+}
+
+/// The part that a weak comparison looks at.
+fn opaque(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// The entity tags of a list. An opaque tag has no escapes: a backslash in it is an ordinary character and a comma
+/// doesn't separate, so this isn't the list grammar of quoted strings. What is no entity tag ends the list's reading at
+/// the next comma.
+fn tags(field: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = field;
+    std::iter::from_fn(move || {
+        loop {
+            rest = rest.trim_ascii_start();
+            while let Some(after) = rest.strip_prefix(b",") {
+                rest = after.trim_ascii_start();
+            }
+            if rest.is_empty() {
+                return None;
+            }
+            let weak = if rest.starts_with(b"W/") { 2 } else { 0 };
+            let closing = rest[weak..]
+                .strip_prefix(b"\"")
+                .and_then(|text| text.iter().position(|&byte| byte == b'"'))
+                .map(|at| weak + 1 + at);
+            if let Some(closing) = closing {
+                let (tag, after) = rest.split_at(closing + 1);
+                rest = after;
+                return Some(tag);
+            }
+            let skip = rest.iter().position(|&byte| byte == b',').unwrap_or(rest.len());
+            rest = &rest[skip..];
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn weak_tags_name_the_body() {
+        let tag = weak_etag(b"hello");
+        assert_eq!(tag, weak_etag(b"hello"));
+        assert_ne!(tag, weak_etag(b"hellp"));
+        assert_eq!(tag.len(), "W/\"\"".len() + 32);
+        assert!(tag.to_str().unwrap().starts_with("W/\""));
+    }
+
+    #[test]
+    fn if_none_match() {
+        for (field, etag, expected) in [
+            ("\"a\"", Some("\"a\""), true),
+            ("W/\"a\"", Some("\"a\""), true),
+            ("\"a\"", Some("W/\"a\""), true),
+            ("\"a\"", Some("\"b\""), false),
+            ("\"x\", W/\"a\" ,\"y\"", Some("W/\"a\""), true),
+            ("\"x\",,\"a\"", Some("\"a\""), true),
+            ("\"x,y\"", Some("\"y\""), false),
+            ("\"x,\\\", \"a\"", Some("\"a\""), true),
+            ("*", Some("\"a\""), true),
+            (" * ", None, true),
+            ("\"*\"", Some("\"a\""), false),
+            ("a", Some("\"a\""), false),
+            ("a, \"a\"", Some("\"a\""), true),
+            ("w/\"a\"", Some("\"a\""), false),
+            ("\"a", Some("\"a\""), false),
+            ("", Some("\"a\""), false),
+            ("\"\"", Some("W/\"\""), true),
+            ("\"a\"", None, false),
+        ] {
+            assert_eq!(
+                matches(field.as_bytes(), etag.map(str::as_bytes)),
+                expected,
+                "{field} against {etag:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn if_modified_since_counts_only_alone() {
+        let (early, late) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Mon, 07 Nov 1994 08:49:37 GMT");
+        let check = |request: &[(http::HeaderName, &str)], response: &[(http::HeaderName, &str)]| {
+            let map = |fields: &[(http::HeaderName, &str)]| -> HeaderMap {
+                fields.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())).collect()
+            };
+            let (request, response) = (map(request), map(response));
+            let direct = request_matches(&request, &response);
+            assert_eq!(Validators::of(&request).match_response(&response), direct);
+            direct
+        };
+        assert!(check(&[(IF_MODIFIED_SINCE, late)], &[(LAST_MODIFIED, early)]));
+        assert!(check(&[(IF_MODIFIED_SINCE, early)], &[(LAST_MODIFIED, early)]));
+        assert!(!check(&[(IF_MODIFIED_SINCE, early)], &[(LAST_MODIFIED, late)]));
+        assert!(!check(&[(IF_MODIFIED_SINCE, late)], &[]));
+        assert!(!check(&[(IF_MODIFIED_SINCE, "yesterday")], &[(LAST_MODIFIED, early)]));
+        let etag = [(LAST_MODIFIED, early), (ETAG, "\"a\"")];
+        assert!(!check(&[(IF_MODIFIED_SINCE, late), (IF_NONE_MATCH, "\"b\"")], &etag));
+        assert!(check(&[(IF_NONE_MATCH, "\"b\""), (IF_NONE_MATCH, "\"a\"")], &etag));
+    }
+
+    proptest! {
+        #[test]
+        fn a_listed_tag_is_found_among_any_others(
+            before in proptest::collection::vec("(W/)?\"[!#-~]{0,6}\"", 0..4),
+            tag in "\"[!#-~]{0,6}\"",
+            after in proptest::collection::vec("(W/)?\"[!#-~]{0,6}\"", 0..4),
+        ) {
+            let list = [&before[..], std::slice::from_ref(&tag), &after[..]].concat().join(", ");
+            prop_assert!(matches(list.as_bytes(), Some(tag.as_bytes())));
+        }
+
+        #[test]
+        fn garbage_is_survived(field in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = tags(&field).count();
+        }
+    }
+}

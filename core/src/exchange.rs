@@ -1,0 +1,468 @@
+//! The one place that joins the policy and the store: from a request to its answer, top to bottom.
+//!
+//! A read looks into the store; what it finds answers, and what it doesn't find is filled by one request for all. A
+//! write runs its handler and then stores or evicts. Fills and writes run in tasks of their own: a client that hangs up
+//! takes nobody's answer away and leaves no old value behind. Whatever the store does, the handler's answer is delivered.
+
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+use http_body::Body;
+use tracing::{Instrument, warn};
+
+use crate::body::{ReplyBody, collect, length_of};
+use crate::entry::Record;
+use crate::flight::{Follow, Landing, Lead, Role};
+use crate::hold::{Held, Started};
+use crate::key::CacheKey;
+use crate::policy::{
+    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored,
+};
+use crate::reason::Reason;
+use crate::request::RequestView;
+use crate::route::{KeySource, Route};
+use crate::rule::{Kind, Principal};
+use crate::store::{Abandon, Intent};
+
+/// How often a request looks again when what it waited for turned out not to be for it. Then it runs by itself.
+const LOOKS: usize = 3;
+
+/// For how long the requests for an answer that can't be shared don't wait for each other.
+const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
+
+/// One request and the handler for it: what an adapter wraps.
+///
+/// An adapter holds no decisions. It shows the request, runs its handler, and sends what [`Route::handle`] returns.
+pub trait Call: Send + 'static {
+    /// The body of the handler's answer.
+    type Body: Body<Data: Send, Error: Send> + Send + 'static;
+    /// What the handler returns instead of an answer.
+    type Error: Send + 'static;
+
+    /// The request, with the URI that the client sent.
+    fn view(&self) -> RequestView<'_>;
+
+    /// The fields of the request that the handler will see.
+    fn headers_mut(&mut self) -> &mut HeaderMap;
+
+    /// Runs the handler.
+    fn run(self) -> impl Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
+}
+
+/// An answer, or the handler's error.
+pub type Reply<C> = Result<Response<ReplyBody<<C as Call>::Body>>, <C as Call>::Error>;
+
+impl Route {
+    /// Answers one request.
+    ///
+    /// Needs a tokio runtime. A panic of the handler goes on in the caller.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the handler. The store's are logged.
+    pub async fn handle<C: Call>(self: Arc<Self>, call: C) -> Reply<C> {
+        let mut looks = 0;
+        loop {
+            let seen = match self.policy.on_request(&call.view()) {
+                OnRequest::Bypass(mark) => return self.bypass(mark, call).await,
+                OnRequest::Forward(forward) => return self.write(forward, call).await,
+                OnRequest::Lookup(lookup) => self.look(lookup, call.view()).await,
+            };
+            let (forward, place) = match seen {
+                Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
+                Seen::Bypass(mark) => return self.bypass(mark, call).await,
+                Seen::Miss(forward, place) => (forward, place),
+            };
+            looks += 1;
+            // Only fills are shared: whoever wants a fresher answer never joins a flight that began before.
+            if forward.intent() != Some(Intent::Fill) || forward.reason() == Reason::Down {
+                return self.fill(forward, place, call, None).await;
+            }
+            match self.shared.flights.join(&place.target) {
+                Role::Lead(lead) => return self.fill(forward, place, call, Some(lead)).await,
+                Role::Follow(follow) => match self.follow(follow, forward).await {
+                    Followed::Answer(response) => return Ok(response.map(ReplyBody::full)),
+                    Followed::Again(_) if looks < LOOKS => {}
+                    Followed::Again(forward) | Followed::Alone(forward) => {
+                        return self.alone(forward, call).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// The cache takes no part, but says so.
+    async fn bypass<C: Call>(&self, mark: Mark, call: C) -> Reply<C> {
+        self.warn_undeclared(mark.reason());
+        let mut response = call.run().await?.map(ReplyBody::own);
+        mark.stamp(response.headers_mut());
+        Ok(response)
+    }
+
+    /// Looks under the key, and under the secondary key if the resource varies.
+    async fn look(&self, lookup: Lookup, request: RequestView<'_>) -> Seen {
+        let Some(key) = self.key(&request, lookup.principal()).await else {
+            return Seen::Bypass(lookup.without_key());
+        };
+        let found = self.read_record(&key).await;
+        let (decision, place) = match lookup.on_entry(found, &request, self.shared.now()) {
+            OnEntry::Decided(Decision::Hit(hit) | Decision::NotModified(hit)) => {
+                return Seen::Answer(hit.into_response());
+            }
+            OnEntry::Decided(decision) => (decision, Place { target: key.clone(), base: key }),
+            OnEntry::Select(select) => {
+                let target = key.variant(select.secondary_key(&request));
+                let found = self.read_record(&target).await;
+                (select.on_entry(found, &request, self.shared.now()), Place { target, base: key })
+            }
+        };
+        match decision {
+            Decision::Hit(hit) | Decision::NotModified(hit) => Seen::Answer(hit.into_response()),
+            Decision::Unsatisfiable(answer) => Seen::Answer(answer.into_response()),
+            Decision::Miss(forward) => Seen::Miss(forward, place),
+        }
+    }
+
+    async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
+        match self.shared.store.get(key).await {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => Record::decode(&bytes).map(Some).ok_or(Reason::Unreadable),
+            Err(error) => {
+                self.shared.store_failed("get", key.name(), &error);
+                Err(Reason::Down)
+            }
+        }
+    }
+
+    async fn follow(&self, follow: Follow, forward: Forward) -> Followed {
+        match follow.wait(self.shared.timing.max_wait).await {
+            Some(Landing::Filled(record)) => {
+                match forward.on_filled(Record::decode(&record), self.shared.now()) {
+                    Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
+                    Err(forward) => Followed::Again(forward),
+                }
+            }
+            Some(Landing::Again) => Followed::Again(forward),
+            Some(Landing::Alone) | None => Followed::Alone(forward),
+        }
+    }
+
+    /// Runs the handler for this request alone, and stores nothing.
+    async fn alone<C: Call>(&self, forward: Forward, call: C) -> Reply<C> {
+        let outcome = if forward.reason() == Reason::Down { Stored::Failed } else { Stored::Evicted };
+        match self.produce(forward, call).await {
+            Produced::Error(error) => Err(error),
+            Produced::Passed(response, _) => Ok(response),
+            Produced::Admitted(admitted) => Ok(admitted.into_response(outcome).map(ReplyBody::full)),
+        }
+    }
+
+    /// Fills what is missing, detached from the client.
+    async fn fill<C: Call>(
+        self: &Arc<Self>,
+        forward: Forward,
+        place: Place,
+        call: C,
+        lead: Option<Lead>,
+    ) -> Reply<C> {
+        let route = Arc::clone(self);
+        self.detached::<C>(async move {
+            let started = match forward.intent() {
+                // A store that just failed to read isn't asked to write.
+                Some(intent) if forward.reason() != Reason::Down => {
+                    route.shared.start(&place.target, intent).await
+                }
+                _ => Started::Without,
+            };
+            match started {
+                Started::Held(held) => route.fill_held(forward, place, call, held, lead).await,
+                Started::Found(record) => {
+                    match forward.on_filled(Record::decode(&record), route.shared.now()) {
+                        Ok(hit) => {
+                            land(lead, Landing::Filled(record));
+                            Ok(hit.into_response().map(ReplyBody::full))
+                        }
+                        Err(forward) => {
+                            land(lead, Landing::Again);
+                            route.alone(forward, call).await
+                        }
+                    }
+                }
+                Started::Without => {
+                    // Nothing will be stored, so nobody needs to wait for it.
+                    land(lead, Landing::Alone);
+                    route.alone(forward, call).await
+                }
+            }
+        })
+        .await
+    }
+
+    async fn fill_held<C: Call>(
+        &self,
+        forward: Forward,
+        place: Place,
+        call: C,
+        held: Held,
+        lead: Option<Lead>,
+    ) -> Reply<C> {
+        match held.renewing(self.produce(forward, call)).await {
+            Produced::Error(error) => {
+                held.abandon(Abandon::Failed);
+                land(lead, Landing::Alone);
+                Err(error)
+            }
+            Produced::Passed(response, _) => {
+                let failed = response.status().is_server_error();
+                held.abandon(if failed { Abandon::Failed } else { Abandon::Uncacheable(UNCACHEABLE_FOR) });
+                land(lead, Landing::Alone);
+                Ok(response)
+            }
+            Produced::Admitted(mut admitted) => {
+                let stored = self.store(&mut admitted, &place, held, lead).await;
+                Ok(admitted.into_response(stored).map(ReplyBody::full))
+            }
+        }
+    }
+
+    /// Stores what was filled where it belongs, and tells those who wait.
+    async fn store(
+        &self,
+        admitted: &mut Admitted,
+        place: &Place,
+        held: Held,
+        mut lead: Option<Lead>,
+    ) -> Stored {
+        if let Some(lead) = &mut lead {
+            lead.close();
+        }
+        let ttl = admitted.ttl();
+        let placement = admitted.place(self.shared.fresh_id());
+        let (stored, landing) = match placement {
+            Placement::Plain | Placement::Variant => {
+                let record = admitted.record();
+                (held.commit(record.clone(), ttl).await, Landing::Filled(record))
+            }
+            Placement::NewVariant(variants) => {
+                let record = admitted.record();
+                let stored = held.commit(record.clone(), ttl).await;
+                if stored == Stored::Yes {
+                    self.shared.list_variant(&place.base, &variants, ttl).await;
+                }
+                (stored, Landing::Filled(record))
+            }
+            Placement::FirstVariant(secondary, variants) => {
+                // First the variant, then the record that leads to it: if that commit is refused, the variant is an
+                // orphan that nobody can reach.
+                let target = place.base.variant(secondary);
+                match self.shared.set(&target, admitted.record(), ttl).await {
+                    Ok(()) => (held.commit(variants.encode(), ttl).await, Landing::Again),
+                    Err(()) => (Stored::Failed, Landing::Alone),
+                }
+            }
+            Placement::Nowhere => {
+                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
+                (Stored::Failed, Landing::Alone)
+            }
+            Placement::Changed => {
+                self.shared.evict_key(&place.base).await;
+                (Stored::Evicted, Landing::Again)
+            }
+        };
+        let landing = match stored {
+            Stored::Yes => landing,
+            Stored::Evicted => Landing::Again,
+            Stored::Failed => Landing::Alone,
+        };
+        land(lead, landing);
+        stored
+    }
+
+    /// A route that writes: runs its handler and then stores or evicts, detached from the client.
+    async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Reply<C> {
+        let target = match forward.kind() {
+            Kind::EvictGroup => Target::Group,
+            _ => match self.key(&call.view(), forward.principal()).await {
+                Some(key) => Target::Key(key),
+                None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
+            },
+        };
+        let route = Arc::clone(self);
+        self.detached::<C>(async move {
+            let held = match (&target, forward.intent()) {
+                (Target::Key(key), Some(intent)) => route.shared.start(key, intent).await.held(),
+                _ => None,
+            };
+            // A handler that panics may have changed what it is there to change.
+            let panicked = EvictOnDrop { route: &route, target: &target, armed: true };
+            let produced = match &held {
+                Some(held) => held.renewing(route.produce(forward, call)).await,
+                None => route.produce(forward, call).await,
+            };
+            panicked.disarm();
+            match produced {
+                Produced::Error(error) => Err(error),
+                Produced::Passed(response, evicts) => {
+                    if evicts {
+                        route.evict(&target).await;
+                    }
+                    Ok(response)
+                }
+                Produced::Admitted(admitted) => {
+                    let stored = route.write_through(&admitted, &target, held).await;
+                    if stored != Stored::Yes {
+                        route.evict(&target).await;
+                    }
+                    Ok(admitted.into_response(stored).map(ReplyBody::full))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
+    async fn write_through(&self, admitted: &Admitted, target: &Target, held: Option<Held>) -> Stored {
+        let (Target::Key(key), Some(held)) = (target, held) else { return Stored::Failed };
+        // One answer can't stand for all variants.
+        if matches!(self.read_record(key).await, Ok(Some(Record::Variants(_)))) {
+            return Stored::Evicted;
+        }
+        held.commit(admitted.record(), admitted.ttl()).await
+    }
+
+    async fn evict(&self, target: &Target) {
+        match target {
+            Target::Key(key) => self.shared.evict_key(key).await,
+            Target::Group => self.shared.evict_group(&self.policy.rule().space).await,
+        }
+    }
+
+    /// Runs the handler and asks the policy about its answer.
+    async fn produce<C: Call>(&self, forward: Forward, mut call: C) -> Produced<C> {
+        forward.make_unconditional(call.headers_mut());
+        let response = match call.run().await {
+            Ok(response) => response,
+            Err(error) => return Produced::Error(error),
+        };
+        let answered_at = self.shared.now();
+        let (parts, body) = response.into_parts();
+        let length = length_of(&parts.headers, &body);
+        let (pass, parts, body) = match forward.on_response(&parts, length) {
+            OnResponse::Pass(pass) => (pass, parts, ReplyBody::own(body)),
+            OnResponse::Admit(admit) => match collect(body, admit.length()).await {
+                Ok(bytes) => return Produced::Admitted(Box::new(admit.on_body(parts, bytes, answered_at))),
+                Err(body) => (admit.on_broken_body(), parts, body),
+            },
+        };
+        self.warn_undeclared(pass.mark().reason());
+        let mut response = Response::from_parts(parts, body);
+        pass.mark().stamp(response.headers_mut());
+        Produced::Passed(response, pass.evicts())
+    }
+
+    /// Runs on when the client is gone. A panic comes back to the caller.
+    async fn detached<C: Call>(&self, work: impl Future<Output = Reply<C>> + Send + 'static) -> Reply<C> {
+        match self.shared.tasks.spawn(work.in_current_span()).await {
+            Ok(reply) => reply,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => {
+                    let mut response = Response::new(ReplyBody::full(Bytes::new()));
+                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                    Ok(response)
+                }
+            },
+        }
+    }
+
+    /// The key of a request, or `None` if the key builder says that there is none.
+    async fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> Option<CacheKey> {
+        let rule = self.policy.rule();
+        let suffix = match &self.key_source {
+            KeySource::Uri => return Some(rule.key(request, principal)),
+            KeySource::Sync(build) => build(request)?,
+            KeySource::Async(build) => build.build(request).await?,
+        };
+        Some(rule.chosen_key(&suffix, request, principal))
+    }
+
+    /// Says once a route that its author should say whose the responses are.
+    fn warn_undeclared(&self, reason: Option<Reason>) {
+        let undeclared = matches!(reason, Some(Reason::Authorization | Reason::Cookie));
+        if undeclared && !self.warned.swap(true, Ordering::Relaxed) {
+            warn!(
+                reason = reason.map(Reason::as_str),
+                group = self.policy.rule().space.group(),
+                "requests with credentials bypass this route's cache: declare it .public() or .private()"
+            );
+        }
+    }
+}
+
+/// What became of a look into the store.
+enum Seen {
+    Answer(Response<Bytes>),
+    Bypass(Mark),
+    Miss(Forward, Place),
+}
+
+/// What became of following a flight.
+enum Followed {
+    Answer(Response<Bytes>),
+    Alone(Forward),
+    Again(Forward),
+}
+
+/// Where the answer to a miss belongs: the key of the request, and the one that is filled, which differs for a variant.
+struct Place {
+    base: CacheKey,
+    target: CacheKey,
+}
+
+/// What the handler's answer came to. A response that is passed on says whether something is to be evicted first.
+enum Produced<C: Call> {
+    Error(C::Error),
+    Passed(Response<ReplyBody<C::Body>>, bool),
+    Admitted(Box<Admitted>),
+}
+
+/// What a write evicts.
+#[derive(Clone)]
+enum Target {
+    Key(CacheKey),
+    Group,
+}
+
+/// Evicts in the background unless it was disarmed.
+struct EvictOnDrop<'a> {
+    route: &'a Arc<Route>,
+    target: &'a Target,
+    armed: bool,
+}
+
+impl EvictOnDrop<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for EvictOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let (route, target) = (Arc::clone(self.route), self.target.clone());
+            self.route.shared.spawn(async move { route.evict(&target).await });
+        }
+    }
+}
+
+fn land(lead: Option<Lead>, landing: Landing) {
+    if let Some(lead) = lead {
+        lead.land(landing);
+    }
+}

@@ -1,0 +1,135 @@
+//! The right to write an entry, as long as it is held: taken, renewed, and never forgotten.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::key::CacheKey;
+use crate::larder::Shared;
+use crate::policy::Stored;
+use crate::store::{Abandon, Begin, Intent, Lease};
+
+/// The pause before a filling that somebody else does is looked at again grows from the first to the last of these.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LAST_PAUSE: Duration = Duration::from_millis(16);
+
+/// What came of asking for the right to write.
+pub(crate) enum Started {
+    Held(Held),
+    /// Somebody has filled it.
+    Found(Bytes),
+    /// There is no right to be had: somebody writes, the store failed, or the wait was too long.
+    Without,
+}
+
+impl Started {
+    pub(crate) fn held(self) -> Option<Held> {
+        match self {
+            Self::Held(held) => Some(held),
+            Self::Found(_) | Self::Without => None,
+        }
+    }
+}
+
+impl Shared {
+    /// Asks for the right to write `key`; a fill waits for another process that has it, up to a limit.
+    pub(crate) async fn start(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Started {
+        let (mut pause, mut waited) = (FIRST_PAUSE, Duration::ZERO);
+        loop {
+            match self.store.begin(key, intent, self.timing.hold).await {
+                Ok(Begin::Lease(lease)) => {
+                    return Started::Held(Held {
+                        shared: Arc::clone(self),
+                        key: key.clone(),
+                        lease: Some(lease),
+                    });
+                }
+                Ok(Begin::Found(bytes)) => return Started::Found(bytes),
+                Ok(Begin::Filling) if intent == Intent::Fill && waited < self.timing.max_wait => {
+                    tokio::time::sleep(pause).await;
+                    waited += pause;
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+                Ok(Begin::Filling | Begin::Busy) => return Started::Without,
+                Err(error) => {
+                    self.store_failed("begin", key.name(), &error);
+                    return Started::Without;
+                }
+            }
+        }
+    }
+}
+
+/// A lease that is given back when it is dropped, by a panic or an early return.
+pub(crate) struct Held {
+    shared: Arc<Shared>,
+    key: CacheKey,
+    lease: Option<Lease>,
+}
+
+impl Held {
+    /// Runs `work` and renews the lease meanwhile, up to the longest time a fill may take.
+    pub(crate) async fn renewing<T>(&self, work: impl Future<Output = T>) -> T {
+        let Some(lease) = &self.lease else { return work.await };
+        let mut work = pin!(work);
+        let renewals = async {
+            let every = self.shared.timing.hold / 3;
+            let mut held_for = Duration::ZERO;
+            while held_for < self.shared.timing.max_fill {
+                tokio::time::sleep(every).await;
+                held_for += every;
+                match self.shared.store.renew(&self.key, lease, self.shared.timing.hold).await {
+                    Ok(true) => {}
+                    // Lost: the commit will find out.
+                    Ok(false) => break,
+                    Err(error) => self.shared.store_failed("renew", self.key.name(), &error),
+                }
+            }
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            never = renewals => match never {},
+        }
+    }
+
+    /// Writes and gives the lease back.
+    pub(crate) async fn commit(mut self, record: Bytes, ttl: Option<Duration>) -> Stored {
+        let Some(lease) = self.lease.take() else { return Stored::Failed };
+        match self.shared.store.commit(&self.key, &lease, record, ttl).await {
+            Ok(true) => Stored::Yes,
+            Ok(false) => Stored::Evicted,
+            Err(error) => {
+                self.shared.store_failed("commit", self.key.name(), &error);
+                Stored::Failed
+            }
+        }
+    }
+
+    /// Gives the lease back in the background: nobody waits for that.
+    pub(crate) fn abandon(mut self, why: Abandon) {
+        self.give_back(why);
+    }
+
+    fn give_back(&mut self, why: Abandon) {
+        if let Some(lease) = self.lease.take() {
+            let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+            self.shared.spawn(async move {
+                if let Err(error) = shared.store.abandon(&key, &lease, why).await {
+                    shared.store_failed("abandon", key.name(), &error);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.give_back(Abandon::Failed);
+    }
+}

@@ -1,0 +1,366 @@
+//! [`Larder`]: a store and the defaults of every route, shared by all of them.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{HeaderName, Uri};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::backend::CacheBackend;
+use crate::clock::{Clock, SystemClock};
+use crate::entry::Record;
+use crate::flight::Flights;
+use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
+use crate::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
+use crate::store::erased::ErasedStore;
+use crate::store::{Begin, CacheStore, Intent, LeaseStore, StoreError};
+use crate::ttl::Ttl;
+use crate::vary::Variants;
+
+/// A cache: a store, and what its routes have in common. Cheap to clone; clones are the same cache.
+///
+/// Making one needs no runtime and opens no connection. Using one needs tokio.
+///
+/// ```
+/// # #[cfg(feature = "memory")] {
+/// use larder_core::Larder;
+///
+/// let larder = Larder::memory();
+/// let key = larder.key_for("products", &"/products/7".parse().unwrap()).unwrap();
+/// assert_eq!(key.name(), "redis:larder:cache:{products}:products:7");
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Larder {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Larder {
+    /// A cache in this process's memory, of at most 256 MiB.
+    #[cfg(feature = "memory")]
+    #[must_use]
+    pub fn memory() -> Self {
+        Self::builder().leased(crate::store::MemoryStore::new())
+    }
+
+    /// A cache on a store of your own. Fills are coalesced and fenced inside this process; for a store that does it
+    /// between processes, see [`LarderBuilder::leased`].
+    #[must_use]
+    pub fn new(store: impl CacheStore) -> Self {
+        Self::builder().store(store)
+    }
+
+    /// To change the defaults.
+    pub fn builder() -> LarderBuilder {
+        LarderBuilder::default()
+    }
+
+    /// Typed access to the same store, for what routes can't express.
+    #[must_use]
+    pub fn backend(&self) -> CacheBackend {
+        CacheBackend::new(self.clone())
+    }
+
+    /// The key under which a route of this group keeps the response to a GET of this URI.
+    ///
+    /// # Errors
+    ///
+    /// When the group can't be part of a key.
+    pub fn key_for<'a>(&self, group: impl Into<Option<&'a str>>, uri: &Uri) -> Result<CacheKey, KeyError> {
+        Ok(KeySpace::new(&self.shared.defaults.prefix, group.into())?.key_for(uri))
+    }
+
+    /// Evicts one entry, whatever it is. If the store is down it is logged, and the store retries what it can.
+    pub async fn evict(&self, key: &CacheKey) {
+        self.shared.evict_key(key).await;
+    }
+
+    /// The prefix of all keys that don't have one of their own.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.shared.defaults.prefix
+    }
+
+    /// Waits for fills and writes that are under way, then lets go of the store's connections. For shutdown.
+    pub async fn close(&self) {
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        self.shared.store.close().await;
+    }
+}
+
+impl fmt::Debug for Larder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Larder").field("defaults", &self.shared.defaults).finish_non_exhaustive()
+    }
+}
+
+/// Changes a [`Larder`]'s defaults.
+///
+/// ```
+/// # #[cfg(feature = "memory")] {
+/// use larder_core::{Larder, store::MemoryStore};
+///
+/// let larder = Larder::builder()
+///     .prefix("shop:cache")
+///     .default_ttl(300)
+///     .leased(MemoryStore::with_capacity(64 * 1024 * 1024));
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct LarderBuilder {
+    defaults: Defaults,
+    timing: Timing,
+    clock: Arc<dyn Clock>,
+}
+
+impl Default for LarderBuilder {
+    fn default() -> Self {
+        Self { defaults: Defaults::default(), timing: Timing::default(), clock: Arc::new(SystemClock) }
+    }
+}
+
+impl LarderBuilder {
+    /// What every key begins with. `redis:larder:cache` by default.
+    ///
+    /// # Panics
+    ///
+    /// When it is empty or holds a brace, a bar, white space or a control character. Use [`KeySpace::new`] to check a
+    /// prefix that isn't a literal.
+    #[track_caller]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        if let Err(error) = KeySpace::new(prefix, None) {
+            refuse(&error);
+        }
+        self.defaults.prefix = prefix.into();
+        self
+    }
+
+    /// The time to live of routes and values that don't say. No expiry by default.
+    pub fn default_ttl(mut self, ttl: impl Into<Ttl>) -> Self {
+        self.defaults.ttl = ttl.into();
+        self
+    }
+
+    /// The largest body that routes store, in bytes. 10 MiB by default.
+    pub const fn max_body(mut self, bytes: u64) -> Self {
+        self.defaults.max_body = bytes;
+        self
+    }
+
+    /// The field that says HIT, MISS or BYPASS; `None` for no such field. `X-Redis-Cache` by default.
+    pub fn status_header(mut self, name: impl Into<Option<HeaderName>>) -> Self {
+        self.defaults.status_header = name.into();
+        self
+    }
+
+    /// Whether to add `Cache-Status` (RFC 9211), which gives the reason too. Off by default.
+    pub const fn cache_status(mut self, on: bool) -> Self {
+        self.defaults.cache_status = on;
+        self
+    }
+
+    /// What principals of private routes are hashed with in keys. Set the same in every process that shares the store.
+    /// Needed only where principals can be guessed, as user ids can; tokens can't.
+    pub fn principal_secret(mut self, secret: &[u8]) -> Self {
+        self.defaults.secret = PrincipalSecret::new(secret);
+        self
+    }
+
+    /// For how long a fill or a write keeps others off without a sign of life; it is renewed while its handler runs. 5 s
+    /// by default. After the process that holds it was killed, others wait for this long.
+    pub const fn hold(mut self, hold: Duration) -> Self {
+        self.timing.hold = hold;
+        self
+    }
+
+    /// After how long a handler that is still running loses its right to store. 60 s by default.
+    pub const fn max_fill(mut self, max_fill: Duration) -> Self {
+        self.timing.max_fill = max_fill;
+        self
+    }
+
+    /// For how long a request waits for another one's fill before it runs the handler itself. 10 s by default.
+    pub const fn max_wait(mut self, max_wait: Duration) -> Self {
+        self.timing.max_wait = max_wait;
+        self
+    }
+
+    /// The clock that ages are measured with. The system's by default.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// On a store of your own, coalescing and fencing inside this process.
+    #[must_use]
+    pub fn store(self, store: impl CacheStore) -> Larder {
+        let clock = Arc::clone(&self.clock);
+        self.leased(crate::store::InProcess::new(store, clock))
+    }
+
+    /// On a store that takes part in the fill protocol itself.
+    #[must_use]
+    pub fn leased(self, store: impl LeaseStore) -> Larder {
+        Larder {
+            shared: Arc::new(Shared {
+                store: Box::new(store),
+                flights: Flights::new(),
+                tasks: TaskTracker::new(),
+                defaults: self.defaults,
+                timing: self.timing,
+                clock: self.clock,
+                warned_at: AtomicU64::new(0),
+            }),
+        }
+    }
+}
+
+/// What routes and values have unless they say otherwise.
+#[derive(Clone, Debug)]
+pub(crate) struct Defaults {
+    pub(crate) prefix: Box<str>,
+    pub(crate) ttl: Ttl,
+    pub(crate) max_body: u64,
+    pub(crate) status_header: Option<HeaderName>,
+    pub(crate) cache_status: bool,
+    pub(crate) secret: PrincipalSecret,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            prefix: DEFAULT_PREFIX.into(),
+            ttl: Ttl::NO_EXPIRY,
+            max_body: DEFAULT_MAX_BODY,
+            status_header: Some(HeaderName::from_static("x-redis-cache")),
+            cache_status: false,
+            secret: PrincipalSecret::default(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) hold: Duration,
+    pub(crate) max_fill: Duration,
+    pub(crate) max_wait: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            hold: Duration::from_secs(5),
+            max_fill: Duration::from_secs(60),
+            max_wait: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the routes and the backend of one cache share.
+pub(crate) struct Shared {
+    pub(crate) store: Box<dyn ErasedStore>,
+    pub(crate) flights: Flights,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) defaults: Defaults,
+    pub(crate) timing: Timing,
+    clock: Arc<dyn Clock>,
+    /// The second in which the store's failing was last warned about.
+    warned_at: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
+    /// An id that no other record has.
+    pub(crate) fn fresh_id(&self) -> u64 {
+        fastrand::u64(1..)
+    }
+
+    /// Runs on in the background. Without a runtime, as while one is being dropped, it is dropped too.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks.spawn_on(work, &runtime);
+        }
+    }
+
+    pub(crate) async fn set(&self, key: &CacheKey, record: Bytes, ttl: Option<Duration>) -> Result<(), ()> {
+        self.store.set(key, record, ttl).await.map_err(|error| self.store_failed("set", key.name(), &error))
+    }
+
+    /// Evicts an entry, and every variant of it.
+    pub(crate) async fn evict_key(&self, key: &CacheKey) {
+        // The record goes first: from then on nobody finds its variants, and what remains of them is only garbage.
+        let record = self.store.get(key).await;
+        if let Err(error) = self.store.delete(key).await {
+            self.store_failed("delete", key.name(), &error);
+        }
+        let Ok(Some(bytes)) = record else { return };
+        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return };
+        for secondary in variants.secondary_keys() {
+            let variant = key.variant(secondary);
+            if let Err(error) = self.store.delete(&variant).await {
+                return self.store_failed("delete", variant.name(), &error);
+            }
+        }
+    }
+
+    pub(crate) async fn evict_group(&self, space: &KeySpace) {
+        if let Err(error) = self.store.delete_group(space).await {
+            self.store_failed("delete_group", space.head(), &error);
+        }
+    }
+
+    /// Writes down that a variant exists, so that there can't be too many. If anything comes between, it stays
+    /// unlisted, and the next one is listed.
+    pub(crate) async fn list_variant(
+        self: &Arc<Self>,
+        base: &CacheKey,
+        listed: &Variants,
+        ttl: Option<Duration>,
+    ) {
+        let Ok(Begin::Lease(lease)) = self.store.begin(base, Intent::Refresh, self.timing.hold).await else {
+            return;
+        };
+        // Under the lease, and only if it is still the same record: an eviction must not be undone.
+        let unchanged = match self.store.get(base).await {
+            Ok(Some(bytes)) => {
+                matches!(Record::decode(&bytes), Some(Record::Variants(found)) if found.id() == listed.id())
+            }
+            _ => false,
+        };
+        let result = if unchanged {
+            self.store.commit(base, &lease, listed.encode(), ttl).await.map(|_| ())
+        } else {
+            self.store.abandon(base, &lease, crate::store::Abandon::Failed).await
+        };
+        if let Err(error) = result {
+            self.store_failed("commit", base.name(), &error);
+        }
+    }
+
+    /// Says that the store failed: as a warning once a second, else for those who look closely.
+    pub(crate) fn store_failed(&self, operation: &str, key: &str, error: &StoreError) {
+        let second = self.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if self.warned_at.swap(second, Ordering::Relaxed) == second {
+            debug!(operation, key, %error, "the cache's store failed");
+        } else {
+            warn!(operation, key, %error, "the cache's store failed; the handler's answer is delivered all the same");
+        }
+    }
+}
+
+/// What a bad literal in a route or a builder comes to.
+#[expect(clippy::panic, reason = "a route that can't have keys must not start to serve")]
+#[track_caller]
+pub(crate) fn refuse(error: &dyn fmt::Display) -> ! {
+    panic!("{error}")
+}

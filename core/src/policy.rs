@@ -1,0 +1,1005 @@
+//! What a cache may do with a request: a state machine without I/O and without a clock.
+//!
+//! There are two rules. Whoever holds a state must make its one transition, which consumes it; and time is an
+//! argument. The driver owns the store and the handler and does what each answer carries:
+//!
+//! ```text
+//! CachePolicy ─on_request─▶ Bypass                  run the handler, mark the answer
+//!                         ▶ Lookup                  get the record under the key
+//!                         ▶ Forward                 (a route that writes) run the handler
+//! Lookup ──────on_entry───▶ Hit | NotModified       answer with it
+//! (or Select)             ▶ Unsatisfiable           answer 504 (RFC 9111 §5.2.1.7)
+//!                         ▶ Miss(Forward)           run the handler
+//!                         ▶ Select                  the resource varies: get the record under the secondary key
+//! Forward ─────on_filled──▶ Hit                     answer with what somebody else stored meanwhile
+//! Forward ─────on_response▶ Pass                    answer with the response as it is, after an eviction if it says so
+//!                         ▶ Admit                   collect the body
+//! Admit ───────on_body────▶ Admitted                store it, then answer
+//! ```
+//!
+//! Every way past the cache has a [`Reason`]. The diagram in ARCHITECTURE.md is drawn from what a test observed.
+//!
+//! Not here: what a key is ([`Rule::key`]), who waits for whom, and when the store may be trusted to have written. That
+//! is the exchange's part.
+
+#![expect(
+    clippy::large_enum_variant,
+    clippy::result_large_err,
+    reason = "a state lives for one request and is moved"
+)]
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH,
+    CONTENT_LOCATION, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
+};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
+
+use crate::directives::{RequestDirectives, ResponseDirectives, list};
+use crate::entry::{Entry, Record};
+use crate::etag::{Validators, request_matches, weak_etag};
+use crate::reason::Reason;
+use crate::request::RequestView;
+use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
+use crate::store::Intent;
+use crate::vary::{SecondaryKey, Variants, selecting_fields};
+
+/// The engine for one route.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::SystemTime;
+///
+/// use http::{Request, Response};
+/// use larder_core::policy::{BodyLength, CachePolicy, Decision, OnEntry, OnRequest, OnResponse};
+/// use larder_core::{Kind, KeySpace, Record, RequestView, Rule};
+///
+/// let rule = Arc::new(Rule::new(Kind::Read, KeySpace::new("example", None)?));
+/// let policy = CachePolicy::new(rule);
+/// let now = SystemTime::UNIX_EPOCH;
+///
+/// // Nothing is stored: the engine says to run the handler, and then what to store.
+/// let request = Request::get("/hello").body(())?;
+/// let view = RequestView::from(&request);
+/// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
+/// let OnEntry::Decided(Decision::Miss(forward)) = lookup.on_entry(Ok(None), &view, now) else { panic!() };
+/// let (parts, body) = Response::new("hello").into_parts();
+/// let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5)) else { panic!() };
+/// let admitted = admit.on_body(parts, body.into(), now);
+/// let record = Record::decode(&admitted.record());
+///
+/// // And now it is.
+/// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
+/// let OnEntry::Decided(Decision::Hit(hit)) = lookup.on_entry(Ok(record), &view, now) else { panic!() };
+/// assert_eq!(hit.into_response().headers()["x-redis-cache"], "HIT");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CachePolicy {
+    rule: Arc<Rule>,
+    secret: PrincipalSecret,
+}
+
+/// What to do with a request.
+#[derive(Debug)]
+pub enum OnRequest {
+    /// Run the handler; the cache takes no part.
+    Bypass(Mark),
+    /// Look for a stored response.
+    Lookup(Lookup),
+    /// Run the handler; its success writes or evicts.
+    Forward(Forward),
+}
+
+/// What to do with what was found in the store.
+#[derive(Debug)]
+pub enum OnEntry {
+    /// That is all there is to look for.
+    Decided(Decision),
+    /// The resource varies: look under the secondary key, and ask again with what lies there.
+    Select(Select),
+}
+
+/// How to answer a request, after the store was looked into.
+#[derive(Debug)]
+pub enum Decision {
+    /// Answer with what is stored.
+    Hit(Hit),
+    /// Answer 304: the client has it already.
+    NotModified(Hit),
+    /// The client wants a stored response or none: answer 504.
+    Unsatisfiable(Unsatisfiable),
+    /// Run the handler.
+    Miss(Forward),
+}
+
+/// What to do with the handler's answer.
+#[derive(Debug)]
+pub enum OnResponse {
+    /// Answer with it and store nothing.
+    Pass(Pass),
+    /// Collect the body.
+    Admit(Admit),
+}
+
+/// How long a body is, as far as it says so itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// Exactly so many bytes.
+    Known(u64),
+    /// It may never end.
+    Unknown,
+}
+
+impl CachePolicy {
+    /// The engine for a route.
+    #[must_use]
+    pub fn new(rule: Arc<Rule>) -> Self {
+        Self { rule, secret: PrincipalSecret::default() }
+    }
+
+    /// Hashes principals with this secret.
+    #[must_use]
+    pub fn with_secret(self, secret: PrincipalSecret) -> Self {
+        Self { secret, ..self }
+    }
+
+    /// The rule it follows.
+    #[must_use]
+    pub const fn rule(&self) -> &Arc<Rule> {
+        &self.rule
+    }
+
+    /// The first transition.
+    #[must_use]
+    pub fn on_request(&self, request: &RequestView<'_>) -> OnRequest {
+        match self.rule.kind {
+            Kind::Read => self.on_read(request),
+            Kind::Write | Kind::EvictKey | Kind::EvictGroup => self.on_write(request),
+        }
+    }
+
+    fn on_read(&self, request: &RequestView<'_>) -> OnRequest {
+        let directives = RequestDirectives::of(request.headers);
+        let refusal = not_for_caches(request)
+            .or_else(|| directives.no_store.then_some(Reason::NoStore))
+            .or_else(|| credentials_without_audience(&self.rule.audience, request));
+        if let Some(reason) = refusal {
+            return OnRequest::Bypass(Mark::bypass(&self.rule, reason));
+        }
+        match self.principal(request) {
+            Ok(principal) => OnRequest::Lookup(Lookup {
+                rule: Arc::clone(&self.rule),
+                directives,
+                principal,
+                is_head: request.method == Method::HEAD,
+            }),
+            Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
+        }
+    }
+
+    /// A write is never answered from the cache, and its preconditions are its handler's business.
+    fn on_write(&self, request: &RequestView<'_>) -> OnRequest {
+        let unstorable = RequestDirectives::of(request.headers)
+            .no_store
+            .then_some(Reason::NoStore)
+            .or_else(|| credentials_without_audience(&self.rule.audience, request));
+        let principal = match self.rule.kind {
+            // A group is evicted whole, whoever asks.
+            Kind::EvictGroup => Ok(None),
+            _ => self.principal(request),
+        };
+        match principal {
+            Ok(principal) => OnRequest::Forward(Forward {
+                rule: Arc::clone(&self.rule),
+                reason: Reason::Method,
+                directives: RequestDirectives::default(),
+                unstorable,
+                principal,
+                request: None,
+                is_head: false,
+                intent: Intent::Write,
+                variants: None,
+            }),
+            Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
+        }
+    }
+
+    fn principal(&self, request: &RequestView<'_>) -> Result<Option<Principal>, Reason> {
+        match &self.rule.audience {
+            Audience::Undeclared | Audience::Public => Ok(None),
+            Audience::Private(of) => {
+                let name = of(request).ok_or(Reason::Anonymous)?;
+                Ok(Some(Principal::new(&self.secret, &name)))
+            }
+        }
+    }
+}
+
+/// Requests that a cache can't answer, whatever is stored.
+fn not_for_caches(request: &RequestView<'_>) -> Option<Reason> {
+    let has = |name: HeaderName| request.headers.contains_key(name);
+    if request.method != Method::GET && request.method != Method::HEAD {
+        Some(Reason::Method)
+    } else if request.headers.is_empty() {
+        None
+    } else if has(UPGRADE) {
+        Some(Reason::Upgrade)
+    } else if has(RANGE) {
+        Some(Reason::Range)
+    } else if has(TRANSFER_ENCODING) || request.headers.get(CONTENT_LENGTH).is_some_and(|len| len != "0") {
+        Some(Reason::Content)
+    } else if has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) {
+        Some(Reason::Precondition)
+    } else {
+        None
+    }
+}
+
+/// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
+fn credentials_without_audience(audience: &Audience, request: &RequestView<'_>) -> Option<Reason> {
+    if !matches!(audience, Audience::Undeclared) {
+        None
+    } else if request.headers.contains_key(AUTHORIZATION) {
+        Some(Reason::Authorization)
+    } else if request.headers.contains_key(COOKIE) {
+        Some(Reason::Cookie)
+    } else {
+        None
+    }
+}
+
+/// A request that may be answered from the cache.
+#[derive(Debug)]
+#[must_use]
+pub struct Lookup {
+    rule: Arc<Rule>,
+    directives: RequestDirectives,
+    principal: Option<Principal>,
+    is_head: bool,
+}
+
+impl Lookup {
+    /// Who asks, for the key.
+    #[must_use]
+    pub const fn principal(&self) -> Option<Principal> {
+        self.principal
+    }
+
+    /// Gives up: there is no key for this request.
+    pub fn without_key(self) -> Mark {
+        Mark::bypass(&self.rule, Reason::Keyless)
+    }
+
+    /// Decides about what lay under the key. `Err` says why nothing could be read.
+    #[must_use]
+    pub fn on_entry(
+        self,
+        found: Result<Option<Record>, Reason>,
+        request: &RequestView<'_>,
+        now: SystemTime,
+    ) -> OnEntry {
+        match found {
+            Ok(Some(Record::Variants(variants))) => OnEntry::Select(Select { lookup: self, variants }),
+            Ok(Some(Record::Response(entry))) if entry.variant == 0 => {
+                OnEntry::Decided(self.on_response(entry, None, request, now))
+            }
+            Ok(Some(Record::Response(_))) => OnEntry::Decided(self.miss(Reason::Unreadable, None, request)),
+            Ok(None) => OnEntry::Decided(self.miss(Reason::Absent, None, request)),
+            Err(reason) => OnEntry::Decided(self.miss(reason, None, request)),
+        }
+    }
+
+    fn on_response(
+        self,
+        entry: Entry,
+        variants: Option<Variants>,
+        request: &RequestView<'_>,
+        now: SystemTime,
+    ) -> Decision {
+        if let Some(reason) = unacceptable(&self.directives, &entry, now) {
+            return self.miss(reason, variants, request);
+        }
+        let not_modified = request_matches(request.headers, &entry.headers);
+        let hit = Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false };
+        if not_modified { Decision::NotModified(hit) } else { Decision::Hit(hit) }
+    }
+
+    fn miss(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Decision {
+        // RFC 9111 §5.2.1.7.
+        if self.directives.only_if_cached {
+            return Decision::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
+        }
+        let intent = match reason {
+            Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
+                Intent::Refresh
+            }
+            _ => Intent::Fill,
+        };
+        Decision::Miss(Forward {
+            rule: self.rule,
+            reason,
+            directives: self.directives,
+            unstorable: None,
+            principal: self.principal,
+            request: Some(request.headers.clone()),
+            is_head: self.is_head,
+            intent,
+            variants,
+        })
+    }
+}
+
+/// Why a stored response can't be used for this request (RFC 9111 §4), if so.
+fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) -> Option<Reason> {
+    if directives.no_cache {
+        return Some(Reason::NoCache);
+    }
+    if entry.is_expired(now) {
+        return Some(Reason::Expired);
+    }
+    // `max-age=0` means the same as `no-cache`, whatever the clock says.
+    if directives.max_age.is_some_and(|max| max == 0 || entry.age(now) > Duration::from_secs(max)) {
+        return Some(Reason::MaxAge);
+    }
+    let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
+    let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
+    directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+}
+
+/// The resource varies: one more record to get (RFC 9111 §4.1).
+#[derive(Debug)]
+#[must_use]
+pub struct Select {
+    lookup: Lookup,
+    variants: Variants,
+}
+
+impl Select {
+    /// Under which secondary key the request's variant lies.
+    #[must_use]
+    pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
+        self.variants.secondary_key(request.headers)
+    }
+
+    /// Decides about what lay under the secondary key.
+    #[must_use]
+    pub fn on_entry(
+        self,
+        found: Result<Option<Record>, Reason>,
+        request: &RequestView<'_>,
+        now: SystemTime,
+    ) -> Decision {
+        let Self { lookup, variants } = self;
+        match found {
+            Ok(Some(Record::Response(entry))) if entry.variant == variants.id => {
+                lookup.on_response(entry, Some(variants), request, now)
+            }
+            // A variant of an earlier record, which was deleted and its variants with it.
+            Ok(_) => lookup.miss(Reason::Variant, Some(variants), request),
+            Err(reason) => lookup.miss(reason, Some(variants), request),
+        }
+    }
+}
+
+/// A stored response that answers the request.
+#[derive(Debug)]
+#[must_use]
+pub struct Hit {
+    rule: Arc<Rule>,
+    entry: Entry,
+    now: SystemTime,
+    not_modified: bool,
+    is_head: bool,
+    collapsed: bool,
+}
+
+impl Hit {
+    /// Says that another request, still running when this one came, got it.
+    pub const fn collapsed(mut self) -> Self {
+        self.collapsed = true;
+        self
+    }
+
+    /// The stored response.
+    #[must_use]
+    pub const fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The response to send: 304 with few fields if the client has it, else the stored one.
+    #[must_use]
+    pub fn into_response(self) -> Response<Bytes> {
+        let Self { rule, entry, now, not_modified, is_head, collapsed } = self;
+        let remaining = entry.remaining(now);
+        let mut headers = entry.headers;
+        headers.insert(CACHE_CONTROL, cache_control(&rule, remaining));
+        let mut mark = Mark::hit(&rule, remaining);
+        mark.collapsed = collapsed;
+        mark.stamp(&mut headers);
+
+        let mut body = entry.body;
+        if is_head && !not_modified {
+            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2).
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            body = Bytes::new();
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = entry.status;
+        *response.headers_mut() = headers;
+        if not_modified { into_not_modified(response, &rule) } else { response }
+    }
+}
+
+/// RFC 9110 §15.4.5: a 304 carries what a 200 would have said about freshness and validators, and no more.
+fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> {
+    let mut stored = response.into_parts().0.headers;
+    let mut headers = HeaderMap::with_capacity(8);
+    for name in [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY] {
+        move_field(&mut stored, &mut headers, name);
+    }
+    if !headers.contains_key(ETAG) {
+        move_field(&mut stored, &mut headers, LAST_MODIFIED);
+    }
+    // What the cache says about itself, and what a browser needs to let a script see the answer at all.
+    for name in rule.status_header.iter().cloned().chain([
+        HeaderName::from_static("cache-status"),
+        http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+        http::header::ACCESS_CONTROL_EXPOSE_HEADERS,
+    ]) {
+        move_field(&mut stored, &mut headers, name);
+    }
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn move_field(from: &mut HeaderMap, to: &mut HeaderMap, name: HeaderName) {
+    if let http::header::Entry::Occupied(field) = from.entry(name) {
+        let name = field.key().clone();
+        for value in field.remove_entry_mult().1 {
+            to.append(name.clone(), value);
+        }
+    }
+}
+
+/// `only-if-cached`, and nothing that may be used is cached.
+#[derive(Debug)]
+#[must_use]
+pub struct Unsatisfiable {
+    mark: Mark,
+}
+
+impl Unsatisfiable {
+    /// The 504 to send (RFC 9111 §5.2.1.7).
+    #[must_use]
+    pub fn into_response(self) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+        self.mark.stamp(response.headers_mut());
+        response
+    }
+}
+
+/// A request for the handler, and what will become of its answer.
+#[derive(Debug)]
+#[must_use]
+pub struct Forward {
+    rule: Arc<Rule>,
+    reason: Reason,
+    directives: RequestDirectives,
+    unstorable: Option<Reason>,
+    principal: Option<Principal>,
+    /// The fields of a request that reads; a write's answer depends on none.
+    request: Option<HeaderMap>,
+    is_head: bool,
+    intent: Intent,
+    variants: Option<Variants>,
+}
+
+/// The fields that make a request conditional. A fill needs the whole response.
+const CONDITIONAL: [HeaderName; 5] =
+    [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE, IF_RANGE];
+
+impl Forward {
+    /// Why the handler has to run.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// What to begin with the store, or `None` when nothing will be stored and the store isn't to be asked.
+    #[must_use]
+    pub fn intent(&self) -> Option<Intent> {
+        match self.rule.kind {
+            // An answer to a HEAD has nothing to fill with.
+            Kind::Read if self.is_head => None,
+            Kind::Write if self.unstorable.is_some() => None,
+            Kind::Read | Kind::Write => Some(self.intent),
+            Kind::EvictKey | Kind::EvictGroup => None,
+        }
+    }
+
+    /// What the route does to the cache.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.rule.kind
+    }
+
+    /// Who asks, for the key of a write.
+    #[must_use]
+    pub const fn principal(&self) -> Option<Principal> {
+        self.principal
+    }
+
+    /// Under which secondary key the answer will be stored, if the resource is already known to vary.
+    #[must_use]
+    pub fn secondary_key(&self) -> Option<SecondaryKey> {
+        Some(self.variants.as_ref()?.secondary_key(self.request.as_ref()?))
+    }
+
+    /// Answers with a response that somebody else stored while this request was on its way to the handler. `Err` gives
+    /// the request back if it can't be answered with that.
+    pub fn on_filled(self, record: Option<Record>, now: SystemTime) -> Result<Hit, Self> {
+        let (Some(Record::Response(entry)), Some(request)) = (record, &self.request) else {
+            return Err(self);
+        };
+        let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
+        if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
+            return Err(self);
+        }
+        let not_modified = request_matches(request, &entry.headers);
+        Ok(Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false })
+    }
+
+    /// Takes from the handler's request what makes it conditional; a read is answered with 304 afterwards, from
+    /// the whole response. A write's preconditions stay.
+    pub fn make_unconditional(&self, request: &mut HeaderMap) {
+        if self.rule.kind == Kind::Read && !self.is_head && !request.is_empty() {
+            for name in CONDITIONAL {
+                request.remove(name);
+            }
+        }
+    }
+
+    /// Gives up storing: the handler's answer will be passed on with this reason.
+    pub fn unstored(self, reason: Reason) -> Mark {
+        Mark::refusal(&self.rule, reason)
+    }
+
+    /// The handler returned an error instead of a response: nothing is stored or evicted.
+    pub fn on_error(self) -> Reason {
+        Reason::Failed
+    }
+
+    /// Decides about the handler's answer, before its body.
+    #[must_use]
+    pub fn on_response(self, response: &response::Parts, length: BodyLength) -> OnResponse {
+        match self.rule.kind {
+            Kind::Read => self.on_read(response, length),
+            Kind::Write => self.on_written(response, length),
+            Kind::EvictKey | Kind::EvictGroup => self.on_evicting(response),
+        }
+    }
+
+    fn on_read(self, response: &response::Parts, length: BodyLength) -> OnResponse {
+        let refusal = if self.is_head {
+            Some(Reason::Head)
+        } else if self.rule.ttl_of(response.status).is_none() {
+            Some(Reason::Status)
+        } else {
+            unstorable(response, length, self.rule.max_body)
+        };
+        match (refusal, selecting_fields(&response.headers), length) {
+            (Some(reason), ..) => self.pass(reason, false),
+            (None, Err(()), _) => self.pass(Reason::Vary, false),
+            (None, Ok(_), BodyLength::Unknown) => self.pass(Reason::Stream, false),
+            (None, Ok(names), BodyLength::Known(length)) => {
+                OnResponse::Admit(Admit { forward: self, names, length })
+            }
+        }
+    }
+
+    fn pass(&self, reason: Reason, evicts: bool) -> OnResponse {
+        OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts })
+    }
+
+    /// Success stores or evicts; failure leaves everything as it was.
+    fn on_written(self, response: &response::Parts, length: BodyLength) -> OnResponse {
+        if !is_success(response.status) {
+            return self.pass(Reason::Failed, false);
+        }
+        let representation = [StatusCode::OK, StatusCode::CREATED, StatusCode::NON_AUTHORITATIVE_INFORMATION];
+        let refusal = self
+            .unstorable
+            .or_else(|| (!representation.contains(&response.status)).then_some(Reason::Status))
+            .or_else(|| unstorable(response, length, self.rule.max_body))
+            .or_else(|| (length == BodyLength::Known(0)).then_some(Reason::Empty))
+            .or_else(|| (selecting_fields(&response.headers) != Ok(Vec::new())).then_some(Reason::Vary));
+        match (refusal, length) {
+            (Some(reason), _) => self.pass(reason, true),
+            (None, BodyLength::Unknown) => self.pass(Reason::Stream, true),
+            (None, BodyLength::Known(length)) => {
+                OnResponse::Admit(Admit { forward: self, names: Vec::new(), length })
+            }
+        }
+    }
+
+    fn on_evicting(self, response: &response::Parts) -> OnResponse {
+        let success = is_success(response.status);
+        self.pass(if success { self.reason } else { Reason::Failed }, success)
+    }
+}
+
+/// A handler that redirects after a change has made the change.
+fn is_success(status: StatusCode) -> bool {
+    status.is_success() || status.is_redirection()
+}
+
+/// Why a response may not be stored, whatever its status (RFC 9111 §3), if so.
+fn unstorable(response: &response::Parts, length: BodyLength, max_body: u64) -> Option<Reason> {
+    let directives = ResponseDirectives::of(&response.headers);
+    if response.headers.contains_key(SET_COOKIE) {
+        Some(Reason::SetCookie)
+    } else if directives.no_store || directives.private || directives.no_cache {
+        Some(Reason::Withheld)
+    } else {
+        matches!(length, BodyLength::Known(length) if length > max_body).then_some(Reason::Size)
+    }
+}
+
+/// A response that is passed on as it is.
+#[derive(Debug)]
+#[must_use]
+pub struct Pass {
+    mark: Mark,
+    evicts: bool,
+}
+
+impl Pass {
+    /// Whether what is stored under the key, or in the group, must be evicted first.
+    #[must_use]
+    pub const fn evicts(&self) -> bool {
+        self.evicts
+    }
+
+    /// What the cache says about itself on it.
+    pub const fn mark(&self) -> &Mark {
+        &self.mark
+    }
+}
+
+/// A response whose body is to be collected and stored.
+#[derive(Debug)]
+#[must_use]
+pub struct Admit {
+    forward: Forward,
+    names: Vec<HeaderName>,
+    length: u64,
+}
+
+impl Admit {
+    /// How long the body says it is, in bytes. Anything else is [broken](Self::on_broken_body).
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The body could not be collected whole: pass on what there is. After a write, that means an eviction.
+    pub fn on_broken_body(self) -> Pass {
+        let rule = &self.forward.rule;
+        Pass { mark: Mark::refusal(rule, Reason::Body), evicts: rule.kind == Kind::Write }
+    }
+
+    /// Makes the entry. `now` is when the handler answered.
+    pub fn on_body(self, mut parts: response::Parts, body: Bytes, now: SystemTime) -> Admitted {
+        let Self { forward, names, .. } = self;
+        let rule = forward.rule;
+        let etag = parts.headers.entry(ETAG).or_insert_with(|| weak_etag(&body)).clone();
+        let (status, ttl) = match rule.kind {
+            // What a GET would answer now is this representation, whatever the write said about itself.
+            Kind::Write => (StatusCode::OK, rule.ttl),
+            _ => (parts.status, rule.ttl_of(parts.status).unwrap_or(rule.ttl)),
+        };
+        let ttl = ttl.map(|ttl| jittered(ttl, rule.jitter, &etag, now));
+        let headers = match rule.kind {
+            Kind::Write => representation_fields(&parts.headers),
+            _ => storable_fields(&parts.headers, &rule),
+        };
+        let entry = Entry { status, headers, body, stored_at: now, ttl, variant: 0 };
+        let request = forward.request.unwrap_or_default();
+        let validators =
+            if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
+        Admitted {
+            rule,
+            reason: forward.reason,
+            entry,
+            parts,
+            names,
+            known: forward.variants,
+            request,
+            validators,
+        }
+    }
+}
+
+/// A response with the entry made of it.
+#[derive(Debug)]
+#[must_use]
+pub struct Admitted {
+    rule: Arc<Rule>,
+    reason: Reason,
+    entry: Entry,
+    parts: response::Parts,
+    /// By what the response varies, and what was known about that before.
+    names: Vec<HeaderName>,
+    known: Option<Variants>,
+    request: HeaderMap,
+    validators: Validators,
+}
+
+/// Where an entry belongs.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Under the key of the request.
+    Plain,
+    /// Under the secondary key that was asked for; the record under the key of the request lists it already.
+    Variant,
+    /// Under the secondary key that was asked for, and then this record, which lists it, under the key of the request.
+    NewVariant(Variants),
+    /// Under this secondary key, and then the record, which is the first, under the key of the request.
+    FirstVariant(SecondaryKey, Variants),
+    /// Nowhere: there are too many variants.
+    Nowhere,
+    /// Nowhere: the resource varies by other fields than it did. What is stored under the key of the request is void.
+    Changed,
+}
+
+impl Admitted {
+    /// How long the store shall keep it. `None` means without end.
+    #[must_use]
+    pub const fn ttl(&self) -> Option<Duration> {
+        self.entry.ttl
+    }
+
+    /// Where the entry belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
+    pub fn place(&mut self, fresh_id: u64) -> Placement {
+        match self.known.take() {
+            None if self.names.is_empty() => Placement::Plain,
+            None => {
+                let mut variants = Variants::new(fresh_id.max(1), self.names.clone());
+                let secondary = variants.secondary_key(&self.request);
+                self.entry.variant = variants.id;
+                variants.add(secondary);
+                Placement::FirstVariant(secondary, variants)
+            }
+            Some(known) if known.names != self.names => Placement::Changed,
+            Some(mut known) => {
+                self.entry.variant = known.id;
+                match known.add(known.secondary_key(&self.request)) {
+                    None => Placement::Variant,
+                    Some(true) => Placement::NewVariant(known),
+                    Some(false) => Placement::Nowhere,
+                }
+            }
+        }
+    }
+
+    /// The record for the store.
+    #[must_use]
+    pub fn record(&self) -> Bytes {
+        self.entry.encode()
+    }
+
+    /// The response for the client. What could not be stored because it was evicted meanwhile may be outdated already,
+    /// so nobody is told to keep it; a store that failed changes nothing for the client.
+    #[must_use]
+    pub fn into_response(self, outcome: Stored) -> Response<Bytes> {
+        let Self { rule, reason, entry, mut parts, validators, .. } = self;
+        let control = match outcome {
+            Stored::Evicted => HeaderValue::from_static(if rule.audience.is_private() {
+                "private, no-cache"
+            } else {
+                "no-cache"
+            }),
+            Stored::Yes | Stored::Failed => cache_control(&rule, entry.ttl),
+        };
+        parts.headers.insert(CACHE_CONTROL, control);
+        parts.headers.remove(EXPIRES);
+        parts.headers.remove(AGE);
+        let mut mark = Mark::miss(&rule, reason);
+        mark.stored = outcome == Stored::Yes;
+        mark.stamp(&mut parts.headers);
+        let not_modified = validators.match_response(&parts.headers);
+        let response = Response::from_parts(parts, entry.body);
+        if not_modified { into_not_modified(response, &rule) } else { response }
+    }
+}
+
+/// What became of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It is stored.
+    Yes,
+    /// It was evicted or overwritten while the handler ran.
+    Evicted,
+    /// The store failed, or wasn't asked.
+    Failed,
+}
+
+/// What the cache says about itself on a response that it did not make.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Mark {
+    rule: Arc<Rule>,
+    word: &'static str,
+    reason: Option<Reason>,
+    ttl: Option<Duration>,
+    stored: bool,
+    collapsed: bool,
+}
+
+impl Mark {
+    fn new(rule: &Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
+        Self { rule: Arc::clone(rule), word, reason, ttl: None, stored: false, collapsed: false }
+    }
+
+    fn bypass(rule: &Arc<Rule>, reason: Reason) -> Self {
+        Self::new(rule, "BYPASS", Some(reason))
+    }
+
+    /// The cache was asked, but the answer is none of its business: that is no miss, which promises a hit next time.
+    fn refusal(rule: &Arc<Rule>, reason: Reason) -> Self {
+        Self::new(rule, "BYPASS", Some(reason))
+    }
+
+    fn miss(rule: &Arc<Rule>, reason: Reason) -> Self {
+        Self::new(rule, "MISS", Some(reason))
+    }
+
+    fn hit(rule: &Arc<Rule>, ttl: Option<Duration>) -> Self {
+        Self { ttl, ..Self::new(rule, "HIT", None) }
+    }
+
+    /// Why.
+    #[must_use]
+    pub const fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
+    /// Writes it into the fields of a response.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
+        if let Some(name) = &self.rule.status_header {
+            headers.insert(name, HeaderValue::from_static(self.word));
+        }
+        if self.rule.cache_status {
+            headers.append(HeaderName::from_static("cache-status"), self.cache_status());
+        }
+        let is_personal = matches!(
+            self.reason,
+            Some(Reason::Authorization | Reason::Cookie | Reason::Anonymous | Reason::SetCookie)
+        );
+        // What is not safe to store here isn't safe in a CDN either. The handler's own word stands.
+        if self.word == "BYPASS" && is_personal && !headers.contains_key(CACHE_CONTROL) {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+    }
+
+    /// RFC 9211 §2.
+    fn cache_status(&self) -> HeaderValue {
+        let mut text = String::from("Larder");
+        match self.reason {
+            None => {
+                text.push_str("; hit");
+                if let Some(ttl) = self.ttl {
+                    text.push_str(&format!("; ttl={}", ttl.as_secs()));
+                }
+            }
+            Some(reason) => {
+                let forward = match reason {
+                    Reason::Absent => "uri-miss",
+                    Reason::Variant => "vary-miss",
+                    Reason::NoCache | Reason::MaxAge | Reason::MinFresh => "request",
+                    Reason::Expired => "stale",
+                    Reason::Method => "method",
+                    _ if self.word == "BYPASS" => "bypass",
+                    _ => "miss",
+                };
+                text.push_str(&format!("; fwd={forward}"));
+                if self.stored {
+                    text.push_str("; stored");
+                }
+                text.push_str(&format!("; detail={reason}"));
+            }
+        }
+        if self.collapsed {
+            text.push_str("; collapsed");
+        }
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Larder"))
+    }
+}
+
+/// `Cache-Control` on a route's responses. Without an end there is nothing to count down: ask each time, with the ETag.
+fn cache_control(rule: &Rule, remaining: Option<Duration>) -> HeaderValue {
+    let told = match (remaining, rule.downstream_ttl) {
+        (Some(remaining), Some(downstream)) => Some(remaining.min(downstream)),
+        (remaining, downstream) => remaining.or(downstream),
+    };
+    let private = rule.audience.is_private();
+    match told {
+        None if private => HeaderValue::from_static("private, no-cache"),
+        None => HeaderValue::from_static("no-cache"),
+        Some(told) => {
+            let mut text = String::with_capacity(32);
+            text.push_str(if private { "private, max-age=" } else { "max-age=" });
+            text.push_str(&told.as_secs().to_string());
+            HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("no-cache"))
+        }
+    }
+}
+
+/// Shortens a lifetime by a fraction between nothing and `jitter`, drawn from the entry itself.
+fn jittered(ttl: Duration, jitter: f64, etag: &HeaderValue, now: SystemTime) -> Duration {
+    if jitter <= 0.0 {
+        return ttl;
+    }
+    let nanos = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(etag.as_bytes()).update(&nanos.to_be_bytes());
+    let [a, b, c, d, ..] = *hasher.finalize().as_bytes();
+    let draw = f64::from(u32::from_be_bytes([a, b, c, d])) / f64::from(u32::MAX);
+    ttl.mul_f64(1.0 - jitter.min(1.0) * draw).max(Duration::from_millis(1))
+}
+
+/// What of a write's answer describes the representation. Never `Location` and the like: the next reader didn't write.
+fn representation_fields(response: &HeaderMap) -> HeaderMap {
+    let mut fields = HeaderMap::with_capacity(8);
+    for name in [CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED] {
+        for value in response.get_all(&name) {
+            fields.append(name.clone(), value.clone());
+        }
+    }
+    fields
+}
+
+/// Everything but what belongs to one connection, one moment or this cache itself (RFC 9111 §3.1).
+fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
+    let mut fields = response.clone();
+    for value in response.get_all(CONNECTION) {
+        for name in list(value.as_bytes()).filter_map(|name| HeaderName::from_bytes(name).ok()) {
+            fields.remove(name);
+        }
+    }
+    for name in [
+        CONNECTION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        CONTENT_LENGTH,
+        // A stored `Date` would be aged twice downstream; servers write a new one.
+        DATE,
+        AGE,
+        EXPIRES,
+        CACHE_CONTROL,
+        SET_COOKIE,
+        HeaderName::from_static("cache-status"),
+    ] {
+        fields.remove(name);
+    }
+    if let Some(name) = &rule.status_header {
+        fields.remove(name);
+    }
+    fields
+}

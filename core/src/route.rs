@@ -1,0 +1,510 @@
+//! One route: its rule, its key builder, and the cache it belongs to.
+//!
+//! Adapters offer the options of a route under their own types, all made by `route_layers!`, and end in
+//! [`RouteOptions::route`].
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::key::KeySpace;
+use crate::larder::{Larder, Shared, refuse};
+use crate::policy::CachePolicy;
+use crate::request::RequestView;
+use crate::rule::{Audience, Kind, PrincipalOf, Rule};
+use crate::ttl::Ttl;
+
+/// A route of a cache: [`handle`](Self::handle) answers its requests.
+pub struct Route {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) policy: CachePolicy,
+    pub(crate) key_source: KeySource,
+    /// Whether the author was told to declare whose the responses are.
+    pub(crate) warned: AtomicBool,
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Route").field("rule", self.policy.rule()).finish_non_exhaustive()
+    }
+}
+
+/// Builds the key of a request when that takes waiting for something. For a plain function, see `.key_by()`.
+///
+/// The answer is what comes after the prefix and the group; `None` means that the request has no key and isn't cached.
+///
+/// ```
+/// use larder_core::{KeyBuilder, RequestView};
+///
+/// struct ByTenant;
+///
+/// impl KeyBuilder for ByTenant {
+///     async fn key(&self, request: &RequestView<'_>) -> Option<String> {
+///         let tenant = request.headers.get("x-tenant")?.to_str().ok()?;
+///         // … look the tenant up …
+///         Some(format!("{tenant}:{}", larder_core::default_key(request)?))
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an async key builder",
+    label = "expected a type that implements `KeyBuilder`",
+    note = "for a closure `|request: &RequestView<'_>| -> Option<String>`, use `.key_by(..)` instead"
+)]
+pub trait KeyBuilder: Send + Sync + 'static {
+    /// The key of a request, without prefix and group.
+    fn key(&self, request: &RequestView<'_>) -> impl Future<Output = Option<String>> + Send;
+}
+
+/// The key that routes use unless they have a builder of their own: the path, slashes as colons, and the sorted query.
+#[must_use]
+pub fn default_key(request: &RequestView<'_>) -> Option<String> {
+    Some(crate::key::uri_suffix(request.uri))
+}
+
+type SyncBuilder = Arc<dyn Fn(&RequestView<'_>) -> Option<String> + Send + Sync>;
+
+/// Where keys come from.
+#[derive(Clone)]
+pub(crate) enum KeySource {
+    Uri,
+    Sync(SyncBuilder),
+    Async(Arc<dyn ErasedKeyBuilder>),
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uri => "Uri",
+            Self::Sync(_) => "Sync(..)",
+            Self::Async(_) => "Async(..)",
+        })
+    }
+}
+
+/// [`KeyBuilder`] as a trait object.
+pub(crate) trait ErasedKeyBuilder: Send + Sync {
+    fn build<'a>(
+        &'a self,
+        request: &'a RequestView<'_>,
+    ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
+}
+
+impl<B: KeyBuilder> ErasedKeyBuilder for B {
+    fn build<'a>(
+        &'a self,
+        request: &'a RequestView<'_>,
+    ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>> {
+        Box::pin(self.key(request))
+    }
+}
+
+/// The options of a route while they are being said. Adapters wrap it.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RouteOptions {
+    larder: Larder,
+    prefix: Box<str>,
+    group: Option<Box<str>>,
+    rule: Rule,
+    key_source: KeySource,
+}
+
+impl RouteOptions {
+    /// A route with the cache's defaults.
+    #[track_caller]
+    pub fn new(larder: &Larder, kind: Kind) -> Self {
+        let defaults = &larder.shared.defaults;
+        let space = KeySpace::new(&defaults.prefix, None).unwrap_or_else(|error| refuse(&error));
+        let rule = Rule {
+            ttl: defaults.ttl.duration(),
+            max_body: defaults.max_body,
+            status_header: defaults.status_header.clone(),
+            cache_status: defaults.cache_status,
+            ..Rule::new(kind, space)
+        };
+        Self {
+            larder: larder.clone(),
+            prefix: defaults.prefix.clone(),
+            group: None,
+            rule,
+            key_source: KeySource::Uri,
+        }
+    }
+
+    /// The finished route.
+    #[must_use]
+    pub fn route(&self) -> Arc<Route> {
+        let shared = Arc::clone(&self.larder.shared);
+        let policy =
+            CachePolicy::new(Arc::new(self.rule.clone())).with_secret(shared.defaults.secret.clone());
+        Arc::new(Route {
+            shared,
+            policy,
+            key_source: self.key_source.clone(),
+            warned: AtomicBool::new(false),
+        })
+    }
+
+    /// What the route does to the cache.
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.rule.kind = kind;
+        self
+    }
+
+    /// Whether a group was named.
+    #[must_use]
+    pub fn has_group(&self) -> bool {
+        self.group.is_some()
+    }
+
+    /// The eviction group.
+    #[track_caller]
+    pub fn group(mut self, group: &str) -> Self {
+        self.group = Some(group.into());
+        self.with_space()
+    }
+
+    /// The prefix.
+    #[track_caller]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.into();
+        self.with_space()
+    }
+
+    #[track_caller]
+    fn with_space(mut self) -> Self {
+        match KeySpace::new(&self.prefix, self.group.as_deref()) {
+            Ok(space) => self.rule.space = space,
+            Err(error) => refuse(&error),
+        }
+        self
+    }
+
+    /// The time to live.
+    pub fn ttl(mut self, ttl: Ttl) -> Self {
+        self.rule.ttl = ttl.duration();
+        self
+    }
+
+    /// Another status that is stored.
+    pub fn also(mut self, status: StatusCode, ttl: Ttl) -> Self {
+        self.rule.also.push((status, ttl.duration()));
+        self
+    }
+
+    /// Whose the responses are.
+    pub fn audience(mut self, audience: Audience) -> Self {
+        self.rule.audience = audience;
+        self
+    }
+
+    /// Private to what this names.
+    pub fn private_by(self, of: PrincipalOf) -> Self {
+        self.audience(Audience::Private(of))
+    }
+
+    /// A synchronous key builder.
+    pub fn key_by(
+        mut self,
+        build: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.key_source = KeySource::Sync(Arc::new(build));
+        self
+    }
+
+    /// An asynchronous key builder.
+    pub fn key_by_async(mut self, build: impl KeyBuilder) -> Self {
+        self.key_source = KeySource::Async(Arc::new(build));
+        self
+    }
+
+    /// The query parameters that count.
+    pub fn params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.rule.params = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The host becomes part of the key.
+    pub fn by_host(mut self) -> Self {
+        self.rule.by_host = true;
+        self
+    }
+
+    /// The largest body that is stored.
+    pub fn max_body(mut self, bytes: u64) -> Self {
+        self.rule.max_body = bytes;
+        self
+    }
+
+    /// The greatest lifetime that is told downstream.
+    pub fn downstream_ttl(mut self, ttl: Duration) -> Self {
+        self.rule.downstream_ttl = Some(ttl);
+        self
+    }
+
+    /// By which fraction lifetimes are shortened at random.
+    #[track_caller]
+    pub fn jitter(mut self, fraction: f64) -> Self {
+        if !(0.0..=1.0).contains(&fraction) {
+            refuse(&format!("the jitter {fraction} is not a fraction between 0 and 1"));
+        }
+        self.rule.jitter = fraction;
+        self
+    }
+}
+
+/// Defines the three layers of an adapter, `Cache`, `CachePut` and `CacheEvict`, and the functions `cache`,
+/// `cache_put` and `cache_evict` that begin them. Each has a method `route()`, from which the adapter makes its layer.
+///
+/// A layer must be a type of the adapter's crate to implement a framework's trait; this keeps one set of options.
+#[macro_export]
+macro_rules! route_layers {
+    () => {
+        /// Caches the responses of a route: answers from the store, and fills it.
+        ///
+        /// A hit skips the handler *and its extractors*: authenticate outside the cache.
+        #[derive(Clone, Debug)]
+        #[must_use = "a cache does nothing until it is layered over a handler"]
+        pub struct Cache {
+            options: $crate::route::RouteOptions,
+        }
+
+        /// Stores what a handler that writes answered, so that the next read is a hit with the new value.
+        #[derive(Clone, Debug)]
+        #[must_use = "a write-through does nothing until it is layered over a handler"]
+        pub struct CachePut {
+            options: $crate::route::RouteOptions,
+        }
+
+        /// Evicts after a handler succeeded. It is a layer once [`key`](CacheEvict::key),
+        /// [`key_by`](CacheEvict::key_by) or [`whole_group`](CacheEvict::whole_group) said what.
+        #[derive(Clone, Debug)]
+        #[must_use = "an eviction does nothing until it is layered over a handler"]
+        pub struct CacheEvict<Target = ChooseKeyOrWholeGroup> {
+            options: $crate::route::RouteOptions,
+            target: ::std::marker::PhantomData<fn() -> Target>,
+        }
+
+        /// A [`CacheEvict`] that doesn't know yet what to evict: call `.key()`, `.key_by(..)` or `.whole_group()`.
+        #[derive(Clone, Copy, Debug)]
+        pub struct ChooseKeyOrWholeGroup;
+
+        /// A [`CacheEvict`] that knows what to evict.
+        #[derive(Clone, Copy, Debug)]
+        pub struct Chosen;
+
+        /// Caches the responses of a route, for GET and HEAD.
+        #[track_caller]
+        pub fn cache(larder: &$crate::Larder) -> Cache {
+            Cache { options: $crate::route::RouteOptions::new(larder, $crate::Kind::Read) }
+        }
+
+        /// Stores what a handler that writes answered under the key of a GET of the same URI.
+        ///
+        /// The handler runs first. If it failed (4xx, 5xx, an error), what is stored stays; if it succeeded with
+        /// something that can't be stored, the key is evicted.
+        #[track_caller]
+        pub fn cache_put(larder: &$crate::Larder) -> CachePut {
+            CachePut { options: $crate::route::RouteOptions::new(larder, $crate::Kind::Write) }
+        }
+
+        /// Evicts after the handler succeeded (2xx or 3xx).
+        #[track_caller]
+        pub fn cache_evict(larder: &$crate::Larder) -> CacheEvict {
+            CacheEvict {
+                options: $crate::route::RouteOptions::new(larder, $crate::Kind::EvictKey),
+                target: ::std::marker::PhantomData,
+            }
+        }
+
+        impl Cache {
+            $crate::route_layers!(@keys);
+            $crate::route_layers!(@audience);
+            $crate::route_layers!(@storing);
+
+            /// Also stores responses with this status, for its own time: negative caching. Without it only 200 is stored.
+            pub fn also(mut self, status: $crate::http::StatusCode, ttl: impl Into<$crate::Ttl>) -> Self {
+                self.options = self.options.also(status, ttl.into());
+                self
+            }
+        }
+
+        impl CachePut {
+            $crate::route_layers!(@keys);
+            $crate::route_layers!(@audience);
+            $crate::route_layers!(@storing);
+        }
+
+        impl<Target> CacheEvict<Target> {
+            $crate::route_layers!(@names);
+            $crate::route_layers!(@audience);
+        }
+
+        impl CacheEvict {
+            /// Evicts the entry of a GET of the same URI.
+            pub fn key(self) -> CacheEvict<Chosen> {
+                CacheEvict { options: self.options, target: ::std::marker::PhantomData }
+            }
+
+            /// Evicts the entry that this builder names: a function from the request to what comes after prefix and
+            /// group. `None` evicts nothing.
+            pub fn key_by(
+                self,
+                build: impl Fn(&$crate::RequestView<'_>) -> Option<String> + Send + Sync + 'static,
+            ) -> CacheEvict<Chosen> {
+                CacheEvict { options: self.options.key_by(build), target: ::std::marker::PhantomData }
+            }
+
+            /// Evicts the entry that this asynchronous builder names.
+            pub fn key_by_async(self, build: impl $crate::KeyBuilder) -> CacheEvict<Chosen> {
+                CacheEvict { options: self.options.key_by_async(build), target: ::std::marker::PhantomData }
+            }
+
+            /// Evicts every entry of the group.
+            ///
+            /// # Panics
+            ///
+            /// Without a [`group`](Self::group) before it.
+            #[track_caller]
+            pub fn whole_group(self) -> CacheEvict<Chosen> {
+                assert!(self.options.has_group(), "whole_group() needs a group(..) before it");
+                let options = self.options.kind($crate::Kind::EvictGroup);
+                CacheEvict { options, target: ::std::marker::PhantomData }
+            }
+        }
+    };
+
+    (@names) => {
+        /// The eviction group that the keys belong to.
+        ///
+        /// # Panics
+        ///
+        /// When it is empty or holds a brace, a bar, white space or a control character.
+        #[track_caller]
+        pub fn group(mut self, group: &str) -> Self {
+            self.options = self.options.group(group);
+            self
+        }
+
+        /// What the keys begin with, instead of the cache's own prefix.
+        ///
+        /// # Panics
+        ///
+        /// As [`group`](Self::group), and for an ending that stores keep for themselves.
+        #[track_caller]
+        pub fn prefix(mut self, prefix: &str) -> Self {
+            self.options = self.options.prefix(prefix);
+            self
+        }
+
+        /// Only these query parameters count for the key; others are ignored. Keeps strangers from flooding the cache.
+        pub fn params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+            self.options = self.options.params(names);
+            self
+        }
+
+        /// Makes the host part of the key, for services with several tenants on several hosts.
+        pub fn by_host(mut self) -> Self {
+            self.options = self.options.by_host();
+            self
+        }
+    };
+
+    (@keys) => {
+        $crate::route_layers!(@names);
+
+        /// Builds the key with a function from the request to what comes after prefix and group. `None` means that
+        /// the request isn't cached.
+        pub fn key_by(
+            mut self,
+            build: impl Fn(&$crate::RequestView<'_>) -> Option<String> + Send + Sync + 'static,
+        ) -> Self {
+            self.options = self.options.key_by(build);
+            self
+        }
+
+        /// Builds the key with an asynchronous builder.
+        pub fn key_by_async(mut self, build: impl $crate::KeyBuilder) -> Self {
+            self.options = self.options.key_by_async(build);
+            self
+        }
+    };
+
+    (@audience) => {
+        /// Everybody gets the same: `Authorization` and `Cookie` don't keep a request from the cache.
+        ///
+        /// Say it only if it is true. Without it, and without `private`, such requests bypass the cache.
+        pub fn public(mut self) -> Self {
+            self.options = self.options.audience($crate::Audience::Public);
+            self
+        }
+
+        /// Each holder of a Bearer token has a copy of their own, and browsers alone may keep it (`Cache-Control:
+        /// private`). Requests without a token bypass the cache.
+        ///
+        /// This authorises nobody: a hit doesn't ask the handler, so check the token outside the cache. Two tokens of
+        /// one user are two principals, and are evicted separately.
+        pub fn private(mut self) -> Self {
+            self.options = self.options.audience($crate::Audience::bearer());
+            self
+        }
+
+        /// As [`private`](Self::private), for whatever this says the request belongs to. `None` bypasses the cache.
+        pub fn private_by(
+            mut self,
+            principal: impl Fn(&$crate::RequestView<'_>) -> Option<String> + Send + Sync + 'static,
+        ) -> Self {
+            self.options = self.options.private_by(::std::sync::Arc::new(principal));
+            self
+        }
+
+        /// The finished route, for adapters and tests.
+        #[must_use]
+        pub fn route(&self) -> ::std::sync::Arc<$crate::Route> {
+            self.options.route()
+        }
+    };
+
+    (@storing) => {
+        /// How long responses are fresh: seconds or a `Duration`; 0 means no expiry.
+        pub fn ttl(mut self, ttl: impl Into<$crate::Ttl>) -> Self {
+            self.options = self.options.ttl(ttl.into());
+            self
+        }
+
+        /// Responses stay until they are evicted, whatever the cache's default time to live is.
+        pub fn no_expiry(self) -> Self {
+            self.ttl($crate::Ttl::NO_EXPIRY)
+        }
+
+        /// The largest body that is stored, in bytes. Larger ones pass through.
+        pub fn max_body(mut self, bytes: u64) -> Self {
+            self.options = self.options.max_body(bytes);
+            self
+        }
+
+        /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach.
+        pub fn downstream_ttl(mut self, ttl: ::std::time::Duration) -> Self {
+            self.options = self.options.downstream_ttl(ttl);
+            self
+        }
+
+        /// Shortens each lifetime by a random part of this fraction, so that entries stored together don't expire
+        /// together.
+        ///
+        /// # Panics
+        ///
+        /// When it is not between 0 and 1.
+        #[track_caller]
+        pub fn jitter(mut self, fraction: f64) -> Self {
+            self.options = self.options.jitter(fraction);
+            self
+        }
+    };
+}

@@ -1,0 +1,287 @@
+//! What the author of a route decided: a [`Rule`] is data, and every decision is made from it elsewhere.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+
+use crate::key::{self, CacheKey, KeySpace, Params};
+use crate::request::RequestView;
+
+/// The largest body that is stored unless configured otherwise, in bytes.
+pub const DEFAULT_MAX_BODY: u64 = 10 * 1024 * 1024;
+
+/// Everything about one cached, written-through or evicting route.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// What the route does to the cache.
+    pub kind: Kind,
+    /// The prefix and the eviction group of its keys.
+    pub space: KeySpace,
+    /// Freshness lifetime. `None` means no expiry.
+    pub ttl: Option<Duration>,
+    /// Other statuses than 200 that are stored, each with its own lifetime: negative caching.
+    pub also: Vec<(StatusCode, Option<Duration>)>,
+    /// Whose the responses are.
+    pub audience: Audience,
+    /// The largest body that is stored, in bytes.
+    pub max_body: u64,
+    /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach. `None` tells what remains of `ttl`.
+    pub downstream_ttl: Option<Duration>,
+    /// By how much lifetimes are shortened at random, as a fraction, so that entries don't all expire at once.
+    pub jitter: f64,
+    /// The query parameters that count for the key; `None` means all.
+    pub params: Option<Vec<String>>,
+    /// Whether the host is part of the key.
+    pub by_host: bool,
+    /// The field that says HIT, MISS or BYPASS; `None` for no such field.
+    pub status_header: Option<HeaderName>,
+    /// Whether `Cache-Status` (RFC 9211) says it too, with the reason.
+    pub cache_status: bool,
+}
+
+/// What a route does to the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Answers from the cache and fills it: `cache()`.
+    Read,
+    /// Stores what the handler answered, for the next read: `cache_put()`.
+    Write,
+    /// Removes the entry of the same URI once the handler succeeded: `cache_evict().key()`.
+    EvictKey,
+    /// Removes the whole eviction group once the handler succeeded: `cache_evict().whole_group()`.
+    EvictGroup,
+}
+
+/// Tells whose a request is: a user's id, a tenant. `None` for nobody.
+pub type PrincipalOf = Arc<dyn Fn(&RequestView<'_>) -> Option<String> + Send + Sync>;
+
+/// Who may be given a response that somebody else's request produced.
+#[derive(Clone, Default)]
+pub enum Audience {
+    /// The author didn't say: requests that carry `Authorization` or `Cookie` stay out of the cache.
+    #[default]
+    Undeclared,
+    /// Everybody: the handler gives everybody the same.
+    Public,
+    /// Only the same principal, who becomes part of the key as a keyed hash.
+    Private(PrincipalOf),
+}
+
+impl Audience {
+    /// Only the holder of the same Bearer token. Two tokens of one user are two principals.
+    #[must_use]
+    pub fn bearer() -> Self {
+        Self::Private(Arc::new(|request| request.bearer_token().map(str::to_owned)))
+    }
+
+    /// Whether responses are for one principal alone.
+    #[must_use]
+    pub const fn is_private(&self) -> bool {
+        matches!(self, Self::Private(_))
+    }
+}
+
+impl fmt::Debug for Audience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Undeclared => "Undeclared",
+            Self::Public => "Public",
+            Self::Private(_) => "Private(..)",
+        })
+    }
+}
+
+/// Who a private response belongs to: a keyed hash, never the secret itself.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Principal([u8; 16]);
+
+impl Principal {
+    /// `secret` keeps those who can read the store's keys from trying out likely names.
+    #[must_use]
+    pub fn new(secret: &PrincipalSecret, name: &str) -> Self {
+        let hash = blake3::keyed_hash(&secret.0, name.as_bytes());
+        let mut short = [0; 16];
+        short.copy_from_slice(&hash.as_bytes()[..16]);
+        Self(short)
+    }
+}
+
+impl fmt::Debug for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Principal(..)")
+    }
+}
+
+/// What principals are hashed with. All processes that share a store must have the same.
+#[derive(Clone)]
+pub struct PrincipalSecret([u8; 32]);
+
+impl PrincipalSecret {
+    /// Derives it from any bytes.
+    #[must_use]
+    pub fn new(secret: &[u8]) -> Self {
+        Self(blake3::derive_key("larder principal 2026-11", secret))
+    }
+}
+
+impl Default for PrincipalSecret {
+    /// A constant: enough for principals that can't be guessed, such as tokens.
+    fn default() -> Self {
+        Self::new(b"")
+    }
+}
+
+impl fmt::Debug for PrincipalSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrincipalSecret(..)")
+    }
+}
+
+impl Rule {
+    /// A rule with the defaults: no expiry, undeclared audience, 10 MiB, `X-Redis-Cache`.
+    #[must_use]
+    pub fn new(kind: Kind, space: KeySpace) -> Self {
+        Self {
+            kind,
+            space,
+            ttl: None,
+            also: Vec::new(),
+            audience: Audience::Undeclared,
+            max_body: DEFAULT_MAX_BODY,
+            downstream_ttl: None,
+            jitter: 0.0,
+            params: None,
+            by_host: false,
+            status_header: Some(HeaderName::from_static("x-redis-cache")),
+            cache_status: false,
+        }
+    }
+
+    /// The key of a request, from its URI.
+    #[must_use]
+    pub fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> CacheKey {
+        let params = self.params.as_deref().map_or(Params::All, Params::Only);
+        self.whole_key(request, principal, |out| key::write_uri(out, request.uri, params))
+    }
+
+    /// The key of a request, from the suffix that a key builder chose for it.
+    #[must_use]
+    pub fn chosen_key(
+        &self,
+        suffix: &str,
+        request: &RequestView<'_>,
+        principal: Option<Principal>,
+    ) -> CacheKey {
+        self.whole_key(request, principal, |out| key::write_chosen(out, suffix))
+    }
+
+    fn whole_key(
+        &self,
+        request: &RequestView<'_>,
+        principal: Option<Principal>,
+        suffix: impl FnOnce(&mut String),
+    ) -> CacheKey {
+        self.space.key_with(|out| {
+            suffix(out);
+            if self.by_host {
+                key::write_part(out, "host", &host(request));
+            }
+            if let Some(Principal(hash)) = principal {
+                key::write_part(out, "user", &format!("{:032x}", u128::from_be_bytes(hash)));
+            }
+        })
+    }
+
+    /// How long a response with this status is stored, or `None` if it is not. The inner `None` means no expiry.
+    pub(crate) fn ttl_of(&self, status: StatusCode) -> Option<Option<Duration>> {
+        if let Some((_, ttl)) = self.also.iter().find(|(known, _)| *known == status) {
+            return Some(*ttl);
+        }
+        (status == StatusCode::OK).then_some(self.ttl)
+    }
+}
+
+/// The host that was asked for, in lower case (RFC 9110 §4.2.3).
+fn host(request: &RequestView<'_>) -> String {
+    let authority = request.uri.authority().map(http::uri::Authority::as_str);
+    let field = || request.headers.get(http::header::HOST).and_then(|value| value.to_str().ok());
+    authority.or_else(field).unwrap_or_default().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, request};
+
+    fn parts(uri: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let mut builder = Request::get(uri);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    fn rule() -> Rule {
+        Rule::new(Kind::Read, KeySpace::new("p", None).unwrap())
+    }
+
+    #[test]
+    fn principals_are_apart_and_never_spelled_out() {
+        let parts = parts("/me", &[]);
+        let key = |secret: &[u8], name| {
+            let principal = Principal::new(&PrincipalSecret::new(secret), name);
+            rule().key(&RequestView::from(&parts), Some(principal)).name().to_owned()
+        };
+        assert!(key(b"s", "alice").starts_with("p:me|user="));
+        assert!(!key(b"s", "alice").contains("alice"));
+        assert_ne!(key(b"s", "alice"), key(b"s", "bob"));
+        assert_ne!(key(b"s", "alice"), key(b"t", "alice"));
+        assert_eq!(key(b"s", "alice"), key(b"s", "alice"));
+    }
+
+    #[test]
+    fn a_path_or_a_key_builder_cannot_pose_as_a_principal() {
+        let principal = Principal::new(&PrincipalSecret::default(), "alice");
+        let me = parts("/me", &[]);
+        let private = rule().key(&RequestView::from(&me), Some(principal));
+        let posing = parts(&format!("/{}", private.suffix()), &[]);
+        assert_ne!(rule().key(&RequestView::from(&posing), None), private);
+        assert_ne!(rule().chosen_key(private.suffix(), &RequestView::from(&me), None), private);
+    }
+
+    #[test]
+    fn the_host_can_be_part_of_the_key() {
+        let rule = Rule { by_host: true, ..rule() };
+        let key =
+            |uri, fields: &[_]| rule.key(&RequestView::from(&parts(uri, fields)), None).name().to_owned();
+        assert_eq!(key("/a", &[("host", "A.example:80")]), "p:a|host=a.example:80");
+        assert_eq!(key("http://b.example/a", &[("host", "a.example")]), "p:a|host=b.example");
+        assert_eq!(key("/a", &[]), "p:a|host=");
+        assert_ne!(key("/a", &[("host", "x|user=1")]), "p:a|host=x|user=1");
+    }
+
+    #[test]
+    fn only_the_listed_parameters_count() {
+        let rule = Rule { params: Some(vec!["limit".into(), "page".into()]), ..rule() };
+        let key = |uri| rule.key(&RequestView::from(&parts(uri, &[])), None).name().to_owned();
+        assert_eq!(key("/a?utm=1&page=2&limit=3&x"), "p:a:limit=3:page=2");
+        assert_eq!(key("/a?utm=1"), key("/a"));
+    }
+
+    #[test]
+    fn bearer_tokens() {
+        for (fields, expected) in [
+            (&[("authorization", "Bearer t1")][..], Some("t1")),
+            (&[("authorization", "bearer  t1 ")], Some("t1")),
+            (&[("authorization", "Basic dTpw")], None),
+            (&[("authorization", "Bearer ")], None),
+            (&[("authorization", "Bearer a"), ("authorization", "Bearer b")], None),
+            (&[], None),
+        ] {
+            let parts = parts("/", fields);
+            assert_eq!(RequestView::from(&parts).bearer_token(), expected, "{fields:?}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The private twin of [`LeaseStore`] that can be a trait object, so that no type parameter spreads from the store.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Abandon, Begin, Intent, Lease, LeaseStore, StoreError};
+use crate::key::{CacheKey, KeySpace};
+
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+pub(crate) trait ErasedStore: Send + Sync + 'static {
+    fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
+    fn set<'a>(&'a self, key: &'a CacheKey, value: Bytes, ttl: Option<Duration>) -> Boxed<'a, ()>;
+    fn delete<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
+    fn delete_group<'a>(&'a self, group: &'a KeySpace) -> Boxed<'a, u64>;
+    fn has<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
+    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, hold: Duration) -> Boxed<'a, Begin>;
+    fn commit<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        lease: &'a Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Boxed<'a, bool>;
+    fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool>;
+    fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()>;
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+impl<S: LeaseStore> ErasedStore for S {
+    fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>> {
+        Box::pin(self.get(key))
+    }
+
+    fn set<'a>(&'a self, key: &'a CacheKey, value: Bytes, ttl: Option<Duration>) -> Boxed<'a, ()> {
+        Box::pin(self.set(key, value, ttl))
+    }
+
+    fn delete<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool> {
+        Box::pin(self.delete(key))
+    }
+
+    fn delete_group<'a>(&'a self, group: &'a KeySpace) -> Boxed<'a, u64> {
+        Box::pin(self.delete_group(group))
+    }
+
+    fn has<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool> {
+        Box::pin(self.has(key))
+    }
+
+    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, hold: Duration) -> Boxed<'a, Begin> {
+        Box::pin(self.begin(key, intent, hold))
+    }
+
+    fn commit<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        lease: &'a Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Boxed<'a, bool> {
+        Box::pin(self.commit(key, lease, value, ttl))
+    }
+
+    fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool> {
+        Box::pin(self.renew(key, lease, hold))
+    }
+
+    fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()> {
+        Box::pin(self.abandon(key, lease, why))
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.close())
+    }
+}

@@ -1,0 +1,190 @@
+//! The fill protocol for stores that don't have one: [`InProcess`].
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{
+    Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
+
+use super::leases::{LeaseTable, head_of, stripe};
+use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
+use crate::clock::Clock;
+use crate::key::{CacheKey, KeySpace};
+
+/// How many locks share the keys and the groups. Two that share one only wait for each other's writes.
+const STRIPES: usize = 64;
+
+/// Makes a [`LeaseStore`] of any [`CacheStore`], inside this process.
+///
+/// Fills are coalesced and fenced among the users of *this* value. Another process on the same store, or another
+/// `InProcess` around it, is not seen: its eviction removes the entry, but a fill that is under way here may still
+/// write the older answer afterwards, to stay until its time to live is over. A store that is shared between processes
+/// and must not serve such an answer implements [`LeaseStore`] itself.
+///
+/// Every write to a key waits for the one before it, and an eviction of a group waits for the writes in that group, so
+/// that nothing older can land once a `delete`, `delete_group` or `set` has returned. Reads wait for nothing.
+///
+/// What this can't see, it can't promise: `commit` answers `true` once the store's `set` is `Ok`, even if the store
+/// found no room for the value. And a `commit` whose future is dropped half-way gave its write to the store already:
+/// it may land later. Await it, or evict the key.
+pub struct InProcess<S> {
+    store: S,
+    clock: Arc<dyn Clock>,
+    leases: Mutex<LeaseTable>,
+    /// Held shared by a write to one key, exclusively by an eviction of the group. Taken before `keys`.
+    groups: [RwLock<()>; STRIPES],
+    /// Held by a write to the key.
+    keys: [AsyncMutex<()>; STRIPES],
+}
+
+impl<S: CacheStore> InProcess<S> {
+    /// Wraps `store`. Leases run out by `clock`.
+    pub fn new(store: S, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            store,
+            clock,
+            leases: Mutex::default(),
+            groups: [const { RwLock::const_new(()) }; STRIPES],
+            keys: [const { AsyncMutex::const_new(()) }; STRIPES],
+        }
+    }
+
+    /// The store inside. What is written to it directly is not fenced.
+    pub const fn inner(&self) -> &S {
+        &self.store
+    }
+
+    fn leases(&self) -> MutexGuard<'_, LeaseTable> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the right to write one key.
+    async fn writing(&self, key: &CacheKey) -> (RwLockReadGuard<'_, ()>, AsyncMutexGuard<'_, ()>) {
+        let group = self.groups[stripe(head_of(key), STRIPES)].read().await;
+        let key = self.keys[stripe(key.name(), STRIPES)].lock().await;
+        (group, key)
+    }
+
+    /// Waits until nobody writes in a group, or in any group of the prefix.
+    async fn evicting(&self, space: &KeySpace) -> Vec<RwLockWriteGuard<'_, ()>> {
+        let stripes = match space.group() {
+            Some(_) => {
+                let stripe = stripe(space.head(), STRIPES);
+                stripe..=stripe
+            }
+            // Always in the same order, so that two of these can't wait for each other.
+            None => 0..=STRIPES - 1,
+        };
+        let mut guards = Vec::with_capacity(stripes.clone().count());
+        for stripe in &self.groups[stripes] {
+            guards.push(stripe.write().await);
+        }
+        guards
+    }
+}
+
+impl<S: CacheStore> CacheStore for InProcess<S> {
+    async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
+        let _writing = self.writing(key).await;
+        self.leases().revoke(key);
+        self.store.set(key, value, ttl).await
+    }
+
+    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let _writing = self.writing(key).await;
+        self.leases().revoke(key);
+        self.store.delete(key).await
+    }
+
+    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
+        let _evicting = self.evicting(group).await;
+        self.leases().revoke_space(group);
+        self.store.delete_group(group).await
+    }
+
+    async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        self.store.has(key).await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+impl<S: CacheStore> LeaseStore for InProcess<S> {
+    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+        let answer = self.leases().begin(key, intent, hold, self.clock.now());
+        if intent != Intent::Fill {
+            return Ok(answer);
+        }
+        // The lease comes first: whoever holds it knows that nobody committed since the store was asked. It goes back
+        // if an entry turns up, if the store fails, and if this future is dropped.
+        let lease = Unsettled { of: self, key, answer: Some(answer) };
+        match self.store.get(key).await? {
+            Some(found) => Ok(Begin::Found(found)),
+            None => Ok(lease.keep()),
+        }
+    }
+
+    async fn commit(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let _writing = self.writing(key).await;
+        let current = self.leases().finish(key, lease, self.clock.now());
+        if current {
+            self.store.set(key, value, ttl).await?;
+        }
+        Ok(current)
+    }
+
+    async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
+        Ok(self.leases().renew(key, lease, hold, self.clock.now()))
+    }
+
+    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
+        self.leases().abandon(key, lease, why, self.clock.now());
+        Ok(())
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for InProcess<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InProcess")
+            .field("store", &self.store)
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer to `begin` that may hold a lease nobody knows of yet.
+struct Unsettled<'a, S: CacheStore> {
+    of: &'a InProcess<S>,
+    key: &'a CacheKey,
+    answer: Option<Begin>,
+}
+
+impl<S: CacheStore> Unsettled<'_, S> {
+    fn keep(mut self) -> Begin {
+        // It is there until it is kept or dropped, and this consumes it.
+        self.answer.take().unwrap_or(Begin::Filling)
+    }
+}
+
+impl<S: CacheStore> Drop for Unsettled<'_, S> {
+    fn drop(&mut self) {
+        if let Some(Begin::Lease(lease)) = &self.answer {
+            self.of.leases().abandon(self.key, lease, Abandon::Failed, self.of.clock.now());
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Entries in Redis, shared by every process that uses it.
+//!
+//! # How a group is evicted without looking for its keys
+//!
+//! Every group has a *nonce*, eight random bytes under a key of its own, and every entry begins with the nonce under
+//! which it was written. An entry counts only while the two agree, so deleting the nonce invalidates the whole group
+//! at once, whatever happens afterwards to the entries. An index remembers what there is to clean up; it may be
+//! incomplete, after Redis itself evicted some of it for want of memory, without anything stale becoming visible.
+//!
+//! Leases carry the nonce too: a fill that began before its group was evicted can't be committed after it.
+//!
+//! # When Redis is not there
+//!
+//! Every command has a deadline, and once Redis is known to be away nothing waits for it any more. An eviction that
+//! could not be confirmed returns its error *and* is kept: this store answers for its keys as if they were empty, and
+//! repeats it until it is confirmed.
+//!
+//! # What it needs
+//!
+//! A tokio runtime with I/O and time, though not before the first call. Redis 5 or newer, and a user who may run
+//! `EVAL` and `EVALSHA`: without them nothing is stored, rather than stored unsafely.
+//!
+//! # Prefixes
+//!
+//! Deleting a whole prefix reads the names of every key in the database, without blocking it. It removes what this
+//! prefix owns. Keys of `a:b:c` that are in no group can't be told from those of `a:b` whose names begin with `c:`,
+//! so don't nest one prefix in another.
+
+mod amends;
+mod connection;
+mod names;
+mod options;
+mod scripts;
+mod sweep;
+
+use std::io::Write as _;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{Cmd, RedisWrite, ToRedisArgs};
+
+use self::amends::{Amends, Doubt, Stake};
+use self::connection::Connection;
+pub use self::options::{RedisOptions, RedisUrlError};
+use self::scripts::Call;
+use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
+use crate::key::{CacheKey, KeySpace};
+
+/// Keeps entries in Redis. Clones are cheap and share their connections.
+///
+/// ```
+/// use larder_core::store::redis::{RedisOptions, RedisStore};
+///
+/// // Connects when it is first used.
+/// let store = RedisStore::new(RedisOptions::from_url("redis://127.0.0.1/")?);
+/// # drop(store);
+/// # Ok::<(), larder_core::store::redis::RedisUrlError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RedisStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    options: RedisOptions,
+    connection: Connection,
+    amends: Amends,
+}
+
+impl RedisStore {
+    /// A store that will connect when it is first used. Needs no runtime yet.
+    #[must_use]
+    pub fn new(options: RedisOptions) -> Self {
+        let connection = Connection::new(&options);
+        Self { inner: Arc::new(Inner { options, connection, amends: Amends::default() }) }
+    }
+}
+
+impl CacheStore for RedisStore {
+    async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        if self.is_in_doubt(key) { Ok(None) } else { self.read(key).await }
+    }
+
+    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
+        if ttl == Some(Duration::ZERO) || value.len() > self.inner.options.max_value_bytes {
+            return self.delete(key).await.map(drop);
+        }
+        let doubt = Doubt::new(self, Stake::Key(key));
+        let fresh: [u8; 8] = random()?;
+        let group = GroupNames::of(key);
+        let (lease, tmp) = (names::lease(key), names::tmp(key, &random()?));
+        let record = Record { fence: group.is_some().then_some(&[0; 8]), value: &value };
+        let ttl = millis(ttl).to_string();
+        let call = Call {
+            script: &scripts::SET,
+            keys: &with_group(&[key.name(), &lease, &tmp], group.as_ref()),
+            args: &[&fresh, ttl.as_bytes(), key.suffix().as_bytes()],
+        };
+        let _: i64 = self.upload(&tmp, &record, call).await?;
+        doubt.settle();
+        Ok(())
+    }
+
+    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let doubt = Doubt::new(self, Stake::Key(key));
+        let was_there = self.evict(key).await?;
+        doubt.settle();
+        Ok(was_there)
+    }
+
+    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
+        let doubt = Doubt::new(self, Stake::Space(group));
+        let count = self.evict_space(group).await?;
+        doubt.settle();
+        Ok(count)
+    }
+
+    async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        if self.is_in_doubt(key) {
+            return Ok(false);
+        }
+        let Inner { options, connection, .. } = &*self.inner;
+        let Some(nonce) = names::nonce_of(key) else {
+            let exists = redis::cmd("EXISTS").arg(key.name()).take();
+            return connection.command(&exists, options.read_deadline).await;
+        };
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
+        let (fence, nonce): (Bytes, Option<Bytes>) =
+            connection.pipeline(&pipe, options.read_deadline).await?;
+        Ok(nonce.is_some_and(|nonce| nonce == fence))
+    }
+
+    /// Tells Redis once more what is still owed to it, for one eviction's time at most, and disconnects.
+    async fn close(&self) {
+        let _ = tokio::time::timeout(self.inner.options.evict_deadline, self.amend()).await;
+        self.inner.connection.close();
+    }
+}
+
+impl LeaseStore for RedisStore {
+    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+        /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
+        const LOOKS: usize = 3;
+
+        if self.is_in_doubt(key) {
+            return Ok(Begin::Busy);
+        }
+        let kind = match intent {
+            Intent::Fill => b"F",
+            Intent::Refresh => b"R",
+            Intent::Write => b"W",
+        };
+        let lease = names::lease(key);
+        let mut token: [u8; 16] = random()?;
+        token[0] = kind[0];
+        let fresh: [u8; 8] = random()?;
+        let hold = span(hold).max(1).to_string();
+        let call = Call {
+            script: &scripts::BEGIN,
+            keys: &with_nonce(&[key.name(), &lease], key),
+            args: &[kind, &token, hold.as_bytes(), &fresh],
+        };
+        for _ in 0..LOOKS {
+            // A command without an answer may still be carried out, and the lease would stand in everybody's way.
+            let doubt = Doubt::new(self, Stake::Lease(&lease, token));
+            let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
+            doubt.settle();
+            match &*state {
+                b"E" => {
+                    if let Some(found) = self.read(key).await? {
+                        return Ok(Begin::Found(found));
+                    }
+                }
+                b"L" => {
+                    let fence = (*fence)
+                        .try_into()
+                        .map_err(|_| StoreError::refused("a nonce of the wrong length"))?;
+                    return Ok(Begin::Lease(Lease::new(token, fence)));
+                }
+                b"F" => return Ok(Begin::Filling),
+                _ => return Ok(Begin::Busy),
+            }
+        }
+        Ok(Begin::Filling)
+    }
+
+    async fn commit(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        if self.is_in_doubt(key) {
+            return Ok(false);
+        }
+        let fits = value.len() <= self.inner.options.max_value_bytes;
+        let ttl = if fits { millis(ttl) } else { 0 };
+        let group = GroupNames::of(key);
+        let (lease_name, tmp) = (names::lease(key), names::tmp(key, lease.token()));
+        let is_removal = ttl == 0;
+        let ttl = ttl.to_string();
+        let call = Call {
+            script: &scripts::COMMIT,
+            keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
+            args: &[lease.fence(), lease.token(), ttl.as_bytes(), key.suffix().as_bytes()],
+        };
+        // A fill that is not heard of again leaves what was there, or what is true. A write may leave what it replaced.
+        let doubt = (lease.token()[0] == b'W').then(|| Doubt::new(self, Stake::Key(key)));
+        let stored: i64 = if is_removal {
+            self.call(call, self.inner.options.fill_deadline).await?
+        } else {
+            let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
+            self.upload(&tmp, &record, call).await?
+        };
+        if let Some(doubt) = doubt {
+            doubt.settle();
+        }
+        Ok(stored == 1 && fits)
+    }
+
+    async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
+        let name = names::lease(key);
+        let hold = span(hold).max(1).to_string();
+        let call = Call {
+            script: &scripts::RENEW,
+            keys: &with_nonce(&[&name], key),
+            args: &[lease.fence(), lease.token(), hold.as_bytes()],
+        };
+        self.call(call, self.inner.options.fill_deadline).await
+    }
+
+    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
+        let name = names::lease(key);
+        let uncacheable_for = match why {
+            Abandon::Failed => Duration::ZERO,
+            Abandon::Uncacheable(time) => time,
+        };
+        let doubt = Doubt::new(self, Stake::Lease(&name, *lease.token()));
+        self.release(&name, lease.token(), uncacheable_for).await?;
+        doubt.settle();
+        Ok(())
+    }
+}
+
+/// The commands themselves, for callers that know what to do about their failure.
+impl RedisStore {
+    async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        let Inner { options, connection, .. } = &*self.inner;
+        let Some(nonce) = names::nonce_of(key) else {
+            let get = redis::cmd("GET").arg(key.name()).take();
+            return connection.command(&get, options.read_deadline).await;
+        };
+        let mget = redis::cmd("MGET").arg(key.name()).arg(nonce).take();
+        let (record, nonce): (Option<Bytes>, Option<Bytes>) =
+            connection.command(&mget, options.read_deadline).await?;
+        Ok(match (record, nonce) {
+            (Some(record), Some(nonce)) if nonce.len() == 8 && record.starts_with(&nonce) => {
+                Some(record.slice(8..))
+            }
+            _ => None,
+        })
+    }
+
+    async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let lease = names::lease(key);
+        let group = GroupNames::of(key);
+        let call = Call {
+            script: &scripts::DELETE,
+            keys: &with_group(&[key.name(), &lease], group.as_ref()),
+            args: &[key.suffix().as_bytes()],
+        };
+        self.call(call, self.inner.options.evict_deadline).await
+    }
+
+    async fn release(
+        &self,
+        lease: &str,
+        token: &[u8; 16],
+        uncacheable_for: Duration,
+    ) -> Result<(), StoreError> {
+        let uncacheable_for = span(uncacheable_for).to_string();
+        let call =
+            Call { script: &scripts::ABANDON, keys: &[lease], args: &[token, uncacheable_for.as_bytes()] };
+        let _: i64 = self.call(call, self.inner.options.fill_deadline).await?;
+        Ok(())
+    }
+
+    async fn call<T: redis::FromRedisValue>(
+        &self,
+        call: Call<'_>,
+        deadline: Duration,
+    ) -> Result<T, StoreError> {
+        self.inner.connection.script(call, deadline).await
+    }
+
+    /// Uploads a body and calls the script that moves it into place. Redis drops a body that no script took.
+    async fn upload(&self, tmp: &str, record: &Record<'_>, call: Call<'_>) -> Result<i64, StoreError> {
+        let mut upload = Cmd::with_capacity(5, record.value.len() + tmp.len() + 32);
+        upload.arg("SET").arg(tmp).arg(record).arg("PX").arg(10_000);
+        self.inner.connection.upload_and_script(upload, call, self.inner.options.fill_deadline).await
+    }
+
+    fn is_in_doubt(&self, key: &CacheKey) -> bool {
+        let in_doubt = self.inner.amends.concern(key);
+        if in_doubt {
+            self.make_amends();
+        }
+        in_doubt
+    }
+
+    fn amends(&self) -> &Amends {
+        &self.inner.amends
+    }
+
+    fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+
+    fn from_inner(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+}
+
+/// The names that an entry shares with its group.
+struct GroupNames<'a> {
+    nonce: &'a str,
+    index: String,
+}
+
+impl<'a> GroupNames<'a> {
+    fn of(key: &'a CacheKey) -> Option<Self> {
+        let nonce = names::nonce_of(key)?;
+        Some(Self { nonce, index: names::index(key.prefix(), key.group()?) })
+    }
+}
+
+/// The keys of a script: its own, then the nonce of the key's group if it is in one.
+fn with_nonce<'a>(own: &[&'a str], key: &'a CacheKey) -> Vec<&'a str> {
+    own.iter().copied().chain(names::nonce_of(key)).collect()
+}
+
+/// The keys of a script: its own, then those of the group if there is one.
+fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a str> {
+    let mut keys = Vec::with_capacity(own.len() + 2);
+    keys.extend_from_slice(own);
+    keys.extend(group.into_iter().flat_map(|group| [group.nonce, group.index.as_str()]));
+    keys
+}
+
+/// What is stored: the nonce, for an entry of a group, and the value. Written in one piece, copied once.
+struct Record<'a> {
+    fence: Option<&'a [u8; 8]>,
+    value: &'a [u8],
+}
+
+impl ToRedisArgs for Record<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let mut out = out.writer_for_next_arg();
+        // Writing to memory can't fail.
+        let _ = out.write_all(self.fence.map_or(&[], |fence| fence));
+        let _ = out.write_all(self.value);
+    }
+}
+
+/// A time to live as scripts take it: milliseconds; 0 for what is over already; -1 for no expiry, or none to speak of.
+fn millis(ttl: Option<Duration>) -> i64 {
+    ttl.map(span).filter(|ms| *ms < CENTURY).unwrap_or(-1)
+}
+
+/// A duration in milliseconds, at least one unless it is zero. Redis refuses what overflows its clock.
+fn span(duration: Duration) -> i64 {
+    let shortest = i64::from(!duration.is_zero());
+    i64::try_from(duration.as_millis()).unwrap_or(CENTURY).clamp(shortest, CENTURY)
+}
+
+/// The longest time that makes a difference, in milliseconds.
+const CENTURY: i64 = 100 * 365 * 24 * 60 * 60 * 1000;
+
+fn random<const N: usize>() -> Result<[u8; N], StoreError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(StoreError::unavailable)?;
+    Ok(bytes)
+}

@@ -1,0 +1,5 @@
+-- KEYS lease [nonce]   ARGV fence token hold
+local hold = tonumber(ARGV[3])
+if not holds(KEYS[1], KEYS[2], ARGV[1], ARGV[2]) then return 0 end
+if KEYS[2] then keep(KEYS[2], hold) end
+return redis.call('PEXPIRE', KEYS[1], hold)

@@ -1,0 +1,14 @@
+-- KEYS nonce entry...   ARGV old
+-- Unlinks the entries that are not valid under the present nonce, and counts those that were valid under the old one.
+-- An entry committed since, under a new nonce, stays.
+local present = redis.call('GET', KEYS[1])
+local count, gone = 0, {}
+for i = 2, #KEYS do
+  local fence = redis.call('GETRANGE', KEYS[i], 0, 7)
+  if fence ~= '' and fence ~= present then
+    if fence == ARGV[1] then count = count + 1 end
+    gone[#gone + 1] = KEYS[i]
+  end
+end
+if #gone > 0 then redis.call('UNLINK', unpack(gone)) end
+return count

@@ -1,0 +1,158 @@
+//! What things are called in Redis.
+//!
+//! | name | what | type |
+//! |---|---|---|
+//! | `p:{g}:suffix` | entry of a group: its nonce (8 bytes), then the value | string |
+//! | `p:suffix` | entry outside any group: the value | string |
+//! | `p:{g}` | the group's nonce; an entry with another one is not valid | string |
+//! | `p-idx:{g}` | the group's entries: suffix, and when it expires in ms since 1970 | sorted set |
+//! | `p-lease:{g}:suffix`, `p-lease:{p:suffix}` | nonce (8), kind (`F`ill, `W`rite, `U`ncacheable), token (16) | string |
+//! | `p-tmp:{g}:token`, `p-tmp:{p:suffix}:token` | a body on its way, or a group's index on its way out | string, sorted set |
+//!
+//! Everything about an entry shares its hash tag, and so its slot in a cluster. The bookkeeping begins with `p-`
+//! rather than `p:` so that invalidation messages for `p:` concern values and nonces only.
+
+use std::fmt::Write as _;
+
+use crate::key::{CacheKey, KeySpace};
+
+/// The nonce of a key's group.
+pub(super) fn nonce_of(key: &CacheKey) -> Option<&str> {
+    let name = key.name();
+    key.group().map(|_| &name[..name.len() - key.suffix().len() - 1])
+}
+
+/// The nonce of a group, given the head that its entries share.
+pub(super) fn nonce(space: &KeySpace) -> &str {
+    space.head().strip_suffix(':').unwrap_or(space.head())
+}
+
+/// The index of a group.
+pub(super) fn index(prefix: &str, group: &str) -> String {
+    format!("{prefix}-idx:{{{group}}}")
+}
+
+/// The lease of a key.
+pub(super) fn lease(key: &CacheKey) -> String {
+    match key.group() {
+        Some(group) => format!("{}-lease:{{{group}}}:{}", key.prefix(), key.suffix()),
+        None => format!("{}-lease:{{{}}}", key.prefix(), key.name()),
+    }
+}
+
+/// Where a body for this key waits for its script.
+pub(super) fn tmp(key: &CacheKey, token: &[u8; 16]) -> String {
+    tmp_in(key.prefix(), key.group().unwrap_or(key.name()), token)
+}
+
+/// A passing key in the slot of `tag`.
+pub(super) fn tmp_in(prefix: &str, tag: &str, token: &[u8; 16]) -> String {
+    let mut name = format!("{prefix}-tmp:{{{tag}}}:");
+    // Writing to a string can't fail.
+    let _ = write!(name, "{:032x}", u128::from_be_bytes(*token));
+    name
+}
+
+/// A pattern for `SCAN` that finds everything a prefix owns, and a little more: [`Owned::of`] tells which.
+pub(super) fn pattern(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 8);
+    for character in prefix.chars() {
+        if matches!(character, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    // The hyphen stands first: between two characters it would be a range.
+    pattern.push_str("[-:]*");
+    pattern
+}
+
+/// What a name means to one prefix.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Owned<'a> {
+    /// The nonce or the index of this group.
+    Group(&'a str),
+    /// An entry of this group.
+    Grouped(&'a str),
+    /// An entry outside any group.
+    Plain,
+    /// A lease.
+    Lease,
+}
+
+impl<'a> Owned<'a> {
+    /// Reads a name. `None` for those of a neighbour (`p-x:…`, or the groups of `p:x`) and for passing keys, which
+    /// nobody reads and which expire by themselves.
+    pub(super) fn of(name: &'a str, prefix: &str) -> Option<Self> {
+        let rest = name.strip_prefix(prefix)?;
+        if rest.starts_with("-lease:{") {
+            return Some(Self::Lease);
+        }
+        if let Some(group) = rest.strip_prefix("-idx:{") {
+            return group.strip_suffix('}').map(Self::Group);
+        }
+        let rest = rest.strip_prefix(':')?;
+        match rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+            Some((group, "")) => Some(Self::Group(group)),
+            Some((group, suffix)) => suffix.starts_with(':').then_some(Self::Grouped(group)),
+            None => (!rest.contains(['{', '}'])).then_some(Self::Plain),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_of_a_key_shares_its_hash_tag() {
+        let tag = |name: &str| {
+            let tagged = name.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+            tagged.map_or(name, |(tag, _)| tag).to_owned()
+        };
+        for group in [Some("g"), None] {
+            for suffix in ["a:b", "", "x{y}"] {
+                let key = KeySpace::new("p:q", group).unwrap().key(suffix);
+                let expected = tag(key.name());
+                assert_eq!(tag(&lease(&key)), expected);
+                assert_eq!(tag(&tmp(&key, &[7; 16])), expected);
+                if let Some(group) = group {
+                    assert_eq!(tag(nonce_of(&key).unwrap()), expected);
+                    assert_eq!(nonce_of(&key).unwrap(), nonce(&key.space()));
+                    assert_eq!(tag(&index("p:q", group)), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_told_apart() {
+        for (name, expected) in [
+            ("a:b:x", Some(Owned::Plain)),
+            ("a:b:", Some(Owned::Plain)),
+            ("a:b:{g}", Some(Owned::Group("g"))),
+            ("a:b:{g}:", Some(Owned::Grouped("g"))),
+            ("a:b:{g}:x:y", Some(Owned::Grouped("g"))),
+            ("a:b-idx:{g}", Some(Owned::Group("g"))),
+            ("a:b-lease:{g}:x", Some(Owned::Lease)),
+            ("a:b-lease:{a:b:x}", Some(Owned::Lease)),
+            ("a:b-tmp:{g}:00", None),
+            ("a:bc:x", None),
+            ("a:b-c:x", None),
+            ("a:b-c:{g}:x", None),
+            ("a:b-idxes:{g}", None),
+            ("a:b:c:{g}", None),
+            ("a:b:c:{g}:x", None),
+            ("a:b:c-idx:{g}", None),
+            ("a:b", None),
+            ("other", None),
+        ] {
+            assert_eq!(Owned::of(name, "a:b"), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_literal_up_to_their_end() {
+        assert_eq!(pattern("a*b?[c]\\d"), "a\\*b\\?\\[c\\]\\\\d[-:]*");
+    }
+}

@@ -1,0 +1,236 @@
+//! Where Redis is and how long to wait for it.
+
+use std::fmt;
+use std::time::Duration;
+
+use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
+
+/// Where a [`RedisStore`](super::RedisStore) connects to, and how long it waits.
+///
+/// ```
+/// use larder_core::store::redis::RedisOptions;
+/// use std::time::Duration;
+///
+/// let options = RedisOptions::from_url("redis://:secret@cache.internal:6380/2")?
+///     .read_deadline(Duration::from_millis(20));
+/// assert!(!format!("{options:?}").contains("secret"));
+/// # Ok::<(), larder_core::store::redis::RedisUrlError>(())
+/// ```
+#[derive(Clone)]
+pub struct RedisOptions {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) db: u32,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) tls: bool,
+    pub(super) read_deadline: Duration,
+    pub(super) fill_deadline: Duration,
+    pub(super) evict_deadline: Duration,
+    pub(super) connect_deadline: Duration,
+    pub(super) connections: usize,
+    pub(super) max_value_bytes: usize,
+}
+
+impl RedisOptions {
+    /// Redis at this host and port, with every default.
+    #[must_use]
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self {
+            host: host.into(),
+            port,
+            db: 0,
+            username: None,
+            password: None,
+            tls: false,
+            read_deadline: Duration::from_millis(50),
+            fill_deadline: Duration::from_millis(250),
+            evict_deadline: Duration::from_millis(500),
+            connect_deadline: Duration::from_millis(500),
+            connections: 1,
+            max_value_bytes: 1 << 20,
+        }
+    }
+
+    /// `redis://[[username]:password@]host[:port][/db]`, or `rediss://` for TLS.
+    ///
+    /// # Errors
+    ///
+    /// When the text is not such a URL. The error never repeats the URL, which may hold a password.
+    pub fn from_url(url: &str) -> Result<Self, RedisUrlError> {
+        // The client library can't parse `rediss:` unless it is built with TLS; the rest of the URL is the same.
+        let (tls, plain) = match url.split_once("://") {
+            Some(("redis", rest)) => (false, format!("redis://{rest}")),
+            Some(("rediss", rest)) => (true, format!("redis://{rest}")),
+            _ => return Err(RedisUrlError::Scheme),
+        };
+        let info = plain.into_connection_info().map_err(|error| RedisUrlError::Invalid(error.to_string()))?;
+        let ConnectionAddr::Tcp(host, port) = info.addr() else {
+            return Err(RedisUrlError::Scheme);
+        };
+        let settings = info.redis_settings();
+        let db =
+            u32::try_from(settings.db()).map_err(|_| RedisUrlError::Invalid("negative database".into()))?;
+        Ok(Self {
+            db,
+            username: settings.username().map(str::to_owned),
+            password: settings.password().map(str::to_owned),
+            tls,
+            ..Self::new(host.as_str(), *port)
+        })
+    }
+
+    /// The number of the database. 0 by default.
+    #[must_use]
+    pub fn db(self, db: u32) -> Self {
+        Self { db, ..self }
+    }
+
+    /// The user to log in as. Redis takes its default user without one.
+    #[must_use]
+    pub fn username(self, username: impl Into<String>) -> Self {
+        Self { username: Some(username.into()), ..self }
+    }
+
+    /// The password to log in with.
+    #[must_use]
+    pub fn password(self, password: impl Into<String>) -> Self {
+        Self { password: Some(password.into()), ..self }
+    }
+
+    /// Whether to speak TLS. Off by default.
+    #[must_use]
+    pub fn tls(self, tls: bool) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// How long `get` and `has` wait: 50 ms by default. What takes longer is a miss.
+    #[must_use]
+    pub fn read_deadline(self, read_deadline: Duration) -> Self {
+        Self { read_deadline, ..self }
+    }
+
+    /// How long `set` and the steps of a fill wait: 250 ms by default.
+    #[must_use]
+    pub fn fill_deadline(self, fill_deadline: Duration) -> Self {
+        Self { fill_deadline, ..self }
+    }
+
+    /// How long each command of an eviction waits: 500 ms by default. Evicting a large group takes several.
+    #[must_use]
+    pub fn evict_deadline(self, evict_deadline: Duration) -> Self {
+        Self { evict_deadline, ..self }
+    }
+
+    /// How long connecting, logging in and a first `PING` may take together: 500 ms by default.
+    #[must_use]
+    pub fn connect_deadline(self, connect_deadline: Duration) -> Self {
+        Self { connect_deadline, ..self }
+    }
+
+    /// How many multiplexed connections to share the load: 1 by default, 4 at most. One carries more than
+    /// 100,000 commands a second.
+    #[must_use]
+    pub fn connections(self, connections: usize) -> Self {
+        Self { connections: connections.clamp(1, 4), ..self }
+    }
+
+    /// The largest value to store, in bytes: 1 MiB by default. Larger ones hold up everything behind them.
+    #[must_use]
+    pub fn max_value_bytes(self, max_value_bytes: usize) -> Self {
+        Self { max_value_bytes, ..self }
+    }
+
+    pub(super) fn handshake(&self) -> RedisConnectionInfo {
+        let mut info = RedisConnectionInfo::default()
+            .set_db(i64::from(self.db))
+            .set_lib_name("larder", env!("CARGO_PKG_VERSION"));
+        if let Some(username) = &self.username {
+            info = info.set_username(username);
+        }
+        if let Some(password) = &self.password {
+            info = info.set_password(password);
+        }
+        info
+    }
+}
+
+impl fmt::Debug for RedisOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisOptions")
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("db", &self.db)
+            .field("username", &self.username.as_ref().map(|_| "***"))
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("tls", &self.tls)
+            .field("read_deadline", &self.read_deadline)
+            .field("fill_deadline", &self.fill_deadline)
+            .field("evict_deadline", &self.evict_deadline)
+            .field("connect_deadline", &self.connect_deadline)
+            .field("connections", &self.connections)
+            .field("max_value_bytes", &self.max_value_bytes)
+            .finish()
+    }
+}
+
+/// A text that does not say where Redis is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RedisUrlError {
+    /// Neither `redis://` nor `rediss://`.
+    #[error("a Redis URL begins with redis:// or rediss://")]
+    Scheme,
+    /// The rest of the URL makes no sense.
+    #[error("not a valid Redis URL: {0}")]
+    Invalid(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        let options = RedisOptions::from_url("rediss://al%20ice:p%40ss@example.com:7000/3").unwrap();
+        assert_eq!(
+            (options.host.as_str(), options.port, options.db, options.tls),
+            ("example.com", 7000, 3, true)
+        );
+        assert_eq!(
+            (options.username.as_deref(), options.password.as_deref()),
+            (Some("al ice"), Some("p@ss"))
+        );
+        let options = RedisOptions::from_url("redis://localhost").unwrap();
+        assert_eq!(
+            (options.host.as_str(), options.port, options.db, options.tls),
+            ("localhost", 6379, 0, false)
+        );
+        let options = RedisOptions::from_url("redis://[::1]:1").unwrap();
+        assert_eq!((options.host.as_str(), options.port), ("::1", 1));
+    }
+
+    #[test]
+    fn what_is_not_a_url_is_refused_without_repeating_it() {
+        for bad in [
+            "",
+            "localhost:6379",
+            "http://secret@localhost",
+            "redis://",
+            "redis://:secret@h/x",
+            "redis://:secret@h:99999999",
+            "redis://:secret@h/-1",
+            "redis+unix:///secret",
+        ] {
+            let error = RedisOptions::from_url(bad).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let options = RedisOptions::new("h", 1).username("alice").password("secret");
+        let printed = format!("{options:?} {options:#?}");
+        assert!(!printed.contains("secret") && !printed.contains("alice"), "{printed}");
+    }
+}

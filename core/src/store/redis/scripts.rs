@@ -1,0 +1,74 @@
+//! The Lua scripts. They are sent by hash, and in full when the server does not know them (yet, or any more).
+
+use std::sync::LazyLock;
+
+use redis::Cmd;
+
+/// A script and its hash.
+#[derive(Debug)]
+pub(super) struct Script {
+    code: &'static str,
+    sha: String,
+}
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        Self { code, sha: redis::Script::new(code).get_hash().to_owned() }
+    }
+}
+
+/// One call of a script. Every key it touches is named, and all of them are in one slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    pub(super) script: &'a Script,
+    pub(super) keys: &'a [&'a str],
+    pub(super) args: &'a [&'a [u8]],
+}
+
+impl Call<'_> {
+    pub(super) fn by_hash(&self) -> Cmd {
+        self.command("EVALSHA", &self.script.sha)
+    }
+
+    pub(super) fn in_full(&self) -> Cmd {
+        self.command("EVAL", self.script.code)
+    }
+
+    fn command(&self, verb: &str, script: &str) -> Cmd {
+        let mut cmd = redis::cmd(verb);
+        cmd.arg(script).arg(self.keys.len()).arg(self.keys);
+        for &arg in self.args {
+            cmd.arg(arg);
+        }
+        cmd
+    }
+}
+
+macro_rules! scripts {
+    ($($(#[$doc:meta])* $name:ident = $file:literal;)*) => {
+        $(
+            $(#[$doc])*
+            pub(super) static $name: LazyLock<Script> =
+                LazyLock::new(|| Script::new(concat!(include_str!("lua/prelude.lua"), include_str!($file))));
+        )*
+    };
+}
+
+scripts! {
+    /// Takes a lease, or says why not.
+    BEGIN = "lua/begin.lua";
+    /// Moves an uploaded body into place if the lease still holds.
+    COMMIT = "lua/commit.lua";
+    /// Moves an uploaded body into place and revokes the lease.
+    SET = "lua/set.lua";
+    /// Extends a lease that still holds.
+    RENEW = "lua/renew.lua";
+    /// Gives a lease back.
+    ABANDON = "lua/abandon.lua";
+    /// Removes an entry and revokes its lease.
+    DELETE = "lua/delete.lua";
+    /// Invalidates a whole group at once.
+    DROP_GROUP = "lua/drop_group.lua";
+    /// Unlinks what a dropped group left behind.
+    SWEEP = "lua/sweep.lua";
+}

@@ -1,0 +1,171 @@
+//! Removing many entries at once: a group, or everything of a prefix.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::connection::Connection;
+use super::names::{self, Owned};
+use super::scripts::{self, Call};
+use super::{Inner, RedisStore, random};
+use crate::key::KeySpace;
+use crate::store::StoreError;
+
+/// How many entries one script looks at. 250 take about a millisecond, which is how long everybody else waits.
+const CHUNK: usize = 250;
+
+/// How many keys of the database one step of a scan looks at.
+const PAGE: usize = 1000;
+
+impl RedisStore {
+    /// Removes a group or a whole prefix, and counts what was valid.
+    pub(super) async fn evict_space(&self, space: &KeySpace) -> Result<u64, StoreError> {
+        match space.group() {
+            Some(group) => self.evict_group(space, group).await,
+            None => self.wipe(space.prefix()).await,
+        }
+    }
+
+    /// The first command is the eviction: from there on nothing of the group is valid. The rest gives memory back.
+    async fn evict_group(&self, space: &KeySpace, group: &str) -> Result<u64, StoreError> {
+        let dropped = self.drop_group(space.prefix(), group).await?;
+        let Some(doomed) = dropped.doomed else { return Ok(0) };
+        let mut count = 0;
+        for start in (0..).step_by(CHUNK) {
+            let mut range = redis::cmd("ZRANGE");
+            range.arg(&doomed).arg(start).arg(start + CHUNK - 1);
+            let suffixes: Vec<Bytes> = self.connection().command(&range, self.deadline()).await?;
+            let entries: Vec<String> = suffixes
+                .iter()
+                .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
+                .collect();
+            if !entries.is_empty() {
+                count += self.sweep(names::nonce(space), &dropped.nonce, &entries).await?;
+            }
+            if entries.len() < CHUNK {
+                break;
+            }
+        }
+        self.unlink(&[&doomed]).await?;
+        Ok(count)
+    }
+
+    /// Removes everything of a prefix in two passes over the database.
+    ///
+    /// The first takes away leases and nonces, and only the second looks for entries. In one pass, a fill under way
+    /// could commit behind the cursor's back, to where the scan had already been, while its lease lay still ahead.
+    /// With two, whatever was committed under an older lease is there before the second pass begins, and a scan finds
+    /// everything that is there all the time; a fill that begins during the first pass began after this eviction did,
+    /// so it may stay or go.
+    async fn wipe(&self, prefix: &str) -> Result<u64, StoreError> {
+        let mut nonces = HashMap::new();
+        let mut scan = Scan::new(prefix);
+        while let Some(page) = scan.next(self).await? {
+            let mut leases = Vec::new();
+            for name in &page {
+                match Owned::of(name, prefix) {
+                    Some(Owned::Lease) => leases.push(name.as_str()),
+                    Some(Owned::Group(group)) if !nonces.contains_key(group) => {
+                        let dropped = self.drop_group(prefix, group).await?;
+                        nonces.insert(group.to_owned(), dropped.nonce);
+                        // The second pass finds the entries without it.
+                        if let Some(doomed) = &dropped.doomed {
+                            self.unlink(&[doomed]).await?;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            self.unlink(&leases).await?;
+        }
+
+        let mut count = 0;
+        let mut scan = Scan::new(prefix);
+        while let Some(page) = scan.next(self).await? {
+            let mut plain = Vec::new();
+            let mut groups: HashMap<&str, Vec<&str>> = HashMap::new();
+            for name in &page {
+                match Owned::of(name, prefix) {
+                    Some(Owned::Plain) => plain.push(name.as_str()),
+                    Some(Owned::Grouped(group)) => groups.entry(group).or_default().push(name),
+                    _ => {}
+                }
+            }
+            count += self.unlink(&plain).await?;
+            for (group, entries) in groups {
+                let nonce = format!("{prefix}:{{{group}}}");
+                let old = nonces.get(group).cloned().unwrap_or_default();
+                for entries in entries.chunks(CHUNK) {
+                    count += self.sweep(&nonce, &old, entries).await?;
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    async fn drop_group(&self, prefix: &str, group: &str) -> Result<Dropped, StoreError> {
+        let (nonce, index) = (format!("{prefix}:{{{group}}}"), names::index(prefix, group));
+        let doomed = names::tmp_in(prefix, group, &random()?);
+        let call = Call { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed], args: &[] };
+        let (nonce, listed): (Bytes, bool) = self.call(call, self.deadline()).await?;
+        Ok(Dropped { nonce, doomed: listed.then_some(doomed) })
+    }
+
+    async fn sweep<S: AsRef<str>>(&self, nonce: &str, old: &Bytes, entries: &[S]) -> Result<u64, StoreError> {
+        let keys: Vec<&str> = std::iter::once(nonce).chain(entries.iter().map(AsRef::as_ref)).collect();
+        self.call(Call { script: &scripts::SWEEP, keys: &keys, args: &[old] }, self.deadline()).await
+    }
+
+    /// Removes these keys, each by a command of its own because they are in different slots.
+    async fn unlink(&self, names: &[&str]) -> Result<u64, StoreError> {
+        if names.is_empty() {
+            return Ok(0);
+        }
+        let mut pipe = redis::pipe();
+        for name in names {
+            pipe.cmd("UNLINK").arg(name);
+        }
+        let removed: Vec<u64> = self.connection().pipeline(&pipe, self.deadline()).await?;
+        Ok(removed.iter().sum())
+    }
+
+    fn connection(&self) -> &Connection {
+        &self.inner.connection
+    }
+
+    fn deadline(&self) -> std::time::Duration {
+        let Inner { options, .. } = &*self.inner;
+        options.evict_deadline
+    }
+}
+
+/// What is left of a group that was invalidated.
+struct Dropped {
+    /// The nonce that was valid until then, or nothing.
+    nonce: Bytes,
+    /// Where its index is now, if it had one.
+    doomed: Option<String>,
+}
+
+/// A walk over the names in the database that may be a prefix's.
+struct Scan {
+    pattern: String,
+    cursor: Option<u64>,
+}
+
+impl Scan {
+    fn new(prefix: &str) -> Self {
+        Self { pattern: names::pattern(prefix), cursor: Some(0) }
+    }
+
+    /// The next few names, or `None` after the last. The server may repeat a name.
+    async fn next(&mut self, store: &RedisStore) -> Result<Option<Vec<String>>, StoreError> {
+        let Some(cursor) = self.cursor else { return Ok(None) };
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(PAGE);
+        let (next, names): (u64, Vec<Bytes>) = store.connection().command(&scan, store.deadline()).await?;
+        self.cursor = (next != 0).then_some(next);
+        // Every name of ours is UTF-8.
+        Ok(Some(names.into_iter().filter_map(|name| String::from_utf8(name.into()).ok()).collect()))
+    }
+}
