@@ -372,7 +372,8 @@ type Fields = Map<String, Value>;
 
 impl Shop {
     fn new(larder: Larder) -> Self {
-        let names = ["get_product", "list_products", "config", "profile", "greeting", "events", "login", "big"];
+        let names =
+            ["get_product", "list_products", "config", "profile", "greeting", "events", "login", "big"];
         Self {
             larder,
             products: Mutex::new((1..=1000).map(|id| (id, new_product(id))).collect()),

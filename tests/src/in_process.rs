@@ -15,6 +15,7 @@ use tower::ServiceExt;
 use crate::redis_server::RedisServer;
 
 /// A cache on one kind of store, with the server it needs.
+#[derive(Debug)]
 pub struct Fixture {
     /// The cache.
     pub larder: Larder,

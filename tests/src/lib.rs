@@ -10,5 +10,7 @@
 )]
 
 pub mod http;
+pub mod in_process;
+pub mod redis_server;
 pub mod scenarios;
 pub mod shop;

@@ -28,7 +28,11 @@ fn app(layer: Cache, runs: &Runs) -> Router {
 }
 
 /// A route whose handler always answers the same.
-fn answering<R: IntoResponse + Clone + Send + Sync + 'static>(larder: &Larder, runs: &Runs, response: R) -> Router {
+fn answering<R: IntoResponse + Clone + Send + Sync + 'static>(
+    larder: &Larder,
+    runs: &Runs,
+    response: R,
+) -> Router {
     let runs = runs.clone();
     let handler = move || async move {
         runs.count();

@@ -27,7 +27,7 @@ pub async fn a_miss_then_hits(shop: &Shop) {
 
     let list = shop.get("/products").await.expect_miss();
     assert_eq!(list.header("cache-control"), "max-age=60");
-    assert_eq!(list.json(), (1..=10).map(product).collect());
+    assert_eq!(list.json(), (1..=10).map(product).collect::<serde_json::Value>());
     assert_same_representation(&shop.get("/products").await.expect_hit(), &list);
     assert_eq!(shop.get("/products?limit=2").await.expect_miss().json(), json!([product(1), product(2)]));
     assert_eq!(shop.runs("list_products").await, 2);

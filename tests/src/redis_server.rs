@@ -1,0 +1,147 @@
+//! A real `redis-server` of one's own, which can be killed, stopped in its tracks and started again.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that can't have its server has nothing to say"
+)]
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// A server on a free port of the loopback interface, in a directory of its own, that writes nothing to disk unless
+/// asked to (`SAVE`). It ends with this value.
+#[derive(Debug)]
+pub struct RedisServer {
+    args: Vec<String>,
+    dir: TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl RedisServer {
+    /// Starts a server and waits until it answers. Blocks, for some milliseconds.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::with_args(&[])
+    }
+
+    /// The same with options as on the command line of `redis-server`.
+    #[must_use]
+    pub fn with_args(args: &[&str]) -> Self {
+        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let dir = TempDir::new().expect("a temporary directory");
+        // Another test may take the free port before the server does.
+        for _ in 0..10 {
+            let port = free_port();
+            let mut child = spawn(port, &dir, &args);
+            if answers(port, &mut child) {
+                return Self { args, dir, port, child };
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        panic!("redis-server does not start; is it installed?");
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where it listens, as a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it at once (`SIGKILL`). What it held is lost, except what it saved.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a server to kill");
+        self.child.wait().expect("its end");
+    }
+
+    /// Starts it again on the same port, with what it saved.
+    pub fn restart(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.child = spawn(self.port, &self.dir, &self.args);
+        assert!(answers(self.port, &mut self.child), "redis-server does not start again");
+    }
+
+    /// Makes it hang (`SIGSTOP`): the kernel goes on accepting connections and commands for it.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets it go on (`SIGCONT`), with everything it was sent meanwhile.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status();
+        assert!(status.expect("the kill command").success(), "kill -s {name} failed");
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        // A stopped process dies of SIGKILL too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("its number").port()
+}
+
+fn spawn(port: u16, dir: &TempDir, args: &[String]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        .args(["--daemonize", "no", "--dir"])
+        .arg(dir.path())
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server to be installed")
+}
+
+/// Waits for any reply to a `PING`: one that asks for a password will do.
+fn answers(port: u16, child: &mut Child) -> bool {
+    for _ in 0..500 {
+        if child.try_wait().is_ok_and(|status| status.is_some()) {
+            return false;
+        }
+        if ping(port).is_some_and(|reply| &reply != b"-LOAD") {
+            return true;
+        }
+        sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+fn ping(port: u16) -> Option<[u8; 5]> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
+    stream.write_all(b"PING\r\n").ok()?;
+    let mut reply = [0; 5];
+    stream.read_exact(&mut reply).ok()?;
+    Some(reply)
+}
