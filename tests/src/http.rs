@@ -78,8 +78,9 @@ impl Http {
             let body = incoming.collect().await.unwrap_or_else(|error| panic!("{name}: {error}")).to_bytes();
             (parts, body)
         };
-        let (parts, body) =
-            timeout(PATIENCE, whole).await.unwrap_or_else(|_| panic!("{name}: no answer within {PATIENCE:?}"));
+        let (parts, body) = timeout(PATIENCE, whole)
+            .await
+            .unwrap_or_else(|_| panic!("{name}: no answer within {PATIENCE:?}"));
         Answer { request: name, status: parts.status, headers: parts.headers, body, took: began.elapsed() }
     }
 

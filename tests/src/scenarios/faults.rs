@@ -68,7 +68,10 @@ pub async fn writes_during_an_outage_are_not_forgotten(shop: &Shop, redis: &mut 
 }
 
 /// The same when the client doesn't wait for its write to be answered.
-pub async fn a_writer_that_hangs_up_during_an_outage_leaves_nothing_old(shop: &Shop, redis: &mut RedisServer) {
+pub async fn a_writer_that_hangs_up_during_an_outage_leaves_nothing_old(
+    shop: &Shop,
+    redis: &mut RedisServer,
+) {
     let ids = 1..=12;
     for id in ids.clone() {
         shop.get(&format!("/products/{id}")).await.expect_miss();
@@ -106,9 +109,11 @@ async fn warm(shop: &Shop) {
 /// Asks for everything the shop has, one after the other and all at once.
 async fn everything_still_answers(shop: &Shop) {
     for round in 0..3 {
-        for (path, expected) in
-            [("/products/1", product(1)), ("/products/3", product(3)), ("/config", json!({ "theme": "dark" }))]
-        {
+        for (path, expected) in [
+            ("/products/1", product(1)),
+            ("/products/3", product(3)),
+            ("/config", json!({ "theme": "dark" })),
+        ] {
             let answer = soon(shop.get(path).await).ok();
             assert_eq!(answer.json(), expected);
         }

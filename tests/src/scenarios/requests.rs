@@ -23,9 +23,15 @@ pub async fn no_store_keeps_out(shop: &Shop) {
 pub async fn no_cache_refreshes(shop: &Shop) {
     shop.get("/products/7").await.expect_miss();
     let mut runs = 1;
-    for directives in
-        ["no-cache", "No-Cache", "max-age=0", "MAX-AGE=0", "no-cache, max-age=100", "foo, no-cache", " no-cache ,"]
-    {
+    for directives in [
+        "no-cache",
+        "No-Cache",
+        "max-age=0",
+        "MAX-AGE=0",
+        "no-cache, max-age=100",
+        "foo, no-cache",
+        " no-cache ,",
+    ] {
         let answer = shop.get_with("/products/7", &[("cache-control", directives)]).await.expect_miss();
         assert_eq!(answer.json(), product(7));
         runs += 1;

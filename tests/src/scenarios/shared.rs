@@ -74,10 +74,16 @@ pub async fn a_crowd_over_both_runs_the_handler_once(one: &Shop, other: &Shop) {
 pub async fn fills_never_outlive_the_others_eviction(one: &Shop, other: &Shop) {
     for round in 0..3 {
         crowd(30, async |n| {
-            let path = format!("/slow/{}", round * 100 + n);
-            // Only the old value can come from `one`, so whatever `other` says that is old came from the store.
+            let id = round * 100 + n;
+            let path = format!("/slow/{id}");
             let fill = async { one.get(&path).await.ok() };
             let change = async {
+                // The handler of `one` has read the value when the other changes and evicts it. That is the only old
+                // value there will be, so where `other` answers it, it was stored after the eviction.
+                let counter = format!("slow:{id}");
+                while one.runs(&counter).await == 0 {
+                    sleep(Duration::from_millis(1)).await;
+                }
                 sleep(Duration::from_millis(n as u64 * 8)).await;
                 other.put(&path, &json!({ "value": "new" })).await.ok();
             };
