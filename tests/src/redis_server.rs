@@ -1,11 +1,5 @@
 //! A real `redis-server` of one's own, which can be killed, stopped in its tracks and started again.
 
-#![expect(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test that can't have its server has nothing to say"
-)]
-
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};

@@ -106,7 +106,7 @@ on_every_store! {
 
     async fn a_computation_that_is_dropped_strands_nobody(fixture) {
         let backend = fixture.larder.backend().group("g");
-        let never = backend.get_or_set("k", 60, || std::future::pending::<Result<u64, ()>>());
+        let never = backend.get_or_set("k", 60, std::future::pending::<Result<u64, ()>>);
         assert!(tokio::time::timeout(Duration::from_millis(30), never).await.is_err());
         let next = backend.get_or_set("k", 60, || async { Ok::<_, ()>(1) });
         assert_eq!(tokio::time::timeout(Duration::from_secs(1), next).await.expect("nobody holds the key"), Ok(1));

@@ -1,7 +1,5 @@
 //! The Redis store while its server is dead, hangs, or comes back with what it once saved.
 
-#![expect(clippy::unwrap_used, reason = "these are tests")]
-
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -1,7 +1,5 @@
 //! The Redis store against a real server: what it writes, what it promises, and what it refuses.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

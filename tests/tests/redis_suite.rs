@@ -1,0 +1,21 @@
+//! The behaviour suite of stores, on a real Redis.
+
+use larder_core::store::suite::{self, Subject};
+use larder_core::{RedisOptions, RedisStore};
+use larder_tests::redis_server::RedisServer;
+
+fn subject(server: &RedisServer) -> Subject<RedisStore> {
+    Subject::new(RedisStore::new(RedisOptions::from_url(&server.url()).unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_of_a_store() {
+    let server = RedisServer::start();
+    suite::run(&subject(&server)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fill_protocol() {
+    let server = RedisServer::start();
+    suite::run_leases(&subject(&server)).await;
+}
