@@ -133,7 +133,8 @@ pub enum Intent {
     Fill,
     /// Replace an entry that is there but not wanted (`no-cache`, a refresh of a stale one). Never answers `Found`.
     Refresh,
-    /// Overwrite after a change to the origin (a *ticket*). Replaces any other lease; always answers [`Begin::Lease`].
+    /// Overwrite after a change to the origin (a *ticket*). Replaces any other lease, and answers [`Begin::Lease`];
+    /// [`Begin::Busy`] only while the store still owes an eviction of the key that it could not confirm.
     Write,
 }
 

@@ -9,5 +9,8 @@
     reason = "a test harness fails by panicking and says why on stderr"
 )]
 
+pub mod http;
 pub mod in_process;
 pub mod redis_server;
+pub mod scenarios;
+pub mod shop;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// A server on a free port of the loopback interface, in a directory of its own, that writes nothing to disk unless
-/// asked to (`SAVE`). It ends with this value.
+/// asked to (`SAVE`). It ends with this value, so don't keep it in a `static`: those are never dropped.
 #[derive(Debug)]
 pub struct RedisServer {
     args: Vec<String>,

@@ -173,9 +173,9 @@ impl Owed {
         self.asked += 1;
         self.spaces.insert(space.head().into(), (space, self.asked));
         if self.spaces.len() > MAX_SPACES {
-            for (space, asked) in std::mem::take(&mut self.spaces).into_values() {
+            for (space, _) in std::mem::take(&mut self.spaces).into_values() {
                 let whole = KeySpace::new(space.prefix(), None).unwrap_or(space);
-                self.spaces.insert(whole.head().into(), (whole, asked.max(self.asked)));
+                self.spaces.insert(whole.head().into(), (whole, self.asked));
             }
         }
     }

@@ -5,7 +5,7 @@ local intent, token, hold = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local fence = fence_of(nonce, ARGV[4], hold)
 if intent == 'F' then
   local found
-  if nonce then found = redis.call('GETRANGE', entry, 0, 7) == fence else found = redis.call('EXISTS', entry) == 1 end
+  if nonce then found = redis.pcall('GETRANGE', entry, 0, 7) == fence else found = redis.call('EXISTS', entry) == 1 end
   if found then return {'E', fence} end
 end
 if intent ~= 'W' then

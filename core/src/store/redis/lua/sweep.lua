@@ -4,7 +4,8 @@
 local present = redis.call('GET', KEYS[1])
 local count, gone = 0, {}
 for i = 2, #KEYS do
-  local fence = redis.call('GETRANGE', KEYS[i], 0, 7)
+  -- What is not even a string is not valid either.
+  local fence = redis.pcall('GETRANGE', KEYS[i], 0, 7)
   if fence ~= '' and fence ~= present then
     if fence == ARGV[1] then count = count + 1 end
     gone[#gone + 1] = KEYS[i]

@@ -1,0 +1,183 @@
+//! A Redis that is dead or hung: every request is still answered, soon, and never with anything old.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::races::{agree, until_hit};
+use super::{crowd, product};
+use crate::http::{Answer, JSON};
+use crate::redis_server::RedisServer;
+use crate::shop::Shop;
+
+/// No answer may take longer than this, whatever the store does.
+const SOON: Duration = Duration::from_secs(1);
+
+/// How soon after Redis is back the shop must be caching again.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+/// Refused connections.
+pub async fn a_dead_redis_is_survived(shop: &Shop, redis: &mut RedisServer) {
+    warm(shop).await;
+    redis.kill();
+    everything_still_answers(shop).await;
+    redis.restart();
+    // What it held is lost, and nothing else is.
+    until_hit(shop, "/products/3", RECOVERY, &product(3)).await;
+    views_count_again(shop).await;
+}
+
+/// Connections that stay open and say nothing.
+pub async fn a_hung_redis_is_survived(shop: &Shop, redis: &mut RedisServer) {
+    warm(shop).await;
+    redis.pause();
+    everything_still_answers(shop).await;
+    redis.resume();
+    until_hit(shop, "/products/3", RECOVERY, &product(3)).await;
+    views_count_again(shop).await;
+}
+
+/// What is written while Redis hangs is not undone by what Redis still remembers.
+pub async fn writes_during_an_outage_are_not_forgotten(shop: &Shop, redis: &mut RedisServer) {
+    for id in 1..=3 {
+        shop.get(&format!("/products/{id}")).await.expect_miss();
+    }
+    shop.get("/slow/1").await.expect_miss();
+    let new = json!({ "id": 2, "name": "new" });
+    let slow = json!({ "id": 1, "value": "new" });
+    redis.pause();
+    soon(shop.delete("/products/1").await).ok();
+    soon(shop.put("/products/2", &json!({ "name": "new" })).await).ok();
+    soon(shop.put("/slow/1", &json!({ "value": "new" })).await).ok();
+    let still_right = async || {
+        shop.get("/products/1").await.expect_status(StatusCode::NOT_FOUND);
+        assert_eq!(shop.get("/products/2").await.ok().json(), new);
+        assert_eq!(shop.get("/slow/1").await.ok().json(), slow);
+    };
+    still_right().await;
+    redis.resume();
+    let resumed = Instant::now();
+    while resumed.elapsed() < Duration::from_secs(3) {
+        still_right().await;
+    }
+    until_hit(shop, "/products/2", RECOVERY, &new).await;
+    until_hit(shop, "/products/3", RECOVERY, &product(3)).await;
+    until_hit(shop, "/slow/1", RECOVERY, &slow).await;
+}
+
+/// The same when the client doesn't wait for its write to be answered.
+pub async fn a_writer_that_hangs_up_during_an_outage_leaves_nothing_old(
+    shop: &Shop,
+    redis: &mut RedisServer,
+) {
+    let ids = 1..=12;
+    for id in ids.clone() {
+        shop.get(&format!("/products/{id}")).await.expect_miss();
+    }
+    redis.pause();
+    for id in ids.clone() {
+        let (method, body) = if id % 2 == 0 { (Method::PUT, "{\"price\":1}") } else { (Method::DELETE, "") };
+        let after = Duration::from_millis(id * 2);
+        shop.hang_up(method, &format!("/products/{id}"), &[JSON], body, after).await;
+    }
+    // Time for the handlers to run, with every deadline on the way.
+    sleep(Duration::from_millis(1500)).await;
+    for id in ids.clone() {
+        agree(shop, id).await;
+    }
+    redis.resume();
+    let resumed = Instant::now();
+    while resumed.elapsed() < Duration::from_secs(2) {
+        for id in ids.clone() {
+            agree(shop, id).await;
+        }
+    }
+}
+
+async fn warm(shop: &Shop) {
+    for path in ["/products/1", "/products/2", "/products", "/config", "/greeting", "/big"] {
+        shop.get(path).await.expect_miss();
+        shop.get(path).await.expect_hit();
+    }
+    for path in ["/items/2", "/dashboard/5", "/content/2", "/warm-check/1"] {
+        shop.get(path).await.ok();
+    }
+}
+
+/// Asks for everything the shop has, one after the other and all at once.
+async fn everything_still_answers(shop: &Shop) {
+    for round in 0..3 {
+        for (path, expected) in [
+            ("/products/1", product(1)),
+            ("/products/3", product(3)),
+            ("/config", json!({ "theme": "dark" })),
+        ] {
+            let answer = soon(shop.get(path).await).ok();
+            assert_eq!(answer.json(), expected);
+        }
+        for path in [
+            "/products?limit=3",
+            "/greeting",
+            "/big",
+            "/items/2",
+            "/items/1",
+            "/dashboard/5",
+            "/content/2",
+            "/warm-check/1",
+            "/settings/theme",
+            "/slow/1",
+            "/login",
+        ] {
+            soon(shop.get(path).await).ok();
+        }
+        assert_eq!(shop.get("/settings/theme").await.json()["value"], "default-value");
+        let alice = [("authorization", "Bearer alice")];
+        let answer = soon(shop.get_with("/me/profile", &alice).await).ok();
+        assert_eq!(answer.json()["user"], "alice");
+
+        // Writes succeed, and are what the next read sees.
+        let new = json!({ "id": 10, "round": round });
+        assert_eq!(soon(shop.put("/products/10", &new).await).ok().json(), new);
+        assert_eq!(soon(shop.get("/products/10").await).ok().json(), new);
+        soon(shop.delete("/products/11").await).ok();
+        soon(shop.get("/products/11").await).expect_status(StatusCode::NOT_FOUND);
+        soon(shop.request(Method::POST, "/admin/clear-products", &[], "").await).ok();
+        soon(shop.put("/profile/5", &json!({})).await).ok();
+        soon(shop.put("/sessions/abc", &json!({})).await).ok();
+        soon(shop.post("/checkout", &json!({ "user_id": 5 })).await).ok();
+
+        // The one thing that is refused: a count that would be a lie.
+        let view = soon(shop.request(Method::POST, "/products/1/view", &[], "").await);
+        assert_eq!(view.status, StatusCode::SERVICE_UNAVAILABLE, "{view:?}");
+        assert!(!view.json()["error"].is_null(), "{view:?}");
+    }
+    let answers = crowd(100, async |n| match n % 4 {
+        0 => shop.get("/products/1").await,
+        1 => shop.get(&format!("/products/{}", 100 + n)).await,
+        2 => shop.get("/slow/2").await,
+        _ => shop.get("/dashboard/6").await,
+    });
+    for answer in answers.await {
+        soon(answer).ok();
+    }
+}
+
+async fn views_count_again(shop: &Shop) {
+    let began = Instant::now();
+    loop {
+        let view = shop.request(Method::POST, "/products/1/view", &[], "").await;
+        if view.status == StatusCode::OK {
+            return;
+        }
+        assert!(began.elapsed() < RECOVERY, "{view:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[track_caller]
+fn soon(answer: Answer) -> Answer {
+    assert!(answer.took < SOON, "{answer:?}");
+    answer
+}

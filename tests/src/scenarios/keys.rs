@@ -1,0 +1,78 @@
+//! Which requests are the same request.
+
+use http::StatusCode;
+
+use crate::shop::Shop;
+
+/// Parameters are sorted.
+pub async fn order_of_parameters_does_not_matter(shop: &Shop) {
+    let miss = shop.get("/products?limit=2&z=1&a=2").await.expect_miss();
+    for path in ["/products?a=2&limit=2&z=1", "/products?z=1&a=2&limit=2"] {
+        assert_eq!(shop.get(path).await.expect_hit().body, miss.body);
+    }
+    // The values of one name are not: their order can mean something.
+    shop.get("/products?limit=2&z=1&z=2").await.expect_miss();
+    shop.get("/products?limit=2&z=2&z=1").await.expect_miss();
+    shop.get("/products?z=1&limit=2&z=2").await.expect_hit();
+    assert_eq!(shop.runs("list_products").await, 3);
+}
+
+/// Every one of these is another request, however much they resemble each other once slashes are colons.
+pub async fn look_alikes_share_nothing(shop: &Shop) {
+    let paths = [
+        "/products/1:2",
+        "/products/1%3A2",
+        "/products/1%253A2",
+        "/products/1%3a2",
+        "/products/1%2F2",
+        "/products/limit=2",
+        "/products/limit%3D2",
+        "/products/?limit=2",
+        "/products/%3Flimit",
+        "/products/%7Blimit%7D",
+        "/products/1?limit=2",
+        "/products/1?limit",
+        "/products/1?limit=",
+        "/products/1?=limit",
+        "/products/1?limit==2",
+        "/products/1?limit=2:x=1",
+        "/products/1?limit=2&x=1",
+        "/products/1?limit=2&x",
+        "/products/1?limit=2&x=",
+        "/products/1?limit=2%26x=1",
+        "/products/1?limit%3D2",
+        "/products/1:limit=2",
+        "/products/1",
+        "/products/01",
+        "/products/1?",
+        "/products?limit=2",
+        "/products?limit=2&x",
+        "/products?limit=2&x=",
+        "/products?limit=2&:x=",
+        "/products?limit=02",
+        "/products",
+        "/products?",
+    ];
+    let mut first = Vec::new();
+    for path in paths {
+        let answer = shop.get(path).await;
+        if answer.status == StatusCode::NOT_FOUND {
+            // The router's business: there may be no such route.
+            continue;
+        }
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        assert_eq!(answer.cache(), "MISS", "{answer:?}");
+        first.push((path, answer));
+    }
+    assert!(first.len() >= 28, "only {} of them have a route", first.len());
+    for (path, miss) in &first {
+        assert_eq!(shop.get(path).await.expect_hit().body, miss.body);
+    }
+    let known = |path: &str| first.iter().find(|(known, _)| *known == path).unwrap().1.json();
+    assert_eq!(known("/products/1:2")["known"], false);
+    assert_eq!(known("/products/1:2")["id"], "1:2");
+    assert_eq!(known("/products/limit=2")["id"], "limit=2");
+    assert_eq!(known("/products?limit=2").as_array().map(Vec::len), Some(2));
+    let runs = shop.runs("get_product").await + shop.runs("list_products").await;
+    assert_eq!(runs, first.len() as u64);
+}

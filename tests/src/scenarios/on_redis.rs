@@ -1,0 +1,178 @@
+//! What can be seen in Redis itself.
+
+use std::time::Duration;
+
+use http::Method;
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::product;
+use crate::http::JSON;
+use crate::redis_server::RedisServer;
+use crate::shop::Shop;
+
+const PREFIX: &str = "redis:larder:cache";
+
+/// Every key of the guide's tables, with the lifetime the route asked for.
+pub async fn keys_and_lifetimes_are_the_documented_ones(shop: &Shop, redis: &mut RedisServer) {
+    let mut connection = connect(redis).await;
+    for path in [
+        "/products/7",
+        "/products?limit=2",
+        "/products?z=1&limit=3&a=2",
+        "/products",
+        "/config",
+        "/slow/1",
+        "/greeting",
+        "/big",
+        "/items/2",
+        "/items/1",
+        "/dashboard/5",
+        "/content/2",
+        "/content/3",
+        "/warm-check/4",
+        "/settings/theme",
+        "/login",
+        "/products/5000",
+    ] {
+        shop.get(path).await;
+    }
+    shop.put("/products/8", &json!({ "name": "new" })).await.ok();
+    shop.request(Method::POST, "/products/1/view", &[], "").await.ok();
+    shop.put("/sessions/abc", &json!({ "user": 5 })).await.ok();
+
+    for (key, seconds) in [
+        ("{products}:products:7", 300),
+        ("{products}:products:8", 300),
+        ("{products}:products:limit=2", 60),
+        ("{products}:products:a=2:limit=3:z=1", 60),
+        ("{products}:products", 60),
+        ("{slow}:slow:1", 300),
+        ("greeting", 300),
+        ("big", 300),
+        ("{items}:item:2", 300),
+        ("{dashboard}:orders:5", 60),
+        ("{dashboard}:reco:5", 120),
+        ("{content}:content:2", 3600),
+        ("{content}:content:3", 300),
+        ("{products}:product:4", 300),
+        ("{analytics}:views:1", 3600),
+        ("{sessions}:session:abc", 1800),
+    ] {
+        let left: i64 = connection.pttl(format!("{PREFIX}:{key}")).await.unwrap();
+        let most = seconds * 1000;
+        assert!((most - 10_000..=most).contains(&left), "{key}: {left} ms of {most}");
+    }
+    let left: i64 = connection.pttl(format!("{PREFIX}:{{config}}:config")).await.unwrap();
+    assert_eq!(left, -1, "no TTL means no expiry");
+
+    let keys = all_keys(&mut connection).await;
+    for absent in ["{items}:item:1", "{settings}:setting:theme", "login", "{products}:products:5000"] {
+        assert!(!keys.contains(&format!("{PREFIX}:{absent}")), "{absent} is among {keys:#?}");
+    }
+    for key in keys {
+        assert!(key.starts_with(PREFIX), "{key} is outside the prefix");
+    }
+}
+
+/// Look-alikes are told apart by the documented escapes.
+pub async fn look_alikes_have_the_documented_keys(shop: &Shop, redis: &mut RedisServer) {
+    let mut connection = connect(redis).await;
+    for (path, key) in [
+        ("/products/1:2", "products:1%3A2"),
+        ("/products/1%3A2", "products:1%253A2"),
+        ("/products/limit=2", "products:limit%3D2"),
+        ("/products?limit=2", "products:limit=2"),
+        ("/products/9?x", "products:9:?x"),
+        ("/products/9?x=", "products:9:x="),
+        ("/products/9?b=2&a=1", "products:9:a=1:b=2"),
+    ] {
+        let key = format!("{PREFIX}:{{products}}:{key}");
+        assert!(!connection.exists::<_, bool>(&key).await.unwrap(), "{key} is there before {path}");
+        shop.get(path).await.expect_miss();
+        assert!(connection.exists::<_, bool>(&key).await.unwrap(), "{path} did not make {key}");
+    }
+}
+
+/// What was evicted is gone from Redis too: by key at once, by group when the answer is there.
+pub async fn evictions_leave_nothing_behind(shop: &Shop, redis: &mut RedisServer) {
+    let mut connection = connect(redis).await;
+    let key = |suffix: &str| format!("{PREFIX}:{{products}}:{suffix}");
+    let mut exists = async |suffix: &str| connection.exists::<_, bool>(key(suffix)).await.unwrap();
+
+    for id in 1..=300 {
+        shop.get(&format!("/products/{id}")).await.expect_miss();
+    }
+    shop.get("/config").await.expect_miss();
+    assert!(exists("products:7").await);
+    shop.delete("/products/7").await.ok();
+    assert!(!exists("products:7").await);
+    assert!(exists("products:8").await);
+
+    shop.request(Method::POST, "/admin/clear-products", &[], "").await.ok();
+    let began = Instant::now();
+    for id in 1..=300 {
+        while exists(&format!("products:{id}")).await {
+            assert!(began.elapsed() < Duration::from_secs(2), "product {id} is still in Redis");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+    shop.get("/config").await.expect_hit();
+}
+
+/// Neither a token nor anything that could be guessed back into it is part of a key.
+pub async fn tokens_stay_secret(shop: &Shop, redis: &mut RedisServer) {
+    let token = "tok-0123456789";
+    let authorization = format!("Bearer {token}");
+    let headers = [JSON, ("authorization", authorization.as_str())];
+    shop.get_with("/me/profile", &headers).await.expect_miss();
+    shop.request(Method::PUT, "/me/profile", &headers, "{}").await.ok();
+    let mut connection = connect(redis).await;
+    let keys = all_keys(&mut connection).await;
+    let profiles = keys.iter().filter(|key| key.starts_with(&format!("{PREFIX}:me:profile"))).count();
+    assert_eq!(profiles, 1, "{keys:#?}");
+    for key in &keys {
+        assert!(!key.contains(token), "{key}");
+    }
+    assert!(!shop.stderr().contains(token), "{}", shop.stderr());
+}
+
+/// Bytes of another program, or of another version, are a miss and are replaced.
+pub async fn what_cannot_be_read_is_a_miss(shop: &Shop, redis: &mut RedisServer) {
+    let mut connection = connect(redis).await;
+    for (id, fresh) in [(1, true), (2, false)] {
+        let path = format!("/products/{id}");
+        let key = format!("{PREFIX}:{{products}}:products:{id}");
+        if !fresh {
+            shop.get(&path).await.expect_miss();
+        }
+        let () = connection.set(&key, "what is this?").await.unwrap();
+        assert_eq!(shop.get(&path).await.ok().json(), product(id));
+        assert_eq!(shop.get(&path).await.expect_hit().json(), product(id));
+    }
+    // In the middle of a real entry, byte by byte: whatever can still be read is never another answer.
+    shop.get("/config").await.expect_miss();
+    let key = format!("{PREFIX}:{{config}}:config");
+    let entry: Vec<u8> = connection.get(&key).await.unwrap();
+    for length in (0..entry.len()).step_by(7) {
+        let () = connection.set(&key, &entry[..length]).await.unwrap();
+        assert_eq!(shop.get("/config").await.ok().json(), json!({ "theme": "dark" }), "cut to {length}");
+    }
+    // Not even a string.
+    let key = format!("{PREFIX}:{{products}}:products:3");
+    let () = connection.rpush(&key, "a list").await.unwrap();
+    assert_eq!(shop.get("/products/3").await.ok().json(), product(3));
+    let key = format!("{PREFIX}:{{items}}:item:2");
+    let () = connection.set(&key, "what is this?").await.unwrap();
+    assert_eq!(shop.get("/items/2").await.ok().json()["id"], 2);
+}
+
+pub(super) async fn connect(redis: &RedisServer) -> MultiplexedConnection {
+    redis::Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+async fn all_keys(connection: &mut MultiplexedConnection) -> Vec<String> {
+    connection.keys("*").await.unwrap()
+}

@@ -1,0 +1,97 @@
+//! What a request may ask of the cache (RFC 9111 §5.2.1), and requests that are none of its business.
+
+use http::Method;
+
+use super::product;
+use crate::shop::Shop;
+
+/// `no-store` neither reads nor writes the cache.
+pub async fn no_store_keeps_out(shop: &Shop) {
+    let no_store = [("cache-control", "no-store")];
+    assert_eq!(shop.get_with("/products/7", &no_store).await.ok().expect_bypass().json(), product(7));
+    shop.get("/products/7").await.expect_miss();
+    assert_eq!(shop.runs("get_product").await, 2);
+    for directives in ["no-store", "NO-STORE", "max-age=100, no-store", "no-cache,no-store"] {
+        let answer = shop.get_with("/products/7", &[("cache-control", directives)]).await.ok();
+        assert_eq!(answer.expect_bypass().json(), product(7));
+    }
+    assert_eq!(shop.runs("get_product").await, 6);
+    shop.get("/products/7").await.expect_hit();
+}
+
+/// `no-cache` and `max-age=0` run the handler and store what it says.
+pub async fn no_cache_refreshes(shop: &Shop) {
+    shop.get("/products/7").await.expect_miss();
+    let mut runs = 1;
+    for directives in [
+        "no-cache",
+        "No-Cache",
+        "max-age=0",
+        "MAX-AGE=0",
+        "no-cache, max-age=100",
+        "foo, no-cache",
+        " no-cache ,",
+    ] {
+        let answer = shop.get_with("/products/7", &[("cache-control", directives)]).await.expect_miss();
+        assert_eq!(answer.json(), product(7));
+        runs += 1;
+        assert_eq!(shop.runs("get_product").await, runs, "{directives}");
+        shop.get("/products/7").await.expect_hit();
+    }
+    let lines = [("cache-control", "max-age=100"), ("cache-control", "no-cache")];
+    shop.get_with("/products/7", &lines).await.expect_miss();
+    // On a cold key too, and it is kept.
+    shop.get_with("/products/8", &[("cache-control", "no-cache")]).await.expect_miss();
+    shop.get("/products/8").await.expect_hit();
+}
+
+/// What isn't understood is ignored; a `max-age` that is no number may be taken either way, but breaks nothing.
+pub async fn unknown_directives_change_nothing(shop: &Shop) {
+    shop.get("/products/7").await.expect_miss();
+    for directives in [
+        "",
+        ",,,",
+        "=",
+        "foo",
+        "foo=bar",
+        "foo=\"no-cache, no-store\"",
+        "no-cachex",
+        "xno-store",
+        "max-age=100",
+        "max-age=99999999999999999999999999",
+        "public, immutable, s-maxage=0",
+    ] {
+        let answer = shop.get_with("/products/7", &[("cache-control", directives)]).await;
+        assert_eq!(answer.cache(), "HIT", "{directives:?}: {answer:?}");
+    }
+    assert_eq!(shop.runs("get_product").await, 1);
+    for directives in ["max-age", "max-age=", "max-age=x", "max-age=-1", "max-age=1.5", "max-age=\"", "\""] {
+        let answer = shop.get_with("/products/7", &[("cache-control", directives)]).await.ok();
+        assert_eq!(answer.json(), product(7), "{directives:?}");
+    }
+    shop.get("/products/7").await.expect_hit();
+}
+
+/// A part of an answer, and an answer to content, are not the answer that is stored.
+pub async fn ranges_and_content_bypass(shop: &Shop) {
+    // Cold: nothing is stored.
+    let range = [("range", "bytes=0-3")];
+    assert_eq!(shop.get_with("/products/7", &range).await.ok().expect_bypass().json(), product(7));
+    shop.request(Method::GET, "/products/7", &[], "content").await.ok().expect_bypass();
+    assert_eq!(shop.runs("get_product").await, 2);
+    // Warm: nothing is read.
+    shop.get("/products/7").await.expect_miss();
+    shop.get_with("/products/7", &range).await.ok().expect_bypass();
+    shop.request(Method::GET, "/products/7", &[], "content").await.ok().expect_bypass();
+    assert_eq!(shop.runs("get_product").await, 5);
+    assert_eq!(shop.get("/products/7").await.expect_hit().json(), product(7));
+}
+
+/// A route that is declared public serves everybody the same, whoever they are.
+pub async fn credentials_share_what_is_public(shop: &Shop) {
+    shop.get_with("/products/7", &[("authorization", "Bearer alice")]).await.expect_miss();
+    shop.get("/products/7").await.expect_hit();
+    shop.get_with("/products/7", &[("authorization", "Bearer bob")]).await.expect_hit();
+    shop.get_with("/products/7", &[("cookie", "session=1")]).await.expect_hit();
+    assert_eq!(shop.runs("get_product").await, 1);
+}

@@ -1,0 +1,190 @@
+//! `CacheBackend` on every store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use larder_axum::{CacheBackend, CacheError, Json, Larder, MessagePack, StoreError, Ttl};
+use larder_tests::in_process::Runs;
+use larder_tests::on_every_store;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Item {
+    id: u64,
+    tags: BTreeMap<String, Vec<u8>>,
+}
+
+fn item(id: u64) -> Item {
+    Item { id, tags: [("raw".to_owned(), vec![0, 255])].into() }
+}
+
+on_every_store! {
+    async fn values_come_back_as_they_went(fixture) {
+        let items = fixture.larder.backend().group("items");
+        assert_eq!(items.get::<Item>("item:1").await, None);
+        assert_eq!(items.get_or("item:1", item(9)).await, item(9));
+        assert!(!items.has("item:1").await);
+        assert!(items.set("item:1", &item(1), 300).await);
+        assert!(items.has("item:1").await);
+        assert_eq!(items.get::<Item>("item:1").await, Some(item(1)));
+        assert_eq!(items.get_or("item:1", item(9)).await, item(1));
+        assert!(items.delete("item:1").await);
+        assert!(!items.delete("item:1").await);
+        assert_eq!(items.try_get::<Item>("item:1").await.unwrap(), None);
+    }
+
+    async fn times_to_live(fixture) {
+        let items = fixture.larder.backend();
+        assert!(items.set("short", "x", Duration::from_millis(80)).await);
+        assert!(items.set("long", "x", Duration::from_secs(1800)).await);
+        assert!(items.set("forever", "x", 0).await);
+        assert!(items.set("for good", "x", Ttl::NO_EXPIRY).await);
+        assert!(items.has("short").await);
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        assert!(!items.has("short").await);
+        for key in ["long", "forever", "for good"] {
+            assert!(items.has(key).await, "{key}");
+        }
+    }
+
+    async fn groups_are_apart_and_are_deleted_whole(fixture) {
+        let backend = fixture.larder.backend();
+        let (a, b) = (backend.group("a"), backend.group("b"));
+        for n in 0..20 {
+            a.set(&format!("k{n}"), &n, 60).await;
+        }
+        b.set("k1", &100, 60).await;
+        backend.set("k1", &200, 60).await;
+        assert_eq!(a.delete_group().await, 20);
+        assert_eq!(a.delete_group().await, 0);
+        assert_eq!((a.get::<i32>("k1").await, b.get("k1").await, backend.get("k1").await), (None, Some(100), Some(200)));
+        a.set("k1", &1, 60).await;
+        assert_eq!(backend.delete_group().await, 3, "without a group: everything");
+        assert_eq!((a.get::<i32>("k1").await, b.get::<i32>("k1").await, backend.get::<i32>("k1").await), (None, None, None));
+    }
+
+    async fn coders_do_not_read_each_other(fixture) {
+        let json = fixture.larder.backend();
+        let packed: CacheBackend<MessagePack> = json.coder(MessagePack);
+        packed.set("k", &item(1), 60).await;
+        assert_eq!(packed.get::<Item>("k").await, Some(item(1)));
+        assert_eq!(json.try_get::<Item>("k").await.unwrap(), None);
+        assert_eq!(packed.coder(Json).get::<Item>("k").await, None);
+    }
+
+    async fn what_is_no_such_value_is_an_error_for_those_who_ask(fixture) {
+        let backend = fixture.larder.backend();
+        backend.set("k", "text", 60).await;
+        assert_eq!(backend.get::<u64>("k").await, None);
+        assert!(matches!(backend.try_get::<u64>("k").await, Err(CacheError::Coder(_))));
+    }
+
+    async fn get_or_set_computes_once(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        let runs = Runs::new();
+        let answers = join_all((0..50).map(|_| backend.get_or_set("k", 60, || async {
+            runs.count();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            Ok::<_, ()>(7)
+        }))).await;
+        assert!(answers.iter().all(|answer| *answer == Ok(7)));
+        assert_eq!(runs.total(), 1);
+    }
+
+    async fn an_error_of_one_computation_is_not_everybodys(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        let runs = Runs::new();
+        let answers = join_all((0..10).map(|_| backend.get_or_set("k", 60, || async {
+            let run = runs.count();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if run == 1 { Err("first") } else { Ok(run) }
+        }))).await;
+        assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 1);
+        assert_eq!(answers.iter().filter(|answer| **answer == Ok(2)).count(), 9);
+    }
+
+    async fn a_computation_that_is_dropped_strands_nobody(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        let never = backend.get_or_set("k", 60, || std::future::pending::<Result<u64, ()>>());
+        assert!(tokio::time::timeout(Duration::from_millis(30), never).await.is_err());
+        let next = backend.get_or_set("k", 60, || async { Ok::<_, ()>(1) });
+        assert_eq!(tokio::time::timeout(Duration::from_secs(1), next).await.expect("nobody holds the key"), Ok(1));
+        assert_eq!(backend.get::<u64>("k").await, Some(1));
+    }
+
+    async fn no_update_is_lost(fixture) {
+        let one = fixture.larder.backend().group("analytics");
+        // A second cache on the same store is what a second process would be.
+        let two = match &fixture.redis {
+            Some(redis) => Larder::redis(&redis.url()).unwrap().backend().group("analytics"),
+            None => one.clone(),
+        };
+        let runs = join_all((0..400).map(|n| {
+            let backend = if n % 2 == 0 { &one } else { &two };
+            backend.update("views", 3600, |views: Option<u64>| views.unwrap_or(0) + 1)
+        })).await;
+        let mut seen: Vec<u64> = runs.into_iter().map(Result::unwrap).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (1..=400).collect::<Vec<_>>());
+        assert_eq!(one.get::<u64>("views").await, Some(400));
+    }
+
+    async fn an_update_that_meets_a_set_builds_on_it(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        let setter = backend.clone();
+        let setting = tokio::spawn(async move {
+            for n in 0..200u64 {
+                setter.set("k", &(n * 1000), 60).await;
+            }
+        });
+        for _ in 0..200 {
+            backend.update("k", 60, |old: Option<u64>| old.unwrap_or(0) + 1).await.unwrap();
+        }
+        setting.await.unwrap();
+        let last = backend.get::<u64>("k").await.unwrap();
+        assert!((199_000..199_201).contains(&last), "{last}");
+    }
+
+    async fn a_route_s_response_can_be_deleted_but_not_read(fixture) {
+        use axum::{Router, handler::Handler, routing::get as get_route};
+        use larder_axum::cache;
+        use larder_tests::in_process::get;
+
+        let larder = &fixture.larder;
+        let route = get_route((async || "7").layer(cache(larder).group("products").ttl(60)));
+        let app = Router::new().route("/products/{id}", route);
+        get(&app, "/products/7").await;
+        let products = larder.backend().group("products");
+        assert_eq!(products.get::<u64>("products:7").await, None);
+        assert!(products.has("products:7").await);
+        assert!(products.delete("products:7").await);
+        assert_eq!(get(&app, "/products/7").await.cache(), "MISS");
+        larder.evict(&larder.key_for("products", &"/products/7".parse().unwrap()).unwrap()).await;
+        assert_eq!(get(&app, "/products/7").await.cache(), "MISS");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_is_a_miss_and_an_error_for_those_who_ask() {
+    let backend = Larder::redis("redis://127.0.0.1:1/").unwrap().backend().group("g");
+    assert_eq!(backend.get::<u64>("k").await, None);
+    assert!(!backend.set("k", &1, 60).await);
+    assert!(!backend.delete("k").await);
+    assert!(!backend.has("k").await);
+    assert_eq!(backend.delete_group().await, 0);
+    let unavailable = |error: &CacheError| {
+        matches!(error, CacheError::Store(StoreError::Unavailable(_) | StoreError::Timeout(_)))
+    };
+    // What waits to be evicted is known to be absent, without asking; so ask for something else.
+    let backend = backend.group("h");
+    assert!(unavailable(&backend.try_get::<u64>("k").await.unwrap_err()));
+    assert!(unavailable(&backend.update("k", 60, |old: Option<u64>| old.unwrap_or(0)).await.unwrap_err()));
+    let runs = Runs::new();
+    let computed = backend.get_or_set("k", 60, || async {
+        runs.count();
+        Ok::<_, ()>(5)
+    });
+    assert_eq!(computed.await, Ok(5));
+    assert_eq!(runs.total(), 1);
+}

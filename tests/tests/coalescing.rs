@@ -1,0 +1,290 @@
+//! One run for many requests, and no old answer after an eviction: whoever hangs up, fails, panics or overlaps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get as get_route;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use http::Method;
+use larder_axum::{Larder, cache, cache_evict, cache_put};
+use larder_tests::in_process::{Runs, get, send};
+use larder_tests::on_every_store;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+const SLOW: Duration = Duration::from_millis(60);
+
+/// A value behind a slow reader, as a database would be: what is read is what stood there when reading began.
+#[derive(Clone, Default)]
+struct Database {
+    value: Arc<AtomicU64>,
+    runs: Runs,
+}
+
+impl Database {
+    async fn read(self, takes: Duration) -> String {
+        self.runs.count();
+        let value = self.value.load(Ordering::SeqCst);
+        sleep(takes).await;
+        value.to_string()
+    }
+
+    fn router(&self, larder: &Larder, takes: Duration) -> Router {
+        let (reader, writer, replacer, clearer) = (self.clone(), self.clone(), self.clone(), self.clone());
+        let read = move || reader.read(takes);
+        let write = move || async move { (writer.value.fetch_add(1, Ordering::SeqCst) + 1).to_string() };
+        let replace = move || async move { (replacer.value.fetch_add(1, Ordering::SeqCst) + 1).to_string() };
+        let clear = move || async move { (clearer.value.fetch_add(1, Ordering::SeqCst) + 1).to_string() };
+        Router::new().route(
+            "/x",
+            get_route(read.layer(cache(larder).group("g").ttl(60)))
+                .delete(write.layer(cache_evict(larder).group("g").key()))
+                .put(replace.layer(cache_put(larder).group("g").ttl(60)))
+                .post(clear.layer(cache_evict(larder).group("g").whole_group())),
+        )
+    }
+}
+
+on_every_store! {
+    async fn a_hundred_cold_requests_run_the_handler_once(fixture) {
+        let database = Database::default();
+        let app = database.router(&fixture.larder, SLOW);
+        let answers = join_all((0..100).map(|_| get(&app, "/x"))).await;
+        assert_eq!(database.runs.total(), 1);
+        assert!(answers.iter().all(|answer| answer.text() == "0" && answer.status == StatusCode::OK));
+        assert_eq!(answers.iter().filter(|answer| answer.cache() == "MISS").count(), 1);
+        assert_eq!(answers.iter().filter(|answer| answer.cache() == "HIT").count(), 99);
+    }
+
+    async fn a_leader_that_hangs_up_strands_nobody(fixture) {
+        let database = Database::default();
+        let app = database.router(&fixture.larder, SLOW);
+        // The first request is polled until its handler runs, and then dropped, as a server does with a lost client.
+        assert!(tokio::time::timeout(SLOW / 3, get(&app, "/x")).await.is_err());
+        let answers = join_all((0..20).map(|_| get(&app, "/x"))).await;
+        assert!(answers.iter().all(|answer| answer.cache() == "HIT" && answer.text() == "0"));
+        assert_eq!(database.runs.total(), 1);
+    }
+
+    async fn a_handler_that_panics_frees_the_key_and_panics_in_its_own_request(fixture) {
+        let panics = Arc::new(AtomicBool::new(true));
+        let switch = Arc::clone(&panics);
+        let handler = move || async move {
+            sleep(Duration::from_millis(5)).await;
+            assert!(!switch.load(Ordering::SeqCst), "the handler panics");
+            "well"
+        };
+        let app = Router::new().route("/x", get_route(handler.layer(cache(&fixture.larder).ttl(60))));
+        let outcome = std::panic::AssertUnwindSafe(get(&app, "/x")).catch_unwind().await;
+        assert!(outcome.is_err());
+        panics.store(false, Ordering::SeqCst);
+        let answer = tokio::time::timeout(Duration::from_secs(1), get(&app, "/x")).await.expect("nobody holds the key");
+        assert_eq!(answer.text(), "well");
+        assert_eq!(get(&app, "/x").await.cache(), "HIT");
+    }
+
+    async fn a_handler_that_fails_frees_the_key(fixture) {
+        let runs = Runs::new();
+        let counted = runs.clone();
+        let handler = move || async move {
+            match counted.count() {
+                1 => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+                _ => "well".into_response(),
+            }
+        };
+        let app = Router::new().route("/x", get_route(handler.layer(cache(&fixture.larder).ttl(60))));
+        assert_eq!(get(&app, "/x").await.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(get(&app, "/x").await.text(), "well");
+        let again = get(&app, "/x").await;
+        assert_eq!((again.cache(), again.text()), ("HIT", "well"));
+    }
+
+    async fn answers_that_cannot_be_shared_are_not_waited_for(fixture) {
+        let runs = Runs::new();
+        let counted = runs.clone();
+        let handler = move || async move {
+            counted.count();
+            sleep(SLOW).await;
+            ([("cache-control", "no-store")], "mine")
+        };
+        let app = Router::new().route("/x", get_route(handler.layer(cache(&fixture.larder).ttl(60))));
+        let started = tokio::time::Instant::now();
+        join_all((0..20).map(|_| get(&app, "/x"))).await;
+        // One to find out, and then all the others at once.
+        assert!(started.elapsed() < SLOW * 10, "{:?}", started.elapsed());
+        assert_eq!(runs.total(), 20);
+    }
+
+    async fn a_no_cache_request_joins_nobody_and_refreshes(fixture) {
+        let database = Database::default();
+        let app = database.router(&fixture.larder, SLOW);
+        let before = tokio::spawn({ let app = app.clone(); async move { get(&app, "/x").await } });
+        sleep(SLOW / 3).await;
+        database.value.store(7, Ordering::SeqCst);
+        let forced = send(&app, Method::GET, "/x", &[("cache-control", "no-cache")]).await;
+        assert_eq!(forced.text(), "7");
+        assert_eq!(before.await.unwrap().text(), "0");
+        let refreshed = send(&app, Method::GET, "/x", &[("cache-control", "no-cache")]).await;
+        assert_eq!((refreshed.cache(), refreshed.text()), ("MISS", "7"));
+        let hit = get(&app, "/x").await;
+        assert_eq!((hit.cache(), hit.text()), ("HIT", "7"));
+    }
+
+    async fn a_fill_begun_before_an_eviction_never_lands(fixture) {
+        for method in [Method::DELETE, Method::POST, Method::PUT] {
+            let database = Database::default();
+            let app = database.router(&fixture.larder, SLOW);
+            send(&app, Method::DELETE, "/x", &[]).await;
+            let fill = tokio::spawn({ let app = app.clone(); async move { get(&app, "/x").await } });
+            sleep(SLOW / 3).await;
+            let written = send(&app, method.clone(), "/x", &[]).await.text().to_owned();
+            // Also while the old fill is still in flight.
+            assert_eq!(get(&app, "/x").await.text(), written, "{method}");
+            let old = fill.await.unwrap();
+            assert_ne!(old.text(), written);
+            assert_eq!(get(&app, "/x").await.text(), written, "{method}");
+        }
+    }
+
+    async fn a_client_that_hangs_up_in_the_middle_of_a_write_leaves_no_old_value(fixture) {
+        for put in [true, false] {
+            let larder = &fixture.larder;
+            let value = Arc::new(AtomicU64::new(0));
+            let (reader, writer) = (Arc::clone(&value), Arc::clone(&value));
+            let written = Arc::new(Notify::new());
+            let signal = Arc::clone(&written);
+            let read = move || async move { reader.load(Ordering::SeqCst).to_string() };
+            let write = move || async move {
+                writer.store(1, Ordering::SeqCst);
+                signal.notify_one();
+                sleep(SLOW).await;
+                "1"
+            };
+            let route = get_route(read.layer(cache(larder).group("hangup").ttl(60)));
+            let route = if put {
+                route.post(write.layer(cache_put(larder).group("hangup").ttl(60)))
+            } else {
+                route.post(write.layer(cache_evict(larder).group("hangup").key()))
+            };
+            let app = Router::new().route("/y", route);
+            larder.backend().group("hangup").delete_group().await;
+            assert_eq!(get(&app, "/y").await.text(), "0");
+            let request = tokio::spawn({ let app = app.clone(); async move { send(&app, Method::POST, "/y", &[]).await } });
+            written.notified().await;
+            request.abort();
+            assert!(request.await.unwrap_err().is_cancelled());
+            sleep(SLOW * 3).await;
+            assert_eq!(get(&app, "/y").await.text(), "1", "put: {put}");
+        }
+    }
+
+    async fn a_write_that_panics_leaves_no_old_value(fixture) {
+        for kind in 0..3 {
+            let larder = &fixture.larder;
+            let group = format!("panic-{kind}");
+            let value = Arc::new(AtomicU64::new(0));
+            let (reader, writer) = (Arc::clone(&value), Arc::clone(&value));
+            let read = move || async move { reader.load(Ordering::SeqCst).to_string() };
+            let write = move || async move {
+                writer.store(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                assert_eq!(writer.load(Ordering::SeqCst), 0, "the handler panics after it wrote");
+            };
+            let route = get_route(read.layer(cache(larder).group(&group).ttl(60)));
+            let route = match kind {
+                0 => route.post(write.layer(cache_put(larder).group(&group).ttl(60))),
+                1 => route.post(write.layer(cache_evict(larder).group(&group).key())),
+                _ => route.post(write.layer(cache_evict(larder).group(&group).whole_group())),
+            };
+            let app = Router::new().route("/x", route);
+            assert_eq!(get(&app, "/x").await.text(), "0");
+            assert!(std::panic::AssertUnwindSafe(send(&app, Method::POST, "/x", &[])).catch_unwind().await.is_err());
+            sleep(SLOW).await;
+            assert_eq!(get(&app, "/x").await.text(), "1");
+        }
+    }
+
+    async fn writes_that_fail_change_nothing(fixture) {
+        let larder = &fixture.larder;
+        let fail = async || (StatusCode::CONFLICT, "no");
+        let app = Router::new().route(
+            "/x",
+            get_route((async || "old").layer(cache(larder).group("g").ttl(60)))
+                .put(fail.layer(cache_put(larder).group("g").ttl(60)))
+                .delete(fail.layer(cache_evict(larder).group("g").key()))
+                .post(fail.layer(cache_evict(larder).group("g").whole_group())),
+        );
+        get(&app, "/x").await;
+        for method in [Method::PUT, Method::DELETE, Method::POST] {
+            assert_eq!(send(&app, method, "/x", &[]).await.status, StatusCode::CONFLICT);
+            assert_eq!(get(&app, "/x").await.cache(), "HIT");
+        }
+    }
+
+    async fn overlapping_writes_never_leave_the_losers_value(fixture) {
+        let larder = &fixture.larder;
+        // Each write takes effect at once and answers after a time of its own, so answers come in any order.
+        for (first, second) in [(60, 20), (20, 60), (40, 40)] {
+            let value = Arc::new(AtomicU64::new(0));
+            let (reader, writer) = (Arc::clone(&value), Arc::clone(&value));
+            let read = move || async move { reader.load(Ordering::SeqCst).to_string() };
+            let write = move |uri: axum::http::Uri| async move {
+                let (new, takes) = uri.query().unwrap().split_once('-').unwrap();
+                writer.store(new.parse().unwrap(), Ordering::SeqCst);
+                sleep(Duration::from_millis(takes.parse().unwrap())).await;
+                new.to_owned()
+            };
+            let app = Router::new().route(
+                "/x",
+                get_route(read.layer(cache(larder).group("overlap").ttl(60).params([""; 0])))
+                    .put(write.layer(cache_put(larder).group("overlap").ttl(60).params([""; 0]))),
+            );
+            larder.backend().group("overlap").delete_group().await;
+            let slow = tokio::spawn({
+                let (app, uri) = (app.clone(), format!("/x?1-{first}"));
+                async move { send(&app, Method::PUT, &uri, &[]).await }
+            });
+            sleep(Duration::from_millis(10)).await;
+            send(&app, Method::PUT, &format!("/x?2-{second}"), &[]).await;
+            slow.await.unwrap();
+            assert_eq!(get(&app, "/x").await.text(), "2", "{first} ms, {second} ms");
+        }
+    }
+
+    async fn no_eviction_is_ever_undone_by_a_fill(fixture) {
+        let database = Database::default();
+        let app = database.router(&fixture.larder, Duration::ZERO);
+        let done = Arc::new(AtomicBool::new(false));
+        let readers = (0..8).map(|_| {
+            let (app, done) = (app.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                while !done.load(Ordering::SeqCst) {
+                    // A hit in memory waits for nothing, so nothing else would make this task let others run.
+                    tokio::task::yield_now().await;
+                    assert_eq!(get(&app, "/x").await.status, StatusCode::OK);
+                }
+            })
+        });
+        let readers: Vec<_> = readers.collect();
+        let mut stale = Vec::new();
+        for round in 0..3000u64 {
+            let method = [Method::DELETE, Method::POST, Method::PUT][round as usize % 3].clone();
+            let written: u64 = send(&app, method, "/x", &[]).await.text().parse().unwrap();
+            let read: u64 = get(&app, "/x").await.text().parse().unwrap();
+            if read < written {
+                stale.push((round, read, written));
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+        for reader in readers {
+            reader.await.unwrap();
+        }
+        assert_eq!(stale, [], "stale answers after an eviction");
+    }
+}

@@ -1,0 +1,340 @@
+//! The Redis store while its server is dead, hangs, or comes back with what it once saved.
+
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder_core::{
+    Begin, CacheKey, CacheStore, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore, StoreError,
+};
+use larder_tests::redis_server::RedisServer;
+use tokio::time::{Instant, sleep};
+
+const HOLD: Duration = Duration::from_secs(60);
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// What a call may take beyond its deadline on a busy machine.
+const SLACK: Duration = Duration::from_millis(150);
+
+fn store(server: &RedisServer) -> RedisStore {
+    RedisStore::new(RedisOptions::from_url(&server.url()).unwrap())
+}
+
+fn key(group: Option<&str>, suffix: &str) -> CacheKey {
+    KeySpace::new("p", group).unwrap().key(suffix)
+}
+
+/// Asks until the store answers again.
+async fn recovered(store: &RedisStore) -> Duration {
+    let start = Instant::now();
+    while store.get(&key(None, "anything")).await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(10), "no recovery");
+        sleep(Duration::from_millis(5)).await;
+    }
+    start.elapsed()
+}
+
+/// Waits until nothing is in doubt for this key any more.
+async fn certain(store: &RedisStore, key: &CacheKey) {
+    let start = Instant::now();
+    while matches!(
+        store.begin(key, Intent::Refresh, Duration::from_millis(1)).await,
+        Err(_) | Ok(Begin::Busy)
+    ) {
+        assert!(start.elapsed() < Duration::from_secs(10), "never certain");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn raw<T: redis::FromRedisValue>(server: &RedisServer, command: &[&str]) -> T {
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut cmd = redis::Cmd::new();
+    cmd.arg(command);
+    cmd.query_async(&mut client.get_multiplexed_async_connection().await.unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_dead_server_costs_nothing_and_comes_back() {
+    let mut server = RedisServer::start();
+    let store = store(&server);
+    store.set(&key(None, "a"), "1".into(), MINUTE).await.unwrap();
+    server.kill();
+
+    let start = Instant::now();
+    assert!(matches!(store.get(&key(None, "a")).await, Err(StoreError::Unavailable(_))));
+    assert!(start.elapsed() < Duration::from_millis(50) + SLACK, "{:?}", start.elapsed());
+    sleep(Duration::from_millis(100)).await;
+    let start = Instant::now();
+    for _ in 0..10_000 {
+        assert!(matches!(store.get(&key(None, "a")).await, Err(StoreError::Unavailable(_))));
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?} for 10,000 calls", start.elapsed());
+
+    // Long enough for the pauses to have grown.
+    sleep(Duration::from_secs(2)).await;
+    server.restart();
+    let took = recovered(&store).await;
+    assert!(took < Duration::from_millis(1500) + SLACK, "{took:?}");
+    assert_eq!(store.get(&key(None, "a")).await.unwrap(), None, "it forgot");
+}
+
+#[tokio::test]
+async fn a_server_that_never_was() {
+    let mut server = RedisServer::start();
+    server.kill();
+    let store = store(&server);
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert!(matches!(store.get(&key(None, "a")).await, Err(StoreError::Unavailable(_))));
+        assert!(start.elapsed() < Duration::from_millis(50) + SLACK);
+    }
+    server.restart();
+    recovered(&store).await;
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_between_two_calls_goes_unnoticed() {
+    let mut server = RedisServer::start();
+    let store = store(&server);
+    for _ in 0..3 {
+        store.set(&key(None, "a"), "1".into(), MINUTE).await.unwrap();
+        server.restart();
+        assert_eq!(store.get(&key(None, "a")).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_hung_server_is_given_up_soon_and_comes_back() {
+    let server = RedisServer::start();
+    let store = store(&server);
+    store.set(&key(None, "a"), "1".into(), MINUTE).await.unwrap();
+    server.pause();
+
+    let start = Instant::now();
+    let mut timeouts = 0;
+    loop {
+        match store.get(&key(None, "a")).await {
+            Err(StoreError::Timeout(deadline)) => {
+                assert_eq!(deadline, Duration::from_millis(50));
+                timeouts += 1;
+            }
+            Err(StoreError::Unavailable(_)) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(timeouts <= 3, "{timeouts}");
+    assert!(start.elapsed() < Duration::from_millis(150) + SLACK, "{:?}", start.elapsed());
+    let start = Instant::now();
+    for _ in 0..10_000 {
+        assert!(matches!(store.get(&key(None, "a")).await, Err(StoreError::Unavailable(_))));
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?} for 10,000 calls", start.elapsed());
+
+    sleep(Duration::from_secs(2)).await;
+    server.resume();
+    let took = recovered(&store).await;
+    assert!(took < Duration::from_millis(1500) + SLACK, "{took:?}");
+    assert_eq!(store.get(&key(None, "a")).await.unwrap().unwrap(), "1");
+}
+
+#[tokio::test]
+async fn a_server_that_hung_before_it_was_used() {
+    let server = RedisServer::start();
+    let store = store(&server);
+    server.pause();
+    let start = Instant::now();
+    assert!(matches!(store.get(&key(None, "a")).await, Err(StoreError::Unavailable(_))));
+    assert!(start.elapsed() < Duration::from_millis(50) + SLACK, "{:?}", start.elapsed());
+    server.resume();
+    recovered(&store).await;
+}
+
+#[tokio::test]
+async fn many_callers_are_one_trip() {
+    let server = RedisServer::start();
+    let store = store(&server);
+    recovered(&store).await;
+    server.pause();
+    let start = Instant::now();
+    let callers: Vec<_> = (0..100)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.get(&key(None, "a")).await.unwrap_err() })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_millis(100) + SLACK, "{:?}", start.elapsed());
+    server.resume();
+    // One trip, so the first probe is not far away.
+    let took = recovered(&store).await;
+    assert!(took < Duration::from_millis(700) + SLACK, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_lease_nobody_knows_of_is_given_back() {
+    for group in [Some("g"), None] {
+        let server = RedisServer::start();
+        let store = store(&server);
+        let key = key(group, "a");
+        recovered(&store).await;
+        server.pause();
+        assert!(matches!(store.begin(&key, Intent::Fill, HOLD).await, Err(StoreError::Timeout(_))));
+        // Gone away in the middle: as when the client hangs up.
+        let leaving = tokio::time::timeout(Duration::from_millis(5), store.begin(&key, Intent::Write, HOLD));
+        assert!(leaving.await.is_err());
+        server.resume();
+
+        let start = Instant::now();
+        while !matches!(store.begin(&key, Intent::Fill, HOLD).await, Ok(Begin::Lease(_))) {
+            assert!(start.elapsed() < Duration::from_secs(5), "the lease stands in the way");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// A server that saved `old` under every key, and a store that knows it.
+async fn with_old_data(keys: &[CacheKey]) -> (RedisServer, RedisStore) {
+    let server = RedisServer::start();
+    let store = store(&server);
+    for key in keys {
+        store.set(key, "old".into(), MINUTE).await.unwrap();
+    }
+    let _: () = raw(&server, &["SAVE"]).await;
+    (server, store)
+}
+
+#[tokio::test]
+async fn an_eviction_the_server_did_not_live_to_see() {
+    let keys =
+        [key(Some("g"), "a"), key(Some("g"), "b"), key(Some("h"), "a"), key(None, "a"), key(None, "b")];
+    let (mut server, store) = with_old_data(&keys).await;
+    server.kill();
+    for evicted in [&keys[0], &keys[3]] {
+        store.delete(evicted).await.unwrap_err();
+    }
+    store.delete_group(&keys[2].space()).await.unwrap_err();
+    for evicted in [&keys[0], &keys[2], &keys[3]] {
+        assert_eq!(store.get(evicted).await.unwrap(), None);
+        assert!(!store.has(evicted).await.unwrap());
+        assert!(matches!(store.begin(evicted, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+    }
+    store.get(&keys[1]).await.unwrap_err();
+
+    server.restart();
+    let start = Instant::now();
+    // The others are readable as soon as the server is, and nothing stale is seen on the way there.
+    while !matches!(store.get(&keys[1]).await, Ok(Some(value)) if value == "old") {
+        for evicted in [&keys[0], &keys[2], &keys[3]] {
+            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+        sleep(Duration::from_millis(1)).await;
+    }
+    for evicted in [&keys[0], &keys[2], &keys[3]] {
+        while raw::<u64>(&server, &["EXISTS", evicted.name()]).await == 1 {
+            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
+            assert!(start.elapsed() < Duration::from_secs(10), "{evicted} is never evicted");
+            sleep(Duration::from_millis(1)).await;
+        }
+        certain(&store, evicted).await;
+        store.set(evicted, "new".into(), MINUTE).await.unwrap();
+        assert_eq!(store.get(evicted).await.unwrap().unwrap(), "new");
+    }
+    assert_eq!(store.get(&keys[4]).await.unwrap().unwrap(), "old");
+}
+
+#[tokio::test]
+async fn a_wipe_the_server_did_not_live_to_see() {
+    let keys = [key(Some("g"), "a"), key(None, "a")];
+    let (mut server, store) = with_old_data(&keys).await;
+    server.kill();
+    store.delete_group(&KeySpace::new("p", None).unwrap()).await.unwrap_err();
+    server.restart();
+    for key in &keys {
+        certain(&store, key).await;
+        assert_eq!(store.get(key).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_write_the_server_did_not_confirm_becomes_an_eviction() {
+    let keys = [key(Some("g"), "a"), key(None, "a"), key(Some("g"), "b"), key(None, "b")];
+    let (mut server, store) = with_old_data(&keys).await;
+    let mut tickets = Vec::new();
+    for key in &keys[2..] {
+        let Begin::Lease(ticket) = store.begin(key, Intent::Write, HOLD).await.unwrap() else { panic!() };
+        tickets.push((key, ticket));
+    }
+    server.kill();
+    for key in &keys[..2] {
+        store.set(key, "new".into(), MINUTE).await.unwrap_err();
+    }
+    for (key, ticket) in &tickets {
+        store.commit(key, ticket, "new".into(), MINUTE).await.unwrap_err();
+    }
+    server.restart();
+    for key in &keys {
+        assert_eq!(store.get(key).await.unwrap(), None);
+        certain(&store, key).await;
+        assert_eq!(store.get(key).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_hung_server_shows_nothing_stale_when_it_goes_on() {
+    for group in [Some("g"), None] {
+        let keys = [key(group, "deleted"), key(group, "left"), key(group, "set")];
+        let (server, store) = with_old_data(&keys).await;
+        let filled = key(group, "filled");
+        let Begin::Lease(lease) = store.begin(&filled, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+        server.pause();
+        store.delete(&keys[0]).await.unwrap_err();
+        // An eviction whose caller went away counts as well.
+        assert!(tokio::time::timeout(Duration::from_millis(5), store.delete(&keys[1])).await.is_err());
+        store.set(&keys[2], "unconfirmed".into(), MINUTE).await.unwrap_err();
+        store.delete(&filled).await.unwrap_err();
+        assert!(!store.commit(&filled, &lease, "late".into(), MINUTE).await.unwrap());
+        server.resume();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(1) {
+            for key in keys.iter().chain([&filled]) {
+                let seen = store.get(key).await;
+                assert!(!matches!(seen, Ok(Some(_))), "{key}: {seen:?}");
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        for key in keys.iter().chain([&filled]) {
+            certain(&store, key).await;
+            assert_eq!(store.get(key).await.unwrap(), None::<Bytes>);
+        }
+    }
+}
+
+#[test]
+fn evictions_outlive_the_runtime_they_were_asked_for_on() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let evicted = key(Some("g"), "a");
+    let (mut server, store) = runtime().block_on(with_old_data(std::slice::from_ref(&evicted)));
+    server.kill();
+    runtime().block_on(store.delete(&evicted)).unwrap_err();
+    server.restart();
+    runtime().block_on(async {
+        certain(&store, &evicted).await;
+        assert_eq!(store.get(&evicted).await.unwrap(), None);
+    });
+}
+
+#[tokio::test]
+async fn closing_tells_what_is_owed() {
+    let evicted = key(Some("g"), "a");
+    let (mut server, store) = with_old_data(std::slice::from_ref(&evicted)).await;
+    server.kill();
+    store.delete(&evicted).await.unwrap_err();
+    server.restart();
+    recovered(&store).await;
+    store.close().await;
+    assert_eq!(raw::<u64>(&server, &["EXISTS", evicted.name()]).await, 0);
+}

@@ -1,0 +1,647 @@
+//! The Redis store against a real server: what it writes, what it promises, and what it refuses.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use larder_core::{
+    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Lease, LeaseStore, RedisOptions, RedisStore,
+    StoreError,
+};
+use larder_tests::redis_server::RedisServer;
+use redis::aio::MultiplexedConnection;
+
+const HOLD: Duration = Duration::from_secs(10);
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// A server, a store on it, and a look behind the store's back.
+struct Bench {
+    server: RedisServer,
+    store: RedisStore,
+    raw: MultiplexedConnection,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with_args(&[]).await
+    }
+
+    async fn with_args(args: &[&str]) -> Self {
+        let server = RedisServer::with_args(args);
+        let raw =
+            redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+        let store = RedisStore::new(patient(&server));
+        Self { server, store, raw }
+    }
+
+    async fn ask<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let mut cmd = redis::Cmd::new();
+        cmd.arg(command);
+        cmd.query_async(&mut self.raw.clone()).await.unwrap()
+    }
+
+    async fn names(&self) -> BTreeSet<String> {
+        self.ask(&["KEYS", "*"]).await
+    }
+
+    async fn bytes(&self, name: &str) -> Vec<u8> {
+        self.ask(&["GET", name]).await
+    }
+
+    async fn set(&self, key: &CacheKey, value: &'static str) {
+        self.store.set(key, value.into(), MINUTE).await.unwrap();
+    }
+
+    async fn get(&self, key: &CacheKey) -> Option<Bytes> {
+        let got = self.store.get(key).await.unwrap();
+        assert_eq!(self.store.has(key).await.unwrap(), got.is_some());
+        got
+    }
+
+    async fn lease(&self, key: &CacheKey, intent: Intent) -> Lease {
+        match self.store.begin(key, intent, HOLD).await.unwrap() {
+            Begin::Lease(lease) => lease,
+            other => panic!("no lease but {other:?}"),
+        }
+    }
+
+    async fn commit(&self, key: &CacheKey, lease: &Lease, value: &'static str) -> bool {
+        self.store.commit(key, lease, value.into(), MINUTE).await.unwrap()
+    }
+}
+
+/// Options for a machine that is busy with other tests.
+fn patient(server: &RedisServer) -> RedisOptions {
+    let long = Duration::from_secs(5);
+    RedisOptions::from_url(&server.url())
+        .unwrap()
+        .read_deadline(long)
+        .fill_deadline(long)
+        .evict_deadline(long)
+        .connect_deadline(long)
+}
+
+fn space(prefix: &str, group: Option<&str>) -> KeySpace {
+    KeySpace::new(prefix, group).unwrap()
+}
+
+fn both(suffix: &str) -> [CacheKey; 2] {
+    [space("p", Some("g")).key(suffix), space("p", None).key(suffix)]
+}
+
+#[tokio::test]
+async fn what_it_writes() {
+    let bench = Bench::new().await;
+    let [grouped, plain] = both("a:b");
+
+    let lease = bench.lease(&grouped, Intent::Fill).await;
+    let nonce = bench.bytes("p:{g}").await;
+    assert_eq!(nonce.len(), 8);
+    assert_eq!(lease.fence()[..], nonce);
+    let held = bench.bytes("p-lease:{g}:a:b").await;
+    assert_eq!((&held[..8], held[8], &held[9..]), (&nonce[..], b'F', &lease.token()[..]));
+    assert!(bench.commit(&grouped, &lease, "value").await);
+    assert_eq!(bench.bytes("p:{g}:a:b").await, [&nonce[..], b"value"].concat());
+    let index: Vec<(String, f64)> = bench.ask(&["ZRANGE", "p-idx:{g}", "0", "-1", "WITHSCORES"]).await;
+    let (now, _): (f64, f64) = bench.ask(&["TIME"]).await;
+    assert_eq!(index[0].0, "a:b");
+    assert!((index[0].1 / 1000.0 - now - 60.0).abs() < 3.0, "{index:?}");
+
+    let lease = bench.lease(&plain, Intent::Write).await;
+    assert_eq!(bench.bytes("p-lease:{p:a:b}").await[8], b'W');
+    assert!(bench.commit(&plain, &lease, "value").await);
+    assert_eq!(bench.bytes("p:a:b").await, b"value");
+
+    let expected = ["p:{g}", "p:{g}:a:b", "p-idx:{g}", "p:a:b"].map(str::to_owned);
+    assert_eq!(bench.names().await, BTreeSet::from(expected.clone()));
+    for key in both("a:b") {
+        bench.set(&key, "other").await;
+        assert_eq!(bench.get(&key).await.unwrap(), "other");
+    }
+    assert_eq!(bench.names().await, BTreeSet::from(expected));
+    assert_eq!(bench.bytes("p:{g}").await, nonce, "a set keeps the nonce");
+}
+
+#[tokio::test]
+async fn an_entry_counts_only_under_its_nonce() {
+    let bench = Bench::new().await;
+    let key = &both("a")[0];
+    bench.set(key, "1").await;
+    let _: () = bench.ask(&["SET", "p:{g}", "12345678"]).await;
+    assert_eq!(bench.get(key).await, None);
+    assert!(!bench.store.delete(key).await.unwrap());
+    bench.set(key, "2").await;
+    assert_eq!(bench.bytes("p:{g}:a").await, b"123456782");
+    let _: () = bench.ask(&["DEL", "p:{g}"]).await;
+    assert_eq!(bench.get(key).await, None);
+    assert_eq!(bench.store.delete_group(&key.space()).await.unwrap(), 0);
+    assert!(matches!(bench.store.begin(key, Intent::Fill, HOLD).await.unwrap(), Begin::Lease(_)));
+}
+
+#[tokio::test]
+async fn what_others_wrote_under_our_names_is_not_valid_and_goes() {
+    let bench = Bench::new().await;
+    let group = space("p", Some("g"));
+    for suffix in ["a", "b", "c", "d"] {
+        bench.set(&group.key(suffix), "1").await;
+        let _: () = bench.ask(&["DEL", group.key(suffix).name()]).await;
+        let _: () = bench.ask(&["LPUSH", group.key(suffix).name(), "x"]).await;
+    }
+    assert_eq!(bench.store.get(&group.key("a")).await.unwrap(), None);
+    let lease = bench.lease(&group.key("a"), Intent::Fill).await;
+    assert!(bench.commit(&group.key("a"), &lease, "2").await);
+    bench.set(&group.key("b"), "2").await;
+    assert!(!bench.store.delete(&group.key("c")).await.unwrap());
+    assert_eq!(bench.store.delete_group(&group).await.unwrap(), 2);
+    assert!(bench.names().await.is_empty());
+}
+
+#[tokio::test]
+async fn deletes_answer_what_was_valid() {
+    let bench = Bench::new().await;
+    for key in both("a") {
+        assert!(!bench.store.delete(&key).await.unwrap());
+        bench.set(&key, "1").await;
+        assert!(bench.store.delete(&key).await.unwrap());
+        assert!(!bench.store.delete(&key).await.unwrap());
+        assert_eq!(bench.get(&key).await, None);
+    }
+    assert_eq!(bench.ask::<u64>(&["EXISTS", "p-idx:{g}"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_group_is_counted_and_swept() {
+    let bench = Bench::new().await;
+    let (group, other) = (space("p", Some("g")), space("p", Some("h")));
+    assert_eq!(bench.store.delete_group(&group).await.unwrap(), 0);
+    for number in 0..777 {
+        bench.set(&group.key(&format!("k{number}")), "x").await;
+    }
+    bench.set(&other.key("k1"), "stays").await;
+    bench.set(&space("p", None).key("k1"), "stays").await;
+    bench.store.set(&group.key("k0"), "short".into(), Some(Duration::from_millis(20))).await.unwrap();
+    bench.store.delete(&group.key("k1")).await.unwrap();
+    let _: () = bench.ask(&["SETRANGE", "p:{g}:k2", "0", "stale..."]).await;
+    tokio::time::sleep(Duration::from_millis(40)).await;
+
+    assert_eq!(bench.store.delete_group(&group).await.unwrap(), 774);
+    let left = ["p:{h}", "p:{h}:k1", "p-idx:{h}", "p:k1"].map(str::to_owned);
+    assert_eq!(bench.names().await, BTreeSet::from(left));
+}
+
+#[tokio::test]
+async fn sweeping_leaves_what_was_written_since() {
+    let bench = Bench::new().await;
+    let group = space("p", Some("g"));
+    bench.set(&group.key("old"), "1").await;
+    bench.set(&group.key("new"), "1").await;
+    // What a fill would do that comes between the eviction and its sweep: a new nonce, and an entry that carries it.
+    let _: () = bench.ask(&["DEL", "p:{g}"]).await;
+    bench.set(&group.key("new"), "2").await;
+    let nonce = bench.bytes("p:{g}").await;
+    let sweep = concat!(
+        include_str!("../../core/src/store/redis/lua/prelude.lua"),
+        include_str!("../../core/src/store/redis/lua/sweep.lua")
+    );
+    let count: u64 = redis::cmd("EVAL")
+        .arg(sweep)
+        .arg(&["3", "p:{g}", "p:{g}:old", "p:{g}:new", ""])
+        .query_async(&mut bench.raw.clone())
+        .await
+        .unwrap();
+    assert_eq!(count, 0);
+    assert_eq!(bench.get(&group.key("new")).await.unwrap(), "2");
+    assert_eq!(bench.bytes("p:{g}").await, nonce);
+    assert_eq!(bench.ask::<u64>(&["EXISTS", "p:{g}:old"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_prefix_is_wiped_and_its_neighbours_are_not() {
+    let bench = Bench::new().await;
+    let mine = [
+        space("a:b", None).key("x"),
+        space("a:b", None).key(""),
+        space("a:b", Some("g")).key("x"),
+        space("a:b", Some("g")).key("y"),
+        space("a:b", Some("h")).key("x"),
+    ];
+    let neighbours = [
+        space("a:bc", None).key("x"),
+        space("a:b-c", None).key("x"),
+        space("a:b-c", Some("g")).key("x"),
+        space("a:b:c", Some("g")).key("x"),
+        space("a", Some("g")).key("x"),
+        space("*:b", None).key("x"),
+        space("[a]:b", Some("g")).key("x"),
+    ];
+    for key in mine.iter().chain(&neighbours) {
+        bench.set(key, "1").await;
+    }
+    bench.lease(&space("a:b", None).key("lease"), Intent::Fill).await;
+    bench.lease(&space("a:b", Some("g")).key("lease"), Intent::Fill).await;
+    // An entry that lost its nonce does not count but goes.
+    bench.set(&space("a:b", Some("lost")).key("x"), "1").await;
+    let _: () = bench.ask(&["DEL", "a:b:{lost}", "a:b-idx:{lost}"]).await;
+    for number in 0..3000 {
+        let _: () = bench.ask(&["SET", &format!("unrelated:{number}"), "1"]).await;
+    }
+
+    assert_eq!(bench.store.delete_group(&space("a:b", None)).await.unwrap(), 5);
+    for key in &mine {
+        assert_eq!(bench.get(key).await, None, "{key}");
+    }
+    for key in &neighbours {
+        assert_eq!(bench.get(key).await.unwrap(), "1", "{key}");
+    }
+    let left: Vec<_> = bench.names().await.into_iter().filter(|name| name.starts_with("a:b")).collect();
+    let expected = [
+        "a:b-c-idx:{g}",
+        "a:b-c:x",
+        "a:b-c:{g}",
+        "a:b-c:{g}:x",
+        "a:b:c-idx:{g}",
+        "a:b:c:{g}",
+        "a:b:c:{g}:x",
+        "a:bc:x",
+    ];
+    assert_eq!(left, expected);
+
+    // A wildcard in a prefix means itself.
+    assert_eq!(bench.store.delete_group(&space("*:b", None)).await.unwrap(), 1);
+    assert_eq!(bench.store.delete_group(&space("[a]:b", None)).await.unwrap(), 1);
+    assert_eq!(bench.get(&neighbours[0]).await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn a_fill_does_not_land_after_an_eviction() {
+    let bench = Bench::new().await;
+    for key in both("a") {
+        for intent in [Intent::Fill, Intent::Refresh, Intent::Write] {
+            for eviction in 0..4 {
+                let lease = bench.lease(&key, intent).await;
+                match eviction {
+                    0 => drop(bench.store.delete(&key).await.unwrap()),
+                    1 if key.group().is_some() => drop(bench.store.delete_group(&key.space()).await.unwrap()),
+                    2 => bench.set(&key, "newer").await,
+                    _ => drop(bench.store.delete_group(&space("p", None)).await.unwrap()),
+                }
+                assert!(!bench.commit(&key, &lease, "old").await, "{key} {intent:?} {eviction}");
+                assert!(!bench.store.renew(&key, &lease, HOLD).await.unwrap());
+                let expected = (eviction == 2).then(|| Bytes::from("newer"));
+                assert_eq!(bench.get(&key).await, expected, "{key} {intent:?} {eviction}");
+                bench.store.delete(&key).await.unwrap();
+            }
+        }
+    }
+    assert!(!bench.names().await.iter().any(|name| name.contains("-tmp:")));
+}
+
+#[tokio::test]
+async fn one_fills_and_the_others_hear_of_it() {
+    let bench = Bench::new().await;
+    for key in both("a") {
+        let lease = bench.lease(&key, Intent::Fill).await;
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Filling));
+        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Begin::Filling));
+        assert!(bench.store.renew(&key, &lease, HOLD).await.unwrap());
+        assert!(bench.commit(&key, &lease, "1").await);
+        assert!(!bench.commit(&key, &lease, "2").await, "a lease is good for one commit");
+        match bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap() {
+            Begin::Found(found) => assert_eq!(found, "1"),
+            other => panic!("{other:?}"),
+        }
+
+        let lease = bench.lease(&key, Intent::Refresh).await;
+        assert_eq!(bench.get(&key).await.unwrap(), "1", "readable during a refresh");
+        bench.store.abandon(&key, &lease, Abandon::Failed).await.unwrap();
+        let lease = bench.lease(&key, Intent::Refresh).await;
+        let moment = Duration::from_millis(300);
+        bench.store.abandon(&key, &lease, Abandon::Uncacheable(moment)).await.unwrap();
+        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Begin::Busy));
+        assert!(!bench.commit(&key, &lease, "2").await);
+        assert!(!bench.store.renew(&key, &lease, HOLD).await.unwrap());
+        tokio::time::sleep(moment).await;
+        bench.lease(&key, Intent::Refresh).await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_runs_out() {
+    let bench = Bench::new().await;
+    for key in both("a") {
+        let short = Duration::from_millis(30);
+        let Begin::Lease(lease) = bench.store.begin(&key, Intent::Fill, short).await.unwrap() else {
+            panic!()
+        };
+        tokio::time::sleep(short * 2).await;
+        assert!(!bench.commit(&key, &lease, "1").await);
+        let next = bench.lease(&key, Intent::Fill).await;
+        bench.store.abandon(&key, &lease, Abandon::Failed).await.unwrap();
+        assert!(bench.commit(&key, &next, "2").await, "abandoning a lost lease must not touch the next one");
+    }
+}
+
+#[tokio::test]
+async fn of_two_overlapping_writes_neither_survives() {
+    let bench = Bench::new().await;
+    for key in both("a") {
+        bench.set(&key, "before").await;
+        let fill = bench.lease(&key, Intent::Refresh).await;
+        let first = bench.lease(&key, Intent::Write).await;
+        assert!(!bench.commit(&key, &fill, "refreshed").await, "a ticket replaces a fill");
+        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Begin::Busy));
+        let second = bench.lease(&key, Intent::Write).await;
+        assert_eq!(bench.get(&key).await.unwrap(), "before", "a ticket leaves the entry alone");
+        assert!(!bench.commit(&key, &first, "first").await);
+        assert!(bench.store.delete(&key).await.unwrap(), "so the first evicts");
+        assert!(!bench.commit(&key, &second, "second").await);
+        assert_eq!(bench.get(&key).await, None);
+
+        let ticket = bench.lease(&key, Intent::Write).await;
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+        assert!(bench.commit(&key, &ticket, "after").await);
+        assert_eq!(bench.get(&key).await.unwrap(), "after");
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_large_leaves_nothing_behind() {
+    let bench = Bench::new().await;
+    let store = RedisStore::new(patient(&bench.server).max_value_bytes(10));
+    for key in both("a") {
+        for kept in ["0123456789", ""] {
+            store.set(&key, kept.into(), MINUTE).await.unwrap();
+            assert_eq!(bench.get(&key).await.unwrap(), kept);
+        }
+        let fill = bench.lease(&key, Intent::Refresh).await;
+        store.set(&key, "0123456789+".into(), MINUTE).await.unwrap();
+        assert_eq!(bench.get(&key).await, None);
+        assert!(!bench.commit(&key, &fill, "late").await);
+
+        bench.set(&key, "1").await;
+        let fill = bench.lease(&key, Intent::Refresh).await;
+        assert!(!store.commit(&key, &fill, "0123456789+".into(), MINUTE).await.unwrap());
+        assert_eq!(bench.get(&key).await, None);
+        bench.lease(&key, Intent::Fill).await;
+    }
+}
+
+#[tokio::test]
+async fn what_finds_no_room_leaves_nothing_behind() {
+    let bench = Bench::with_args(&["--maxmemory-policy", "noeviction"]).await;
+    for key in both("a") {
+        bench.set(&key, "1").await;
+        let fill = bench.lease(&key, Intent::Refresh).await;
+        let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+        assert!(!bench.commit(&key, &fill, "2").await);
+        assert_eq!(bench.get(&key).await, None);
+        let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+        bench.set(&key, "3").await;
+        let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+        bench.set(&key, "4").await;
+        assert_eq!(bench.get(&key).await, None);
+        let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    }
+}
+
+#[tokio::test]
+async fn times_to_live() {
+    let bench = Bench::new().await;
+    let within = |ms: i64, secs: i64| (secs * 1000 - 3000..=secs * 1000).contains(&ms);
+    for key in both("a") {
+        let pttl = async || bench.ask::<i64>(&["PTTL", key.name()]).await;
+        bench.set(&key, "1").await;
+        assert!(within(pttl().await, 60));
+        let lease = bench.lease(&key, Intent::Write).await;
+        bench.store.commit(&key, &lease, "1".into(), Some(Duration::from_secs(600))).await.unwrap();
+        assert!(within(pttl().await, 600));
+        bench.store.set(&key, "1".into(), None).await.unwrap();
+        assert_eq!(pttl().await, -1);
+        bench.store.set(&key, "1".into(), Some(Duration::MAX)).await.unwrap();
+        assert_eq!(pttl().await, -1);
+        bench.set(&key, "1").await;
+        assert!(within(pttl().await, 60), "an entry without expiry gets one again");
+        bench.store.set(&key, "1".into(), Some(Duration::from_nanos(1))).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(bench.get(&key).await, None);
+
+        bench.set(&key, "1").await;
+        let lease = bench.lease(&key, Intent::Refresh).await;
+        assert!(bench.store.commit(&key, &lease, "2".into(), Some(Duration::ZERO)).await.unwrap());
+        assert_eq!(bench.get(&key).await, None, "a time to live of zero removes");
+        bench.set(&key, "1").await;
+        let lease = bench.lease(&key, Intent::Refresh).await;
+        bench.store.set(&key, "2".into(), Some(Duration::ZERO)).await.unwrap();
+        assert_eq!(bench.get(&key).await, None);
+        assert!(!bench.commit(&key, &lease, "late").await);
+    }
+    assert_eq!(bench.ask::<u64>(&["ZCARD", "p-idx:{g}"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_nonce_outlives_its_entries_and_seldom_changes() {
+    let bench = Bench::with_args(&["--notify-keyspace-events", "KEA"]).await;
+    let mut events = redis::Client::open(bench.server.url()).unwrap().get_async_pubsub().await.unwrap();
+    events.subscribe("__keyspace@0__:p:{g}").await.unwrap();
+    let mut events = events.into_on_message();
+    let group = space("p", Some("g"));
+    let hour = Duration::from_secs(3600);
+    for number in 0..100 {
+        let key = group.key(&number.to_string());
+        let lease = bench.lease(&key, Intent::Fill).await;
+        assert!(bench.store.commit(&key, &lease, "1".into(), Some(hour)).await.unwrap());
+    }
+    let [nonce, index] =
+        [bench.ask::<i64>(&["PTTL", "p:{g}"]).await, bench.ask(&["PTTL", "p-idx:{g}"]).await];
+    assert!(nonce >= 3_600_000 && index >= 3_600_000, "{nonce} {index}");
+
+    let last = group.key("last");
+    bench.store.set(&last, "1".into(), None).await.unwrap();
+    assert_eq!(bench.ask::<i64>(&["PTTL", "p:{g}"]).await, -1);
+    assert_eq!(bench.ask::<i64>(&["PTTL", "p-idx:{g}"]).await, -1);
+    let _: () = bench.ask(&["PUBLISH", "__keyspace@0__:p:{g}", "end"]).await;
+    let mut seen = Vec::new();
+    loop {
+        let event: String = events.next().await.unwrap().get_payload().unwrap();
+        if event == "end" {
+            break;
+        }
+        seen.push(event);
+    }
+    // `SET .. PX` reports two events and invalidates once.
+    assert_eq!(seen, ["set", "expire", "expire", "persist"]);
+}
+
+#[tokio::test]
+async fn the_index_forgets_what_expired() {
+    let bench = Bench::new().await;
+    let group = space("p", Some("g"));
+    for number in 0..20 {
+        let key = group.key(&number.to_string());
+        bench.store.set(&key, "1".into(), Some(Duration::from_millis(1))).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    bench.set(&group.key("a"), "1").await;
+    bench.set(&group.key("b"), "1").await;
+    assert_eq!(bench.ask::<Vec<String>>(&["ZRANGE", "p-idx:{g}", "0", "-1"]).await, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn scripts_that_the_server_forgot_are_sent_again() {
+    let bench = Bench::new().await;
+    for key in both("a") {
+        let forget = async || bench.ask::<()>(&["SCRIPT", "FLUSH"]).await;
+        forget().await;
+        let lease = bench.lease(&key, Intent::Fill).await;
+        forget().await;
+        assert!(bench.store.renew(&key, &lease, HOLD).await.unwrap());
+        forget().await;
+        assert!(bench.commit(&key, &lease, "1").await);
+        forget().await;
+        bench.set(&key, "2").await;
+        assert_eq!(bench.get(&key).await.unwrap(), "2");
+        let lease = bench.lease(&key, Intent::Refresh).await;
+        forget().await;
+        bench.store.abandon(&key, &lease, Abandon::Failed).await.unwrap();
+        forget().await;
+        assert!(bench.store.delete(&key).await.unwrap());
+        bench.set(&key, "3").await;
+        forget().await;
+        assert_eq!(bench.store.delete_group(&key.space()).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn without_scripts_nothing_is_stored() {
+    let bench = Bench::new().await;
+    let _: () = bench.ask(&["ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-@scripting"]).await;
+    let store = RedisStore::new(patient(&bench.server).username("app").password("pw"));
+    for key in both("a") {
+        assert_eq!(store.get(&key).await.unwrap(), None);
+        assert!(matches!(store.begin(&key, Intent::Fill, HOLD).await, Err(StoreError::Refused(_))));
+        assert!(matches!(store.set(&key, "1".into(), MINUTE).await, Err(StoreError::Refused(_))));
+        let lease = bench.lease(&key, Intent::Fill).await;
+        assert!(!store.commit(&key, &lease, "1".into(), MINUTE).await.unwrap_or(false));
+        assert_eq!(bench.get(&key).await, None);
+    }
+    let entries: Vec<String> = bench.ask(&["KEYS", "p:*a"]).await;
+    assert!(entries.is_empty(), "{entries:?}");
+}
+
+#[tokio::test]
+async fn the_right_database_and_the_right_password() {
+    let bench = Bench::with_args(&["--requirepass", "s3cret"]).await.server;
+    let options = patient(&bench);
+    let store = RedisStore::new(options.clone().password("s3cret").db(3));
+    let key = &both("a")[0];
+    store.set(key, "1".into(), MINUTE).await.unwrap();
+    assert_eq!(RedisStore::new(options.clone().password("s3cret").db(4)).get(key).await.unwrap(), None);
+    let error = RedisStore::new(options.password("wr0ng")).get(key).await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("wr0ng"), "{error:?}");
+    assert!(!format!("{store:?}").contains("s3cret"));
+}
+
+#[test]
+fn a_store_outlives_the_runtime_it_was_first_used_on() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(patient(&server).connections(2));
+    let key = &both("a")[0];
+    for round in 0..5 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for value in ["1", "2", "3"] {
+                store.set(key, value.into(), MINUTE).await.unwrap();
+                assert_eq!(store.get(key).await.unwrap().unwrap(), value, "{round}");
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_closed_store_says_so() {
+    let bench = Bench::new().await;
+    bench.set(&both("a")[0], "1").await;
+    bench.store.close().await;
+    assert!(matches!(bench.store.get(&both("a")[0]).await, Err(StoreError::Unavailable(_))));
+}
+
+/// Readers fill from a "database" while somebody changes it and evicts. Once an eviction has returned, nobody may
+/// ever see what was there before it.
+async fn race(key: CacheKey, evict_group: bool) {
+    const READERS: usize = 16;
+    const CHANGES: u64 = 1500;
+
+    let bench = Bench::new().await;
+    let database = Arc::new(AtomicU64::new(0));
+    let (evicted, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (stale, hits) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| {
+            // A connection each, so that nothing is in order by accident.
+            let (store, key) = (RedisStore::new(patient(&bench.server)), key.clone());
+            let (database, evicted, done) = (database.clone(), evicted.clone(), done.clone());
+            let (stale, hits) = (stale.clone(), hits.clone());
+            tokio::spawn(async move {
+                while !done.load(Ordering::SeqCst) {
+                    let floor = evicted.load(Ordering::SeqCst);
+                    let seen = match store.begin(&key, Intent::Fill, HOLD).await.unwrap() {
+                        Begin::Found(found) => found,
+                        Begin::Lease(lease) => {
+                            let value = database.load(Ordering::SeqCst).to_string();
+                            // A slow handler now and then, so that evictions come in the middle of it.
+                            if fastrand::u8(..4) == 0 {
+                                tokio::time::sleep(Duration::from_millis(2)).await;
+                            }
+                            store.commit(&key, &lease, value.into(), MINUTE).await.unwrap();
+                            continue;
+                        }
+                        _ => continue,
+                    };
+                    let seen: u64 = std::str::from_utf8(&seen).unwrap().parse().unwrap();
+                    hits.fetch_add(1, Ordering::Relaxed);
+                    stale.fetch_add(u64::from(seen < floor), Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for change in 1..=CHANGES {
+        database.store(change, Ordering::SeqCst);
+        if evict_group {
+            bench.store.delete_group(&key.space()).await.unwrap();
+        } else {
+            bench.store.delete(&key).await.unwrap();
+        }
+        evicted.store(change, Ordering::SeqCst);
+        if change % 4 == 0 {
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert_eq!(stale.load(Ordering::Relaxed), 0, "of {} hits", hits.load(Ordering::Relaxed));
+    assert!(hits.load(Ordering::Relaxed) > 100, "a race nobody ran");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stale_hit_after_deletes() {
+    race(both("a")[0].clone(), false).await;
+    race(both("a")[1].clone(), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stale_hit_after_group_deletes() {
+    race(both("a")[0].clone(), true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stale_hit_after_wipes() {
+    let server_wide = space("p", None).key("a");
+    race(server_wide, true).await;
+}
