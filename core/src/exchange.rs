@@ -20,9 +20,7 @@ use crate::entry::Record;
 use crate::flight::{Follow, Landing, Lead, Role};
 use crate::hold::{Held, Started};
 use crate::key::CacheKey;
-use crate::policy::{
-    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored,
-};
+use crate::policy::{Admitted, Decision, Forward, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored};
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::{KeySource, Route};
@@ -65,37 +63,46 @@ impl Route {
     /// # Errors
     ///
     /// Only those of the handler. The store's are logged.
-    pub async fn handle<C: Call>(self: Arc<Self>, call: C) -> Reply<C> {
-        let mut looks = 0;
-        loop {
-            let seen = match self.policy.on_request(&call.view()) {
-                OnRequest::Bypass(mark) => return self.bypass(mark, call).await,
-                OnRequest::Forward(forward) => return self.write(forward, call).await,
-                OnRequest::Lookup(lookup) => self.look(lookup, call.view()).await,
+    pub fn handle<C: Call>(self: Arc<Self>, call: C) -> impl Future<Output = Reply<C>> + Send + 'static {
+        // A hit is what must be fast. What else may come of a request needs much more room, and takes it only then.
+        async move {
+            let seen = match self.look(call.view()).await {
+                Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
+                seen => seen,
             };
+            Box::pin(self.settle(seen, call)).await
+        }
+    }
+
+    /// Answers a request that what is stored doesn't.
+    async fn settle<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> Reply<C> {
+        let mut looks = 1;
+        loop {
             let (forward, place) = match seen {
                 Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
                 Seen::Bypass(mark) => return self.bypass(mark, call).await,
+                Seen::Write(forward) => return Box::pin(self.write(forward, call)).await,
                 Seen::Stale(response, forward, place) => {
                     self.refresh(forward, place, call);
                     return Ok(response.map(ReplyBody::full));
                 }
                 Seen::Miss(forward, place) => (forward, place),
             };
-            looks += 1;
             if !forward.is_shared() {
-                return self.fill(forward, place, call, None).await;
+                return Box::pin(self.fill(forward, place, call, None)).await;
             }
             match self.shared.flights.join(&place.target) {
-                Role::Lead(lead) => return self.fill(forward, place, call, Some(lead)).await,
+                Role::Lead(lead) => return Box::pin(self.fill(forward, place, call, Some(lead))).await,
                 Role::Follow(follow) => match self.follow(follow, forward).await {
                     Followed::Answer(response) => return Ok(response.map(ReplyBody::full)),
                     Followed::Again(_) if looks < LOOKS => {}
                     Followed::Again(forward) | Followed::Alone(forward) => {
-                        return self.alone(forward, call).await;
+                        return Box::pin(self.alone(forward, call)).await;
                     }
                 },
             }
+            looks += 1;
+            seen = self.look(call.view()).await;
         }
     }
 
@@ -107,29 +114,24 @@ impl Route {
         Ok(response)
     }
 
-    /// Looks under the key, and under the secondary key if the resource varies.
-    async fn look(&self, lookup: Lookup, request: RequestView<'_>) -> Seen {
+    /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
+    async fn look(&self, request: RequestView<'_>) -> Seen {
+        let lookup = match self.policy.on_request(&request) {
+            OnRequest::Bypass(mark) => return Seen::Bypass(mark),
+            OnRequest::Forward(forward) => return Seen::Write(forward),
+            OnRequest::Lookup(lookup) => lookup,
+        };
         let Some(key) = self.key(&request, lookup.principal()).await else {
             return Seen::Bypass(lookup.without_key());
         };
         let found = self.read_record(&key).await;
-        let (decision, place) = match lookup.on_entry(found, &request, self.shared.now()) {
-            OnEntry::Decided(Decision::Hit(hit) | Decision::NotModified(hit)) => {
-                return Seen::Answer(hit.into_response());
-            }
-            OnEntry::Decided(decision) => (decision, Place { target: key.clone(), base: key }),
-            OnEntry::Select(select) => {
-                let target = key.variant(select.secondary_key(&request));
-                let found = self.read_record(&target).await;
-                (select.on_entry(found, &request, self.shared.now()), Place { target, base: key })
-            }
+        let select = match lookup.on_entry(found, &request, self.shared.now()) {
+            OnEntry::Decided(decision) => return Seen::of(decision, key, None),
+            OnEntry::Select(select) => select,
         };
-        match decision {
-            Decision::Hit(hit) | Decision::NotModified(hit) => Seen::Answer(hit.into_response()),
-            Decision::Unsatisfiable(answer) => Seen::Answer(answer.into_response()),
-            Decision::Stale(hit, forward) => Seen::Stale(hit.into_response(), forward, place),
-            Decision::Miss(forward) => Seen::Miss(forward, place),
-        }
+        let target = key.variant(select.secondary_key(&request));
+        let found = self.read_record(&target).await;
+        Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target))
     }
 
     async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
@@ -460,12 +462,26 @@ impl Route {
     }
 }
 
-/// What became of a look into the store.
+/// What became of a look at a request and into the store.
 enum Seen {
     Answer(Response<Bytes>),
     Bypass(Mark),
+    Write(Forward),
     Stale(Response<Bytes>, Forward, Place),
     Miss(Forward, Place),
+}
+
+impl Seen {
+    /// `target` is the key of the variant, if the resource varies.
+    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
+        let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };
+        match decision {
+            Decision::Hit(hit) | Decision::NotModified(hit) => Self::Answer(hit.into_response()),
+            Decision::Unsatisfiable(answer) => Self::Answer(answer.into_response()),
+            Decision::Stale(hit, forward) => Self::Stale(hit.into_response(), forward, place(base)),
+            Decision::Miss(forward) => Self::Miss(forward, place(base)),
+        }
+    }
 }
 
 /// What became of following a flight.
