@@ -63,6 +63,10 @@ impl Route {
     /// # Errors
     ///
     /// Only those of the handler. The store's are logged.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn would have room for the call twice"
+    )]
     pub fn handle<C: Call>(self: Arc<Self>, call: C) -> impl Future<Output = Reply<C>> + Send + 'static {
         // A hit is what must be fast. What else may come of a request needs much more room, and takes it only then.
         async move {
