@@ -2,14 +2,12 @@
 
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::coder::{Coder, CoderError, Json};
@@ -50,27 +48,12 @@ pub struct CacheBackend<C = Json> {
     larder: Larder,
     space: KeySpace,
     coder: C,
-    updates: Arc<Updates>,
-}
-
-/// Where updates of this process queue, so that they don't poll the store against each other.
-struct Updates {
-    queues: [Mutex<()>; 64],
-    hasher: RandomState,
-}
-
-impl Updates {
-    fn queue(&self, key: &CacheKey) -> &Mutex<()> {
-        let index = usize::try_from(self.hasher.hash_one(key) % 64).unwrap_or(0);
-        &self.queues[index]
-    }
 }
 
 impl CacheBackend {
     pub(crate) fn new(larder: Larder) -> Self {
         let space = KeySpace::new(larder.prefix(), None).unwrap_or_else(|error| refuse(&error));
-        let updates = Updates { queues: [const { Mutex::const_new(()) }; 64], hasher: RandomState::new() };
-        Self { larder, space, coder: Json, updates: Arc::new(updates) }
+        Self { larder, space, coder: Json }
     }
 }
 
@@ -99,12 +82,7 @@ impl<C: Coder> CacheBackend<C> {
     /// The same backend with another coder. Values are marked with the coder that wrote them; another one's are a miss.
     #[must_use]
     pub fn coder<D: Coder>(&self, coder: D) -> CacheBackend<D> {
-        CacheBackend {
-            larder: self.larder.clone(),
-            space: self.space.clone(),
-            coder,
-            updates: Arc::clone(&self.updates),
-        }
+        CacheBackend { larder: self.larder.clone(), space: self.space.clone(), coder }
     }
 
     /// The value, or `None` if there is none, it is no `T`, or the store failed.
@@ -244,7 +222,7 @@ impl<C: Coder> CacheBackend<C> {
         let name = self.space.key(key);
         let lifetime = self.lifetime(ttl);
         let attempt = async {
-            let _queued = self.updates.queue(&name).lock().await;
+            let _queued = self.shared().updates.queue(&name).lock().await;
             self.update_queued(&name, lifetime, change).await
         };
         tokio::time::timeout(UPDATE_PATIENCE, attempt).await.unwrap_or(Err(CacheError::Contended))
@@ -268,13 +246,10 @@ impl<C: Coder> CacheBackend<C> {
                     continue;
                 }
             };
-            let made = match store.get(key).await.map_err(CacheError::from) {
-                Ok(bytes) => bytes.map_or(Ok(None), |bytes| self.decode(&bytes)).and_then(|old| {
-                    let new = change(old);
-                    Ok((self.encode(&new)?, new))
-                }),
-                Err(error) => Err(error),
-            };
+            let made = self.read_again_if_slow(key).await.and_then(|old| {
+                let new = change(old);
+                Ok((self.encode(&new)?, new))
+            });
             match made {
                 Ok((record, new)) => {
                     if store.commit(key, &lease, record, ttl).await? {
@@ -289,6 +264,19 @@ impl<C: Coder> CacheBackend<C> {
                 }
             }
         }
+    }
+
+    /// The value to be changed. The deadline of a read is made for answers that can do without; this one can't.
+    async fn read_again_if_slow<T: DeserializeOwned>(&self, key: &CacheKey) -> Result<Option<T>, CacheError> {
+        let store = &self.shared().store;
+        let mut read = store.get(key).await;
+        for _ in 0..3 {
+            if !matches!(read, Err(StoreError::Timeout(_))) {
+                break;
+            }
+            read = store.get(key).await;
+        }
+        read?.map_or(Ok(None), |bytes| self.decode(&bytes))
     }
 
     /// Removes a value. True if there was one.

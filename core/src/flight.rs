@@ -1,4 +1,5 @@
-//! Single flight inside one process: of the requests that miss the same key at once, one leads and the others follow.
+//! Taking turns inside one process. Single flight: of the requests that miss the same key at once, one leads and the
+//! others follow. And updates of the same key queue.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -60,8 +61,7 @@ impl Flights {
     }
 
     fn shard(&self, key: &CacheKey) -> MutexGuard<'_, Shard> {
-        let index = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0);
-        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards[shard(&self.hasher, key)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -109,4 +109,25 @@ impl Follow {
             Err(_) => Some(Landing::Again),
         }
     }
+}
+
+/// Where updates of this process queue, so that they don't poll the store against each other.
+pub(crate) struct Updates {
+    queues: [tokio::sync::Mutex<()>; SHARDS],
+    hasher: RandomState,
+}
+
+impl Updates {
+    pub(crate) fn new() -> Self {
+        Self { queues: [const { tokio::sync::Mutex::const_new(()) }; SHARDS], hasher: RandomState::new() }
+    }
+
+    /// The queue for a key. Keys share queues, which costs an update a little time at most.
+    pub(crate) fn queue(&self, key: &CacheKey) -> &tokio::sync::Mutex<()> {
+        &self.queues[shard(&self.hasher, key)]
+    }
+}
+
+fn shard(hasher: &RandomState, key: &CacheKey) -> usize {
+    usize::try_from(hasher.hash_one(key) % SHARDS as u64).unwrap_or(0)
 }

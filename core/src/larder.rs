@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
 use crate::entry::Record;
-use crate::flight::Flights;
+use crate::flight::{Flights, Updates};
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
 use crate::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
 use crate::store::erased::ErasedStore;
@@ -212,6 +212,7 @@ impl LarderBuilder {
             shared: Arc::new(Shared {
                 store: Box::new(store),
                 flights: Flights::new(),
+                updates: Updates::new(),
                 tasks: TaskTracker::new(),
                 defaults: self.defaults,
                 timing: self.timing,
@@ -267,6 +268,7 @@ impl Default for Timing {
 pub(crate) struct Shared {
     pub(crate) store: Box<dyn ErasedStore>,
     pub(crate) flights: Flights,
+    pub(crate) updates: Updates,
     pub(crate) tasks: TaskTracker,
     pub(crate) defaults: Defaults,
     pub(crate) timing: Timing,
