@@ -305,7 +305,7 @@ impl Lookup {
         if let Some(reason) = unacceptable(&self.directives, &entry, now) {
             return self.miss(reason, variants, request);
         }
-        let not_modified = request_matches(request.headers, &entry.headers);
+        let not_modified = client_has(request.headers, &entry);
         let hit = Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false };
         if not_modified { Decision::NotModified(hit) } else { Decision::Hit(hit) }
     }
@@ -350,6 +350,12 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
     let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+}
+
+/// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
+/// §13.2.1): a 304 for a stored 404 would bring the client's old copy back to life.
+fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
+    entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
 /// The resource varies: one more record to get (RFC 9111 §4.1).
@@ -555,7 +561,7 @@ impl Forward {
         if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
             return Err(self);
         }
-        let not_modified = request_matches(request, &entry.headers);
+        let not_modified = client_has(request, &entry);
         Ok(Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false })
     }
 
@@ -817,7 +823,7 @@ impl Admitted {
         let mut mark = Mark::miss(&rule, reason);
         mark.stored = outcome == Stored::Yes;
         mark.stamp(&mut parts.headers);
-        let not_modified = validators.match_response(&parts.headers);
+        let not_modified = parts.status.is_success() && validators.match_response(&parts.headers);
         let response = Response::from_parts(parts, entry.body);
         if not_modified { into_not_modified(response, &rule) } else { response }
     }

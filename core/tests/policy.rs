@@ -1505,3 +1505,31 @@ fn an_answer_is_delivered_whole_whatever_the_outcome() {
         }
     }
 }
+
+/// RFC 9110 §13.2.1: preconditions are ignored where the answer without them isn't a success. A 304 for a stored 404
+/// would tell the client that its old copy is still good.
+#[test]
+fn preconditions_count_only_where_the_answer_is_a_success() {
+    let also = |status| Rule { also: vec![(status, Some(TTL))], ..rule(Kind::Read) };
+    let get = request(Method::GET, &[("if-none-match", "*")]);
+    for (status, expected) in [
+        (StatusCode::NON_AUTHORITATIVE_INFORMATION, StatusCode::NOT_MODIFIED),
+        (StatusCode::MOVED_PERMANENTLY, StatusCode::MOVED_PERMANENTLY),
+        (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND),
+        (StatusCode::GONE, StatusCode::GONE),
+    ] {
+        let entry = Entry { status, ..entry(&[("etag", "\"e\"")]) };
+        let answer = match ask(also(status), &get, stored(entry.clone()), now()) {
+            Decision::Hit(hit) | Decision::NotModified(hit) => hit.into_response(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(answer.status(), expected, "stored");
+
+        let waiting = forward(also(status), &get);
+        let answer = waiting.on_filled(Some(Record::Response(entry)), now()).unwrap().into_response();
+        assert_eq!(answer.status(), expected, "filled by another");
+
+        let filled = admitted(forward(also(status), &get), status.as_u16(), &[("etag", "\"e\"")], "gone");
+        assert_eq!(filled.into_response(Stored::Yes).status(), expected, "filled");
+    }
+}
