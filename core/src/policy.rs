@@ -892,9 +892,14 @@ impl Mark {
             self.reason,
             Some(Reason::Authorization | Reason::Cookie | Reason::Anonymous | Reason::SetCookie)
         );
-        // What is not safe to store here isn't safe in a CDN either. The handler's own word stands.
-        if self.word == "BYPASS" && is_personal && !headers.contains_key(CACHE_CONTROL) {
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
+        // 9111 §4.2.2). The handler's own word stands.
+        if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
+            if is_personal {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            } else if self.rule.audience.is_private() {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+            }
         }
     }
 

@@ -1533,3 +1533,20 @@ fn preconditions_count_only_where_the_answer_is_a_success() {
         assert_eq!(filled.into_response(Stored::Yes).status(), expected, "filled");
     }
 }
+
+/// What is too large, endless or of the wrong status to be stored is as private as what is stored.
+#[test]
+fn what_a_private_route_does_not_store_is_private_all_the_same() {
+    let alice: Fields<'_> = &[("authorization", "Bearer alice")];
+    for (tweak, status, from_handler, expected) in [
+        (BEARER, 404, &[][..], Some("private, no-cache")),
+        (BEARER, 200, &[("vary", "*")], Some("private, no-cache")),
+        (BEARER, 404, &[("cache-control", "max-age=5")], Some("max-age=5")),
+        (PUBLIC, 404, &[], None),
+    ] {
+        let get = forward(tweaked(Kind::Read, tweak), &request(Method::GET, alice));
+        let (_, headers) = answered(get, status, from_handler, "mine").unwrap_err();
+        let said = headers.get(CACHE_CONTROL).map(|value| value.to_str().unwrap());
+        assert_eq!(said, expected, "{status} {from_handler:?}");
+    }
+}
