@@ -319,6 +319,8 @@ impl Lookup {
             Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
                 Intent::Refresh
             }
+            // Nothing is there, but somebody may be filling it with an answer that is older than this request.
+            _ if self.directives.wants_new() => Intent::Refresh,
             _ => Intent::Fill,
         };
         Decision::Miss(Forward {
@@ -343,8 +345,8 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     if entry.is_expired(now) {
         return Some(Reason::Expired);
     }
-    // `max-age=0` means the same as `no-cache`, whatever the clock says.
-    if directives.max_age.is_some_and(|max| max == 0 || entry.age(now) > Duration::from_secs(max)) {
+    let is_older = |max| entry.age(now) > Duration::from_secs(max);
+    if directives.wants_new() || directives.max_age.is_some_and(is_older) {
         return Some(Reason::MaxAge);
     }
     let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));

@@ -1550,3 +1550,21 @@ fn what_a_private_route_does_not_store_is_private_all_the_same() {
         assert_eq!(said, expected, "{status} {from_handler:?}");
     }
 }
+
+/// Who wants a fresher answer must not wait for a fill that began before, whether or not something is stored already: it
+/// would be refused afterwards and the wait be for nothing.
+#[test]
+fn who_wants_a_fresh_answer_waits_for_no_older_fill() {
+    let (variants, ..) = first_variant(&speaking("fr"));
+    for (directive, expected) in [
+        ("no-cache", Intent::Refresh),
+        ("max-age=0", Intent::Refresh),
+        ("max-age=1", Intent::Fill),
+        ("min-fresh=1", Intent::Fill),
+    ] {
+        let get = request(Method::GET, &[("cache-control", directive)]);
+        assert_eq!(forward(rule(Kind::Read), &get).intent(), Some(expected), "{directive}");
+        let variant = miss(select(&get, &variants).on_entry(Ok(None), &(&get).into(), now()));
+        assert_eq!(variant.intent(), Some(expected), "{directive}");
+    }
+}
