@@ -433,8 +433,10 @@ impl Hit {
 
         let mut body = entry.body;
         if is_head && !not_modified {
-            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2).
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2), unless it can have none (§8.6).
+            if entry.status != StatusCode::NO_CONTENT {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            }
             body = Bytes::new();
         }
         let mut response = Response::new(body);

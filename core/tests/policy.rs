@@ -1568,3 +1568,12 @@ fn who_wants_a_fresh_answer_waits_for_no_older_fill() {
         assert_eq!(variant.intent(), Some(expected), "{directive}");
     }
 }
+
+/// RFC 9110 §8.6: a 204 never says how long it is.
+#[test]
+fn the_head_of_a_stored_204_has_no_length() {
+    let found = || stored(Entry { status: StatusCode::NO_CONTENT, body: Bytes::new(), ..entry(&[]) });
+    let head = hit(ask(rule(Kind::Read), &request(Method::HEAD, &[]), found(), now())).into_response();
+    assert_eq!(head.status(), StatusCode::NO_CONTENT);
+    assert_eq!(lines(head.headers()), ["cache-control: max-age=60", "x-redis-cache: HIT"]);
+}
