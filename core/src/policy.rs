@@ -310,7 +310,7 @@ impl Lookup {
         now: SystemTime,
     ) -> Decision {
         let refusal = unacceptable(&self.directives, &entry, now);
-        let not_modified = request_matches(request.headers, &entry.headers);
+        let not_modified = client_has(request.headers, &entry);
         let hit = |entry| {
             let rule = Arc::clone(&self.rule);
             Hit { rule, entry, now, not_modified, is_head: self.is_head, collapsed: false }
@@ -356,6 +356,8 @@ impl Lookup {
             Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
                 Intent::Refresh
             }
+            // Nothing is there, but somebody may be filling it with an answer that is older than this request.
+            _ if self.directives.wants_new() => Intent::Refresh,
             _ => Intent::Fill,
         };
         Forward {
@@ -378,8 +380,8 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     if directives.no_cache {
         return Some(Reason::NoCache);
     }
-    // `max-age=0` means the same as `no-cache`, whatever the clock says.
-    if directives.max_age.is_some_and(|max| max == 0 || entry.age(now) > Duration::from_secs(max)) {
+    let is_older = |max| entry.age(now) > Duration::from_secs(max);
+    if directives.wants_new() || directives.max_age.is_some_and(is_older) {
         return Some(Reason::MaxAge);
     }
     if entry.is_expired(now) {
@@ -388,6 +390,12 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
     let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+}
+
+/// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
+/// §13.2.1): a 304 for a stored 404 would bring the client's old copy back to life.
+fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
+    entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
 /// The resource varies: one more record to get (RFC 9111 §4.1).
@@ -465,8 +473,10 @@ impl Hit {
 
         let mut body = entry.body;
         if is_head && !not_modified {
-            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2).
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2), unless it can have none (§8.6).
+            if entry.status != StatusCode::NO_CONTENT {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            }
             body = Bytes::new();
         }
         let mut response = Response::new(body);
@@ -597,7 +607,7 @@ impl Forward {
         if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
             return Err(self);
         }
-        let not_modified = request_matches(request, &entry.headers);
+        let not_modified = client_has(request, &entry);
         Ok(Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false })
     }
 
@@ -621,6 +631,7 @@ impl Forward {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.intent().is_some()
+            && !self.directives.wants_new()
             && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down)
     }
 
@@ -885,7 +896,7 @@ impl Admitted {
         let mut mark = Mark::miss(&rule, reason);
         mark.stored = outcome == Stored::Yes;
         mark.stamp(&mut parts.headers);
-        let not_modified = validators.match_response(&parts.headers);
+        let not_modified = parts.status.is_success() && validators.match_response(&parts.headers);
         let response = Response::from_parts(parts, entry.body);
         if not_modified { into_not_modified(response, &rule) } else { response }
     }
@@ -957,9 +968,14 @@ impl Mark {
             self.reason,
             Some(Reason::Authorization | Reason::Cookie | Reason::Anonymous | Reason::SetCookie)
         );
-        // What is not safe to store here isn't safe in a CDN either. The handler's own word stands.
-        if self.word == "BYPASS" && is_personal && !headers.contains_key(CACHE_CONTROL) {
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
+        // 9111 §4.2.2). The handler's own word stands.
+        if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
+            if is_personal {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            } else if self.rule.audience.is_private() {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+            }
         }
     }
 
