@@ -50,6 +50,11 @@ pub trait Call: Send + 'static {
     /// The fields of the request that the handler will see.
     fn headers_mut(&mut self) -> &mut HeaderMap;
 
+    /// The status with which the framework will answer this error. An error that says nothing of its own is a 500.
+    fn status_of(_error: &Self::Error) -> StatusCode {
+        StatusCode::INTERNAL_SERVER_ERROR
+    }
+
     /// Runs the handler.
     fn run(self) -> impl Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
 }
@@ -245,36 +250,29 @@ impl Route {
         lead: Option<Lead>,
     ) -> Reply<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
-        match held.renewing(self.produce(forward, call)).await {
-            Produced::Error(error) => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Err(error)
-            }
-            Produced::Stale(response) => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Ok(response.map(ReplyBody::full))
-            }
-            Produced::Passed(response, _) if response.status().is_server_error() => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Ok(response)
-            }
-            Produced::Passed(response, _) => {
-                if replaces {
-                    // The origin has something else to say by now, even if that can't be stored.
-                    self.shared.evict_key(&place.target).await;
-                }
-                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
-                land(lead, Landing::Alone);
-                Ok(response)
-            }
+        let (status, reply) = match held.renewing(self.produce(forward, call)).await {
             Produced::Admitted(mut admitted) => {
                 let stored = self.store(&mut admitted, &place, held, lead).await;
-                Ok(admitted.into_response(stored).map(ReplyBody::full))
+                return Ok(admitted.into_response(stored).map(ReplyBody::full));
             }
+            Produced::Stale(response) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, Ok(response.map(ReplyBody::full)))
+            }
+            Produced::Passed(response, _) => (response.status(), Ok(response)),
+            Produced::Error(error) => (C::status_of(&error), Err(error)),
+        };
+        if status.is_server_error() {
+            held.abandon(Abandon::Failed);
+            land(lead, Landing::Failed);
+        } else {
+            if replaces {
+                // The origin has something else to say by now, even if that can't be stored.
+                self.shared.evict_key(&place.target).await;
+            }
+            held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
+            land(lead, Landing::Alone);
         }
+        reply
     }
 
     /// Stores what was filled where it belongs, and tells those who wait.
@@ -397,7 +395,7 @@ impl Route {
         let response = match call.run().await {
             Ok(response) => response,
             Err(error) => {
-                return match forward.on_error() {
+                return match forward.on_error(C::status_of(&error)) {
                     Some(hit) => Produced::Stale(hit.into_response()),
                     None => Produced::Error(error),
                 };

@@ -641,11 +641,11 @@ impl Forward {
         self.fallback.take().map(|hit| *hit).ok_or(self)
     }
 
-    /// The handler returned an error instead of a response: nothing is stored or evicted, and maybe what is stored
-    /// answers though it is stale (RFC 5861 §4).
+    /// The handler returned an error, which will be answered with this status, instead of a response: nothing is
+    /// stored, and maybe what is stored answers though it is stale (RFC 5861 §4).
     #[must_use]
-    pub fn on_error(self) -> Option<Hit> {
-        self.fallback.map(|hit| *hit)
+    pub fn on_error(self, status: StatusCode) -> Option<Hit> {
+        self.fallback.filter(|_| may_be_stood_in_for(status)).map(|hit| *hit)
     }
 
     /// Decides about the handler's answer, before its body.
@@ -659,8 +659,7 @@ impl Forward {
     }
 
     fn on_read(mut self, response: &response::Parts, length: BodyLength) -> OnResponse {
-        // RFC 5861 §4: these are the errors that a stale response may stand in for.
-        if matches!(response.status.as_u16(), 500 | 502 | 503 | 504)
+        if may_be_stood_in_for(response.status)
             && let Some(hit) = self.fallback.take()
         {
             return OnResponse::ServeStale(*hit);
@@ -711,6 +710,11 @@ impl Forward {
         let success = is_success(response.status);
         self.pass(if success { self.reason } else { Reason::Failed }, success)
     }
+}
+
+/// RFC 5861 §4: these are the errors that a stale response may stand in for.
+fn may_be_stood_in_for(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 
 /// A handler that redirects after a change has made the change.

@@ -64,6 +64,7 @@ pub enum Opt {
     ByHost,
     MaxBody(u64),
     DownstreamTtl(u64),
+    StaleIfError(u64),
     Also(u16, u64),
     KeyBy(fn(&RequestView<'_>) -> Option<String>),
     /// `key_by_async` with a builder that waits first.
