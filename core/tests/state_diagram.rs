@@ -411,8 +411,10 @@ impl Observed {
             let mark = forward().unstored(Reason::Keyless);
             self.edge(from, "unstored", State::Bypass, mark.reason().map(Reason::as_str));
         }
-        let to = if forward().on_error().is_some() { State::Stale } else { State::Error };
-        self.edge(from, "on_error", to, None);
+        for status in STATUSES.map(|status| StatusCode::from_u16(status).unwrap()) {
+            let to = if forward().on_error(status).is_some() { State::Stale } else { State::Error };
+            self.edge(from, "on_error", to, None);
+        }
         if forward().or_fallback().is_ok() {
             self.edge(from, "or_fallback", State::Stale, None);
         }
