@@ -167,10 +167,10 @@ impl<C: Coder> CacheBackend<C> {
                         _ => return compute().await,
                     },
                     Some(Landing::Again) => continue,
-                    Some(Landing::Alone) | None => return compute().await,
+                    Some(Landing::Failed | Landing::Alone) | None => return compute().await,
                 },
             };
-            let held = match self.shared().start(&name, Intent::Fill).await {
+            let held = match self.shared().start(&name, Intent::Fill, Some(&|_| true)).await {
                 Started::Held(held) => held,
                 Started::Found(bytes) => {
                     let value = self.decode(&bytes);

@@ -6,8 +6,9 @@
 //! being damaged or from another version, is a miss and never an error: old and new deployments overlap.
 //!
 //! ```text
-//! response   1 'R' status:2 stored_at:8 ttl:8 variant:8 head_len:4 body_len:8 head body
+//! response   1 'R' status:2 flags:1 stored_at:8 ttl:8 variant:8 head_len:4 body_len:8 head body
 //!            head = (name_len:2 value_len:4 name value)*       times in milliseconds; ttl 0 = no expiry
+//!            flags = 1 must_revalidate
 //! variants   1 'V' id:8 names:1 (len:2 name)* secondary_keys:2 (key:16)*
 //! value      1 'B' coder:1 bytes                               what a CacheBackend stores
 //! ```
@@ -27,8 +28,10 @@ const VARIANTS: u8 = b'V';
 #[cfg(feature = "runtime")]
 const VALUE: u8 = b'B';
 
-/// Version, kind, status, three times 8 bytes, the lengths of head and body.
-const RESPONSE_FIXED: usize = 2 + 2 + 8 + 8 + 8 + 4 + 8;
+/// Version, kind, status, flags, three times 8 bytes, the lengths of head and body.
+const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 4 + 8;
+
+const MUST_REVALIDATE: u8 = 1;
 
 /// A stored response (RFC 9111 §3).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub struct Entry {
     pub ttl: Option<Duration>,
     /// Which [`Variants`] record this is a variant of; 0 for a response that doesn't vary.
     pub variant: u64,
+    /// Whether the handler said that it must not be used once it is stale (RFC 9111 §5.2.2.2).
+    pub must_revalidate: bool,
 }
 
 impl Entry {
@@ -66,6 +71,12 @@ impl Entry {
         self.ttl.is_some_and(|ttl| self.age(now) >= ttl)
     }
 
+    /// For how long its freshness lifetime has been over; nothing while it isn't.
+    #[must_use]
+    pub fn staleness(&self, now: SystemTime) -> Duration {
+        self.ttl.map_or(Duration::ZERO, |ttl| self.age(now).saturating_sub(ttl))
+    }
+
     /// The record for a store. Copies the body once.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -74,6 +85,7 @@ impl Entry {
         out.put_u8(VERSION);
         out.put_u8(RESPONSE);
         out.put_u16(self.status.as_u16());
+        out.put_u8(if self.must_revalidate { MUST_REVALIDATE } else { 0 });
         out.put_u64(to_millis(self.stored_at));
         out.put_u64(self.ttl.map_or(0, |ttl| saturating_millis(ttl).max(1)));
         out.put_u64(self.variant);
@@ -151,6 +163,10 @@ pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
 fn decode_response(bytes: &Bytes) -> Option<Entry> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;
+    let [flags] = fixed.array()?;
+    if flags & !MUST_REVALIDATE != 0 {
+        return None;
+    }
     let stored_at = from_millis(fixed.u64()?)?;
     let ttl = match fixed.u64()? {
         0 => None,
@@ -181,7 +197,8 @@ fn decode_response(bytes: &Bytes) -> Option<Entry> {
         headers.try_append(name, value).ok()?;
         at = end;
     }
-    Some(Entry { status, headers, body: bytes.slice(body_at..), stored_at, ttl, variant })
+    let must_revalidate = flags & MUST_REVALIDATE != 0;
+    Some(Entry { status, headers, body: bytes.slice(body_at..), stored_at, ttl, variant, must_revalidate })
 }
 
 fn decode_variants(bytes: &Bytes) -> Option<Variants> {
@@ -255,8 +272,9 @@ mod tests {
             0u64..4_000_000_000_000,
             proptest::option::of(1u64..10_000_000),
             any::<u64>(),
+            any::<bool>(),
         )
-            .prop_map(|(status, fields, body, stored_at, ttl, variant)| Entry {
+            .prop_map(|(status, fields, body, stored_at, ttl, variant, must_revalidate)| Entry {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: fields
                     .into_iter()
@@ -266,6 +284,7 @@ mod tests {
                 stored_at: from_millis(stored_at).unwrap(),
                 ttl: ttl.map(Duration::from_millis),
                 variant,
+                must_revalidate,
             })
     }
 
@@ -277,6 +296,7 @@ mod tests {
             stored_at: from_millis(1_000_000).unwrap(),
             ttl: Some(Duration::from_secs(60)),
             variant: 0,
+            must_revalidate: false,
         }
     }
 

@@ -76,11 +76,14 @@ impl Route {
             let (forward, place) = match seen {
                 Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
                 Seen::Bypass(mark) => return self.bypass(mark, call).await,
+                Seen::Stale(response, forward, place) => {
+                    self.refresh(forward, place, call);
+                    return Ok(response.map(ReplyBody::full));
+                }
                 Seen::Miss(forward, place) => (forward, place),
             };
             looks += 1;
-            // Only fills are shared: whoever wants a fresher answer never joins a flight that began before.
-            if forward.intent() != Some(Intent::Fill) || forward.reason() == Reason::Down {
+            if !forward.is_shared() {
                 return self.fill(forward, place, call, None).await;
             }
             match self.shared.flights.join(&place.target) {
@@ -124,6 +127,7 @@ impl Route {
         match decision {
             Decision::Hit(hit) | Decision::NotModified(hit) => Seen::Answer(hit.into_response()),
             Decision::Unsatisfiable(answer) => Seen::Answer(answer.into_response()),
+            Decision::Stale(hit, forward) => Seen::Stale(hit.into_response(), forward, place),
             Decision::Miss(forward) => Seen::Miss(forward, place),
         }
     }
@@ -148,6 +152,10 @@ impl Route {
                 }
             }
             Some(Landing::Again) => Followed::Again(forward),
+            Some(Landing::Failed) => match forward.or_fallback() {
+                Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
+                Err(forward) => Followed::Alone(forward),
+            },
             Some(Landing::Alone) | None => Followed::Alone(forward),
         }
     }
@@ -157,6 +165,7 @@ impl Route {
         let outcome = if forward.reason() == Reason::Down { Stored::Failed } else { Stored::Evicted };
         match self.produce(forward, call).await {
             Produced::Error(error) => Err(error),
+            Produced::Stale(response) => Ok(response.map(ReplyBody::full)),
             Produced::Passed(response, _) => Ok(response),
             Produced::Admitted(admitted) => Ok(admitted.into_response(outcome).map(ReplyBody::full)),
         }
@@ -175,7 +184,7 @@ impl Route {
             let started = match forward.intent() {
                 // A store that just failed to read isn't asked to write.
                 Some(intent) if forward.reason() != Reason::Down => {
-                    route.shared.start(&place.target, intent).await
+                    route.start_fill(&forward, &place.target, intent).await
                 }
                 _ => Started::Without,
             };
@@ -203,6 +212,30 @@ impl Route {
         .await
     }
 
+    /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
+    fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: Place, call: C) {
+        let Some(intent) = forward.intent() else { return };
+        let Role::Lead(lead) = self.shared.flights.join(&place.target) else { return };
+        let route = Arc::clone(self);
+        let work = async move {
+            if let Started::Held(held) = route.shared.start(&place.target, intent, None).await {
+                // Nobody waits for the answer, and the handler's error is the handler's to report.
+                let _: Reply<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
+            }
+        };
+        self.shared.spawn(work.in_current_span());
+    }
+
+    /// Asks for the right to fill, and waits for another process that has it.
+    async fn start_fill(&self, forward: &Forward, key: &CacheKey, intent: Intent) -> Started {
+        let is_fresh = |record: &Bytes| match Record::decode(record) {
+            Some(Record::Response(entry)) => !entry.is_expired(self.shared.now()),
+            _ => false,
+        };
+        let awaited = forward.is_shared().then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
+        self.shared.start(key, intent, awaited).await
+    }
+
     async fn fill_held<C: Call>(
         &self,
         forward: Forward,
@@ -211,15 +244,29 @@ impl Route {
         held: Held,
         lead: Option<Lead>,
     ) -> Reply<C> {
+        let replaces = forward.intent() == Some(Intent::Refresh);
         match held.renewing(self.produce(forward, call)).await {
             Produced::Error(error) => {
                 held.abandon(Abandon::Failed);
-                land(lead, Landing::Alone);
+                land(lead, Landing::Failed);
                 Err(error)
             }
+            Produced::Stale(response) => {
+                held.abandon(Abandon::Failed);
+                land(lead, Landing::Failed);
+                Ok(response.map(ReplyBody::full))
+            }
+            Produced::Passed(response, _) if response.status().is_server_error() => {
+                held.abandon(Abandon::Failed);
+                land(lead, Landing::Failed);
+                Ok(response)
+            }
             Produced::Passed(response, _) => {
-                let failed = response.status().is_server_error();
-                held.abandon(if failed { Abandon::Failed } else { Abandon::Uncacheable(UNCACHEABLE_FOR) });
+                if replaces {
+                    // The origin has something else to say by now, even if that can't be stored.
+                    self.shared.evict_key(&place.target).await;
+                }
+                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
                 land(lead, Landing::Alone);
                 Ok(response)
             }
@@ -241,7 +288,7 @@ impl Route {
         if let Some(lead) = &mut lead {
             lead.close();
         }
-        let ttl = admitted.ttl();
+        let ttl = admitted.retention();
         let placement = admitted.place(self.shared.fresh_id());
         let (stored, landing) = match placement {
             Placement::Plain | Placement::Variant => {
@@ -295,7 +342,7 @@ impl Route {
         let route = Arc::clone(self);
         self.detached::<C>(async move {
             let held = match (&target, forward.intent()) {
-                (Target::Key(key), Some(intent)) => route.shared.start(key, intent).await.held(),
+                (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
                 _ => None,
             };
             // A handler that panics may have changed what it is there to change.
@@ -307,6 +354,8 @@ impl Route {
             panicked.disarm();
             match produced {
                 Produced::Error(error) => Err(error),
+                // Only reads have something stale to answer with.
+                Produced::Stale(response) => Ok(response.map(ReplyBody::full)),
                 Produced::Passed(response, evicts) => {
                     if evicts {
                         route.evict(&target).await;
@@ -332,7 +381,7 @@ impl Route {
         if matches!(self.read_record(key).await, Ok(Some(Record::Variants(_)))) {
             return Stored::Evicted;
         }
-        held.commit(admitted.record(), admitted.ttl()).await
+        held.commit(admitted.record(), admitted.retention()).await
     }
 
     async fn evict(&self, target: &Target) {
@@ -347,13 +396,19 @@ impl Route {
         forward.make_unconditional(call.headers_mut());
         let response = match call.run().await {
             Ok(response) => response,
-            Err(error) => return Produced::Error(error),
+            Err(error) => {
+                return match forward.on_error() {
+                    Some(hit) => Produced::Stale(hit.into_response()),
+                    None => Produced::Error(error),
+                };
+            }
         };
         let answered_at = self.shared.now();
         let (parts, body) = response.into_parts();
         let length = length_of(&parts.headers, &body);
         let (pass, parts, body) = match forward.on_response(&parts, length) {
             OnResponse::Pass(pass) => (pass, parts, ReplyBody::own(body)),
+            OnResponse::ServeStale(hit) => return Produced::Stale(hit.into_response()),
             OnResponse::Admit(admit) => match collect(body, admit.length()).await {
                 Ok(bytes) => return Produced::Admitted(Box::new(admit.on_body(parts, bytes, answered_at))),
                 Err(body) => (admit.on_broken_body(), parts, body),
@@ -409,6 +464,7 @@ impl Route {
 enum Seen {
     Answer(Response<Bytes>),
     Bypass(Mark),
+    Stale(Response<Bytes>, Forward, Place),
     Miss(Forward, Place),
 }
 
@@ -428,6 +484,7 @@ struct Place {
 /// What the handler's answer came to. A response that is passed on says whether something is to be evicted first.
 enum Produced<C: Call> {
     Error(C::Error),
+    Stale(Response<Bytes>),
     Passed(Response<ReplyBody<C::Body>>, bool),
     Admitted(Box<Admitted>),
 }

@@ -29,6 +29,8 @@ pub(crate) enum Landing {
     Filled(Bytes),
     /// Something is stored, but not this answer for everybody, or it was evicted meanwhile: look again.
     Again,
+    /// The handler failed: whoever has something stale to answer with does, and the others run it for themselves.
+    Failed,
     /// The answer can't be shared: each follower runs the handler for itself.
     Alone,
 }

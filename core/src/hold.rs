@@ -36,8 +36,14 @@ impl Started {
 }
 
 impl Shared {
-    /// Asks for the right to write `key`; a fill waits for another process that has it, up to a limit.
-    pub(crate) async fn start(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Started {
+    /// Asks for the right to write `key`. If another process has the right to fill it, this waits, up to a limit, when
+    /// `awaited` says what would be worth waiting for.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        key: &CacheKey,
+        intent: Intent,
+        awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
+    ) -> Started {
         let (mut pause, mut waited) = (FIRST_PAUSE, Duration::ZERO);
         loop {
             match self.store.begin(key, intent, self.timing.hold).await {
@@ -49,12 +55,22 @@ impl Shared {
                     });
                 }
                 Ok(Begin::Found(bytes)) => return Started::Found(bytes),
-                Ok(Begin::Filling) if intent == Intent::Fill && waited < self.timing.max_wait => {
+                Ok(Begin::Filling) => {
+                    let Some(is_awaited) = awaited.filter(|_| waited < self.timing.max_wait) else {
+                        return Started::Without;
+                    };
                     tokio::time::sleep(pause).await;
                     waited += pause;
                     pause = (pause * 2).min(LAST_PAUSE);
+                    // To refresh is to ignore what is there, so only this look finds out that it is new by now.
+                    if intent == Intent::Refresh
+                        && let Ok(Some(bytes)) = self.store.get(key).await
+                        && is_awaited(&bytes)
+                    {
+                        return Started::Found(bytes);
+                    }
                 }
-                Ok(Begin::Filling | Begin::Busy) => return Started::Without,
+                Ok(Begin::Busy) => return Started::Without,
                 Err(error) => {
                     self.store_failed("begin", key.name(), &error);
                     return Started::Without;

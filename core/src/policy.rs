@@ -8,11 +8,13 @@
 //!                         ▶ Lookup                  get the record under the key
 //!                         ▶ Forward                 (a route that writes) run the handler
 //! Lookup ──────on_entry───▶ Hit | NotModified       answer with it
+//!                         ▶ Stale(Hit, Forward)     answer with it, and run the handler in the background
 //! (or Select)             ▶ Unsatisfiable           answer 504 (RFC 9111 §5.2.1.7)
 //!                         ▶ Miss(Forward)           run the handler
 //!                         ▶ Select                  the resource varies: get the record under the secondary key
 //! Forward ─────on_filled──▶ Hit                     answer with what somebody else stored meanwhile
-//! Forward ─────on_response▶ Pass                    answer with the response as it is, after an eviction if it says so
+//! Forward ─────on_response▶ ServeStale(Hit)         the handler failed: answer with what is stored
+//! (or on_error)           ▶ Pass                    answer with the response as it is, after an eviction if it says so
 //!                         ▶ Admit                   collect the body
 //! Admit ───────on_body────▶ Admitted                store it, then answer
 //! ```
@@ -112,6 +114,8 @@ pub enum Decision {
     Hit(Hit),
     /// Answer 304: the client has it already.
     NotModified(Hit),
+    /// Answer with what is stored though it is stale, and refresh it in the background (RFC 5861 §3).
+    Stale(Hit, Forward),
     /// The client wants a stored response or none: answer 504.
     Unsatisfiable(Unsatisfiable),
     /// Run the handler.
@@ -123,6 +127,8 @@ pub enum Decision {
 pub enum OnResponse {
     /// Answer with it and store nothing.
     Pass(Pass),
+    /// The handler failed: answer with what is stored instead, though it is stale (RFC 5861 §4).
+    ServeStale(Hit),
     /// Collect the body.
     Admit(Admit),
 }
@@ -205,6 +211,7 @@ impl CachePolicy {
                 is_head: false,
                 intent: Intent::Write,
                 variants: None,
+                fallback: None,
             }),
             Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
         }
@@ -302,12 +309,38 @@ impl Lookup {
         request: &RequestView<'_>,
         now: SystemTime,
     ) -> Decision {
-        if let Some(reason) = unacceptable(&self.directives, &entry, now) {
-            return self.miss(reason, variants, request);
-        }
+        let refusal = unacceptable(&self.directives, &entry, now);
         let not_modified = client_has(request.headers, &entry);
-        let hit = Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false };
-        if not_modified { Decision::NotModified(hit) } else { Decision::Hit(hit) }
+        let hit = |entry| {
+            let rule = Arc::clone(&self.rule);
+            Hit { rule, entry, now, not_modified, is_head: self.is_head, collapsed: false }
+        };
+        match refusal {
+            None if not_modified => Decision::NotModified(hit(entry)),
+            None => Decision::Hit(hit(entry)),
+            Some(Reason::Expired) if !entry.must_revalidate && self.directives.min_fresh.is_none() => {
+                let staleness = entry.staleness(now);
+                let within = |limit: Option<Duration>| limit.is_some_and(|limit| staleness < limit);
+                let (refreshable, fallback) =
+                    (within(self.rule.stale_while_revalidate), within(self.rule.stale_if_error));
+                if refreshable {
+                    let hit = hit(entry);
+                    // A stale answer is an answer, so that `only-if-cached` has nothing to say.
+                    Decision::Stale(hit, self.into_forward(Reason::Expired, variants, request))
+                } else if fallback {
+                    let hit = hit(entry);
+                    match self.miss(Reason::Expired, variants, request) {
+                        Decision::Miss(forward) => {
+                            Decision::Miss(Forward { fallback: Some(Box::new(hit)), ..forward })
+                        }
+                        decision => decision,
+                    }
+                } else {
+                    self.miss(Reason::Expired, variants, request)
+                }
+            }
+            Some(reason) => self.miss(reason, variants, request),
+        }
     }
 
     fn miss(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Decision {
@@ -315,6 +348,10 @@ impl Lookup {
         if self.directives.only_if_cached {
             return Decision::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
         }
+        Decision::Miss(self.into_forward(reason, variants, request))
+    }
+
+    fn into_forward(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Forward {
         let intent = match reason {
             Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
                 Intent::Refresh
@@ -323,7 +360,7 @@ impl Lookup {
             _ if self.directives.wants_new() => Intent::Refresh,
             _ => Intent::Fill,
         };
-        Decision::Miss(Forward {
+        Forward {
             rule: self.rule,
             reason,
             directives: self.directives,
@@ -333,7 +370,8 @@ impl Lookup {
             is_head: self.is_head,
             intent,
             variants,
-        })
+            fallback: None,
+        }
     }
 }
 
@@ -342,12 +380,12 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     if directives.no_cache {
         return Some(Reason::NoCache);
     }
-    if entry.is_expired(now) {
-        return Some(Reason::Expired);
-    }
     let is_older = |max| entry.age(now) > Duration::from_secs(max);
     if directives.wants_new() || directives.max_age.is_some_and(is_older) {
         return Some(Reason::MaxAge);
+    }
+    if entry.is_expired(now) {
+        return Some(Reason::Expired);
     }
     let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
     let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
@@ -424,10 +462,12 @@ impl Hit {
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
         let Self { rule, entry, now, not_modified, is_head, collapsed } = self;
-        let remaining = entry.remaining(now);
+        let (remaining, staleness) = (entry.remaining(now), entry.staleness(now));
+        // Whoever gets a stale answer must not go on using it for as long again.
+        let stale_too = !entry.must_revalidate && !entry.is_expired(now);
         let mut headers = entry.headers;
-        headers.insert(CACHE_CONTROL, cache_control(&rule, remaining));
-        let mut mark = Mark::hit(&rule, remaining);
+        headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too));
+        let mut mark = Mark::hit(&rule, remaining, staleness);
         mark.collapsed = collapsed;
         mark.stamp(&mut headers);
 
@@ -512,6 +552,8 @@ pub struct Forward {
     is_head: bool,
     intent: Intent,
     variants: Option<Variants>,
+    /// What answers if the handler fails.
+    fallback: Option<Box<Hit>>,
 }
 
 /// The fields that make a request conditional. A fill needs the whole response.
@@ -584,9 +626,26 @@ impl Forward {
         Mark::refusal(&self.rule, reason)
     }
 
-    /// The handler returned an error instead of a response: nothing is stored or evicted.
-    pub fn on_error(self) -> Reason {
-        Reason::Failed
+    /// Whether one run of the handler serves every request that misses at the same time. A request that asks for a
+    /// fresher answer than the stored one never takes part in a run that began before it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.intent().is_some()
+            && !self.directives.wants_new()
+            && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down)
+    }
+
+    /// Another request ran the handler, which failed: what is stored answers though it is stale, if that is allowed.
+    /// `Err` gives the request back.
+    pub fn or_fallback(mut self) -> Result<Hit, Self> {
+        self.fallback.take().map(|hit| *hit).ok_or(self)
+    }
+
+    /// The handler returned an error instead of a response: nothing is stored or evicted, and maybe what is stored
+    /// answers though it is stale (RFC 5861 §4).
+    #[must_use]
+    pub fn on_error(self) -> Option<Hit> {
+        self.fallback.map(|hit| *hit)
     }
 
     /// Decides about the handler's answer, before its body.
@@ -599,7 +658,13 @@ impl Forward {
         }
     }
 
-    fn on_read(self, response: &response::Parts, length: BodyLength) -> OnResponse {
+    fn on_read(mut self, response: &response::Parts, length: BodyLength) -> OnResponse {
+        // RFC 5861 §4: these are the errors that a stale response may stand in for.
+        if matches!(response.status.as_u16(), 500 | 502 | 503 | 504)
+            && let Some(hit) = self.fallback.take()
+        {
+            return OnResponse::ServeStale(*hit);
+        }
         let refusal = if self.is_head {
             Some(Reason::Head)
         } else if self.rule.ttl_of(response.status).is_none() {
@@ -723,7 +788,9 @@ impl Admit {
             Kind::Write => representation_fields(&parts.headers),
             _ => storable_fields(&parts.headers, &rule),
         };
-        let entry = Entry { status, headers, body, stored_at: now, ttl, variant: 0 };
+        let directives = ResponseDirectives::of(&parts.headers);
+        let must_revalidate = directives.must_revalidate || directives.proxy_revalidate;
+        let entry = Entry { status, headers, body, stored_at: now, ttl, variant: 0, must_revalidate };
         let request = forward.request.unwrap_or_default();
         let validators =
             if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
@@ -773,10 +840,12 @@ pub enum Placement {
 }
 
 impl Admitted {
-    /// How long the store shall keep it. `None` means without end.
+    /// How long the store shall keep it: its freshness lifetime, and for as long after that as it may still be of use.
+    /// `None` means without end.
     #[must_use]
-    pub const fn ttl(&self) -> Option<Duration> {
-        self.entry.ttl
+    pub fn retention(&self) -> Option<Duration> {
+        let stale_for = if self.entry.must_revalidate { Duration::ZERO } else { self.rule.stale_for() };
+        self.entry.ttl.map(|ttl| ttl.saturating_add(stale_for))
     }
 
     /// Where the entry belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
@@ -819,7 +888,7 @@ impl Admitted {
             } else {
                 "no-cache"
             }),
-            Stored::Yes | Stored::Failed => cache_control(&rule, entry.ttl),
+            Stored::Yes | Stored::Failed => cache_control(&rule, entry.ttl, !entry.must_revalidate),
         };
         parts.headers.insert(CACHE_CONTROL, control);
         parts.headers.remove(EXPIRES);
@@ -851,7 +920,8 @@ pub struct Mark {
     rule: Arc<Rule>,
     word: &'static str,
     reason: Option<Reason>,
-    ttl: Option<Duration>,
+    /// What remains of the freshness lifetime, in seconds; negative once it is over (RFC 9211 §2.3).
+    ttl: Option<i64>,
     stored: bool,
     collapsed: bool,
 }
@@ -874,7 +944,9 @@ impl Mark {
         Self::new(rule, "MISS", Some(reason))
     }
 
-    fn hit(rule: &Arc<Rule>, ttl: Option<Duration>) -> Self {
+    fn hit(rule: &Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
+        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        let ttl = remaining.map(|remaining| seconds(remaining).saturating_sub(seconds(staleness)));
         Self { ttl, ..Self::new(rule, "HIT", None) }
     }
 
@@ -914,7 +986,7 @@ impl Mark {
             None => {
                 text.push_str("; hit");
                 if let Some(ttl) = self.ttl {
-                    text.push_str(&format!("; ttl={}", ttl.as_secs()));
+                    text.push_str(&format!("; ttl={ttl}"));
                 }
             }
             Some(reason) => {
@@ -942,7 +1014,9 @@ impl Mark {
 }
 
 /// `Cache-Control` on a route's responses. Without an end there is nothing to count down: ask each time, with the ETag.
-fn cache_control(rule: &Rule, remaining: Option<Duration>) -> HeaderValue {
+///
+/// `stale_too` adds for how long others may use the response after that (RFC 5861).
+fn cache_control(rule: &Rule, remaining: Option<Duration>, stale_too: bool) -> HeaderValue {
     let told = match (remaining, rule.downstream_ttl) {
         (Some(remaining), Some(downstream)) => Some(remaining.min(downstream)),
         (remaining, downstream) => remaining.or(downstream),
@@ -955,6 +1029,15 @@ fn cache_control(rule: &Rule, remaining: Option<Duration>) -> HeaderValue {
             let mut text = String::with_capacity(32);
             text.push_str(if private { "private, max-age=" } else { "max-age=" });
             text.push_str(&told.as_secs().to_string());
+            let stale = [
+                ("stale-while-revalidate", rule.stale_while_revalidate),
+                ("stale-if-error", rule.stale_if_error),
+            ];
+            for (name, limit) in stale.into_iter().filter(|_| stale_too) {
+                if let Some(limit) = limit {
+                    text.push_str(&format!(", {name}={}", limit.as_secs()));
+                }
+            }
             HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("no-cache"))
         }
     }

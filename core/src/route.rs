@@ -248,6 +248,18 @@ impl RouteOptions {
         self
     }
 
+    /// For how long a stale response is used while it is refreshed.
+    pub fn stale_while_revalidate(mut self, limit: Duration) -> Self {
+        self.rule.stale_while_revalidate = Some(limit);
+        self
+    }
+
+    /// For how long a stale response is used when the handler fails.
+    pub fn stale_if_error(mut self, limit: Duration) -> Self {
+        self.rule.stale_if_error = Some(limit);
+        self
+    }
+
     /// By which fraction lifetimes are shortened at random.
     #[track_caller]
     pub fn jitter(mut self, fraction: f64) -> Self {
@@ -492,6 +504,22 @@ macro_rules! route_layers {
         /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach.
         pub fn downstream_ttl(mut self, ttl: ::std::time::Duration) -> Self {
             self.options = self.options.downstream_ttl(ttl);
+            self
+        }
+
+        /// For so long after its time to live a response still answers at once, while one run of the handler in the
+        /// background refreshes it (RFC 5861 §3). Browsers and CDNs are told so too. A handler that says
+        /// `must-revalidate` has its responses kept from this.
+        pub fn stale_while_revalidate(mut self, limit: ::std::time::Duration) -> Self {
+            self.options = self.options.stale_while_revalidate(limit);
+            self
+        }
+
+        /// For so long after its time to live a response still answers when the handler fails: with an error, or with
+        /// status 500, 502, 503 or 504 (RFC 5861 §4). A handler that says `must-revalidate` has its responses kept from
+        /// this.
+        pub fn stale_if_error(mut self, limit: ::std::time::Duration) -> Self {
+            self.options = self.options.stale_if_error(limit);
             self
         }
 

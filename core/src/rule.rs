@@ -29,6 +29,10 @@ pub struct Rule {
     pub max_body: u64,
     /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach. `None` tells what remains of `ttl`.
     pub downstream_ttl: Option<Duration>,
+    /// For how long after its freshness lifetime a response is still used while it is refreshed (RFC 5861 §3).
+    pub stale_while_revalidate: Option<Duration>,
+    /// For how long after its freshness lifetime a response is still used when the handler fails (RFC 5861 §4).
+    pub stale_if_error: Option<Duration>,
     /// By how much lifetimes are shortened at random, as a fraction, so that entries don't all expire at once.
     pub jitter: f64,
     /// The query parameters that count for the key; `None` means all.
@@ -151,6 +155,8 @@ impl Rule {
             audience: Audience::Undeclared,
             max_body: DEFAULT_MAX_BODY,
             downstream_ttl: None,
+            stale_while_revalidate: None,
+            stale_if_error: None,
             jitter: 0.0,
             params: None,
             by_host: false,
@@ -192,6 +198,11 @@ impl Rule {
                 key::write_part(out, "user", &format!("{:032x}", u128::from_be_bytes(hash)));
             }
         })
+    }
+
+    /// For how long a stored response is kept after its freshness lifetime.
+    pub(crate) fn stale_for(&self) -> Duration {
+        self.stale_while_revalidate.max(self.stale_if_error).unwrap_or_default()
     }
 
     /// How long a response with this status is stored, or `None` if it is not. The inner `None` means no expiry.

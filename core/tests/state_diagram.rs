@@ -80,6 +80,7 @@ enum State {
     Eviction,
     Admit,
     Admitted,
+    Stale,
     Hit,
     NotModified,
     Unsatisfiable,
@@ -92,10 +93,11 @@ enum State {
 
 impl State {
     /// What stands in the box, where that isn't the name.
-    const TITLES: [(Self, &'static str); 6] = [
+    const TITLES: [(Self, &'static str); 7] = [
         (Self::Fill, "Forward of a read"),
         (Self::WriteThrough, "Forward of a write-through"),
         (Self::Eviction, "Forward of an eviction"),
+        (Self::Stale, "Stale, a hit with a refresh"),
         (Self::PassAndEvict, "Pass, which evicts"),
         (Self::Answer, "the handler's answer"),
         (Self::Error, "the handler's error"),
@@ -132,8 +134,8 @@ impl Observed {
         for (state, title) in State::TITLES {
             writeln!(out, "    state \"{title}\" as {}", state.name()).unwrap();
         }
-        for ((from, to, event), words) in &self.edges {
-            writeln!(out, "    {} --> {} : {}", from.name(), to.name(), label(event, words)).unwrap();
+        for ((from, to), label) in self.labels() {
+            writeln!(out, "    {} --> {} : {}", from.name(), to.name(), label.join("<br/>")).unwrap();
         }
         let ends: BTreeSet<State> = self.edges.keys().map(|(_, to, _)| *to).collect();
         let goes_on = |state: &State| self.edges.keys().any(|(from, ..)| from == state);
@@ -142,13 +144,18 @@ impl Observed {
         }
         out
     }
-}
 
-/// The event, and under it the words, a few on a line.
-fn label(event: &str, words: &BTreeSet<&str>) -> String {
-    let words: Vec<&str> = words.iter().copied().collect();
-    let lines: Vec<String> = words.chunks(4).map(|line| line.join(", ")).collect();
-    [vec![event.to_owned()], lines].concat().join("<br/>")
+    /// One arrow between two states, however many events lead there: an event, and under it the words, a few on a line.
+    fn labels(&self) -> BTreeMap<(State, State), Vec<String>> {
+        let mut labels: BTreeMap<(State, State), Vec<String>> = BTreeMap::new();
+        for ((from, to, event), words) in &self.edges {
+            let words: Vec<&str> = words.iter().copied().collect();
+            let label = labels.entry((*from, *to)).or_default();
+            label.push((*event).to_owned());
+            label.extend(words.chunks(4).map(|line| line.join(", ")));
+        }
+        labels
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------------- domains
@@ -198,7 +205,11 @@ const LIMIT: u64 = 10;
 const LENGTHS: [BodyLength; 4] =
     [BodyLength::Known(0), BodyLength::Known(3), BodyLength::Known(LIMIT + 1), BodyLength::Unknown];
 
-/// What may lie under a key: something fresh, old and expired, something that varies, and nothing that can be used.
+/// Of a lifetime of a minute, these are how long an entry may answer afterwards.
+const WHILE_REFRESHED: u64 = 10;
+const IF_FAILED: u64 = 20;
+
+/// What may lie under a key: something fresh, old, stale or past all use, something that varies, and nothing.
 fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
     let aged = |seconds| Entry {
         variant: id,
@@ -213,6 +224,8 @@ fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
         response(aged(0)),
         response(aged(30)),
         response(aged(TTL.as_secs())),
+        response(aged(TTL.as_secs() + WHILE_REFRESHED)),
+        response(aged(TTL.as_secs() + IF_FAILED)),
         response(Entry { variant: id + 1, ..aged(0) }),
     ];
     founds.extend(records_of_variants().iter().cloned().map(Record::Variants).map(Some).map(Ok));
@@ -262,7 +275,13 @@ fn observe() -> Observed {
     let mut observed = Observed::default();
     for kind in [Kind::Read, Kind::Write, Kind::EvictKey, Kind::EvictGroup] {
         for audience in AUDIENCES {
-            let rule = Rule { audience: audience(), max_body: LIMIT, ..rule(kind) };
+            let rule = Rule {
+                audience: audience(),
+                max_body: LIMIT,
+                stale_while_revalidate: Some(Duration::from_secs(WHILE_REFRESHED)),
+                stale_if_error: Some(Duration::from_secs(IF_FAILED)),
+                ..rule(kind)
+            };
             let policy = CachePolicy::new(Arc::new(rule));
             for method in [Method::GET, Method::HEAD, Method::PUT] {
                 for (credentials, directives, others) in triples(&CREDENTIALS, &DIRECTIVES, &OTHERS) {
@@ -350,6 +369,16 @@ impl Observed {
             Decision::Hit(_) => self.edge(from, "on_entry", State::Hit, None),
             Decision::NotModified(_) => self.edge(from, "on_entry", State::NotModified, None),
             Decision::Unsatisfiable(_) => self.edge(from, "on_entry", State::Unsatisfiable, None),
+            Decision::Stale(hit, forward) => {
+                self.edge(from, "on_entry", State::Stale, forward.reason().as_str());
+                self.edge(State::Stale, "the answer", hit_state(hit), None);
+                self.edge(State::Stale, "the refresh", State::Fill, None);
+                let forward = || match decide() {
+                    Decision::Stale(_, forward) => forward,
+                    other => panic!("{other:?}"),
+                };
+                self.forward(&forward);
+            }
             Decision::Miss(forward) => {
                 self.edge(from, "on_entry", State::Fill, forward.reason().as_str());
                 let forward = || match decide() {
@@ -382,11 +411,18 @@ impl Observed {
             let mark = forward().unstored(Reason::Keyless);
             self.edge(from, "unstored", State::Bypass, mark.reason().map(Reason::as_str));
         }
-        self.edge(from, "on_error", State::Error, forward().on_error().as_str());
+        match forward().on_error() {
+            Some(hit) => self.edge(from, "on_error", hit_state(hit), None),
+            None => self.edge(from, "on_error", State::Error, None),
+        }
+        if let Ok(hit) = forward().or_fallback() {
+            self.edge(from, "or_fallback", hit_state(hit), None);
+        }
         for (status, fields, length) in triples(&STATUSES, &ANSWERS, &LENGTHS) {
             let parts = response(status, fields);
             match forward().on_response(&parts, length) {
                 OnResponse::Pass(pass) => self.pass(from, "on_response", &pass),
+                OnResponse::ServeStale(hit) => self.edge(from, "on_response", hit_state(hit), None),
                 OnResponse::Admit(admit) => {
                     self.edge(from, "on_response", State::Admit, None);
                     self.edge(State::Admit, "on_body", State::Admitted, None);

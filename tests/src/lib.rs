@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod in_process;
+pub mod parity;
 pub mod redis_server;
 pub mod scenarios;
 pub mod shop;

@@ -52,5 +52,6 @@ pub(crate) fn entry(fields: Fields<'_>) -> Entry {
         stored_at: now(),
         ttl: Some(TTL),
         variant: 0,
+        must_revalidate: false,
     }
 }

@@ -1,0 +1,101 @@
+//! The endpoint around an endpoint. It shows the request to the route, runs the inner endpoint when it is told to, and
+//! decides nothing.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use larder_core::{Call, ReplyBody, RequestView, Route};
+use poem::http::header::CONTENT_LENGTH;
+use poem::http::{self, HeaderMap, HeaderValue, Uri};
+use poem::{Body, Endpoint, Error, IntoResponse, Request, Response, ResponseParts, Result};
+
+/// An endpoint with a cache around it.
+pub struct CacheEndpoint<E> {
+    inner: Arc<E>,
+    route: Arc<Route>,
+}
+
+impl<E> CacheEndpoint<E> {
+    /// Answers the requests to `inner` through `route`.
+    pub fn new(inner: E, route: Arc<Route>) -> Self {
+        Self { inner: Arc::new(inner), route }
+    }
+}
+
+impl<E> fmt::Debug for CacheEndpoint<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Few endpoints can be shown.
+        f.debug_struct("CacheEndpoint").field("route", &self.route).finish_non_exhaustive()
+    }
+}
+
+impl<E: Endpoint + 'static> Endpoint for CacheEndpoint<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> Result<Response> {
+        let call = PoemCall { endpoint: Arc::clone(&self.inner), request };
+        Arc::clone(&self.route).handle(call).await.map(response)
+    }
+}
+
+/// A request and the endpoint that will answer it if the cache doesn't.
+struct PoemCall<E> {
+    endpoint: Arc<E>,
+    request: Request,
+}
+
+/// What is inside poem's own body. Taking it out and putting it back copies nothing.
+type Inner = BoxBody<Bytes, io::Error>;
+
+impl<E: Endpoint + 'static> Call for PoemCall<E> {
+    type Body = Inner;
+    type Error = Error;
+
+    fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: self.request.method(),
+            uri: uri(&self.request),
+            headers: self.request.headers(),
+            extensions: self.request.extensions(),
+        }
+    }
+
+    fn headers_mut(&mut self) -> &mut HeaderMap {
+        self.request.headers_mut()
+    }
+
+    async fn run(self) -> Result<http::Response<Inner>> {
+        Ok(self.endpoint.call(self.request).await?.into_response().into())
+    }
+}
+
+/// The URI that the client sent, which routers cut. A request that came from no server has none: it is `/` then.
+fn uri(request: &Request) -> &Uri {
+    let original = request.original_uri();
+    if original == "/" { request.uri() } else { original }
+}
+
+fn response(answer: http::Response<ReplyBody<Inner>>) -> Response {
+    let (mut parts, body) = answer.into_parts();
+    let body = match body.as_bytes() {
+        Some(bytes) => {
+            // A router that ran a HEAD as GET drops the body afterwards, and its length would be lost with it, which is
+            // to be that of the GET (RFC 9110 §9.3.2). Empty answers may be a 304 or a 204, which have none.
+            if !bytes.is_empty() {
+                parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes.len()));
+            }
+            Body::from_bytes(bytes.clone())
+        }
+        None => Inner::new(body).into(),
+    };
+    let parts = ResponseParts {
+        status: parts.status,
+        version: parts.version,
+        headers: parts.headers,
+        extensions: parts.extensions,
+    };
+    Response::from_parts(parts, body)
+}

@@ -1,0 +1,105 @@
+//! Larder, the response cache, for [poem](https://docs.rs/poem).
+//!
+//! [`cache`], [`cache_put`] and [`cache_evict`] are middleware for the endpoints of a route; [`Backend`] gives a handler
+//! typed access to the same store.
+//!
+//! ```
+//! # #[cfg(feature = "memory")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! use larder_poem::{Larder, cache, cache_evict, cache_put};
+//! use poem::web::{Json, Path};
+//! use poem::{Endpoint, EndpointExt, Request, Route, get, handler};
+//!
+//! #[handler]
+//! async fn read(Path(id): Path<u64>) -> Json<u64> { Json(id) }
+//! #[handler]
+//! async fn replace(Path(id): Path<u64>) -> Json<u64> { Json(id * 2) }
+//! #[handler]
+//! async fn remove(Path(id): Path<u64>) -> Json<u64> { Json(id) }
+//!
+//! let larder = Larder::memory();
+//! let app = Route::new().at(
+//!     "/products/:id",
+//!     get(read.with(cache(&larder).group("products").ttl(300)))
+//!         .put(replace.with(cache_put(&larder).group("products").ttl(300)))
+//!         .delete(remove.with(cache_evict(&larder).group("products").key())),
+//! );
+//!
+//! let get = || Request::builder().uri_str("/products/7").finish();
+//! let first = app.get_response(get()).await;
+//! assert_eq!(first.header("x-redis-cache"), Some("MISS"));
+//! let second = app.get_response(get()).await;
+//! assert_eq!(second.header("x-redis-cache"), Some("HIT"));
+//! # }
+//! # #[cfg(not(feature = "memory"))] fn main() {}
+//! ```
+//!
+//! # What poem does differently
+//!
+//! * Keys are made from the URI that the client sent, also under [`Route::nest`](poem::Route::nest). Requests that come
+//!   from a `TestClient` or a `RequestBuilder` have lost it, so that under `nest` they show what the router left of it.
+//! * An endpoint's `Err` is not an answer yet: it passes through as it is, nothing is stored (also not by
+//!   [`Cache::also`]) and nothing is evicted. To cache a 404, answer with it.
+//! * A body that may be endless isn't stored, and poem's conversion of an `http::Response` forgets how long the body is.
+//!   Endpoints that answer with one set `Content-Length`, or make the [`Response`](poem::Response) from its bytes.
+//! * poem's routers run the GET endpoint for a HEAD and drop the body of what it answered, so a HEAD fills the cache too.
+
+mod endpoint;
+
+use poem::{Endpoint, FromRequest, Middleware, Request, RequestBody, Result, web::Data};
+
+pub use endpoint::CacheEndpoint;
+pub use larder_core::{self as core, *};
+
+larder_core::route_layers!();
+
+impl<E: Endpoint + 'static> Middleware<E> for Cache {
+    type Output = CacheEndpoint<E>;
+
+    fn transform(&self, endpoint: E) -> Self::Output {
+        CacheEndpoint::new(endpoint, self.route())
+    }
+}
+
+impl<E: Endpoint + 'static> Middleware<E> for CachePut {
+    type Output = CacheEndpoint<E>;
+
+    fn transform(&self, endpoint: E) -> Self::Output {
+        CacheEndpoint::new(endpoint, self.route())
+    }
+}
+
+impl<E: Endpoint + 'static> Middleware<E> for CacheEvict<Chosen> {
+    type Output = CacheEndpoint<E>;
+
+    fn transform(&self, endpoint: E) -> Self::Output {
+        CacheEndpoint::new(endpoint, self.route())
+    }
+}
+
+/// Gives a handler the [`CacheBackend`] of the [`Larder`] that was attached with
+/// [`data`](poem::EndpointExt::data). Without one the request fails with a 500, as poem's own `Data` does.
+///
+/// ```
+/// use larder_poem::{Backend, Larder};
+/// use poem::web::{Json, Path};
+/// use poem::{EndpointExt, Route, get, handler};
+///
+/// #[handler]
+/// async fn setting(Path(name): Path<String>, Backend(cache): Backend) -> Json<String> {
+///     Json(cache.group("settings").get_or(&name, "default-value".to_owned()).await)
+/// }
+///
+/// # #[cfg(feature = "memory")]
+/// let app = Route::new().at("/settings/:name", get(setting)).data(Larder::memory());
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backend(pub CacheBackend);
+
+impl<'a> FromRequest<'a> for Backend {
+    async fn from_request(request: &'a Request, body: &mut RequestBody) -> Result<Self> {
+        let Data(larder) = Data::<&Larder>::from_request(request, body).await?;
+        Ok(Self(larder.backend()))
+    }
+}

@@ -1,0 +1,212 @@
+//! What a tower service may expect of the layer around it. What all adapters have in common is in the parity table.
+
+#![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, join_all};
+use http::{Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
+use larder_tower::{Larder, ReplyBody, cache, cache_evict, cache_put};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+type Answer<B> = Response<ReplyBody<B>>;
+
+fn ask(method: Method, uri: &str) -> Request<()> {
+    Request::builder().method(method).uri(uri).body(()).unwrap()
+}
+
+fn word<B>(answer: &Response<B>) -> &str {
+    answer.headers()["x-redis-cache"].to_str().unwrap()
+}
+
+async fn text<B: Body<Error: std::fmt::Debug>>(answer: Answer<B>) -> String {
+    String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// An error that only its owner knows.
+#[derive(Debug, PartialEq)]
+struct Lost(usize);
+
+#[tokio::test]
+async fn errors_pass_through_and_change_nothing() {
+    let larder = Larder::memory();
+    let runs = Arc::new(AtomicUsize::new(0));
+    let failing = service_fn(move |_: Request<()>| {
+        let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
+        async move { Err::<Response<Full<Bytes>>, _>(Lost(run)) }
+    });
+    let answering =
+        service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("kept"))));
+
+    // A failed fill is nobody's answer: the next one runs again.
+    let read = cache(&larder).group("g").ttl(60).layer(failing.clone());
+    assert_eq!(read.clone().oneshot(ask(Method::GET, "/x")).await.unwrap_err(), Lost(1));
+    assert_eq!(read.oneshot(ask(Method::GET, "/x")).await.unwrap_err(), Lost(2));
+
+    // A failed write leaves what is stored.
+    let good = cache(&larder).group("g").ttl(60).layer(answering);
+    good.clone().oneshot(ask(Method::GET, "/x")).await.unwrap();
+    let put = cache_put(&larder).group("g").ttl(60).layer(failing.clone());
+    assert_eq!(put.oneshot(ask(Method::PUT, "/x")).await.unwrap_err(), Lost(3));
+    let key = cache_evict(&larder).group("g").key().layer(failing.clone());
+    assert_eq!(key.oneshot(ask(Method::DELETE, "/x")).await.unwrap_err(), Lost(4));
+    let group = cache_evict(&larder).group("g").whole_group().layer(failing);
+    assert_eq!(group.oneshot(ask(Method::POST, "/x")).await.unwrap_err(), Lost(5));
+    assert_eq!(word(&good.oneshot(ask(Method::GET, "/x")).await.unwrap()), "HIT");
+}
+
+/// A body that can be sent to another thread, but not shared between two.
+struct Unshared {
+    chunks: Cell<Vec<&'static str>>,
+    length: Option<u64>,
+}
+
+impl Unshared {
+    fn new(chunks: &[&'static str], length: Option<u64>) -> Self {
+        Self { chunks: Cell::new(chunks.iter().rev().copied().collect()), length }
+    }
+}
+
+impl Body for Unshared {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let chunk = self.get_mut().chunks.get_mut().pop();
+        Poll::Ready(chunk.map(|chunk| Ok(Frame::data(Bytes::from_static(chunk.as_bytes())))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+#[tokio::test]
+async fn bodies_need_not_be_sync() {
+    let larder = Larder::memory();
+    let service = service_fn(async |request: Request<()>| {
+        let length = (request.uri().path() == "/known").then_some(6);
+        Ok::<_, Infallible>(Response::new(Unshared::new(&["one", "two"], length)))
+    });
+    let service = cache(&larder).ttl(60).layer(service);
+    for (path, words) in [("/known", ["MISS", "HIT"]), ("/unknown", ["BYPASS", "BYPASS"])] {
+        for expected in words {
+            let answer = service.clone().oneshot(ask(Method::GET, path)).await.unwrap();
+            assert_eq!(word(&answer), expected, "{path}");
+            assert_eq!(text(answer).await, "onetwo", "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn extensions_of_outer_layers_reach_the_handler() {
+    #[derive(Clone, Debug, PartialEq)]
+    struct User(&'static str);
+    let larder = Larder::memory();
+    let service = service_fn(async |request: Request<()>| {
+        let User(name) = request.extensions().get().unwrap();
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(*name)))
+    });
+    // Detached or not, looked up or not, the handler gets the request as it came.
+    let routes = [
+        cache(&larder).group("read").ttl(60).layer(service).boxed_clone(),
+        cache_put(&larder).group("put").ttl(60).layer(service).boxed_clone(),
+        cache_evict(&larder).group("evict").key().layer(service).boxed_clone(),
+    ];
+    for route in routes {
+        for method in [Method::GET, Method::PUT] {
+            let mut request = ask(method, "/x");
+            request.extensions_mut().insert(User("alice"));
+            assert_eq!(text(route.clone().oneshot(request).await.unwrap()).await, "alice");
+        }
+    }
+}
+
+/// A service that must be polled ready before each call, as tower demands. Its clones aren't ready.
+#[derive(Default)]
+struct Strict {
+    ready: bool,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self { ready: false, calls: Arc::clone(&self.calls) }
+    }
+}
+
+impl Service<Request<()>> for Strict {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<()>) -> Self::Future {
+        assert!(std::mem::take(&mut self.ready), "called without being ready");
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async { Ok(Response::new(Full::from("ready"))) })
+    }
+}
+
+#[tokio::test]
+async fn the_service_that_was_ready_is_the_one_that_is_called() {
+    let larder = Larder::memory();
+    let strict = Strict::default();
+    let mut read = cache(&larder).ttl(60).layer(strict.clone());
+    let mut put = cache_put(&larder).ttl(60).layer(strict.clone());
+    // One service, called again and again: after each call its clone must be polled anew.
+    for (uri, expected) in [("/a", "MISS"), ("/a", "HIT"), ("/b", "MISS"), ("/b", "HIT"), ("/c", "MISS")] {
+        let answer = read.ready().await.unwrap().call(ask(Method::GET, uri)).await.unwrap();
+        assert_eq!(word(&answer), expected, "{uri}");
+        put.ready().await.unwrap().call(ask(Method::PUT, "/p")).await.unwrap();
+    }
+    // And a crowd of which some lead, some follow and some bypass.
+    let crowd = (0..20).map(|n| {
+        let method = if n % 5 == 0 { Method::POST } else { Method::GET };
+        read.clone().oneshot(ask(method, "/crowd"))
+    });
+    for answer in join_all(crowd).await {
+        assert_eq!(text(answer.unwrap()).await, "ready");
+    }
+    assert_eq!(strict.calls.load(Ordering::SeqCst), 3 + 5 + 4 + 1);
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_ready_is_not_called() {
+    /// Fails its readiness.
+    #[derive(Clone)]
+    struct Closed;
+
+    impl Service<Request<()>> for Closed {
+        type Response = Response<Full<Bytes>>;
+        type Error = Lost;
+        type Future = BoxFuture<'static, Result<Self::Response, Lost>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Lost>> {
+            Poll::Ready(Err(Lost(0)))
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            unreachable!()
+        }
+    }
+
+    let service = cache(&Larder::memory()).ttl(60).layer(Closed);
+    assert_eq!(service.oneshot(ask(Method::GET, "/x")).await.unwrap_err(), Lost(0));
+}

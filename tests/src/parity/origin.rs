@@ -1,0 +1,92 @@
+//! What the handlers of the table's services do, whichever framework calls them.
+
+use std::io;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, Method, Response};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+
+use crate::in_process::Runs;
+
+/// The body of their answers.
+pub(super) type OriginBody = BoxBody<Bytes, io::Error>;
+
+/// What a handler does instead of answering.
+#[derive(Debug)]
+pub(super) struct Failure;
+
+/// What a handler answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    status: u16,
+    fields: &'static [(&'static str, &'static str)],
+    content: Content,
+}
+
+/// What is in the answer.
+#[derive(Clone, Copy, Debug)]
+pub enum Content {
+    /// The method, the nested router if it is under one, and which run of all handlers this is: `GET/v1 3`.
+    Counted,
+    /// The value of this field of the request, and which run this is: `fr 3`.
+    Echoed(&'static str),
+    /// As `Counted`, in two chunks, and without saying how long it is.
+    Streamed,
+    /// An empty body.
+    Nothing,
+    /// No answer: the handler returns an error.
+    Failed,
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        says(200, &[])
+    }
+}
+
+/// A handler that answers with this status and these fields, and counts.
+#[must_use]
+pub const fn says(status: u16, fields: &'static [(&'static str, &'static str)]) -> Origin {
+    Origin { status, fields, content: Content::Counted }
+}
+
+impl Origin {
+    /// With something else in it.
+    #[must_use]
+    pub const fn content(self, content: Content) -> Self {
+        Self { content, ..self }
+    }
+
+    pub(super) fn answer(
+        &self,
+        mount: &str,
+        method: &Method,
+        headers: &HeaderMap,
+        runs: &Runs,
+    ) -> Result<Response<OriginBody>, Failure> {
+        let run = runs.count();
+        let whole = |text: String| Full::from(text).map_err(|never| match never {}).boxed();
+        let body = match self.content {
+            Content::Counted => whole(format!("{method}{mount} {run}")),
+            Content::Echoed(name) => {
+                let value = headers.get(name).map_or("none", |value| value.to_str().unwrap());
+                whole(format!("{value} {run}"))
+            }
+            Content::Streamed => {
+                let chunks = [format!("{method}{mount}"), format!(" {run}")];
+                let frames = chunks.map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
+                StreamBody::new(stream::iter(frames)).boxed()
+            }
+            Content::Nothing => whole(String::new()),
+            Content::Failed => return Err(Failure),
+        };
+        let mut response = Response::builder().status(self.status);
+        for (name, value) in self.fields {
+            response = response.header(*name, *value);
+        }
+        Ok(response.body(body).unwrap())
+    }
+}

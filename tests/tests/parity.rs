@@ -1,0 +1,386 @@
+//! The same routes, asked the same, answer the same through every adapter and on every store. A new row tests them all.
+
+use http::Method;
+use larder_core::default_key;
+use larder_tests::parity::Opt::{
+    Also, ByHost, DownstreamTtl, Group, KeyBy, KeyByAsync, MaxBody, NoExpiry, Params, Prefix, Private,
+    Public, Ttl,
+};
+use larder_tests::parity::{
+    ANY, Adapter, Ask, Content, LAST_ETAG, Row, ask, bypass, check_on_memory, check_on_redis, get, hit, miss,
+    not_modified, says, status,
+};
+
+const ALICE: (&str, &str) = ("authorization", "Bearer alice");
+const BOB: (&str, &str) = ("authorization", "Bearer bob");
+
+fn head(uri: &'static str) -> Ask {
+    ask(Method::HEAD, uri)
+}
+
+fn put(uri: &'static str) -> Ask {
+    ask(Method::PUT, uri)
+}
+
+fn delete(uri: &'static str) -> Ask {
+    ask(Method::DELETE, uri)
+}
+
+fn post(uri: &'static str) -> Ask {
+    ask(Method::POST, uri)
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = vec![];
+    rows.extend(reading());
+    rows.extend(asking());
+    rows.extend(withholding());
+    rows.extend(writing());
+    rows.extend(telling_apart());
+    rows.extend(naming());
+    rows
+}
+
+/// Hits, misses, lifetimes.
+fn reading() -> Vec<Row> {
+    vec![
+        Row::new("a miss, then hits that age", &[Group("g"), Ttl(60)])
+            .reads(says(200, &[("content-type", "text/plain"), ("x-own", "1")]))
+            .on(get("/x"), miss("GET 1").with("cache-control", "max-age=60").because("absent"))
+            .on(get("/x"), hit("GET 1").with("etag", ANY).with("x-own", "1"))
+            .later(10)
+            .on(
+                get("/x"),
+                hit("GET 1").with("cache-control", "max-age=50").with("content-type", "text/plain"),
+            )
+            .on(get("/y"), miss("GET 2"))
+            .runs(2)
+            .holds("redis:larder:cache:{g}:x")
+            .holds("redis:larder:cache:{g}:y"),
+        Row::new("what expired is a miss", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .later(61)
+            .on(get("/x"), miss("GET 2").because("expired").with("cache-control", "max-age=60"))
+            .on(get("/x"), hit("GET 2")),
+        Row::new("the cache's default lifetime", &[])
+            .on(get("/x"), miss("GET 1").with("cache-control", "max-age=900"))
+            .holds("redis:larder:cache:x"),
+        Row::new("no expiry overrides the default", &[NoExpiry])
+            .on(get("/x"), miss("GET 1").with("cache-control", "no-cache"))
+            .later(365 * 24 * 3600)
+            .on(get("/x"), hit("GET 1").with("cache-control", "no-cache")),
+        Row::new("downstream caches are told less", &[Ttl(60), DownstreamTtl(5)])
+            .on(get("/x"), miss("GET 1").with("cache-control", "max-age=5"))
+            .later(30)
+            .on(get("/x"), hit("GET 1").with("cache-control", "max-age=5")),
+        Row::new("other statuses, each for its own time", &[Ttl(60), Also(404, 5)])
+            .reads(says(404, &[]))
+            .on(get("/x"), miss("GET 1").status(404).with("cache-control", "max-age=5"))
+            .on(get("/x"), hit("GET 1").status(404))
+            .later(6)
+            .on(get("/x"), miss("GET 2").status(404)),
+        Row::new("an empty body is a body", &[Ttl(60)])
+            .reads(says(200, &[]).content(Content::Nothing))
+            .on(get("/x"), miss("").with("content-length", "0"))
+            .on(get("/x"), hit("").with("content-length", "0"))
+            .runs(1),
+        Row::new("a HEAD is answered by what a GET stored", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .on(head("/x"), hit("").with("content-length", "5").with("etag", ANY))
+            .on(head("/x").with("if-none-match", LAST_ETAG), not_modified("HIT"))
+            .on(get("/x"), hit("GET 1"))
+            .runs(1),
+        Row::new("a HEAD that ran as HEAD stores nothing", &[Ttl(60)])
+            .only(&[Adapter::Tower, Adapter::Axum])
+            .on(head("/x"), bypass("head", ""))
+            .lacks("redis:larder:cache:x")
+            .on(get("/x"), miss("GET 2")),
+        Row::new("a HEAD that ran as GET fills", &[Ttl(60)])
+            .only(&[Adapter::Poem])
+            .on(head("/x"), miss("").with("content-length", "5"))
+            .holds("redis:larder:cache:x")
+            .on(get("/x"), hit("GET 1")),
+    ]
+}
+
+/// What requests say.
+fn asking() -> Vec<Row> {
+    vec![
+        Row::new("who has it already gets a 304", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .on(
+                get("/x").with("if-none-match", LAST_ETAG),
+                not_modified("HIT").with("etag", ANY).with("cache-control", "max-age=60"),
+            )
+            .on(get("/x").with("if-none-match", "*"), not_modified("HIT"))
+            .on(get("/x").with("if-none-match", "\"other\""), hit("GET 1"))
+            .runs(1),
+        Row::new("a 304 after a miss", &[Ttl(60)])
+            .reads(says(200, &[("etag", "\"v1\""), ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT")]))
+            .on(get("/x").with("if-none-match", "\"v1\""), not_modified("MISS").with("etag", "\"v1\""))
+            .on(get("/x").with("if-modified-since", "Sun, 06 Nov 1994 08:49:37 GMT"), not_modified("HIT"))
+            .on(get("/x"), hit("GET 1")),
+        Row::new("no-cache and max-age=0 refresh", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .on(get("/x").with("cache-control", "no-cache"), miss("GET 2").because("no-cache"))
+            .on(get("/x"), hit("GET 2"))
+            .on(get("/x").with("cache-control", "max-age=0"), miss("GET 3").because("max-age"))
+            .on(get("/x"), hit("GET 3")),
+        Row::new("how old and how fresh it may be", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .later(20)
+            .on(get("/x").with("cache-control", "max-age=20"), hit("GET 1"))
+            .on(get("/x").with("cache-control", "min-fresh=40"), hit("GET 1"))
+            .on(get("/x").with("cache-control", "max-age=19"), miss("GET 2").because("max-age"))
+            .later(20)
+            .on(get("/x").with("cache-control", "min-fresh=41"), miss("GET 3").because("min-fresh")),
+        Row::new("no-store neither reads nor writes", &[Ttl(60)])
+            .on(get("/x").with("cache-control", "no-store"), bypass("no-store", "GET 1"))
+            .lacks("redis:larder:cache:x")
+            .on(get("/x"), miss("GET 2"))
+            .on(get("/x").with("cache-control", "no-store"), bypass("no-store", "GET 3"))
+            .on(get("/x"), hit("GET 2")),
+        Row::new("only if cached", &[Ttl(60)])
+            .on(get("/x").with("cache-control", "only-if-cached"), status(504).text(""))
+            .runs(0)
+            .on(get("/x"), miss("GET 1"))
+            .on(get("/x").with("cache-control", "only-if-cached"), hit("GET 1")),
+        Row::new("parts, content and preconditions are the handler's", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .on(get("/x").with("range", "bytes=0-1"), bypass("range", "GET 2"))
+            .on(get("/x").content("content"), bypass("content", "GET 3"))
+            .on(get("/x").with("if-match", "\"v1\""), bypass("precondition", "GET 4"))
+            .on(get("/x"), hit("GET 1")),
+    ]
+}
+
+/// What must not be stored.
+fn withholding() -> Vec<Row> {
+    let twice = |name, options: &[_], reads, why, expected: u16| {
+        Row::new(name, options)
+            .reads(reads)
+            .on(get("/x"), bypass(why, "GET 1").status(expected))
+            .on(get("/x"), bypass(why, "GET 2").status(expected))
+            .lacks("redis:larder:cache:x")
+    };
+    vec![
+        twice("failures", &[Ttl(60)], says(404, &[]), "status", 404),
+        twice(
+            "a handler's no-store",
+            &[Ttl(60)],
+            says(200, &[("cache-control", "no-store")]),
+            "withheld",
+            200,
+        ),
+        twice("a handler's private", &[Ttl(60)], says(200, &[("cache-control", "private")]), "withheld", 200),
+        twice("what varies by everything", &[Ttl(60)], says(200, &[("vary", "*")]), "vary", 200),
+        twice("bodies over the limit", &[Ttl(60), MaxBody(4)], says(200, &[]), "size", 200),
+        twice("streams", &[Ttl(60)], says(200, &[]).content(Content::Streamed), "stream", 200),
+        Row::new("cookies", &[Ttl(60), Public])
+            .reads(says(200, &[("set-cookie", "session=1")]))
+            .on(get("/x"), bypass("set-cookie", "GET 1").with("set-cookie", "session=1"))
+            .on(get("/x"), bypass("set-cookie", "GET 2").with("cache-control", "no-store"))
+            .lacks("redis:larder:cache:x"),
+        Row::new("errors of handlers", &[Ttl(60)])
+            .reads(says(200, &[]).content(Content::Failed))
+            .on(get("/x"), status(500).text("failed"))
+            .on(get("/x"), status(500).text("failed"))
+            .runs(2)
+            .lacks("redis:larder:cache:x"),
+        Row::new("credentials on an undeclared route", &[Ttl(60)])
+            .reads(says(200, &[]).content(Content::Echoed("authorization")))
+            .on(get("/x").with(ALICE.0, ALICE.1), bypass("authorization", "Bearer alice 1"))
+            .on(get("/x").with("cookie", "a=1"), bypass("cookie", "none 2").with("cache-control", "no-store"))
+            .on(get("/x"), miss("none 3"))
+            .on(get("/x").with(ALICE.0, ALICE.1), bypass("authorization", "Bearer alice 4")),
+    ]
+}
+
+/// Write-throughs and evictions.
+fn writing() -> Vec<Row> {
+    let warm = |name| Row::new(name, &[Group("g"), Ttl(60)]).on(get("/x"), miss("GET 1"));
+    vec![
+        warm("a write-through is the next hit")
+            .on(put("/x"), miss("PUT 2").with("cache-control", "max-age=60").with("etag", ANY))
+            .on(get("/x"), hit("PUT 2"))
+            .on(put("/y").with("if-none-match", "*"), miss("PUT 3"))
+            .on(get("/y"), hit("PUT 3"))
+            .holds("redis:larder:cache:{g}:y"),
+        warm("a write-through keeps the representation only")
+            .writes(says(201, &[("location", "/x"), ("content-type", "text/x")]))
+            .on(put("/x"), miss("PUT 2").status(201).with("location", "/x"))
+            .on(get("/x"), hit("PUT 2").with("content-type", "text/x").without("location")),
+        warm("a write without a body evicts")
+            .writes(says(204, &[]).content(Content::Nothing))
+            .on(put("/x"), status(204).says("BYPASS").text(""))
+            .on(get("/x"), miss("GET 3")),
+        warm("a write that streams evicts")
+            .writes(says(200, &[]).content(Content::Streamed))
+            .on(put("/x"), bypass("stream", "PUT 2"))
+            .on(get("/x"), miss("GET 3")),
+        warm("a write that was refused changes nothing")
+            .writes(says(422, &[]))
+            .on(put("/x"), status(422).says("BYPASS").because("failed").text("PUT 2"))
+            .on(delete("/x"), status(422).text("DELETE 3"))
+            .on(post("/x"), status(422).text("POST 4"))
+            .on(get("/x"), hit("GET 1")),
+        warm("a write that failed changes nothing")
+            .writes(says(200, &[]).content(Content::Failed))
+            .on(put("/x"), status(500).text("failed"))
+            .on(delete("/x"), status(500).text("failed"))
+            .on(post("/x"), status(500).text("failed"))
+            .on(get("/x"), hit("GET 1"))
+            .runs(4),
+        warm("evicting a key")
+            .on(get("/x?a=1"), miss("GET 2"))
+            .on(get("/y"), miss("GET 3"))
+            .on(delete("/x"), status(200).text("DELETE 4"))
+            .lacks("redis:larder:cache:{g}:x")
+            .holds("redis:larder:cache:{g}:x:a=1")
+            .on(get("/x"), miss("GET 5"))
+            .on(get("/x?a=1"), hit("GET 2"))
+            .on(get("/y"), hit("GET 3")),
+        warm("a redirect after a change evicts")
+            .writes(says(303, &[("location", "/x")]))
+            .on(delete("/x"), status(303).with("location", "/x"))
+            .on(get("/x"), miss("GET 3")),
+        warm("evicting the group")
+            .on(get("/v1/y?a=1"), miss("GET/v1 2"))
+            .on(post("/v2/x"), status(200).text("POST/v2 3"))
+            .lacks("redis:larder:cache:{g}:x")
+            .lacks("redis:larder:cache:{g}:v1:y:a=1")
+            .on(get("/x"), miss("GET 4")),
+    ]
+}
+
+/// Users, variants, routers.
+fn telling_apart() -> Vec<Row> {
+    vec![
+        Row::new("users of a private route", &[Ttl(60), Private])
+            .reads(says(200, &[]).content(Content::Echoed("authorization")))
+            .on(
+                get("/x").with(ALICE.0, ALICE.1),
+                miss("Bearer alice 1").with("cache-control", "private, max-age=60"),
+            )
+            .on(get("/x").with(BOB.0, BOB.1), miss("Bearer bob 2"))
+            .on(
+                get("/x").with(ALICE.0, ALICE.1),
+                hit("Bearer alice 1").with("cache-control", "private, max-age=60"),
+            )
+            .on(get("/x"), bypass("anonymous", "none 3"))
+            .on(put("/x").with(ALICE.0, ALICE.1), miss("PUT 4"))
+            .on(get("/x").with(ALICE.0, ALICE.1), hit("PUT 4"))
+            .on(delete("/x").with(BOB.0, BOB.1), status(200))
+            .on(get("/x").with(ALICE.0, ALICE.1), hit("PUT 4"))
+            .on(get("/x").with(BOB.0, BOB.1), miss("Bearer bob 6"))
+            .lacks("redis:larder:cache:x"),
+        Row::new("a public route is everybody's", &[Ttl(60), Public])
+            .on(get("/x").with(ALICE.0, ALICE.1), miss("GET 1"))
+            .on(get("/x").with("cookie", "a=1"), hit("GET 1"))
+            .on(get("/x"), hit("GET 1")),
+        Row::new("variants", &[Group("g"), Ttl(60)])
+            .reads(says(200, &[("vary", "accept-language")]).content(Content::Echoed("accept-language")))
+            .on(get("/x").with("accept-language", "en"), miss("en 1"))
+            .on(get("/x").with("accept-language", "fr"), miss("fr 2").because("variant"))
+            .on(get("/x").with("accept-language", "en"), hit("en 1").with("vary", "accept-language"))
+            .on(get("/x").with("accept-language", "fr"), hit("fr 2"))
+            .on(get("/x"), miss("none 3"))
+            .on(delete("/x"), status(200))
+            .on(get("/x").with("accept-language", "fr"), miss("fr 5"))
+            .on(get("/x").with("accept-language", "en"), miss("en 6")),
+        Row::new("nested routers", &[Group("g"), Ttl(60)])
+            .on(get("/v1/x"), miss("GET/v1 1"))
+            .on(get("/v2/x"), miss("GET/v2 2"))
+            .on(get("/x"), miss("GET 3"))
+            .on(get("/v1/x"), hit("GET/v1 1"))
+            .on(get("/v2/x"), hit("GET/v2 2"))
+            .holds("redis:larder:cache:{g}:v1:x")
+            .holds("redis:larder:cache:{g}:v2:x")
+            .on(delete("/v1/x"), status(200))
+            .on(put("/v2/x"), miss("PUT/v2 5"))
+            .on(get("/v1/x"), miss("GET/v1 6"))
+            .on(get("/v2/x"), hit("PUT/v2 5"))
+            .on(get("/x"), hit("GET 3")),
+        Row::new("queries", &[Ttl(60)])
+            .on(get("/x?b=2&a=1"), miss("GET 1"))
+            .on(get("/x?a=1&b=2"), hit("GET 1"))
+            .on(get("/x?a=1&b=2&a=3"), miss("GET 2"))
+            .on(get("/x?a=3&b=2&a=1"), miss("GET 3"))
+            .on(get("/x?a"), miss("GET 4"))
+            .on(get("/x?a="), miss("GET 5"))
+            .on(get("/x?"), miss("GET 6"))
+            .on(get("/x?a=1%26b=2"), miss("GET 7"))
+            .holds("redis:larder:cache:x:a=1:b=2"),
+    ]
+}
+
+/// Key builders, prefixes, and what counts for a key.
+fn naming() -> Vec<Row> {
+    vec![
+        Row::new(
+            "a key builder",
+            &[
+                Group("g"),
+                Ttl(60),
+                KeyBy(|request| Some(format!("tenant:{}", request.headers.get("x-tenant")?.to_str().ok()?))),
+            ],
+        )
+        .on(get("/x").with("x-tenant", "a"), miss("GET 1"))
+        .on(get("/y").with("x-tenant", "a"), hit("GET 1"))
+        .on(get("/x").with("x-tenant", "b"), miss("GET 2"))
+        .holds("redis:larder:cache:{g}:tenant:a")
+        .on(get("/x"), bypass("keyless", "GET 3"))
+        .on(put("/x").with("x-tenant", "a"), miss("PUT 4"))
+        .on(get("/x").with("x-tenant", "a"), hit("PUT 4"))
+        .on(delete("/y").with("x-tenant", "b"), status(200))
+        .lacks("redis:larder:cache:{g}:tenant:b")
+        .on(delete("/y"), status(200))
+        .holds("redis:larder:cache:{g}:tenant:a"),
+        Row::new(
+            "an async key builder sees what the client sent",
+            &[Group("g"), Ttl(60), KeyByAsync(|request| Some(format!("v:{}", default_key(request)?)))],
+        )
+        .on(get("/v1/x?b&a"), miss("GET/v1 1"))
+        .holds("redis:larder:cache:{g}:v:v1:x:?a:?b")
+        .on(get("/v1/x?a&b"), hit("GET/v1 1"))
+        .on(delete("/v1/x?a&b"), status(200))
+        .lacks("redis:larder:cache:{g}:v:v1:x:?a:?b"),
+        Row::new("a prefix of one's own", &[Prefix("shop:pages"), Group("g"), Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .holds("shop:pages:{g}:x")
+            .on(get("/x"), hit("GET 1"))
+            .on(post("/x"), status(200))
+            .lacks("shop:pages:{g}:x"),
+        Row::new("only these parameters count", &[Ttl(60), Params(&["page"])])
+            .on(get("/x?page=1&utm=2"), miss("GET 1"))
+            .on(get("/x?page=1"), hit("GET 1"))
+            .on(get("/x?page=2"), miss("GET 2"))
+            .holds("redis:larder:cache:x:page=1")
+            .on(delete("/x?utm=3&page=1"), status(200))
+            .lacks("redis:larder:cache:x:page=1"),
+        Row::new("hosts", &[Ttl(60), ByHost])
+            .on(get("/x").with("host", "a.example"), miss("GET 1"))
+            .on(get("/x").with("host", "b.example"), miss("GET 2"))
+            .on(get("/x").with("host", "A.example"), hit("GET 1")),
+    ]
+}
+
+macro_rules! adapters {
+    ($($name:ident: $adapter:ident),+) => {$(
+        mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_memory() {
+                check_on_memory(Adapter::$adapter, &rows()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_redis() {
+                check_on_redis(Adapter::$adapter, &rows()).await;
+            }
+        }
+    )+};
+}
+
+adapters!(tower: Tower, axum: Axum, poem: Poem);
