@@ -80,9 +80,9 @@ enum State {
     Eviction,
     Admit,
     Admitted,
+    Stale,
     Hit,
     NotModified,
-    Stale,
     Unsatisfiable,
     Bypass,
     Pass,
@@ -97,7 +97,7 @@ impl State {
         (Self::Fill, "Forward of a read"),
         (Self::WriteThrough, "Forward of a write-through"),
         (Self::Eviction, "Forward of an eviction"),
-        (Self::Stale, "a stale Hit"),
+        (Self::Stale, "Stale, a hit with a refresh"),
         (Self::PassAndEvict, "Pass, which evicts"),
         (Self::Answer, "the handler's answer"),
         (Self::Error, "the handler's error"),
@@ -134,8 +134,8 @@ impl Observed {
         for (state, title) in State::TITLES {
             writeln!(out, "    state \"{title}\" as {}", state.name()).unwrap();
         }
-        for ((from, to, event), words) in &self.edges {
-            writeln!(out, "    {} --> {} : {}", from.name(), to.name(), label(event, words)).unwrap();
+        for ((from, to), label) in self.labels() {
+            writeln!(out, "    {} --> {} : {}", from.name(), to.name(), label.join("<br/>")).unwrap();
         }
         let ends: BTreeSet<State> = self.edges.keys().map(|(_, to, _)| *to).collect();
         let goes_on = |state: &State| self.edges.keys().any(|(from, ..)| from == state);
@@ -144,13 +144,18 @@ impl Observed {
         }
         out
     }
-}
 
-/// The event, and under it the words, a few on a line.
-fn label(event: &str, words: &BTreeSet<&str>) -> String {
-    let words: Vec<&str> = words.iter().copied().collect();
-    let lines: Vec<String> = words.chunks(4).map(|line| line.join(", ")).collect();
-    [vec![event.to_owned()], lines].concat().join("<br/>")
+    /// One arrow between two states, however many events lead there: an event, and under it the words, a few on a line.
+    fn labels(&self) -> BTreeMap<(State, State), Vec<String>> {
+        let mut labels: BTreeMap<(State, State), Vec<String>> = BTreeMap::new();
+        for ((from, to, event), words) in &self.edges {
+            let words: Vec<&str> = words.iter().copied().collect();
+            let label = labels.entry((*from, *to)).or_default();
+            label.push((*event).to_owned());
+            label.extend(words.chunks(4).map(|line| line.join(", ")));
+        }
+        labels
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------------- domains
@@ -196,17 +201,15 @@ const ANSWERS: [Fields<'static>; 7] = [
     &[("vary", "origin")],
 ];
 
-/// For how long a stale response is of use, where it is.
-const STALE: Duration = Duration::from_secs(10);
-
-const STALE_OPTIONS: [(Option<Duration>, Option<Duration>); 3] =
-    [(None, None), (Some(STALE), None), (None, Some(STALE))];
-
 const LIMIT: u64 = 10;
 const LENGTHS: [BodyLength; 4] =
     [BodyLength::Known(0), BodyLength::Known(3), BodyLength::Known(LIMIT + 1), BodyLength::Unknown];
 
-/// What may lie under a key: something fresh, old and expired, something that varies, and nothing that can be used.
+/// Of a lifetime of a minute, these are how long an entry may answer afterwards.
+const WHILE_REFRESHED: u64 = 10;
+const IF_FAILED: u64 = 20;
+
+/// What may lie under a key: something fresh, old, stale or past all use, something that varies, and nothing.
 fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
     let aged = |seconds| Entry {
         variant: id,
@@ -221,8 +224,8 @@ fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
         response(aged(0)),
         response(aged(30)),
         response(aged(TTL.as_secs())),
-        response(aged(TTL.as_secs() + STALE.as_secs())),
-        response(Entry { must_revalidate: true, ..aged(TTL.as_secs()) }),
+        response(aged(TTL.as_secs() + WHILE_REFRESHED)),
+        response(aged(TTL.as_secs() + IF_FAILED)),
         response(Entry { variant: id + 1, ..aged(0) }),
     ];
     founds.extend(records_of_variants().iter().cloned().map(Record::Variants).map(Some).map(Ok));
@@ -272,22 +275,18 @@ fn observe() -> Observed {
     let mut observed = Observed::default();
     for kind in [Kind::Read, Kind::Write, Kind::EvictKey, Kind::EvictGroup] {
         for audience in AUDIENCES {
-            // Whose a response is has no bearing on how stale it may be.
-            let options = if matches!(audience(), Audience::Public) { 3 } else { 1 };
-            for &(stale_while_revalidate, stale_if_error) in &STALE_OPTIONS[..options] {
-                let rule = Rule {
-                    audience: audience(),
-                    max_body: LIMIT,
-                    stale_while_revalidate,
-                    stale_if_error,
-                    ..rule(kind)
-                };
-                let policy = CachePolicy::new(Arc::new(rule));
-                for method in [Method::GET, Method::HEAD, Method::PUT] {
-                    for (credentials, directives, others) in triples(&CREDENTIALS, &DIRECTIVES, &OTHERS) {
-                        let fields = [credentials, directives, others].concat();
-                        observed.request(&policy, &request(method.clone(), &fields));
-                    }
+            let rule = Rule {
+                audience: audience(),
+                max_body: LIMIT,
+                stale_while_revalidate: Some(Duration::from_secs(WHILE_REFRESHED)),
+                stale_if_error: Some(Duration::from_secs(IF_FAILED)),
+                ..rule(kind)
+            };
+            let policy = CachePolicy::new(Arc::new(rule));
+            for method in [Method::GET, Method::HEAD, Method::PUT] {
+                for (credentials, directives, others) in triples(&CREDENTIALS, &DIRECTIVES, &OTHERS) {
+                    let fields = [credentials, directives, others].concat();
+                    observed.request(&policy, &request(method.clone(), &fields));
                 }
             }
         }
@@ -370,9 +369,10 @@ impl Observed {
             Decision::Hit(_) => self.edge(from, "on_entry", State::Hit, None),
             Decision::NotModified(_) => self.edge(from, "on_entry", State::NotModified, None),
             Decision::Unsatisfiable(_) => self.edge(from, "on_entry", State::Unsatisfiable, None),
-            Decision::Stale(_, forward) => {
+            Decision::Stale(hit, forward) => {
                 self.edge(from, "on_entry", State::Stale, forward.reason().as_str());
-                self.edge(State::Stale, "in the background", State::Fill, None);
+                self.edge(State::Stale, "the answer", hit_state(hit), None);
+                self.edge(State::Stale, "the refresh", State::Fill, None);
                 let forward = || match decide() {
                     Decision::Stale(_, forward) => forward,
                     other => panic!("{other:?}"),
@@ -412,17 +412,19 @@ impl Observed {
             self.edge(from, "unstored", State::Bypass, mark.reason().map(Reason::as_str));
         }
         for status in STATUSES.map(|status| StatusCode::from_u16(status).unwrap()) {
-            let to = if forward().on_error(status).is_some() { State::Stale } else { State::Error };
-            self.edge(from, "on_error", to, None);
+            match forward().on_error(status) {
+                Some(hit) => self.edge(from, "on_error", hit_state(hit), None),
+                None => self.edge(from, "on_error", State::Error, None),
+            }
         }
-        if forward().or_fallback().is_ok() {
-            self.edge(from, "or_fallback", State::Stale, None);
+        if let Ok(hit) = forward().or_fallback() {
+            self.edge(from, "or_fallback", hit_state(hit), None);
         }
         for (status, fields, length) in triples(&STATUSES, &ANSWERS, &LENGTHS) {
             let parts = response(status, fields);
             match forward().on_response(&parts, length) {
                 OnResponse::Pass(pass) => self.pass(from, "on_response", &pass),
-                OnResponse::ServeStale(_) => self.edge(from, "on_response", State::Stale, None),
+                OnResponse::ServeStale(hit) => self.edge(from, "on_response", hit_state(hit), None),
                 OnResponse::Admit(admit) => {
                     self.edge(from, "on_response", State::Admit, None);
                     self.edge(State::Admit, "on_body", State::Admitted, None);
