@@ -626,6 +626,11 @@ impl Forward {
         Mark::refusal(&self.rule, reason)
     }
 
+    /// Goes on to the handler, but for another reason than that nothing was found.
+    pub fn because(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
     /// Whether one run of the handler serves every request that misses at the same time. A request that asks for a
     /// fresher answer than the stored one never takes part in a run that began before it.
     #[must_use]
@@ -715,6 +720,12 @@ impl Forward {
 /// RFC 5861 §4: these are the errors that a stale response may stand in for.
 fn may_be_stood_in_for(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether an answer with this status says that what is stored is no longer so, though it can't be stored itself. That
+/// somebody isn't allowed to see it, or asks too often, says nothing about it.
+pub(crate) fn contradicts(status: StatusCode) -> bool {
+    is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
 /// A handler that redirects after a change has made the change.
@@ -875,6 +886,12 @@ impl Admitted {
         }
     }
 
+    /// How long the store shall keep the record that leads to the variants: at least as long as any of them.
+    #[must_use]
+    pub fn variants_retention(&self) -> Option<Duration> {
+        self.rule.longest_retention()
+    }
+
     /// The record for the store.
     #[must_use]
     pub fn record(&self) -> Bytes {
@@ -897,6 +914,10 @@ impl Admitted {
         parts.headers.insert(CACHE_CONTROL, control);
         parts.headers.remove(EXPIRES);
         parts.headers.remove(AGE);
+        let reason = match (outcome, reason) {
+            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => reason,
+            (Stored::Evicted, _) => Reason::Evicted,
+        };
         let mut mark = Mark::miss(&rule, reason);
         mark.stored = outcome == Stored::Yes;
         mark.stamp(&mut parts.headers);
@@ -987,6 +1008,8 @@ impl Mark {
     fn cache_status(&self) -> HeaderValue {
         let mut text = String::from("Larder");
         match self.reason {
+            // RFC 9211 §2.6: the request was held back for another one that was forwarded.
+            None if self.collapsed => text.push_str("; fwd=miss; collapsed"),
             None => {
                 text.push_str("; hit");
                 if let Some(ttl) = self.ttl {
@@ -1009,9 +1032,6 @@ impl Mark {
                 }
                 text.push_str(&format!("; detail={reason}"));
             }
-        }
-        if self.collapsed {
-            text.push_str("; collapsed");
         }
         HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Larder"))
     }

@@ -19,6 +19,9 @@ use crate::request::RequestView;
 use crate::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::ttl::Ttl;
 
+/// What a record needs beside its body, at most, in bytes.
+const HEAD_ROOM: u64 = 16 * 1024;
+
 /// A route of a cache: [`handle`](Self::handle) answers its requests.
 pub struct Route {
     pub(crate) shared: Arc<Shared>,
@@ -141,8 +144,11 @@ impl RouteOptions {
     #[must_use]
     pub fn route(&self) -> Arc<Route> {
         let shared = Arc::clone(&self.larder.shared);
-        let policy =
-            CachePolicy::new(Arc::new(self.rule.clone())).with_secret(shared.defaults.secret.clone());
+        let mut rule = self.rule.clone();
+        // A record is a little longer than its body.
+        let largest = shared.store.max_value_bytes();
+        rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
+        let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
         Arc::new(Route {
             shared,
             policy,

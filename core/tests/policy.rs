@@ -617,7 +617,7 @@ fn a_hit_has_the_stored_status_and_says_who_else_waited() {
     assert_eq!(cache_status(plain.headers()), "Larder; hit; ttl=30");
     let endless = stored(Entry { ttl: None, ..entry(&[]) });
     let collapsed = hit(ask(rule(Kind::Read), &get, endless, now())).collapsed().into_response();
-    assert_eq!(cache_status(collapsed.headers()), "Larder; hit; collapsed");
+    assert_eq!(cache_status(collapsed.headers()), "Larder; fwd=miss; collapsed");
 }
 
 const MODIFIED: &str = "Sat, 01 Jan 2000 00:00:00 GMT";
