@@ -852,9 +852,13 @@ fn what_a_miss_looks_like() {
         let response = filled.into_response(*outcome);
         assert_eq!((response.status(), &response.body()[..]), (StatusCode::OK, &b"new"[..]), "{why}");
         assert_eq!(lines(response.headers()), *expected, "{why}");
+        let (forwarded, detail) = match outcome {
+            Stored::Evicted => ("miss", "evicted"),
+            Stored::Yes | Stored::Failed => ("uri-miss", "absent"),
+        };
         assert_eq!(
             cache_status(response.headers()),
-            format!("Larder; fwd=uri-miss{mark}; detail=absent"),
+            format!("Larder; fwd={forwarded}{mark}; detail={detail}"),
             "{why}"
         );
     }
