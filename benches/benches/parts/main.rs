@@ -1,0 +1,15 @@
+//! The parts in isolation: nanoseconds and allocations.
+
+mod entry;
+mod exchange;
+mod key;
+mod policy;
+mod stores;
+
+#[global_allocator]
+static ALLOCATOR: divan::AllocProfiler = divan::AllocProfiler::system();
+
+fn main() {
+    // Whatever the command line says counts for more.
+    divan::Divan::default().sample_count(500).config_with_args().main();
+}
