@@ -724,7 +724,8 @@ fn may_be_stood_in_for(status: StatusCode) -> bool {
 
 /// Whether an answer with this status says that what is stored is no longer so, though it can't be stored itself. That
 /// somebody isn't allowed to see it, or asks too often, says nothing about it.
-pub(crate) fn contradicts(status: StatusCode) -> bool {
+#[must_use]
+pub fn contradicts(status: StatusCode) -> bool {
     is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 

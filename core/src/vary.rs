@@ -53,7 +53,7 @@ impl Variants {
     }
 
     /// Adds the variants of another record of the same resource, as far as there is room.
-    pub(crate) fn add_all(&mut self, other: &Self) {
+    pub fn add_all(&mut self, other: &Self) {
         for key in other.secondary_keys() {
             self.add(key);
         }
