@@ -2,24 +2,22 @@
 
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::coder::{Coder, CoderError, Json};
 use crate::entry::{decode_value, encode_value};
 use crate::flight::{Landing, Role};
-use crate::hold::Started;
+use crate::hold::{Begun, Started};
 use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::Stored;
-use crate::store::{Abandon, Begin, Intent, StoreError};
+use crate::store::{Abandon, Intent, StoreError};
 use crate::ttl::Ttl;
 
 /// How long `update` tries against others that write the same key.
@@ -50,27 +48,12 @@ pub struct CacheBackend<C = Json> {
     larder: Larder,
     space: KeySpace,
     coder: C,
-    updates: Arc<Updates>,
-}
-
-/// Where updates of this process queue, so that they don't poll the store against each other.
-struct Updates {
-    queues: [Mutex<()>; 64],
-    hasher: RandomState,
-}
-
-impl Updates {
-    fn queue(&self, key: &CacheKey) -> &Mutex<()> {
-        let index = usize::try_from(self.hasher.hash_one(key) % 64).unwrap_or(0);
-        &self.queues[index]
-    }
 }
 
 impl CacheBackend {
     pub(crate) fn new(larder: Larder) -> Self {
         let space = KeySpace::new(larder.prefix(), None).unwrap_or_else(|error| refuse(&error));
-        let updates = Updates { queues: [const { Mutex::const_new(()) }; 64], hasher: RandomState::new() };
-        Self { larder, space, coder: Json, updates: Arc::new(updates) }
+        Self { larder, space, coder: Json }
     }
 }
 
@@ -99,12 +82,7 @@ impl<C: Coder> CacheBackend<C> {
     /// The same backend with another coder. Values are marked with the coder that wrote them; another one's are a miss.
     #[must_use]
     pub fn coder<D: Coder>(&self, coder: D) -> CacheBackend<D> {
-        CacheBackend {
-            larder: self.larder.clone(),
-            space: self.space.clone(),
-            coder,
-            updates: Arc::clone(&self.updates),
-        }
+        CacheBackend { larder: self.larder.clone(), space: self.space.clone(), coder }
     }
 
     /// The value, or `None` if there is none, it is no `T`, or the store failed.
@@ -147,18 +125,18 @@ impl<C: Coder> CacheBackend<C> {
     {
         let name = self.space.key(key);
         loop {
-            match self.shared().store.get(&name).await {
-                Ok(Some(bytes)) => {
-                    if let Ok(Some(value)) = self.decode(&bytes) {
-                        return Ok(value);
-                    }
-                }
-                Ok(None) => {}
+            let intent = match self.shared().store.get(&name).await {
+                Ok(Some(bytes)) => match self.decode(&bytes) {
+                    Ok(Some(value)) => return Ok(value),
+                    // No such value: it is replaced.
+                    _ => Intent::Refresh,
+                },
+                Ok(None) => Intent::Fill,
                 Err(error) => {
                     self.shared().store_failed("get", name.name(), &error);
                     return compute().await;
                 }
-            }
+            };
             let mut lead = match self.shared().flights.join(&name) {
                 Role::Lead(lead) => lead,
                 Role::Follow(follow) => match follow.wait(self.shared().timing.max_wait).await {
@@ -170,17 +148,22 @@ impl<C: Coder> CacheBackend<C> {
                     Some(Landing::Failed | Landing::Alone) | None => return compute().await,
                 },
             };
-            let held = match self.shared().start(&name, Intent::Fill, Some(&|_| true)).await {
+            let held = match self
+                .shared()
+                .start(&name, intent, Some(&|bytes| self.decode::<T>(bytes).is_ok_and(|v| v.is_some())))
+                .await
+            {
                 Started::Held(held) => held,
                 Started::Found(bytes) => {
                     let value = self.decode(&bytes);
-                    lead.land(Landing::Filled(bytes));
+                    // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
+                    lead.land(Landing::Again);
                     match value {
                         Ok(Some(value)) => return Ok(value),
                         _ => return compute().await,
                     }
                 }
-                Started::Without => {
+                Started::Without(_) => {
                     lead.land(Landing::Alone);
                     return compute().await;
                 }
@@ -244,7 +227,7 @@ impl<C: Coder> CacheBackend<C> {
         let name = self.space.key(key);
         let lifetime = self.lifetime(ttl);
         let attempt = async {
-            let _queued = self.updates.queue(&name).lock().await;
+            let _queued = self.shared().updates.queue(&name).lock().await;
             self.update_queued(&name, lifetime, change).await
         };
         tokio::time::timeout(UPDATE_PATIENCE, attempt).await.unwrap_or(Err(CacheError::Contended))
@@ -256,39 +239,32 @@ impl<C: Coder> CacheBackend<C> {
         ttl: Option<Duration>,
         mut change: impl FnMut(Option<T>) -> T,
     ) -> Result<T, CacheError> {
-        let store = &self.shared().store;
         let mut pause = Duration::from_millis(1);
         loop {
-            // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it.
-            let lease = match store.begin(key, Intent::Refresh, self.shared().timing.hold).await? {
-                Begin::Lease(lease) => lease,
-                Begin::Found(_) | Begin::Filling | Begin::Busy => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(16));
-                    continue;
-                }
-            };
-            let made = match store.get(key).await.map_err(CacheError::from) {
-                Ok(bytes) => bytes.map_or(Ok(None), |bytes| self.decode(&bytes)).and_then(|old| {
-                    let new = change(old);
-                    Ok((self.encode(&new)?, new))
-                }),
-                Err(error) => Err(error),
-            };
-            match made {
-                Ok((record, new)) => {
-                    if store.commit(key, &lease, record, ttl).await? {
-                        return Ok(new);
-                    }
-                }
-                Err(error) => {
-                    if let Err(error) = store.abandon(key, &lease, Abandon::Failed).await {
-                        self.shared().store_failed("abandon", key.name(), &error);
-                    }
-                    return Err(error);
+            // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it. An
+            // error gives it back.
+            if let Begun::Held(held) = self.shared().begin(key, Intent::Refresh).await? {
+                let new = change(self.read_again_if_slow(key).await?);
+                if held.try_commit(self.encode(&new)?, ttl).await? {
+                    return Ok(new);
                 }
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(16));
         }
+    }
+
+    /// The value to be changed. The deadline of a read is made for answers that can do without; this one can't.
+    async fn read_again_if_slow<T: DeserializeOwned>(&self, key: &CacheKey) -> Result<Option<T>, CacheError> {
+        let store = &self.shared().store;
+        let mut read = store.get(key).await;
+        for _ in 0..3 {
+            if !matches!(read, Err(StoreError::Timeout(_))) {
+                break;
+            }
+            read = store.get(key).await;
+        }
+        read?.map_or(Ok(None), |bytes| self.decode(&bytes))
     }
 
     /// Removes a value. True if there was one.
@@ -397,7 +373,9 @@ pub enum CacheError {
     /// The value can't be encoded, or what is stored is no such value.
     #[error(transparent)]
     Coder(#[from] CoderError),
-    /// Others write the key all the time.
-    #[error("the value could not be updated: others change it all the time")]
+    /// Others write the key all the time, or the store doesn't keep values as large as this one.
+    #[error(
+        "the value could not be updated: others change it all the time, or it is too large for the store"
+    )]
     Contended,
 }

@@ -20,7 +20,9 @@ use crate::entry::Record;
 use crate::flight::{Follow, Landing, Lead, Role};
 use crate::hold::{Held, Started};
 use crate::key::CacheKey;
-use crate::policy::{Admitted, Decision, Forward, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored};
+use crate::policy::{
+    Admitted, Decision, Forward, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored, contradicts,
+};
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::{KeySource, Route};
@@ -47,6 +49,11 @@ pub trait Call: Send + 'static {
 
     /// The fields of the request that the handler will see.
     fn headers_mut(&mut self) -> &mut HeaderMap;
+
+    /// The status with which the framework will answer this error. An error that says nothing of its own is a 500.
+    fn status_of(_error: &Self::Error) -> StatusCode {
+        StatusCode::INTERNAL_SERVER_ERROR
+    }
 
     /// Runs the handler.
     fn run(self) -> impl Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
@@ -160,9 +167,10 @@ impl Route {
             Some(Landing::Again) => Followed::Again(forward),
             Some(Landing::Failed) => match forward.or_fallback() {
                 Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
-                Err(forward) => Followed::Alone(forward),
+                Err(forward) => Followed::Alone(forward.because(Reason::Busy)),
             },
-            Some(Landing::Alone) | None => Followed::Alone(forward),
+            Some(Landing::Alone) => Followed::Alone(forward.because(Reason::Busy)),
+            None => Followed::Alone(forward.because(Reason::Waited)),
         }
     }
 
@@ -192,14 +200,15 @@ impl Route {
                 Some(intent) if forward.reason() != Reason::Down => {
                     route.start_fill(&forward, &place.target, intent).await
                 }
-                _ => Started::Without,
+                _ => Started::Without(forward.reason()),
             };
             match started {
                 Started::Held(held) => route.fill_held(forward, place, call, held, lead).await,
                 Started::Found(record) => {
                     match forward.on_filled(Record::decode(&record), route.shared.now()) {
                         Ok(hit) => {
-                            land(lead, Landing::Filled(record));
+                            // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
+                            land(lead, Landing::Again);
                             Ok(hit.into_response().map(ReplyBody::full))
                         }
                         Err(forward) => {
@@ -208,14 +217,15 @@ impl Route {
                         }
                     }
                 }
-                Started::Without => {
+                Started::Without(reason) => {
                     // Nothing will be stored, so nobody needs to wait for it.
                     land(lead, Landing::Alone);
-                    route.alone(forward, call).await
+                    route.alone(forward.because(reason), call).await
                 }
             }
         })
         .await
+        .unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
@@ -228,6 +238,11 @@ impl Route {
                 // Nobody waits for the answer, and the handler's error is the handler's to report.
                 let _: Reply<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
+        };
+        let limit = self.shared.timing.max_fill;
+        let work = async move {
+            // Dropped, it gives everything back.
+            let _: Result<(), _> = tokio::time::timeout(limit, work).await;
         };
         self.shared.spawn(work.in_current_span());
     }
@@ -251,36 +266,28 @@ impl Route {
         lead: Option<Lead>,
     ) -> Reply<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
-        match held.renewing(self.produce(forward, call)).await {
-            Produced::Error(error) => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Err(error)
-            }
-            Produced::Stale(response) => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Ok(response.map(ReplyBody::full))
-            }
-            Produced::Passed(response, _) if response.status().is_server_error() => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Ok(response)
-            }
-            Produced::Passed(response, _) => {
-                if replaces {
-                    // The origin has something else to say by now, even if that can't be stored.
-                    self.shared.evict_key(&place.target).await;
-                }
-                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
-                land(lead, Landing::Alone);
-                Ok(response)
-            }
+        let (status, reply) = match held.renewing(self.produce(forward, call)).await {
             Produced::Admitted(mut admitted) => {
                 let stored = self.store(&mut admitted, &place, held, lead).await;
-                Ok(admitted.into_response(stored).map(ReplyBody::full))
+                return Ok(admitted.into_response(stored).map(ReplyBody::full));
             }
+            Produced::Stale(response) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, Ok(response.map(ReplyBody::full)))
+            }
+            Produced::Passed(response, _) => (response.status(), Ok(response)),
+            Produced::Error(error) => (C::status_of(&error), Err(error)),
+        };
+        if status.is_server_error() {
+            held.abandon(Abandon::Failed);
+            land(lead, Landing::Failed);
+        } else {
+            if replaces && contradicts(status) {
+                self.shared.evict_key(&place.target).await;
+            }
+            held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
+            land(lead, Landing::Alone);
         }
+        reply
     }
 
     /// Stores what was filled where it belongs, and tells those who wait.
@@ -305,7 +312,7 @@ impl Route {
                 let record = admitted.record();
                 let stored = held.commit(record.clone(), ttl).await;
                 if stored == Stored::Yes {
-                    self.shared.list_variant(&place.base, &variants, ttl).await;
+                    self.shared.list_variant(&place.base, &variants, admitted.variants_retention()).await;
                 }
                 (stored, Landing::Filled(record))
             }
@@ -314,7 +321,9 @@ impl Route {
                 // orphan that nobody can reach.
                 let target = place.base.variant(secondary);
                 match self.shared.set(&target, admitted.record(), ttl).await {
-                    Ok(()) => (held.commit(variants.encode(), ttl).await, Landing::Again),
+                    Ok(()) => {
+                        (held.commit(variants.encode(), admitted.variants_retention()).await, Landing::Again)
+                    }
                     Err(()) => (Stored::Failed, Landing::Alone),
                 }
             }
@@ -345,8 +354,8 @@ impl Route {
                 None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
             },
         };
-        let route = Arc::clone(self);
-        self.detached::<C>(async move {
+        let (route, evicted) = (Arc::clone(self), target.clone());
+        let done = self.detached::<C>(async move {
             let held = match (&target, forward.intent()) {
                 (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
                 _ => None,
@@ -376,8 +385,15 @@ impl Route {
                     Ok(admitted.into_response(stored).map(ReplyBody::full))
                 }
             }
-        })
-        .await
+        });
+        match done.await {
+            Ok(reply) => reply,
+            Err(panic) => {
+                // The task does it too, for a client that is gone. This one shall not see the panic before.
+                self.evict(&evicted).await;
+                resume_unwind(panic)
+            }
+        }
     }
 
     /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
@@ -403,7 +419,7 @@ impl Route {
         let response = match call.run().await {
             Ok(response) => response,
             Err(error) => {
-                return match forward.on_error() {
+                return match forward.on_error(C::status_of(&error)) {
                     Some(hit) => Produced::Stale(hit.into_response()),
                     None => Produced::Error(error),
                 };
@@ -426,19 +442,32 @@ impl Route {
         Produced::Passed(response, pass.evicts())
     }
 
-    /// Runs on when the client is gone. A panic comes back to the caller.
-    async fn detached<C: Call>(&self, work: impl Future<Output = Reply<C>> + Send + 'static) -> Reply<C> {
-        match self.shared.tasks.spawn(work.in_current_span()).await {
-            Ok(reply) => reply,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => resume_unwind(panic),
-                // The runtime is shutting down.
-                Err(_) => {
-                    let mut response = Response::new(ReplyBody::full(Bytes::new()));
-                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                    Ok(response)
-                }
-            },
+    /// Runs on when the client is gone, but not for ever: then no longer than a fill may take. A panic comes back to the
+    /// caller.
+    async fn detached<C: Call>(
+        &self,
+        work: impl Future<Output = Reply<C>> + Send + 'static,
+    ) -> Result<Reply<C>, Panic> {
+        let client = Arc::new(());
+        let (here, limit) = (Arc::downgrade(&client), self.shared.timing.max_fill);
+        let abandoned = async move {
+            while here.strong_count() > 0 {
+                tokio::time::sleep(limit).await;
+            }
+        };
+        let work = async move {
+            tokio::select! {
+                biased;
+                reply = work => reply,
+                () = abandoned => Ok(unavailable()),
+            }
+        };
+        let joined = self.shared.tasks.spawn(work.in_current_span()).await;
+        drop(client);
+        match joined {
+            Ok(reply) => Ok(reply),
+            // Else the runtime is shutting down.
+            Err(error) => error.try_into_panic().map_or_else(|_| Ok(Ok(unavailable())), Err),
         }
     }
 
@@ -464,6 +493,15 @@ impl Route {
             );
         }
     }
+}
+
+/// What a handler panicked with.
+type Panic = Box<dyn std::any::Any + Send>;
+
+fn unavailable<B: Body>() -> Response<ReplyBody<B>> {
+    let mut response = Response::new(ReplyBody::full(Bytes::new()));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
 }
 
 /// What became of a look at a request and into the store.

@@ -310,7 +310,7 @@ impl Lookup {
         now: SystemTime,
     ) -> Decision {
         let refusal = unacceptable(&self.directives, &entry, now);
-        let not_modified = request_matches(request.headers, &entry.headers);
+        let not_modified = client_has(request.headers, &entry);
         let hit = |entry| {
             let rule = Arc::clone(&self.rule);
             Hit { rule, entry, now, not_modified, is_head: self.is_head, collapsed: false }
@@ -356,6 +356,8 @@ impl Lookup {
             Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
                 Intent::Refresh
             }
+            // Nothing is there, but somebody may be filling it with an answer that is older than this request.
+            _ if self.directives.wants_new() => Intent::Refresh,
             _ => Intent::Fill,
         };
         Forward {
@@ -378,8 +380,8 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     if directives.no_cache {
         return Some(Reason::NoCache);
     }
-    // `max-age=0` means the same as `no-cache`, whatever the clock says.
-    if directives.max_age.is_some_and(|max| max == 0 || entry.age(now) > Duration::from_secs(max)) {
+    let is_older = |max| entry.age(now) > Duration::from_secs(max);
+    if directives.wants_new() || directives.max_age.is_some_and(is_older) {
         return Some(Reason::MaxAge);
     }
     if entry.is_expired(now) {
@@ -388,6 +390,12 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
     let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+}
+
+/// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
+/// §13.2.1): a 304 for a stored 404 would bring the client's old copy back to life.
+fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
+    entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
 /// The resource varies: one more record to get (RFC 9111 §4.1).
@@ -465,8 +473,10 @@ impl Hit {
 
         let mut body = entry.body;
         if is_head && !not_modified {
-            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2).
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2), unless it can have none (§8.6).
+            if entry.status != StatusCode::NO_CONTENT {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            }
             body = Bytes::new();
         }
         let mut response = Response::new(body);
@@ -597,7 +607,7 @@ impl Forward {
         if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
             return Err(self);
         }
-        let not_modified = request_matches(request, &entry.headers);
+        let not_modified = client_has(request, &entry);
         Ok(Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false })
     }
 
@@ -616,11 +626,17 @@ impl Forward {
         Mark::refusal(&self.rule, reason)
     }
 
+    /// Goes on to the handler, but for another reason than that nothing was found.
+    pub fn because(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
     /// Whether one run of the handler serves every request that misses at the same time. A request that asks for a
     /// fresher answer than the stored one never takes part in a run that began before it.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.intent().is_some()
+            && !self.directives.wants_new()
             && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down)
     }
 
@@ -630,11 +646,11 @@ impl Forward {
         self.fallback.take().map(|hit| *hit).ok_or(self)
     }
 
-    /// The handler returned an error instead of a response: nothing is stored or evicted, and maybe what is stored
-    /// answers though it is stale (RFC 5861 §4).
+    /// The handler returned an error, which will be answered with this status, instead of a response: nothing is
+    /// stored, and maybe what is stored answers though it is stale (RFC 5861 §4).
     #[must_use]
-    pub fn on_error(self) -> Option<Hit> {
-        self.fallback.map(|hit| *hit)
+    pub fn on_error(self, status: StatusCode) -> Option<Hit> {
+        self.fallback.filter(|_| may_be_stood_in_for(status)).map(|hit| *hit)
     }
 
     /// Decides about the handler's answer, before its body.
@@ -648,8 +664,7 @@ impl Forward {
     }
 
     fn on_read(mut self, response: &response::Parts, length: BodyLength) -> OnResponse {
-        // RFC 5861 §4: these are the errors that a stale response may stand in for.
-        if matches!(response.status.as_u16(), 500 | 502 | 503 | 504)
+        if may_be_stood_in_for(response.status)
             && let Some(hit) = self.fallback.take()
         {
             return OnResponse::ServeStale(*hit);
@@ -700,6 +715,18 @@ impl Forward {
         let success = is_success(response.status);
         self.pass(if success { self.reason } else { Reason::Failed }, success)
     }
+}
+
+/// RFC 5861 §4: these are the errors that a stale response may stand in for.
+fn may_be_stood_in_for(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether an answer with this status says that what is stored is no longer so, though it can't be stored itself. That
+/// somebody isn't allowed to see it, or asks too often, says nothing about it.
+#[must_use]
+pub fn contradicts(status: StatusCode) -> bool {
+    is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
 /// A handler that redirects after a change has made the change.
@@ -860,6 +887,12 @@ impl Admitted {
         }
     }
 
+    /// How long the store shall keep the record that leads to the variants: at least as long as any of them.
+    #[must_use]
+    pub fn variants_retention(&self) -> Option<Duration> {
+        self.rule.longest_retention()
+    }
+
     /// The record for the store.
     #[must_use]
     pub fn record(&self) -> Bytes {
@@ -882,10 +915,14 @@ impl Admitted {
         parts.headers.insert(CACHE_CONTROL, control);
         parts.headers.remove(EXPIRES);
         parts.headers.remove(AGE);
+        let reason = match (outcome, reason) {
+            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => reason,
+            (Stored::Evicted, _) => Reason::Evicted,
+        };
         let mut mark = Mark::miss(&rule, reason);
         mark.stored = outcome == Stored::Yes;
         mark.stamp(&mut parts.headers);
-        let not_modified = validators.match_response(&parts.headers);
+        let not_modified = parts.status.is_success() && validators.match_response(&parts.headers);
         let response = Response::from_parts(parts, entry.body);
         if not_modified { into_not_modified(response, &rule) } else { response }
     }
@@ -957,9 +994,14 @@ impl Mark {
             self.reason,
             Some(Reason::Authorization | Reason::Cookie | Reason::Anonymous | Reason::SetCookie)
         );
-        // What is not safe to store here isn't safe in a CDN either. The handler's own word stands.
-        if self.word == "BYPASS" && is_personal && !headers.contains_key(CACHE_CONTROL) {
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
+        // 9111 §4.2.2). The handler's own word stands.
+        if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
+            if is_personal {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            } else if self.rule.audience.is_private() {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+            }
         }
     }
 
@@ -967,6 +1009,8 @@ impl Mark {
     fn cache_status(&self) -> HeaderValue {
         let mut text = String::from("Larder");
         match self.reason {
+            // RFC 9211 §2.6: the request was held back for another one that was forwarded.
+            None if self.collapsed => text.push_str("; fwd=miss; collapsed"),
             None => {
                 text.push_str("; hit");
                 if let Some(ttl) = self.ttl {
@@ -989,9 +1033,6 @@ impl Mark {
                 }
                 text.push_str(&format!("; detail={reason}"));
             }
-        }
-        if self.collapsed {
-            text.push_str("; collapsed");
         }
         HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Larder"))
     }

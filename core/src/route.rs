@@ -19,6 +19,9 @@ use crate::request::RequestView;
 use crate::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::ttl::Ttl;
 
+/// What a record needs beside its body, at most, in bytes.
+const HEAD_ROOM: u64 = 16 * 1024;
+
 /// A route of a cache: [`handle`](Self::handle) answers its requests.
 pub struct Route {
     pub(crate) shared: Arc<Shared>,
@@ -161,13 +164,13 @@ impl RouteOptions {
     pub fn route(&self) -> Arc<Route> {
         let Said { larder, rule, key_source, route, .. } = &*self.said;
         let finish = || {
-            let secret = larder.shared.defaults.secret.clone();
-            Arc::new(Route {
-                shared: Arc::clone(&larder.shared),
-                policy: CachePolicy::new(Arc::new(rule.clone())).with_secret(secret),
-                key_source: key_source.clone(),
-                warned: AtomicBool::new(false),
-            })
+            let shared = Arc::clone(&larder.shared);
+            let mut rule = rule.clone();
+            // A record is a little longer than its body.
+            let largest = shared.store.max_value_bytes();
+            rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
+            let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
+            Arc::new(Route { shared, policy, key_source: key_source.clone(), warned: AtomicBool::new(false) })
         };
         Arc::clone(route.get_or_init(finish))
     }

@@ -41,20 +41,33 @@ pub async fn a_hung_redis_is_survived(shop: &Shop, redis: &mut RedisServer) {
 
 /// What is written while Redis hangs is not undone by what Redis still remembers.
 pub async fn writes_during_an_outage_are_not_forgotten(shop: &Shop, redis: &mut RedisServer) {
-    for id in 1..=3 {
+    // So many that the later ones are no longer even sent to it.
+    let (deleted, replaced, evicted) = (1..=8, 11..=18, 21..=28);
+    let price = json!({ "price": 1 });
+    let value = json!({ "value": "new" });
+    for id in deleted.clone().chain(replaced.clone()) {
         shop.get(&format!("/products/{id}")).await.expect_miss();
     }
-    shop.get("/slow/1").await.expect_miss();
-    let new = json!({ "id": 2, "name": "new" });
-    let slow = json!({ "id": 1, "value": "new" });
+    crowd(8, async |n| shop.get(&format!("/slow/{}", 21 + n)).await.expect_miss()).await;
     redis.pause();
-    soon(shop.delete("/products/1").await).ok();
-    soon(shop.put("/products/2", &json!({ "name": "new" })).await).ok();
-    soon(shop.put("/slow/1", &json!({ "value": "new" })).await).ok();
+    for ((deleted, replaced), evicted) in deleted.clone().zip(replaced.clone()).zip(evicted.clone()) {
+        soon(shop.delete(&format!("/products/{deleted}")).await).ok();
+        soon(shop.put(&format!("/products/{replaced}"), &price).await).ok();
+        soon(shop.put(&format!("/slow/{evicted}"), &value).await).ok();
+    }
     let still_right = async || {
-        shop.get("/products/1").await.expect_status(StatusCode::NOT_FOUND);
-        assert_eq!(shop.get("/products/2").await.ok().json(), new);
-        assert_eq!(shop.get("/slow/1").await.ok().json(), slow);
+        for id in deleted.clone() {
+            shop.get(&format!("/products/{id}")).await.expect_status(StatusCode::NOT_FOUND);
+        }
+        for id in replaced.clone() {
+            let answer = shop.get(&format!("/products/{id}")).await.ok();
+            assert_eq!(answer.json(), json!({ "id": id, "price": 1 }), "{answer:?}");
+        }
+        crowd(8, async |n| {
+            let answer = shop.get(&format!("/slow/{}", 21 + n)).await.ok();
+            assert_eq!(answer.json()["value"], "new", "{answer:?}");
+        })
+        .await;
     };
     still_right().await;
     redis.resume();
@@ -62,9 +75,9 @@ pub async fn writes_during_an_outage_are_not_forgotten(shop: &Shop, redis: &mut 
     while resumed.elapsed() < Duration::from_secs(3) {
         still_right().await;
     }
-    until_hit(shop, "/products/2", RECOVERY, &new).await;
-    until_hit(shop, "/products/3", RECOVERY, &product(3)).await;
-    until_hit(shop, "/slow/1", RECOVERY, &slow).await;
+    for id in replaced {
+        until_hit(shop, &format!("/products/{id}"), RECOVERY, &json!({ "id": id, "price": 1 })).await;
+    }
 }
 
 /// The same when the client doesn't wait for its write to be answered.
