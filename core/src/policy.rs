@@ -35,10 +35,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH,
-    CONTENT_LOCATION, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
+    AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_LOCATION,
+    CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
@@ -46,7 +46,7 @@ use crate::directives::{RequestDirectives, ResponseDirectives, list};
 use crate::entry::{Entry, Record};
 use crate::etag::{Validators, request_matches, weak_etag};
 use crate::reason::Reason;
-use crate::request::RequestView;
+use crate::request::{Present, RequestView};
 use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::store::Intent;
 use crate::vary::{SecondaryKey, Variants, selecting_fields};
@@ -171,10 +171,11 @@ impl CachePolicy {
     }
 
     fn on_read(&self, request: &RequestView<'_>) -> OnRequest {
-        let directives = RequestDirectives::of(request.headers);
-        let refusal = not_for_caches(request)
+        let present = Present::of(request.headers);
+        let directives = directives_of(request, present);
+        let refusal = not_for_caches(request, present)
             .or_else(|| directives.no_store.then_some(Reason::NoStore))
-            .or_else(|| credentials_without_audience(&self.rule.audience, request));
+            .or_else(|| credentials_without_audience(&self.rule.audience, present));
         if let Some(reason) = refusal {
             return OnRequest::Bypass(Mark::bypass(&self.rule, reason));
         }
@@ -183,6 +184,7 @@ impl CachePolicy {
                 rule: Arc::clone(&self.rule),
                 directives,
                 principal,
+                is_conditional: present.validators,
                 is_head: request.method == Method::HEAD,
             }),
             Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
@@ -191,10 +193,11 @@ impl CachePolicy {
 
     /// A write is never answered from the cache, and its preconditions are its handler's business.
     fn on_write(&self, request: &RequestView<'_>) -> OnRequest {
-        let unstorable = RequestDirectives::of(request.headers)
+        let present = Present::of(request.headers);
+        let unstorable = directives_of(request, present)
             .no_store
             .then_some(Reason::NoStore)
-            .or_else(|| credentials_without_audience(&self.rule.audience, request));
+            .or_else(|| credentials_without_audience(&self.rule.audience, present));
         let principal = match self.rule.kind {
             // A group is evicted whole, whoever asks.
             Kind::EvictGroup => Ok(None),
@@ -228,33 +231,38 @@ impl CachePolicy {
     }
 }
 
+fn directives_of(request: &RequestView<'_>, present: Present) -> RequestDirectives {
+    if present.directives { RequestDirectives::of(request.headers) } else { RequestDirectives::default() }
+}
+
 /// Requests that a cache can't answer, whatever is stored.
-fn not_for_caches(request: &RequestView<'_>) -> Option<Reason> {
-    let has = |name: HeaderName| request.headers.contains_key(name);
+fn not_for_caches(request: &RequestView<'_>, present: Present) -> Option<Reason> {
     if request.method != Method::GET && request.method != Method::HEAD {
         Some(Reason::Method)
-    } else if request.headers.is_empty() {
-        None
-    } else if has(UPGRADE) {
+    } else if present.upgrade {
         Some(Reason::Upgrade)
-    } else if has(RANGE) {
+    } else if present.range {
         Some(Reason::Range)
-    } else if has(TRANSFER_ENCODING) || request.headers.get(CONTENT_LENGTH).is_some_and(|len| len != "0") {
+    } else if present.content && has_content(request.headers) {
         Some(Reason::Content)
-    } else if has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) {
+    } else if present.preconditions {
         Some(Reason::Precondition)
     } else {
         None
     }
 }
 
+fn has_content(request: &HeaderMap) -> bool {
+    request.contains_key(TRANSFER_ENCODING) || request.get(CONTENT_LENGTH).is_some_and(|len| len != "0")
+}
+
 /// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
-fn credentials_without_audience(audience: &Audience, request: &RequestView<'_>) -> Option<Reason> {
+fn credentials_without_audience(audience: &Audience, present: Present) -> Option<Reason> {
     if !matches!(audience, Audience::Undeclared) {
         None
-    } else if request.headers.contains_key(AUTHORIZATION) {
+    } else if present.authorization {
         Some(Reason::Authorization)
-    } else if request.headers.contains_key(COOKIE) {
+    } else if present.cookie {
         Some(Reason::Cookie)
     } else {
         None
@@ -268,6 +276,7 @@ pub struct Lookup {
     rule: Arc<Rule>,
     directives: RequestDirectives,
     principal: Option<Principal>,
+    is_conditional: bool,
     is_head: bool,
 }
 
@@ -310,7 +319,7 @@ impl Lookup {
         now: SystemTime,
     ) -> Decision {
         let refusal = unacceptable(&self.directives, &entry, now);
-        let not_modified = client_has(request.headers, &entry);
+        let not_modified = self.is_conditional && client_has(request.headers, &entry);
         let hit = |entry| {
             let rule = Arc::clone(&self.rule);
             Hit { rule, entry, now, not_modified, is_head: self.is_head, collapsed: false }
