@@ -70,7 +70,7 @@ impl<E: Endpoint + 'static> Middleware<E> for CachePut {
     }
 }
 
-impl<E: Endpoint + 'static> Middleware<E> for CacheEvict<Chosen> {
+impl<E: Endpoint + 'static, Target: core::route::EvictTarget> Middleware<E> for CacheEvict<Target> {
     type Output = CacheEndpoint<E>;
 
     fn transform(&self, endpoint: E) -> Self::Output {

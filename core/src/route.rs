@@ -296,6 +296,14 @@ impl RouteOptions {
     }
 }
 
+/// What a `CacheEvict` must know before it is a layer.
+#[diagnostic::on_unimplemented(
+    message = "this `cache_evict` doesn't know what to evict",
+    label = "say `.key()`, `.key_by(..)` or `.whole_group()` first",
+    note = "`.key()` evicts the entry of a GET of the same URI, `.whole_group()` every entry of the group"
+)]
+pub trait EvictTarget {}
+
 /// Defines the three layers of an adapter, `Cache`, `CachePut` and `CacheEvict`, and the functions `cache`,
 /// `cache_put` and `cache_evict` that begin them. Each has a method `route()`, from which the adapter makes its layer.
 ///
@@ -335,6 +343,8 @@ macro_rules! route_layers {
         /// A [`CacheEvict`] that knows what to evict.
         #[derive(Clone, Copy, Debug)]
         pub struct Chosen;
+
+        impl $crate::route::EvictTarget for Chosen {}
 
         /// Caches the responses of a route, for GET and HEAD.
         #[track_caller]

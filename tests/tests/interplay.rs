@@ -20,7 +20,7 @@ use tower_http::trace::TraceLayer;
 
 const GZIP: [(&str, &str); 1] = [("accept-encoding", "gzip")];
 
-fn counting(runs: &Runs, body: &'static str) -> impl Handler<((),), ()> + Clone {
+fn counting(runs: &Runs, body: &'static str) -> impl Handler<((),), ()> {
     let runs = runs.clone();
     move || async move {
         runs.count();
