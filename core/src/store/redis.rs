@@ -32,6 +32,8 @@ mod names;
 mod options;
 mod scripts;
 mod sweep;
+#[cfg(feature = "redis-tls")]
+mod tls;
 
 use std::io::Write as _;
 use std::sync::{Arc, Weak};

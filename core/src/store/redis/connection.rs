@@ -33,6 +33,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::options::RedisOptions;
 use super::scripts::Call;
+#[cfg(feature = "redis-tls")]
+use super::tls::Tls;
 use crate::store::StoreError;
 
 /// How many commands in a row may go without an answer before their connection is given up.
@@ -57,7 +59,8 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to nothing yet.
     pub(super) fn new(options: &RedisOptions) -> Self {
-        let links = (0..options.connections).map(|_| Arc::new(Link::new(options.clone()))).collect();
+        let dialer = Arc::new(Dialer::new(options.clone()));
+        let links = (0..options.connections).map(|_| Arc::new(Link::new(dialer.clone()))).collect();
         Self { links, next: Arc::default() }
     }
 
@@ -143,7 +146,7 @@ impl fmt::Debug for Connection {
 
 /// One connection and whatever brings it back.
 struct Link {
-    options: RedisOptions,
+    dialer: Arc<Dialer>,
     state: watch::Sender<State>,
 }
 
@@ -159,7 +162,7 @@ enum State {
 
 /// A connection that worked when it was last heard of.
 struct Live {
-    conn: MultiplexedConnection,
+    line: Line,
     /// Commands without an answer since the last one with an answer.
     strikes: AtomicU32,
     since: Instant,
@@ -175,8 +178,8 @@ impl Live {
 }
 
 impl Link {
-    fn new(options: RedisOptions) -> Self {
-        Self { options, state: watch::Sender::new(State::Cold) }
+    fn new(dialer: Arc<Dialer>) -> Self {
+        Self { dialer, state: watch::Sender::new(State::Cold) }
     }
 
     /// Sends, and waits for the answer until the deadline.
@@ -192,7 +195,7 @@ impl Link {
         let mut again = true;
         loop {
             let live = self.live(until).await?;
-            match timeout_at(until, send(live.conn.clone())).await {
+            match timeout_at(until, send(live.line.conn.clone())).await {
                 Err(_) => {
                     self.struck(&live);
                     return Err(StoreError::Timeout(deadline));
@@ -293,8 +296,8 @@ impl Link {
                     sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 }
                 let Some(link) = link.upgrade() else { return };
-                match link.dial().await {
-                    Ok(conn) => return link.came_up(conn, pause),
+                match link.dialer.dial().await {
+                    Ok(line) => return link.came_up(line, pause),
                     Err(error) => link.stays_down(&error),
                 }
                 pause = longer(pause);
@@ -303,31 +306,8 @@ impl Link {
         tokio::spawn(task).abort_handle()
     }
 
-    async fn dial(&self) -> RedisResult<MultiplexedConnection> {
-        let options = &self.options;
-        if options.tls {
-            return Err((ErrorKind::InvalidClientConfig, "this build has no TLS").into());
-        }
-        let info = ConnectionAddr::Tcp(options.host.clone(), options.port)
-            .into_connection_info()?
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(options.handshake());
-        // Deadlines are ours: the library's would drop the answer but keep a dead connection.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let dialled = async {
-            let client = Client::open(info)?;
-            let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
-            redis::cmd("PING").exec_async(&mut conn).await?;
-            Ok(conn)
-        };
-        match timeout(options.connect_deadline, dialled).await {
-            Ok(dialled) => dialled,
-            Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
-        }
-    }
-
-    fn came_up(&self, conn: MultiplexedConnection, pause: Duration) {
-        let live = Live { conn, strikes: AtomicU32::new(0), since: Instant::now(), pause };
+    fn came_up(&self, line: Line, pause: Duration) {
+        let live = Live { line, strikes: AtomicU32::new(0), since: Instant::now(), pause };
         self.state.send_if_modified(|state| {
             if matches!(state, State::Open(_)) {
                 tracing::info!(redis = %self.address(), "Redis answers again");
@@ -354,8 +334,86 @@ impl Link {
     }
 
     fn address(&self) -> String {
-        format!("{}:{}", self.options.host, self.options.port)
+        format!("{}:{}", self.dialer.options.host, self.dialer.options.port)
     }
+}
+
+/// A connection, and the task that serves it if the library does not keep that itself.
+struct Line {
+    conn: MultiplexedConnection,
+    driver: Option<AbortHandle>,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // Left alone, it would wait for the answers of a server that hangs.
+        if let Some(driver) = &self.driver {
+            driver.abort();
+        }
+    }
+}
+
+/// Makes connections.
+struct Dialer {
+    options: RedisOptions,
+    #[cfg(feature = "redis-tls")]
+    tls: std::sync::OnceLock<Result<Tls, String>>,
+}
+
+impl Dialer {
+    fn new(options: RedisOptions) -> Self {
+        Self {
+            options,
+            #[cfg(feature = "redis-tls")]
+            tls: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// Connects, logs in and waits for the answer to a `PING`.
+    async fn dial(&self) -> RedisResult<Line> {
+        let dialled = async {
+            let mut line = if self.options.tls { self.tls().await? } else { self.plain().await? };
+            redis::cmd("PING").exec_async(&mut line.conn).await?;
+            Ok(line)
+        };
+        match timeout(self.options.connect_deadline, dialled).await {
+            Ok(dialled) => dialled,
+            Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
+        }
+    }
+
+    async fn plain(&self) -> RedisResult<Line> {
+        let info = ConnectionAddr::Tcp(self.options.host.clone(), self.options.port)
+            .into_connection_info()?
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
+            .set_redis_settings(self.options.handshake());
+        let client = Client::open(info)?;
+        let conn = client.get_multiplexed_async_connection_with_config(&config()).await?;
+        Ok(Line { conn, driver: None })
+    }
+
+    #[cfg(feature = "redis-tls")]
+    async fn tls(&self) -> RedisResult<Line> {
+        let RedisOptions { host, port, .. } = &self.options;
+        let tls = self.tls.get_or_init(|| Tls::new(&self.options.tls_options));
+        let tls = tls
+            .as_ref()
+            .map_err(|error| (ErrorKind::InvalidClientConfig, "TLS is not set up well", error.clone()))?;
+        let stream = tls.connect(host, *port).await?;
+        let (conn, driver) =
+            MultiplexedConnection::new_with_config(&self.options.handshake(), stream, config()).await?;
+        Ok(Line { conn, driver: Some(tokio::spawn(driver).abort_handle()) })
+    }
+
+    #[cfg(not(feature = "redis-tls"))]
+    async fn tls(&self) -> RedisResult<Line> {
+        Err((ErrorKind::InvalidClientConfig, "TLS needs the feature `redis-tls`").into())
+    }
+}
+
+/// Deadlines are ours: the library's would drop the answer but keep a dead connection.
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
 }
 
 fn longer(pause: Duration) -> Duration {

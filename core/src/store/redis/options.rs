@@ -24,6 +24,7 @@ pub struct RedisOptions {
     pub(super) username: Option<String>,
     pub(super) password: Option<String>,
     pub(super) tls: bool,
+    pub(super) tls_options: TlsOptions,
     pub(super) read_deadline: Duration,
     pub(super) fill_deadline: Duration,
     pub(super) evict_deadline: Duration,
@@ -43,6 +44,7 @@ impl RedisOptions {
             username: None,
             password: None,
             tls: false,
+            tls_options: TlsOptions::default(),
             read_deadline: Duration::from_millis(50),
             fill_deadline: Duration::from_millis(250),
             evict_deadline: Duration::from_millis(500),
@@ -98,10 +100,39 @@ impl RedisOptions {
         Self { password: Some(password.into()), ..self }
     }
 
-    /// Whether to speak TLS. Off by default.
+    /// Whether to speak TLS. Off by default. Needs the feature `redis-tls`: without it no connection comes about.
+    ///
+    /// The server has to show a certificate for the host it is asked for under, signed by an authority that the system
+    /// trusts or by one of [`ca_certificates`](Self::ca_certificates).
     #[must_use]
     pub fn tls(self, tls: bool) -> Self {
         Self { tls, ..self }
+    }
+
+    /// The authorities to trust instead of the system's: certificates in PEM. Turns TLS on.
+    ///
+    /// Text without a certificate in it, here and in [`client_certificate`](Self::client_certificate), shows when the
+    /// store connects: it is unavailable, and the log says why.
+    #[must_use]
+    pub fn ca_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.tls_options.authorities = Some(pem.into());
+        self.tls(true)
+    }
+
+    /// What to show to a server that asks for it: a certificate, with those between it and its authority, and its
+    /// private key, all in PEM. Turns TLS on.
+    #[must_use]
+    pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.tls_options.identity = Some((certificate.into(), key.into()));
+        self.tls(true)
+    }
+
+    /// Whether the server's certificate has to name the host. On by default. Without, anybody who holds any certificate
+    /// of a trusted authority can pose as the server.
+    #[must_use]
+    pub fn check_hostname(mut self, check_hostname: bool) -> Self {
+        self.tls_options.check_hostname = check_hostname;
+        self
     }
 
     /// How long `get` and `has` wait: 50 ms by default. What takes longer is a miss.
@@ -141,6 +172,16 @@ impl RedisOptions {
         Self { max_value_bytes, ..self }
     }
 
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Whether certificates and keys are what they should be.
+    #[cfg(feature = "redis-tls")]
+    pub(crate) fn check_tls(&self) -> Result<(), String> {
+        super::tls::Tls::new(&self.tls_options).map(drop)
+    }
+
     pub(super) fn handshake(&self) -> RedisConnectionInfo {
         let mut info = RedisConnectionInfo::default()
             .set_db(i64::from(self.db))
@@ -164,6 +205,7 @@ impl fmt::Debug for RedisOptions {
             .field("username", &self.username.as_ref().map(|_| "***"))
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("tls", &self.tls)
+            .field("check_hostname", &self.tls_options.check_hostname)
             .field("read_deadline", &self.read_deadline)
             .field("fill_deadline", &self.fill_deadline)
             .field("evict_deadline", &self.evict_deadline)
@@ -171,6 +213,21 @@ impl fmt::Debug for RedisOptions {
             .field("connections", &self.connections)
             .field("max_value_bytes", &self.max_value_bytes)
             .finish()
+    }
+}
+
+/// Whom to trust and what to show.
+#[derive(Clone)]
+pub(super) struct TlsOptions {
+    pub(super) authorities: Option<Vec<u8>>,
+    /// A certificate and its key.
+    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) check_hostname: bool,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self { authorities: None, identity: None, check_hostname: true }
     }
 }
 
@@ -229,7 +286,10 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        let options = RedisOptions::new("h", 1).username("alice").password("secret");
+        let options = RedisOptions::new("h", 1)
+            .username("alice")
+            .password("secret")
+            .client_certificate("alice's certificate", "secret key");
         let printed = format!("{options:?} {options:#?}");
         assert!(!printed.contains("secret") && !printed.contains("alice"), "{printed}");
     }
