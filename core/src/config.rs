@@ -2,9 +2,10 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][/db]`; wins over the next five | none |
+//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][,host[:port]…][/db]`; wins over the next five | none |
 //! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB` | the same, in parts | none, 6379, 0 |
 //! | `REDIS_USERNAME`, `REDIS_PASSWORD` | whom to log in as | none |
+//! | `REDIS_CLUSTER` | whether it is a Redis Cluster; several hosts are one anyway | false |
 //! | `REDIS_SSL` | whether to speak TLS, as `rediss://` does; needs the feature `redis-tls` | false |
 //! | `REDIS_SSL_CA_CERTS` | file with the authorities to trust, in PEM | the system's |
 //! | `REDIS_SSL_CERTFILE`, `REDIS_SSL_KEYFILE` | files with the client's certificate and its key, in PEM | none |
@@ -27,6 +28,8 @@ use crate::key::{DEFAULT_PREFIX, KeySpace};
 use crate::larder::{Larder, LarderBuilder};
 use crate::ttl::Ttl;
 
+#[cfg(feature = "redis")]
+use crate::store::redis::options::{Address, DEFAULT_PORT};
 #[cfg(feature = "redis")]
 use crate::store::redis::{RedisOptions, RedisStore};
 
@@ -61,7 +64,10 @@ impl Larder {
         let builder = vars.builder()?;
         match ["REDIS_URL", "REDIS_HOST"].into_iter().find(|name| vars.text(name).is_some()) {
             Some(variable) => vars.redis(builder, variable),
-            None => memory(builder),
+            None => {
+                vars.refuse_nowhere()?;
+                memory(builder)
+            }
         }
     }
 
@@ -124,14 +130,24 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
 
     /// Better no start than a cache that is not what was asked for.
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
-        for name in ["REDIS_CLUSTER", "REDIS_SENTINEL"] {
-            if self.flag(name)? == Some(true) {
-                return Err(ConfigError::Unsupported { variable: name });
-            }
+        let name = "REDIS_SENTINEL";
+        if self.flag(name)? == Some(true) {
+            return Err(ConfigError::Unsupported { variable: name });
         }
         let name = "REDIS_LOCAL_CACHE_BYTES";
         if self.parsed::<u64>(name, "a number of bytes")?.is_some_and(|bytes| bytes > 0) {
             return Err(ConfigError::Unsupported { variable: name });
+        }
+        Ok(())
+    }
+
+    /// Whoever says how to speak to Redis, but not where it is, does not want memory.
+    fn refuse_nowhere(&self) -> Result<(), ConfigError> {
+        for variable in ["REDIS_CLUSTER", "REDIS_SSL"] {
+            if self.flag(variable)? == Some(true) {
+                let problem = "needs REDIS_URL or REDIS_HOST, to say where Redis is".to_owned();
+                return Err(ConfigError::Secret { variable, problem });
+            }
         }
         Ok(())
     }
@@ -161,7 +177,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
                 .map_err(|error| ConfigError::Secret { variable: "REDIS_URL", problem: error.to_string() })?,
             None => self.redis_in_parts()?,
         };
-        options = self.tls(options)?;
+        options = self.tls(self.cluster(options)?)?;
         let expected = "a number of connections above 0";
         if let Some(connections) = self.parsed::<usize>("REDIS_MAX_CONNECTIONS", expected)? {
             if connections == 0 {
@@ -181,11 +197,31 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
     #[cfg(feature = "redis")]
     fn redis_in_parts(&self) -> Result<RedisOptions, ConfigError> {
         let expected = "a port between 1 and 65535";
-        let port = self.parsed("REDIS_PORT", expected)?.unwrap_or(6379);
+        let port = self.parsed("REDIS_PORT", expected)?.unwrap_or(DEFAULT_PORT);
         if port == 0 {
             return Err(ConfigError::invalid("REDIS_PORT", port, expected));
         }
-        let mut options = RedisOptions::new(self.text("REDIS_HOST").unwrap_or_default(), port);
+        let hosts = self.text("REDIS_HOST").unwrap_or_default();
+        let address = |host: &str| {
+            Address::parse_or(host.trim(), port)
+                .ok_or_else(|| ConfigError::invalid("REDIS_HOST", &hosts, "host[:port][,host[:port]…]"))
+        };
+        // A host alone may be anything, an IPv6 address without brackets too.
+        let mut options = match hosts.split_once(',') {
+            None => match address(&hosts) {
+                Ok(Address { host, port }) => RedisOptions::new(host, port),
+                Err(_) => RedisOptions::new(&*hosts, port),
+            },
+            Some((first, others)) => {
+                let Address { host, port } = address(first)?;
+                let mut options = RedisOptions::new(host, port);
+                for other in others.split(',') {
+                    let Address { host, port } = address(other)?;
+                    options = options.node(host, port);
+                }
+                options
+            }
+        };
         if let Some(db) = self.parsed("REDIS_DB", "the number of a database")? {
             options = options.db(db);
         }
@@ -194,6 +230,26 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
         if let Some(password) = self.text("REDIS_PASSWORD") {
             options = options.password(password);
+        }
+        Ok(options)
+    }
+
+    #[cfg(feature = "redis")]
+    fn cluster(&self, options: RedisOptions) -> Result<RedisOptions, ConfigError> {
+        let asked = self.flag("REDIS_CLUSTER")?;
+        let place = if self.text("REDIS_URL").is_some() { "REDIS_URL" } else { "REDIS_HOST" };
+        if asked == Some(false) && options.is_cluster() {
+            let problem = "several hosts are a cluster, which contradicts REDIS_CLUSTER=false".to_owned();
+            return Err(ConfigError::Secret { variable: place, problem });
+        }
+        let options = if asked == Some(true) { options.cluster(true) } else { options };
+        if options.is_cluster() && options.database() != 0 {
+            let variable = if place == "REDIS_URL" { "REDIS_URL" } else { "REDIS_DB" };
+            let problem = format!(
+                "database {} together with REDIS_CLUSTER or several hosts: a cluster has no other database than 0",
+                options.database()
+            );
+            return Err(ConfigError::Secret { variable, problem });
         }
         Ok(options)
     }
@@ -329,6 +385,12 @@ mod tests {
             ],
             &[("REDIS_HOST", "localhost"), ("REDIS_SOCKET_TIMEOUT", "0.5"), ("REDIS_SSL", "false")],
             &[("REDIS_DEFAULT_TTL", "300"), ("REDIS_LOCAL_CACHE_BYTES", "0")],
+            &[("REDIS_URL", "redis://a:7000,b:7001")],
+            &[("REDIS_URL", "redis://a:7000,b/0"), ("REDIS_CLUSTER", "true")],
+            &[("REDIS_URL", "redis://a"), ("REDIS_CLUSTER", "true")],
+            &[("REDIS_URL", "redis://a/3"), ("REDIS_CLUSTER", "false"), ("REDIS_DB", "1")],
+            &[("REDIS_HOST", "a:7000, b,[::1]:7002"), ("REDIS_CLUSTER", "yes"), ("REDIS_DB", "0")],
+            &[("REDIS_HOST", "::1")],
         ] {
             assert!(from(vars).is_ok(), "{vars:?}: {:?}", from(vars).err());
         }
@@ -347,8 +409,15 @@ mod tests {
             (&[("REDIS_HOST", "h"), ("REDIS_SOCKET_TIMEOUT", "-2")], "REDIS_SOCKET_TIMEOUT=\"-2\""),
             (&[("REDIS_HOST", "h"), ("REDIS_SOCKET_TIMEOUT", "NaN")], "REDIS_SOCKET_TIMEOUT=\"NaN\""),
             (&[("REDIS_PREFIX", "a{b")], "REDIS_PREFIX=\"a{b\""),
-            (&[("REDIS_CLUSTER", "perhaps")], "REDIS_CLUSTER=\"perhaps\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_CLUSTER", "perhaps")], "REDIS_CLUSTER=\"perhaps\""),
             (&[("REDIS_CLUSTER", "true")], "REDIS_CLUSTER"),
+            (&[("REDIS_HOST", "a,b"), ("REDIS_CLUSTER", "false")], "REDIS_HOST: several"),
+            (&[("REDIS_HOST", "a,b:x")], "REDIS_HOST=\"a,b:x\""),
+            (&[("REDIS_HOST", "a,")], "REDIS_HOST=\"a,\""),
+            (&[("REDIS_HOST", "a,b"), ("REDIS_DB", "2")], "REDIS_DB: database 2 together with REDIS_CLUSTER"),
+            (&[("REDIS_URL", "redis://:secret@a/2"), ("REDIS_CLUSTER", "1")], "REDIS_URL: database 2"),
+            (&[("REDIS_URL", "redis://:secret@a,b/2")], "REDIS_URL: not a valid"),
+            (&[("REDIS_SENTINEL", "true")], "REDIS_SENTINEL"),
             (&[("REDIS_LOCAL_CACHE_BYTES", "1")], "REDIS_LOCAL_CACHE_BYTES"),
             (&[("REDIS_URL", "http://secret@x")], "REDIS_URL"),
             (&[("REDIS_HOST", "h"), ("REDIS_SSL", "maybe")], "REDIS_SSL=\"maybe\""),

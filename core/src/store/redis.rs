@@ -27,9 +27,11 @@
 //! so don't nest one prefix in another.
 
 mod amends;
+mod cluster;
 mod connection;
+mod link;
 mod names;
-mod options;
+pub(crate) mod options;
 mod scripts;
 mod sweep;
 #[cfg(feature = "redis-tls")]
@@ -43,7 +45,7 @@ use bytes::Bytes;
 use redis::{Cmd, RedisWrite, ToRedisArgs};
 
 use self::amends::{Amends, Doubt, Stake};
-use self::connection::Connection;
+use self::connection::{At, Connection};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::scripts::Call;
 use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
@@ -126,12 +128,12 @@ impl CacheStore for RedisStore {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
             let exists = redis::cmd("EXISTS").arg(key.name()).take();
-            return connection.command(&exists, options.read_deadline).await;
+            return connection.command(At::Key(key.name()), &exists, options.read_deadline).await;
         };
         let mut pipe = redis::pipe();
         pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
         let (fence, nonce): (Bytes, Option<Bytes>) =
-            connection.pipeline(&pipe, options.read_deadline).await?;
+            connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await?;
         Ok(nonce.is_some_and(|nonce| nonce == fence))
     }
 
@@ -254,11 +256,11 @@ impl RedisStore {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
             let get = redis::cmd("GET").arg(key.name()).take();
-            return connection.command(&get, options.read_deadline).await;
+            return connection.command(At::Key(key.name()), &get, options.read_deadline).await;
         };
         let mget = redis::cmd("MGET").arg(key.name()).arg(nonce).take();
         let (record, nonce): (Option<Bytes>, Option<Bytes>) =
-            connection.command(&mget, options.read_deadline).await?;
+            connection.command(At::Key(key.name()), &mget, options.read_deadline).await?;
         Ok(match (record, nonce) {
             (Some(record), Some(nonce)) if nonce.len() == 8 && record.starts_with(&nonce) => {
                 Some(record.slice(8..))
