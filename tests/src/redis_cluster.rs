@@ -115,28 +115,43 @@ impl RedisCluster {
 
     /// Moves a slot from one master to another in the usual steps, with a pause before each key.
     pub fn reshard(&self, slot: u16, from: usize, to: usize, pause: Duration) {
-        let slot = slot.to_string();
-        self.begin_move(&slot, from, to);
-        loop {
-            sleep(pause);
-            let keys = self.cli(from, &["cluster", "getkeysinslot", &slot, "1"]);
-            if keys.is_empty() {
-                break;
-            }
-            let port = self.nodes[to].port().to_string();
-            let reply = self.cli(from, &["migrate", "127.0.0.1", &port, &keys, "0", "5000"]);
-            assert!(reply == "OK" || reply == "NOKEY", "migrate: {reply}");
-        }
-        // The new owner is told first, so that nobody is sent back and forth.
-        for node in [to, from] {
-            assert_eq!(self.cli(node, &["cluster", "setslot", &slot, "node", &self.ids[to]]), "OK");
-        }
+        self.begin_move(slot, from, to);
+        self.move_keys(slot, from, to, pause);
+        self.end_move(slot, from, to);
     }
 
     /// Begins to move a slot, without moving a key.
-    pub fn begin_move(&self, slot: &str, from: usize, to: usize) {
-        assert_eq!(self.cli(to, &["cluster", "setslot", slot, "importing", &self.ids[from]]), "OK");
-        assert_eq!(self.cli(from, &["cluster", "setslot", slot, "migrating", &self.ids[to]]), "OK");
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        assert_eq!(self.cli(to, &["cluster", "setslot", &slot, "importing", &self.ids[from]]), "OK");
+        assert_eq!(self.cli(from, &["cluster", "setslot", &slot, "migrating", &self.ids[to]]), "OK");
+    }
+
+    /// Moves the keys of a slot that is being moved: one by one with a pause before each, or all at once without.
+    pub fn move_keys(&self, slot: u16, from: usize, to: usize, pause: Duration) {
+        let (slot, port) = (slot.to_string(), self.nodes[to].port().to_string());
+        let at_once = if pause.is_zero() { "1000" } else { "1" };
+        loop {
+            sleep(pause);
+            let keys = self.cli(from, &["cluster", "getkeysinslot", &slot, at_once]);
+            if keys.is_empty() {
+                break;
+            }
+            let migrate = ["migrate", "127.0.0.1", &port, "", "0", "5000", "keys"];
+            let reply = self.cli(from, &migrate.into_iter().chain(keys.lines()).collect::<Vec<_>>());
+            assert!(reply == "OK" || reply == "NOKEY", "migrate: {reply}");
+        }
+    }
+
+    /// Gives the slot to its new owner for good.
+    pub fn end_move(&self, slot: u16, from: usize, to: usize) {
+        // The new owner is told first, so that nobody is sent back and forth.
+        for node in [to, from] {
+            assert_eq!(
+                self.cli(node, &["cluster", "setslot", &slot.to_string(), "node", &self.ids[to]]),
+                "OK"
+            );
+        }
     }
 }
 

@@ -291,9 +291,11 @@ async fn a_slot_that_is_half_moved() {
         store.set(&key, "1".into(), MINUTE).await.unwrap();
         let slot = cluster.slot(key.name());
         let (from, to) = (RedisCluster::home(slot), (RedisCluster::home(slot) + 1) % MASTERS);
-        cluster.begin_move(&slot.to_string(), from, to);
-        // What is there is there: on the old owner, or gone ahead in one piece.
-        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1");
+        cluster.begin_move(slot, from, to);
+        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1", "on its old owner");
+        cluster.move_keys(slot, from, to, Duration::ZERO);
+        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1", "gone ahead");
+        assert!(store.has(&key).await.unwrap());
         let absent = key.space().key("absent");
         let start = Instant::now();
         let answer = store.get(&absent).await;
@@ -303,7 +305,7 @@ async fn a_slot_that_is_half_moved() {
         assert!(!matches!(store.get(&key).await, Ok(Some(_))));
         assert!(start.elapsed() < Duration::from_millis(50 + 500) + SLACK, "{:?}", start.elapsed());
 
-        cluster.reshard(slot, from, to, Duration::ZERO);
+        cluster.end_move(slot, from, to);
         let start = Instant::now();
         while store.set(&key, "2".into(), MINUTE).await.is_err()
             || store.get(&key).await.ok().flatten().is_none_or(|value| value != "2")
@@ -316,37 +318,43 @@ async fn a_slot_that_is_half_moved() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wipe_while_slots_move() {
-    let cluster = Arc::new(start().await);
+    let cluster = Arc::new(start_with(&["--enable-debug-command", "yes"]).await);
+    // So much that a walk takes longer than moving a slot does.
+    for node in 0..MASTERS {
+        cluster.cli(node, &["debug", "populate", "150000", &format!("{{other{node}}}"), "8"]);
+    }
     let store = patient(&cluster);
-    let stop = Arc::new(AtomicBool::new(false));
-    let groups: Vec<_> =
-        (0..6).map(|number| KeySpace::new("p", Some(&*format!("g{number}"))).unwrap()).collect();
-    let movers = tokio::task::spawn_blocking({
-        let (cluster, stop) = (cluster.clone(), stop.clone());
-        let slots: Vec<_> = groups.iter().map(|group| cluster.slot(group.key("0").name())).collect();
-        move || {
-            let mut homes: Vec<_> = slots.iter().map(|slot| RedisCluster::home(*slot)).collect();
-            while !stop.load(Ordering::SeqCst) {
-                for (slot, home) in slots.iter().zip(&mut homes) {
+    let keys: Vec<_> = (0..16)
+        .map(|number| key((number % 4 == 0).then_some(&*format!("g{number}")), &format!("k{number}")))
+        .collect();
+    let mut at: Vec<_> = keys
+        .iter()
+        .map(|key| cluster.slot(key.name()))
+        .map(|slot| (slot, RedisCluster::home(slot)))
+        .collect();
+    for round in 0..4 {
+        for key in &keys {
+            store.set(key, "1".into(), MINUTE).await.unwrap();
+        }
+        let mover = tokio::task::spawn_blocking({
+            let cluster = cluster.clone();
+            move || {
+                for (slot, home) in &mut at {
                     let next = (*home + 1) % MASTERS;
                     cluster.reshard(*slot, *home, next, Duration::ZERO);
                     *home = next;
                 }
+                at
             }
+        });
+        // Somewhere in the middle, and never twice at the same place.
+        sleep(Duration::from_millis(round * 20)).await;
+        store.delete_group(&KeySpace::new("p", None).unwrap()).await.unwrap();
+        for key in &keys {
+            assert_eq!(store.get(key).await.unwrap(), None, "{key} in round {round}");
         }
-    });
-    let whole = KeySpace::new("p", None).unwrap();
-    for round in 0..5 {
-        for key in groups.iter().flat_map(|group| (0..10).map(|number| group.key(&number.to_string()))) {
-            store.set(&key, "1".into(), MINUTE).await.unwrap();
-        }
-        store.delete_group(&whole).await.unwrap();
-        for key in groups.iter().flat_map(|group| (0..10).map(|number| group.key(&number.to_string()))) {
-            assert_eq!(store.get(&key).await.unwrap(), None, "{key} in round {round}");
-        }
+        at = mover.await.unwrap();
     }
-    stop.store(true, Ordering::SeqCst);
-    movers.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
