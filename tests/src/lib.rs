@@ -5,6 +5,7 @@ pub mod certificates;
 pub mod http;
 pub mod in_process;
 pub mod parity;
+pub mod proxy;
 pub mod redis_cluster;
 pub mod redis_server;
 pub mod scenarios;
