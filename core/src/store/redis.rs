@@ -20,9 +20,22 @@
 //! A tokio runtime with I/O and time, though not before the first call. Redis 5 or newer, and a user who may run
 //! `EVAL` and `EVALSHA`: without them nothing is stored, rather than stored unsafely.
 //!
+//! # In a cluster
+//!
+//! Whatever belongs to a key or to a group shares a slot, so everything above holds in a Redis Cluster too: a group is
+//! on one node, and ungrouped keys are spread over all of them. Every node has a breaker of its own, so one that is away
+//! costs its own keys only, unless the cluster itself stops serving, as it does by default
+//! (`cluster-require-full-coverage`) from when a master is known to have failed until a replica has taken its place.
+//! While a slot moves, commands on several of its keys are refused by Redis until it has moved; they wait for that as
+//! long as their deadlines let them. Replicas are not read.
+//!
+//! Replication is asynchronous: a replica that takes its master's place may lack the last moments of what was confirmed,
+//! evictions among them. What they removed may then be back, until it expires.
+//!
 //! # Prefixes
 //!
-//! Deleting a whole prefix reads the names of every key in the database, without blocking it. It removes what this
+//! Deleting a whole prefix reads the names of every key in the database, or in every master of a cluster, without
+//! blocking it; with a master away it fails, and is repeated until it succeeds. It removes what this
 //! prefix owns. Keys of `a:b:c` that are in no group can't be told from those of `a:b` whose names begin with `c:`,
 //! so don't nest one prefix in another.
 
