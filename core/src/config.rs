@@ -2,9 +2,14 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `REDIS_URL` | `redis://[[username]:password@]host[:port][/db]`; wins over the next five | none |
+//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][,host[:port]…][/db]`; wins over the next five | none |
 //! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB` | the same, in parts | none, 6379, 0 |
 //! | `REDIS_USERNAME`, `REDIS_PASSWORD` | whom to log in as | none |
+//! | `REDIS_CLUSTER` | whether it is a Redis Cluster; several hosts are one anyway | false |
+//! | `REDIS_SSL` | whether to speak TLS, as `rediss://` does; needs the feature `redis-tls` | false |
+//! | `REDIS_SSL_CA_CERTS` | file with the authorities to trust, in PEM | the system's |
+//! | `REDIS_SSL_CERTFILE`, `REDIS_SSL_KEYFILE` | files with the client's certificate and its key, in PEM | none |
+//! | `REDIS_SSL_CHECK_HOSTNAME` | whether the server's certificate has to name its host | true |
 //! | `REDIS_MAX_CONNECTIONS` | multiplexed connections; more than 4 are not opened | 1 |
 //! | `REDIS_SOCKET_TIMEOUT` | seconds that any command may take | 0.05 to read, 0.25 to fill, 0.5 to evict |
 //! | `REDIS_SOCKET_CONNECT_TIMEOUT` | seconds that connecting may take | 0.5 |
@@ -23,6 +28,8 @@ use crate::key::{DEFAULT_PREFIX, KeySpace};
 use crate::larder::{Larder, LarderBuilder};
 use crate::ttl::Ttl;
 
+#[cfg(feature = "redis")]
+use crate::store::redis::options::{Address, DEFAULT_PORT};
 #[cfg(feature = "redis")]
 use crate::store::redis::{RedisOptions, RedisStore};
 
@@ -57,7 +64,10 @@ impl Larder {
         let builder = vars.builder()?;
         match ["REDIS_URL", "REDIS_HOST"].into_iter().find(|name| vars.text(name).is_some()) {
             Some(variable) => vars.redis(builder, variable),
-            None => memory(builder),
+            None => {
+                vars.refuse_nowhere()?;
+                memory(builder)
+            }
         }
     }
 
@@ -99,24 +109,45 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    fn flag(&self, name: &'static str) -> Result<bool, ConfigError> {
+    fn flag(&self, name: &'static str) -> Result<Option<bool>, ConfigError> {
         match self.text(name).map(|value| value.to_ascii_lowercase()).as_deref() {
-            None | Some("false" | "0" | "no" | "off") => Ok(false),
-            Some("true" | "1" | "yes" | "on") => Ok(true),
+            None => Ok(None),
+            Some("false" | "0" | "no" | "off") => Ok(Some(false)),
+            Some("true" | "1" | "yes" | "on") => Ok(Some(true)),
             Some(value) => Err(ConfigError::invalid(name, value, "true or false")),
+        }
+    }
+
+    /// What is in the file that a variable names.
+    #[cfg(feature = "redis-tls")]
+    fn file(&self, name: &'static str) -> Result<Option<Vec<u8>>, ConfigError> {
+        let Some(path) = self.text(name) else { return Ok(None) };
+        match std::fs::read(&path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) => Err(ConfigError::invalid(name, path, format_args!("a file to read, but {error}"))),
         }
     }
 
     /// Better no start than a cache that is not what was asked for.
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
-        for name in ["REDIS_CLUSTER", "REDIS_SSL", "REDIS_SENTINEL"] {
-            if self.flag(name)? {
-                return Err(ConfigError::Unsupported { variable: name });
-            }
+        let name = "REDIS_SENTINEL";
+        if self.flag(name)? == Some(true) {
+            return Err(ConfigError::Unsupported { variable: name });
         }
         let name = "REDIS_LOCAL_CACHE_BYTES";
         if self.parsed::<u64>(name, "a number of bytes")?.is_some_and(|bytes| bytes > 0) {
             return Err(ConfigError::Unsupported { variable: name });
+        }
+        Ok(())
+    }
+
+    /// Whoever says how to speak to Redis, but not where it is, does not want memory.
+    fn refuse_nowhere(&self) -> Result<(), ConfigError> {
+        for variable in ["REDIS_CLUSTER", "REDIS_SSL"] {
+            if self.flag(variable)? == Some(true) {
+                let problem = "needs REDIS_URL or REDIS_HOST, to say where Redis is".to_owned();
+                return Err(ConfigError::Secret { variable, problem });
+            }
         }
         Ok(())
     }
@@ -142,13 +173,11 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
     #[cfg(feature = "redis")]
     fn redis(&self, builder: LarderBuilder, _: &'static str) -> Result<Larder, ConfigError> {
         let mut options = match self.text("REDIS_URL") {
-            Some(url) if url.starts_with("rediss:") => {
-                return Err(ConfigError::Unsupported { variable: "REDIS_URL (with rediss://)" });
-            }
             Some(url) => RedisOptions::from_url(&url)
                 .map_err(|error| ConfigError::Secret { variable: "REDIS_URL", problem: error.to_string() })?,
             None => self.redis_in_parts()?,
         };
+        options = self.tls(self.cluster(options)?)?;
         let expected = "a number of connections above 0";
         if let Some(connections) = self.parsed::<usize>("REDIS_MAX_CONNECTIONS", expected)? {
             if connections == 0 {
@@ -168,11 +197,31 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
     #[cfg(feature = "redis")]
     fn redis_in_parts(&self) -> Result<RedisOptions, ConfigError> {
         let expected = "a port between 1 and 65535";
-        let port = self.parsed("REDIS_PORT", expected)?.unwrap_or(6379);
+        let port = self.parsed("REDIS_PORT", expected)?.unwrap_or(DEFAULT_PORT);
         if port == 0 {
             return Err(ConfigError::invalid("REDIS_PORT", port, expected));
         }
-        let mut options = RedisOptions::new(self.text("REDIS_HOST").unwrap_or_default(), port);
+        let hosts = self.text("REDIS_HOST").unwrap_or_default();
+        let address = |host: &str| {
+            Address::parse_or(host.trim(), port)
+                .ok_or_else(|| ConfigError::invalid("REDIS_HOST", &hosts, "host[:port][,host[:port]…]"))
+        };
+        // A host alone may be anything, an IPv6 address without brackets too.
+        let mut options = match hosts.split_once(',') {
+            None => match address(&hosts) {
+                Ok(Address { host, port }) => RedisOptions::new(host, port),
+                Err(_) => RedisOptions::new(&*hosts, port),
+            },
+            Some((first, others)) => {
+                let Address { host, port } = address(first)?;
+                let mut options = RedisOptions::new(host, port);
+                for other in others.split(',') {
+                    let Address { host, port } = address(other)?;
+                    options = options.node(host, port);
+                }
+                options
+            }
+        };
         if let Some(db) = self.parsed("REDIS_DB", "the number of a database")? {
             options = options.db(db);
         }
@@ -183,6 +232,72 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             options = options.password(password);
         }
         Ok(options)
+    }
+
+    #[cfg(feature = "redis")]
+    fn cluster(&self, options: RedisOptions) -> Result<RedisOptions, ConfigError> {
+        let asked = self.flag("REDIS_CLUSTER")?;
+        let place = if self.text("REDIS_URL").is_some() { "REDIS_URL" } else { "REDIS_HOST" };
+        if asked == Some(false) && options.is_cluster() {
+            let problem = "several hosts are a cluster, which contradicts REDIS_CLUSTER=false".to_owned();
+            return Err(ConfigError::Secret { variable: place, problem });
+        }
+        let options = if asked == Some(true) { options.cluster(true) } else { options };
+        if options.is_cluster() && options.database() != 0 {
+            let variable = if place == "REDIS_URL" { "REDIS_URL" } else { "REDIS_DB" };
+            let problem = format!(
+                "database {} together with REDIS_CLUSTER or several hosts: a cluster has no other database than 0",
+                options.database()
+            );
+            return Err(ConfigError::Secret { variable, problem });
+        }
+        Ok(options)
+    }
+
+    #[cfg(feature = "redis-tls")]
+    fn tls(&self, mut options: RedisOptions) -> Result<RedisOptions, ConfigError> {
+        match self.flag("REDIS_SSL")? {
+            Some(true) => options = options.tls(true),
+            Some(false) if options.is_tls() => {
+                let problem = "rediss:// contradicts REDIS_SSL=false".to_owned();
+                return Err(ConfigError::Secret { variable: "REDIS_URL", problem });
+            }
+            _ => {}
+        }
+        let check_hostname = self.flag("REDIS_SSL_CHECK_HOSTNAME")?.unwrap_or(true);
+        if !options.is_tls() {
+            return Ok(options);
+        }
+        options = options.check_hostname(check_hostname);
+        if let Some(pem) = self.file("REDIS_SSL_CA_CERTS")? {
+            options = options.ca_certificates(pem);
+        }
+        let checked = |options: RedisOptions, variable| match options.check_tls() {
+            Ok(()) => Ok(options),
+            Err(problem) => Err(ConfigError::Secret { variable, problem }),
+        };
+        options = checked(options, "REDIS_SSL_CA_CERTS")?;
+        match (self.file("REDIS_SSL_CERTFILE")?, self.file("REDIS_SSL_KEYFILE")?) {
+            (None, None) => {}
+            (Some(certificate), Some(key)) => options = options.client_certificate(certificate, key),
+            // A key often stands in one file with its certificate.
+            (Some(both), None) => options = options.client_certificate(both.clone(), both),
+            (None, Some(_)) => {
+                let problem = "a key without a certificate: set REDIS_SSL_CERTFILE too".to_owned();
+                return Err(ConfigError::Secret { variable: "REDIS_SSL_KEYFILE", problem });
+            }
+        }
+        checked(options, "REDIS_SSL_CERTFILE")
+    }
+
+    #[cfg(all(feature = "redis", not(feature = "redis-tls")))]
+    fn tls(&self, options: RedisOptions) -> Result<RedisOptions, ConfigError> {
+        let why = match (self.flag("REDIS_SSL")?, options.is_tls()) {
+            (Some(true), _) => "REDIS_SSL",
+            (_, true) => "REDIS_URL (with rediss://)",
+            _ => return Ok(options),
+        };
+        Err(ConfigError::Feature { feature: "redis-tls", why })
     }
 
     #[cfg(not(feature = "redis"))]
@@ -270,6 +385,12 @@ mod tests {
             ],
             &[("REDIS_HOST", "localhost"), ("REDIS_SOCKET_TIMEOUT", "0.5"), ("REDIS_SSL", "false")],
             &[("REDIS_DEFAULT_TTL", "300"), ("REDIS_LOCAL_CACHE_BYTES", "0")],
+            &[("REDIS_URL", "redis://a:7000,b:7001")],
+            &[("REDIS_URL", "redis://a:7000,b/0"), ("REDIS_CLUSTER", "true")],
+            &[("REDIS_URL", "redis://a"), ("REDIS_CLUSTER", "true")],
+            &[("REDIS_URL", "redis://a/3"), ("REDIS_CLUSTER", "false"), ("REDIS_DB", "1")],
+            &[("REDIS_HOST", "a:7000, b,[::1]:7002"), ("REDIS_CLUSTER", "yes"), ("REDIS_DB", "0")],
+            &[("REDIS_HOST", "::1")],
         ] {
             assert!(from(vars).is_ok(), "{vars:?}: {:?}", from(vars).err());
         }
@@ -288,14 +409,49 @@ mod tests {
             (&[("REDIS_HOST", "h"), ("REDIS_SOCKET_TIMEOUT", "-2")], "REDIS_SOCKET_TIMEOUT=\"-2\""),
             (&[("REDIS_HOST", "h"), ("REDIS_SOCKET_TIMEOUT", "NaN")], "REDIS_SOCKET_TIMEOUT=\"NaN\""),
             (&[("REDIS_PREFIX", "a{b")], "REDIS_PREFIX=\"a{b\""),
-            (&[("REDIS_CLUSTER", "perhaps")], "REDIS_CLUSTER=\"perhaps\""),
+            (&[("REDIS_HOST", "h"), ("REDIS_CLUSTER", "perhaps")], "REDIS_CLUSTER=\"perhaps\""),
             (&[("REDIS_CLUSTER", "true")], "REDIS_CLUSTER"),
+            (&[("REDIS_HOST", "a,b"), ("REDIS_CLUSTER", "false")], "REDIS_HOST: several"),
+            (&[("REDIS_HOST", "a,b:x")], "REDIS_HOST=\"a,b:x\""),
+            (&[("REDIS_HOST", "a,")], "REDIS_HOST=\"a,\""),
+            (&[("REDIS_HOST", "a,b"), ("REDIS_DB", "2")], "REDIS_DB: database 2 together with REDIS_CLUSTER"),
+            (&[("REDIS_URL", "redis://:secret@a/2"), ("REDIS_CLUSTER", "1")], "REDIS_URL: database 2"),
+            (&[("REDIS_URL", "redis://:secret@a,b/2")], "REDIS_URL: not a valid"),
+            (&[("REDIS_SENTINEL", "true")], "REDIS_SENTINEL"),
             (&[("REDIS_LOCAL_CACHE_BYTES", "1")], "REDIS_LOCAL_CACHE_BYTES"),
             (&[("REDIS_URL", "http://secret@x")], "REDIS_URL"),
+            (&[("REDIS_HOST", "h"), ("REDIS_SSL", "maybe")], "REDIS_SSL=\"maybe\""),
         ] {
             let message = from(vars).unwrap_err().to_string();
             assert!(message.starts_with(expected), "{message}");
             assert!(!message.contains("secret"), "{message}");
         }
+    }
+
+    #[test]
+    #[cfg(feature = "redis-tls")]
+    fn files_for_tls() {
+        let dir = tempfile::tempdir().unwrap();
+        let [missing, empty] = ["missing", "empty"].map(|name| dir.path().join(name).display().to_string());
+        std::fs::write(&empty, "nothing secret").unwrap();
+        let (missing, empty) = (&*missing, &*empty);
+        for name in ["REDIS_SSL_CA_CERTS", "REDIS_SSL_CERTFILE", "REDIS_SSL_KEYFILE"] {
+            let message = from(&[("REDIS_URL", "rediss://h"), (name, missing)]).unwrap_err().to_string();
+            assert!(message.starts_with(name) && message.contains(missing), "{message}");
+            assert!(from(&[("REDIS_URL", "redis://h"), (name, missing)]).is_ok(), "unused without TLS");
+        }
+        for (vars, expected) in [
+            (&[("REDIS_SSL_CA_CERTS", empty)][..], "REDIS_SSL_CA_CERTS: "),
+            (&[("REDIS_SSL_CERTFILE", empty)], "REDIS_SSL_CERTFILE: "),
+            (&[("REDIS_SSL_KEYFILE", empty)], "REDIS_SSL_KEYFILE: "),
+            (&[("REDIS_SSL_CHECK_HOSTNAME", "x")], "REDIS_SSL_CHECK_HOSTNAME=\"x\""),
+        ] {
+            let vars = [&[("REDIS_HOST", "h"), ("REDIS_SSL", "true")], vars].concat();
+            let message = from(&vars).unwrap_err().to_string();
+            assert!(message.starts_with(expected) && !message.contains("secret"), "{message}");
+        }
+        let contradiction = from(&[("REDIS_URL", "rediss://h"), ("REDIS_SSL", "false")]);
+        assert!(contradiction.unwrap_err().to_string().contains("REDIS_SSL=false"));
+        assert!(from(&[("REDIS_URL", "rediss://h"), ("REDIS_SSL_CHECK_HOSTNAME", "no")]).is_ok());
     }
 }

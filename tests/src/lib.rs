@@ -1,9 +1,12 @@
 //! The project's black-box tests: harnesses for the example programs and for their stores, and the scenarios that
 //! every program has to get through.
 
+pub mod certificates;
 pub mod http;
 pub mod in_process;
 pub mod parity;
+pub mod proxy;
+pub mod redis_cluster;
 pub mod redis_server;
 pub mod scenarios;
 pub mod shop;

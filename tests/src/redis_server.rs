@@ -28,11 +28,18 @@ impl RedisServer {
     /// The same with options as on the command line of `redis-server`.
     #[must_use]
     pub fn with_args(args: &[&str]) -> Self {
+        Self::with_args_below(args, u16::MAX)
+    }
+
+    /// The same on a port no higher than this: a node of a cluster needs the one 10,000 further up too.
+    #[must_use]
+    pub fn with_args_below(args: &[&str], highest: u16) -> Self {
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         let dir = TempDir::new().expect("a temporary directory");
         // Another test may take the free port before the server does.
         for _ in 0..10 {
-            let port = free_port();
+            let port =
+                (0..1000).map(|_| free_port()).find(|port| *port <= highest).expect("a free port below");
             let mut child = spawn(port, &dir, &args);
             if answers(port, &mut child) {
                 return Self { args, dir, port, child };
@@ -99,7 +106,9 @@ impl Drop for RedisServer {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on. Somebody else may take it any time.
+#[must_use]
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("its number").port()
 }

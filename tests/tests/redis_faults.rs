@@ -1,12 +1,17 @@
-//! The Redis store while its server is dead, hangs, or comes back with what it once saved.
+//! The Redis store while its server is dead, hangs, refuses, talks nonsense, or comes back with what it once saved.
 
+use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::{
-    Begin, CacheKey, CacheStore, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore, StoreError,
+    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Lease, LeaseStore, RedisOptions, RedisStore,
+    StoreError,
 };
+use larder_tests::proxy::{Proxy, Weather};
 use larder_tests::redis_server::RedisServer;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
 const HOLD: Duration = Duration::from_secs(60);
@@ -335,4 +340,251 @@ async fn closing_tells_what_is_owed() {
     recovered(&store).await;
     store.close().await;
     assert_eq!(raw::<u64>(&server, &["EXISTS", evicted.name()]).await, 0);
+}
+
+/// Calls everything there is to call. Nothing may take longer than its deadline, and nothing may be found.
+async fn everything_is_prompt(store: &RedisStore) {
+    async fn within<T>(deadline: u64, what: &str, call: impl Future<Output = T>) -> T {
+        let start = Instant::now();
+        let answer = call.await;
+        let limit = Duration::from_millis(deadline) + SLACK;
+        assert!(start.elapsed() < limit, "{what} took {:?}", start.elapsed());
+        answer
+    }
+    for group in [Some("doomed"), None] {
+        let key = key(group, "doomed");
+        let lease = Lease::new(*b"F123456789abcdef", [0; 8]);
+        assert!(!matches!(within(50, "get", store.get(&key)).await, Ok(Some(_))));
+        assert!(!matches!(within(50, "has", store.has(&key)).await, Ok(true)));
+        let _ = within(250, "begin", store.begin(&key, Intent::Fill, HOLD)).await;
+        let _ = within(250, "renew", store.renew(&key, &lease, HOLD)).await;
+        let stored = within(250, "commit", store.commit(&key, &lease, "1".into(), MINUTE)).await;
+        assert!(!matches!(stored, Ok(true)));
+        let _ = within(250, "abandon", store.abandon(&key, &lease, Abandon::Failed)).await;
+        let _ = within(250, "set", store.set(&key, "1".into(), MINUTE)).await;
+        let _ = within(500, "delete", store.delete(&key)).await;
+        let _ = within(500, "delete_group", store.delete_group(&KeySpace::new("p", Some("doomed")).unwrap()))
+            .await;
+        assert!(!matches!(within(50, "get", store.get(&key)).await, Ok(Some(_))));
+    }
+}
+
+/// Waits until the store does everything again, also what it owed.
+async fn is_well_again(store: &RedisStore) {
+    let start = Instant::now();
+    for group in [Some("doomed"), None] {
+        let key = key(group, "doomed");
+        certain(store, &key).await;
+        while store.set(&key, "new".into(), MINUTE).await.is_err()
+            || store.get(&key).await.ok().flatten().is_none_or(|value| value != "new")
+        {
+            assert!(start.elapsed() < Duration::from_secs(10), "no recovery");
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(store.delete(&key).await.unwrap());
+    }
+    assert!(start.elapsed() < Duration::from_millis(1500) + SLACK, "{:?}", start.elapsed());
+}
+
+/// A server behind a proxy, and a store that has used it.
+async fn behind_a_proxy() -> (RedisServer, Proxy, RedisStore) {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port()).await;
+    let store = RedisStore::new(RedisOptions::from_url(&proxy.url()).unwrap());
+    is_well_again(&store).await;
+    (server, proxy, store)
+}
+
+async fn weathers(bad: Weather) {
+    let (_server, proxy, store) = behind_a_proxy().await;
+    for _ in 0..2 {
+        proxy.turn(bad);
+        everything_is_prompt(&store).await;
+        // Long enough for the pauses between probes to have grown.
+        sleep(Duration::from_millis(1200)).await;
+        everything_is_prompt(&store).await;
+        proxy.turn(Weather::Fair);
+        is_well_again(&store).await;
+    }
+}
+
+#[tokio::test]
+async fn a_black_hole() {
+    weathers(Weather::BlackHole).await;
+}
+
+#[tokio::test]
+async fn a_slow_line() {
+    weathers(Weather::Slow(Duration::from_millis(400))).await;
+}
+
+#[tokio::test]
+async fn answers_that_are_garbage() {
+    weathers(Weather::Garbage).await;
+}
+
+#[tokio::test]
+async fn a_line_that_is_slow_but_not_too_slow() {
+    let (_server, proxy, store) = behind_a_proxy().await;
+    proxy.turn(Weather::Slow(Duration::from_millis(5)));
+    let key = key(Some("g"), "a");
+    store.set(&key, "1".into(), MINUTE).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_was_never_redis() {
+    for greeting in [
+        &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
+        b"\0\0\0\0",
+        b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n$-7\r\n",
+        b"",
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let peer = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.write_all(greeting).await;
+            }
+        });
+        let store = RedisStore::new(RedisOptions::from_url(&url).unwrap());
+        for _ in 0..3 {
+            everything_is_prompt(&store).await;
+        }
+        peer.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_loads_its_data() {
+    let slowly = ["--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024"];
+    let server = RedisServer::with_args(&slowly);
+    let store = store(&server);
+    is_well_again(&store).await;
+    let _: () = raw(&server, &["DEBUG", "POPULATE", "5000", "other", "100"]).await;
+    // In microseconds, for each key.
+    let _: () = raw(&server, &["CONFIG", "SET", "key-load-delay", "250"]).await;
+    let url = server.url();
+    let reload = tokio::spawn(async move {
+        let client = redis::Client::open(url).unwrap();
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let mut conn = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
+        redis::cmd("DEBUG").arg("RELOAD").exec_async(&mut conn).await.unwrap();
+    });
+    sleep(Duration::from_millis(200)).await;
+    let mut rounds = 0;
+    while !reload.is_finished() {
+        everything_is_prompt(&store).await;
+        rounds += u32::from(!reload.is_finished());
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(rounds > 3, "it did not load for long: {rounds}");
+    is_well_again(&store).await;
+}
+
+#[tokio::test]
+async fn a_server_that_became_a_replica() {
+    let (server, master) = (RedisServer::start(), RedisServer::start());
+    let store = store(&server);
+    is_well_again(&store).await;
+    let kept = key(Some("g"), "kept");
+    store.set(&kept, "old".into(), MINUTE).await.unwrap();
+    let _: () = raw(&server, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
+    for _ in 0..3 {
+        everything_is_prompt(&store).await;
+        store.set(&key(None, "a"), "1".into(), MINUTE).await.unwrap_err();
+        store.delete(&kept).await.unwrap_err();
+        assert!(!matches!(store.get(&kept).await, Ok(Some(_))));
+    }
+    let _: () = raw(&server, &["REPLICAOF", "NO", "ONE"]).await;
+    is_well_again(&store).await;
+}
+
+#[tokio::test]
+async fn a_server_without_room() {
+    let server = RedisServer::with_args(&["--maxmemory-policy", "noeviction"]);
+    let store = store(&server);
+    let keys = [key(Some("g"), "a"), key(Some("g"), "b"), key(None, "a")];
+    for key in &keys {
+        store.set(key, "1".into(), MINUTE).await.unwrap();
+    }
+    let _: () = raw(&server, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    everything_is_prompt(&store).await;
+    // What is there can be read and removed: room is made by removing.
+    for key in &keys {
+        assert_eq!(store.get(key).await.unwrap().unwrap(), "1");
+        assert!(store.has(key).await.unwrap());
+    }
+    assert!(matches!(store.begin(&key(None, "new"), Intent::Fill, HOLD).await, Err(StoreError::Refused(_))));
+    assert!(store.delete(&keys[2]).await.unwrap());
+    assert_eq!(store.delete_group(&keys[0].space()).await.unwrap(), 2);
+    for key in &keys {
+        assert_eq!(store.get(key).await.unwrap(), None);
+    }
+    let _: () = raw(&server, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    is_well_again(&store).await;
+}
+
+/// A store that logs in as `app`, and what `app` may do.
+async fn as_app(server: &RedisServer, rules: &[&str]) -> RedisStore {
+    may(server, rules).await;
+    RedisStore::new(RedisOptions::from_url(&server.url()).unwrap().username("app").password("pw"))
+}
+
+async fn may(server: &RedisServer, rules: &[&str]) {
+    let always = ["ACL", "SETUSER", "app", "reset", "on", ">pw", "~p*", "&*", "+@all"];
+    let _: () = raw(server, &[&always, rules].concat()).await;
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_run_scripts() {
+    let server = RedisServer::start();
+    let owner = store(&server);
+    let (kept, other) = (key(Some("g"), "kept"), key(None, "kept"));
+    for key in [&kept, &other] {
+        owner.set(key, "1".into(), MINUTE).await.unwrap();
+    }
+    let store = as_app(&server, &["-@scripting"]).await;
+    for key in [&kept, &other] {
+        assert_eq!(store.get(key).await.unwrap().unwrap(), "1");
+        assert!(store.has(key).await.unwrap());
+    }
+    everything_is_prompt(&store).await;
+    for group in [Some("h"), None] {
+        let key = key(group, "new");
+        assert!(matches!(store.begin(&key, Intent::Fill, HOLD).await, Err(StoreError::Refused(_))));
+        assert!(matches!(store.set(&key, "1".into(), MINUTE).await, Err(StoreError::Refused(_))));
+        assert!(matches!(store.delete(&key).await, Err(StoreError::Refused(_))));
+        // Nothing was stored without the script that would have seen to it.
+        assert_eq!(raw::<u64>(&server, &["EXISTS", key.name()]).await, 0);
+    }
+    // The refusals concern no other keys.
+    assert_eq!(store.get(&kept).await.unwrap().unwrap(), "1");
+    may(&server, &[]).await;
+    is_well_again(&store).await;
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_scan() {
+    let server = RedisServer::start();
+    let store = as_app(&server, &["-scan"]).await;
+    let (kept, whole) = (key(Some("g"), "kept"), KeySpace::new("p", None).unwrap());
+    let other = KeySpace::new("pp", Some("g")).unwrap().key("other");
+    for key in [&kept, &other] {
+        store.set(key, "1".into(), MINUTE).await.unwrap();
+    }
+    is_well_again(&store).await;
+    assert_eq!(store.get(&kept).await.unwrap().unwrap(), "1");
+    assert!(matches!(store.delete_group(&whole).await, Err(StoreError::Refused(_))));
+    // The prefix was to be emptied, so it counts as empty until it is.
+    everything_is_prompt(&store).await;
+    assert_eq!(store.get(&kept).await.unwrap(), None);
+    assert_eq!(store.get(&other).await.unwrap().unwrap(), "1");
+    may(&server, &[]).await;
+    certain(&store, &kept).await;
+    assert_eq!(raw::<u64>(&server, &["EXISTS", kept.name()]).await, 0);
+    is_well_again(&store).await;
 }

@@ -20,18 +20,35 @@
 //! A tokio runtime with I/O and time, though not before the first call. Redis 5 or newer, and a user who may run
 //! `EVAL` and `EVALSHA`: without them nothing is stored, rather than stored unsafely.
 //!
+//! # In a cluster
+//!
+//! Whatever belongs to a key or to a group shares a slot, so everything above holds in a Redis Cluster too: a group is
+//! on one node, and ungrouped keys are spread over all of them. Every node has a breaker of its own, so one that is away
+//! costs its own keys only, unless the cluster itself stops serving, as it does by default
+//! (`cluster-require-full-coverage`) from when a master is known to have failed until a replica has taken its place.
+//! While a slot moves, commands on several of its keys are refused by Redis until it has moved; they wait for that as
+//! long as their deadlines let them. Replicas are not read.
+//!
+//! Replication is asynchronous: a replica that takes its master's place may lack the last moments of what was confirmed,
+//! evictions among them. What they removed may then be back, until it expires.
+//!
 //! # Prefixes
 //!
-//! Deleting a whole prefix reads the names of every key in the database, without blocking it. It removes what this
+//! Deleting a whole prefix reads the names of every key in the database, or in every master of a cluster, without
+//! blocking it; with a master away it fails, and is repeated until it succeeds. It removes what this
 //! prefix owns. Keys of `a:b:c` that are in no group can't be told from those of `a:b` whose names begin with `c:`,
 //! so don't nest one prefix in another.
 
 mod amends;
+mod cluster;
 mod connection;
+mod link;
 mod names;
-mod options;
+pub(crate) mod options;
 mod scripts;
 mod sweep;
+#[cfg(feature = "redis-tls")]
+mod tls;
 
 use std::io::Write as _;
 use std::sync::{Arc, Weak};
@@ -41,7 +58,7 @@ use bytes::Bytes;
 use redis::{Cmd, RedisWrite, ToRedisArgs};
 
 use self::amends::{Amends, Doubt, Stake};
-use self::connection::Connection;
+use self::connection::{At, Connection};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::scripts::Call;
 use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
@@ -128,12 +145,12 @@ impl CacheStore for RedisStore {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
             let exists = redis::cmd("EXISTS").arg(key.name()).take();
-            return connection.command(&exists, options.read_deadline).await;
+            return connection.command(At::Key(key.name()), &exists, options.read_deadline).await;
         };
         let mut pipe = redis::pipe();
         pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
         let (fence, nonce): (Bytes, Option<Bytes>) =
-            connection.pipeline(&pipe, options.read_deadline).await?;
+            connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await?;
         Ok(nonce.is_some_and(|nonce| nonce == fence))
     }
 
@@ -256,11 +273,11 @@ impl RedisStore {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
             let get = redis::cmd("GET").arg(key.name()).take();
-            return connection.command(&get, options.read_deadline).await;
+            return connection.command(At::Key(key.name()), &get, options.read_deadline).await;
         };
         let mget = redis::cmd("MGET").arg(key.name()).arg(nonce).take();
         let (record, nonce): (Option<Bytes>, Option<Bytes>) =
-            connection.command(&mget, options.read_deadline).await?;
+            connection.command(At::Key(key.name()), &mget, options.read_deadline).await?;
         Ok(match (record, nonce) {
             (Some(record), Some(nonce)) if nonce.len() == 8 && record.starts_with(&nonce) => {
                 Some(record.slice(8..))

@@ -223,8 +223,10 @@ impl RedisStore {
         owed.task = Some(runtime.spawn(task).abort_handle());
     }
 
-    /// Tells the server once. Stops at the first sign that it does not listen; true if it heard everything.
+    /// Tells the server once. Stops at the first sign that it does not listen, unless it is but one of a cluster;
+    /// true if it heard everything.
     pub(super) async fn amend(&self) -> bool {
+        let is_alone = !self.inner.connection.is_cluster();
         let (spaces, keys, releases) = {
             let owed = self.amends().lock();
             let spaces: Vec<_> = owed.spaces.values().cloned().collect();
@@ -236,14 +238,16 @@ impl RedisStore {
             match self.evict_space(&space).await {
                 Ok(_) => self.amends().confirm(|owed| &mut owed.spaces, space.head(), asked),
                 Err(StoreError::Refused(_)) => told = false,
-                Err(_) => return false,
+                Err(_) if is_alone => return false,
+                Err(_) => told = false,
             }
         }
         for (key, asked) in keys {
             match self.evict(&key).await {
                 Ok(_) => self.amends().confirm(|owed| &mut owed.keys, key.name(), asked),
                 Err(StoreError::Refused(_)) => told = false,
-                Err(_) => return false,
+                Err(_) if is_alone => return false,
+                Err(_) => told = false,
             }
         }
         for release in releases {
@@ -251,7 +255,8 @@ impl RedisStore {
                 Ok(()) | Err(StoreError::Refused(_)) => {
                     self.amends().lock().releases.retain(|other| other.token != release.token);
                 }
-                Err(_) => return false,
+                Err(_) if is_alone => return false,
+                Err(_) => told = false,
             }
         }
         told

@@ -1,82 +1,100 @@
-//! The one place that sends commands: connections that mend themselves, deadlines, and the breaker.
-//!
-//! A connection is always in one of these states:
-//!
-//! ```text
-//!   Cold ──first call──▶ Joining ──────▶ Up
-//!                        ▲     │         │ │
-//!                        │  attempt      │ │ three commands in a row got no answer
-//!                        │  failed       │ ▼
-//!                        │     └──────▶ Open ──probe answered──▶ Up
-//!                        └── it broke ───┘
-//! ```
-//!
-//! While `Joining`, calls wait for the outcome as long as their own deadline lets them: it usually takes a millisecond.
-//! While `Open`, calls fail at once and cost nothing; one task probes, at most a second apart. A probe is a new
-//! connection and a `PING`, which a server that hangs or still loads its data does not answer.
+//! The one place that sends commands: to the one server, or to the node of a cluster that has the key.
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
+use futures_util::future::try_join_all;
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
-    RedisError, RedisResult, ServerErrorKind, Value, from_redis_value,
+    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, from_redis_value,
 };
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::Instant;
 
+use super::cluster::{Cluster, Detour, Layout};
+use super::link::{Dialer, Node};
 use super::options::RedisOptions;
 use super::scripts::Call;
 use crate::store::StoreError;
 
-/// How many commands in a row may go without an answer before their connection is given up.
-const STRIKES: u32 = 3;
-
-/// The first pause between two probes; each is twice as long as the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-
-/// The longest pause between two probes.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// A connection that breaks sooner than this was no recovery: the pauses go on growing.
-const STEADY: Duration = Duration::from_secs(5);
-
-/// One to four multiplexed connections. Clones share them.
+/// Everything a store has open. Clones share it.
 #[derive(Clone)]
 pub(super) struct Connection {
-    links: Arc<[Arc<Link>]>,
-    next: Arc<AtomicUsize>,
+    servers: Servers,
+}
+
+#[derive(Clone)]
+enum Servers {
+    One(Arc<Node>),
+    Cluster(Arc<Cluster>),
+}
+
+/// Whom a command is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum At<'a> {
+    /// Whoever has this key, and with it everything that shares its slot.
+    Key(&'a str),
+    /// This node.
+    Node(&'a Node),
 }
 
 impl Connection {
     /// Connects to nothing yet.
     pub(super) fn new(options: &RedisOptions) -> Self {
-        let links = (0..options.connections).map(|_| Arc::new(Link::new(options.clone()))).collect();
-        Self { links, next: Arc::default() }
+        let dialer = Arc::new(Dialer::new(options.clone()));
+        let servers = if options.cluster {
+            Servers::Cluster(Arc::new(Cluster::new(dialer)))
+        } else {
+            Servers::One(Arc::new(Node::new(&dialer, &options.addresses()[0])))
+        };
+        Self { servers }
     }
 
     /// Sends one command.
     pub(super) async fn command<T: FromRedisValue>(
         &self,
+        at: At<'_>,
         cmd: &Cmd,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        self.link().run(deadline, |mut conn| async move { cmd.query_async(&mut conn).await }).await
+        let send = |mut conn: MultiplexedConnection, asking| async move {
+            Ok(from_redis_value(one(&mut conn, cmd, asking).await?)?)
+        };
+        self.run(at, deadline, send).await
     }
 
-    /// Sends several commands in one go. Fails if any of them does.
+    /// Sends several commands about one slot in one go. Fails if any of them does.
     pub(super) async fn pipeline<T: FromRedisValue>(
         &self,
+        at: At<'_>,
         pipe: &redis::Pipeline,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        self.link().run(deadline, |mut conn| async move { pipe.query_async(&mut conn).await }).await
+        let send = |mut conn: MultiplexedConnection, asking| async move {
+            let replies: Vec<Value> =
+                several(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
+            Ok(from_redis_value(Value::Array(replies))?)
+        };
+        self.run(at, deadline, send).await
+    }
+
+    /// Removes these keys, wherever they are, and counts those that were there.
+    pub(super) async fn unlink(&self, names: &[&str], deadline: Duration) -> Result<u64, StoreError> {
+        let commands = names.iter().map(|name| redis::cmd("UNLINK").arg(name).take());
+        let removed: Vec<u64> = if let (Servers::One(node), Some(_)) = (&self.servers, names.first()) {
+            let mut pipe = redis::pipe();
+            for command in commands {
+                pipe.add_command(command);
+            }
+            self.pipeline(At::Node(node), &pipe, deadline).await?
+        } else {
+            // They are in different slots, so each is a command of its own.
+            let unlink =
+                async |(name, command): (&&str, Cmd)| self.command(At::Key(name), &command, deadline).await;
+            try_join_all(names.iter().zip(commands).map(unlink)).await?
+        };
+        Ok(removed.iter().sum())
     }
 
     /// Calls a script.
@@ -86,13 +104,14 @@ impl Connection {
         deadline: Duration,
     ) -> Result<T, StoreError> {
         let by_hash = &call.by_hash();
-        let send = |mut conn: MultiplexedConnection| async move {
-            match by_hash.query_async(&mut conn).await {
-                Err(error) if is_no_script(&error) => call.in_full().query_async(&mut conn).await,
-                reply => reply,
-            }
+        let send = |mut conn: MultiplexedConnection, asking| async move {
+            let reply = match one(&mut conn, by_hash, asking).await {
+                Err(error) if is_no_script(&error) => one(&mut conn, &call.in_full(), asking).await?,
+                reply => reply?,
+            };
+            Ok(from_redis_value(reply)?)
         };
-        self.link().run(deadline, send).await
+        self.run(At::Key(call.slot_key()), deadline, send).await
     }
 
     /// Sends a command and calls a script in one round trip. It is for the script to find out whether the command
@@ -104,277 +123,105 @@ impl Connection {
         deadline: Duration,
     ) -> Result<T, StoreError> {
         let mut pipe = redis::pipe();
-        pipe.ignore_errors().add_command(upload).add_command(call.by_hash());
+        pipe.add_command(upload).add_command(call.by_hash());
         let pipe = &pipe;
-        let send = |mut conn: MultiplexedConnection| async move {
-            let (_, reply): (RedisResult<Value>, RedisResult<Value>) = pipe.query_async(&mut conn).await?;
-            match reply {
-                // The upload is still there, and only the script has to be sent again.
-                Err(error) if is_no_script(&error) => call.in_full().query_async(&mut conn).await,
-                reply => Ok(from_redis_value(reply?)?),
+        let send = |mut conn: MultiplexedConnection, asking| async move {
+            let mut replies = several(&mut conn, pipe, asking).await?.into_iter();
+            // An upload to the wrong node is no upload, so whoever has the slot gets both once more.
+            if let Some(Err(error)) = replies.next()
+                && Detour::of(&error).is_some()
+            {
+                return Err(error);
             }
+            let reply = match replies.next() {
+                // The upload is still there, and only the script has to be sent again.
+                Some(Err(error)) if is_no_script(&error) => one(&mut conn, &call.in_full(), asking).await?,
+                Some(reply) => reply?,
+                None => return Err((ErrorKind::UnexpectedReturnType, "two commands, one reply").into()),
+            };
+            Ok(from_redis_value(reply)?)
         };
-        self.link().run(deadline, send).await
+        self.run(At::Key(call.slot_key()), deadline, send).await
+    }
+
+    /// Which servers hold keys, for a walk over all of them. The deadline is each question's.
+    pub(super) async fn layout(&self, deadline: Duration) -> Result<Layout, StoreError> {
+        match &self.servers {
+            Servers::One(node) => Ok(Layout::of_one(node)),
+            Servers::Cluster(cluster) => cluster.layout(deadline).await,
+        }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.servers, Servers::Cluster(_))
     }
 
     /// Lets go of everything. Later calls fail.
     pub(super) fn close(&self) {
-        for link in self.links.iter() {
-            link.state.send_modify(|state| {
-                if let State::Joining(task) | State::Open(task) = state {
-                    task.abort();
-                }
-                *state = State::Closed;
-            });
+        match &self.servers {
+            Servers::One(node) => node.close(),
+            Servers::Cluster(cluster) => cluster.close(),
         }
     }
 
-    fn link(&self) -> &Arc<Link> {
-        let turn = if self.links.len() == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) };
-        &self.links[turn % self.links.len()]
+    /// Sends to whom it is for. The flag that `send` gets says that the key is just moving in there.
+    async fn run<T, F, Fut>(&self, at: At<'_>, deadline: Duration, send: F) -> Result<T, StoreError>
+    where
+        F: Fn(MultiplexedConnection, bool) -> Fut,
+        Fut: Future<Output = RedisResult<T>>,
+    {
+        let node = match (&self.servers, at) {
+            (Servers::Cluster(cluster), At::Key(key)) => return cluster.run(key, deadline, send).await,
+            (Servers::One(node), At::Key(_)) => node,
+            (_, At::Node(node)) => node,
+        };
+        let until = Instant::now() + deadline;
+        node.run(until, deadline, |conn| send(conn, false)).await?.map_err(StoreError::refused)
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("links", &self.links.len()).finish_non_exhaustive()
-    }
-}
-
-/// One connection and whatever brings it back.
-struct Link {
-    options: RedisOptions,
-    state: watch::Sender<State>,
-}
-
-enum State {
-    Cold,
-    /// The task tries to connect for the first time since things were well.
-    Joining(AbortHandle),
-    Up(Arc<Live>),
-    /// The server is known to be away. The task probes.
-    Open(AbortHandle),
-    Closed,
-}
-
-/// A connection that worked when it was last heard of.
-struct Live {
-    conn: MultiplexedConnection,
-    /// Commands without an answer since the last one with an answer.
-    strikes: AtomicU32,
-    since: Instant,
-    /// How long the last pause was before this connection came about.
-    pause: Duration,
-}
-
-impl Live {
-    /// How long to wait before the first probe: not at all, unless servers come up and fail in quick succession.
-    fn next_pause(&self) -> Duration {
-        if self.since.elapsed() < STEADY { longer(self.pause) } else { Duration::ZERO }
-    }
-}
-
-impl Link {
-    fn new(options: RedisOptions) -> Self {
-        Self { options, state: watch::Sender::new(State::Cold) }
-    }
-
-    /// Sends, and waits for the answer until the deadline.
-    ///
-    /// A connection that broke while nobody used it is only noticed by the next command, so that one is tried once
-    /// more on a new connection. Every command here can be sent twice.
-    async fn run<T, F, Fut>(self: &Arc<Self>, deadline: Duration, send: F) -> Result<T, StoreError>
-    where
-        F: Fn(MultiplexedConnection) -> Fut,
-        Fut: Future<Output = RedisResult<T>>,
-    {
-        let until = Instant::now() + deadline;
-        let mut again = true;
-        loop {
-            let live = self.live(until).await?;
-            match timeout_at(until, send(live.conn.clone())).await {
-                Err(_) => {
-                    self.struck(&live);
-                    return Err(StoreError::Timeout(deadline));
-                }
-                Ok(Err(error)) if is_broken(&error) => {
-                    self.broke(&live, &error);
-                    if !again {
-                        return Err(StoreError::unavailable(error));
-                    }
-                    again = false;
-                }
-                Ok(reply) => {
-                    if live.strikes.load(Ordering::Relaxed) > 0 {
-                        live.strikes.store(0, Ordering::Relaxed);
-                    }
-                    return reply.map_err(StoreError::refused);
-                }
-            }
-        }
-    }
-
-    /// A connection to send on. Waits only while the first attempt to connect is under way.
-    async fn live(self: &Arc<Self>, until: Instant) -> Result<Arc<Live>, StoreError> {
-        if let State::Up(live) = &*self.state.borrow() {
-            return Ok(live.clone());
-        }
-        let mut changes = self.state.subscribe();
-        loop {
-            match &*changes.borrow_and_update() {
-                State::Up(live) => return Ok(live.clone()),
-                State::Closed => return Err(StoreError::unavailable("the store was closed")),
-                State::Open(task) if !task.is_finished() => {
-                    return Err(StoreError::unavailable("no connection; trying again in the background"));
-                }
-                _ => {}
-            }
-            self.join();
-            if timeout_at(until, changes.changed()).await.is_err() {
-                return Err(StoreError::unavailable("still connecting"));
-            }
-        }
-    }
-
-    /// Sees to it that somebody is connecting. A task dies with its runtime, so a finished one is replaced.
-    fn join(self: &Arc<Self>) {
-        self.state.send_if_modified(|state| {
-            let idle = match state {
-                State::Cold => true,
-                State::Joining(task) | State::Open(task) => task.is_finished(),
-                State::Up(_) | State::Closed => false,
-            };
-            if idle {
-                *state = State::Joining(self.connect(Duration::ZERO));
-            }
-            idle
-        });
-    }
-
-    /// A command got no answer.
-    fn struck(self: &Arc<Self>, live: &Arc<Live>) {
-        if live.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES
-            && self.replace(live, || State::Open(self.connect(live.next_pause())))
-        {
-            tracing::warn!(redis = %self.address(), "Redis does not answer; doing without it until it does");
-        }
-    }
-
-    /// The connection is no more, or no good.
-    fn broke(self: &Arc<Self>, live: &Arc<Live>, error: &RedisError) {
-        if error.is_io_error() {
-            self.replace(live, || State::Joining(self.connect(Duration::ZERO)));
-        } else if self.replace(live, || State::Open(self.connect(live.next_pause()))) {
-            tracing::warn!(redis = %self.address(), %error, "Redis can't serve; doing without it until it can");
-        }
-    }
-
-    /// Moves on from `live`, unless somebody else has done so already.
-    fn replace(&self, live: &Arc<Live>, next: impl FnOnce() -> State) -> bool {
-        self.state.send_if_modified(|state| {
-            let current = matches!(state, State::Up(current) if Arc::ptr_eq(current, live));
-            if current {
-                *state = next();
-            }
-            current
-        })
-    }
-
-    /// Starts the task that connects, and goes on trying until it has. It ends when the store is dropped.
-    ///
-    /// Callers hold the lock of the state, so that the task's first change comes after theirs.
-    fn connect(self: &Arc<Self>, pause: Duration) -> AbortHandle {
-        let link = Arc::downgrade(self);
-        let task = async move {
-            let mut pause = pause;
-            loop {
-                if !pause.is_zero() {
-                    // Many processes that lost the same server don't all come back at once.
-                    sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                }
-                let Some(link) = link.upgrade() else { return };
-                match link.dial().await {
-                    Ok(conn) => return link.came_up(conn, pause),
-                    Err(error) => link.stays_down(&error),
-                }
-                pause = longer(pause);
-            }
+        let mut debug = f.debug_struct("Connection");
+        match &self.servers {
+            Servers::One(node) => debug.field("server", node),
+            Servers::Cluster(cluster) => debug.field("cluster", cluster),
         };
-        tokio::spawn(task).abort_handle()
-    }
-
-    async fn dial(&self) -> RedisResult<MultiplexedConnection> {
-        let options = &self.options;
-        if options.tls {
-            return Err((ErrorKind::InvalidClientConfig, "this build has no TLS").into());
-        }
-        let info = ConnectionAddr::Tcp(options.host.clone(), options.port)
-            .into_connection_info()?
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(options.handshake());
-        // Deadlines are ours: the library's would drop the answer but keep a dead connection.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let dialled = async {
-            let client = Client::open(info)?;
-            let mut conn = client.get_multiplexed_async_connection_with_config(&config).await?;
-            redis::cmd("PING").exec_async(&mut conn).await?;
-            Ok(conn)
-        };
-        match timeout(options.connect_deadline, dialled).await {
-            Ok(dialled) => dialled,
-            Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
-        }
-    }
-
-    fn came_up(&self, conn: MultiplexedConnection, pause: Duration) {
-        let live = Live { conn, strikes: AtomicU32::new(0), since: Instant::now(), pause };
-        self.state.send_if_modified(|state| {
-            if matches!(state, State::Open(_)) {
-                tracing::info!(redis = %self.address(), "Redis answers again");
-            }
-            let open = !matches!(state, State::Closed);
-            if open {
-                *state = State::Up(Arc::new(live));
-            }
-            open
-        });
-    }
-
-    fn stays_down(&self, error: &RedisError) {
-        self.state.send_if_modified(|state| {
-            let State::Joining(task) = state else { return false };
-            tracing::warn!(
-                redis = %self.address(),
-                %error,
-                "Redis can't be reached; doing without it until it can"
-            );
-            *state = State::Open(task.clone());
-            true
-        });
-    }
-
-    fn address(&self) -> String {
-        format!("{}:{}", self.options.host, self.options.port)
+        debug.finish_non_exhaustive()
     }
 }
 
-fn longer(pause: Duration) -> Duration {
-    (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+async fn one(conn: &mut MultiplexedConnection, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
+    if !asking {
+        return cmd.query_async(conn).await;
+    }
+    let mut pipe = redis::pipe();
+    pipe.add_command(cmd.clone());
+    several(conn, &pipe, true).await?.pop().unwrap_or(Ok(Value::Nil))
+}
+
+async fn several(
+    conn: &mut MultiplexedConnection,
+    pipe: &redis::Pipeline,
+    asking: bool,
+) -> RedisResult<Vec<RedisResult<Value>>> {
+    let asked;
+    let pipe = if asking {
+        // `ASKING` is good for one command, and a shared connection must not put another's in between.
+        let mut each = redis::pipe();
+        for cmd in pipe.cmd_iter() {
+            each.cmd("ASKING").add_command(cmd.clone());
+        }
+        asked = each;
+        &asked
+    } else {
+        pipe
+    };
+    let replies = conn.req_packed_commands(pipe, 0, pipe.len()).await?;
+    let per_command = if asking { 2 } else { 1 };
+    Ok(replies.into_iter().skip(per_command - 1).step_by(per_command).map(Value::extract_error).collect())
 }
 
 fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-}
-
-/// Whether the connection is of no more use. A master that became a replica keeps the connection but refuses writes,
-/// and its name may lead to the new master by now.
-fn is_broken(error: &RedisError) -> bool {
-    error.is_io_error()
-        || error.is_unrecoverable_error()
-        || matches!(
-            error.kind(),
-            ErrorKind::Server(
-                ServerErrorKind::ReadOnly | ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown
-            )
-        )
 }

@@ -18,12 +18,14 @@ use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
 /// ```
 #[derive(Clone)]
 pub struct RedisOptions {
-    pub(super) host: String,
-    pub(super) port: u16,
+    /// At least one. More are nodes of a cluster.
+    addresses: Vec<Address>,
+    pub(super) cluster: bool,
     pub(super) db: u32,
     pub(super) username: Option<String>,
     pub(super) password: Option<String>,
     pub(super) tls: bool,
+    pub(super) tls_options: TlsOptions,
     pub(super) read_deadline: Duration,
     pub(super) fill_deadline: Duration,
     pub(super) evict_deadline: Duration,
@@ -37,12 +39,13 @@ impl RedisOptions {
     #[must_use]
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self {
-            host: host.into(),
-            port,
+            addresses: vec![Address { host: host.into(), port }],
+            cluster: false,
             db: 0,
             username: None,
             password: None,
             tls: false,
+            tls_options: TlsOptions::default(),
             read_deadline: Duration::from_millis(50),
             fill_deadline: Duration::from_millis(250),
             evict_deadline: Duration::from_millis(500),
@@ -52,18 +55,25 @@ impl RedisOptions {
         }
     }
 
-    /// `redis://[[username]:password@]host[:port][/db]`, or `rediss://` for TLS.
+    /// `redis://[[username]:password@]host[:port][/db]`, or `rediss://` for TLS. Several hosts, with commas in between,
+    /// are nodes of a [cluster](Self::cluster): `redis://10.0.0.1:7000,10.0.0.2:7000`.
     ///
     /// # Errors
     ///
-    /// When the text is not such a URL. The error never repeats the URL, which may hold a password.
+    /// When the text is not such a URL, or names a database of a cluster. The error never repeats the URL, which may
+    /// hold a password.
     pub fn from_url(url: &str) -> Result<Self, RedisUrlError> {
         // The client library can't parse `rediss:` unless it is built with TLS; the rest of the URL is the same.
-        let (tls, plain) = match url.split_once("://") {
-            Some(("redis", rest)) => (false, format!("redis://{rest}")),
-            Some(("rediss", rest)) => (true, format!("redis://{rest}")),
+        let (tls, rest) = match url.split_once("://") {
+            Some(("redis", rest)) => (false, rest),
+            Some(("rediss", rest)) => (true, rest),
             _ => return Err(RedisUrlError::Scheme),
         };
+        // Nor does it know of several hosts. Commas elsewhere, in a password, are left alone.
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let start = rest[..end].rfind('@').map_or(0, |at| at + 1);
+        let (first, others) = rest[start..end].split_once(',').unwrap_or((&rest[start..end], ""));
+        let plain = format!("redis://{}{first}{}", &rest[..start], &rest[end..]);
         let info = plain.into_connection_info().map_err(|error| RedisUrlError::Invalid(error.to_string()))?;
         let ConnectionAddr::Tcp(host, port) = info.addr() else {
             return Err(RedisUrlError::Scheme);
@@ -71,13 +81,40 @@ impl RedisOptions {
         let settings = info.redis_settings();
         let db =
             u32::try_from(settings.db()).map_err(|_| RedisUrlError::Invalid("negative database".into()))?;
-        Ok(Self {
+        let mut options = Self {
             db,
             username: settings.username().map(str::to_owned),
             password: settings.password().map(str::to_owned),
             tls,
             ..Self::new(host.as_str(), *port)
-        })
+        };
+        if first.len() < end - start {
+            for other in others.split(',') {
+                let address = Address::parse_or(other, DEFAULT_PORT)
+                    .ok_or_else(|| RedisUrlError::Invalid("one of the hosts".into()))?;
+                options = options.node(address.host, address.port);
+            }
+            if db != 0 {
+                return Err(RedisUrlError::Invalid("a cluster has no other database than 0".into()));
+            }
+        }
+        Ok(options)
+    }
+
+    /// Whether this is a Redis Cluster: the host is one of its nodes, from which the others become known. Off by default.
+    ///
+    /// Only masters are asked. A cluster has database 0 and no other: with another [`db`](Self::db) nothing connects.
+    #[must_use]
+    pub fn cluster(self, cluster: bool) -> Self {
+        Self { cluster, ..self }
+    }
+
+    /// Another node of the [cluster](Self::cluster) to begin with, in case the first is down. Not all of them have to
+    /// be named.
+    #[must_use]
+    pub fn node(mut self, host: impl Into<String>, port: u16) -> Self {
+        self.addresses.push(Address { host: host.into(), port });
+        self.cluster(true)
     }
 
     /// The number of the database. 0 by default.
@@ -98,10 +135,39 @@ impl RedisOptions {
         Self { password: Some(password.into()), ..self }
     }
 
-    /// Whether to speak TLS. Off by default.
+    /// Whether to speak TLS. Off by default. Needs the feature `redis-tls`: without it no connection comes about.
+    ///
+    /// The server has to show a certificate for the host it is asked for under, signed by an authority that the system
+    /// trusts or by one of [`ca_certificates`](Self::ca_certificates).
     #[must_use]
     pub fn tls(self, tls: bool) -> Self {
         Self { tls, ..self }
+    }
+
+    /// The authorities to trust instead of the system's: certificates in PEM. Turns TLS on.
+    ///
+    /// Text without a certificate in it, here and in [`client_certificate`](Self::client_certificate), shows when the
+    /// store connects: it is unavailable, and the log says why.
+    #[must_use]
+    pub fn ca_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.tls_options.authorities = Some(pem.into());
+        self.tls(true)
+    }
+
+    /// What to show to a server that asks for it: a certificate, with those between it and its authority, and its
+    /// private key, all in PEM. Turns TLS on.
+    #[must_use]
+    pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.tls_options.identity = Some((certificate.into(), key.into()));
+        self.tls(true)
+    }
+
+    /// Whether the server's certificate has to name the host. On by default. Without, anybody who holds any certificate
+    /// of a trusted authority can pose as the server.
+    #[must_use]
+    pub fn check_hostname(mut self, check_hostname: bool) -> Self {
+        self.tls_options.check_hostname = check_hostname;
+        self
     }
 
     /// How long `get` and `has` wait: 50 ms by default. What takes longer is a miss.
@@ -128,7 +194,7 @@ impl RedisOptions {
         Self { connect_deadline, ..self }
     }
 
-    /// How many multiplexed connections to share the load: 1 by default, 4 at most. One carries more than
+    /// How many multiplexed connections to share the load, to each node of a cluster: 1 by default, 4 at most. One carries more than
     /// 100,000 commands a second.
     #[must_use]
     pub fn connections(self, connections: usize) -> Self {
@@ -139,6 +205,28 @@ impl RedisOptions {
     #[must_use]
     pub fn max_value_bytes(self, max_value_bytes: usize) -> Self {
         Self { max_value_bytes, ..self }
+    }
+
+    pub(super) fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.cluster
+    }
+
+    pub(crate) fn database(&self) -> u32 {
+        self.db
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Whether certificates and keys are what they should be.
+    #[cfg(feature = "redis-tls")]
+    pub(crate) fn check_tls(&self) -> Result<(), String> {
+        super::tls::Tls::new(&self.tls_options).map(drop)
     }
 
     pub(super) fn handshake(&self) -> RedisConnectionInfo {
@@ -158,12 +246,13 @@ impl RedisOptions {
 impl fmt::Debug for RedisOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisOptions")
-            .field("host", &self.host)
-            .field("port", &self.port)
+            .field("addresses", &self.addresses)
+            .field("cluster", &self.cluster)
             .field("db", &self.db)
             .field("username", &self.username.as_ref().map(|_| "***"))
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("tls", &self.tls)
+            .field("check_hostname", &self.tls_options.check_hostname)
             .field("read_deadline", &self.read_deadline)
             .field("fill_deadline", &self.fill_deadline)
             .field("evict_deadline", &self.evict_deadline)
@@ -171,6 +260,74 @@ impl fmt::Debug for RedisOptions {
             .field("connections", &self.connections)
             .field("max_value_bytes", &self.max_value_bytes)
             .finish()
+    }
+}
+
+/// The port of Redis when none is named.
+pub(crate) const DEFAULT_PORT: u16 = 6379;
+
+/// Where a server listens.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Address {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Address {
+    /// `host:port` as nodes of a cluster write it: the host may be empty, and is not bracketed.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        Some(Self { host: host.to_owned(), port: port.parse().ok()? })
+    }
+
+    /// `host[:port]` as people write it: an IPv6 address stands in brackets.
+    pub(crate) fn parse_or(text: &str, port: u16) -> Option<Self> {
+        let (host, rest) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some(split) => split,
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
+        };
+        let port = match rest.strip_prefix(':') {
+            Some(port) => port.parse().ok().filter(|port| *port != 0)?,
+            None if rest.is_empty() => port,
+            None => return None,
+        };
+        let is_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
+        is_host.then(|| Self { host: host.to_owned(), port })
+    }
+
+    /// Without a host it is on the host that said so.
+    pub(super) fn beside(mut self, neighbour: &Self) -> Self {
+        if self.host.is_empty() {
+            self.host.clone_from(&neighbour.host);
+        }
+        self
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Whom to trust and what to show.
+#[derive(Clone)]
+pub(super) struct TlsOptions {
+    pub(super) authorities: Option<Vec<u8>>,
+    /// A certificate and its key.
+    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) check_hostname: bool,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self { authorities: None, identity: None, check_hostname: true }
     }
 }
 
@@ -194,8 +351,8 @@ mod tests {
     fn urls_are_taken_apart() {
         let options = RedisOptions::from_url("rediss://al%20ice:p%40ss@example.com:7000/3").unwrap();
         assert_eq!(
-            (options.host.as_str(), options.port, options.db, options.tls),
-            ("example.com", 7000, 3, true)
+            (format!("{:?}", options.addresses), options.db, options.tls),
+            ("[example.com:7000]".to_owned(), 3, true)
         );
         assert_eq!(
             (options.username.as_deref(), options.password.as_deref()),
@@ -203,11 +360,23 @@ mod tests {
         );
         let options = RedisOptions::from_url("redis://localhost").unwrap();
         assert_eq!(
-            (options.host.as_str(), options.port, options.db, options.tls),
-            ("localhost", 6379, 0, false)
+            (format!("{:?}", options.addresses), options.db, options.tls),
+            ("[localhost:6379]".to_owned(), 0, false)
         );
         let options = RedisOptions::from_url("redis://[::1]:1").unwrap();
-        assert_eq!((options.host.as_str(), options.port), ("::1", 1));
+        assert_eq!(options.addresses, [Address { host: "::1".to_owned(), port: 1 }]);
+        assert!(!options.cluster);
+    }
+
+    #[test]
+    fn several_hosts_are_a_cluster() {
+        let options = RedisOptions::from_url("redis://al,ice:p,w@a:1,b,[::1]:3/0").unwrap();
+        assert_eq!(format!("{:?}", options.addresses), "[a:1, b:6379, ::1:3]");
+        assert!(options.cluster);
+        assert_eq!((options.username.as_deref(), options.password.as_deref()), (Some("al,ice"), Some("p,w")));
+        let more = RedisOptions::new("a", 1).node("b", 2);
+        assert_eq!(format!("{:?}", more.addresses), "[a:1, b:2]");
+        assert!(more.cluster && !more.cluster(false).cluster);
     }
 
     #[test]
@@ -221,6 +390,10 @@ mod tests {
             "redis://:secret@h:99999999",
             "redis://:secret@h/-1",
             "redis+unix:///secret",
+            "redis://:secret@a,b/3",
+            "redis://:secret@a,",
+            "redis://:secret@a,b:x",
+            "redis://:secret@a,b:0",
         ] {
             let error = RedisOptions::from_url(bad).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
@@ -229,7 +402,10 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        let options = RedisOptions::new("h", 1).username("alice").password("secret");
+        let options = RedisOptions::new("h", 1)
+            .username("alice")
+            .password("secret")
+            .client_certificate("alice's certificate", "secret key");
         let printed = format!("{options:?} {options:#?}");
         assert!(!printed.contains("secret") && !printed.contains("alice"), "{printed}");
     }

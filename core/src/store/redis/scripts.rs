@@ -34,6 +34,11 @@ impl Call<'_> {
         self.command("EVAL", self.script.code)
     }
 
+    /// One of the keys, to tell by it where all of them are.
+    pub(super) fn slot_key(&self) -> &str {
+        self.keys.first().copied().unwrap_or_default()
+    }
+
     fn command(&self, verb: &str, script: &str) -> Cmd {
         let mut cmd = redis::cmd(verb);
         cmd.arg(script).arg(self.keys.len()).arg(self.keys);

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::connection::Connection;
+use super::cluster::Layout;
+use super::connection::{At, Connection};
 use super::names::{self, Owned};
 use super::scripts::{self, Call};
 use super::{Inner, RedisStore, random};
@@ -34,7 +35,8 @@ impl RedisStore {
         for start in (0..).step_by(CHUNK) {
             let mut range = redis::cmd("ZRANGE");
             range.arg(&doomed).arg(start).arg(start + CHUNK - 1);
-            let suffixes: Vec<Bytes> = self.connection().command(&range, self.deadline()).await?;
+            let suffixes: Vec<Bytes> =
+                self.connection().command(At::Key(&doomed), &range, self.deadline()).await?;
             let entries: Vec<String> = suffixes
                 .iter()
                 .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
@@ -59,7 +61,7 @@ impl RedisStore {
     /// so it may stay or go.
     async fn wipe(&self, prefix: &str) -> Result<u64, StoreError> {
         let mut nonces = HashMap::new();
-        let mut scan = Scan::new(prefix);
+        let mut scan = Scan::begin(self, prefix).await?;
         while let Some(page) = scan.next(self).await? {
             let mut leases = Vec::new();
             for name in &page {
@@ -80,7 +82,8 @@ impl RedisStore {
         }
 
         let mut count = 0;
-        let mut scan = Scan::new(prefix);
+        // In a cluster too, this begins when the first pass has been everywhere.
+        let mut scan = Scan::begin(self, prefix).await?;
         while let Some(page) = scan.next(self).await? {
             let mut plain = Vec::new();
             let mut groups: HashMap<&str, Vec<&str>> = HashMap::new();
@@ -116,17 +119,8 @@ impl RedisStore {
         self.call(Call { script: &scripts::SWEEP, keys: &keys, args: &[old] }, self.deadline()).await
     }
 
-    /// Removes these keys, each by a command of its own because they are in different slots.
     async fn unlink(&self, names: &[&str]) -> Result<u64, StoreError> {
-        if names.is_empty() {
-            return Ok(0);
-        }
-        let mut pipe = redis::pipe();
-        for name in names {
-            pipe.cmd("UNLINK").arg(name);
-        }
-        let removed: Vec<u64> = self.connection().pipeline(&pipe, self.deadline()).await?;
-        Ok(removed.iter().sum())
+        self.connection().unlink(names, self.deadline()).await
     }
 
     fn connection(&self) -> &Connection {
@@ -147,25 +141,54 @@ struct Dropped {
     doomed: Option<String>,
 }
 
-/// A walk over the names in the database that may be a prefix's.
+/// A walk over the names in the database that may be a prefix's, on every node of a cluster.
+///
+/// A key that moves between two nodes might be missed: gone where the walk has not been yet, and come where it has
+/// already been. So if slots moved meanwhile the walk goes round once more. A key that moved once is then found
+/// whatever its way was: where it came from is looked at, and where it went is looked at after that. No slot moves twice
+/// in so short a time.
 struct Scan {
     pattern: String,
-    cursor: Option<u64>,
+    layout: Layout,
+    /// Whether this is the second round.
+    again: bool,
+    node: usize,
+    cursor: u64,
 }
 
 impl Scan {
-    fn new(prefix: &str) -> Self {
-        Self { pattern: names::pattern(prefix), cursor: Some(0) }
+    async fn begin(store: &RedisStore, prefix: &str) -> Result<Self, StoreError> {
+        let layout = store.connection().layout(store.deadline()).await?;
+        Ok(Self { pattern: names::pattern(prefix), layout, again: false, node: 0, cursor: 0 })
     }
 
-    /// The next few names, or `None` after the last. The server may repeat a name.
+    /// The next few names, or `None` after the last. A name may come twice.
     async fn next(&mut self, store: &RedisStore) -> Result<Option<Vec<String>>, StoreError> {
-        let Some(cursor) = self.cursor else { return Ok(None) };
+        if self.node == self.layout.nodes.len() && !self.goes_round_again(store).await? {
+            return Ok(None);
+        }
+        let Some(node) = self.layout.nodes.get(self.node) else { return Ok(None) };
         let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(PAGE);
-        let (next, names): (u64, Vec<Bytes>) = store.connection().command(&scan, store.deadline()).await?;
-        self.cursor = (next != 0).then_some(next);
+        scan.arg(self.cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(PAGE);
+        let (next, names): (u64, Vec<Bytes>) =
+            store.connection().command(At::Node(node), &scan, store.deadline()).await?;
+        self.cursor = next;
+        if next == 0 {
+            self.node += 1;
+        }
         // Every name of ours is UTF-8.
         Ok(Some(names.into_iter().filter_map(|name| String::from_utf8(name.into()).ok()).collect()))
+    }
+
+    async fn goes_round_again(&mut self, store: &RedisStore) -> Result<bool, StoreError> {
+        if self.again {
+            return Ok(false);
+        }
+        let layout = store.connection().layout(store.deadline()).await?;
+        self.again = !layout.is_steady_since(&self.layout);
+        if self.again {
+            (self.layout, self.node) = (layout, 0);
+        }
+        Ok(self.again)
     }
 }

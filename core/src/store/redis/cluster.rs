@@ -1,0 +1,596 @@
+//! Who has which key in a Redis Cluster, and how a command finds there.
+//!
+//! Every node has connections and a breaker of its own, so a node that is away costs its own keys and no others. What
+//! is known about the slots is corrected by the nodes themselves, whose answers say who has a key:
+//!
+//! * `MOVED`: somebody else has the slot for good. The command goes there, and everything known is looked up again.
+//! * `ASK`: this key has gone ahead to the slot's next owner. The command follows it, this once.
+//! * `TRYAGAIN`, `CLUSTERDOWN`: some keys of the command are here and some there, or a failover is under way. The
+//!   command waits and is sent again, until its deadline.
+//!
+//! A node without an answer is also a reason to look everything up again, at most every 100 ms: a replica may have
+//! taken its place. Replicas are never asked for values: what they hold may be older than an eviction.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, from_redis_value};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::link::{Dialer, Node};
+use super::options::Address;
+use crate::store::StoreError;
+
+/// How many slots there are.
+const SLOTS: usize = 16384;
+
+/// A slot that nobody serves, as far as is known.
+const NOBODY: u16 = u16::MAX;
+
+/// How long what was looked up is good enough, whatever happens.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// How many nodes are asked for the slots at once. The first to answer will do.
+const ASKED: usize = 8;
+
+/// How many redirections a command follows without a pause.
+const AT_ONCE: u32 = 3;
+
+/// The longest pause before a command is sent again.
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
+
+/// A cluster, known by some of its nodes until one of them has told the rest.
+pub(super) struct Cluster {
+    dialer: Arc<Dialer>,
+    slots: RwLock<Arc<Slots>>,
+    nodes: Mutex<HashMap<Address, Arc<Node>>>,
+    lookup: Mutex<Lookup>,
+    /// How many times the slots have been looked up, with or without success.
+    lookups: watch::Sender<u64>,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Lookup {
+    task: Option<AbortHandle>,
+    ended: Option<Instant>,
+}
+
+/// Who serves which slot.
+#[derive(Clone)]
+struct Slots {
+    masters: Vec<Arc<Node>>,
+    /// For each slot the number of its master.
+    owners: Box<[u16]>,
+}
+
+impl Slots {
+    fn unknown() -> Self {
+        Self { masters: Vec::new(), owners: vec![NOBODY; SLOTS].into() }
+    }
+
+    fn owner(&self, slot: u16) -> Option<&Arc<Node>> {
+        self.masters.get(usize::from(self.owners[usize::from(slot)]))
+    }
+
+    fn assign(&mut self, slots: impl IntoIterator<Item = u16>, node: Arc<Node>) {
+        let position = self.masters.iter().position(|master| Arc::ptr_eq(master, &node));
+        let number = position.unwrap_or_else(|| {
+            self.masters.push(node);
+            self.masters.len() - 1
+        });
+        let number = u16::try_from(number).unwrap_or(NOBODY);
+        for slot in slots {
+            if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
+                *owner = number;
+            }
+        }
+    }
+}
+
+/// The servers that hold keys, and what would show that keys moved from one to the other meanwhile.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) nodes: Vec<Arc<Node>>,
+    /// What every node says about itself: its name, its epoch and its slots.
+    described: BTreeSet<String>,
+    moving: bool,
+}
+
+impl Layout {
+    pub(super) fn of_one(node: &Arc<Node>) -> Self {
+        Self { nodes: vec![node.clone()], described: BTreeSet::new(), moving: false }
+    }
+
+    /// Whether no key can have moved between nodes since `before`.
+    pub(super) fn is_steady_since(&self, before: &Self) -> bool {
+        !self.moving && !before.moving && self.described == before.described
+    }
+}
+
+/// Where a node that refused a command says to go.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Detour {
+    /// To the slot's new owner.
+    Moved(Option<Address>),
+    /// To the slot's next owner, for once.
+    Ask(Option<Address>),
+    /// Nowhere yet.
+    Wait,
+}
+
+impl Detour {
+    pub(super) fn of(error: &RedisError) -> Option<Self> {
+        // Without a host it is the one that was asked.
+        let address = || error.redirect_node().and_then(|(address, _)| Address::parse(address));
+        let ErrorKind::Server(kind) = error.kind() else { return None };
+        match kind {
+            ServerErrorKind::Moved => Some(Self::Moved(address())),
+            ServerErrorKind::Ask => Some(Self::Ask(address())),
+            ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown => Some(Self::Wait),
+            _ => None,
+        }
+    }
+}
+
+impl Cluster {
+    /// Connects to nothing yet.
+    pub(super) fn new(dialer: Arc<Dialer>) -> Self {
+        Self {
+            dialer,
+            slots: RwLock::new(Arc::new(Slots::unknown())),
+            nodes: Mutex::default(),
+            lookup: Mutex::default(),
+            lookups: watch::Sender::new(0),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Sends to whoever has the key, wherever that leads to, until the deadline.
+    pub(super) async fn run<T, F, Fut>(
+        self: &Arc<Self>,
+        key: &str,
+        deadline: Duration,
+        send: F,
+    ) -> Result<T, StoreError>
+    where
+        F: Fn(MultiplexedConnection, bool) -> Fut,
+        Fut: Future<Output = RedisResult<T>>,
+    {
+        let until = Instant::now() + deadline;
+        let slot = slot(key);
+        let (mut node, mut asking) = (self.owner(slot, until).await?, false);
+        let mut detours = 0;
+        loop {
+            let error = match node.run(until, deadline, |conn| send(conn, asking)).await {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(error)) => error,
+                Err(silent) => {
+                    self.look_up();
+                    return Err(silent);
+                }
+            };
+            let Some(detour) = Detour::of(&error) else { return Err(StoreError::refused(error)) };
+            detours += 1;
+            if detours > AT_ONCE || detour == Detour::Wait {
+                let pause = Duration::from_millis(1 << detours.min(5)).min(LONGEST_PAUSE);
+                // A node that had hardly any time to answer would be blamed for it.
+                if Instant::now() + 2 * pause >= until {
+                    return Err(StoreError::refused(error));
+                }
+                sleep(pause).await;
+            }
+            asking = matches!(detour, Detour::Ask(_));
+            node = match detour {
+                Detour::Moved(Some(address)) => self.moved(slot, &address.beside(node.address())),
+                Detour::Ask(Some(address)) => self.node(&address.beside(node.address())),
+                Detour::Moved(None) | Detour::Ask(None) | Detour::Wait => {
+                    self.look_up();
+                    self.owner(slot, until).await?
+                }
+            };
+        }
+    }
+
+    /// Every master, also those without a slot yet: keys may be on their way there.
+    pub(super) async fn layout(self: &Arc<Self>, deadline: Duration) -> Result<Layout, StoreError> {
+        let slots = self.ask_around(deadline).await?;
+        if slots.owners.contains(&NOBODY) {
+            return Err(StoreError::unavailable("the cluster does not serve every slot"));
+        }
+        let slots = self.learn(slots);
+        let mut nodes = slots.masters.clone();
+        let mut described = BTreeSet::new();
+        let mut moving = false;
+        let mut next = 0;
+        while let Some(node) = nodes.get(next).cloned() {
+            next += 1;
+            let mut ask = redis::cmd("CLUSTER");
+            ask.arg("NODES");
+            let list: String = self.ask(&node, &ask, deadline).await?;
+            for line in list.lines().filter_map(Line::parse) {
+                if line.is_myself {
+                    if !line.is_master {
+                        return Err(StoreError::unavailable("a failover is under way"));
+                    }
+                    moving |= line.is_moving();
+                    described.insert(line.describe());
+                } else if line.is_empty_master()
+                    && let Some(address) = Address::parse(line.address)
+                {
+                    let master = self.node(&address.beside(node.address()));
+                    if !nodes.iter().any(|known| Arc::ptr_eq(known, &master)) {
+                        nodes.push(master);
+                    }
+                }
+            }
+        }
+        Ok(Layout { nodes, described, moving })
+    }
+
+    /// Lets go of everything. Later calls fail.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        if let Some(task) = self.lookup().task.take() {
+            task.abort();
+        }
+        // Those who wait for it.
+        self.lookups.send_modify(|lookups| *lookups += 1);
+        for node in self.nodes().values() {
+            node.close();
+        }
+    }
+
+    async fn owner(self: &Arc<Self>, slot: u16, until: Instant) -> Result<Arc<Node>, StoreError> {
+        let mut lookups = self.lookups.subscribe();
+        let mut is_looked_up = false;
+        loop {
+            {
+                let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+                if let Some(node) = slots.owner(slot) {
+                    return Ok(node.clone());
+                }
+            }
+            if self.closed.load(Ordering::Acquire) {
+                return Err(StoreError::unavailable("the store was closed"));
+            }
+            if is_looked_up {
+                return Err(StoreError::unavailable("no node of the cluster is known to serve this key"));
+            }
+            if !self.look_up() {
+                is_looked_up = true;
+            } else if timeout_at(until, lookups.changed()).await.is_err() {
+                return Err(StoreError::unavailable("still connecting"));
+            }
+        }
+    }
+
+    /// Looks up who has which slot, in the background. False if that has just been done.
+    fn look_up(self: &Arc<Self>) -> bool {
+        let mut lookup = self.lookup();
+        // A task dies with its runtime, so a finished one is no reason not to begin.
+        if lookup.task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return true;
+        }
+        if self.closed.load(Ordering::Acquire) || lookup.ended.is_some_and(|ended| ended.elapsed() < FRESH) {
+            return false;
+        }
+        let weak = Arc::downgrade(self);
+        let task = async move {
+            let Some(cluster) = weak.upgrade() else { return };
+            match cluster.ask_around(cluster.dialer.options.connect_deadline).await {
+                Ok(slots) => drop(cluster.learn(slots)),
+                Err(error) => tracing::debug!(%error, "no node of the Redis cluster says who serves what"),
+            }
+            let mut lookup = cluster.lookup();
+            lookup.ended = Some(Instant::now());
+            lookup.task = None;
+            drop(lookup);
+            cluster.lookups.send_modify(|lookups| *lookups += 1);
+        };
+        lookup.task = Some(tokio::spawn(task).abort_handle());
+        true
+    }
+
+    /// Asks several nodes who serves what, and takes the first answer.
+    async fn ask_around(&self, deadline: Duration) -> Result<Slots, StoreError> {
+        let mut candidates = self.slots.read().unwrap_or_else(PoisonError::into_inner).masters.clone();
+        fastrand::shuffle(&mut candidates);
+        for seed in self.dialer.options.addresses() {
+            let seed = self.node(seed);
+            if !candidates.iter().any(|known| Arc::ptr_eq(known, &seed)) {
+                candidates.push(seed);
+            }
+        }
+        candidates.truncate(ASKED.max(self.dialer.options.addresses().len()));
+        let mut answers: FuturesUnordered<_> = candidates
+            .iter()
+            .map(async |node| {
+                let mut ask = redis::cmd("CLUSTER");
+                ask.arg("SLOTS");
+                let answer: Value = self.ask(node, &ask, deadline).await?;
+                self.read(answer, node.address()).map_err(StoreError::refused)
+            })
+            .collect();
+        let mut problem = None;
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(slots) if !slots.masters.is_empty() => return Ok(slots),
+                Ok(_) => problem = Some(StoreError::unavailable("this cluster has no slots yet")),
+                Err(error) => problem = Some(error),
+            }
+        }
+        Err(problem.unwrap_or_else(|| StoreError::unavailable("no node to ask")))
+    }
+
+    async fn ask<T: FromRedisValue>(
+        &self,
+        node: &Node,
+        cmd: &redis::Cmd,
+        deadline: Duration,
+    ) -> Result<T, StoreError> {
+        let until = Instant::now() + deadline;
+        let send = |mut conn: MultiplexedConnection| async move { cmd.query_async(&mut conn).await };
+        node.run(until, deadline, send).await?.map_err(StoreError::refused)
+    }
+
+    /// Reads the answer to `CLUSTER SLOTS`.
+    fn read(&self, answer: Value, asked: &Address) -> RedisResult<Slots> {
+        let mut slots = Slots::unknown();
+        for (first, last, address) in ranges(answer)? {
+            if let Some(address) = address {
+                slots.assign(first..=last, self.node(&address.beside(asked)));
+            }
+        }
+        Ok(slots)
+    }
+
+    /// Puts what was looked up in place of what was known, and lets go of nodes that are no more.
+    fn learn(&self, slots: Slots) -> Arc<Slots> {
+        let slots = Arc::new(slots);
+        let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        *known = slots.clone();
+        let seeds = self.dialer.options.addresses();
+        self.nodes().retain(|address, node| {
+            seeds.contains(address) || slots.masters.iter().any(|master| Arc::ptr_eq(master, node))
+        });
+        slots
+    }
+
+    /// A slot has a new owner.
+    fn moved(self: &Arc<Self>, slot: u16, address: &Address) -> Arc<Node> {
+        let node = self.node(address);
+        let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        if !known.owner(slot).is_some_and(|owner| Arc::ptr_eq(owner, &node)) {
+            Arc::make_mut(&mut known).assign([slot], node.clone());
+        }
+        drop(known);
+        self.look_up();
+        node
+    }
+
+    fn node(&self, address: &Address) -> Arc<Node> {
+        let mut nodes = self.nodes();
+        if let Some(node) = nodes.get(address) {
+            return node.clone();
+        }
+        let node = Arc::new(Node::new(&self.dialer, address));
+        if self.closed.load(Ordering::Acquire) {
+            node.close();
+        }
+        nodes.insert(address.clone(), node.clone());
+        node
+    }
+
+    // Nothing in here can panic half way through a change.
+    fn nodes(&self) -> MutexGuard<'_, HashMap<Address, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lookup(&self) -> MutexGuard<'_, Lookup> {
+        self.lookup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        f.debug_struct("Cluster").field("masters", &slots.masters).finish_non_exhaustive()
+    }
+}
+
+/// The ranges in an answer to `CLUSTER SLOTS`: first slot, last slot, and the master unless its address is not known.
+fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address>)>> {
+    let ranges: Vec<Vec<Value>> = from_redis_value(answer)?;
+    let mut read = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let mut range = range.into_iter();
+        let (Some(first), Some(last), Some(master)) = (range.next(), range.next(), range.next()) else {
+            return Err((ErrorKind::UnexpectedReturnType, "CLUSTER SLOTS without a master").into());
+        };
+        let mut master = from_redis_value::<Vec<Value>>(master)?.into_iter();
+        let (Some(host), Some(port)) = (master.next(), master.next()) else {
+            return Err((ErrorKind::UnexpectedReturnType, "CLUSTER SLOTS without an address").into());
+        };
+        let host: Option<String> = from_redis_value(host)?;
+        let (first, last) = (from_redis_value(first)?, from_redis_value(last)?);
+        // A question mark is a node that does not know how others can reach it.
+        let address = match host.unwrap_or_default() {
+            unknown if unknown == "?" => None,
+            host => Some(Address { host, port: from_redis_value(port)? }),
+        };
+        read.push((first, last, address));
+    }
+    Ok(read)
+}
+
+/// A line of an answer to `CLUSTER NODES`.
+struct Line<'a> {
+    id: &'a str,
+    address: &'a str,
+    is_myself: bool,
+    is_master: bool,
+    is_reachable: bool,
+    epoch: &'a str,
+    slots: Vec<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
+        let epoch = fields.nth(3)?;
+        let slots = fields.skip(1).collect();
+        let has = |flag| flags.split(',').any(|other| other == flag);
+        Some(Self {
+            id,
+            // What follows is the port of the cluster's bus, and perhaps a name.
+            address: address.split('@').next()?,
+            is_myself: has("myself"),
+            is_master: has("master"),
+            is_reachable: !has("fail") && !has("noaddr") && !has("handshake"),
+            epoch,
+            slots,
+        })
+    }
+
+    fn is_moving(&self) -> bool {
+        self.slots.iter().any(|slots| slots.starts_with('['))
+    }
+
+    fn is_empty_master(&self) -> bool {
+        self.is_master && self.is_reachable && self.slots.is_empty()
+    }
+
+    fn describe(&self) -> String {
+        format!("{} {} {}", self.id, self.epoch, self.slots.join(" "))
+    }
+}
+
+/// The slot of a key: of what stands between its first braces, if it has some with anything in between.
+fn slot(key: &str) -> u16 {
+    let tag = key
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .map(|(tag, _)| tag)
+        .filter(|tag| !tag.is_empty());
+    crc16(tag.unwrap_or(key).as_bytes()) % SLOTS as u16
+}
+
+/// CRC-16/XMODEM, as the Redis Cluster specification has it.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc: u16, byte| {
+        let high = (crc >> 8) ^ u16::from(*byte);
+        (crc << 8) ^ REMAINDERS[usize::from(high & 0xff)]
+    })
+}
+
+/// What each byte leaves when it is divided by x¹⁶ + x¹² + x⁵ + 1.
+static REMAINDERS: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = (byte as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::super::names;
+    use super::*;
+    use crate::key::KeySpace;
+
+    #[test]
+    fn slots_are_those_of_redis() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        // From `CLUSTER KEYSLOT`.
+        for (key, expected) in [("foo", 12182), ("{foo}bar", 12182), ("somekey", 11058), ("foo{}{bar}", 8363)]
+        {
+            assert_eq!(slot(key), expected, "{key}");
+        }
+        assert_eq!(slot("a{b}{c}"), slot("b"));
+        assert_eq!(slot("a{{b}}c"), slot("{b"));
+    }
+
+    #[test]
+    fn everything_of_a_key_is_in_one_slot() {
+        for group in [Some("g"), None] {
+            for suffix in ["a:b", "", "x{y}", "}{", "ü"] {
+                let key = KeySpace::new("p:q", group).unwrap().key(suffix);
+                let expected = slot(key.name());
+                assert_eq!(slot(&names::lease(&key)), expected, "{key}");
+                assert_eq!(slot(&names::tmp(&key, &[7; 16])), expected, "{key}");
+                if let Some(group) = group {
+                    assert_eq!(slot(names::nonce_of(&key).unwrap()), expected);
+                    assert_eq!(slot(&names::index("p:q", group)), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_say_where_to_go() {
+        let detour = |reply: &str| {
+            let error = redis::parse_redis_value(reply.as_bytes()).unwrap().extract_error().unwrap_err();
+            Detour::of(&error)
+        };
+        let at = |host: &str, port| Some(Address { host: host.to_owned(), port });
+        assert_eq!(detour("-MOVED 3999 10.0.0.1:6381\r\n"), Some(Detour::Moved(at("10.0.0.1", 6381))));
+        assert_eq!(detour("-MOVED 3999 :6381\r\n"), Some(Detour::Moved(at("", 6381))));
+        assert_eq!(detour("-ASK 3999 ::1:6381\r\n"), Some(Detour::Ask(at("::1", 6381))));
+        assert_eq!(detour("-ASK 3999\r\n"), Some(Detour::Ask(None)));
+        assert_eq!(detour("-TRYAGAIN Multiple keys\r\n"), Some(Detour::Wait));
+        assert_eq!(detour("-CLUSTERDOWN The cluster is down\r\n"), Some(Detour::Wait));
+        assert_eq!(detour("-ERR no\r\n"), None);
+        assert_eq!(detour("-NOSCRIPT no\r\n"), None);
+        assert_eq!(at("", 1).unwrap().beside(&at("h", 2).unwrap()), at("h", 1).unwrap());
+    }
+
+    #[test]
+    fn slots_are_read() {
+        let range = |first, last, host: Value| {
+            let master = vec![host, Value::Int(7), Value::SimpleString("id".into()), Value::Array(vec![])];
+            Value::Array(vec![Value::Int(first), Value::Int(last), Value::Array(master)])
+        };
+        let text = |host: &str| Value::BulkString(host.as_bytes().to_vec());
+        let answer =
+            Value::Array(vec![range(0, 10, text("h")), range(11, 20, Value::Nil), range(21, 30, text("?"))]);
+        let at = |host: &str| Some(Address { host: host.to_owned(), port: 7 });
+        assert_eq!(ranges(answer).unwrap(), [(0, 10, at("h")), (11, 20, at("")), (21, 30, None)]);
+        for bad in [Value::Int(1), Value::Array(vec![Value::Array(vec![Value::Int(1)])])] {
+            ranges(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn nodes_describe_themselves() {
+        let line = Line::parse(
+            "07c3 127.0.0.1:7000@17000,host myself,master - 0 1426238317239 4 connected 0-10 12 [13->-67ad]",
+        )
+        .unwrap();
+        assert_eq!((line.address, line.is_myself, line.is_master), ("127.0.0.1:7000", true, true));
+        assert!(line.is_moving() && !line.is_empty_master());
+        assert_eq!(line.describe(), "07c3 4 0-10 12 [13->-67ad]");
+        assert!(Line::parse("a h:1@2 master - 0 0 0 connected").unwrap().is_empty_master());
+        assert!(!Line::parse("a h:1@2 master,fail - 0 0 0 disconnected").unwrap().is_empty_master());
+        assert!(!Line::parse("a h:1@2 slave b 0 0 0 connected").unwrap().is_empty_master());
+        assert!(Line::parse("vars currentEpoch 6 lastVoteEpoch 0").is_none());
+    }
+}

@@ -1,0 +1,102 @@
+//! A TCP proxy that misbehaves on demand.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// What becomes of what passes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weather {
+    /// It passes.
+    Fair,
+    /// It passes after this time, and what follows waits behind it.
+    Slow(Duration),
+    /// It waits until the weather changes. Connections are accepted all the same.
+    BlackHole,
+    /// Answers are replaced by nonsense.
+    Garbage,
+}
+
+/// A proxy on a port of its own. It ends with this value.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    weather: watch::Sender<Weather>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Begins to pass everything on to this port of the loopback interface.
+    pub async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let own = listener.local_addr().expect("its number").port();
+        let (weather, forecast) = watch::channel(Weather::Fair);
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(serve(client, port, forecast.clone()));
+            }
+        });
+        Self { port: own, weather, task }
+    }
+
+    /// Where it listens, as a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Changes what becomes of everything from now on, on connections that are open too.
+    pub fn turn(&self, weather: Weather) {
+        self.weather.send_replace(weather);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>) {
+    let Ok(server) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await else { return };
+    for stream in [&client, &server] {
+        let _ = stream.set_nodelay(true);
+    }
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    tokio::select! {
+        () = pump(from_client, to_server, forecast.clone(), false) => {}
+        () = pump(from_server, to_client, forecast, true) => {}
+    }
+}
+
+async fn pump(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut forecast: watch::Receiver<Weather>,
+    are_answers: bool,
+) {
+    let mut bytes = vec![0; 64 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        // The proxy is gone, and with it whatever it held back.
+        let Ok(weather) = forecast.wait_for(|weather| *weather != Weather::BlackHole).await.map(|now| *now)
+        else {
+            return;
+        };
+        if let Weather::Slow(delay) = weather {
+            sleep(delay).await;
+        }
+        let passed: &[u8] = if weather == Weather::Garbage && are_answers {
+            b"HTTP/1.1 400 Bad Request\r\n\r\n"
+        } else {
+            &bytes[..count]
+        };
+        if to.write_all(passed).await.is_err() {
+            return;
+        }
+    }
+}

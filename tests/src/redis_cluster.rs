@@ -1,0 +1,177 @@
+//! A real Redis Cluster of one's own: three masters and three replicas on the loopback interface, whose nodes can be
+//! killed and whose slots can be moved.
+
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::redis_server::RedisServer;
+
+/// How many slots a cluster has.
+const SLOTS: u16 = 16384;
+
+/// How many of the nodes are masters at first.
+pub const MASTERS: usize = 3;
+
+/// Nodes 0 to 2 are masters of a third of the slots each; node 3 is a replica of node 0, and so on.
+#[derive(Debug)]
+pub struct RedisCluster {
+    nodes: Vec<RedisServer>,
+    ids: Vec<String>,
+}
+
+impl RedisCluster {
+    /// Starts a cluster and waits until every node serves. Blocks, for two or three seconds.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::with_args(&[])
+    }
+
+    /// The same with options for every node, as on the command line of `redis-server`.
+    #[must_use]
+    pub fn with_args(args: &[&str]) -> Self {
+        // A free port whose neighbour, the cluster's bus, is 10,000 further up does not always exist.
+        let common =
+            ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"];
+        let args = [&common[..], args].concat();
+        let nodes: Vec<_> = (0..2 * MASTERS).map(|_| RedisServer::with_args_below(&args, 55_000)).collect();
+        let ids = nodes.iter().map(|node| cli(node.port(), &["cluster", "myid"])).collect();
+        let cluster = Self { nodes, ids };
+        cluster.join();
+        cluster
+    }
+
+    fn join(&self) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            // Without epochs of their own the nodes would settle who comes first among themselves, which takes time.
+            self.cli(index, &["cluster", "set-config-epoch", &(index + 1).to_string()]);
+            if index > 0 {
+                self.cli(0, &["cluster", "meet", "127.0.0.1", &node.port().to_string()]);
+            }
+        }
+        for master in 0..MASTERS {
+            let share = |of: usize| (usize::from(SLOTS) * of / MASTERS).to_string();
+            let last = (usize::from(SLOTS) * (master + 1) / MASTERS - 1).to_string();
+            self.cli(master, &["cluster", "addslotsrange", &share(master), &last]);
+        }
+        until("the nodes know each other", || {
+            (0..self.nodes.len())
+                .all(|node| self.cli(node, &["cluster", "nodes"]).lines().count() == self.nodes.len())
+        });
+        for replica in MASTERS..self.nodes.len() {
+            self.cli(replica, &["cluster", "replicate", &self.ids[replica - MASTERS]]);
+        }
+        until("the cluster serves", || {
+            (0..self.nodes.len()).all(|node| {
+                let linked = node < MASTERS
+                    || self.cli(node, &["info", "replication"]).contains("master_link_status:up");
+                linked && self.serves(node)
+            })
+        });
+    }
+
+    /// Whether this node says that all is well.
+    #[must_use]
+    pub fn serves(&self, node: usize) -> bool {
+        self.cli(node, &["cluster", "info"]).contains("cluster_state:ok")
+    }
+
+    /// Every node, as a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let hosts: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        format!("redis://{}", hosts.join(","))
+    }
+
+    /// A node.
+    #[must_use]
+    pub fn node(&self, index: usize) -> &RedisServer {
+        &self.nodes[index]
+    }
+
+    /// A node, to kill it or to start it again.
+    pub fn node_mut(&mut self, index: usize) -> &mut RedisServer {
+        &mut self.nodes[index]
+    }
+
+    /// What a node answers.
+    pub fn cli(&self, node: usize, command: &[&str]) -> String {
+        cli(self.nodes[node].port(), command)
+    }
+
+    /// The slot of a key, as Redis computes it.
+    #[must_use]
+    pub fn slot(&self, key: &str) -> u16 {
+        self.cli(0, &["cluster", "keyslot", key]).parse().expect("a slot")
+    }
+
+    /// Which of the first masters had this slot at first.
+    #[must_use]
+    pub fn home(slot: u16) -> usize {
+        (0..MASTERS)
+            .find(|master| usize::from(slot) < usize::from(SLOTS) * (master + 1) / MASTERS)
+            .expect("a slot below 16384")
+    }
+
+    /// Moves a slot from one master to another in the usual steps, with a pause before each key.
+    pub fn reshard(&self, slot: u16, from: usize, to: usize, pause: Duration) {
+        self.begin_move(slot, from, to);
+        self.move_keys(slot, from, to, pause);
+        self.end_move(slot, from, to);
+    }
+
+    /// Begins to move a slot, without moving a key.
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        assert_eq!(self.cli(to, &["cluster", "setslot", &slot, "importing", &self.ids[from]]), "OK");
+        assert_eq!(self.cli(from, &["cluster", "setslot", &slot, "migrating", &self.ids[to]]), "OK");
+    }
+
+    /// Moves the keys of a slot that is being moved: one by one with a pause before each, or all at once without.
+    pub fn move_keys(&self, slot: u16, from: usize, to: usize, pause: Duration) {
+        let (slot, port) = (slot.to_string(), self.nodes[to].port().to_string());
+        let at_once = if pause.is_zero() { "1000" } else { "1" };
+        loop {
+            sleep(pause);
+            let keys = self.cli(from, &["cluster", "getkeysinslot", &slot, at_once]);
+            if keys.is_empty() {
+                break;
+            }
+            let migrate = ["migrate", "127.0.0.1", &port, "", "0", "5000", "keys"];
+            let reply = self.cli(from, &migrate.into_iter().chain(keys.lines()).collect::<Vec<_>>());
+            assert!(reply == "OK" || reply == "NOKEY", "migrate: {reply}");
+        }
+    }
+
+    /// Gives the slot to its new owner for good.
+    pub fn end_move(&self, slot: u16, from: usize, to: usize) {
+        // The new owner is told first, so that nobody is sent back and forth.
+        for node in [to, from] {
+            assert_eq!(
+                self.cli(node, &["cluster", "setslot", &slot.to_string(), "node", &self.ids[to]]),
+                "OK"
+            );
+        }
+    }
+}
+
+/// Waits for something that takes a moment.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..1500 {
+        if is_so() {
+            return;
+        }
+        sleep(Duration::from_millis(20));
+    }
+    panic!("it is never so that {what}");
+}
+
+fn cli(port: u16, command: &[&str]) -> String {
+    let output = Command::new("redis-cli")
+        .args(["-p", &port.to_string()])
+        .args(command)
+        .stdin(Stdio::null())
+        .output()
+        .expect("redis-cli to be installed");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}

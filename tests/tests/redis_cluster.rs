@@ -1,0 +1,488 @@
+//! The Redis store on a real cluster: its contract, slots that move while it is used, and masters that die.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder_core::store::suite::{self, Subject};
+use larder_core::{
+    Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore, StoreError,
+};
+use larder_tests::redis_cluster::{MASTERS, RedisCluster};
+use tokio::time::{Instant, sleep};
+
+const HOLD: Duration = Duration::from_secs(10);
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// What a call may take beyond its deadline on a busy machine.
+const SLACK: Duration = Duration::from_millis(250);
+
+async fn start() -> RedisCluster {
+    start_with(&[]).await
+}
+
+async fn start_with(args: &'static [&'static str]) -> RedisCluster {
+    tokio::task::spawn_blocking(|| RedisCluster::with_args(args)).await.unwrap()
+}
+
+fn prompt(cluster: &RedisCluster) -> RedisStore {
+    RedisStore::new(RedisOptions::from_url(&cluster.url()).unwrap())
+}
+
+/// A store for a machine that is busy with other tests.
+fn patient(cluster: &RedisCluster) -> RedisStore {
+    let long = Duration::from_secs(5);
+    let options = RedisOptions::from_url(&cluster.url()).unwrap();
+    RedisStore::new(
+        options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long),
+    )
+}
+
+fn key(group: Option<&str>, suffix: &str) -> CacheKey {
+    KeySpace::new("p", group).unwrap().key(suffix)
+}
+
+/// Keys of every master: some in groups, some not.
+fn everywhere(cluster: &RedisCluster, count: usize) -> Vec<Vec<CacheKey>> {
+    let mut keys = vec![Vec::new(); MASTERS];
+    for number in 0.. {
+        let (group, suffix) = (format!("g{}", number / 2), format!("k{number}"));
+        let key = key((number % 3 > 0).then_some(&*group), &suffix);
+        let home = &mut keys[RedisCluster::home(cluster.slot(key.name()))];
+        if home.len() < count {
+            home.push(key);
+        }
+        if keys.iter().all(|home| home.len() == count) {
+            break;
+        }
+    }
+    keys
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_of_a_store() {
+    let cluster = start().await;
+    suite::run(&Subject::new(patient(&cluster))).await;
+    suite::run_leases(&Subject::new(patient(&cluster))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_does_its_part() {
+    let cluster = start().await;
+    let store = patient(&cluster);
+    let homes = everywhere(&cluster, 10);
+    for (home, keys) in homes.iter().enumerate() {
+        for key in keys {
+            // Every script is new to its node at first, and to all of them after this.
+            let Begin::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+            assert!(store.renew(key, &lease, HOLD).await.unwrap());
+            cluster.cli(home, &["script", "flush"]);
+            assert!(store.commit(key, &lease, "1".into(), MINUTE).await.unwrap());
+            assert!(store.has(key).await.unwrap());
+        }
+    }
+    for keys in &homes {
+        for key in keys {
+            assert_eq!(store.get(key).await.unwrap().unwrap(), "1", "{key}");
+        }
+        assert!(store.delete(&keys[0]).await.unwrap());
+        let grouped = keys.iter().find(|key| key.group().is_some() && **key != keys[0]).unwrap();
+        assert!(store.delete_group(&grouped.space()).await.unwrap() > 0);
+        assert_eq!(store.get(grouped).await.unwrap(), None);
+    }
+    let sizes: Vec<_> = (0..MASTERS).map(|node| cluster.cli(node, &["dbsize"])).collect();
+    assert!(sizes.iter().all(|size| size != "0"), "{sizes:?}");
+
+    // A prefix is everywhere, and so is what wipes it.
+    let neighbour = KeySpace::new("q", Some("g")).unwrap().key("a");
+    store.set(&neighbour, "stays".into(), MINUTE).await.unwrap();
+    for key in homes.iter().flatten() {
+        store.set(key, "2".into(), MINUTE).await.unwrap();
+    }
+    let whole = KeySpace::new("p", None).unwrap();
+    assert_eq!(store.delete_group(&whole).await.unwrap(), homes.iter().flatten().count() as u64);
+    for key in homes.iter().flatten() {
+        assert_eq!(store.get(key).await.unwrap(), None, "{key}");
+    }
+    assert_eq!(store.get(&neighbour).await.unwrap().unwrap(), "stays");
+}
+
+#[tokio::test]
+async fn one_seed_is_enough_and_a_dead_one_is_no_harm() {
+    let mut cluster = start().await;
+    let port = |node: usize| cluster.node(node).port();
+    let long = Duration::from_secs(5);
+    let [alone, replica, dead] = [
+        RedisOptions::new("127.0.0.1", port(1)).cluster(true),
+        RedisOptions::new("127.0.0.1", port(4)).cluster(true),
+        RedisOptions::new("127.0.0.1", 1).node("127.0.0.1", port(2)),
+    ]
+    .map(|options| RedisStore::new(options.read_deadline(long).fill_deadline(long)));
+    for (number, store) in [&alone, &replica, &dead].into_iter().enumerate() {
+        for key in everywhere(&cluster, 1).into_iter().flatten() {
+            store.set(&key, Bytes::from(number.to_string()), MINUTE).await.unwrap();
+            assert_eq!(store.get(&key).await.unwrap().unwrap(), number.to_string());
+        }
+    }
+    let key = key(None, "a");
+    let numbered = RedisStore::new(RedisOptions::new("127.0.0.1", port(0)).cluster(true).db(1));
+    assert!(matches!(numbered.get(&key).await, Err(StoreError::Unavailable(_))));
+
+    for node in 0..2 * MASTERS {
+        cluster.node_mut(node).kill();
+    }
+    let nobody = prompt(&cluster);
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert!(matches!(nobody.get(&key).await, Err(StoreError::Unavailable(_))));
+        assert!(start.elapsed() < Duration::from_millis(50) + SLACK, "{:?}", start.elapsed());
+    }
+    sleep(Duration::from_millis(200)).await;
+    let start = Instant::now();
+    for _ in 0..1000 {
+        assert!(matches!(nobody.get(&key).await, Err(StoreError::Unavailable(_))));
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?} for 1,000 calls", start.elapsed());
+    nobody.close().await;
+    assert!(matches!(nobody.get(&key).await, Err(StoreError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn as_the_environment_says() {
+    let cluster = start().await;
+    let (first, rest) = (cluster.node(0).port().to_string(), cluster.url());
+    for vars in [
+        &[("REDIS_HOST", "127.0.0.1"), ("REDIS_PORT", &*first), ("REDIS_CLUSTER", "true")][..],
+        &[("REDIS_URL", &*rest)],
+    ] {
+        let patience = [("REDIS_SOCKET_TIMEOUT", "5"), ("REDIS_SOCKET_CONNECT_TIMEOUT", "5")];
+        let vars = [vars, &patience].concat();
+        let larder = Larder::from_vars(|name| {
+            vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        });
+        let backend = larder.unwrap().backend();
+        for key in ["a", "b", "c", "d", "e", "f"] {
+            assert!(backend.set(key, &"value", Duration::from_secs(60)).await);
+            assert_eq!(backend.get::<String>(key).await.as_deref(), Some("value"));
+        }
+    }
+}
+
+/// Readers fill from a "database" while somebody changes it and evicts, now a key and now its group.
+struct Race {
+    database: Arc<AtomicU64>,
+    evicted: Arc<AtomicU64>,
+    done: Arc<AtomicBool>,
+    stale: Arc<AtomicU64>,
+    hits: Arc<AtomicU64>,
+    readers: Vec<tokio::task::JoinHandle<()>>,
+    writer: tokio::task::JoinHandle<()>,
+}
+
+impl Race {
+    /// Every answer has to come, and none may be an error.
+    fn begin(cluster: &RedisCluster, key: &CacheKey) -> Self {
+        let [database, evicted, stale, hits] = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
+        let done = Arc::new(AtomicBool::new(false));
+        let readers = (0..8)
+            .map(|_| {
+                let (store, key) = (patient(cluster), key.clone());
+                let (database, evicted, done) = (database.clone(), evicted.clone(), done.clone());
+                let (stale, hits) = (stale.clone(), hits.clone());
+                tokio::spawn(async move {
+                    while !done.load(Ordering::SeqCst) {
+                        let floor = evicted.load(Ordering::SeqCst);
+                        let seen = match store.get(&key).await.unwrap() {
+                            Some(seen) => seen,
+                            None => match store.begin(&key, Intent::Fill, HOLD).await.unwrap() {
+                                Begin::Found(found) => found,
+                                Begin::Lease(lease) => {
+                                    let value = database.load(Ordering::SeqCst).to_string();
+                                    sleep(Duration::from_millis(fastrand::u64(..3))).await;
+                                    store.commit(&key, &lease, value.into(), MINUTE).await.unwrap();
+                                    continue;
+                                }
+                                _ => {
+                                    sleep(Duration::from_millis(1)).await;
+                                    continue;
+                                }
+                            },
+                        };
+                        let seen: u64 = std::str::from_utf8(&seen).unwrap().parse().unwrap();
+                        hits.fetch_add(1, Ordering::Relaxed);
+                        stale.fetch_add(u64::from(seen < floor), Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let (store, key) = (patient(cluster), key.clone());
+        let writer = tokio::spawn({
+            let (database, evicted, done) = (database.clone(), evicted.clone(), done.clone());
+            async move {
+                for change in 1.. {
+                    if done.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    database.store(change, Ordering::SeqCst);
+                    match (change % 3, key.group()) {
+                        (0, Some(_)) => drop(store.delete_group(&key.space()).await.unwrap()),
+                        _ => drop(store.delete(&key).await.unwrap()),
+                    }
+                    evicted.store(change, Ordering::SeqCst);
+                    sleep(Duration::from_millis(fastrand::u64(..5))).await;
+                }
+            }
+        });
+        Self { database, evicted, done, stale, hits, readers, writer }
+    }
+
+    async fn end(self) {
+        self.done.store(true, Ordering::SeqCst);
+        for task in self.readers {
+            task.await.unwrap();
+        }
+        self.writer.await.unwrap();
+        let hits = self.hits.load(Ordering::Relaxed);
+        assert_eq!(self.stale.load(Ordering::Relaxed), 0, "of {hits} hits");
+        assert!(hits > 100, "a race nobody ran: {hits} hits");
+        assert_eq!(self.database.load(Ordering::Relaxed), self.evicted.load(Ordering::Relaxed));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_move_under_load() {
+    let cluster = Arc::new(start().await);
+    for key in [key(Some("g"), "a"), key(None, "a")] {
+        let race = Race::begin(&cluster, &key);
+        // The group shares its slot with others, so that there is something to move all the time.
+        let store = patient(&cluster);
+        for number in 0..20 {
+            let other = key.space().key(&format!("other{number}"));
+            store.set(&other, "1".into(), MINUTE).await.unwrap();
+        }
+        let (slot, cluster) = (cluster.slot(key.name()), cluster.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut at = RedisCluster::home(slot);
+            for round in 0..12 {
+                let next = (at + 1) % MASTERS;
+                cluster.reshard(slot, at, next, Duration::from_millis(round % 4));
+                at = next;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            // Back home, for the next key.
+            while at != RedisCluster::home(slot) {
+                let next = (at + 1) % MASTERS;
+                cluster.reshard(slot, at, next, Duration::ZERO);
+                at = next;
+            }
+        })
+        .await
+        .unwrap();
+        race.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_half_moved() {
+    let cluster = start().await;
+    let store = prompt(&cluster);
+    for key in [key(Some("g"), "a"), key(None, "a")] {
+        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        let slot = cluster.slot(key.name());
+        let (from, to) = (RedisCluster::home(slot), (RedisCluster::home(slot) + 1) % MASTERS);
+        cluster.begin_move(slot, from, to);
+        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1", "on its old owner");
+        cluster.move_keys(slot, from, to, Duration::ZERO);
+        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1", "gone ahead");
+        assert!(store.has(&key).await.unwrap());
+        let absent = key.space().key("absent");
+        let start = Instant::now();
+        let answer = store.get(&absent).await;
+        assert!(
+            matches!(answer, Ok(None) | Err(StoreError::Refused(_) | StoreError::Timeout(_))),
+            "{answer:?}"
+        );
+        // An eviction waits for the slot, and is owed when its time is up.
+        let deleted = store.delete(&key).await;
+        assert!(
+            matches!(deleted, Ok(true) | Err(StoreError::Refused(_) | StoreError::Timeout(_))),
+            "{deleted:?}"
+        );
+        assert!(!matches!(store.get(&key).await, Ok(Some(_))));
+        assert!(start.elapsed() < Duration::from_millis(50 + 500) + SLACK, "{:?}", start.elapsed());
+
+        cluster.end_move(slot, from, to);
+        let start = Instant::now();
+        while store.set(&key, "2".into(), MINUTE).await.is_err()
+            || store.get(&key).await.ok().flatten().is_none_or(|value| value != "2")
+        {
+            assert!(start.elapsed() < Duration::from_secs(10), "never certain");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wipe_while_slots_move() {
+    let cluster = Arc::new(start_with(&["--enable-debug-command", "yes"]).await);
+    // So much that a walk takes longer than moving a slot does.
+    for node in 0..MASTERS {
+        cluster.cli(node, &["debug", "populate", "150000", &format!("{{other{node}}}"), "8"]);
+    }
+    let store = patient(&cluster);
+    let keys: Vec<_> = (0..16)
+        .map(|number| key((number % 4 == 0).then_some(&*format!("g{number}")), &format!("k{number}")))
+        .collect();
+    let mut at: Vec<_> = keys
+        .iter()
+        .map(|key| cluster.slot(key.name()))
+        .map(|slot| (slot, RedisCluster::home(slot)))
+        .collect();
+    for round in 0..4 {
+        for key in &keys {
+            store.set(key, "1".into(), MINUTE).await.unwrap();
+        }
+        let mover = tokio::task::spawn_blocking({
+            let cluster = cluster.clone();
+            move || {
+                for (slot, home) in &mut at {
+                    let next = (*home + 1) % MASTERS;
+                    cluster.reshard(*slot, *home, next, Duration::ZERO);
+                    *home = next;
+                }
+                at
+            }
+        });
+        // Somewhere in the middle, and never twice at the same place.
+        sleep(Duration::from_millis(round * 20)).await;
+        store.delete_group(&KeySpace::new("p", None).unwrap()).await.unwrap();
+        for key in &keys {
+            assert_eq!(store.get(key).await.unwrap(), None, "{key} in round {round}");
+        }
+        at = mover.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_dies_under_load() {
+    let mut cluster = start().await;
+    let store = prompt(&cluster);
+    let homes = Arc::new(everywhere(&cluster, 4));
+    for key in homes.iter().flatten() {
+        store.set(key, "1".into(), MINUTE).await.unwrap();
+    }
+    let (stop, longest) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let callers: Vec<_> = (0..8)
+        .map(|number| {
+            let (store, homes, stop, longest) = (store.clone(), homes.clone(), stop.clone(), longest.clone());
+            tokio::spawn(async move {
+                let mut calls = 0_u64;
+                while !stop.load(Ordering::SeqCst) {
+                    let keys = &homes[fastrand::usize(..MASTERS)];
+                    let key = &keys[fastrand::usize(..keys.len())];
+                    let start = Instant::now();
+                    let (deadline, _) = match (number + calls) % 4 {
+                        0 => (250, store.set(key, "2".into(), MINUTE).await.is_ok()),
+                        1 => (500, store.delete(key).await.is_ok()),
+                        _ => (50, store.get(key).await.is_ok()),
+                    };
+                    let over = start.elapsed().saturating_sub(Duration::from_millis(deadline));
+                    longest.fetch_max(over.as_millis() as u64, Ordering::Relaxed);
+                    calls += 1;
+                    sleep(Duration::from_millis(1)).await;
+                }
+                calls
+            })
+        })
+        .collect();
+    sleep(Duration::from_millis(300)).await;
+    cluster.node_mut(0).kill();
+    let killed = Instant::now();
+
+    // Until the others notice that it is gone, their own keys are served as if nothing were.
+    sleep(Duration::from_millis(100)).await;
+    for key in homes[1].iter().chain(&homes[2]) {
+        for _ in 0..10 {
+            let answer = store.get(key).await;
+            assert!(answer.is_ok(), "{key}: {answer:?}");
+        }
+    }
+
+    let mut last = None;
+    while !is_writable(&store, &homes[0]).await {
+        assert!(killed.elapsed() < Duration::from_secs(20), "no failover: {last:?}");
+        last = store.get(&homes[0][0]).await.err();
+        sleep(Duration::from_millis(20)).await;
+    }
+    let took = killed.elapsed();
+    stop.store(true, Ordering::SeqCst);
+    let mut calls = 0;
+    for caller in callers {
+        calls += caller.await.unwrap();
+    }
+    let longest = longest.load(Ordering::Relaxed);
+    println!(
+        "writes were back after {took:?}; the latest of {calls} answers came {longest} ms after its deadline"
+    );
+    assert!(longest <= SLACK.as_millis() as u64, "{longest} ms after the deadline");
+
+    // What comes back is a replica of whoever took its place.
+    cluster.node_mut(0).restart();
+    for _ in 0..100 {
+        for key in homes.iter().flatten() {
+            let answer = store.get(key).await;
+            assert!(answer.is_ok(), "{key}: {answer:?}");
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(is_writable(&store, &homes[0]).await);
+}
+
+/// Whether every key can be written and read back: an eviction that is still owed keeps it empty.
+async fn is_writable(store: &RedisStore, keys: &[CacheKey]) -> bool {
+    for key in keys {
+        if store.begin(key, Intent::Refresh, Duration::from_millis(1)).await.is_err()
+            || store.set(key, "3".into(), MINUTE).await.is_err()
+        {
+            return false;
+        }
+    }
+    true
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_hangs_costs_only_its_own_keys() {
+    let cluster = start_with(&["--cluster-node-timeout", "60000"]).await;
+    let store = prompt(&cluster);
+    let homes = everywhere(&cluster, 2);
+    for key in homes.iter().flatten() {
+        store.set(key, "1".into(), MINUTE).await.unwrap();
+    }
+    cluster.node(0).pause();
+    for _ in 0..3 {
+        assert!(matches!(store.get(&homes[0][0]).await, Err(StoreError::Timeout(_))));
+    }
+    let start = Instant::now();
+    for _ in 0..100 {
+        assert!(matches!(store.get(&homes[0][0]).await, Err(StoreError::Unavailable(_))));
+        for key in homes[1].iter().chain(&homes[2]) {
+            assert_eq!(store.get(key).await.unwrap().unwrap(), "1", "{key}");
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    // An eviction that one master owes does not hold up those of the others.
+    store.delete(&homes[0][0]).await.unwrap_err();
+    assert!(store.delete(&homes[1][0]).await.unwrap());
+    store.set(&homes[1][0], "2".into(), MINUTE).await.unwrap();
+    assert_eq!(store.get(&homes[1][0]).await.unwrap().unwrap(), "2");
+    assert_eq!(store.get(&homes[0][0]).await.unwrap(), None, "bypassed");
+
+    cluster.node(0).resume();
+    let start = Instant::now();
+    while store.get(&homes[0][1]).await.is_err() || !is_writable(&store, &homes[0][..1]).await {
+        assert!(start.elapsed() < Duration::from_secs(5), "no recovery");
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(start.elapsed() < Duration::from_millis(1500) + SLACK, "{:?}", start.elapsed());
+}

@@ -1,0 +1,162 @@
+//! The Redis store over TLS: whom it trusts, what it shows, and how the environment says so.
+
+use std::path::Path;
+use std::time::Duration;
+
+use larder_core::store::suite::{self, Subject};
+use larder_core::{CacheKey, CacheStore, KeySpace, Larder, RedisOptions, RedisStore, StoreError};
+use larder_tests::certificates::{Authority, Certificate, text};
+use larder_tests::redis_server::{RedisServer, free_port};
+
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// A server that speaks TLS on one port, and without it on another.
+struct Secure {
+    _server: RedisServer,
+    port: u16,
+    authority: Authority,
+}
+
+impl Secure {
+    fn new(names: &str, args: &[&str]) -> Self {
+        let authority = Authority::new();
+        let Certificate { certificate, key } = authority.server(names);
+        let (port, ca) = (free_port(), authority.certificate());
+        let port_text = port.to_string();
+        let tls = [
+            ["--tls-port", &port_text],
+            ["--tls-cert-file", text(&certificate)],
+            ["--tls-key-file", text(&key)],
+            ["--tls-ca-cert-file", text(&ca)],
+        ];
+        let server = RedisServer::with_args(&[&tls.concat(), args].concat());
+        Self { _server: server, port, authority }
+    }
+
+    /// One that does not ask clients who they are.
+    fn open_to_all(names: &str) -> Self {
+        Self::new(names, &["--tls-auth-clients", "no"])
+    }
+
+    fn url(&self, host: &str) -> String {
+        format!("rediss://{host}:{}", self.port)
+    }
+
+    fn options(&self, host: &str) -> RedisOptions {
+        patient(&self.url(host))
+    }
+
+    fn trusted(&self, host: &str) -> RedisOptions {
+        self.options(host).ca_certificates(read(&self.authority.certificate()))
+    }
+}
+
+/// Options for a machine that is busy with other tests.
+fn patient(url: &str) -> RedisOptions {
+    let long = Duration::from_secs(5);
+    let options = RedisOptions::from_url(url).unwrap();
+    options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long)
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+fn key() -> CacheKey {
+    KeySpace::new("p", Some("g")).unwrap().key("a")
+}
+
+async fn works(options: RedisOptions) {
+    let store = RedisStore::new(options);
+    store.set(&key(), "1".into(), MINUTE).await.unwrap();
+    assert_eq!(store.get(&key()).await.unwrap().unwrap(), "1");
+}
+
+async fn is_refused(options: RedisOptions) {
+    let answer = RedisStore::new(options).get(&key()).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn only_a_trusted_authority_counts() {
+    let server = Secure::open_to_all("DNS:localhost,IP:127.0.0.1");
+    works(server.trusted("localhost")).await;
+    works(server.trusted("127.0.0.1")).await;
+    let both = [read(&Authority::new().certificate()), read(&server.authority.certificate())].concat();
+    works(server.options("localhost").ca_certificates(both)).await;
+    is_refused(server.options("localhost").ca_certificates(read(&Authority::new().certificate()))).await;
+    // The system has never heard of a test's authority.
+    is_refused(server.options("localhost")).await;
+    is_refused(server.trusted("localhost").tls(false)).await;
+    is_refused(server.options("localhost").ca_certificates("nothing")).await;
+}
+
+#[tokio::test]
+async fn the_certificate_has_to_name_the_host() {
+    let server = Secure::open_to_all("DNS:elsewhere.example");
+    is_refused(server.trusted("localhost")).await;
+    is_refused(server.trusted("127.0.0.1")).await;
+    works(server.trusted("localhost").check_hostname(false)).await;
+    works(server.trusted("127.0.0.1").check_hostname(false)).await;
+    // The rest is checked all the same.
+    let stranger = read(&Authority::new().certificate());
+    is_refused(server.options("localhost").ca_certificates(stranger).check_hostname(false)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_asks_who_is_there() {
+    let server = Secure::new("DNS:localhost", &["--tls-auth-clients", "yes"]);
+    let show = |shown: Certificate| {
+        server.trusted("localhost").client_certificate(read(&shown.certificate), read(&shown.key))
+    };
+    works(show(server.authority.client())).await;
+    is_refused(server.trusted("localhost")).await;
+    is_refused(show(Authority::new().client())).await;
+}
+
+#[tokio::test]
+async fn the_older_protocol_works_too() {
+    let server = Secure::new("DNS:localhost", &["--tls-auth-clients", "no", "--tls-protocols", "TLSv1.2"]);
+    works(server.trusted("localhost")).await;
+}
+
+#[tokio::test]
+async fn with_a_name_and_a_password() {
+    let user = ["--user", "app", "on", ">s3cret", "~p*", "&*", "+@all", "--user", "default", "off"];
+    let server = Secure::new("DNS:localhost", &[&["--tls-auth-clients", "no"][..], &user].concat());
+    works(server.trusted("localhost").username("app").password("s3cret")).await;
+    is_refused(server.trusted("localhost").username("app").password("wrong")).await;
+    is_refused(server.trusted("localhost")).await;
+}
+
+#[tokio::test]
+async fn as_the_environment_says() {
+    let server = Secure::new("DNS:localhost", &["--tls-auth-clients", "yes"]);
+    let client = server.authority.client();
+    let (ca, port) = (server.authority.certificate(), server.port.to_string());
+    let in_parts = [("REDIS_HOST", "localhost"), ("REDIS_PORT", &port), ("REDIS_SSL", "true")];
+    let url = server.url("localhost");
+    let as_url = [("REDIS_URL", &*url)];
+    let files = [
+        ("REDIS_SSL_CA_CERTS", text(&ca)),
+        ("REDIS_SSL_CERTFILE", text(&client.certificate)),
+        ("REDIS_SSL_KEYFILE", text(&client.key)),
+        ("REDIS_SOCKET_TIMEOUT", "5"),
+        ("REDIS_SOCKET_CONNECT_TIMEOUT", "5"),
+    ];
+    for place in [&in_parts[..], &as_url] {
+        let vars = [place, &files].concat();
+        let larder = Larder::from_vars(|name| {
+            vars.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        });
+        let backend = larder.unwrap().backend();
+        assert!(backend.set("key", &"value", Duration::from_secs(60)).await);
+        assert_eq!(backend.get::<String>("key").await.as_deref(), Some("value"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_of_a_store() {
+    let server = Secure::open_to_all("DNS:localhost");
+    suite::run(&Subject::new(RedisStore::new(server.trusted("localhost")))).await;
+}
