@@ -2,7 +2,7 @@
 //! compared.
 //!
 //! ```text
-//! cargo bench -p larder-benches --bench parts             the parts, in nanoseconds and allocations
+//! cargo bench -p larder-benches --bench parts             the parts, in nanoseconds
 //! cargo bench -p larder-benches --bench parts -- policy   one of: policy, key, entry, exchange, stores
 //! cargo bench -p larder-benches --bench whole             whole requests over HTTP, against the bare handler
 //! ```

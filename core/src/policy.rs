@@ -30,6 +30,8 @@
     reason = "a state lives for one request and is moved"
 )]
 
+use std::fmt;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -50,6 +52,11 @@ use crate::request::{Present, RequestView};
 use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::store::Intent;
 use crate::vary::{SecondaryKey, Variants, selecting_fields};
+
+// As constants they are read when this is compiled.
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// The engine for one route.
 ///
@@ -320,24 +327,22 @@ impl Lookup {
     ) -> Decision {
         let refusal = unacceptable(&self.directives, &entry, now);
         let not_modified = self.is_conditional && client_has(request.headers, &entry);
-        let hit = |entry| {
-            let rule = Arc::clone(&self.rule);
-            Hit { rule, entry, now, not_modified, is_head: self.is_head, collapsed: false }
-        };
+        let is_head = self.is_head;
+        let hit = |rule, entry| Hit { rule, entry, now, not_modified, is_head, collapsed: false };
         match refusal {
-            None if not_modified => Decision::NotModified(hit(entry)),
-            None => Decision::Hit(hit(entry)),
+            None if not_modified => Decision::NotModified(hit(self.rule, entry)),
+            None => Decision::Hit(hit(self.rule, entry)),
             Some(Reason::Expired) if !entry.must_revalidate && self.directives.min_fresh.is_none() => {
                 let staleness = entry.staleness(now);
                 let within = |limit: Option<Duration>| limit.is_some_and(|limit| staleness < limit);
                 let (refreshable, fallback) =
                     (within(self.rule.stale_while_revalidate), within(self.rule.stale_if_error));
                 if refreshable {
-                    let hit = hit(entry);
+                    let hit = hit(Arc::clone(&self.rule), entry);
                     // A stale answer is an answer, so that `only-if-cached` has nothing to say.
                     Decision::Stale(hit, self.into_forward(Reason::Expired, variants, request))
                 } else if fallback {
-                    let hit = hit(entry);
+                    let hit = hit(Arc::clone(&self.rule), entry);
                     match self.miss(Reason::Expired, variants, request) {
                         Decision::Miss(forward) => {
                             Decision::Miss(Forward { fallback: Some(Box::new(hit)), ..forward })
@@ -476,7 +481,7 @@ impl Hit {
         let stale_too = !entry.must_revalidate && !entry.is_expired(now);
         let mut headers = entry.headers;
         headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too));
-        let mut mark = Mark::hit(&rule, remaining, staleness);
+        let mut mark = Mark::hit(rule, remaining, staleness);
         mark.collapsed = collapsed;
         mark.stamp(&mut headers);
 
@@ -491,7 +496,7 @@ impl Hit {
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
         *response.headers_mut() = headers;
-        if not_modified { into_not_modified(response, &rule) } else { response }
+        if not_modified { into_not_modified(response, &mark.rule) } else { response }
     }
 }
 
@@ -507,7 +512,7 @@ fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> 
     }
     // What the cache says about itself, and what a browser needs to let a script see the answer at all.
     for name in rule.status_header.iter().cloned().chain([
-        HeaderName::from_static("cache-status"),
+        CACHE_STATUS,
         http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
         http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
         http::header::ACCESS_CONTROL_EXPOSE_HEADERS,
@@ -962,24 +967,24 @@ pub struct Mark {
 }
 
 impl Mark {
-    fn new(rule: &Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
-        Self { rule: Arc::clone(rule), word, reason, ttl: None, stored: false, collapsed: false }
+    const fn new(rule: Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
+        Self { rule, word, reason, ttl: None, stored: false, collapsed: false }
     }
 
     fn bypass(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(rule, "BYPASS", Some(reason))
+        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
     }
 
     /// The cache was asked, but the answer is none of its business: that is no miss, which promises a hit next time.
     fn refusal(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(rule, "BYPASS", Some(reason))
+        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
     }
 
     fn miss(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(rule, "MISS", Some(reason))
+        Self::new(Arc::clone(rule), "MISS", Some(reason))
     }
 
-    fn hit(rule: &Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
+    fn hit(rule: Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
         let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
         let ttl = remaining.map(|remaining| seconds(remaining).saturating_sub(seconds(staleness)));
         Self { ttl, ..Self::new(rule, "HIT", None) }
@@ -997,7 +1002,7 @@ impl Mark {
             headers.insert(name, HeaderValue::from_static(self.word));
         }
         if self.rule.cache_status {
-            headers.append(HeaderName::from_static("cache-status"), self.cache_status());
+            headers.append(CACHE_STATUS, self.cache_status());
         }
         let is_personal = matches!(
             self.reason,
@@ -1060,19 +1065,22 @@ fn cache_control(rule: &Rule, remaining: Option<Duration>, stale_too: bool) -> H
         None if private => HeaderValue::from_static("private, no-cache"),
         None => HeaderValue::from_static("no-cache"),
         Some(told) => {
-            let mut text = String::with_capacity(32);
-            text.push_str(if private { "private, max-age=" } else { "max-age=" });
-            text.push_str(&told.as_secs().to_string());
+            // Even the greatest numbers leave room. On the stack, so that the value is the only allocation.
+            let mut text = [0; 128];
+            let mut rest = &mut text[..];
+            let mut push = |text: fmt::Arguments<'_>| rest.write_fmt(text).is_ok();
+            push(format_args!("{}max-age={}", if private { "private, " } else { "" }, told.as_secs()));
             let stale = [
                 ("stale-while-revalidate", rule.stale_while_revalidate),
                 ("stale-if-error", rule.stale_if_error),
             ];
             for (name, limit) in stale.into_iter().filter(|_| stale_too) {
                 if let Some(limit) = limit {
-                    text.push_str(&format!(", {name}={}", limit.as_secs()));
+                    push(format_args!(", {name}={}", limit.as_secs()));
                 }
             }
-            HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("no-cache"))
+            let len = 128 - rest.len();
+            HeaderValue::from_bytes(&text[..len]).unwrap_or_else(|_| HeaderValue::from_static("no-cache"))
         }
     }
 }
@@ -1111,8 +1119,8 @@ fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
     }
     for name in [
         CONNECTION,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
         TE,
@@ -1126,7 +1134,7 @@ fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
         EXPIRES,
         CACHE_CONTROL,
         SET_COOKIE,
-        HeaderName::from_static("cache-status"),
+        CACHE_STATUS,
     ] {
         fields.remove(name);
     }

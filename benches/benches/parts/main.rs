@@ -1,4 +1,5 @@
-//! The parts in isolation: nanoseconds and allocations.
+//! The parts in isolation: nanoseconds and, with the feature `allocations`, allocations. Counting them takes time, which
+//! is then in the nanoseconds.
 
 mod entry;
 mod exchange;
@@ -6,6 +7,7 @@ mod key;
 mod policy;
 mod stores;
 
+#[cfg(feature = "allocations")]
 #[global_allocator]
 static ALLOCATOR: divan::AllocProfiler = divan::AllocProfiler::system();
 

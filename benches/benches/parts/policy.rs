@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use divan::{Bencher, black_box};
 use http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use http::{HeaderValue, Request, response};
@@ -21,6 +22,14 @@ fn policy() -> CachePolicy {
 
 fn stored() -> Entry {
     entry(body(SMALL), 2)
+}
+
+/// The stored response as it comes from a store.
+fn read(bytes: &Bytes) -> Entry {
+    match Record::decode(bytes) {
+        Some(Record::Response(entry)) => entry,
+        other => panic!("no response: {other:?}"),
+    }
 }
 
 fn revalidating() -> Request<()> {
@@ -54,7 +63,8 @@ mod larder {
     fn fresh_decision_alone(bencher: Bencher<'_, '_>) {
         let (policy, request, entry) = (policy(), get(PATH), stored());
         let now = entry.stored_at + TTL / 2;
-        bencher.with_inputs(|| entry.clone()).bench_local_values(|entry| {
+        let bytes = entry.encode();
+        bencher.with_inputs(|| read(&bytes)).bench_local_values(|entry| {
             let decision = decide(&policy, black_box(&request), Some(entry), now);
             assert!(matches!(decision, Decision::Hit(_)));
             decision
@@ -65,7 +75,8 @@ mod larder {
     fn fresh_hit(bencher: Bencher<'_, '_>) {
         let (policy, request, entry) = (policy(), get(PATH), stored());
         let now = entry.stored_at + TTL / 2;
-        bencher.with_inputs(|| entry.clone()).bench_local_values(|entry| {
+        let bytes = entry.encode();
+        bencher.with_inputs(|| read(&bytes)).bench_local_values(|entry| {
             let Decision::Hit(hit) = decide(&policy, black_box(&request), Some(entry), now) else {
                 panic!("no hit")
             };
@@ -77,7 +88,8 @@ mod larder {
     fn not_modified(bencher: Bencher<'_, '_>) {
         let (policy, request, entry) = (policy(), revalidating(), stored());
         let now = entry.stored_at + TTL / 2;
-        bencher.with_inputs(|| entry.clone()).bench_local_values(|entry| {
+        let bytes = entry.encode();
+        bencher.with_inputs(|| read(&bytes)).bench_local_values(|entry| {
             let Decision::NotModified(hit) = decide(&policy, black_box(&request), Some(entry), now) else {
                 panic!("no 304")
             };
@@ -89,7 +101,8 @@ mod larder {
     fn expired(bencher: Bencher<'_, '_>) {
         let (policy, request, entry) = (policy(), get(PATH), stored());
         let now = entry.stored_at + TTL * 2;
-        bencher.with_inputs(|| entry.clone()).bench_local_values(|entry| {
+        let bytes = entry.encode();
+        bencher.with_inputs(|| read(&bytes)).bench_local_values(|entry| {
             let decision = decide(&policy, black_box(&request), Some(entry), now);
             assert!(matches!(decision, Decision::Miss(_)));
             decision
