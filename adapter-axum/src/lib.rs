@@ -72,7 +72,7 @@ impl<S> Layer<S> for CachePut {
     }
 }
 
-impl<S> Layer<S> for CacheEvict<Chosen> {
+impl<S, Target: core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
     type Service = CacheService<S, BeforeNesting>;
 
     fn layer(&self, inner: S) -> Self::Service {

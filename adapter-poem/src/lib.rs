@@ -39,8 +39,8 @@
 //!
 //! * Keys are made from the URI that the client sent, also under [`Route::nest`](poem::Route::nest). Requests that come
 //!   from a `TestClient` or a `RequestBuilder` have lost it, so that under `nest` they show what the router left of it.
-//! * An endpoint's `Err` is not an answer yet: it passes through as it is, nothing is stored (also not by
-//!   [`Cache::also`]) and nothing is evicted. To cache a 404, answer with it.
+//! * An endpoint's `Err` is not an answer yet: it passes through as it is, without a word from the cache. It is never
+//!   stored, also not by [`Cache::also`], and never counts as the success of a write. To cache a 404, answer with it.
 //! * A body that may be endless isn't stored, and poem's conversion of an `http::Response` forgets how long the body is.
 //!   Endpoints that answer with one set `Content-Length`, or make the [`Response`](poem::Response) from its bytes.
 //! * poem's routers run the GET endpoint for a HEAD and drop the body of what it answered, so a HEAD fills the cache too.
@@ -70,7 +70,7 @@ impl<E: Endpoint + 'static> Middleware<E> for CachePut {
     }
 }
 
-impl<E: Endpoint + 'static> Middleware<E> for CacheEvict<Chosen> {
+impl<E: Endpoint + 'static, Target: core::route::EvictTarget> Middleware<E> for CacheEvict<Target> {
     type Output = CacheEndpoint<E>;
 
     fn transform(&self, endpoint: E) -> Self::Output {

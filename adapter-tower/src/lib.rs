@@ -56,7 +56,7 @@ impl<S> Layer<S> for CachePut {
     }
 }
 
-impl<S> Layer<S> for CacheEvict<Chosen> {
+impl<S, Target: core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
     type Service = CacheService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {

@@ -13,11 +13,11 @@ use tracing::warn;
 use crate::coder::{Coder, CoderError, Json};
 use crate::entry::{decode_value, encode_value};
 use crate::flight::{Landing, Role};
-use crate::hold::Started;
+use crate::hold::{Begun, Started};
 use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::Stored;
-use crate::store::{Abandon, Begin, Intent, StoreError};
+use crate::store::{Abandon, Intent, StoreError};
 use crate::ttl::Ttl;
 
 /// How long `update` tries against others that write the same key.
@@ -125,18 +125,18 @@ impl<C: Coder> CacheBackend<C> {
     {
         let name = self.space.key(key);
         loop {
-            match self.shared().store.get(&name).await {
-                Ok(Some(bytes)) => {
-                    if let Ok(Some(value)) = self.decode(&bytes) {
-                        return Ok(value);
-                    }
-                }
-                Ok(None) => {}
+            let intent = match self.shared().store.get(&name).await {
+                Ok(Some(bytes)) => match self.decode(&bytes) {
+                    Ok(Some(value)) => return Ok(value),
+                    // No such value: it is replaced.
+                    _ => Intent::Refresh,
+                },
+                Ok(None) => Intent::Fill,
                 Err(error) => {
                     self.shared().store_failed("get", name.name(), &error);
                     return compute().await;
                 }
-            }
+            };
             let mut lead = match self.shared().flights.join(&name) {
                 Role::Lead(lead) => lead,
                 Role::Follow(follow) => match follow.wait(self.shared().timing.max_wait).await {
@@ -148,17 +148,22 @@ impl<C: Coder> CacheBackend<C> {
                     Some(Landing::Failed | Landing::Alone) | None => return compute().await,
                 },
             };
-            let held = match self.shared().start(&name, Intent::Fill, Some(&|_| true)).await {
+            let held = match self
+                .shared()
+                .start(&name, intent, Some(&|bytes| self.decode::<T>(bytes).is_ok_and(|v| v.is_some())))
+                .await
+            {
                 Started::Held(held) => held,
                 Started::Found(bytes) => {
                     let value = self.decode(&bytes);
-                    lead.land(Landing::Filled(bytes));
+                    // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
+                    lead.land(Landing::Again);
                     match value {
                         Ok(Some(value)) => return Ok(value),
                         _ => return compute().await,
                     }
                 }
-                Started::Without => {
+                Started::Without(_) => {
                     lead.land(Landing::Alone);
                     return compute().await;
                 }
@@ -234,35 +239,18 @@ impl<C: Coder> CacheBackend<C> {
         ttl: Option<Duration>,
         mut change: impl FnMut(Option<T>) -> T,
     ) -> Result<T, CacheError> {
-        let store = &self.shared().store;
         let mut pause = Duration::from_millis(1);
         loop {
-            // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it.
-            let lease = match store.begin(key, Intent::Refresh, self.shared().timing.hold).await? {
-                Begin::Lease(lease) => lease,
-                Begin::Found(_) | Begin::Filling | Begin::Busy => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(16));
-                    continue;
-                }
-            };
-            let made = self.read_again_if_slow(key).await.and_then(|old| {
-                let new = change(old);
-                Ok((self.encode(&new)?, new))
-            });
-            match made {
-                Ok((record, new)) => {
-                    if store.commit(key, &lease, record, ttl).await? {
-                        return Ok(new);
-                    }
-                }
-                Err(error) => {
-                    if let Err(error) = store.abandon(key, &lease, Abandon::Failed).await {
-                        self.shared().store_failed("abandon", key.name(), &error);
-                    }
-                    return Err(error);
+            // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it. An
+            // error gives it back.
+            if let Begun::Held(held) = self.shared().begin(key, Intent::Refresh).await? {
+                let new = change(self.read_again_if_slow(key).await?);
+                if held.try_commit(self.encode(&new)?, ttl).await? {
+                    return Ok(new);
                 }
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(16));
         }
     }
 
@@ -385,7 +373,9 @@ pub enum CacheError {
     /// The value can't be encoded, or what is stored is no such value.
     #[error(transparent)]
     Coder(#[from] CoderError),
-    /// Others write the key all the time.
-    #[error("the value could not be updated: others change it all the time")]
+    /// Others write the key all the time, or the store doesn't keep values as large as this one.
+    #[error(
+        "the value could not be updated: others change it all the time, or it is too large for the store"
+    )]
     Contended,
 }

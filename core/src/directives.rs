@@ -48,6 +48,12 @@ impl RequestDirectives {
         }
         found
     }
+
+    /// Whether only an answer will do that the handler gives from now on: `max-age=0` means the same as `no-cache`,
+    /// whatever the clock says.
+    pub(crate) fn wants_new(&self) -> bool {
+        self.no_cache || self.max_age == Some(0)
+    }
 }
 
 /// What a response allows caches to do (RFC 9111 §5.2.2, RFC 5861, RFC 8246). Times are in seconds.

@@ -15,6 +15,7 @@
 //!
 //! The body comes last, so that it and the field values are slices of the buffer that the store handed over.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -30,6 +31,12 @@ const VALUE: u8 = b'B';
 
 /// Version, kind, status, flags, three times 8 bytes, the lengths of head and body.
 const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 4 + 8;
+
+/// The lengths of a field's name and value.
+const FIELD_FIXED: usize = 2 + 4;
+
+/// `Cache-Control` and what the cache says about itself.
+const ADDED_BY_A_HIT: usize = 3;
 
 const MUST_REVALIDATE: u8 = 1;
 
@@ -80,7 +87,8 @@ impl Entry {
     /// The record for a store. Copies the body once.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let head_len: usize = self.headers.iter().map(|(n, v)| 6 + n.as_str().len() + v.len()).sum();
+        let head_len: usize =
+            self.headers.iter().map(|(n, v)| FIELD_FIXED + n.as_str().len() + v.len()).sum();
         let mut out = BytesMut::with_capacity(RESPONSE_FIXED + head_len + self.body.len());
         out.put_u8(VERSION);
         out.put_u8(RESPONSE);
@@ -180,25 +188,48 @@ fn decode_response(bytes: &Bytes) -> Option<Entry> {
         return None;
     }
 
-    // One more slot than a typical response has fields: the hit adds its own.
-    let mut headers = HeaderMap::with_capacity(12);
-    let mut at = RESPONSE_FIXED;
-    while at < body_at {
-        let mut lengths = Reader { rest: bytes.get(at..body_at)? };
-        let name_len = usize::from(lengths.u16()?);
-        let value_len = lengths.u32()? as usize;
-        let value_at = at.checked_add(6 + name_len)?;
-        let end = value_at.checked_add(value_len)?;
-        if end > body_at {
-            return None;
-        }
-        let name = HeaderName::from_bytes(&bytes[at + 6..value_at]).ok()?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice(value_at..end)).ok()?;
+    // Exactly as much room as there will be use for: a map with a few fields is a small allocation, and a large one
+    // doesn't grow.
+    let count = Fields { bytes, at: RESPONSE_FIXED, end: body_at }.count();
+    let mut headers = HeaderMap::with_capacity(count + ADDED_BY_A_HIT);
+    let mut fields = Fields { bytes, at: RESPONSE_FIXED, end: body_at };
+    for field in &mut fields {
+        let name = HeaderName::from_bytes(&bytes[field.name]).ok()?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(field.value)).ok()?;
         headers.try_append(name, value).ok()?;
-        at = end;
+    }
+    if fields.at != body_at {
+        return None;
     }
     let must_revalidate = flags & MUST_REVALIDATE != 0;
     Some(Entry { status, headers, body: bytes.slice(body_at..), stored_at, ttl, variant, must_revalidate })
+}
+
+/// Where the fields of a stored response lie in its bytes, up to the first that is damaged.
+struct Fields<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    end: usize,
+}
+
+/// The name and the value of a field.
+struct Field {
+    name: Range<usize>,
+    value: Range<usize>,
+}
+
+impl Iterator for Fields<'_> {
+    type Item = Field;
+
+    fn next(&mut self) -> Option<Field> {
+        let mut lengths = Reader { rest: self.bytes.get(self.at..self.end)? };
+        let (name_len, value_len) = (usize::from(lengths.u16()?), lengths.u32()? as usize);
+        let name_at = self.at + FIELD_FIXED;
+        let value_at = name_at + name_len;
+        let end = value_at.checked_add(value_len).filter(|end| *end <= self.end)?;
+        self.at = end;
+        Some(Field { name: name_at..value_at, value: value_at..end })
+    }
 }
 
 fn decode_variants(bytes: &Bytes) -> Option<Variants> {

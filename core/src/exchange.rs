@@ -21,7 +21,7 @@ use crate::flight::{Follow, Landing, Lead, Role};
 use crate::hold::{Held, Started};
 use crate::key::CacheKey;
 use crate::policy::{
-    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored,
+    Admitted, Decision, Forward, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored, contradicts,
 };
 use crate::reason::Reason;
 use crate::request::RequestView;
@@ -50,6 +50,11 @@ pub trait Call: Send + 'static {
     /// The fields of the request that the handler will see.
     fn headers_mut(&mut self) -> &mut HeaderMap;
 
+    /// The status with which the framework will answer this error. An error that says nothing of its own is a 500.
+    fn status_of(_error: &Self::Error) -> StatusCode {
+        StatusCode::INTERNAL_SERVER_ERROR
+    }
+
     /// Runs the handler.
     fn run(self) -> impl Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
 }
@@ -65,37 +70,50 @@ impl Route {
     /// # Errors
     ///
     /// Only those of the handler. The store's are logged.
-    pub async fn handle<C: Call>(self: Arc<Self>, call: C) -> Reply<C> {
-        let mut looks = 0;
-        loop {
-            let seen = match self.policy.on_request(&call.view()) {
-                OnRequest::Bypass(mark) => return self.bypass(mark, call).await,
-                OnRequest::Forward(forward) => return self.write(forward, call).await,
-                OnRequest::Lookup(lookup) => self.look(lookup, call.view()).await,
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn would have room for the call twice"
+    )]
+    pub fn handle<C: Call>(self: Arc<Self>, call: C) -> impl Future<Output = Reply<C>> + Send + 'static {
+        // A hit is what must be fast. What else may come of a request needs much more room, and takes it only then.
+        async move {
+            let seen = match self.look(call.view()).await {
+                Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
+                seen => seen,
             };
+            Box::pin(self.settle(seen, call)).await
+        }
+    }
+
+    /// Answers a request that what is stored doesn't.
+    async fn settle<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> Reply<C> {
+        let mut looks = 1;
+        loop {
             let (forward, place) = match seen {
                 Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
                 Seen::Bypass(mark) => return self.bypass(mark, call).await,
+                Seen::Write(forward) => return Box::pin(self.write(forward, call)).await,
                 Seen::Stale(response, forward, place) => {
                     self.refresh(forward, place, call);
                     return Ok(response.map(ReplyBody::full));
                 }
                 Seen::Miss(forward, place) => (forward, place),
             };
-            looks += 1;
             if !forward.is_shared() {
-                return self.fill(forward, place, call, None).await;
+                return Box::pin(self.fill(forward, place, call, None)).await;
             }
             match self.shared.flights.join(&place.target) {
-                Role::Lead(lead) => return self.fill(forward, place, call, Some(lead)).await,
+                Role::Lead(lead) => return Box::pin(self.fill(forward, place, call, Some(lead))).await,
                 Role::Follow(follow) => match self.follow(follow, forward).await {
                     Followed::Answer(response) => return Ok(response.map(ReplyBody::full)),
                     Followed::Again(_) if looks < LOOKS => {}
                     Followed::Again(forward) | Followed::Alone(forward) => {
-                        return self.alone(forward, call).await;
+                        return Box::pin(self.alone(forward, call)).await;
                     }
                 },
             }
+            looks += 1;
+            seen = self.look(call.view()).await;
         }
     }
 
@@ -107,29 +125,24 @@ impl Route {
         Ok(response)
     }
 
-    /// Looks under the key, and under the secondary key if the resource varies.
-    async fn look(&self, lookup: Lookup, request: RequestView<'_>) -> Seen {
+    /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
+    async fn look(&self, request: RequestView<'_>) -> Seen {
+        let lookup = match self.policy.on_request(&request) {
+            OnRequest::Bypass(mark) => return Seen::Bypass(mark),
+            OnRequest::Forward(forward) => return Seen::Write(forward),
+            OnRequest::Lookup(lookup) => lookup,
+        };
         let Some(key) = self.key(&request, lookup.principal()).await else {
             return Seen::Bypass(lookup.without_key());
         };
         let found = self.read_record(&key).await;
-        let (decision, place) = match lookup.on_entry(found, &request, self.shared.now()) {
-            OnEntry::Decided(Decision::Hit(hit) | Decision::NotModified(hit)) => {
-                return Seen::Answer(hit.into_response());
-            }
-            OnEntry::Decided(decision) => (decision, Place { target: key.clone(), base: key }),
-            OnEntry::Select(select) => {
-                let target = key.variant(select.secondary_key(&request));
-                let found = self.read_record(&target).await;
-                (select.on_entry(found, &request, self.shared.now()), Place { target, base: key })
-            }
+        let select = match lookup.on_entry(found, &request, self.shared.now()) {
+            OnEntry::Decided(decision) => return Seen::of(decision, key, None),
+            OnEntry::Select(select) => select,
         };
-        match decision {
-            Decision::Hit(hit) | Decision::NotModified(hit) => Seen::Answer(hit.into_response()),
-            Decision::Unsatisfiable(answer) => Seen::Answer(answer.into_response()),
-            Decision::Stale(hit, forward) => Seen::Stale(hit.into_response(), forward, place),
-            Decision::Miss(forward) => Seen::Miss(forward, place),
-        }
+        let target = key.variant(select.secondary_key(&request));
+        let found = self.read_record(&target).await;
+        Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target))
     }
 
     async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
@@ -154,9 +167,10 @@ impl Route {
             Some(Landing::Again) => Followed::Again(forward),
             Some(Landing::Failed) => match forward.or_fallback() {
                 Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
-                Err(forward) => Followed::Alone(forward),
+                Err(forward) => Followed::Alone(forward.because(Reason::Busy)),
             },
-            Some(Landing::Alone) | None => Followed::Alone(forward),
+            Some(Landing::Alone) => Followed::Alone(forward.because(Reason::Busy)),
+            None => Followed::Alone(forward.because(Reason::Waited)),
         }
     }
 
@@ -186,14 +200,15 @@ impl Route {
                 Some(intent) if forward.reason() != Reason::Down => {
                     route.start_fill(&forward, &place.target, intent).await
                 }
-                _ => Started::Without,
+                _ => Started::Without(forward.reason()),
             };
             match started {
                 Started::Held(held) => route.fill_held(forward, place, call, held, lead).await,
                 Started::Found(record) => {
                     match forward.on_filled(Record::decode(&record), route.shared.now()) {
                         Ok(hit) => {
-                            land(lead, Landing::Filled(record));
+                            // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
+                            land(lead, Landing::Again);
                             Ok(hit.into_response().map(ReplyBody::full))
                         }
                         Err(forward) => {
@@ -202,14 +217,15 @@ impl Route {
                         }
                     }
                 }
-                Started::Without => {
+                Started::Without(reason) => {
                     // Nothing will be stored, so nobody needs to wait for it.
                     land(lead, Landing::Alone);
-                    route.alone(forward, call).await
+                    route.alone(forward.because(reason), call).await
                 }
             }
         })
         .await
+        .unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
@@ -222,6 +238,11 @@ impl Route {
                 // Nobody waits for the answer, and the handler's error is the handler's to report.
                 let _: Reply<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
+        };
+        let limit = self.shared.timing.max_fill;
+        let work = async move {
+            // Dropped, it gives everything back.
+            let _: Result<(), _> = tokio::time::timeout(limit, work).await;
         };
         self.shared.spawn(work.in_current_span());
     }
@@ -245,36 +266,28 @@ impl Route {
         lead: Option<Lead>,
     ) -> Reply<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
-        match held.renewing(self.produce(forward, call)).await {
-            Produced::Error(error) => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Err(error)
-            }
-            Produced::Stale(response) => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Ok(response.map(ReplyBody::full))
-            }
-            Produced::Passed(response, _) if response.status().is_server_error() => {
-                held.abandon(Abandon::Failed);
-                land(lead, Landing::Failed);
-                Ok(response)
-            }
-            Produced::Passed(response, _) => {
-                if replaces {
-                    // The origin has something else to say by now, even if that can't be stored.
-                    self.shared.evict_key(&place.target).await;
-                }
-                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
-                land(lead, Landing::Alone);
-                Ok(response)
-            }
+        let (status, reply) = match held.renewing(self.produce(forward, call)).await {
             Produced::Admitted(mut admitted) => {
                 let stored = self.store(&mut admitted, &place, held, lead).await;
-                Ok(admitted.into_response(stored).map(ReplyBody::full))
+                return Ok(admitted.into_response(stored).map(ReplyBody::full));
             }
+            Produced::Stale(response) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, Ok(response.map(ReplyBody::full)))
+            }
+            Produced::Passed(response, _) => (response.status(), Ok(response)),
+            Produced::Error(error) => (C::status_of(&error), Err(error)),
+        };
+        if status.is_server_error() {
+            held.abandon(Abandon::Failed);
+            land(lead, Landing::Failed);
+        } else {
+            if replaces && contradicts(status) {
+                self.shared.evict_key(&place.target).await;
+            }
+            held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
+            land(lead, Landing::Alone);
         }
+        reply
     }
 
     /// Stores what was filled where it belongs, and tells those who wait.
@@ -299,7 +312,7 @@ impl Route {
                 let record = admitted.record();
                 let stored = held.commit(record.clone(), ttl).await;
                 if stored == Stored::Yes {
-                    self.shared.list_variant(&place.base, &variants, ttl).await;
+                    self.shared.list_variant(&place.base, &variants, admitted.variants_retention()).await;
                 }
                 (stored, Landing::Filled(record))
             }
@@ -308,7 +321,9 @@ impl Route {
                 // orphan that nobody can reach.
                 let target = place.base.variant(secondary);
                 match self.shared.set(&target, admitted.record(), ttl).await {
-                    Ok(()) => (held.commit(variants.encode(), ttl).await, Landing::Again),
+                    Ok(()) => {
+                        (held.commit(variants.encode(), admitted.variants_retention()).await, Landing::Again)
+                    }
                     Err(()) => (Stored::Failed, Landing::Alone),
                 }
             }
@@ -339,8 +354,8 @@ impl Route {
                 None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
             },
         };
-        let route = Arc::clone(self);
-        self.detached::<C>(async move {
+        let (route, evicted) = (Arc::clone(self), target.clone());
+        let done = self.detached::<C>(async move {
             let held = match (&target, forward.intent()) {
                 (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
                 _ => None,
@@ -370,8 +385,15 @@ impl Route {
                     Ok(admitted.into_response(stored).map(ReplyBody::full))
                 }
             }
-        })
-        .await
+        });
+        match done.await {
+            Ok(reply) => reply,
+            Err(panic) => {
+                // The task does it too, for a client that is gone. This one shall not see the panic before.
+                self.evict(&evicted).await;
+                resume_unwind(panic)
+            }
+        }
     }
 
     /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
@@ -397,7 +419,7 @@ impl Route {
         let response = match call.run().await {
             Ok(response) => response,
             Err(error) => {
-                return match forward.on_error() {
+                return match forward.on_error(C::status_of(&error)) {
                     Some(hit) => Produced::Stale(hit.into_response()),
                     None => Produced::Error(error),
                 };
@@ -420,19 +442,32 @@ impl Route {
         Produced::Passed(response, pass.evicts())
     }
 
-    /// Runs on when the client is gone. A panic comes back to the caller.
-    async fn detached<C: Call>(&self, work: impl Future<Output = Reply<C>> + Send + 'static) -> Reply<C> {
-        match self.shared.tasks.spawn(work.in_current_span()).await {
-            Ok(reply) => reply,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => resume_unwind(panic),
-                // The runtime is shutting down.
-                Err(_) => {
-                    let mut response = Response::new(ReplyBody::full(Bytes::new()));
-                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                    Ok(response)
-                }
-            },
+    /// Runs on when the client is gone, but not for ever: then no longer than a fill may take. A panic comes back to the
+    /// caller.
+    async fn detached<C: Call>(
+        &self,
+        work: impl Future<Output = Reply<C>> + Send + 'static,
+    ) -> Result<Reply<C>, Panic> {
+        let client = Arc::new(());
+        let (here, limit) = (Arc::downgrade(&client), self.shared.timing.max_fill);
+        let abandoned = async move {
+            while here.strong_count() > 0 {
+                tokio::time::sleep(limit).await;
+            }
+        };
+        let work = async move {
+            tokio::select! {
+                biased;
+                reply = work => reply,
+                () = abandoned => Ok(unavailable()),
+            }
+        };
+        let joined = self.shared.tasks.spawn(work.in_current_span()).await;
+        drop(client);
+        match joined {
+            Ok(reply) => Ok(reply),
+            // Else the runtime is shutting down.
+            Err(error) => error.try_into_panic().map_or_else(|_| Ok(Ok(unavailable())), Err),
         }
     }
 
@@ -460,12 +495,35 @@ impl Route {
     }
 }
 
-/// What became of a look into the store.
+/// What a handler panicked with.
+type Panic = Box<dyn std::any::Any + Send>;
+
+fn unavailable<B: Body>() -> Response<ReplyBody<B>> {
+    let mut response = Response::new(ReplyBody::full(Bytes::new()));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
+}
+
+/// What became of a look at a request and into the store.
 enum Seen {
     Answer(Response<Bytes>),
     Bypass(Mark),
+    Write(Forward),
     Stale(Response<Bytes>, Forward, Place),
     Miss(Forward, Place),
+}
+
+impl Seen {
+    /// `target` is the key of the variant, if the resource varies.
+    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
+        let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };
+        match decision {
+            Decision::Hit(hit) | Decision::NotModified(hit) => Self::Answer(hit.into_response()),
+            Decision::Unsatisfiable(answer) => Self::Answer(answer.into_response()),
+            Decision::Stale(hit, forward) => Self::Stale(hit.into_response(), forward, place(base)),
+            Decision::Miss(forward) => Self::Miss(forward, place(base)),
+        }
+    }
 }
 
 /// What became of following a flight.

@@ -51,7 +51,10 @@ impl Flights {
     /// Follows the flight for this key, or leads a new one.
     pub(crate) fn join(&self, key: &CacheKey) -> Role {
         match self.shard(key).entry(key.clone()) {
-            Entry::Occupied(flight) => Role::Follow(Follow { landing: flight.get().clone() }),
+            Entry::Occupied(flight) => {
+                let landing = flight.get().clone();
+                Role::Follow(Follow { flights: self.clone(), key: key.clone(), landing })
+            }
             Entry::Vacant(vacant) => {
                 let (sender, receiver) = watch::channel(None);
                 vacant.insert(receiver);
@@ -78,7 +81,11 @@ impl Lead {
     /// came after the commit, and must not be given this answer.
     pub(crate) fn close(&mut self) {
         if std::mem::take(&mut self.open) {
-            self.flights.shard(&self.key).remove(&self.key);
+            let mut shard = self.flights.shard(&self.key);
+            // A follower may have closed it, and somebody else may have begun another one since.
+            if shard.get(&self.key).is_some_and(|flight| flight.same_channel(&self.sender.subscribe())) {
+                shard.remove(&self.key);
+            }
         }
     }
 
@@ -96,18 +103,29 @@ impl Drop for Lead {
 
 /// One that waits.
 pub(crate) struct Follow {
+    flights: Flights,
+    key: CacheKey,
     landing: watch::Receiver<Option<Landing>>,
 }
 
 impl Follow {
-    /// How the flight ended, or `None` if it took longer than `limit`.
+    /// How the flight ended, or `None` if it took longer than `limit`. Then nobody else joins it either.
     pub(crate) async fn wait(mut self, limit: Duration) -> Option<Landing> {
-        let landed = tokio::time::timeout(limit, self.landing.wait_for(Option::is_some)).await.ok()?;
-        match landed {
-            Ok(landing) => landing.clone(),
-            // The leader is gone without a word.
-            Err(_) => Some(Landing::Again),
-        }
+        let landed = tokio::time::timeout(limit, async {
+            match self.landing.wait_for(Option::is_some).await {
+                Ok(landing) => landing.clone(),
+                // The leader is gone without a word.
+                Err(_) => Some(Landing::Again),
+            }
+        })
+        .await;
+        landed.unwrap_or_else(|_| {
+            let mut shard = self.flights.shard(&self.key);
+            if shard.get(&self.key).is_some_and(|flight| flight.same_channel(&self.landing)) {
+                shard.remove(&self.key);
+            }
+            None
+        })
     }
 }
 

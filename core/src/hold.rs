@@ -11,7 +11,8 @@ use bytes::Bytes;
 use crate::key::CacheKey;
 use crate::larder::Shared;
 use crate::policy::Stored;
-use crate::store::{Abandon, Begin, Intent, Lease};
+use crate::reason::Reason;
+use crate::store::{Abandon, Begin, Intent, Lease, StoreError};
 
 /// The pause before a filling that somebody else does is looked at again grows from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -23,14 +24,14 @@ pub(crate) enum Started {
     /// Somebody has filled it.
     Found(Bytes),
     /// There is no right to be had: somebody writes, the store failed, or the wait was too long.
-    Without,
+    Without(Reason),
 }
 
 impl Started {
     pub(crate) fn held(self) -> Option<Held> {
         match self {
             Self::Held(held) => Some(held),
-            Self::Found(_) | Self::Without => None,
+            Self::Found(_) | Self::Without(_) => None,
         }
     }
 }
@@ -44,23 +45,18 @@ impl Shared {
         intent: Intent,
         awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
     ) -> Started {
-        let (mut pause, mut waited) = (FIRST_PAUSE, Duration::ZERO);
+        let started = tokio::time::Instant::now();
+        let mut pause = FIRST_PAUSE;
         loop {
-            match self.store.begin(key, intent, self.timing.hold).await {
-                Ok(Begin::Lease(lease)) => {
-                    return Started::Held(Held {
-                        shared: Arc::clone(self),
-                        key: key.clone(),
-                        lease: Some(lease),
-                    });
-                }
-                Ok(Begin::Found(bytes)) => return Started::Found(bytes),
-                Ok(Begin::Filling) => {
-                    let Some(is_awaited) = awaited.filter(|_| waited < self.timing.max_wait) else {
-                        return Started::Without;
-                    };
+            match self.begin(key, intent).await {
+                Ok(Begun::Held(held)) => return Started::Held(held),
+                Ok(Begun::Found(bytes)) => return Started::Found(bytes),
+                Ok(Begun::Filling) => {
+                    let Some(is_awaited) = awaited else { return Started::Without(Reason::Busy) };
+                    if started.elapsed() >= self.timing.max_wait {
+                        return Started::Without(Reason::Waited);
+                    }
                     tokio::time::sleep(pause).await;
-                    waited += pause;
                     pause = (pause * 2).min(LAST_PAUSE);
                     // To refresh is to ignore what is there, so only this look finds out that it is new by now.
                     if intent == Intent::Refresh
@@ -70,14 +66,34 @@ impl Shared {
                         return Started::Found(bytes);
                     }
                 }
-                Ok(Begin::Busy) => return Started::Without,
+                Ok(Begun::Busy) => return Started::Without(Reason::Busy),
                 Err(error) => {
                     self.store_failed("begin", key.name(), &error);
-                    return Started::Without;
+                    return Started::Without(Reason::Down);
                 }
             }
         }
     }
+
+    /// Asks once.
+    pub(crate) async fn begin(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Result<Begun, StoreError> {
+        Ok(match self.store.begin(key, intent, self.timing.hold).await? {
+            Begin::Lease(lease) => {
+                Begun::Held(Held { shared: Arc::clone(self), key: key.clone(), lease: Some(lease) })
+            }
+            Begin::Found(bytes) => Begun::Found(bytes),
+            Begin::Filling => Begun::Filling,
+            Begin::Busy => Begun::Busy,
+        })
+    }
+}
+
+/// [`Begin`], with a lease that gives itself back.
+pub(crate) enum Begun {
+    Held(Held),
+    Found(Bytes),
+    Filling,
+    Busy,
 }
 
 /// A lease that is given back when it is dropped, by a panic or an early return.
@@ -115,16 +131,26 @@ impl Held {
     }
 
     /// Writes and gives the lease back.
-    pub(crate) async fn commit(mut self, record: Bytes, ttl: Option<Duration>) -> Stored {
-        let Some(lease) = self.lease.take() else { return Stored::Failed };
-        match self.shared.store.commit(&self.key, &lease, record, ttl).await {
+    pub(crate) async fn commit(self, record: Bytes, ttl: Option<Duration>) -> Stored {
+        let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+        match self.try_commit(record, ttl).await {
             Ok(true) => Stored::Yes,
             Ok(false) => Stored::Evicted,
             Err(error) => {
-                self.shared.store_failed("commit", self.key.name(), &error);
+                shared.store_failed("commit", key.name(), &error);
                 Stored::Failed
             }
         }
+    }
+
+    /// Writes and gives the lease back. False if the lease was lost.
+    pub(crate) async fn try_commit(
+        mut self,
+        record: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let Some(lease) = self.lease.take() else { return Ok(false) };
+        self.shared.store.commit(&self.key, &lease, record, ttl).await
     }
 
     /// Gives the lease back in the background: nobody waits for that.

@@ -15,10 +15,11 @@ use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
 use crate::entry::Record;
 use crate::flight::{Flights, Updates};
+use crate::hold::Begun;
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
 use crate::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
 use crate::store::erased::ErasedStore;
-use crate::store::{Begin, CacheStore, Intent, LeaseStore, StoreError};
+use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
 use crate::ttl::Ttl;
 use crate::vary::Variants;
 
@@ -86,10 +87,13 @@ impl Larder {
         &self.shared.defaults.prefix
     }
 
-    /// Waits for fills and writes that are under way, then lets go of the store's connections. For shutdown.
+    /// Waits for fills and writes that are under way, for as long as a fill may take, then lets go of the store's
+    /// connections. For shutdown.
     pub async fn close(&self) {
         self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        if tokio::time::timeout(self.shared.timing.max_fill, self.shared.tasks.wait()).await.is_err() {
+            warn!("handlers are still running; what they write will not reach the cache");
+        }
         self.shared.store.close().await;
     }
 }
@@ -175,8 +179,9 @@ impl LarderBuilder {
 
     /// For how long a fill or a write keeps others off without a sign of life; it is renewed while its handler runs. 5 s
     /// by default. After the process that holds it was killed, others wait for this long.
-    pub const fn hold(mut self, hold: Duration) -> Self {
-        self.timing.hold = hold;
+    /// At least 100 ms.
+    pub fn hold(mut self, hold: Duration) -> Self {
+        self.timing.hold = hold.max(Duration::from_millis(100));
         self
     }
 
@@ -329,23 +334,15 @@ impl Shared {
         listed: &Variants,
         ttl: Option<Duration>,
     ) {
-        let Ok(Begin::Lease(lease)) = self.store.begin(base, Intent::Refresh, self.timing.hold).await else {
-            return;
-        };
-        // Under the lease, and only if it is still the same record: an eviction must not be undone.
-        let unchanged = match self.store.get(base).await {
-            Ok(Some(bytes)) => {
-                matches!(Record::decode(&bytes), Some(Record::Variants(found)) if found.id() == listed.id())
-            }
-            _ => false,
-        };
-        let result = if unchanged {
-            self.store.commit(base, &lease, listed.encode(), ttl).await.map(|_| ())
-        } else {
-            self.store.abandon(base, &lease, crate::store::Abandon::Failed).await
-        };
-        if let Err(error) = result {
-            self.store_failed("commit", base.name(), &error);
+        let Ok(Begun::Held(held)) = self.begin(base, Intent::Refresh).await else { return };
+        // Under the lease, and only if it is still the same record: an eviction must not be undone. What others have
+        // listed meanwhile stays.
+        if let Ok(Some(bytes)) = self.store.get(base).await
+            && let Some(Record::Variants(mut found)) = Record::decode(&bytes)
+            && found.id() == listed.id()
+        {
+            found.add_all(listed);
+            held.commit(found.encode(), ttl).await;
         }
     }
 

@@ -30,15 +30,17 @@
     reason = "a state lives for one request and is moved"
 )]
 
+use std::fmt;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH,
-    CONTENT_LOCATION, CONTENT_TYPE, COOKIE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
+    AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_LOCATION,
+    CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
@@ -46,10 +48,15 @@ use crate::directives::{RequestDirectives, ResponseDirectives, list};
 use crate::entry::{Entry, Record};
 use crate::etag::{Validators, request_matches, weak_etag};
 use crate::reason::Reason;
-use crate::request::RequestView;
+use crate::request::{Present, RequestView};
 use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::store::Intent;
 use crate::vary::{SecondaryKey, Variants, selecting_fields};
+
+// As constants they are read when this is compiled.
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// The engine for one route.
 ///
@@ -171,10 +178,11 @@ impl CachePolicy {
     }
 
     fn on_read(&self, request: &RequestView<'_>) -> OnRequest {
-        let directives = RequestDirectives::of(request.headers);
-        let refusal = not_for_caches(request)
+        let present = Present::of(request.headers);
+        let directives = directives_of(request, present);
+        let refusal = not_for_caches(request, present)
             .or_else(|| directives.no_store.then_some(Reason::NoStore))
-            .or_else(|| credentials_without_audience(&self.rule.audience, request));
+            .or_else(|| credentials_without_audience(&self.rule.audience, present));
         if let Some(reason) = refusal {
             return OnRequest::Bypass(Mark::bypass(&self.rule, reason));
         }
@@ -183,6 +191,7 @@ impl CachePolicy {
                 rule: Arc::clone(&self.rule),
                 directives,
                 principal,
+                is_conditional: present.validators,
                 is_head: request.method == Method::HEAD,
             }),
             Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
@@ -191,10 +200,11 @@ impl CachePolicy {
 
     /// A write is never answered from the cache, and its preconditions are its handler's business.
     fn on_write(&self, request: &RequestView<'_>) -> OnRequest {
-        let unstorable = RequestDirectives::of(request.headers)
+        let present = Present::of(request.headers);
+        let unstorable = directives_of(request, present)
             .no_store
             .then_some(Reason::NoStore)
-            .or_else(|| credentials_without_audience(&self.rule.audience, request));
+            .or_else(|| credentials_without_audience(&self.rule.audience, present));
         let principal = match self.rule.kind {
             // A group is evicted whole, whoever asks.
             Kind::EvictGroup => Ok(None),
@@ -228,33 +238,38 @@ impl CachePolicy {
     }
 }
 
+fn directives_of(request: &RequestView<'_>, present: Present) -> RequestDirectives {
+    if present.directives { RequestDirectives::of(request.headers) } else { RequestDirectives::default() }
+}
+
 /// Requests that a cache can't answer, whatever is stored.
-fn not_for_caches(request: &RequestView<'_>) -> Option<Reason> {
-    let has = |name: HeaderName| request.headers.contains_key(name);
+fn not_for_caches(request: &RequestView<'_>, present: Present) -> Option<Reason> {
     if request.method != Method::GET && request.method != Method::HEAD {
         Some(Reason::Method)
-    } else if request.headers.is_empty() {
-        None
-    } else if has(UPGRADE) {
+    } else if present.upgrade {
         Some(Reason::Upgrade)
-    } else if has(RANGE) {
+    } else if present.range {
         Some(Reason::Range)
-    } else if has(TRANSFER_ENCODING) || request.headers.get(CONTENT_LENGTH).is_some_and(|len| len != "0") {
+    } else if present.content && has_content(request.headers) {
         Some(Reason::Content)
-    } else if has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) {
+    } else if present.preconditions {
         Some(Reason::Precondition)
     } else {
         None
     }
 }
 
+fn has_content(request: &HeaderMap) -> bool {
+    request.contains_key(TRANSFER_ENCODING) || request.get(CONTENT_LENGTH).is_some_and(|len| len != "0")
+}
+
 /// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
-fn credentials_without_audience(audience: &Audience, request: &RequestView<'_>) -> Option<Reason> {
+fn credentials_without_audience(audience: &Audience, present: Present) -> Option<Reason> {
     if !matches!(audience, Audience::Undeclared) {
         None
-    } else if request.headers.contains_key(AUTHORIZATION) {
+    } else if present.authorization {
         Some(Reason::Authorization)
-    } else if request.headers.contains_key(COOKIE) {
+    } else if present.cookie {
         Some(Reason::Cookie)
     } else {
         None
@@ -268,6 +283,7 @@ pub struct Lookup {
     rule: Arc<Rule>,
     directives: RequestDirectives,
     principal: Option<Principal>,
+    is_conditional: bool,
     is_head: bool,
 }
 
@@ -310,25 +326,23 @@ impl Lookup {
         now: SystemTime,
     ) -> Decision {
         let refusal = unacceptable(&self.directives, &entry, now);
-        let not_modified = request_matches(request.headers, &entry.headers);
-        let hit = |entry| {
-            let rule = Arc::clone(&self.rule);
-            Hit { rule, entry, now, not_modified, is_head: self.is_head, collapsed: false }
-        };
+        let not_modified = self.is_conditional && client_has(request.headers, &entry);
+        let is_head = self.is_head;
+        let hit = |rule, entry| Hit { rule, entry, now, not_modified, is_head, collapsed: false };
         match refusal {
-            None if not_modified => Decision::NotModified(hit(entry)),
-            None => Decision::Hit(hit(entry)),
+            None if not_modified => Decision::NotModified(hit(self.rule, entry)),
+            None => Decision::Hit(hit(self.rule, entry)),
             Some(Reason::Expired) if !entry.must_revalidate && self.directives.min_fresh.is_none() => {
                 let staleness = entry.staleness(now);
                 let within = |limit: Option<Duration>| limit.is_some_and(|limit| staleness < limit);
                 let (refreshable, fallback) =
                     (within(self.rule.stale_while_revalidate), within(self.rule.stale_if_error));
                 if refreshable {
-                    let hit = hit(entry);
+                    let hit = hit(Arc::clone(&self.rule), entry);
                     // A stale answer is an answer, so that `only-if-cached` has nothing to say.
                     Decision::Stale(hit, self.into_forward(Reason::Expired, variants, request))
                 } else if fallback {
-                    let hit = hit(entry);
+                    let hit = hit(Arc::clone(&self.rule), entry);
                     match self.miss(Reason::Expired, variants, request) {
                         Decision::Miss(forward) => {
                             Decision::Miss(Forward { fallback: Some(Box::new(hit)), ..forward })
@@ -356,6 +370,8 @@ impl Lookup {
             Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
                 Intent::Refresh
             }
+            // Nothing is there, but somebody may be filling it with an answer that is older than this request.
+            _ if self.directives.wants_new() => Intent::Refresh,
             _ => Intent::Fill,
         };
         Forward {
@@ -378,8 +394,8 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     if directives.no_cache {
         return Some(Reason::NoCache);
     }
-    // `max-age=0` means the same as `no-cache`, whatever the clock says.
-    if directives.max_age.is_some_and(|max| max == 0 || entry.age(now) > Duration::from_secs(max)) {
+    let is_older = |max| entry.age(now) > Duration::from_secs(max);
+    if directives.wants_new() || directives.max_age.is_some_and(is_older) {
         return Some(Reason::MaxAge);
     }
     if entry.is_expired(now) {
@@ -388,6 +404,12 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
     let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+}
+
+/// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
+/// §13.2.1): a 304 for a stored 404 would bring the client's old copy back to life.
+fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
+    entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
 /// The resource varies: one more record to get (RFC 9111 §4.1).
@@ -459,20 +481,22 @@ impl Hit {
         let stale_too = !entry.must_revalidate && !entry.is_expired(now);
         let mut headers = entry.headers;
         headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too));
-        let mut mark = Mark::hit(&rule, remaining, staleness);
+        let mut mark = Mark::hit(rule, remaining, staleness);
         mark.collapsed = collapsed;
         mark.stamp(&mut headers);
 
         let mut body = entry.body;
         if is_head && !not_modified {
-            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2).
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2), unless it can have none (§8.6).
+            if entry.status != StatusCode::NO_CONTENT {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            }
             body = Bytes::new();
         }
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
         *response.headers_mut() = headers;
-        if not_modified { into_not_modified(response, &rule) } else { response }
+        if not_modified { into_not_modified(response, &mark.rule) } else { response }
     }
 }
 
@@ -488,7 +512,7 @@ fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> 
     }
     // What the cache says about itself, and what a browser needs to let a script see the answer at all.
     for name in rule.status_header.iter().cloned().chain([
-        HeaderName::from_static("cache-status"),
+        CACHE_STATUS,
         http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
         http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
         http::header::ACCESS_CONTROL_EXPOSE_HEADERS,
@@ -597,7 +621,7 @@ impl Forward {
         if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
             return Err(self);
         }
-        let not_modified = request_matches(request, &entry.headers);
+        let not_modified = client_has(request, &entry);
         Ok(Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false })
     }
 
@@ -616,11 +640,17 @@ impl Forward {
         Mark::refusal(&self.rule, reason)
     }
 
+    /// Goes on to the handler, but for another reason than that nothing was found.
+    pub fn because(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
     /// Whether one run of the handler serves every request that misses at the same time. A request that asks for a
     /// fresher answer than the stored one never takes part in a run that began before it.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.intent().is_some()
+            && !self.directives.wants_new()
             && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down)
     }
 
@@ -630,11 +660,11 @@ impl Forward {
         self.fallback.take().map(|hit| *hit).ok_or(self)
     }
 
-    /// The handler returned an error instead of a response: nothing is stored or evicted, and maybe what is stored
-    /// answers though it is stale (RFC 5861 §4).
+    /// The handler returned an error, which will be answered with this status, instead of a response: nothing is
+    /// stored, and maybe what is stored answers though it is stale (RFC 5861 §4).
     #[must_use]
-    pub fn on_error(self) -> Option<Hit> {
-        self.fallback.map(|hit| *hit)
+    pub fn on_error(self, status: StatusCode) -> Option<Hit> {
+        self.fallback.filter(|_| may_be_stood_in_for(status)).map(|hit| *hit)
     }
 
     /// Decides about the handler's answer, before its body.
@@ -648,8 +678,7 @@ impl Forward {
     }
 
     fn on_read(mut self, response: &response::Parts, length: BodyLength) -> OnResponse {
-        // RFC 5861 §4: these are the errors that a stale response may stand in for.
-        if matches!(response.status.as_u16(), 500 | 502 | 503 | 504)
+        if may_be_stood_in_for(response.status)
             && let Some(hit) = self.fallback.take()
         {
             return OnResponse::ServeStale(*hit);
@@ -700,6 +729,18 @@ impl Forward {
         let success = is_success(response.status);
         self.pass(if success { self.reason } else { Reason::Failed }, success)
     }
+}
+
+/// RFC 5861 §4: these are the errors that a stale response may stand in for.
+fn may_be_stood_in_for(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether an answer with this status says that what is stored is no longer so, though it can't be stored itself. That
+/// somebody isn't allowed to see it, or asks too often, says nothing about it.
+#[must_use]
+pub fn contradicts(status: StatusCode) -> bool {
+    is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
 /// A handler that redirects after a change has made the change.
@@ -860,6 +901,12 @@ impl Admitted {
         }
     }
 
+    /// How long the store shall keep the record that leads to the variants: at least as long as any of them.
+    #[must_use]
+    pub fn variants_retention(&self) -> Option<Duration> {
+        self.rule.longest_retention()
+    }
+
     /// The record for the store.
     #[must_use]
     pub fn record(&self) -> Bytes {
@@ -882,10 +929,14 @@ impl Admitted {
         parts.headers.insert(CACHE_CONTROL, control);
         parts.headers.remove(EXPIRES);
         parts.headers.remove(AGE);
+        let reason = match (outcome, reason) {
+            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => reason,
+            (Stored::Evicted, _) => Reason::Evicted,
+        };
         let mut mark = Mark::miss(&rule, reason);
         mark.stored = outcome == Stored::Yes;
         mark.stamp(&mut parts.headers);
-        let not_modified = validators.match_response(&parts.headers);
+        let not_modified = parts.status.is_success() && validators.match_response(&parts.headers);
         let response = Response::from_parts(parts, entry.body);
         if not_modified { into_not_modified(response, &rule) } else { response }
     }
@@ -916,24 +967,24 @@ pub struct Mark {
 }
 
 impl Mark {
-    fn new(rule: &Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
-        Self { rule: Arc::clone(rule), word, reason, ttl: None, stored: false, collapsed: false }
+    const fn new(rule: Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
+        Self { rule, word, reason, ttl: None, stored: false, collapsed: false }
     }
 
     fn bypass(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(rule, "BYPASS", Some(reason))
+        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
     }
 
     /// The cache was asked, but the answer is none of its business: that is no miss, which promises a hit next time.
     fn refusal(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(rule, "BYPASS", Some(reason))
+        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
     }
 
     fn miss(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(rule, "MISS", Some(reason))
+        Self::new(Arc::clone(rule), "MISS", Some(reason))
     }
 
-    fn hit(rule: &Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
+    fn hit(rule: Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
         let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
         let ttl = remaining.map(|remaining| seconds(remaining).saturating_sub(seconds(staleness)));
         Self { ttl, ..Self::new(rule, "HIT", None) }
@@ -951,15 +1002,20 @@ impl Mark {
             headers.insert(name, HeaderValue::from_static(self.word));
         }
         if self.rule.cache_status {
-            headers.append(HeaderName::from_static("cache-status"), self.cache_status());
+            headers.append(CACHE_STATUS, self.cache_status());
         }
         let is_personal = matches!(
             self.reason,
             Some(Reason::Authorization | Reason::Cookie | Reason::Anonymous | Reason::SetCookie)
         );
-        // What is not safe to store here isn't safe in a CDN either. The handler's own word stands.
-        if self.word == "BYPASS" && is_personal && !headers.contains_key(CACHE_CONTROL) {
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
+        // 9111 §4.2.2). The handler's own word stands.
+        if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
+            if is_personal {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            } else if self.rule.audience.is_private() {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+            }
         }
     }
 
@@ -967,6 +1023,8 @@ impl Mark {
     fn cache_status(&self) -> HeaderValue {
         let mut text = String::from("Larder");
         match self.reason {
+            // RFC 9211 §2.6: the request was held back for another one that was forwarded.
+            None if self.collapsed => text.push_str("; fwd=miss; collapsed"),
             None => {
                 text.push_str("; hit");
                 if let Some(ttl) = self.ttl {
@@ -990,9 +1048,6 @@ impl Mark {
                 text.push_str(&format!("; detail={reason}"));
             }
         }
-        if self.collapsed {
-            text.push_str("; collapsed");
-        }
         HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Larder"))
     }
 }
@@ -1010,19 +1065,22 @@ fn cache_control(rule: &Rule, remaining: Option<Duration>, stale_too: bool) -> H
         None if private => HeaderValue::from_static("private, no-cache"),
         None => HeaderValue::from_static("no-cache"),
         Some(told) => {
-            let mut text = String::with_capacity(32);
-            text.push_str(if private { "private, max-age=" } else { "max-age=" });
-            text.push_str(&told.as_secs().to_string());
+            // Even the greatest numbers leave room. On the stack, so that the value is the only allocation.
+            let mut text = [0; 128];
+            let mut rest = &mut text[..];
+            let mut push = |text: fmt::Arguments<'_>| rest.write_fmt(text).is_ok();
+            push(format_args!("{}max-age={}", if private { "private, " } else { "" }, told.as_secs()));
             let stale = [
                 ("stale-while-revalidate", rule.stale_while_revalidate),
                 ("stale-if-error", rule.stale_if_error),
             ];
             for (name, limit) in stale.into_iter().filter(|_| stale_too) {
                 if let Some(limit) = limit {
-                    text.push_str(&format!(", {name}={}", limit.as_secs()));
+                    push(format_args!(", {name}={}", limit.as_secs()));
                 }
             }
-            HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("no-cache"))
+            let len = 128 - rest.len();
+            HeaderValue::from_bytes(&text[..len]).unwrap_or_else(|_| HeaderValue::from_static("no-cache"))
         }
     }
 }
@@ -1061,8 +1119,8 @@ fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
     }
     for name in [
         CONNECTION,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
         TE,
@@ -1076,7 +1134,7 @@ fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
         EXPIRES,
         CACHE_CONTROL,
         SET_COOKIE,
-        HeaderName::from_static("cache-status"),
+        CACHE_STATUS,
     ] {
         fields.remove(name);
     }

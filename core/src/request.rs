@@ -65,3 +65,41 @@ impl<'a> From<&'a Parts> for RequestView<'a> {
         }
     }
 }
+
+/// Which of the fields that concern a cache a request has, found in one pass over the names. Looking for each of them
+/// takes longer: a look-up hashes the name, and requests have about as many fields as there are to look for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Present {
+    /// `Cache-Control` or `Pragma`.
+    pub(crate) directives: bool,
+    /// `If-None-Match` or `If-Modified-Since`: a 304 may answer.
+    pub(crate) validators: bool,
+    /// `If-Match` or `If-Unmodified-Since`.
+    pub(crate) preconditions: bool,
+    /// `Content-Length` or `Transfer-Encoding`.
+    pub(crate) content: bool,
+    pub(crate) authorization: bool,
+    pub(crate) cookie: bool,
+    pub(crate) range: bool,
+    pub(crate) upgrade: bool,
+}
+
+impl Present {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "cache-control" | "pragma" => found.directives = true,
+                "if-none-match" | "if-modified-since" => found.validators = true,
+                "if-match" | "if-unmodified-since" => found.preconditions = true,
+                "content-length" | "transfer-encoding" => found.content = true,
+                "authorization" => found.authorization = true,
+                "cookie" => found.cookie = true,
+                "range" => found.range = true,
+                "upgrade" => found.upgrade = true,
+                _ => {}
+            }
+        }
+        found
+    }
+}

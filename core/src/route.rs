@@ -6,8 +6,8 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -18,6 +18,9 @@ use crate::policy::CachePolicy;
 use crate::request::RequestView;
 use crate::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::ttl::Ttl;
+
+/// What a record needs beside its body, at most, in bytes.
+const HEAD_ROOM: u64 = 16 * 1024;
 
 /// A route of a cache: [`handle`](Self::handle) answers its requests.
 pub struct Route {
@@ -105,14 +108,24 @@ impl<B: KeyBuilder> ErasedKeyBuilder for B {
 }
 
 /// The options of a route while they are being said. Adapters wrap it.
+///
+/// Clones share what they hold, and the finished route, until one of them is changed: axum clones the layers of a
+/// handler for every request, and makes their services anew.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RouteOptions {
+    said: Arc<Said>,
+}
+
+#[derive(Clone, Debug)]
+struct Said {
     larder: Larder,
     prefix: Box<str>,
     group: Option<Box<str>>,
     rule: Rule,
     key_source: KeySource,
+    /// Made when it is first asked for.
+    route: OnceLock<Arc<Route>>,
 }
 
 impl RouteOptions {
@@ -128,59 +141,71 @@ impl RouteOptions {
             cache_status: defaults.cache_status,
             ..Rule::new(kind, space)
         };
-        Self {
+        let said = Said {
             larder: larder.clone(),
             prefix: defaults.prefix.clone(),
             group: None,
             rule,
             key_source: KeySource::Uri,
-        }
+            route: OnceLock::new(),
+        };
+        Self { said: Arc::new(said) }
+    }
+
+    /// What is to be changed. A route that was finished before stays as it was.
+    fn change(&mut self) -> &mut Said {
+        let said = Arc::make_mut(&mut self.said);
+        said.route = OnceLock::new();
+        said
     }
 
     /// The finished route.
     #[must_use]
     pub fn route(&self) -> Arc<Route> {
-        let shared = Arc::clone(&self.larder.shared);
-        let policy =
-            CachePolicy::new(Arc::new(self.rule.clone())).with_secret(shared.defaults.secret.clone());
-        Arc::new(Route {
-            shared,
-            policy,
-            key_source: self.key_source.clone(),
-            warned: AtomicBool::new(false),
-        })
+        let Said { larder, rule, key_source, route, .. } = &*self.said;
+        let finish = || {
+            let shared = Arc::clone(&larder.shared);
+            let mut rule = rule.clone();
+            // A record is a little longer than its body.
+            let largest = shared.store.max_value_bytes();
+            rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
+            let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
+            Arc::new(Route { shared, policy, key_source: key_source.clone(), warned: AtomicBool::new(false) })
+        };
+        Arc::clone(route.get_or_init(finish))
     }
 
     /// What the route does to the cache.
     pub fn kind(mut self, kind: Kind) -> Self {
-        self.rule.kind = kind;
+        self.change().rule.kind = kind;
         self
     }
 
     /// Whether a group was named.
     #[must_use]
     pub fn has_group(&self) -> bool {
-        self.group.is_some()
+        self.said.group.is_some()
     }
 
     /// The eviction group.
     #[track_caller]
     pub fn group(mut self, group: &str) -> Self {
-        self.group = Some(group.into());
+        self.change().group = Some(group.into());
         self.with_space()
     }
 
     /// The prefix.
     #[track_caller]
     pub fn prefix(mut self, prefix: &str) -> Self {
-        self.prefix = prefix.into();
+        self.change().prefix = prefix.into();
         self.with_space()
     }
 
     #[track_caller]
     fn with_space(mut self) -> Self {
-        match KeySpace::new(&self.prefix, self.group.as_deref()) {
-            Ok(space) => self.rule.space = space,
+        let said = self.change();
+        match KeySpace::new(&said.prefix, said.group.as_deref()) {
+            Ok(space) => said.rule.space = space,
             Err(error) => refuse(&error),
         }
         self
@@ -188,19 +213,19 @@ impl RouteOptions {
 
     /// The time to live.
     pub fn ttl(mut self, ttl: Ttl) -> Self {
-        self.rule.ttl = ttl.duration();
+        self.change().rule.ttl = ttl.duration();
         self
     }
 
     /// Another status that is stored.
     pub fn also(mut self, status: StatusCode, ttl: Ttl) -> Self {
-        self.rule.also.push((status, ttl.duration()));
+        self.change().rule.also.push((status, ttl.duration()));
         self
     }
 
     /// Whose the responses are.
     pub fn audience(mut self, audience: Audience) -> Self {
-        self.rule.audience = audience;
+        self.change().rule.audience = audience;
         self
     }
 
@@ -214,49 +239,49 @@ impl RouteOptions {
         mut self,
         build: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
-        self.key_source = KeySource::Sync(Arc::new(build));
+        self.change().key_source = KeySource::Sync(Arc::new(build));
         self
     }
 
     /// An asynchronous key builder.
     pub fn key_by_async(mut self, build: impl KeyBuilder) -> Self {
-        self.key_source = KeySource::Async(Arc::new(build));
+        self.change().key_source = KeySource::Async(Arc::new(build));
         self
     }
 
     /// The query parameters that count.
     pub fn params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.rule.params = Some(names.into_iter().map(Into::into).collect());
+        self.change().rule.params = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
     /// The host becomes part of the key.
     pub fn by_host(mut self) -> Self {
-        self.rule.by_host = true;
+        self.change().rule.by_host = true;
         self
     }
 
     /// The largest body that is stored.
     pub fn max_body(mut self, bytes: u64) -> Self {
-        self.rule.max_body = bytes;
+        self.change().rule.max_body = bytes;
         self
     }
 
     /// The greatest lifetime that is told downstream.
     pub fn downstream_ttl(mut self, ttl: Duration) -> Self {
-        self.rule.downstream_ttl = Some(ttl);
+        self.change().rule.downstream_ttl = Some(ttl);
         self
     }
 
     /// For how long a stale response is used while it is refreshed.
     pub fn stale_while_revalidate(mut self, limit: Duration) -> Self {
-        self.rule.stale_while_revalidate = Some(limit);
+        self.change().rule.stale_while_revalidate = Some(limit);
         self
     }
 
     /// For how long a stale response is used when the handler fails.
     pub fn stale_if_error(mut self, limit: Duration) -> Self {
-        self.rule.stale_if_error = Some(limit);
+        self.change().rule.stale_if_error = Some(limit);
         self
     }
 
@@ -266,10 +291,18 @@ impl RouteOptions {
         if !(0.0..=1.0).contains(&fraction) {
             refuse(&format!("the jitter {fraction} is not a fraction between 0 and 1"));
         }
-        self.rule.jitter = fraction;
+        self.change().rule.jitter = fraction;
         self
     }
 }
+
+/// What a `CacheEvict` must know before it is a layer.
+#[diagnostic::on_unimplemented(
+    message = "this `cache_evict` doesn't know what to evict",
+    label = "say `.key()`, `.key_by(..)` or `.whole_group()` first",
+    note = "`.key()` evicts the entry of a GET of the same URI, `.whole_group()` every entry of the group"
+)]
+pub trait EvictTarget {}
 
 /// Defines the three layers of an adapter, `Cache`, `CachePut` and `CacheEvict`, and the functions `cache`,
 /// `cache_put` and `cache_evict` that begin them. Each has a method `route()`, from which the adapter makes its layer.
@@ -310,6 +343,8 @@ macro_rules! route_layers {
         /// A [`CacheEvict`] that knows what to evict.
         #[derive(Clone, Copy, Debug)]
         pub struct Chosen;
+
+        impl $crate::route::EvictTarget for Chosen {}
 
         /// Caches the responses of a route, for GET and HEAD.
         #[track_caller]
@@ -535,4 +570,20 @@ macro_rules! route_layers {
             self
         }
     };
+}
+
+#[cfg(all(test, feature = "memory"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_are_one_route_until_they_are_changed() {
+        let options = RouteOptions::new(&Larder::memory(), Kind::Read).group("a");
+        let (clone, changed) = (options.clone(), options.clone().group("b"));
+        assert!(Arc::ptr_eq(&options.route(), &clone.route()));
+        assert!(!Arc::ptr_eq(&options.route(), &changed.route()));
+        let changed = clone.group("b");
+        assert_eq!(changed.route().policy.rule().space.group(), Some("b"));
+        assert_eq!(options.route().policy.rule().space.group(), Some("a"));
+    }
 }

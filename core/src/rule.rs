@@ -205,6 +205,13 @@ impl Rule {
         self.stale_while_revalidate.max(self.stale_if_error).unwrap_or_default()
     }
 
+    /// The longest time for which any response of the route is kept. `None` means without end.
+    pub(crate) fn longest_retention(&self) -> Option<Duration> {
+        let also = self.also.iter().map(|(_, ttl)| *ttl);
+        let longest = also.fold(self.ttl, |longest, ttl| Some(longest?.max(ttl?)))?;
+        Some(longest.saturating_add(self.stale_for()))
+    }
+
     /// How long a response with this status is stored, or `None` if it is not. The inner `None` means no expiry.
     pub(crate) fn ttl_of(&self, status: StatusCode) -> Option<Option<Duration>> {
         if let Some((_, ttl)) = self.also.iter().find(|(known, _)| *known == status) {

@@ -83,6 +83,12 @@ pub trait CacheStore: Send + Sync + 'static {
         async { Ok(self.get(key).await?.is_some()) }
     }
 
+    /// The largest value worth giving to this store, in bytes. Routes pass on larger bodies at once instead of collecting
+    /// them in vain.
+    fn max_value_bytes(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Lets go of connections. Called once, by `Larder::close`, when no more calls will come.
     fn close(&self) -> impl Future<Output = ()> + Send {
         async {}

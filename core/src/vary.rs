@@ -52,6 +52,13 @@ impl Variants {
         self.secondary_keys.iter().copied().map(SecondaryKey)
     }
 
+    /// Adds the variants of another record of the same resource, as far as there is room.
+    pub fn add_all(&mut self, other: &Self) {
+        for key in other.secondary_keys() {
+            self.add(key);
+        }
+    }
+
     /// Adds a variant to the list. `None` when it is there already; `Some(false)` when the list is full.
     pub(crate) fn add(&mut self, key: SecondaryKey) -> Option<bool> {
         if self.secondary_keys.contains(&key.0) {

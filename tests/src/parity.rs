@@ -1,6 +1,6 @@
 //! One table for all adapters: what a route is set up with, what is asked of it, and what must come of it.
 //!
-//! Each [`Row`] is data. [`check`] builds the same small service from it with plain tower, axum or poem, serves that over
+//! Each [`Row`] is data. [`check_on_memory`] builds the same small service from it with plain tower, axum or poem, serves that over
 //! a real connection, and compares every answer. All rows run through every adapter, on every store.
 //!
 //! Each service has the resources `/x` and `/y`, and the same again under the nested routers `/v1` and `/v2`. GET (and
@@ -64,6 +64,7 @@ pub enum Opt {
     ByHost,
     MaxBody(u64),
     DownstreamTtl(u64),
+    StaleIfError(u64),
     Also(u16, u64),
     KeyBy(fn(&RequestView<'_>) -> Option<String>),
     /// `key_by_async` with a builder that waits first.

@@ -70,7 +70,7 @@ macro_rules! shop_tests {
                 #[tokio::test]
                 async fn $name() {
                     let redis = $crate::redis_server::RedisServer::start();
-                    let shop = $crate::shop::Shop::on_redis($program, &redis.url());
+                    let shop = $crate::shop::Shop::on_patient_redis($program, &redis.url());
                     $crate::scenarios::$module::$name(&shop).await;
                 }
             )+)+
@@ -94,8 +94,8 @@ macro_rules! shop_tests {
                 #[tokio::test]
                 async fn $name() {
                     let redis = $crate::redis_server::RedisServer::start();
-                    let one = $crate::shop::Shop::on_redis($program, &redis.url());
-                    let other = $crate::shop::Shop::on_redis($program, &redis.url());
+                    let one = $crate::shop::Shop::on_patient_redis($program, &redis.url());
+                    let other = $crate::shop::Shop::on_patient_redis($program, &redis.url());
                     $crate::scenarios::$module::$name(&one, &other).await;
                 }
             )+)+

@@ -166,6 +166,30 @@ on_every_store! {
 }
 
 #[tokio::test]
+async fn an_update_too_large_for_the_store_gives_up() {
+    use larder_core::MemoryStore;
+    let backend = Larder::builder().leased(MemoryStore::with_capacity(1 << 20)).backend();
+    let updating = backend.update("k", 60, |_: Option<String>| "x".repeat(600 << 10));
+    let outcome = tokio::time::timeout(std::time::Duration::from_secs(15), updating).await.expect("it ends");
+    assert!(matches!(outcome, Err(CacheError::Contended)));
+}
+
+#[tokio::test]
+async fn what_is_no_such_value_is_replaced_by_a_computed_one() {
+    let backend = Larder::memory().backend();
+    backend.coder(MessagePack).set("k", &1, 60).await;
+    let runs = Runs::new();
+    for _ in 0..3 {
+        let compute = || async {
+            runs.count();
+            Ok::<_, ()>(7)
+        };
+        assert_eq!(backend.get_or_set("k", 60, compute).await, Ok(7));
+    }
+    assert_eq!(runs.total(), 1);
+}
+
+#[tokio::test]
 async fn a_store_that_is_down_is_a_miss_and_an_error_for_those_who_ask() {
     let backend = Larder::redis("redis://127.0.0.1:1/").unwrap().backend().group("g");
     assert_eq!(backend.get::<u64>("k").await, None);

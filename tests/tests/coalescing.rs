@@ -288,3 +288,49 @@ on_every_store! {
         assert_eq!(stale, [], "stale answers after an eviction");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_hangs_holds_nobody_up_for_good() {
+    let larder = Larder::builder()
+        .hold(Duration::from_millis(100))
+        .max_fill(Duration::from_millis(300))
+        .max_wait(Duration::from_millis(100))
+        .leased(larder_axum::MemoryStore::new());
+    let runs = Runs::new();
+    let counted = runs.clone();
+    let handler = move || async move {
+        match counted.count() {
+            1 => std::future::pending().await,
+            _ => "well",
+        }
+    };
+    let app = Router::new().route("/x", get_route(handler.layer(cache(&larder).ttl(60))));
+    assert!(tokio::time::timeout(Duration::from_millis(20), get(&app, "/x")).await.is_err());
+    // The client is gone. Others wait for a while, and then run by themselves.
+    assert_eq!(get(&app, "/x").await.text(), "well");
+    // After the longest time that a fill may take, the key is free again, and closing waits for nobody.
+    sleep(Duration::from_millis(500)).await;
+    get(&app, "/x").await;
+    let hit = get(&app, "/x").await;
+    assert_eq!((hit.cache(), hit.text()), ("HIT", "well"));
+    tokio::time::timeout(Duration::from_millis(200), larder.close()).await.expect("nothing runs any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_may_not_see_it_evicts_nothing_by_asking() {
+    let larder = Larder::memory();
+    let runs = Runs::new();
+    let counted = runs.clone();
+    let handler = move |headers: axum::http::HeaderMap| async move {
+        counted.count();
+        match headers.contains_key("x-stranger") {
+            true => StatusCode::FORBIDDEN.into_response(),
+            false => "well".into_response(),
+        }
+    };
+    let app = Router::new().route("/x", get_route(handler.layer(cache(&larder).ttl(60))));
+    get(&app, "/x").await;
+    let stranger = [("cache-control", "no-cache"), ("x-stranger", "1")];
+    assert_eq!(send(&app, Method::GET, "/x", &stranger).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(get(&app, "/x").await.cache(), "HIT");
+}

@@ -4,7 +4,7 @@ use http::Method;
 use larder_core::default_key;
 use larder_tests::parity::Opt::{
     Also, ByHost, DownstreamTtl, Group, KeyBy, KeyByAsync, MaxBody, NoExpiry, Params, Prefix, Private,
-    Public, Ttl,
+    Public, StaleIfError, Ttl,
 };
 use larder_tests::parity::{
     ANY, Adapter, Ask, Content, LAST_ETAG, Row, ask, bypass, check_on_memory, check_on_redis, get, hit, miss,
@@ -182,11 +182,58 @@ fn withholding() -> Vec<Row> {
             .on(get("/x"), bypass("set-cookie", "GET 2").with("cache-control", "no-store"))
             .lacks("redis:larder:cache:x"),
         Row::new("errors of handlers", &[Ttl(60)])
-            .reads(says(200, &[]).content(Content::Failed))
+            .reads(says(500, &[]).content(Content::Failed))
             .on(get("/x"), status(500).text("failed"))
             .on(get("/x"), status(500).text("failed"))
             .runs(2)
             .lacks("redis:larder:cache:x"),
+        Row::new("errors that say who is to blame", &[Ttl(60)])
+            .reads(says(404, &[]).content(Content::Failed))
+            .on(get("/x"), status(404).text("failed"))
+            .on(get("/x"), status(404).text("failed"))
+            .runs(2)
+            .lacks("redis:larder:cache:x"),
+        Row::new("a stale answer stands in for a failure", &[Ttl(60), StaleIfError(600)])
+            .reads(says(503, &[]).after(1))
+            .on(get("/x"), miss("GET 1"))
+            .later(61)
+            .on(get("/x"), hit("GET 1"))
+            .runs(2)
+            .later(600)
+            .on(get("/x"), bypass("status", "GET 3").status(503)),
+        Row::new("a stale answer stands in for an error", &[Ttl(60), StaleIfError(600)])
+            .reads(says(500, &[]).content(Content::Failed).after(1))
+            .on(get("/x"), miss("GET 1"))
+            .later(61)
+            .on(get("/x"), hit("GET 1"))
+            .runs(2)
+            .later(600)
+            .on(get("/x"), status(500).text("failed")),
+        Row::new("a stale answer hides no refusal", &[Ttl(60), StaleIfError(600)])
+            .reads(says(404, &[]).after(1))
+            .on(get("/x"), miss("GET 1"))
+            .later(61)
+            .on(get("/x"), bypass("status", "GET 2").status(404))
+            .lacks("redis:larder:cache:x"),
+        // To tower an error is an error; the others know what it will be answered with.
+        Row::new("a stale answer hides no error that is a refusal", &[Ttl(60), StaleIfError(600)])
+            .only(&[Adapter::Axum, Adapter::Poem])
+            .reads(says(404, &[]).content(Content::Failed).after(1))
+            .on(get("/x"), miss("GET 1"))
+            .later(61)
+            .on(get("/x"), status(404).text("failed"))
+            .lacks("redis:larder:cache:x"),
+        Row::new("a refusal replaces what is stored", &[Ttl(60)])
+            .only(&[Adapter::Axum, Adapter::Poem])
+            .reads(says(404, &[]).content(Content::Failed).after(1))
+            .on(get("/x"), miss("GET 1"))
+            .on(get("/x").with("cache-control", "no-cache"), status(404).text("failed"))
+            .on(get("/x"), status(404).text("failed")),
+        Row::new("a failed refresh leaves what is stored", &[Ttl(60)])
+            .reads(says(500, &[]).content(Content::Failed).after(1))
+            .on(get("/x"), miss("GET 1"))
+            .on(get("/x").with("cache-control", "no-cache"), status(500).text("failed"))
+            .on(get("/x"), hit("GET 1")),
         Row::new("credentials on an undeclared route", &[Ttl(60)])
             .reads(says(200, &[]).content(Content::Echoed("authorization")))
             .on(get("/x").with(ALICE.0, ALICE.1), bypass("authorization", "Bearer alice 1"))
@@ -225,7 +272,7 @@ fn writing() -> Vec<Row> {
             .on(post("/x"), status(422).text("POST 4"))
             .on(get("/x"), hit("GET 1")),
         warm("a write that failed changes nothing")
-            .writes(says(200, &[]).content(Content::Failed))
+            .writes(says(500, &[]).content(Content::Failed))
             .on(put("/x"), status(500).text("failed"))
             .on(delete("/x"), status(500).text("failed"))
             .on(post("/x"), status(500).text("failed"))

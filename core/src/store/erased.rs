@@ -27,6 +27,7 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     ) -> Boxed<'a, bool>;
     fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool>;
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()>;
+    fn max_value_bytes(&self) -> u64;
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
@@ -71,6 +72,10 @@ impl<S: LeaseStore> ErasedStore for S {
 
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()> {
         Box::pin(self.abandon(key, lease, why))
+    }
+
+    fn max_value_bytes(&self) -> u64 {
+        self.max_value_bytes()
     }
 
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {

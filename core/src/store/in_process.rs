@@ -113,6 +113,10 @@ impl<S: CacheStore> CacheStore for InProcess<S> {
         self.store.has(key).await
     }
 
+    fn max_value_bytes(&self) -> u64 {
+        self.store.max_value_bytes()
+    }
+
     async fn close(&self) {
         self.store.close().await;
     }

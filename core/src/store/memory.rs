@@ -189,6 +189,10 @@ impl CacheStore for MemoryStore {
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
         Ok(self.shared.cache.contains_key(&Valid { key, clock: &*self.clock }))
     }
+
+    fn max_value_bytes(&self) -> u64 {
+        self.shared.heaviest
+    }
 }
 
 impl LeaseStore for MemoryStore {

@@ -134,6 +134,10 @@ impl CacheStore for RedisStore {
         Ok(count)
     }
 
+    fn max_value_bytes(&self) -> u64 {
+        self.inner.options.max_value_bytes as u64
+    }
+
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
         if self.is_in_doubt(key) {
             return Ok(false);

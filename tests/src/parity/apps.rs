@@ -115,6 +115,10 @@ macro_rules! layers {
                     let ttl = Duration::from_secs(ttl);
                     (read, write) = (read.downstream_ttl(ttl), write.downstream_ttl(ttl));
                 }
+                Opt::StaleIfError(limit) => {
+                    let limit = Duration::from_secs(limit);
+                    (read, write) = (read.stale_if_error(limit), write.stale_if_error(limit));
+                }
                 Opt::Also(status, ttl) => read = read.also(StatusCode::from_u16(status).unwrap(), ttl),
                 Opt::KeyBy(key) => {
                     (read, write) = (read.key_by(key), write.key_by(key));
@@ -178,7 +182,7 @@ fn tower_app(
             let (status, text) = match service {
                 Some(service) => match service.oneshot(request).await {
                     Ok(response) => return Ok(response),
-                    Err(Failure) => (StatusCode::INTERNAL_SERVER_ERROR, FAILED),
+                    Err(Failure(status)) => (status, FAILED),
                 },
                 None => (StatusCode::NOT_FOUND, "no such resource"),
             };
@@ -209,7 +213,7 @@ where
 
 impl IntoResponse for Failure {
     fn into_response(self) -> axum::response::Response {
-        (StatusCode::INTERNAL_SERVER_ERROR, FAILED).into_response()
+        (self.0, FAILED).into_response()
     }
 }
 
@@ -240,7 +244,7 @@ fn poem_app(larder: &Larder, row: &Row, runs: &Runs) -> poem::Route {
             poem::endpoint::make_sync(move |request: poem::Request| -> poem::Result<poem::Response> {
                 match origin.answer(mount, request.method(), request.headers(), &runs) {
                     Ok(response) => Ok(poem_response(response)),
-                    Err(Failure) => Err(poem::Error::from_string(FAILED, StatusCode::INTERNAL_SERVER_ERROR)),
+                    Err(Failure(status)) => Err(poem::Error::from_string(FAILED, status)),
                 }
             })
         };

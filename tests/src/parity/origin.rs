@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -14,9 +14,9 @@ use crate::in_process::Runs;
 /// The body of their answers.
 pub(super) type OriginBody = BoxBody<Bytes, io::Error>;
 
-/// What a handler does instead of answering.
+/// What a handler does instead of answering: an error that asks to be answered with this status.
 #[derive(Debug)]
-pub(super) struct Failure;
+pub(super) struct Failure(pub(super) StatusCode);
 
 /// What a handler answers.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,7 @@ pub struct Origin {
     status: u16,
     fields: &'static [(&'static str, &'static str)],
     content: Content,
+    good_runs: usize,
 }
 
 /// What is in the answer.
@@ -37,7 +38,7 @@ pub enum Content {
     Streamed,
     /// An empty body.
     Nothing,
-    /// No answer: the handler returns an error.
+    /// No answer: the handler returns an error, which asks to be answered with the status.
     Failed,
 }
 
@@ -50,7 +51,7 @@ impl Default for Origin {
 /// A handler that answers with this status and these fields, and counts.
 #[must_use]
 pub const fn says(status: u16, fields: &'static [(&'static str, &'static str)]) -> Origin {
-    Origin { status, fields, content: Content::Counted }
+    Origin { status, fields, content: Content::Counted, good_runs: 0 }
 }
 
 impl Origin {
@@ -58,6 +59,12 @@ impl Origin {
     #[must_use]
     pub const fn content(self, content: Content) -> Self {
         Self { content, ..self }
+    }
+
+    /// So many runs of all handlers go well first: 200, and counted.
+    #[must_use]
+    pub const fn after(self, good_runs: usize) -> Self {
+        Self { good_runs, ..self }
     }
 
     pub(super) fn answer(
@@ -68,6 +75,11 @@ impl Origin {
         runs: &Runs,
     ) -> Result<Response<OriginBody>, Failure> {
         let run = runs.count();
+        if run <= self.good_runs {
+            let text = Full::from(format!("{method}{mount} {run}")).map_err(|never| match never {});
+            return Ok(Response::new(text.boxed()));
+        }
+        let status = StatusCode::from_u16(self.status).unwrap();
         let whole = |text: String| Full::from(text).map_err(|never| match never {}).boxed();
         let body = match self.content {
             Content::Counted => whole(format!("{method}{mount} {run}")),
@@ -81,9 +93,9 @@ impl Origin {
                 StreamBody::new(stream::iter(frames)).boxed()
             }
             Content::Nothing => whole(String::new()),
-            Content::Failed => return Err(Failure),
+            Content::Failed => return Err(Failure(status)),
         };
-        let mut response = Response::builder().status(self.status);
+        let mut response = Response::builder().status(status);
         for (name, value) in self.fields {
             response = response.header(*name, *value);
         }

@@ -1,0 +1,5 @@
+use larder_axum::Larder;
+
+fn main() {
+    let _ = Larder::new("redis://localhost");
+}

@@ -1,0 +1,60 @@
+//! A server on a thread of its own, whose processor time can be read.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+
+/// It runs until the process ends.
+pub(crate) struct Server {
+    address: SocketAddr,
+    /// Where Linux tells what the thread has used.
+    schedstat: Option<PathBuf>,
+}
+
+impl Server {
+    pub(crate) fn start(app: Router) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            larder_benches::runtime().block_on(async move {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+                let address = listener.local_addr().expect("its address");
+                let thread = fs::read_link("/proc/thread-self").ok();
+                let schedstat = thread.map(|thread| PathBuf::from("/proc").join(thread).join("schedstat"));
+                sender.send(Self { address, schedstat }).expect("somebody who waits");
+                let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("a socket"));
+                axum::serve(listener, app).await.expect("a server that runs");
+            });
+        });
+        receiver.recv().expect("a server that starts")
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The processor time its thread has taken. Zero where that can't be read.
+    pub(crate) fn cpu(&self) -> Duration {
+        let read = |path: &PathBuf| fs::read_to_string(path).ok()?.split(' ').next()?.parse().ok();
+        Duration::from_nanos(self.schedstat.as_ref().and_then(read).unwrap_or_default())
+    }
+}
+
+/// What this was measured on.
+pub(crate) fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("unknown").to_owned();
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    format!(
+        "{cores} cores ({}), {os} {arch}, load {load} at the start.",
+        model.trim_start_matches([' ', '\t', ':'])
+    )
+}

@@ -1,0 +1,57 @@
+//! How often a hit asks the allocator for memory.
+
+use allocation_counter::measure;
+use http::header::{ETAG, IF_NONE_MATCH};
+use larder_axum::core::policy::{CachePolicy, Decision, OnEntry, OnRequest};
+use larder_axum::{KeySpace, Kind, Larder, Record, RequestView, Rule, cache};
+use larder_benches::{Direct, LARGE, PATH, SMALL, TTL, at_once, body, entry, get, response, route, runtime};
+use tower::{Layer, Service, service_fn};
+
+#[test]
+fn deciding_about_a_fresh_response_allocates_nothing() {
+    let space = KeySpace::new("redis:larder:cache", Some("products")).unwrap();
+    let policy = CachePolicy::new(Rule { ttl: Some(TTL), ..Rule::new(Kind::Read, space) }.into());
+    for (fields, conditional) in [(2, false), (50, false), (2, true)] {
+        let entry = entry(body(SMALL), fields);
+        let (mut request, now) = (get(PATH), entry.stored_at + TTL / 2);
+        if conditional {
+            request.headers_mut().insert(IF_NONE_MATCH, entry.headers[ETAG].clone());
+        }
+        let record = Record::Response(entry);
+        let mut decision = None;
+        let counted = measure(|| {
+            let view = RequestView::from(&request);
+            if let OnRequest::Lookup(lookup) = policy.on_request(&view) {
+                decision = Some(lookup.on_entry(Ok(Some(record)), &view, now));
+            }
+        });
+        match decision {
+            Some(OnEntry::Decided(Decision::Hit(_))) => assert!(!conditional),
+            Some(OnEntry::Decided(Decision::NotModified(_))) => assert!(conditional),
+            other => panic!("no hit: {other:?}"),
+        }
+        assert_eq!(counted.count_total, 0, "{fields} fields, conditional: {conditional}");
+    }
+}
+
+/// The bounds are what was counted: lower them when it gets better.
+#[test]
+fn a_hit_from_memory_allocates_this_often() {
+    for len in [SMALL, LARGE] {
+        let call = Direct { request: get(PATH), body: body(len) };
+        let larder = Larder::memory();
+        runtime().block_on(route(&larder).handle(call.clone())).unwrap();
+
+        let handler = service_fn(|_: http::Request<()>| async {
+            Ok::<_, std::convert::Infallible>(response(body(0)).map(http_body_util::Full::new))
+        });
+        let mut service = cache(&larder).group("products").ttl(TTL).layer(handler);
+        let request = call.request.clone();
+        let mut answer = None;
+        let counted = measure(|| answer = Some(at_once(service.call(request))));
+        assert_eq!(answer.unwrap().unwrap().headers()["x-redis-cache"], "HIT");
+        assert!(counted.count_total <= 10, "{len} bytes: {counted:?}");
+        // No copy of the body.
+        assert!(counted.bytes_total < 12_000, "{len} bytes: {counted:?}");
+    }
+}

@@ -1,0 +1,467 @@
+//! The state diagram in ARCHITECTURE.md is what was observed: this drives the machine over the product of small domains,
+//! writes down every edge it took, and compares that with the drawing.
+//!
+//! `LARDER_BLESS=1 cargo test -p larder-core --test state_diagram` draws it anew.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+mod engine;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode, request};
+use larder_core::policy::{
+    Admitted, BodyLength, Decision, Forward, Hit, Lookup, OnEntry, OnRequest, OnResponse, Pass, Placement,
+    Select, Stored,
+};
+use larder_core::{Audience, CachePolicy, Entry, Kind, MAX_VARIANTS, Reason, Record, Rule, Variants};
+
+use engine::{Fields, TTL, entry, now, request, response, rule};
+
+#[test]
+fn the_drawing_is_what_was_observed() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../ARCHITECTURE.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once(BEGIN).expect("the marker before the drawing");
+    let (drawn, after) = rest.split_once(END).expect("the marker after the drawing");
+    let observed = format!("\n```mermaid\n{}```\n", observed().draw());
+    if drawn == observed {
+        return;
+    }
+    if std::env::var_os("LARDER_BLESS").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}{observed}{END}{after}")).unwrap();
+        return;
+    }
+    panic!(
+        "the machine doesn't do what ARCHITECTURE.md shows (-), but this (+). If that is what you want, \
+         LARDER_BLESS=1 draws it anew.\n{}",
+        difference(drawn, &observed)
+    );
+}
+
+#[test]
+fn every_reason_is_on_an_edge() {
+    let observed = observed();
+    let words: BTreeSet<&str> = observed.edges.values().flatten().copied().collect();
+    for reason in Reason::ALL {
+        // These are about waiting for others and about commits, which are the exchange's part.
+        let of_the_exchange = matches!(reason, Reason::Busy | Reason::Waited | Reason::Evicted);
+        assert_ne!(words.contains(reason.as_str()), of_the_exchange, "{reason}");
+    }
+}
+
+const BEGIN: &str = "<!-- observed: begin -->";
+const END: &str = "<!-- observed: end -->";
+
+fn difference(drawn: &str, observed: &str) -> String {
+    let only = |sign, of: &str, other: &str| {
+        let known: BTreeSet<&str> = other.lines().collect();
+        of.lines()
+            .filter(|line| !known.contains(line))
+            .map(|line| format!("{sign}{line}\n"))
+            .collect::<String>()
+    };
+    only('-', drawn, observed) + &only('+', observed, drawn)
+}
+
+/// A state, in the order in which they are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    Start,
+    Lookup,
+    Select,
+    Fill,
+    WriteThrough,
+    Eviction,
+    Admit,
+    Admitted,
+    Stale,
+    Hit,
+    NotModified,
+    Unsatisfiable,
+    Bypass,
+    Pass,
+    PassAndEvict,
+    Answer,
+    Error,
+}
+
+impl State {
+    /// What stands in the box, where that isn't the name.
+    const TITLES: [(Self, &'static str); 7] = [
+        (Self::Fill, "Forward of a read"),
+        (Self::WriteThrough, "Forward of a write-through"),
+        (Self::Eviction, "Forward of an eviction"),
+        (Self::Stale, "Stale, a hit with a refresh"),
+        (Self::PassAndEvict, "Pass, which evicts"),
+        (Self::Answer, "the handler's answer"),
+        (Self::Error, "the handler's error"),
+    ];
+
+    fn name(self) -> String {
+        if self == Self::Start { "[*]".to_owned() } else { format!("{self:?}") }
+    }
+
+    const fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Read => Self::Fill,
+            Kind::Write => Self::WriteThrough,
+            Kind::EvictKey | Kind::EvictGroup => Self::Eviction,
+        }
+    }
+}
+
+/// Every edge that was taken, with the words that went with it.
+#[derive(Default)]
+struct Observed {
+    edges: BTreeMap<(State, State, &'static str), BTreeSet<&'static str>>,
+    /// The forwards that were driven already: what looks the same does the same.
+    driven: HashSet<String>,
+}
+
+impl Observed {
+    fn edge(&mut self, from: State, event: &'static str, to: State, word: impl Into<Option<&'static str>>) {
+        self.edges.entry((from, to, event)).or_default().extend(word.into());
+    }
+
+    fn draw(&self) -> String {
+        let mut out = "stateDiagram-v2\n".to_owned();
+        for (state, title) in State::TITLES {
+            writeln!(out, "    state \"{title}\" as {}", state.name()).unwrap();
+        }
+        for ((from, to), label) in self.labels() {
+            writeln!(out, "    {} --> {} : {}", from.name(), to.name(), label.join("<br/>")).unwrap();
+        }
+        let ends: BTreeSet<State> = self.edges.keys().map(|(_, to, _)| *to).collect();
+        let goes_on = |state: &State| self.edges.keys().any(|(from, ..)| from == state);
+        for end in ends.iter().filter(|state| !goes_on(state)) {
+            writeln!(out, "    {} --> [*]", end.name()).unwrap();
+        }
+        out
+    }
+
+    /// One arrow between two states, however many events lead there: an event, and under it the words, a few on a line.
+    fn labels(&self) -> BTreeMap<(State, State), Vec<String>> {
+        let mut labels: BTreeMap<(State, State), Vec<String>> = BTreeMap::new();
+        for ((from, to, event), words) in &self.edges {
+            let words: Vec<&str> = words.iter().copied().collect();
+            let label = labels.entry((*from, *to)).or_default();
+            label.push((*event).to_owned());
+            label.extend(words.chunks(4).map(|line| line.join(", ")));
+        }
+        labels
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- domains
+
+const AUDIENCES: [fn() -> Audience; 3] = [
+    || Audience::Undeclared,
+    || Audience::Public,
+    || Audience::Private(Arc::new(|request| Some(request.headers.get("x-user")?.to_str().ok()?.to_owned()))),
+];
+
+const CREDENTIALS: [Fields<'static>; 4] =
+    [&[], &[("authorization", "Bearer t")], &[("cookie", "a=1")], &[("x-user", "alice")]];
+
+const DIRECTIVES: [Fields<'static>; 6] = [
+    &[],
+    &[("cache-control", "no-store")],
+    &[("cache-control", "no-cache")],
+    &[("cache-control", "max-age=5")],
+    &[("cache-control", "min-fresh=55")],
+    &[("cache-control", "only-if-cached")],
+];
+
+/// The last of these selects no variant that is listed, where there are too many.
+const OTHERS: [Fields<'static>; 7] = [
+    &[],
+    &[("upgrade", "websocket")],
+    &[("range", "bytes=0-1")],
+    &[("content-length", "3")],
+    &[("if-match", "\"e\"")],
+    &[("if-none-match", "\"e\"")],
+    &[("accept-language", "tlh")],
+];
+
+const STATUSES: [u16; 5] = [200, 204, 303, 404, 500];
+
+const ANSWERS: [Fields<'static>; 7] = [
+    &[],
+    &[("etag", "\"e\"")],
+    &[("set-cookie", "a=1")],
+    &[("cache-control", "no-store")],
+    &[("vary", "*")],
+    &[("vary", "accept-language")],
+    &[("vary", "origin")],
+];
+
+const LIMIT: u64 = 10;
+const LENGTHS: [BodyLength; 4] =
+    [BodyLength::Known(0), BodyLength::Known(3), BodyLength::Known(LIMIT + 1), BodyLength::Unknown];
+
+/// Of a lifetime of a minute, these are how long an entry may answer afterwards.
+const WHILE_REFRESHED: u64 = 10;
+const IF_FAILED: u64 = 20;
+
+/// What may lie under a key: something fresh, old, stale or past all use, something that varies, and nothing.
+fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
+    let aged = |seconds| Entry {
+        variant: id,
+        stored_at: now() - Duration::from_secs(seconds),
+        ..entry(&[("etag", "\"e\"")])
+    };
+    let response = |entry| Ok(Some(Record::Response(entry)));
+    let mut founds = vec![
+        Ok(None),
+        Err(Reason::Unreadable),
+        Err(Reason::Down),
+        response(aged(0)),
+        response(aged(30)),
+        response(aged(TTL.as_secs())),
+        response(aged(TTL.as_secs() + WHILE_REFRESHED)),
+        response(aged(TTL.as_secs() + IF_FAILED)),
+        response(Entry { variant: id + 1, ..aged(0) }),
+    ];
+    founds.extend(records_of_variants().iter().cloned().map(Record::Variants).map(Some).map(Ok));
+    founds
+}
+
+const VARIANTS_ID: u64 = 7;
+
+/// A resource with this many variants. The first is that of a request without the field.
+fn varying(count: usize) -> Variants {
+    let mut variants = Variants::new(VARIANTS_ID, vec![http::header::ACCEPT_LANGUAGE]);
+    let policy = CachePolicy::new(Arc::new(rule(Kind::Read)));
+    for language in 0..count {
+        let mut request = request(Method::GET, &[]);
+        if language > 0 {
+            request.headers.insert("accept-language", language.into());
+        }
+        let view = (&request).into();
+        let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
+        let found = Ok(Some(Record::Variants(variants.clone())));
+        let OnEntry::Select(select) = lookup.on_entry(found, &view, now()) else { panic!() };
+        let Decision::Miss(forward) = select.on_entry(Ok(None), &view, now()) else { panic!() };
+        let parts = response(200, &[("vary", "accept-language")]);
+        let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(0)) else { panic!() };
+        let Placement::NewVariant(more) = admit.on_body(parts, Bytes::new(), now()).place(1) else {
+            panic!()
+        };
+        variants = more;
+    }
+    variants
+}
+
+/// None yet, one, and as many as there may be.
+fn records_of_variants() -> &'static [Variants; 3] {
+    static RECORDS: OnceLock<[Variants; 3]> = OnceLock::new();
+    RECORDS.get_or_init(|| [0, 1, MAX_VARIANTS].map(varying))
+}
+
+// ----------------------------------------------------------------------------------------------------------- driving
+
+fn observed() -> &'static Observed {
+    static OBSERVED: OnceLock<Observed> = OnceLock::new();
+    OBSERVED.get_or_init(observe)
+}
+
+fn observe() -> Observed {
+    let mut observed = Observed::default();
+    for kind in [Kind::Read, Kind::Write, Kind::EvictKey, Kind::EvictGroup] {
+        for audience in AUDIENCES {
+            let rule = Rule {
+                audience: audience(),
+                max_body: LIMIT,
+                stale_while_revalidate: Some(Duration::from_secs(WHILE_REFRESHED)),
+                stale_if_error: Some(Duration::from_secs(IF_FAILED)),
+                ..rule(kind)
+            };
+            let policy = CachePolicy::new(Arc::new(rule));
+            for method in [Method::GET, Method::HEAD, Method::PUT] {
+                for (credentials, directives, others) in triples(&CREDENTIALS, &DIRECTIVES, &OTHERS) {
+                    let fields = [credentials, directives, others].concat();
+                    observed.request(&policy, &request(method.clone(), &fields));
+                }
+            }
+        }
+    }
+    observed
+}
+
+fn triples<A: Copy, B: Copy, C: Copy>(
+    a: &'static [A],
+    b: &'static [B],
+    c: &'static [C],
+) -> impl Iterator<Item = (A, B, C)> {
+    a.iter().flat_map(move |a| b.iter().flat_map(move |b| c.iter().map(move |c| (*a, *b, *c))))
+}
+
+impl Observed {
+    fn request(&mut self, policy: &CachePolicy, request: &request::Parts) {
+        let lookup = || match policy.on_request(&request.into()) {
+            OnRequest::Lookup(lookup) => lookup,
+            other => panic!("{other:?}"),
+        };
+        match policy.on_request(&request.into()) {
+            OnRequest::Bypass(mark) => {
+                self.edge(State::Start, "on_request", State::Bypass, mark.reason().map(Reason::as_str));
+            }
+            OnRequest::Forward(forward) => {
+                let state = State::of(forward.kind());
+                self.edge(State::Start, "on_request", state, None);
+                let forward = || match policy.on_request(&request.into()) {
+                    OnRequest::Forward(forward) => forward,
+                    other => panic!("{other:?}"),
+                };
+                self.forward(&forward);
+            }
+            OnRequest::Lookup(first) => {
+                self.edge(State::Start, "on_request", State::Lookup, None);
+                let word = first.without_key().reason().map(Reason::as_str);
+                self.edge(State::Lookup, "without_key", State::Bypass, word);
+                for found in founds(0) {
+                    self.lookup(&lookup, &found, request);
+                }
+            }
+        }
+    }
+
+    fn lookup(
+        &mut self,
+        lookup: &dyn Fn() -> Lookup,
+        found: &Result<Option<Record>, Reason>,
+        request: &request::Parts,
+    ) {
+        let again = || lookup().on_entry(found.clone(), &request.into(), now());
+        match again() {
+            OnEntry::Decided(_) => {
+                let decide = || match again() {
+                    OnEntry::Decided(decision) => decision,
+                    OnEntry::Select(select) => panic!("{select:?}"),
+                };
+                self.decision(State::Lookup, &decide);
+            }
+            OnEntry::Select(_) => {
+                self.edge(State::Lookup, "on_entry", State::Select, None);
+                let select = || -> Select {
+                    match again() {
+                        OnEntry::Select(select) => select,
+                        OnEntry::Decided(decision) => panic!("{decision:?}"),
+                    }
+                };
+                for found in founds(VARIANTS_ID) {
+                    self.decision(State::Select, &|| {
+                        select().on_entry(found.clone(), &request.into(), now())
+                    });
+                }
+            }
+        }
+    }
+
+    fn decision(&mut self, from: State, decide: &dyn Fn() -> Decision) {
+        match decide() {
+            Decision::Hit(_) => self.edge(from, "on_entry", State::Hit, None),
+            Decision::NotModified(_) => self.edge(from, "on_entry", State::NotModified, None),
+            Decision::Unsatisfiable(_) => self.edge(from, "on_entry", State::Unsatisfiable, None),
+            Decision::Stale(hit, forward) => {
+                self.edge(from, "on_entry", State::Stale, forward.reason().as_str());
+                self.edge(State::Stale, "the answer", hit_state(hit), None);
+                self.edge(State::Stale, "the refresh", State::Fill, None);
+                let forward = || match decide() {
+                    Decision::Stale(_, forward) => forward,
+                    other => panic!("{other:?}"),
+                };
+                self.forward(&forward);
+            }
+            Decision::Miss(forward) => {
+                self.edge(from, "on_entry", State::Fill, forward.reason().as_str());
+                let forward = || match decide() {
+                    Decision::Miss(forward) => forward,
+                    other => panic!("{other:?}"),
+                };
+                self.forward(&forward);
+            }
+        }
+    }
+
+    fn forward(&mut self, forward: &dyn Fn() -> Forward) {
+        if !self.driven.insert(format!("{:?}", forward())) {
+            return;
+        }
+        let from = State::of(forward().kind());
+        if from == State::Fill {
+            for id in [0, VARIANTS_ID] {
+                for found in founds(id) {
+                    let Ok(record) = found else { continue };
+                    let to = match forward().on_filled(record, now()) {
+                        Ok(hit) => hit_state(hit),
+                        // It comes back as it was.
+                        Err(_) => from,
+                    };
+                    self.edge(from, "on_filled", to, None);
+                }
+            }
+        } else {
+            let mark = forward().unstored(Reason::Keyless);
+            self.edge(from, "unstored", State::Bypass, mark.reason().map(Reason::as_str));
+        }
+        for status in STATUSES.map(|status| StatusCode::from_u16(status).unwrap()) {
+            match forward().on_error(status) {
+                Some(hit) => self.edge(from, "on_error", hit_state(hit), None),
+                None => self.edge(from, "on_error", State::Error, None),
+            }
+        }
+        if let Ok(hit) = forward().or_fallback() {
+            self.edge(from, "or_fallback", hit_state(hit), None);
+        }
+        for (status, fields, length) in triples(&STATUSES, &ANSWERS, &LENGTHS) {
+            let parts = response(status, fields);
+            match forward().on_response(&parts, length) {
+                OnResponse::Pass(pass) => self.pass(from, "on_response", &pass),
+                OnResponse::ServeStale(hit) => self.edge(from, "on_response", hit_state(hit), None),
+                OnResponse::Admit(admit) => {
+                    self.edge(from, "on_response", State::Admit, None);
+                    self.edge(State::Admit, "on_body", State::Admitted, None);
+                    self.admitted(admit.on_body(parts.clone(), Bytes::from_static(b"new"), now()));
+                }
+            }
+            if let OnResponse::Admit(admit) = forward().on_response(&parts, length) {
+                self.pass(State::Admit, "on_broken_body", &admit.on_broken_body());
+            }
+        }
+    }
+
+    fn pass(&mut self, from: State, event: &'static str, pass: &Pass) {
+        let to = if pass.evicts() { State::PassAndEvict } else { State::Pass };
+        self.edge(from, event, to, pass.mark().reason().map(Reason::as_str));
+    }
+
+    fn admitted(&mut self, mut admitted: Admitted) {
+        let placement = match admitted.place(VARIANTS_ID) {
+            Placement::Plain => "plain",
+            Placement::Variant => "variant",
+            Placement::NewVariant(_) => "new variant",
+            Placement::FirstVariant(..) => "first variant",
+            Placement::Nowhere => "nowhere",
+            Placement::Changed => "changed",
+        };
+        self.edge(State::Admitted, "place", State::Admitted, placement);
+        let status = admitted.into_response(Stored::Yes).status();
+        let to = if status == StatusCode::NOT_MODIFIED { State::NotModified } else { State::Answer };
+        self.edge(State::Admitted, "into_response", to, None);
+    }
+}
+
+/// What a hit after a fill is can only be told from its answer.
+fn hit_state(hit: Hit) -> State {
+    match hit.into_response().status() {
+        StatusCode::NOT_MODIFIED => State::NotModified,
+        _ => State::Hit,
+    }
+}

@@ -1,0 +1,219 @@
+//! Beside other layers: in the right order everything works together, and in the wrong one nothing leaks.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::handler::Handler;
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get as get_route;
+use http::Method;
+use larder_axum::{Larder, cache, cache_evict};
+use larder_tests::in_process::{Runs, get, send};
+use tokio::time::sleep;
+use tower_http::compression::CompressionLayer;
+use tower_http::cors::{Any, CorsLayer};
+use tower_http::timeout::TimeoutLayer;
+use tower_http::trace::TraceLayer;
+
+const GZIP: [(&str, &str); 1] = [("accept-encoding", "gzip")];
+
+fn counting(runs: &Runs, body: &'static str) -> impl Handler<((),), ()> {
+    let runs = runs.clone();
+    move || async move {
+        runs.count();
+        body
+    }
+}
+
+fn long_text() -> &'static str {
+    "all work and no play makes jack a dull boy. all work and no play makes jack a dull boy. all work and no play"
+}
+
+#[tokio::test]
+async fn compression_outside_the_cache_compresses_what_is_stored_once() {
+    let runs = Runs::new();
+    let layer = cache(&Larder::memory()).ttl(60);
+    let app = Router::new()
+        .route("/x", get_route(counting(&runs, long_text()).layer(layer)))
+        .layer(CompressionLayer::new());
+    let plain = get(&app, "/x").await;
+    assert_eq!((plain.cache(), plain.header("content-encoding"), plain.text()), ("MISS", "", long_text()));
+    let zipped = send(&app, Method::GET, "/x", &GZIP).await;
+    assert_eq!((zipped.cache(), zipped.header("content-encoding")), ("HIT", "gzip"));
+    assert_eq!(&zipped.body[..2], [0x1f, 0x8b], "a gzip header");
+    // The tag is weak: it stands for the same content in any coding.
+    assert_eq!(zipped.header("etag"), plain.header("etag"));
+    assert_eq!(runs.total(), 1);
+}
+
+#[tokio::test]
+async fn compression_inside_the_cache_gives_nobody_a_coding_he_did_not_ask_for() {
+    let runs = Runs::new();
+    let compressed =
+        tower::ServiceBuilder::new().layer(cache(&Larder::memory()).ttl(60)).layer(CompressionLayer::new());
+    let app = Router::new().route("/x", get_route(counting(&runs, long_text())).layer(compressed));
+    for _ in 0..2 {
+        let zipped = send(&app, Method::GET, "/x", &GZIP).await;
+        assert_eq!((zipped.header("content-encoding"), &zipped.body[..2]), ("gzip", &[0x1f, 0x8b][..]));
+        // Its length isn't known beforehand, so it isn't stored: that is what the wrong order costs.
+        assert_eq!(zipped.cache(), "BYPASS");
+        let plain = get(&app, "/x").await;
+        assert_eq!((plain.header("content-encoding"), plain.text()), ("", long_text()));
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_outside_gives_up_on_the_request_but_not_on_the_fill() {
+    let runs = Runs::new();
+    let counted = runs.clone();
+    let slow = move || async move {
+        counted.count();
+        sleep(Duration::from_millis(80)).await;
+        "slow"
+    };
+    let timeout = TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_millis(20));
+    let app =
+        Router::new().route("/x", get_route(slow.layer(cache(&Larder::memory()).ttl(60)))).layer(timeout);
+    assert_eq!(get(&app, "/x").await.status, StatusCode::GATEWAY_TIMEOUT);
+    sleep(Duration::from_millis(120)).await;
+    let hit = get(&app, "/x").await;
+    assert_eq!((hit.cache(), hit.text(), runs.total()), ("HIT", "slow", 1));
+}
+
+#[tokio::test]
+async fn cors_outside_answers_each_origin_and_stores_none() {
+    let runs = Runs::new();
+    let app = Router::new()
+        .route("/x", get_route(counting(&runs, "hello").layer(cache(&Larder::memory()).ttl(60))))
+        .layer(CorsLayer::new().allow_origin(Any).allow_methods([Method::GET]))
+        .layer(TraceLayer::new_for_http());
+    for cache in ["MISS", "HIT"] {
+        let answer = send(&app, Method::GET, "/x", &[("origin", "https://a.example")]).await;
+        assert_eq!((answer.cache(), answer.header("access-control-allow-origin")), (cache, "*"));
+    }
+    let fields = [("origin", "https://a.example"), ("access-control-request-method", "GET")];
+    let preflight = send(&app, Method::OPTIONS, "/x", &fields).await;
+    assert_eq!((preflight.status, preflight.cache()), (StatusCode::OK, ""));
+    assert_eq!(runs.total(), 1);
+}
+
+#[tokio::test]
+async fn cors_inside_is_stored_by_origin() {
+    let runs = Runs::new();
+    let layers = tower::ServiceBuilder::new()
+        .layer(cache(&Larder::memory()).ttl(60))
+        .layer(CorsLayer::new().allow_origin(tower_http::cors::AllowOrigin::mirror_request()));
+    let app = Router::new().route("/x", get_route(counting(&runs, "hello")).layer(layers));
+    for _ in 0..2 {
+        for origin in ["https://a.example", "https://b.example"] {
+            let answer = send(&app, Method::GET, "/x", &[("origin", origin)]).await;
+            assert_eq!(answer.header("access-control-allow-origin"), origin);
+        }
+    }
+    assert_eq!(runs.total(), 2);
+}
+
+/// Lets those in whose token isn't revoked.
+async fn authenticate(request: Request, next: Next) -> Response {
+    match request.headers().get("authorization").map(|value| value.as_bytes()) {
+        Some(b"Bearer alice") => next.run(request).await,
+        _ => StatusCode::UNAUTHORIZED.into_response(),
+    }
+}
+
+/// What the handler does for itself where nobody stands outside.
+async fn secret(headers: HeaderMap) -> Response {
+    match headers.get("authorization").map(|value| value.as_bytes()) {
+        Some(b"Bearer alice" | b"Bearer bob") => "secret".into_response(),
+        _ => StatusCode::UNAUTHORIZED.into_response(),
+    }
+}
+
+#[tokio::test]
+async fn authentication_outside_is_asked_on_every_hit_too() {
+    let app = Router::new()
+        .route("/x", get_route(secret.layer(cache(&Larder::memory()).ttl(60).private())))
+        .layer(from_fn(authenticate));
+    let ask = async |token: &str| send(&app, Method::GET, "/x", &[("authorization", token)]).await;
+    assert_eq!(ask("Bearer alice").await.cache(), "MISS");
+    assert_eq!(ask("Bearer alice").await.cache(), "HIT");
+    assert_eq!(ask("Bearer bob").await.status, StatusCode::UNAUTHORIZED, "revoked");
+}
+
+#[tokio::test]
+async fn private_alone_authorises_nobody() {
+    let larder = Larder::memory();
+    let revoked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let list = revoked.clone();
+    let handler = move || async move {
+        match list.load(std::sync::atomic::Ordering::SeqCst) {
+            true => StatusCode::UNAUTHORIZED.into_response(),
+            false => "secret".into_response(),
+        }
+    };
+    let app = Router::new().route("/x", get_route(handler.layer(cache(&larder).ttl(60).private())));
+    let ask = async || send(&app, Method::GET, "/x", &[("authorization", "Bearer alice")]).await;
+    ask().await;
+    revoked.store(true, std::sync::atomic::Ordering::SeqCst);
+    // A hit skips the handler, and the check in it. That is why checks belong outside.
+    assert_eq!(ask().await.text(), "secret");
+}
+
+#[tokio::test]
+async fn one_layer_over_a_whole_router_keeps_its_routes_apart() {
+    let (one, two) = (Runs::new(), Runs::new());
+    let app = Router::new()
+        .route("/a", get_route(counting(&one, "a")))
+        .merge(Router::new().route("/b", get_route(counting(&two, "b"))))
+        .route_layer(cache(&Larder::memory()).ttl(60))
+        .fallback(async || (StatusCode::NOT_FOUND, "nothing"));
+    for cache in ["MISS", "HIT"] {
+        let (a, b) = (get(&app, "/a").await, get(&app, "/b").await);
+        assert_eq!((a.cache(), a.text(), b.cache(), b.text()), (cache, "a", cache, "b"));
+    }
+    assert_eq!((one.total(), two.total()), (1, 1));
+    let fallback = get(&app, "/c").await;
+    assert_eq!(
+        (fallback.status, fallback.cache()),
+        (StatusCode::NOT_FOUND, ""),
+        "a route layer knows its routes only"
+    );
+}
+
+#[tokio::test]
+async fn a_merged_router_may_evict_what_another_one_cached() {
+    let larder = Larder::memory();
+    let runs = Runs::new();
+    let reads =
+        Router::new().route("/x", get_route(counting(&runs, "x").layer(cache(&larder).group("g").ttl(60))));
+    let writes = Router::new().route(
+        "/clear",
+        axum::routing::post((async || "cleared").layer(cache_evict(&larder).group("g").whole_group())),
+    );
+    let app = reads.merge(Router::new().nest("/admin", writes));
+    get(&app, "/x").await;
+    assert_eq!(get(&app, "/x").await.cache(), "HIT");
+    send(&app, Method::POST, "/admin/clear", &[]).await;
+    assert_eq!(get(&app, "/x").await.cache(), "MISS");
+}
+
+#[tokio::test]
+async fn closing_waits_for_a_write_whose_client_is_gone() {
+    let larder = Larder::memory();
+    let write = async || {
+        sleep(Duration::from_millis(60)).await;
+        "new"
+    };
+    let route = get_route((async || "old").layer(cache(&larder).ttl(60)))
+        .delete(write.layer(cache_evict(&larder).key()));
+    let app = Router::new().route("/x", route);
+    get(&app, "/x").await;
+    let gone = tokio::time::timeout(Duration::from_millis(10), send(&app, Method::DELETE, "/x", &[])).await;
+    assert!(gone.is_err());
+    larder.close().await;
+    let key = larder.key_for(None, &"/x".parse().unwrap()).unwrap();
+    assert!(!larder.backend().has(key.suffix()).await);
+}
