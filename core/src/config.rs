@@ -429,6 +429,15 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "redis-tls"))]
+    fn tls_that_is_not_compiled_in() {
+        for vars in [&[("REDIS_URL", "rediss://h")][..], &[("REDIS_HOST", "h"), ("REDIS_SSL", "true")]] {
+            let error = from(vars).unwrap_err();
+            assert!(matches!(error, ConfigError::Feature { feature: "redis-tls", .. }), "{error}");
+        }
+    }
+
+    #[test]
     #[cfg(feature = "redis-tls")]
     fn files_for_tls() {
         let dir = tempfile::tempdir().unwrap();

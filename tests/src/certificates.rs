@@ -45,6 +45,12 @@ impl Authority {
         self.sign("server", &format!("subjectAltName={names}\nextendedKeyUsage=serverAuth\n"))
     }
 
+    /// Signs a certificate for a server of these names that is a client of others like it.
+    #[must_use]
+    pub fn node(&self, names: &str) -> Certificate {
+        self.sign("node", &format!("subjectAltName={names}\nextendedKeyUsage=serverAuth,clientAuth\n"))
+    }
+
     /// Signs a certificate for a client.
     #[must_use]
     pub fn client(&self) -> Certificate {

@@ -5,10 +5,14 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::redis_server::RedisServer;
+use crate::certificates::{Authority, Certificate, text};
+use crate::redis_server::{RedisServer, free_port_below};
 
 /// How many slots a cluster has.
 const SLOTS: u16 = 16384;
+
+/// The highest port of a node: the cluster's bus is 10,000 further up.
+const HIGHEST: u16 = 55_000;
 
 /// How many of the nodes are masters at first.
 pub const MASTERS: usize = 3;
@@ -18,6 +22,8 @@ pub const MASTERS: usize = 3;
 pub struct RedisCluster {
     nodes: Vec<RedisServer>,
     ids: Vec<String>,
+    /// The ports under which the nodes know each other: those for TLS, if they speak that.
+    ports: Vec<u16>,
 }
 
 impl RedisCluster {
@@ -30,23 +36,49 @@ impl RedisCluster {
     /// The same with options for every node, as on the command line of `redis-server`.
     #[must_use]
     pub fn with_args(args: &[&str]) -> Self {
-        // A free port whose neighbour, the cluster's bus, is 10,000 further up does not always exist.
+        Self::start_each(args, |_| Vec::new())
+    }
+
+    /// A cluster whose nodes speak TLS to each other and, on [other ports](Self::url), to clients. The certificate has
+    /// to do for a server and for a client.
+    #[must_use]
+    pub fn with_tls(authority: &Authority, certificate: &Certificate) -> Self {
+        let (ca, certificate, key) = (authority.certificate(), &certificate.certificate, &certificate.key);
+        let args = [
+            ["--tls-cluster", "yes"],
+            ["--tls-replication", "yes"],
+            ["--tls-auth-clients", "no"],
+            ["--tls-ca-cert-file", text(&ca)],
+            ["--tls-cert-file", text(certificate)],
+            ["--tls-key-file", text(key)],
+        ];
+        Self::start_each(&args.concat(), |port| vec!["--tls-port".to_owned(), port.to_string()])
+    }
+
+    fn start_each(args: &[&str], own: impl Fn(u16) -> Vec<String>) -> Self {
         let common =
             ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"];
-        let args = [&common[..], args].concat();
-        let nodes: Vec<_> = (0..2 * MASTERS).map(|_| RedisServer::with_args_below(&args, 55_000)).collect();
+        let (mut nodes, mut ports) = (Vec::new(), Vec::new());
+        for _ in 0..2 * MASTERS {
+            let secure = free_port_below(HIGHEST);
+            let own = own(secure);
+            let own: Vec<_> = own.iter().map(String::as_str).collect();
+            let node = RedisServer::with_args_below(&[&common, args, &own].concat(), HIGHEST);
+            ports.push(if own.is_empty() { node.port() } else { secure });
+            nodes.push(node);
+        }
         let ids = nodes.iter().map(|node| cli(node.port(), &["cluster", "myid"])).collect();
-        let cluster = Self { nodes, ids };
+        let cluster = Self { nodes, ids, ports };
         cluster.join();
         cluster
     }
 
     fn join(&self) {
-        for (index, node) in self.nodes.iter().enumerate() {
+        for (index, port) in self.ports.iter().enumerate() {
             // Without epochs of their own the nodes would settle who comes first among themselves, which takes time.
             self.cli(index, &["cluster", "set-config-epoch", &(index + 1).to_string()]);
             if index > 0 {
-                self.cli(0, &["cluster", "meet", "127.0.0.1", &node.port().to_string()]);
+                self.cli(0, &["cluster", "meet", "127.0.0.1", &port.to_string()]);
             }
         }
         for master in 0..MASTERS {
@@ -76,11 +108,12 @@ impl RedisCluster {
         self.cli(node, &["cluster", "info"]).contains("cluster_state:ok")
     }
 
-    /// Every node, as a URL.
+    /// Every node, as a URL: `rediss://` if they speak TLS.
     #[must_use]
     pub fn url(&self) -> String {
-        let hosts: Vec<_> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
-        format!("redis://{}", hosts.join(","))
+        let hosts: Vec<_> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let is_secure = self.ports[0] != self.nodes[0].port();
+        format!("{}://{}", if is_secure { "rediss" } else { "redis" }, hosts.join(","))
     }
 
     /// A node.
@@ -129,7 +162,7 @@ impl RedisCluster {
 
     /// Moves the keys of a slot that is being moved: one by one with a pause before each, or all at once without.
     pub fn move_keys(&self, slot: u16, from: usize, to: usize, pause: Duration) {
-        let (slot, port) = (slot.to_string(), self.nodes[to].port().to_string());
+        let (slot, port) = (slot.to_string(), self.ports[to].to_string());
         let at_once = if pause.is_zero() { "1000" } else { "1" };
         loop {
             sleep(pause);

@@ -106,6 +106,12 @@ impl Drop for RedisServer {
     }
 }
 
+/// The same, no higher than this.
+#[must_use]
+pub fn free_port_below(highest: u16) -> u16 {
+    (0..1000).map(|_| free_port()).find(|port| *port <= highest).expect("a free port that low")
+}
+
 /// A port that nobody listens on. Somebody else may take it any time.
 #[must_use]
 pub fn free_port() -> u16 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, Larder, RedisOptions, RedisStore, StoreError};
 use larder_tests::certificates::{Authority, Certificate, text};
+use larder_tests::redis_cluster::RedisCluster;
 use larder_tests::redis_server::{RedisServer, free_port};
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
@@ -159,4 +160,22 @@ async fn as_the_environment_says() {
 async fn the_contract_of_a_store() {
     let server = Secure::open_to_all("DNS:localhost");
     suite::run(&Subject::new(RedisStore::new(server.trusted("localhost")))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster() {
+    let authority = Authority::new();
+    let certificate = authority.node("IP:127.0.0.1");
+    let ca = read(&authority.certificate());
+    let start = move || RedisCluster::with_tls(&authority, &certificate);
+    let cluster = tokio::task::spawn_blocking(start).await.unwrap();
+    is_refused(patient(&cluster.url())).await;
+    let store = RedisStore::new(patient(&cluster.url()).ca_certificates(ca));
+    // On every master.
+    for number in 0..20 {
+        let key = KeySpace::new("p", None).unwrap().key(&number.to_string());
+        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1");
+    }
+    assert_eq!(store.delete_group(&KeySpace::new("p", None).unwrap()).await.unwrap(), 20);
 }

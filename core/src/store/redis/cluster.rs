@@ -5,8 +5,9 @@
 //!
 //! * `MOVED`: somebody else has the slot for good. The command goes there, and everything known is looked up again.
 //! * `ASK`: this key has gone ahead to the slot's next owner. The command follows it, this once.
-//! * `TRYAGAIN`, `CLUSTERDOWN`: some keys of the command are here and some there, or a failover is under way. The
-//!   command waits and is sent again, until its deadline.
+//! * `TRYAGAIN`: some keys of the command are here and some have gone ahead. The command waits and is sent again, until
+//!   its deadline.
+//! * `CLUSTERDOWN`: a master is gone and nobody has taken its place yet. That takes seconds, so nothing waits for it.
 //!
 //! A node without an answer is also a reason to look everything up again, at most every 100 ms: a replica may have
 //! taken its place. Replicas are never asked for values: what they hold may be older than an eviction.
@@ -126,6 +127,8 @@ pub(super) enum Detour {
     Ask(Option<Address>),
     /// Nowhere yet.
     Wait,
+    /// Nowhere, for longer than anybody would wait.
+    Down,
 }
 
 impl Detour {
@@ -136,7 +139,8 @@ impl Detour {
         match kind {
             ServerErrorKind::Moved => Some(Self::Moved(address())),
             ServerErrorKind::Ask => Some(Self::Ask(address())),
-            ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown => Some(Self::Wait),
+            ServerErrorKind::TryAgain => Some(Self::Wait),
+            ServerErrorKind::ClusterDown => Some(Self::Down),
             _ => None,
         }
     }
@@ -180,6 +184,10 @@ impl Cluster {
                 }
             };
             let Some(detour) = Detour::of(&error) else { return Err(StoreError::refused(error)) };
+            if detour == Detour::Down {
+                self.look_up();
+                return Err(StoreError::unavailable(error));
+            }
             detours += 1;
             if detours > AT_ONCE || detour == Detour::Wait {
                 let pause = Duration::from_millis(1 << detours.min(5)).min(LONGEST_PAUSE);
@@ -193,7 +201,7 @@ impl Cluster {
             node = match detour {
                 Detour::Moved(Some(address)) => self.moved(slot, &address.beside(node.address())),
                 Detour::Ask(Some(address)) => self.node(&address.beside(node.address())),
-                Detour::Moved(None) | Detour::Ask(None) | Detour::Wait => {
+                Detour::Moved(None) | Detour::Ask(None) | Detour::Wait | Detour::Down => {
                     self.look_up();
                     self.owner(slot, until).await?
                 }
@@ -557,7 +565,7 @@ mod tests {
         assert_eq!(detour("-ASK 3999 ::1:6381\r\n"), Some(Detour::Ask(at("::1", 6381))));
         assert_eq!(detour("-ASK 3999\r\n"), Some(Detour::Ask(None)));
         assert_eq!(detour("-TRYAGAIN Multiple keys\r\n"), Some(Detour::Wait));
-        assert_eq!(detour("-CLUSTERDOWN The cluster is down\r\n"), Some(Detour::Wait));
+        assert_eq!(detour("-CLUSTERDOWN The cluster is down\r\n"), Some(Detour::Down));
         assert_eq!(detour("-ERR no\r\n"), None);
         assert_eq!(detour("-NOSCRIPT no\r\n"), None);
         assert_eq!(at("", 1).unwrap().beside(&at("h", 2).unwrap()), at("h", 1).unwrap());
