@@ -401,8 +401,8 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     if entry.is_expired(now) {
         return Some(Reason::Expired);
     }
-    let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
-    let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
+    let remaining = || entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
+    let too_short = |min| remaining().is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
 }
 
