@@ -94,19 +94,19 @@ impl KeySpace {
     /// The key for a suffix that a person or a key builder chose. Braces and bars in it are escaped.
     #[must_use]
     pub fn key(&self, suffix: &str) -> CacheKey {
-        self.key_with(|out| escape_into(out, suffix, is_reserved))
+        self.key_with(suffix.len(), |out| escape_into(out, suffix, is_reserved))
     }
 
     /// The key for a URI, the way routes build theirs.
     #[must_use]
     pub fn key_for(&self, uri: &Uri) -> CacheKey {
-        self.key_with(|out| write_uri(out, uri, Params::All))
+        self.key_with(uri_len(uri), |out| write_uri(out, uri, Params::All))
     }
 
-    /// The key whose suffix `write` appends. The suffix must already be escaped.
-    pub(crate) fn key_with(&self, write: impl FnOnce(&mut String)) -> CacheKey {
-        // Most suffixes are short paths: one allocation holds the whole name.
-        let mut name = String::with_capacity(self.head.len() + 64);
+    /// The key whose suffix `write` appends. The suffix must already be escaped. If it is as long as was `expected`, the
+    /// name is allocated once.
+    pub(crate) fn key_with(&self, expected: usize, write: impl FnOnce(&mut String)) -> CacheKey {
+        let mut name = String::with_capacity(self.head.len() + expected);
         name.push_str(&self.head);
         write(&mut name);
         cap(&mut name, self.head.len());
@@ -248,9 +248,15 @@ impl Params<'_> {
 /// ```
 #[must_use]
 pub fn uri_suffix(uri: &Uri) -> String {
-    let mut suffix = String::with_capacity(64);
+    let mut suffix = String::with_capacity(uri_len(uri));
     write_uri(&mut suffix, uri, Params::All);
     suffix
+}
+
+/// How long the suffix of a URI is, unless something in it is escaped or left out.
+pub(crate) fn uri_len(uri: &Uri) -> usize {
+    // A path begins with a slash, which isn't written.
+    uri.path().len().saturating_sub(1) + uri.query().map_or(0, |query| 1 + query.len())
 }
 
 /// Appends the suffix of a URI.
@@ -277,24 +283,46 @@ fn write_path(out: &mut String, path: &str) {
 }
 
 fn write_query(out: &mut String, query: &str, params: Params<'_>) {
+    let pairs = || pairs(query).filter(|(name, _)| params.counts(name));
+    if pairs().is_sorted_by_key(|(name, _)| name) {
+        return pairs().for_each(|pair| write_pair(out, pair));
+    }
     // A stable sort by name alone keeps several values of one name in the order they came.
-    let mut pairs: Vec<(&str, Option<&str>)> = query
-        .split('&')
-        .map(|pair| pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value))))
-        .filter(|(name, _)| params.counts(name))
-        .collect();
+    let mut pairs: Vec<_> = pairs().collect();
     pairs.sort_by_key(|(name, _)| *name);
-    for (name, value) in pairs {
-        out.push(':');
-        if value.is_none() {
-            // A path can't hold a bare `?`, and a parameter with a value holds a `=`: neither reads like this.
-            out.push('?');
-        }
-        escape_into(out, name, |byte| matches!(byte, b':' | b'?') || is_reserved(byte));
-        if let Some(value) = value {
-            out.push('=');
-            escape_into(out, value, |byte| byte == b':' || is_reserved(byte));
-        }
+    pairs.into_iter().for_each(|pair| write_pair(out, pair));
+}
+
+/// A name and, after a `=`, a value.
+type Pair<'a> = (&'a str, Option<&'a str>);
+
+fn pairs(query: &str) -> impl Iterator<Item = Pair<'_>> {
+    let mut rest = Some(query);
+    std::iter::from_fn(move || {
+        let (pair, after) = split_at_byte(rest?, b'&');
+        rest = after;
+        Some(split_at_byte(pair, b'='))
+    })
+}
+
+/// `split_once` for an ASCII character in a text so short that looking at each byte is faster.
+fn split_at_byte(text: &str, byte: u8) -> (&str, Option<&str>) {
+    match text.bytes().position(|b| b == byte) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    }
+}
+
+fn write_pair(out: &mut String, (name, value): Pair<'_>) {
+    out.push(':');
+    if value.is_none() {
+        // A path can't hold a bare `?`, and a parameter with a value holds a `=`: neither reads like this.
+        out.push('?');
+    }
+    escape_into(out, name, |byte| matches!(byte, b':' | b'?') || is_reserved(byte));
+    if let Some(value) = value {
+        out.push('=');
+        escape_into(out, value, |byte| byte == b':' || is_reserved(byte));
     }
 }
 

@@ -37,10 +37,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_LOCATION,
-    CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
-    IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VARY,
+    AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, DATE,
+    ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+    LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
@@ -401,8 +401,8 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) 
     if entry.is_expired(now) {
         return Some(Reason::Expired);
     }
-    let remaining = entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
-    let too_short = |min| remaining.is_some_and(|remaining| remaining < Duration::from_secs(min));
+    let remaining = || entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
+    let too_short = |min| remaining().is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
 }
 
@@ -502,22 +502,18 @@ impl Hit {
 
 /// RFC 9110 §15.4.5: a 304 carries what a 200 would have said about freshness and validators, and no more.
 fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> {
-    let mut stored = response.into_parts().0.headers;
+    let stored = response.into_parts().0.headers;
+    let has_etag = stored.contains_key(ETAG);
     let mut headers = HeaderMap::with_capacity(8);
-    for name in [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY] {
-        move_field(&mut stored, &mut headers, name);
-    }
-    if !headers.contains_key(ETAG) {
-        move_field(&mut stored, &mut headers, LAST_MODIFIED);
-    }
-    // What the cache says about itself, and what a browser needs to let a script see the answer at all.
-    for name in rule.status_header.iter().cloned().chain([
-        CACHE_STATUS,
-        http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
-        http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-        http::header::ACCESS_CONTROL_EXPOSE_HEADERS,
-    ]) {
-        move_field(&mut stored, &mut headers, name);
+    let mut kept = None;
+    for (name, value) in stored {
+        // Further values of a field come without its name.
+        if let Some(name) = name {
+            kept = is_for_not_modified(&name, has_etag, rule).then_some(name);
+        }
+        if let Some(name) = &kept {
+            headers.append(name, value);
+        }
     }
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -525,12 +521,16 @@ fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> 
     response
 }
 
-fn move_field(from: &mut HeaderMap, to: &mut HeaderMap, name: HeaderName) {
-    if let http::header::Entry::Occupied(field) = from.entry(name) {
-        let name = field.key().clone();
-        for value in field.remove_entry_mult().1 {
-            to.append(name.clone(), value);
-        }
+fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule) -> bool {
+    match name.as_str() {
+        "cache-control" | "content-location" | "date" | "etag" | "expires" | "vary" => true,
+        "last-modified" => !has_etag,
+        // What the cache says about itself, and what a browser needs to let a script see the answer at all.
+        "cache-status"
+        | "access-control-allow-origin"
+        | "access-control-allow-credentials"
+        | "access-control-expose-headers" => true,
+        _ => rule.status_header.as_ref() == Some(name),
     }
 }
 

@@ -169,7 +169,8 @@ impl Rule {
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> CacheKey {
         let params = self.params.as_deref().map_or(Params::All, Params::Only);
-        self.whole_key(request, principal, |out| key::write_uri(out, request.uri, params))
+        let expected = key::uri_len(request.uri);
+        self.whole_key(request, principal, expected, |out| key::write_uri(out, request.uri, params))
     }
 
     /// The key of a request, from the suffix that a key builder chose for it.
@@ -180,16 +181,19 @@ impl Rule {
         request: &RequestView<'_>,
         principal: Option<Principal>,
     ) -> CacheKey {
-        self.whole_key(request, principal, |out| key::write_chosen(out, suffix))
+        self.whole_key(request, principal, suffix.len(), |out| key::write_chosen(out, suffix))
     }
 
     fn whole_key(
         &self,
         request: &RequestView<'_>,
         principal: Option<Principal>,
+        expected: usize,
         suffix: impl FnOnce(&mut String),
     ) -> CacheKey {
-        self.space.key_with(|out| {
+        // `|user=` and the hash.
+        let expected = expected + principal.map_or(0, |_| 38);
+        self.space.key_with(expected, |out| {
             suffix(out);
             if self.by_host {
                 key::write_part(out, "host", &host(request));
