@@ -33,6 +33,10 @@
 //! ```
 //!
 //! Keys are made from the URI that the client sent, also under [`Router::nest`](axum::Router::nest).
+#![cfg_attr(
+    all(feature = "memory", feature = "redis"),
+    doc = "\nThe [guide] goes through everything there is, with examples that are run as tests."
+)]
 
 use std::convert::Infallible;
 
@@ -43,6 +47,10 @@ use larder_tower::{CacheService, UriSource};
 use tower_layer::Layer;
 
 pub use larder_core::{self as core, *};
+
+// Its examples use the one store, and its pages name both.
+#[cfg(all(feature = "memory", feature = "redis"))]
+pub mod guide;
 
 larder_core::route_layers!();
 

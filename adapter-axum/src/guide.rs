@@ -1,0 +1,53 @@
+#![doc = include_str!("docs/guide.md")]
+
+pub mod setup {
+    #![doc = include_str!("docs/setup.md")]
+}
+
+pub mod routes {
+    #![doc = include_str!("docs/routes.md")]
+}
+
+pub mod keys {
+    #![doc = include_str!("docs/keys.md")]
+}
+
+pub mod groups {
+    #![doc = include_str!("docs/groups.md")]
+}
+
+pub mod headers {
+    #![doc = include_str!("docs/headers.md")]
+}
+
+pub mod ttl {
+    #![doc = include_str!("docs/ttl.md")]
+}
+
+pub mod backend {
+    #![doc = include_str!("docs/backend.md")]
+}
+
+pub mod safety {
+    #![doc = include_str!("docs/safety.md")]
+}
+
+pub mod layers {
+    #![doc = include_str!("docs/layers.md")]
+}
+
+pub mod failures {
+    #![doc = include_str!("docs/failures.md")]
+}
+
+pub mod testing {
+    #![doc = include_str!("docs/testing.md")]
+}
+
+pub mod advice {
+    #![doc = include_str!("docs/advice.md")]
+}
+
+pub mod features {
+    #![doc = include_str!("docs/features.md")]
+}
