@@ -344,6 +344,8 @@ macro_rules! route_layers {
         #[derive(Clone, Copy, Debug)]
         pub struct Chosen;
 
+        // Nobody implements this for a type of their own, so a list of who does would only be in the way.
+        #[diagnostic::do_not_recommend]
         impl $crate::route::EvictTarget for Chosen {}
 
         /// Caches the responses of a route, for GET and HEAD.
