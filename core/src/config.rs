@@ -202,6 +202,11 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             return Err(ConfigError::invalid("REDIS_PORT", port, expected));
         }
         let hosts = self.text("REDIS_HOST").unwrap_or_default();
+        // Somebody's URL, maybe with a password in it, which must appear neither in the error nor in the log later.
+        if hosts.contains(['/', '@']) {
+            let problem = "not a host; a URL belongs in REDIS_URL".to_owned();
+            return Err(ConfigError::Secret { variable: "REDIS_HOST", problem });
+        }
         let address = |host: &str| {
             Address::parse_or(host.trim(), port)
                 .ok_or_else(|| ConfigError::invalid("REDIS_HOST", &hosts, "host[:port][,host[:port]…]"))
@@ -414,6 +419,9 @@ mod tests {
             (&[("REDIS_HOST", "a,b"), ("REDIS_CLUSTER", "false")], "REDIS_HOST: several"),
             (&[("REDIS_HOST", "a,b:x")], "REDIS_HOST=\"a,b:x\""),
             (&[("REDIS_HOST", "a,")], "REDIS_HOST=\"a,\""),
+            (&[("REDIS_HOST", "redis://:secret@a")], "REDIS_HOST: not a host"),
+            (&[("REDIS_HOST", "redis://:secret@a,b")], "REDIS_HOST: not a host"),
+            (&[("REDIS_HOST", ":secret@a")], "REDIS_HOST: not a host"),
             (&[("REDIS_HOST", "a,b"), ("REDIS_DB", "2")], "REDIS_DB: database 2 together with REDIS_CLUSTER"),
             (&[("REDIS_URL", "redis://:secret@a/2"), ("REDIS_CLUSTER", "1")], "REDIS_URL: database 2"),
             (&[("REDIS_URL", "redis://:secret@a,b/2")], "REDIS_URL: not a valid"),
