@@ -67,7 +67,11 @@ impl<C: Coder> CacheBackend<C> {
     #[must_use]
     #[track_caller]
     pub fn group(&self, group: &str) -> Self {
-        self.try_group(group).unwrap_or_else(|error| refuse(&error))
+        // In a closure, the panic would name this line instead of the caller's.
+        match self.try_group(group) {
+            Ok(backend) => backend,
+            Err(error) => refuse(&error),
+        }
     }
 
     /// The same backend in an eviction group.

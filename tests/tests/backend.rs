@@ -212,3 +212,17 @@ async fn a_store_that_is_down_is_a_miss_and_an_error_for_those_who_ask() {
     assert_eq!(computed.await, Ok(5));
     assert_eq!(runs.total(), 1);
 }
+
+/// A group that can't be is a bug of the caller, so the panic names the caller's line.
+#[test]
+fn a_bad_group_is_blamed_on_the_one_who_said_it() {
+    let (send, receive) = std::sync::mpsc::channel();
+    let (this, before) = (std::thread::current().id(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| match std::thread::current().id() == this {
+        true => send.send(info.location().unwrap().file().to_owned()).unwrap(),
+        false => before(info),
+    }));
+    assert!(std::panic::catch_unwind(|| Larder::memory().backend().group("{")).is_err());
+    assert_eq!(receive.recv().unwrap(), file!());
+    let _ = std::panic::take_hook();
+}
