@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use larder_axum::{Larder, RedisOptions};
+use axum::Router;
+use axum::handler::Handler;
+use axum::routing::get as get_route;
+use http::Method;
+use larder_axum::{Larder, RedisOptions, cache, cache_evict, cache_put};
+use larder_tests::in_process::{get, send};
+use larder_tests::redis_cluster::{MASTERS, RedisCluster};
 use larder_tests::redis_server::RedisServer;
 
 /// How many connections the server has from caches.
@@ -31,6 +37,63 @@ async fn closing_lets_go_of_every_connection() {
     panic!("{} connections are left", connections(&redis).await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_lets_go_of_every_node_of_a_cluster() {
+    let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
+    let larder = Larder::redis(&cluster.url()).unwrap();
+    for key in 0..50 {
+        assert!(larder.backend().set(&key.to_string(), &key, 60).await);
+    }
+    // Nodes are clients of each other too, but not normal ones.
+    let clients = |node| {
+        let list = cluster.cli(node, &["client", "list"]);
+        list.lines().filter(|line| line.contains(" flags=N ") && !line.contains("cmd=client")).count()
+    };
+    for node in 0..MASTERS {
+        assert_ne!(clients(node), 0, "node {node} is in use");
+    }
+    larder.close().await;
+    for _ in 0..100 {
+        if (0..MASTERS).all(|node| clients(node) == 0) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{:?} connections are left", (0..MASTERS).map(clients).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_under_way_reaches_redis_before_the_connections_close() {
+    let redis = RedisServer::start();
+    let larder = Larder::redis(&redis.url()).unwrap();
+    let slow = async || {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        "new"
+    };
+    let route = get_route(slow.layer(cache(&larder).group("g").ttl(60)))
+        .put(slow.layer(cache_put(&larder).group("g").ttl(60)))
+        .delete(slow.layer(cache_evict(&larder).group("g").key()));
+    let app = Router::new().route("/{id}", route);
+    let backend = larder.backend().group("g");
+    assert!(backend.set("evicted", "old", 60).await);
+    assert!(backend.set("written", "old", 60).await);
+    for (method, uri) in [(Method::GET, "/filled"), (Method::PUT, "/written"), (Method::DELETE, "/evicted")] {
+        let gone = tokio::time::timeout(Duration::from_millis(20), send(&app, method, uri, &[])).await;
+        assert!(gone.is_err(), "the client doesn't wait for {uri}");
+    }
+    larder.close().await;
+
+    let reader = Larder::redis(&redis.url()).unwrap();
+    let app = Router::new()
+        .route("/{id}", get_route((async || "not stored").layer(cache(&reader).group("g").ttl(60))));
+    for (uri, cache, text) in
+        [("/filled", "HIT", "new"), ("/written", "HIT", "new"), ("/evicted", "MISS", "not stored")]
+    {
+        let answer = get(&app, uri).await;
+        assert_eq!((answer.cache(), answer.text()), (cache, text), "{uri}");
+    }
+}
+
 #[tokio::test]
 async fn after_closing_a_cache_misses_and_hurts_nobody() {
     let redis = RedisServer::start();
@@ -54,11 +117,14 @@ fn no_secret_shows() {
         "REDIS_PASSWORD" => Some("hunter2".to_owned()),
         _ => None,
     };
+    let misplaced = |name: &str| (name == "REDIS_HOST").then(|| "redis://alice:hunter2@localhost".to_owned());
+    let misplaced = Larder::from_vars(misplaced).unwrap_err();
     let from_vars = Larder::from_vars(vars).unwrap();
     for shown in [
         format!("{options:?}"),
         format!("{from_url:?} {:?}", from_url.backend()),
         format!("{from_vars:?} {:?}", from_vars.backend().group("g")),
+        format!("{misplaced} {misplaced:?}"),
         format!("{:?}", Larder::redis("redis://alice:hunter2@").err()),
         format!(
             "{:?}",
