@@ -11,7 +11,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get as get_route;
 use http::Method;
 use larder_axum::{Larder, cache, cache_evict};
+use larder_tests::http::Http;
 use larder_tests::in_process::{Runs, get, send};
+use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::{Any, CorsLayer};
@@ -216,4 +218,152 @@ async fn closing_waits_for_a_write_whose_client_is_gone() {
     larder.close().await;
     let key = larder.key_for(None, &"/x".parse().unwrap()).unwrap();
     assert!(!larder.backend().has(key.suffix()).await);
+}
+
+#[tokio::test]
+async fn compression_outside_leaves_a_304_alone() {
+    let app = Router::new()
+        .route("/x", get_route((async || long_text()).layer(cache(&Larder::memory()).ttl(60))))
+        .layer(CompressionLayer::new());
+    let etag = send(&app, Method::GET, "/x", &GZIP).await.header("etag").to_owned();
+    for coding in ["gzip", "identity"] {
+        let fields = [("accept-encoding", coding), ("if-none-match", &*etag)];
+        let known = send(&app, Method::GET, "/x", &fields).await;
+        assert_eq!((known.status, known.cache(), known.text()), (StatusCode::NOT_MODIFIED, "HIT", ""));
+        assert_eq!((known.header("content-encoding"), known.header("etag")), ("", &*etag), "{coding}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_compressed_with_a_length_is_stored_for_each_coding_alone() {
+    let runs = Runs::new();
+    let counted = runs.clone();
+    // As a handler that serves compressed files would: it knows the length.
+    let files = move |headers: HeaderMap| async move {
+        counted.count();
+        match headers.get("accept-encoding").is_some_and(|value| value == "gzip") {
+            true => ([("content-encoding", "gzip"), ("vary", "accept-encoding")], "zipped").into_response(),
+            false => ([("vary", "accept-encoding")], "plain").into_response(),
+        }
+    };
+    let app = Router::new().route("/x", get_route(files.layer(cache(&Larder::memory()).ttl(60))));
+    for cache in ["MISS", "HIT"] {
+        let zipped = send(&app, Method::GET, "/x", &GZIP).await;
+        assert_eq!(
+            (zipped.cache(), zipped.header("content-encoding"), zipped.text()),
+            (cache, "gzip", "zipped")
+        );
+        let plain = get(&app, "/x").await;
+        assert_eq!((plain.cache(), plain.header("content-encoding"), plain.text()), (cache, "", "plain"));
+    }
+    assert_eq!(runs.total(), 2);
+}
+
+#[tokio::test]
+async fn a_layer_over_the_whole_router_covers_the_fallback_too() {
+    let runs = Runs::new();
+    let counted = runs.clone();
+    let fallback = move || async move {
+        counted.count();
+        (StatusCode::NOT_FOUND, "nothing")
+    };
+    let app = Router::new()
+        .route("/a", get_route(async || "a").post(async || "posted"))
+        .nest("/v1", Router::new().route("/a", get_route(async || "a of v1")))
+        .nest("/v2", Router::new().route("/a", get_route(async || "a of v2")))
+        .fallback(fallback)
+        .layer(cache(&Larder::memory()).ttl(60));
+    for cache in ["MISS", "HIT"] {
+        for (uri, body) in [("/a", "a"), ("/v1/a", "a of v1"), ("/v2/a", "a of v2")] {
+            let answer = get(&app, uri).await;
+            assert_eq!((answer.cache(), answer.text()), (cache, body), "{uri}");
+        }
+        let nothing = get(&app, "/elsewhere").await;
+        assert_eq!((nothing.status, nothing.cache()), (StatusCode::NOT_FOUND, "BYPASS"));
+        let posted = send(&app, Method::POST, "/a", &[]).await;
+        assert_eq!((posted.cache(), posted.text()), ("BYPASS", "posted"));
+    }
+    assert_eq!(runs.total(), 2, "a 404 is not stored");
+}
+
+#[tokio::test]
+async fn tracing_outside_sees_hits() {
+    let seen = Runs::new();
+    let (runs, counted) = (Runs::new(), seen.clone());
+    let trace =
+        TraceLayer::new_for_http().on_response(move |response: &Response, _: Duration, _: &tracing::Span| {
+            assert!(response.headers().contains_key("x-redis-cache"));
+            counted.count();
+        });
+    let app = Router::new()
+        .route("/x", get_route(counting(&runs, "x").layer(cache(&Larder::memory()).ttl(60))))
+        .layer(trace);
+    for _ in 0..3 {
+        get(&app, "/x").await;
+    }
+    assert_eq!((seen.total(), runs.total()), (3, 1));
+}
+
+/// Serves a router on a socket, for as long as the test runs.
+async fn serve(app: Router) -> Http {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Http::new(address)
+}
+
+#[tokio::test]
+async fn over_a_socket_all_of_them_work_together() {
+    let runs = Runs::new();
+    let larder = Larder::memory();
+    let app = Router::new()
+        .route(
+            "/x",
+            get_route(counting(&runs, long_text()).layer(cache(&larder).group("g").ttl(60)))
+                .delete((async || "gone").layer(cache_evict(&larder).group("g").key())),
+        )
+        .layer(CompressionLayer::new())
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(5)))
+        .layer(CorsLayer::new().allow_origin(Any))
+        .layer(TraceLayer::new_for_http());
+    let http = serve(app).await;
+
+    let plain = http.get("/x").await.expect_miss();
+    assert_eq!((plain.header("content-encoding"), &*plain.body), ("", long_text().as_bytes()));
+    let zipped = http.get_with("/x", &GZIP).await.expect_hit();
+    assert_eq!((zipped.header("content-encoding"), &zipped.body[..2]), ("gzip", &[0x1f, 0x8b][..]));
+    assert_eq!(zipped.header("access-control-allow-origin"), "*");
+    assert_eq!(zipped.headers.get_all("date").iter().count(), 1, "one, of now");
+    assert_eq!(zipped.etag(), plain.etag());
+
+    let known = http.get_with("/x", &[GZIP[0], ("if-none-match", zipped.etag())]).await;
+    assert_eq!((known.status, known.cache(), known.body.len()), (StatusCode::NOT_MODIFIED, "HIT", 0));
+    let head = http.head("/x").await.expect_hit();
+    assert_eq!((head.header("content-length"), head.body.len()), (&*long_text().len().to_string(), 0));
+
+    http.delete("/x").await.ok();
+    http.get("/x").await.expect_miss();
+    assert_eq!(runs.total(), 2);
+}
+
+#[tokio::test]
+async fn over_a_socket_a_fill_outlives_a_timeout_and_a_client_that_hangs_up() {
+    let runs = Runs::new();
+    let counted = runs.clone();
+    let slow = move || async move {
+        counted.count();
+        sleep(Duration::from_millis(150)).await;
+        "slow"
+    };
+    let app = Router::new()
+        .route("/{id}", get_route(slow.layer(cache(&Larder::memory()).ttl(60))))
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_millis(50)));
+    let http = serve(app).await;
+    http.get("/1").await.expect_status(StatusCode::GATEWAY_TIMEOUT);
+    http.hang_up(Method::GET, "/2", &[], "", Duration::from_millis(20)).await;
+    sleep(Duration::from_millis(400)).await;
+    for path in ["/1", "/2"] {
+        assert_eq!(&*http.get(path).await.expect_hit().body, b"slow");
+    }
+    assert_eq!(runs.total(), 2);
 }
