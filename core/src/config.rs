@@ -172,6 +172,11 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
 
     #[cfg(feature = "redis")]
     fn redis(&self, builder: LarderBuilder, _: &'static str) -> Result<Larder, ConfigError> {
+        Ok(builder.leased(RedisStore::new(self.redis_options()?)))
+    }
+
+    #[cfg(feature = "redis")]
+    fn redis_options(&self) -> Result<RedisOptions, ConfigError> {
         let mut options = match self.text("REDIS_URL") {
             Some(url) => RedisOptions::from_url(&url)
                 .map_err(|error| ConfigError::Secret { variable: "REDIS_URL", problem: error.to_string() })?,
@@ -191,7 +196,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         if let Some(limit) = self.seconds("REDIS_SOCKET_CONNECT_TIMEOUT")? {
             options = options.connect_deadline(limit);
         }
-        Ok(builder.leased(RedisStore::new(options)))
+        Ok(options)
     }
 
     #[cfg(feature = "redis")]
@@ -404,6 +409,41 @@ mod tests {
     }
 
     #[test]
+    fn every_variable_has_its_effect() {
+        let base = || RedisOptions::new("h", 6379);
+        let millis = Duration::from_millis;
+        for (name, value, expected) in [
+            ("REDIS_HOST", "other", RedisOptions::new("other", 6379)),
+            ("REDIS_HOST", "a,b:7001", RedisOptions::new("a", 6379).node("b", 7001)),
+            ("REDIS_URL", "redis://other:7000/2", RedisOptions::new("other", 7000).db(2)),
+            ("REDIS_PORT", "7000", RedisOptions::new("h", 7000)),
+            ("REDIS_DB", "3", base().db(3)),
+            ("REDIS_USERNAME", "alice", base().username("alice")),
+            ("REDIS_PASSWORD", "secret", base().password("secret")),
+            ("REDIS_CLUSTER", "true", base().cluster(true)),
+            ("REDIS_MAX_CONNECTIONS", "3", base().connections(3)),
+            ("REDIS_MAX_CONNECTIONS", "50", base().connections(4)),
+            (
+                "REDIS_SOCKET_TIMEOUT",
+                "0.02",
+                base().read_deadline(millis(20)).fill_deadline(millis(20)).evict_deadline(millis(20)),
+            ),
+            ("REDIS_SOCKET_CONNECT_TIMEOUT", "2", base().connect_deadline(millis(2000))),
+        ] {
+            let lookup = |asked: &str| match asked {
+                _ if asked == name => Some(value.to_owned()),
+                "REDIS_HOST" => Some("h".to_owned()),
+                _ => None,
+            };
+            let options = Vars { lookup }.redis_options().unwrap();
+            assert_eq!(format!("{options:?}"), format!("{expected:?}"), "{name}={value}");
+        }
+        let larder = from(&[("REDIS_PREFIX", "shop"), ("REDIS_DEFAULT_TTL", "300")]).unwrap();
+        assert_eq!(larder.prefix(), "shop:cache");
+        assert_eq!(larder.shared.defaults.ttl, Ttl::from(300));
+    }
+
+    #[test]
     fn bad_ones_are_told_by_name_and_value() {
         for (vars, expected) in [
             (&[("REDIS_DEFAULT_TTL", "-1")][..], "REDIS_DEFAULT_TTL=\"-1\""),
@@ -425,6 +465,12 @@ mod tests {
             (&[("REDIS_HOST", "a,b"), ("REDIS_DB", "2")], "REDIS_DB: database 2 together with REDIS_CLUSTER"),
             (&[("REDIS_URL", "redis://:secret@a/2"), ("REDIS_CLUSTER", "1")], "REDIS_URL: database 2"),
             (&[("REDIS_URL", "redis://:secret@a,b/2")], "REDIS_URL: not a valid"),
+            (
+                &[("REDIS_HOST", "h"), ("REDIS_SOCKET_CONNECT_TIMEOUT", "soon")],
+                "REDIS_SOCKET_CONNECT_TIMEOUT=\"soon\"",
+            ),
+            (&[("REDIS_LOCAL_CACHE_BYTES", "1 MB")], "REDIS_LOCAL_CACHE_BYTES=\"1 MB\""),
+            (&[("REDIS_DEFAULT_TTL", "5m")], "REDIS_DEFAULT_TTL=\"5m\""),
             (&[("REDIS_SENTINEL", "true")], "REDIS_SENTINEL"),
             (&[("REDIS_LOCAL_CACHE_BYTES", "1")], "REDIS_LOCAL_CACHE_BYTES"),
             (&[("REDIS_URL", "http://secret@x")], "REDIS_URL"),
