@@ -360,14 +360,14 @@ impl Route {
                 (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
                 _ => None,
             };
-            // A handler that panics may have changed what it is there to change.
-            let panicked = EvictOnDrop { route: &route, target: &target, armed: true };
+            // A handler that panics, or is given up on, may have changed what it is there to change. This stays armed
+            // until the cache agrees with it.
+            let unknown = EvictOnDrop { route: &route, target: &target, armed: true };
             let produced = match &held {
                 Some(held) => held.renewing(route.produce(forward, call)).await,
                 None => route.produce(forward, call).await,
             };
-            panicked.disarm();
-            match produced {
+            let reply = match produced {
                 Produced::Error(error) => Err(error),
                 // Only reads have something stale to answer with.
                 Produced::Stale(response) => Ok(response.map(ReplyBody::full)),
@@ -384,7 +384,9 @@ impl Route {
                     }
                     Ok(admitted.into_response(stored).map(ReplyBody::full))
                 }
-            }
+            };
+            unknown.disarm();
+            reply
         });
         match done.await {
             Ok(reply) => reply,
@@ -451,8 +453,11 @@ impl Route {
         let client = Arc::new(());
         let (here, limit) = (Arc::downgrade(&client), self.shared.timing.max_fill);
         let abandoned = async move {
-            while here.strong_count() > 0 {
+            loop {
                 tokio::time::sleep(limit).await;
+                if here.strong_count() == 0 {
+                    break;
+                }
             }
         };
         let work = async move {
