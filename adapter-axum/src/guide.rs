@@ -1,0 +1,16 @@
+#![doc = include_str!("docs/guide.md")]
+
+#[doc = include_str!("docs/routes.md")]
+pub mod routes {}
+
+#[doc = include_str!("docs/keys.md")]
+pub mod keys {}
+
+#[doc = include_str!("docs/groups.md")]
+pub mod groups {}
+
+#[doc = include_str!("docs/headers.md")]
+pub mod headers {}
+
+#[doc = include_str!("docs/safety.md")]
+pub mod safety {}
