@@ -14,3 +14,9 @@ pub mod headers {}
 
 #[doc = include_str!("docs/safety.md")]
 pub mod safety {}
+
+#[doc = include_str!("docs/backend.md")]
+pub mod backend {}
+
+#[doc = include_str!("docs/combining.md")]
+pub mod combining {}
