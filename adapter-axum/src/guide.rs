@@ -20,3 +20,12 @@ pub mod backend {}
 
 #[doc = include_str!("docs/combining.md")]
 pub mod combining {}
+
+#[doc = include_str!("docs/ttl.md")]
+pub mod ttl {}
+
+#[doc = include_str!("docs/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("docs/features.md")]
+pub mod features {}
