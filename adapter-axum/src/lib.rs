@@ -33,6 +33,13 @@
 //! ```
 //!
 //! Keys are made from the URI that the client sent, also under [`Router::nest`](axum::Router::nest).
+//!
+//! The [`guide`] goes on from here: [routes](guide::routes), [keys](guide::keys), [groups](guide::groups),
+//! [headers](guide::headers), [safety](guide::safety), [the backend](guide::backend), [both
+//! together](guide::combining), [lifetimes](guide::ttl), [testing](guide::testing), and [where every feature
+//! is](guide::features).
+
+pub mod guide;
 
 use std::convert::Infallible;
 

@@ -1,0 +1,31 @@
+#![doc = include_str!("docs/guide.md")]
+
+#[doc = include_str!("docs/routes.md")]
+pub mod routes {}
+
+#[doc = include_str!("docs/keys.md")]
+pub mod keys {}
+
+#[doc = include_str!("docs/groups.md")]
+pub mod groups {}
+
+#[doc = include_str!("docs/headers.md")]
+pub mod headers {}
+
+#[doc = include_str!("docs/safety.md")]
+pub mod safety {}
+
+#[doc = include_str!("docs/backend.md")]
+pub mod backend {}
+
+#[doc = include_str!("docs/combining.md")]
+pub mod combining {}
+
+#[doc = include_str!("docs/ttl.md")]
+pub mod ttl {}
+
+#[doc = include_str!("docs/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("docs/features.md")]
+pub mod features {}
