@@ -1,53 +1,31 @@
 #![doc = include_str!("docs/guide.md")]
 
-pub mod setup {
-    #![doc = include_str!("docs/setup.md")]
-}
+#[doc = include_str!("docs/routes.md")]
+pub mod routes {}
 
-pub mod routes {
-    #![doc = include_str!("docs/routes.md")]
-}
+#[doc = include_str!("docs/keys.md")]
+pub mod keys {}
 
-pub mod keys {
-    #![doc = include_str!("docs/keys.md")]
-}
+#[doc = include_str!("docs/groups.md")]
+pub mod groups {}
 
-pub mod groups {
-    #![doc = include_str!("docs/groups.md")]
-}
+#[doc = include_str!("docs/headers.md")]
+pub mod headers {}
 
-pub mod headers {
-    #![doc = include_str!("docs/headers.md")]
-}
+#[doc = include_str!("docs/safety.md")]
+pub mod safety {}
 
-pub mod ttl {
-    #![doc = include_str!("docs/ttl.md")]
-}
+#[doc = include_str!("docs/backend.md")]
+pub mod backend {}
 
-pub mod backend {
-    #![doc = include_str!("docs/backend.md")]
-}
+#[doc = include_str!("docs/combining.md")]
+pub mod combining {}
 
-pub mod safety {
-    #![doc = include_str!("docs/safety.md")]
-}
+#[doc = include_str!("docs/ttl.md")]
+pub mod ttl {}
 
-pub mod layers {
-    #![doc = include_str!("docs/layers.md")]
-}
+#[doc = include_str!("docs/testing.md")]
+pub mod testing {}
 
-pub mod failures {
-    #![doc = include_str!("docs/failures.md")]
-}
-
-pub mod testing {
-    #![doc = include_str!("docs/testing.md")]
-}
-
-pub mod advice {
-    #![doc = include_str!("docs/advice.md")]
-}
-
-pub mod features {
-    #![doc = include_str!("docs/features.md")]
-}
+#[doc = include_str!("docs/features.md")]
+pub mod features {}

@@ -33,10 +33,13 @@
 //! ```
 //!
 //! Keys are made from the URI that the client sent, also under [`Router::nest`](axum::Router::nest).
-#![cfg_attr(
-    all(feature = "memory", feature = "redis"),
-    doc = "\nThe [guide] goes through everything there is, with examples that are run as tests."
-)]
+//!
+//! The [`guide`] goes on from here: [routes](guide::routes), [keys](guide::keys), [groups](guide::groups),
+//! [headers](guide::headers), [safety](guide::safety), [the backend](guide::backend), [both
+//! together](guide::combining), [lifetimes](guide::ttl), [testing](guide::testing), and [where every feature
+//! is](guide::features).
+
+pub mod guide;
 
 use std::convert::Infallible;
 
@@ -47,10 +50,6 @@ use larder_tower::{CacheService, UriSource};
 use tower_layer::Layer;
 
 pub use larder_core::{self as core, *};
-
-// Its examples use the one store, and its pages name both.
-#[cfg(all(feature = "memory", feature = "redis"))]
-pub mod guide;
 
 larder_core::route_layers!();
 

@@ -19,6 +19,8 @@ impl RedisServer {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?.local_addr().ok()?.port();
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            // Misses store gigabytes otherwise.
+            .args(["--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -191,7 +191,7 @@ fn decode_response(bytes: &Bytes) -> Option<Entry> {
     // Exactly as much room as there will be use for: a map with a few fields is a small allocation, and a large one
     // doesn't grow.
     let count = Fields { bytes, at: RESPONSE_FIXED, end: body_at }.count();
-    let mut headers = HeaderMap::with_capacity(count + ADDED_BY_A_HIT);
+    let mut headers = HeaderMap::try_with_capacity(count + ADDED_BY_A_HIT).ok()?;
     let mut fields = Fields { bytes, at: RESPONSE_FIXED, end: body_at };
     for field in &mut fields {
         let name = HeaderName::from_bytes(&bytes[field.name]).ok()?;
@@ -345,6 +345,17 @@ mod tests {
         let forever = Entry { ttl: None, ..sample() };
         assert!(!forever.is_expired(at(u64::from(u32::MAX))));
         assert_eq!(forever.remaining(at(5)), None);
+    }
+
+    #[test]
+    fn more_fields_than_any_response_has_are_unreadable() {
+        let mut bytes = sample().encode().to_vec();
+        let head = vec![0; 6 * 40_000];
+        bytes.truncate(RESPONSE_FIXED);
+        bytes[RESPONSE_FIXED - 12..RESPONSE_FIXED - 8].copy_from_slice(&(head.len() as u32).to_be_bytes());
+        bytes[RESPONSE_FIXED - 8..].copy_from_slice(&0u64.to_be_bytes());
+        bytes.extend(head);
+        assert_eq!(Record::decode(&bytes.into()), None);
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl LarderBuilder {
         self
     }
 
-    /// The time to live of routes and values that don't say. No expiry by default.
+    /// The time to live of routes that don't say. No expiry by default. A [`CacheBackend`] is always told.
     pub fn default_ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.defaults.ttl = ttl.into();
         self
@@ -228,7 +228,7 @@ impl LarderBuilder {
     }
 }
 
-/// What routes and values have unless they say otherwise.
+/// What routes have unless they say otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct Defaults {
     pub(crate) prefix: Box<str>,

@@ -200,6 +200,10 @@ impl CachePolicy {
 
     /// A write is never answered from the cache, and its preconditions are its handler's business.
     fn on_write(&self, request: &RequestView<'_>) -> OnRequest {
+        // These change nothing, and a layer over a whole router sees them too.
+        if [Method::HEAD, Method::OPTIONS, Method::TRACE].contains(request.method) {
+            return OnRequest::Bypass(Mark::bypass(&self.rule, Reason::Method));
+        }
         let present = Present::of(request.headers);
         let unstorable = directives_of(request, present)
             .no_store
@@ -440,8 +444,13 @@ impl Select {
             Ok(Some(Record::Response(entry))) if entry.variant == variants.id => {
                 lookup.on_response(entry, Some(variants), request, now)
             }
-            // A variant of an earlier record, which was deleted and its variants with it.
-            Ok(_) => lookup.miss(Reason::Variant, Some(variants), request),
+            Ok(None) => lookup.miss(Reason::Variant, Some(variants), request),
+            // A variant of an earlier record, which was deleted and its variants with it. It is there all the same, and
+            // has to be replaced.
+            Ok(Some(_)) => match lookup.miss(Reason::Variant, Some(variants), request) {
+                Decision::Miss(forward) => Decision::Miss(Forward { intent: Intent::Refresh, ..forward }),
+                decision => decision,
+            },
             Err(reason) => lookup.miss(reason, Some(variants), request),
         }
     }
@@ -688,7 +697,7 @@ impl Forward {
         } else if self.rule.ttl_of(response.status).is_none() {
             Some(Reason::Status)
         } else {
-            unstorable(response, length, self.rule.max_body)
+            unstorable(response, length, &self.rule)
         };
         match (refusal, selecting_fields(&response.headers), length) {
             (Some(reason), ..) => self.pass(reason, false),
@@ -713,7 +722,7 @@ impl Forward {
         let refusal = self
             .unstorable
             .or_else(|| (!representation.contains(&response.status)).then_some(Reason::Status))
-            .or_else(|| unstorable(response, length, self.rule.max_body))
+            .or_else(|| unstorable(response, length, &self.rule))
             .or_else(|| (length == BodyLength::Known(0)).then_some(Reason::Empty))
             .or_else(|| (selecting_fields(&response.headers) != Ok(Vec::new())).then_some(Reason::Vary));
         match (refusal, length) {
@@ -749,14 +758,16 @@ fn is_success(status: StatusCode) -> bool {
 }
 
 /// Why a response may not be stored, whatever its status (RFC 9111 §3), if so.
-fn unstorable(response: &response::Parts, length: BodyLength, max_body: u64) -> Option<Reason> {
+fn unstorable(response: &response::Parts, length: BodyLength, rule: &Rule) -> Option<Reason> {
     let directives = ResponseDirectives::of(&response.headers);
+    // On a private route that is what the route says itself.
+    let is_private = directives.private && !rule.audience.is_private();
     if response.headers.contains_key(SET_COOKIE) {
         Some(Reason::SetCookie)
-    } else if directives.no_store || directives.private || directives.no_cache {
+    } else if directives.no_store || is_private || directives.no_cache {
         Some(Reason::Withheld)
     } else {
-        matches!(length, BodyLength::Known(length) if length > max_body).then_some(Reason::Size)
+        matches!(length, BodyLength::Known(length) if length > rule.max_body).then_some(Reason::Size)
     }
 }
 

@@ -225,11 +225,15 @@ impl Rule {
     }
 }
 
-/// The host that was asked for, in lower case (RFC 9110 §4.2.3).
+/// The host that was asked for, in lower case (RFC 9110 §4.2.3). A request that names several has a key of its own: which
+/// of them the handler believes is not known here.
 fn host(request: &RequestView<'_>) -> String {
-    let authority = request.uri.authority().map(http::uri::Authority::as_str);
-    let field = || request.headers.get(http::header::HOST).and_then(|value| value.to_str().ok());
-    authority.or_else(field).unwrap_or_default().to_ascii_lowercase()
+    let authority = request.uri.authority().map(|authority| authority.as_str().to_ascii_lowercase());
+    let fields = request.headers.get_all(http::header::HOST).iter();
+    let fields = fields.map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase());
+    let mut hosts: Vec<String> = authority.into_iter().chain(fields).collect();
+    hosts.dedup();
+    hosts.join(",")
 }
 
 #[cfg(test)]
@@ -279,7 +283,8 @@ mod tests {
         let key =
             |uri, fields: &[_]| rule.key(&RequestView::from(&parts(uri, fields)), None).name().to_owned();
         assert_eq!(key("/a", &[("host", "A.example:80")]), "p:a|host=a.example:80");
-        assert_eq!(key("http://b.example/a", &[("host", "a.example")]), "p:a|host=b.example");
+        assert_eq!(key("http://b.example/a", &[("host", "a.example")]), "p:a|host=b.example,a.example");
+        assert_eq!(key("http://a.example/a", &[("host", "A.example")]), "p:a|host=a.example");
         assert_eq!(key("/a", &[]), "p:a|host=");
         assert_ne!(key("/a", &[("host", "x|user=1")]), "p:a|host=x|user=1");
     }

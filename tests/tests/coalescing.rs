@@ -334,3 +334,24 @@ async fn a_client_that_may_not_see_it_evicts_nothing_by_asking() {
     assert_eq!(send(&app, Method::GET, "/x", &stranger).await.status, StatusCode::FORBIDDEN);
     assert_eq!(get(&app, "/x").await.cache(), "HIT");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_gone_before_its_write_begins_does_not_stop_it() {
+    let database = Database::default();
+    let larder = Larder::memory();
+    let app = database.router(&larder, Duration::ZERO);
+    for method in [Method::DELETE, Method::PUT, Method::POST] {
+        for _ in 0..200 {
+            get(&app, "/x").await;
+            let before = database.value.load(Ordering::SeqCst);
+            // Polled once, and dropped before the task of its own had its turn.
+            let _ = send(&app, method.clone(), "/x", &[]).now_or_never();
+            while database.value.load(Ordering::SeqCst) == before {
+                tokio::task::yield_now().await;
+            }
+            sleep(Duration::from_millis(1)).await;
+            let written = database.value.load(Ordering::SeqCst).to_string();
+            assert_eq!(get(&app, "/x").await.text(), written, "{method}");
+        }
+    }
+}

@@ -398,4 +398,32 @@ on_every_store! {
         assert_eq!(send(&app, Method::GET, "/me", &alice).await.text(), "read Bearer alice");
         assert_eq!(send(&app, Method::GET, "/me", &bob).await.cache(), "HIT");
     }
+
+    async fn variants_whose_record_was_deleted_are_replaced(fixture) {
+        let larder = &fixture.larder;
+        let handler = async |headers: HeaderMap| {
+            ([("vary", "Accept-Language")], headers["accept-language"].to_str().unwrap().to_owned())
+        };
+        let app = Router::new().route("/x", get_route(handler.layer(cache(larder).group("g"))));
+        let ask = async |language: &str| send(&app, Method::GET, "/x", &[("accept-language", language)]).await;
+        for language in ["en", "fr"] {
+            ask(language).await;
+        }
+        assert!(larder.backend().group("g").delete("x").await);
+        for language in ["en", "fr"] {
+            assert_eq!(ask(language).await.cache(), "MISS", "{language}");
+            let hit = ask(language).await;
+            assert_eq!((hit.cache(), hit.text()), ("HIT", language));
+        }
+    }
+
+    async fn a_careful_handler_on_a_private_route_is_cached(fixture) {
+        let handler = async || ([("cache-control", "private")], "mine");
+        let layer = cache(&fixture.larder).ttl(60).private();
+        let app = Router::new().route("/x", get_route(handler.layer(layer)));
+        for cache in ["MISS", "HIT"] {
+            let answer = send(&app, Method::GET, "/x", &[("authorization", "Bearer alice")]).await;
+            assert_eq!((answer.cache(), answer.header("cache-control")), (cache, "private, max-age=60"));
+        }
+    }
 }

@@ -164,6 +164,7 @@ impl Cluster {
         self: &Arc<Self>,
         key: &str,
         deadline: Duration,
+        resend: bool,
         send: F,
     ) -> Result<T, StoreError>
     where
@@ -175,7 +176,7 @@ impl Cluster {
         let (mut node, mut asking) = (self.owner(slot, until).await?, false);
         let mut detours = 0;
         loop {
-            let error = match node.run(until, deadline, |conn| send(conn, asking)).await {
+            let error = match node.run(until, deadline, resend, |conn| send(conn, asking)).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(error)) => error,
                 Err(silent) => {
@@ -348,7 +349,7 @@ impl Cluster {
     ) -> Result<T, StoreError> {
         let until = Instant::now() + deadline;
         let send = |mut conn: MultiplexedConnection| async move { cmd.query_async(&mut conn).await };
-        node.run(until, deadline, send).await?.map_err(StoreError::refused)
+        node.run(until, deadline, true, send).await?.map_err(StoreError::refused)
     }
 
     /// Reads the answer to `CLUSTER SLOTS`.

@@ -61,7 +61,7 @@ impl Connection {
         let send = |mut conn: MultiplexedConnection, asking| async move {
             Ok(from_redis_value(one(&mut conn, cmd, asking).await?)?)
         };
-        self.run(at, deadline, send).await
+        self.run(at, deadline, true, send).await
     }
 
     /// Sends several commands about one slot in one go. Fails if any of them does.
@@ -76,7 +76,7 @@ impl Connection {
                 several(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
             Ok(from_redis_value(Value::Array(replies))?)
         };
-        self.run(at, deadline, send).await
+        self.run(at, deadline, true, send).await
     }
 
     /// Removes these keys, wherever they are, and counts those that were there.
@@ -111,7 +111,7 @@ impl Connection {
             };
             Ok(from_redis_value(reply)?)
         };
-        self.run(At::Key(call.slot_key()), deadline, send).await
+        self.run(At::Key(call.slot_key()), deadline, call.may_be_sent_twice(), send).await
     }
 
     /// Sends a command and calls a script in one round trip. It is for the script to find out whether the command
@@ -141,7 +141,7 @@ impl Connection {
             };
             Ok(from_redis_value(reply)?)
         };
-        self.run(At::Key(call.slot_key()), deadline, send).await
+        self.run(At::Key(call.slot_key()), deadline, call.may_be_sent_twice(), send).await
     }
 
     /// Which servers hold keys, for a walk over all of them. The deadline is each question's.
@@ -165,18 +165,26 @@ impl Connection {
     }
 
     /// Sends to whom it is for. The flag that `send` gets says that the key is just moving in there.
-    async fn run<T, F, Fut>(&self, at: At<'_>, deadline: Duration, send: F) -> Result<T, StoreError>
+    async fn run<T, F, Fut>(
+        &self,
+        at: At<'_>,
+        deadline: Duration,
+        resend: bool,
+        send: F,
+    ) -> Result<T, StoreError>
     where
         F: Fn(MultiplexedConnection, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let node = match (&self.servers, at) {
-            (Servers::Cluster(cluster), At::Key(key)) => return cluster.run(key, deadline, send).await,
+            (Servers::Cluster(cluster), At::Key(key)) => {
+                return cluster.run(key, deadline, resend, send).await;
+            }
             (Servers::One(node), At::Key(_)) => node,
             (_, At::Node(node)) => node,
         };
         let until = Instant::now() + deadline;
-        node.run(until, deadline, |conn| send(conn, false)).await?.map_err(StoreError::refused)
+        node.run(until, deadline, resend, |conn| send(conn, false)).await?.map_err(StoreError::refused)
     }
 }
 

@@ -70,6 +70,7 @@ impl Node {
         &self,
         until: Instant,
         deadline: Duration,
+        resend: bool,
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
@@ -77,7 +78,7 @@ impl Node {
         Fut: Future<Output = RedisResult<T>>,
     {
         let turn = if self.links.len() == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) };
-        self.links[turn % self.links.len()].run(until, deadline, send).await
+        self.links[turn % self.links.len()].run(until, deadline, resend, send).await
     }
 
     /// Lets go of everything. Later calls fail.
@@ -134,18 +135,19 @@ impl Link {
     /// Sends, and waits for the answer until the deadline.
     ///
     /// A connection that broke while nobody used it is only noticed by the next command, so that one is tried once
-    /// more on a new connection. Every command here can be sent twice.
+    /// more on a new connection, unless sending it twice could mean something else than sending it once.
     async fn run<T, F, Fut>(
         self: &Arc<Self>,
         until: Instant,
         deadline: Duration,
+        resend: bool,
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
         F: Fn(MultiplexedConnection) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
-        let mut again = true;
+        let mut again = resend;
         loop {
             let live = self.live(until).await?;
             match timeout_at(until, send(live.line.conn.clone())).await {

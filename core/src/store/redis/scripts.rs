@@ -39,6 +39,12 @@ impl Call<'_> {
         self.keys.first().copied().unwrap_or_default()
     }
 
+    /// Whether it means the same to be run twice. A commit that ran gave its lease back, and would be refused the second
+    /// time, as if it had never been run.
+    pub(super) fn may_be_sent_twice(&self) -> bool {
+        !std::ptr::eq(self.script, &*COMMIT)
+    }
+
     fn command(&self, verb: &str, script: &str) -> Cmd {
         let mut cmd = redis::cmd(verb);
         cmd.arg(script).arg(self.keys.len()).arg(self.keys);
