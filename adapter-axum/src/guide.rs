@@ -1,5 +1,8 @@
 #![doc = include_str!("docs/guide.md")]
 
+#[doc = include_str!("docs/setup.md")]
+pub mod setup {}
+
 #[doc = include_str!("docs/routes.md")]
 pub mod routes {}
 
@@ -14,6 +17,9 @@ pub mod headers {}
 
 #[doc = include_str!("docs/safety.md")]
 pub mod safety {}
+
+#[doc = include_str!("docs/layers.md")]
+pub mod layers {}
 
 #[doc = include_str!("docs/backend.md")]
 pub mod backend {}
