@@ -33,12 +33,17 @@
 //! ```
 //!
 //! Keys are made from the URI that the client sent, also under [`Router::nest`](axum::Router::nest).
-//!
-//! The [`guide`] goes on from here: [routes](guide::routes), [keys](guide::keys), [groups](guide::groups),
-//! [headers](guide::headers), [safety](guide::safety), [the backend](guide::backend), [both
-//! together](guide::combining), [lifetimes](guide::ttl), [testing](guide::testing), and [where every feature
-//! is](guide::features).
+#![cfg_attr(
+    all(feature = "memory", feature = "redis"),
+    doc = "",
+    doc = "The [`guide`] goes on from here: [setting up](guide::setup), [routes](guide::routes), [keys](guide::keys),",
+    doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
+    doc = "[the backend](guide::backend), [both together](guide::combining), [lifetimes](guide::ttl),",
+    doc = "[testing](guide::testing), and [where every feature is](guide::features)."
+)]
 
+// Its examples run on the one store, and its pages name both.
+#[cfg(all(feature = "memory", feature = "redis"))]
 pub mod guide;
 
 use std::convert::Infallible;
