@@ -42,6 +42,8 @@
 mod amends;
 mod cluster;
 mod connection;
+#[cfg(feature = "redis-pool")]
+mod lent;
 mod link;
 mod names;
 pub(crate) mod options;
@@ -49,6 +51,7 @@ mod scripts;
 mod sweep;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod wire;
 
 use std::io::Write as _;
 use std::sync::{Arc, Weak};

@@ -30,10 +30,14 @@ use redis::{
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::options::{Address, RedisOptions};
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
+use super::wire::Wire;
+#[cfg(feature = "redis-pool")]
+use super::wire::{Pool, Reach};
 use crate::store::StoreError;
 
 /// How many commands in a row may go without an answer before their connection is given up.
@@ -74,7 +78,7 @@ impl Node {
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
-        F: Fn(MultiplexedConnection) -> Fut,
+        F: Fn(Wire) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let turn = if self.links.len() == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) };
@@ -144,13 +148,13 @@ impl Link {
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
-        F: Fn(MultiplexedConnection) -> Fut,
+        F: Fn(Wire) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let mut again = resend;
         loop {
             let live = self.live(until).await?;
-            match timeout_at(until, send(live.line.conn.clone())).await {
+            match timeout_at(until, async { send(live.line.wire().await?).await }).await {
                 Err(_) => {
                     self.struck(&live);
                     return Err(StoreError::Timeout(deadline));
@@ -298,17 +302,23 @@ impl Link {
     }
 }
 
-/// A connection, and the task that serves it if the library does not keep that itself.
-struct Line {
-    conn: MultiplexedConnection,
-    driver: Option<AbortHandle>,
+/// Where calls get their connections from.
+enum Line {
+    /// All share this one. The task serves it, if the library does not keep that itself: left alone, it would wait for
+    /// the answers of a server that hangs.
+    Own { conn: MultiplexedConnection, _driver: Option<AbortOnDropHandle<()>> },
+    /// Each borrows one.
+    #[cfg(feature = "redis-pool")]
+    Lent(Pool, Reach),
 }
 
-impl Drop for Line {
-    fn drop(&mut self) {
-        // Left alone, it would wait for the answers of a server that hangs.
-        if let Some(driver) = &self.driver {
-            driver.abort();
+impl Line {
+    #[cfg_attr(not(feature = "redis-pool"), expect(clippy::unused_async, reason = "only a pool has to wait"))]
+    async fn wire(&self) -> RedisResult<Wire> {
+        match self {
+            Self::Own { conn, .. } => Ok(Wire::Own(conn.clone())),
+            #[cfg(feature = "redis-pool")]
+            Self::Lent(pool, reach) => pool.lend(*reach).await,
         }
     }
 }
@@ -318,6 +328,9 @@ pub(super) struct Dialer {
     pub(super) options: RedisOptions,
     #[cfg(feature = "redis-tls")]
     tls: std::sync::OnceLock<Result<Tls, String>>,
+    /// Whom connections from a cluster's pool are for.
+    #[cfg(feature = "redis-pool")]
+    reach: Reach,
 }
 
 impl Dialer {
@@ -326,23 +339,52 @@ impl Dialer {
             options,
             #[cfg(feature = "redis-tls")]
             tls: std::sync::OnceLock::new(),
+            #[cfg(feature = "redis-pool")]
+            reach: Reach::Key,
         }
+    }
+
+    /// Commands reach the master of this slot, through a cluster's pool.
+    #[cfg(feature = "redis-pool")]
+    pub(super) fn to_master(&self, slot: u16) -> Self {
+        Self { reach: Reach::Master(slot), ..Self::new(self.options.clone()) }
     }
 
     /// Connects, logs in and waits for the answer to a `PING`.
     async fn dial(&self, address: &Address) -> RedisResult<Line> {
+        #[cfg(feature = "redis-pool")]
+        if let Some(pool) = &self.options.pool {
+            return self.borrow(pool).await;
+        }
         let RedisOptions { cluster, db, tls, .. } = self.options;
         if cluster && db != 0 {
             return Err((ErrorKind::InvalidClientConfig, "a cluster has no other database than 0").into());
         }
         let dialled = async {
-            let mut line = if tls { self.tls(address).await? } else { self.plain(address).await? };
-            redis::cmd("PING").exec_async(&mut line.conn).await?;
+            let line = if tls { self.tls(address).await? } else { self.plain(address).await? };
+            line.wire().await?.one(&redis::cmd("PING")).await?;
             Ok(line)
         };
         match timeout(self.options.connect_deadline, dialled).await {
             Ok(dialled) => dialled,
             Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
+        }
+    }
+
+    /// Tries one of a pool's connections. Each call then borrows one of its own.
+    #[cfg(feature = "redis-pool")]
+    async fn borrow(&self, pool: &Pool) -> RedisResult<Line> {
+        let tried = async { pool.lend(self.reach).await?.one(&redis::cmd("PING")).await };
+        let tried = timeout(self.options.connect_deadline, tried).await;
+        if !matches!(tried, Ok(Ok(_))) {
+            pool.forget_idle();
+        }
+        match tried {
+            Ok(Ok(_)) => Ok(Line::Lent(pool.clone(), self.reach)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                Err((ErrorKind::Io, "the pool had no working connection within the connect deadline").into())
+            }
         }
     }
 
@@ -353,7 +395,7 @@ impl Dialer {
             .set_redis_settings(self.options.handshake());
         let client = Client::open(info)?;
         let conn = client.get_multiplexed_async_connection_with_config(&config()).await?;
-        Ok(Line { conn, driver: None })
+        Ok(Line::Own { conn, _driver: None })
     }
 
     #[cfg(feature = "redis-tls")]
@@ -365,7 +407,7 @@ impl Dialer {
         let stream = tls.connect(&address.host, address.port).await?;
         let (conn, driver) =
             MultiplexedConnection::new_with_config(&self.options.handshake(), stream, config()).await?;
-        Ok(Line { conn, driver: Some(tokio::spawn(driver).abort_handle()) })
+        Ok(Line::Own { conn, _driver: Some(AbortOnDropHandle::new(tokio::spawn(driver))) })
     }
 
     #[cfg(not(feature = "redis-tls"))]
