@@ -367,6 +367,12 @@ impl Cluster {
     fn learn(&self, slots: Slots) -> Arc<Slots> {
         let slots = Arc::new(slots);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let is_new =
+            |master: &Arc<Node>| !known.masters.iter().any(|other| other.address() == master.address());
+        if !known.masters.is_empty() && slots.masters.iter().any(is_new) {
+            // It may be a replica that took its master's place, without the last moments of it.
+            (self.dialer.recall)();
+        }
         *known = slots.clone();
         let seeds = self.dialer.options.addresses();
         self.nodes().retain(|address, node| {
@@ -380,6 +386,9 @@ impl Cluster {
         let node = self.node(address);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         if !known.owner(slot).is_some_and(|owner| Arc::ptr_eq(owner, &node)) {
+            if !known.masters.is_empty() && !known.masters.iter().any(|master| Arc::ptr_eq(master, &node)) {
+                (self.dialer.recall)();
+            }
             Arc::make_mut(&mut known).assign([slot], node.clone());
         }
         drop(known);

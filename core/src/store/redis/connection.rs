@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::cluster::{Cluster, Detour, Layout};
 #[cfg(feature = "redis-pool")]
 use super::lent::LentCluster;
-use super::link::{Dialer, Node};
+use super::link::{Dialer, Node, Recall};
 use super::options::RedisOptions;
 use super::scripts::Call;
 use super::wire::Wire;
@@ -45,8 +45,10 @@ pub(super) enum At<'a> {
 
 impl Connection {
     /// Connects to nothing yet.
-    pub(super) fn new(options: &RedisOptions) -> Self {
-        let dialer = Arc::new(Dialer::new(options.clone()));
+    ///
+    /// `recall` is called when a server may have lost what it confirmed, before anything is read from it.
+    pub(super) fn new(options: &RedisOptions, recall: Recall) -> Self {
+        let dialer = Arc::new(Dialer::new(options.clone(), recall));
         #[cfg(feature = "redis-pool")]
         if options.is_cluster() && options.pool.is_some() {
             return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer))) };

@@ -15,17 +15,18 @@
 //! While `Open`, calls fail at once and cost nothing; one task probes, at most a second apart. A probe is a new
 //! connection and a `PING`, which a server that hangs or still loads its data does not answer.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisError,
-    RedisResult, ServerErrorKind,
+    RedisResult, ServerErrorKind, from_redis_value,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -331,30 +332,61 @@ pub(super) struct Dialer {
     /// Whom connections from a cluster's pool are for.
     #[cfg(feature = "redis-pool")]
     reach: Reach,
+    /// What every server said it was when it was last connected to.
+    servers: Mutex<HashMap<Address, Identity>>,
+    pub(super) recall: Recall,
+}
+
+/// To be called when a server may have lost what it confirmed.
+pub(super) type Recall = Arc<dyn Fn() + Send + Sync>;
+
+/// What changes when a server was started again, or took another's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
+    run: String,
+    replication: String,
+}
+
+impl Identity {
+    /// Or `None` for a user who may not ask.
+    async fn of(wire: &mut Wire) -> RedisResult<Option<Self>> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        let mut replies = wire.several(&pipe).await?.into_iter();
+        let mut field = |name: &str| {
+            let text: String = from_redis_value(replies.next()?.ok()?).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(line.trim_end().to_owned())
+        };
+        let (run, replication) = (field("run_id"), field("master_replid"));
+        Ok(run.zip(replication).map(|(run, replication)| Self { run, replication }))
+    }
 }
 
 impl Dialer {
-    pub(super) fn new(options: RedisOptions) -> Self {
+    pub(super) fn new(options: RedisOptions, recall: Recall) -> Self {
         Self {
             options,
             #[cfg(feature = "redis-tls")]
             tls: std::sync::OnceLock::new(),
             #[cfg(feature = "redis-pool")]
             reach: Reach::Key,
+            servers: Mutex::default(),
+            recall,
         }
     }
 
     /// Commands reach the master of this slot, through a cluster's pool.
     #[cfg(feature = "redis-pool")]
     pub(super) fn to_master(&self, slot: u16) -> Self {
-        Self { reach: Reach::Master(slot), ..Self::new(self.options.clone()) }
+        Self { reach: Reach::Master(slot), ..Self::new(self.options.clone(), self.recall.clone()) }
     }
 
     /// Connects, logs in and waits for the answer to a `PING`.
     async fn dial(&self, address: &Address) -> RedisResult<Line> {
         #[cfg(feature = "redis-pool")]
         if let Some(pool) = &self.options.pool {
-            return self.borrow(pool).await;
+            return self.borrow(pool, address).await;
         }
         let RedisOptions { cluster, db, tls, .. } = self.options;
         if cluster && db != 0 {
@@ -362,7 +394,7 @@ impl Dialer {
         }
         let dialled = async {
             let line = if tls { self.tls(address).await? } else { self.plain(address).await? };
-            line.wire().await?.one(&redis::cmd("PING")).await?;
+            self.greet(address, line.wire().await?).await?;
             Ok(line)
         };
         match timeout(self.options.connect_deadline, dialled).await {
@@ -371,16 +403,33 @@ impl Dialer {
         }
     }
 
+    /// Whether it answers, and whether it is the server that it was.
+    async fn greet(&self, address: &Address, mut wire: Wire) -> RedisResult<()> {
+        wire.one(&redis::cmd("PING")).await?;
+        if let Some(identity) = Identity::of(&mut wire).await? {
+            let before = self.servers().insert(address.clone(), identity.clone());
+            if before.is_some_and(|before| before != identity) {
+                tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
+                (self.recall)();
+            }
+        }
+        Ok(())
+    }
+
+    fn servers(&self) -> MutexGuard<'_, HashMap<Address, Identity>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tries one of a pool's connections. Each call then borrows one of its own.
     #[cfg(feature = "redis-pool")]
-    async fn borrow(&self, pool: &Pool) -> RedisResult<Line> {
-        let tried = async { pool.lend(self.reach).await?.one(&redis::cmd("PING")).await };
+    async fn borrow(&self, pool: &Pool, address: &Address) -> RedisResult<Line> {
+        let tried = async { self.greet(address, pool.lend(self.reach).await?).await };
         let tried = timeout(self.options.connect_deadline, tried).await;
         if !matches!(tried, Ok(Ok(_))) {
             pool.forget_idle();
         }
         match tried {
-            Ok(Ok(_)) => Ok(Line::Lent(pool.clone(), self.reach)),
+            Ok(Ok(())) => Ok(Line::Lent(pool.clone(), self.reach)),
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 Err((ErrorKind::Io, "the pool had no working connection within the connect deadline").into())
