@@ -151,7 +151,10 @@ async fn one_seed_is_enough_and_a_dead_one_is_no_harm() {
 #[tokio::test]
 async fn an_eviction_that_a_promoted_replica_never_heard_of() {
     let mut cluster = start().await;
-    let store = patient(&cluster);
+    // One that never met the replica before.
+    let (long, port) = (Duration::from_secs(5), cluster.node(1).port());
+    let options = RedisOptions::new("127.0.0.1", port).cluster(true);
+    let store = RedisStore::new(options.read_deadline(long).fill_deadline(long).evict_deadline(long));
     let homes = everywhere(&cluster, 4);
     for key in homes.iter().flatten() {
         store.set(key, "old".into(), MINUTE).await.unwrap();
@@ -168,6 +171,7 @@ async fn an_eviction_that_a_promoted_replica_never_heard_of() {
     }
     cluster.node_mut(0).kill();
     cluster.node_mut(MASTERS).restart();
+    assert_ne!(size(&cluster, MASTERS).trim(), "0");
     cluster.cli(MASTERS, &["cluster", "failover", "takeover"]);
 
     let start = Instant::now();

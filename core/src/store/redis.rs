@@ -178,6 +178,7 @@ impl CacheStore for RedisStore {
     /// Tells Redis once more what is still owed to it, for one eviction's time at most, and disconnects.
     async fn close(&self) {
         let _ = tokio::time::timeout(self.inner.options.evict_deadline, self.amend()).await;
+        self.amends().give_up();
         self.inner.connection.close();
     }
 }

@@ -38,8 +38,22 @@ const MAX_RELEASES: usize = 1024;
 /// The first pause between two attempts. While the breaker is open, an attempt costs nothing.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 
-/// The longest pause between two attempts.
+/// The longest pause between two attempts while the server is away.
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+
+/// The longest pause between two attempts when the server refuses: somebody has to change that first.
+const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(10);
+
+/// What came of telling the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Told {
+    /// It heard everything.
+    All,
+    /// It doesn't want to hear some of it.
+    Refused,
+    /// It does not listen.
+    Away,
+}
 
 /// What is still to be told.
 #[derive(Debug, Default)]
@@ -173,6 +187,18 @@ impl Amends {
             }
             (1.., 0) => tracing::info!("every eviction is confirmed"),
             _ => {}
+        }
+    }
+
+    /// Says what will never be told.
+    pub(super) fn give_up(&self) {
+        let owed = self.lock();
+        if owed.evictions() > 0 {
+            tracing::error!(
+                keys = owed.evictions.keys.len(),
+                groups = owed.evictions.spaces.len(),
+                "closed with evictions that Redis never confirmed; what they concern is stale for other processes until it expires"
+            );
         }
     }
 
@@ -322,15 +348,18 @@ impl RedisStore {
                     owed.task = None;
                     return;
                 }
-                pause = if told { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+                pause = match told {
+                    Told::All => FIRST_PAUSE,
+                    Told::Refused => (pause * 2).min(LONGEST_AFTER_REFUSAL),
+                    Told::Away => (pause * 2).min(LONGEST_PAUSE),
+                };
             }
         };
         owed.task = Some(runtime.spawn(task).abort_handle());
     }
 
-    /// Tells the server once. Stops at the first sign that it does not listen, unless it is but one of a cluster;
-    /// true if it heard everything.
-    pub(super) async fn amend(&self) -> bool {
+    /// Tells the server once. Stops at the first sign that it does not listen, unless it is but one of a cluster.
+    pub(super) async fn amend(&self) -> Told {
         let is_alone = !self.inner.connection.is_cluster();
         let (spaces, keys, releases) = {
             let owed = self.amends().lock();
@@ -338,21 +367,21 @@ impl RedisStore {
             let keys: Vec<_> = owed.evictions.keys.values().cloned().collect();
             (spaces, keys, owed.releases.clone())
         };
-        let mut told = true;
+        let mut told = Told::All;
         for (space, asked) in spaces {
             match self.evict_space(&space).await {
                 Ok(_) => self.amends().confirm(|owed| &mut owed.spaces, space.head(), asked),
-                Err(StoreError::Refused(_)) => told = false,
-                Err(_) if is_alone => return false,
-                Err(_) => told = false,
+                Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
+                Err(_) if is_alone => return Told::Away,
+                Err(_) => told = Told::Away,
             }
         }
         for (key, asked) in keys {
             match self.evict(&key).await {
                 Ok(_) => self.amends().confirm(|owed| &mut owed.keys, key.name(), asked),
-                Err(StoreError::Refused(_)) => told = false,
-                Err(_) if is_alone => return false,
-                Err(_) => told = false,
+                Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
+                Err(_) if is_alone => return Told::Away,
+                Err(_) => told = Told::Away,
             }
         }
         for release in releases {
@@ -360,8 +389,8 @@ impl RedisStore {
                 Ok(()) | Err(StoreError::Refused(_)) => {
                     self.amends().lock().releases.retain(|other| other.token != release.token);
                 }
-                Err(_) if is_alone => return false,
-                Err(_) => told = false,
+                Err(_) if is_alone => return Told::Away,
+                Err(_) => told = Told::Away,
             }
         }
         told
