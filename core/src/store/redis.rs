@@ -123,17 +123,11 @@ impl CacheStore for RedisStore {
             return self.delete(key).await.map(drop);
         }
         let doubt = Doubt::new(self, Stake::Key(key));
-        let until = Instant::now() + TICKET;
-        // What is not answered may be carried out at any time, on another connection also after an eviction that came
-        // later. An eviction revokes the ticket.
-        let Begin::Lease(ticket) = self.begin(key, Intent::Write, TICKET).await? else {
-            return Err(StoreError::unavailable("an eviction of this key is not confirmed yet"));
-        };
-        let stored = self.write(key, &ticket, value, ttl).await?;
-        if !stored && Instant::now() >= until {
-            return Err(StoreError::Timeout(TICKET));
+        match self.write_with_ticket(key, value.clone(), ttl).await {
+            // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
+            Err(StoreError::Unavailable(_)) => self.write_with_ticket(key, value, ttl).await?,
+            written => written?,
         }
-        // Else an eviction or another write came in between, and is the last word.
         doubt.settle();
         self.amends().forget(key);
         Ok(())
@@ -237,7 +231,16 @@ impl LeaseStore for RedisStore {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
+        if self.is_in_doubt(key) {
+            return Ok(false);
+        }
+        // A fill that is not heard of again leaves what was there, or what is true, and perhaps its lease. A write may leave
+        // what it replaced.
+        let name = names::lease(key);
+        let stake = if is_write(lease) { Stake::Key(key) } else { Stake::Lease(&name, *lease.token()) };
+        let doubt = Doubt::new(self, stake);
         let stored = self.write(key, lease, value, ttl).await?;
+        doubt.settle();
         if stored && is_write(lease) {
             self.amends().remember(Stake::Key(key));
         }
@@ -270,6 +273,25 @@ impl LeaseStore for RedisStore {
 
 /// The commands themselves, for callers that know what to do about their failure.
 impl RedisStore {
+    /// Takes a ticket and writes.
+    ///
+    /// What is not answered may be carried out at any time, on another connection also after an eviction that came later.
+    /// An eviction revokes the ticket.
+    async fn write_with_ticket(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let until = Instant::now() + TICKET;
+        let Begin::Lease(ticket) = self.begin(key, Intent::Write, TICKET).await? else {
+            return Err(StoreError::unavailable("an eviction of this key is not confirmed yet"));
+        };
+        let stored = self.write(key, &ticket, value, ttl).await?;
+        // Else an eviction or another write came in between, and is the last word.
+        if stored || Instant::now() < until { Ok(()) } else { Err(StoreError::Timeout(TICKET)) }
+    }
+
     /// Writes under a lease, and gives that back.
     async fn write(
         &self,
@@ -278,9 +300,6 @@ impl RedisStore {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
-        if self.is_in_doubt(key) {
-            return Ok(false);
-        }
         let fits = value.len() <= self.inner.options.max_value_bytes;
         let ttl = if fits { millis(ttl) } else { 0 };
         let group = GroupNames::of(key);
@@ -292,17 +311,12 @@ impl RedisStore {
             keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
             args: &[lease.fence(), lease.token(), ttl.as_bytes(), key.suffix().as_bytes()],
         };
-        // A fill that is not heard of again leaves what was there, or what is true, and perhaps its lease. A write may leave
-        // what it replaced.
-        let stake = if is_write(lease) { Stake::Key(key) } else { Stake::Lease(&lease_name, *lease.token()) };
-        let doubt = Doubt::new(self, stake);
         let stored: i64 = if is_removal {
             self.call(call, self.inner.options.fill_deadline).await?
         } else {
             let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
             self.upload(&tmp, &record, call).await?
         };
-        doubt.settle();
         Ok(stored == 1 && fits)
     }
 
