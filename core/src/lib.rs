@@ -8,6 +8,8 @@
 //! | `runtime` | [`Larder`], [`CacheBackend`], [`Route`]: what joins the engine to a store; needs tokio |
 //! | `memory` | the in-process store |
 //! | `redis` | the Redis store |
+//! | `redis-tls` | TLS to Redis |
+//! | `redis-pool` | the Redis store on a `deadpool_redis` pool of the application's own |
 //! | `suite` | the behaviour suite for authors of stores |
 
 pub mod directives;

@@ -1,6 +1,7 @@
 //! A TCP proxy that misbehaves on demand.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -20,6 +21,10 @@ pub enum Weather {
     BlackHole,
     /// Answers are replaced by nonsense.
     Garbage,
+    /// It passes, but whoever sends something with these words in it is cut off before the answer.
+    CutAfter(&'static str),
+    /// It passes, but what has these words in it is lost, and its connection with it.
+    CutBefore(&'static str),
 }
 
 /// A proxy on a port of its own. It ends with this value.
@@ -68,9 +73,10 @@ async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>)
         let _ = stream.set_nodelay(true);
     }
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let doomed = AtomicBool::new(false);
     tokio::select! {
-        () = pump(from_client, to_server, forecast.clone(), false) => {}
-        () = pump(from_server, to_client, forecast, true) => {}
+        () = pump(from_client, to_server, forecast.clone(), &doomed, false) => {}
+        () = pump(from_server, to_client, forecast, &doomed, true) => {}
     }
 }
 
@@ -78,6 +84,7 @@ async fn pump(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut forecast: watch::Receiver<Weather>,
+    doomed: &AtomicBool,
     are_answers: bool,
 ) {
     let mut bytes = vec![0; 64 * 1024];
@@ -89,6 +96,18 @@ async fn pump(
         };
         if let Weather::Slow(delay) = weather {
             sleep(delay).await;
+        }
+        let has = |words: &str| bytes[..count].windows(words.len()).any(|window| window == words.as_bytes());
+        if let Weather::CutBefore(words) = weather
+            && has(words)
+        {
+            return;
+        }
+        if let Weather::CutAfter(words) = weather {
+            let found = has(words);
+            if doomed.fetch_or(found && !are_answers, Ordering::SeqCst) && are_answers {
+                return;
+            }
         }
         let passed: &[u8] = if weather == Weather::Garbage && are_answers {
             b"HTTP/1.1 400 Bad Request\r\n\r\n"

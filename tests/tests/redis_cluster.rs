@@ -149,6 +149,48 @@ async fn one_seed_is_enough_and_a_dead_one_is_no_harm() {
 }
 
 #[tokio::test]
+async fn an_eviction_that_a_promoted_replica_never_heard_of() {
+    let mut cluster = start().await;
+    // One that never met the replica before.
+    let (long, port) = (Duration::from_secs(5), cluster.node(1).port());
+    let options = RedisOptions::new("127.0.0.1", port).cluster(true);
+    let store = RedisStore::new(options.read_deadline(long).fill_deadline(long).evict_deadline(long));
+    let homes = everywhere(&cluster, 4);
+    for key in homes.iter().flatten() {
+        store.set(key, "old".into(), MINUTE).await.unwrap();
+    }
+    // The replica of node 0 has it all, and hears nothing more.
+    let size = |cluster: &RedisCluster, node| cluster.cli(node, &["dbsize"]);
+    while size(&cluster, 0) != size(&cluster, MASTERS) {
+        sleep(Duration::from_millis(10)).await;
+    }
+    cluster.cli(MASTERS, &["save"]);
+    cluster.node_mut(MASTERS).kill();
+    for key in homes.iter().flatten() {
+        assert!(store.delete(key).await.unwrap());
+    }
+    cluster.node_mut(0).kill();
+    cluster.node_mut(MASTERS).restart();
+    assert_ne!(size(&cluster, MASTERS).trim(), "0");
+    cluster.cli(MASTERS, &["cluster", "failover", "takeover"]);
+
+    let start = Instant::now();
+    let mut gone = 0;
+    while gone < 20 {
+        let mut all = true;
+        for key in &homes[0] {
+            let seen = store.get(key).await;
+            assert!(!matches!(seen, Ok(Some(_))), "{key} is stale: {seen:?}");
+            all &= seen.is_ok();
+        }
+        let exists = |key: &CacheKey| cluster.cli(MASTERS, &["exists", key.name()]).trim() == "1";
+        gone += usize::from(all && !homes[0].iter().any(exists));
+        assert!(start.elapsed() < Duration::from_secs(30), "never repaired");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn as_the_environment_says() {
     let cluster = start().await;
     let (first, rest) = (cluster.node(0).port().to_string(), cluster.url());

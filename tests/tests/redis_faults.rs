@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::{
-    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Lease, LeaseStore, RedisOptions, RedisStore,
-    StoreError,
+    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
+    RedisStore, StoreError,
 };
 use larder_tests::proxy::{Proxy, Weather};
 use larder_tests::redis_server::RedisServer;
@@ -247,6 +247,101 @@ async fn an_eviction_the_server_did_not_live_to_see() {
         assert_eq!(store.get(evicted).await.unwrap().unwrap(), "new");
     }
     assert_eq!(store.get(&keys[4]).await.unwrap().unwrap(), "old");
+}
+
+#[tokio::test]
+async fn an_eviction_the_server_confirmed_and_forgot() {
+    let keys =
+        [key(Some("g"), "a"), key(Some("g"), "b"), key(Some("h"), "a"), key(None, "a"), key(None, "b")];
+    let (mut server, store) = with_old_data(&keys).await;
+    for evicted in [&keys[0], &keys[3]] {
+        assert!(store.delete(evicted).await.unwrap());
+    }
+    assert_eq!(store.delete_group(&keys[2].space()).await.unwrap(), 1);
+    // Evicted, and then given a value on purpose: that is not taken away.
+    store.delete(&keys[4]).await.unwrap();
+    store.set(&keys[4], "old".into(), MINUTE).await.unwrap();
+
+    // It comes back with what it had saved.
+    server.kill();
+    server.restart();
+    let start = Instant::now();
+    while !matches!(store.get(&keys[1]).await, Ok(Some(value)) if value == "old") {
+        for evicted in [&keys[0], &keys[2], &keys[3]] {
+            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+        sleep(Duration::from_millis(1)).await;
+    }
+    for evicted in [&keys[0], &keys[2], &keys[3]] {
+        while raw::<u64>(&server, &["EXISTS", evicted.name()]).await == 1 {
+            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
+            assert!(start.elapsed() < Duration::from_secs(10), "{evicted} is never evicted");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+    assert_eq!(store.get(&keys[4]).await.unwrap().unwrap(), "old");
+}
+
+#[tokio::test]
+async fn a_set_that_arrives_late_does_not_undo_an_eviction() {
+    for group in [Some("g"), None] {
+        let server = RedisServer::start();
+        let proxy = Proxy::to(server.port()).await;
+        let store = RedisStore::new(RedisOptions::from_url(&proxy.url()).unwrap().connections(2));
+        let key = key(group, "a");
+        store.set(&key, "old".into(), MINUTE).await.unwrap();
+        certain(&store, &key).await;
+
+        let late = Duration::from_millis(600);
+        proxy.turn(Weather::Slow(late));
+        store.set(&key, "late".into(), MINUTE).await.unwrap_err();
+        // What one connection still holds back comes after what the other is told now.
+        proxy.turn(Weather::Fair);
+        while store.delete(&key).await.is_err() {}
+        let start = Instant::now();
+        while start.elapsed() < 2 * late {
+            let seen = store.get(&key).await;
+            assert!(!matches!(seen, Ok(Some(_))), "{seen:?}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// What a commit sends and nothing else does.
+const UPLOAD: &str = "\r\nPX\r\n";
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_not_made_twice() {
+    let (_server, proxy, store) = behind_a_proxy().await;
+    let backend = Larder::builder().leased(store).backend();
+    let count = || backend.update("n", 60, |n: Option<u64>| n.unwrap_or(0) + 1);
+    assert_eq!(count().await.unwrap(), 1);
+    proxy.turn(Weather::CutAfter(UPLOAD));
+    count().await.unwrap_err();
+    proxy.turn(Weather::Fair);
+    let start = Instant::now();
+    // It was made once, and nobody waits for the lease that it had.
+    assert_eq!(count().await.unwrap(), 3);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_fill_whose_commit_never_arrived_gives_its_lease_back() {
+    for group in [Some("g"), None] {
+        let (server, proxy, store) = behind_a_proxy().await;
+        let other = self::store(&server);
+        let key = key(group, "a");
+        let Begin::Lease(lease) = store.begin(&key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+        proxy.turn(Weather::CutBefore(UPLOAD));
+        store.commit(&key, &lease, "1".into(), MINUTE).await.unwrap_err();
+        proxy.turn(Weather::Fair);
+        let start = Instant::now();
+        while matches!(other.begin(&key, Intent::Refresh, HOLD).await, Ok(Begin::Filling)) {
+            assert!(start.elapsed() < Duration::from_secs(3), "the lease stands in the way");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 #[tokio::test]

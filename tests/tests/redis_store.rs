@@ -401,7 +401,7 @@ async fn what_finds_no_room_leaves_nothing_behind() {
         let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
         bench.set(&key, "3").await;
         let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
-        bench.set(&key, "4").await;
+        assert!(matches!(bench.store.set(&key, "4".into(), MINUTE).await, Err(StoreError::Refused(_))));
         assert_eq!(bench.get(&key).await, None);
         let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
     }

@@ -15,6 +15,10 @@
 //! could not be confirmed returns its error *and* is kept: this store answers for its keys as if they were empty, and
 //! repeats it until it is confirmed.
 //!
+//! A server that comes back with an old snapshot, or a replica that takes its master's place, may not know of evictions
+//! that were confirmed. So those of the last minutes are kept in mind, and repeated when the server turns out to be
+//! another than it was. A user who may not run `INFO` goes without that.
+//!
 //! # What it needs
 //!
 //! A tokio runtime with I/O and time, though not before the first call. Redis 5 or newer, and a user who may run
@@ -29,8 +33,9 @@
 //! While a slot moves, commands on several of its keys are refused by Redis until it has moved; they wait for that as
 //! long as their deadlines let them. Replicas are not read.
 //!
-//! Replication is asynchronous: a replica that takes its master's place may lack the last moments of what was confirmed,
-//! evictions among them. What they removed may then be back, until it expires.
+//! Replication is asynchronous: a replica that takes its master's place may lack the last moments of what was confirmed.
+//! This process repeats its own evictions of the last minutes then. What other processes evicted may be back for a
+//! moment, until they have noticed too, and what a process evicted that has ended since may be back until it expires.
 //!
 //! # Prefixes
 //!
@@ -42,6 +47,8 @@
 mod amends;
 mod cluster;
 mod connection;
+#[cfg(feature = "redis-pool")]
+mod lent;
 mod link;
 mod names;
 pub(crate) mod options;
@@ -49,6 +56,7 @@ mod scripts;
 mod sweep;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod wire;
 
 use std::io::Write as _;
 use std::sync::{Arc, Weak};
@@ -56,6 +64,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{Cmd, RedisWrite, ToRedisArgs};
+use tokio::time::Instant;
 
 use self::amends::{Amends, Doubt, Stake};
 use self::connection::{At, Connection};
@@ -90,8 +99,17 @@ impl RedisStore {
     /// A store that will connect when it is first used. Needs no runtime yet.
     #[must_use]
     pub fn new(options: RedisOptions) -> Self {
-        let connection = Connection::new(&options);
-        Self { inner: Arc::new(Inner { options, connection, amends: Amends::default() }) }
+        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| {
+            let inner = inner.clone();
+            let recall = move || {
+                if let Some(inner) = inner.upgrade() {
+                    Self::from_inner(inner).recall();
+                }
+            };
+            let connection = Connection::new(&options, Arc::new(recall));
+            Inner { options, connection, amends: Amends::default() }
+        });
+        Self { inner }
     }
 }
 
@@ -105,18 +123,13 @@ impl CacheStore for RedisStore {
             return self.delete(key).await.map(drop);
         }
         let doubt = Doubt::new(self, Stake::Key(key));
-        let fresh: [u8; 8] = random()?;
-        let group = GroupNames::of(key);
-        let (lease, tmp) = (names::lease(key), names::tmp(key, &random()?));
-        let record = Record { fence: group.is_some().then_some(&[0; 8]), value: &value };
-        let ttl = millis(ttl).to_string();
-        let call = Call {
-            script: &scripts::SET,
-            keys: &with_group(&[key.name(), &lease, &tmp], group.as_ref()),
-            args: &[&fresh, ttl.as_bytes(), key.suffix().as_bytes()],
-        };
-        let _: i64 = self.upload(&tmp, &record, call).await?;
+        match self.write_with_ticket(key, value.clone(), ttl).await {
+            // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
+            Err(StoreError::Unavailable(_)) => self.write_with_ticket(key, value, ttl).await?,
+            written => written?,
+        }
         doubt.settle();
+        self.amends().forget(key);
         Ok(())
     }
 
@@ -124,6 +137,7 @@ impl CacheStore for RedisStore {
         let doubt = Doubt::new(self, Stake::Key(key));
         let was_there = self.evict(key).await?;
         doubt.settle();
+        self.amends().remember(Stake::Key(key));
         Ok(was_there)
     }
 
@@ -131,6 +145,7 @@ impl CacheStore for RedisStore {
         let doubt = Doubt::new(self, Stake::Space(group));
         let count = self.evict_space(group).await?;
         doubt.settle();
+        self.amends().remember(Stake::Space(group));
         Ok(count)
     }
 
@@ -157,6 +172,7 @@ impl CacheStore for RedisStore {
     /// Tells Redis once more what is still owed to it, for one eviction's time at most, and disconnects.
     async fn close(&self) {
         let _ = tokio::time::timeout(self.inner.options.evict_deadline, self.amend()).await;
+        self.amends().give_up();
         self.inner.connection.close();
     }
 }
@@ -218,29 +234,17 @@ impl LeaseStore for RedisStore {
         if self.is_in_doubt(key) {
             return Ok(false);
         }
-        let fits = value.len() <= self.inner.options.max_value_bytes;
-        let ttl = if fits { millis(ttl) } else { 0 };
-        let group = GroupNames::of(key);
-        let (lease_name, tmp) = (names::lease(key), names::tmp(key, lease.token()));
-        let is_removal = ttl == 0;
-        let ttl = ttl.to_string();
-        let call = Call {
-            script: &scripts::COMMIT,
-            keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
-            args: &[lease.fence(), lease.token(), ttl.as_bytes(), key.suffix().as_bytes()],
-        };
-        // A fill that is not heard of again leaves what was there, or what is true. A write may leave what it replaced.
-        let doubt = (lease.token()[0] == b'W').then(|| Doubt::new(self, Stake::Key(key)));
-        let stored: i64 = if is_removal {
-            self.call(call, self.inner.options.fill_deadline).await?
-        } else {
-            let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
-            self.upload(&tmp, &record, call).await?
-        };
-        if let Some(doubt) = doubt {
-            doubt.settle();
+        // A fill that is not heard of again leaves what was there, or what is true, and perhaps its lease. A write may leave
+        // what it replaced.
+        let name = names::lease(key);
+        let stake = if is_write(lease) { Stake::Key(key) } else { Stake::Lease(&name, *lease.token()) };
+        let doubt = Doubt::new(self, stake);
+        let stored = self.write(key, lease, value, ttl).await?;
+        doubt.settle();
+        if stored && is_write(lease) {
+            self.amends().remember(Stake::Key(key));
         }
-        Ok(stored == 1 && fits)
+        Ok(stored)
     }
 
     async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
@@ -269,6 +273,53 @@ impl LeaseStore for RedisStore {
 
 /// The commands themselves, for callers that know what to do about their failure.
 impl RedisStore {
+    /// Takes a ticket and writes.
+    ///
+    /// What is not answered may be carried out at any time, on another connection also after an eviction that came later.
+    /// An eviction revokes the ticket.
+    async fn write_with_ticket(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let until = Instant::now() + TICKET;
+        let Begin::Lease(ticket) = self.begin(key, Intent::Write, TICKET).await? else {
+            return Err(StoreError::unavailable("an eviction of this key is not confirmed yet"));
+        };
+        let stored = self.write(key, &ticket, value, ttl).await?;
+        // Else an eviction or another write came in between, and is the last word.
+        if stored || Instant::now() < until { Ok(()) } else { Err(StoreError::Timeout(TICKET)) }
+    }
+
+    /// Writes under a lease, and gives that back.
+    async fn write(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let fits = value.len() <= self.inner.options.max_value_bytes;
+        let ttl = if fits { millis(ttl) } else { 0 };
+        let group = GroupNames::of(key);
+        let (lease_name, tmp) = (names::lease(key), names::tmp(key, lease.token()));
+        let is_removal = ttl == 0;
+        let ttl = ttl.to_string();
+        let call = Call {
+            script: &scripts::COMMIT,
+            keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
+            args: &[lease.fence(), lease.token(), ttl.as_bytes(), key.suffix().as_bytes()],
+        };
+        let stored: i64 = if is_removal {
+            self.call(call, self.inner.options.fill_deadline).await?
+        } else {
+            let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
+            self.upload(&tmp, &record, call).await?
+        };
+        Ok(stored == 1 && fits)
+    }
+
     async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
@@ -396,6 +447,15 @@ fn millis(ttl: Option<Duration>) -> i64 {
 fn span(duration: Duration) -> i64 {
     let shortest = i64::from(!duration.is_zero());
     i64::try_from(duration.as_millis()).unwrap_or(CENTURY).clamp(shortest, CENTURY)
+}
+
+/// How long the ticket of a plain `set` lasts: far longer than it takes to use it, and no longer than others can go without
+/// storing should it be lost.
+const TICKET: Duration = Duration::from_secs(2);
+
+/// Whether a lease is the ticket of a write.
+fn is_write(lease: &Lease) -> bool {
+    lease.token()[0] == b'W'
 }
 
 /// The longest time that makes a difference, in milliseconds.

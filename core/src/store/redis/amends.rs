@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::RedisStore;
 use crate::key::{CacheKey, KeySpace};
@@ -26,14 +26,34 @@ const MAX_KEYS: usize = 1024;
 /// How many groups are remembered before they become prefixes.
 const MAX_SPACES: usize = 256;
 
+/// How many single keys that were evicted lately are kept in mind before they become groups.
+const MAX_RECENT_KEYS: usize = 16 * 1024;
+
+/// What was evicted is kept in mind for so long, and for at most twice as long.
+const RECENT: Duration = Duration::from_secs(300);
+
 /// How many leases are remembered. The others run out by themselves.
 const MAX_RELEASES: usize = 1024;
 
 /// The first pause between two attempts. While the breaker is open, an attempt costs nothing.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 
-/// The longest pause between two attempts.
+/// The longest pause between two attempts while the server is away.
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+
+/// The longest pause between two attempts when the server refuses: somebody has to change that first.
+const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(10);
+
+/// What came of telling the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Told {
+    /// It heard everything.
+    All,
+    /// It doesn't want to hear some of it.
+    Refused,
+    /// It does not listen.
+    Away,
+}
 
 /// What is still to be told.
 #[derive(Debug, Default)]
@@ -41,17 +61,34 @@ pub(super) struct Amends {
     owed: Mutex<Owed>,
     /// How many evictions there are, to be read without the lock: nearly always none.
     evictions: AtomicUsize,
+    recent: Mutex<Recent>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Owed {
-    /// By name, with the number of the last time it was asked for.
-    keys: HashMap<Box<str>, (CacheKey, u64)>,
-    /// By head. Without a group it stands for the whole prefix.
-    spaces: HashMap<Box<str>, (KeySpace, u64)>,
+    /// Each with the number of the last time it was asked for.
+    evictions: Evictions<u64>,
     releases: VecDeque<Release>,
     asked: u64,
     task: Option<AbortHandle>,
+}
+
+/// Evictions, not more than so many: too many keys become their groups, and too many groups their prefixes.
+#[derive(Debug)]
+struct Evictions<T> {
+    max_keys: usize,
+    /// By name.
+    keys: HashMap<Box<str>, (CacheKey, T)>,
+    /// By head. Without a group it stands for the whole prefix.
+    spaces: HashMap<Box<str>, (KeySpace, T)>,
+}
+
+/// What was evicted lately, and confirmed. A server that lost its last moments has it again.
+#[derive(Debug)]
+struct Recent {
+    since: Instant,
+    now: Evictions<()>,
+    before: Evictions<()>,
 }
 
 /// A lease that may have been granted without anybody knowing.
@@ -117,6 +154,28 @@ impl Amends {
         self.publish(&owed);
     }
 
+    /// Keeps in mind an eviction that was confirmed.
+    pub(super) fn remember(&self, stake: Stake<'_>) {
+        let mut recent = self.recent();
+        recent.turn();
+        match stake {
+            Stake::Key(key) => recent.now.add_key(key, ()),
+            Stake::Space(space) => recent.now.add_space(space.clone(), ()),
+            Stake::Lease(..) => {}
+        }
+    }
+
+    /// A key that was evicted has been given a value since, on purpose.
+    pub(super) fn forget(&self, key: &CacheKey) {
+        let mut recent = self.recent();
+        recent.now.keys.remove(key.name());
+        recent.before.keys.remove(key.name());
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn publish(&self, owed: &Owed) {
         let (now, before) = (owed.evictions(), self.evictions.load(Ordering::Relaxed));
         self.evictions.store(now, Ordering::Release);
@@ -131,16 +190,28 @@ impl Amends {
         }
     }
 
+    /// Says what will never be told.
+    pub(super) fn give_up(&self) {
+        let owed = self.lock();
+        if owed.evictions() > 0 {
+            tracing::error!(
+                keys = owed.evictions.keys.len(),
+                groups = owed.evictions.spaces.len(),
+                "closed with evictions that Redis never confirmed; what they concern is stale for other processes until it expires"
+            );
+        }
+    }
+
     /// Forgets an eviction that was confirmed, unless it was asked for again since: the later one happened after a
     /// later change, which the confirmed one may have come before.
     fn confirm<T>(
         &self,
-        of: impl FnOnce(&mut Owed) -> &mut HashMap<Box<str>, (T, u64)>,
+        of: impl FnOnce(&mut Evictions<u64>) -> &mut HashMap<Box<str>, (T, u64)>,
         name: &str,
         asked: u64,
     ) {
         let mut owed = self.lock();
-        let entries = of(&mut owed);
+        let entries = of(&mut owed.evictions);
         if entries.get(name).is_some_and(|(_, last)| *last == asked) {
             entries.remove(name);
         }
@@ -153,7 +224,11 @@ impl Amends {
     }
 }
 
-impl Owed {
+impl<T: Copy> Evictions<T> {
+    fn new(max_keys: usize) -> Self {
+        Self { max_keys, keys: HashMap::new(), spaces: HashMap::new() }
+    }
+
     fn concern(&self, key: &CacheKey) -> bool {
         let (name, prefix) = (key.name(), key.prefix().len());
         self.keys.contains_key(name)
@@ -161,23 +236,66 @@ impl Owed {
             || self.spaces.contains_key(&name[..=prefix])
     }
 
-    fn add_key(&mut self, key: &CacheKey) {
-        if self.keys.len() >= MAX_KEYS && !self.keys.contains_key(key.name()) {
-            return self.add_space(key.space());
+    fn add_key(&mut self, key: &CacheKey, with: T) {
+        if self.keys.len() >= self.max_keys && !self.keys.contains_key(key.name()) {
+            return self.add_space(key.space(), with);
         }
+        self.keys.insert(key.name().into(), (key.clone(), with));
+    }
+
+    fn add_space(&mut self, space: KeySpace, with: T) {
+        self.spaces.insert(space.head().into(), (space, with));
+        if self.spaces.len() > MAX_SPACES {
+            for (space, _) in std::mem::take(&mut self.spaces).into_values() {
+                let whole = KeySpace::new(space.prefix(), None).unwrap_or(space);
+                self.spaces.insert(whole.head().into(), (whole, with));
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.keys.len() + self.spaces.len()
+    }
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        let none = || Evictions::new(MAX_RECENT_KEYS);
+        Self { since: Instant::now(), now: none(), before: none() }
+    }
+}
+
+impl Recent {
+    /// Forgets what is long past.
+    fn turn(&mut self) {
+        if self.since.elapsed() >= RECENT {
+            let none = Evictions::new(MAX_RECENT_KEYS);
+            let now = std::mem::replace(&mut self.now, none);
+            self.before = now;
+            self.since = Instant::now();
+        }
+    }
+}
+
+impl Default for Owed {
+    fn default() -> Self {
+        Self { evictions: Evictions::new(MAX_KEYS), releases: VecDeque::new(), asked: 0, task: None }
+    }
+}
+
+impl Owed {
+    fn concern(&self, key: &CacheKey) -> bool {
+        self.evictions.concern(key)
+    }
+
+    fn add_key(&mut self, key: &CacheKey) {
         self.asked += 1;
-        self.keys.insert(key.name().into(), (key.clone(), self.asked));
+        self.evictions.add_key(key, self.asked);
     }
 
     fn add_space(&mut self, space: KeySpace) {
         self.asked += 1;
-        self.spaces.insert(space.head().into(), (space, self.asked));
-        if self.spaces.len() > MAX_SPACES {
-            for (space, _) in std::mem::take(&mut self.spaces).into_values() {
-                let whole = KeySpace::new(space.prefix(), None).unwrap_or(space);
-                self.spaces.insert(whole.head().into(), (whole, self.asked));
-            }
-        }
+        self.evictions.add_space(space, self.asked);
     }
 
     fn add_release(&mut self, release: Release) {
@@ -188,7 +306,7 @@ impl Owed {
     }
 
     fn evictions(&self) -> usize {
-        self.keys.len() + self.spaces.len()
+        self.evictions.len()
     }
 
     fn is_empty(&self) -> bool {
@@ -197,6 +315,19 @@ impl Owed {
 }
 
 impl RedisStore {
+    /// The server may have forgotten what it confirmed lately: it is to be told once more.
+    pub(super) fn recall(&self) {
+        {
+            let (mut owed, recent) = (self.amends().lock(), self.amends().recent());
+            for evictions in [&recent.now, &recent.before] {
+                evictions.keys.values().for_each(|(key, ())| owed.add_key(key));
+                evictions.spaces.values().for_each(|(space, ())| owed.add_space(space.clone()));
+            }
+            self.amends().publish(&owed);
+        }
+        self.make_amends();
+    }
+
     /// Sees to it that somebody makes amends while there are any to make. A task dies with its runtime, so a
     /// finished one is replaced; without a runtime it waits for the next call.
     pub(super) fn make_amends(&self) {
@@ -217,37 +348,40 @@ impl RedisStore {
                     owed.task = None;
                     return;
                 }
-                pause = if told { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+                pause = match told {
+                    Told::All => FIRST_PAUSE,
+                    Told::Refused => (pause * 2).min(LONGEST_AFTER_REFUSAL),
+                    Told::Away => (pause * 2).min(LONGEST_PAUSE),
+                };
             }
         };
         owed.task = Some(runtime.spawn(task).abort_handle());
     }
 
-    /// Tells the server once. Stops at the first sign that it does not listen, unless it is but one of a cluster;
-    /// true if it heard everything.
-    pub(super) async fn amend(&self) -> bool {
+    /// Tells the server once. Stops at the first sign that it does not listen, unless it is but one of a cluster.
+    pub(super) async fn amend(&self) -> Told {
         let is_alone = !self.inner.connection.is_cluster();
         let (spaces, keys, releases) = {
             let owed = self.amends().lock();
-            let spaces: Vec<_> = owed.spaces.values().cloned().collect();
-            let keys: Vec<_> = owed.keys.values().cloned().collect();
+            let spaces: Vec<_> = owed.evictions.spaces.values().cloned().collect();
+            let keys: Vec<_> = owed.evictions.keys.values().cloned().collect();
             (spaces, keys, owed.releases.clone())
         };
-        let mut told = true;
+        let mut told = Told::All;
         for (space, asked) in spaces {
             match self.evict_space(&space).await {
                 Ok(_) => self.amends().confirm(|owed| &mut owed.spaces, space.head(), asked),
-                Err(StoreError::Refused(_)) => told = false,
-                Err(_) if is_alone => return false,
-                Err(_) => told = false,
+                Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
+                Err(_) if is_alone => return Told::Away,
+                Err(_) => told = Told::Away,
             }
         }
         for (key, asked) in keys {
             match self.evict(&key).await {
                 Ok(_) => self.amends().confirm(|owed| &mut owed.keys, key.name(), asked),
-                Err(StoreError::Refused(_)) => told = false,
-                Err(_) if is_alone => return false,
-                Err(_) => told = false,
+                Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
+                Err(_) if is_alone => return Told::Away,
+                Err(_) => told = Told::Away,
             }
         }
         for release in releases {
@@ -255,8 +389,8 @@ impl RedisStore {
                 Ok(()) | Err(StoreError::Refused(_)) => {
                     self.amends().lock().releases.retain(|other| other.token != release.token);
                 }
-                Err(_) if is_alone => return false,
-                Err(_) => told = false,
+                Err(_) if is_alone => return Told::Away,
+                Err(_) => told = Told::Away,
             }
         }
         told
@@ -317,7 +451,7 @@ mod tests {
         for group in 0..2 * MAX_SPACES {
             amends.owe(Stake::Space(&space(Some(&format!("s{group}")))));
         }
-        assert!(amends.lock().spaces.len() <= MAX_SPACES + 1);
+        assert!(amends.lock().evictions.spaces.len() <= MAX_SPACES + 1);
         for group in 0..2 * MAX_SPACES {
             assert!(amends.concern(&space(Some(&format!("s{group}"))).key("x")));
         }

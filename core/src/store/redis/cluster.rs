@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, from_redis_value};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -29,6 +28,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::link::{Dialer, Node};
 use super::options::Address;
+use super::wire::Wire;
 use crate::store::StoreError;
 
 /// How many slots there are.
@@ -103,8 +103,8 @@ impl Slots {
 pub(super) struct Layout {
     pub(super) nodes: Vec<Arc<Node>>,
     /// What every node says about itself: its name, its epoch and its slots.
-    described: BTreeSet<String>,
-    moving: bool,
+    pub(super) described: BTreeSet<String>,
+    pub(super) moving: bool,
 }
 
 impl Layout {
@@ -168,7 +168,7 @@ impl Cluster {
         send: F,
     ) -> Result<T, StoreError>
     where
-        F: Fn(MultiplexedConnection, bool) -> Fut,
+        F: Fn(Wire, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let until = Instant::now() + deadline;
@@ -348,7 +348,7 @@ impl Cluster {
         deadline: Duration,
     ) -> Result<T, StoreError> {
         let until = Instant::now() + deadline;
-        let send = |mut conn: MultiplexedConnection| async move { cmd.query_async(&mut conn).await };
+        let send = |mut conn: Wire| async move { Ok(from_redis_value(conn.one(cmd).await?)?) };
         node.run(until, deadline, true, send).await?.map_err(StoreError::refused)
     }
 
@@ -367,6 +367,12 @@ impl Cluster {
     fn learn(&self, slots: Slots) -> Arc<Slots> {
         let slots = Arc::new(slots);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let is_new =
+            |master: &Arc<Node>| !known.masters.iter().any(|other| other.address() == master.address());
+        if !known.masters.is_empty() && slots.masters.iter().any(is_new) {
+            // It may be a replica that took its master's place, without the last moments of it.
+            (self.dialer.recall)();
+        }
         *known = slots.clone();
         let seeds = self.dialer.options.addresses();
         self.nodes().retain(|address, node| {
@@ -380,6 +386,9 @@ impl Cluster {
         let node = self.node(address);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         if !known.owner(slot).is_some_and(|owner| Arc::ptr_eq(owner, &node)) {
+            if !known.masters.is_empty() && !known.masters.iter().any(|master| Arc::ptr_eq(master, &node)) {
+                (self.dialer.recall)();
+            }
             Arc::make_mut(&mut known).assign([slot], node.clone());
         }
         drop(known);
@@ -418,7 +427,7 @@ impl fmt::Debug for Cluster {
 }
 
 /// The ranges in an answer to `CLUSTER SLOTS`: first slot, last slot, and the master unless its address is not known.
-fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address>)>> {
+pub(super) fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address>)>> {
     let ranges: Vec<Vec<Value>> = from_redis_value(answer)?;
     let mut read = Vec::with_capacity(ranges.len());
     for range in ranges {
@@ -443,18 +452,18 @@ fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address>)>> {
 }
 
 /// A line of an answer to `CLUSTER NODES`.
-struct Line<'a> {
+pub(super) struct Line<'a> {
     id: &'a str,
     address: &'a str,
-    is_myself: bool,
-    is_master: bool,
+    pub(super) is_myself: bool,
+    pub(super) is_master: bool,
     is_reachable: bool,
     epoch: &'a str,
     slots: Vec<&'a str>,
 }
 
 impl<'a> Line<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
+    pub(super) fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace();
         let (id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
         let epoch = fields.nth(3)?;
@@ -472,15 +481,15 @@ impl<'a> Line<'a> {
         })
     }
 
-    fn is_moving(&self) -> bool {
+    pub(super) fn is_moving(&self) -> bool {
         self.slots.iter().any(|slots| slots.starts_with('['))
     }
 
-    fn is_empty_master(&self) -> bool {
+    pub(super) fn is_empty_master(&self) -> bool {
         self.is_master && self.is_reachable && self.slots.is_empty()
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         format!("{} {} {}", self.id, self.epoch, self.slots.join(" "))
     }
 }

@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::{
     Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, from_redis_value,
 };
 use tokio::time::Instant;
 
 use super::cluster::{Cluster, Detour, Layout};
-use super::link::{Dialer, Node};
+#[cfg(feature = "redis-pool")]
+use super::lent::LentCluster;
+use super::link::{Dialer, Node, Recall};
 use super::options::RedisOptions;
 use super::scripts::Call;
+use super::wire::Wire;
 use crate::store::StoreError;
 
 /// Everything a store has open. Clones share it.
@@ -28,6 +30,8 @@ pub(super) struct Connection {
 enum Servers {
     One(Arc<Node>),
     Cluster(Arc<Cluster>),
+    #[cfg(feature = "redis-pool")]
+    Lent(Arc<LentCluster>),
 }
 
 /// Whom a command is for.
@@ -41,8 +45,14 @@ pub(super) enum At<'a> {
 
 impl Connection {
     /// Connects to nothing yet.
-    pub(super) fn new(options: &RedisOptions) -> Self {
-        let dialer = Arc::new(Dialer::new(options.clone()));
+    ///
+    /// `recall` is called when a server may have lost what it confirmed, before anything is read from it.
+    pub(super) fn new(options: &RedisOptions, recall: Recall) -> Self {
+        let dialer = Arc::new(Dialer::new(options.clone(), recall));
+        #[cfg(feature = "redis-pool")]
+        if options.is_cluster() && options.pool.is_some() {
+            return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer))) };
+        }
         let servers = if options.cluster {
             Servers::Cluster(Arc::new(Cluster::new(dialer)))
         } else {
@@ -58,9 +68,8 @@ impl Connection {
         cmd: &Cmd,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        let send = |mut conn: MultiplexedConnection, asking| async move {
-            Ok(from_redis_value(one(&mut conn, cmd, asking).await?)?)
-        };
+        let send =
+            |mut conn: Wire, asking| async move { Ok(from_redis_value(one(&mut conn, cmd, asking).await?)?) };
         self.run(at, deadline, true, send).await
     }
 
@@ -71,7 +80,7 @@ impl Connection {
         pipe: &redis::Pipeline,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        let send = |mut conn: MultiplexedConnection, asking| async move {
+        let send = |mut conn: Wire, asking| async move {
             let replies: Vec<Value> =
                 several(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
             Ok(from_redis_value(Value::Array(replies))?)
@@ -104,7 +113,7 @@ impl Connection {
         deadline: Duration,
     ) -> Result<T, StoreError> {
         let by_hash = &call.by_hash();
-        let send = |mut conn: MultiplexedConnection, asking| async move {
+        let send = |mut conn: Wire, asking| async move {
             let reply = match one(&mut conn, by_hash, asking).await {
                 Err(error) if is_no_script(&error) => one(&mut conn, &call.in_full(), asking).await?,
                 reply => reply?,
@@ -125,7 +134,7 @@ impl Connection {
         let mut pipe = redis::pipe();
         pipe.add_command(upload).add_command(call.by_hash());
         let pipe = &pipe;
-        let send = |mut conn: MultiplexedConnection, asking| async move {
+        let send = |mut conn: Wire, asking| async move {
             let mut replies = several(&mut conn, pipe, asking).await?.into_iter();
             // An upload to the wrong node is no upload, so whoever has the slot gets both once more.
             if let Some(Err(error)) = replies.next()
@@ -149,11 +158,13 @@ impl Connection {
         match &self.servers {
             Servers::One(node) => Ok(Layout::of_one(node)),
             Servers::Cluster(cluster) => cluster.layout(deadline).await,
+            #[cfg(feature = "redis-pool")]
+            Servers::Lent(cluster) => cluster.layout(deadline).await,
         }
     }
 
     pub(super) fn is_cluster(&self) -> bool {
-        matches!(self.servers, Servers::Cluster(_))
+        !matches!(self.servers, Servers::One(_))
     }
 
     /// Lets go of everything. Later calls fail.
@@ -161,6 +172,8 @@ impl Connection {
         match &self.servers {
             Servers::One(node) => node.close(),
             Servers::Cluster(cluster) => cluster.close(),
+            #[cfg(feature = "redis-pool")]
+            Servers::Lent(cluster) => cluster.close(),
         }
     }
 
@@ -173,7 +186,7 @@ impl Connection {
         send: F,
     ) -> Result<T, StoreError>
     where
-        F: Fn(MultiplexedConnection, bool) -> Fut,
+        F: Fn(Wire, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let node = match (&self.servers, at) {
@@ -181,6 +194,8 @@ impl Connection {
                 return cluster.run(key, deadline, resend, send).await;
             }
             (Servers::One(node), At::Key(_)) => node,
+            #[cfg(feature = "redis-pool")]
+            (Servers::Lent(cluster), At::Key(_)) => cluster.any(),
             (_, At::Node(node)) => node,
         };
         let until = Instant::now() + deadline;
@@ -194,14 +209,16 @@ impl fmt::Debug for Connection {
         match &self.servers {
             Servers::One(node) => debug.field("server", node),
             Servers::Cluster(cluster) => debug.field("cluster", cluster),
+            #[cfg(feature = "redis-pool")]
+            Servers::Lent(_) => debug.field("cluster", &"a pool"),
         };
         debug.finish_non_exhaustive()
     }
 }
 
-async fn one(conn: &mut MultiplexedConnection, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
+async fn one(conn: &mut Wire, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
     if !asking {
-        return cmd.query_async(conn).await;
+        return conn.one(cmd).await;
     }
     let mut pipe = redis::pipe();
     pipe.add_command(cmd.clone());
@@ -209,25 +226,19 @@ async fn one(conn: &mut MultiplexedConnection, cmd: &Cmd, asking: bool) -> Redis
 }
 
 async fn several(
-    conn: &mut MultiplexedConnection,
+    conn: &mut Wire,
     pipe: &redis::Pipeline,
     asking: bool,
 ) -> RedisResult<Vec<RedisResult<Value>>> {
-    let asked;
-    let pipe = if asking {
-        // `ASKING` is good for one command, and a shared connection must not put another's in between.
-        let mut each = redis::pipe();
-        for cmd in pipe.cmd_iter() {
-            each.cmd("ASKING").add_command(cmd.clone());
-        }
-        asked = each;
-        &asked
-    } else {
-        pipe
-    };
-    let replies = conn.req_packed_commands(pipe, 0, pipe.len()).await?;
-    let per_command = if asking { 2 } else { 1 };
-    Ok(replies.into_iter().skip(per_command - 1).step_by(per_command).map(Value::extract_error).collect())
+    if !asking {
+        return conn.several(pipe).await;
+    }
+    // `ASKING` is good for one command, and a shared connection must not put another's in between.
+    let mut asked = redis::pipe();
+    for cmd in pipe.cmd_iter() {
+        asked.cmd("ASKING").add_command(cmd.clone());
+    }
+    Ok(conn.several(&asked).await?.into_iter().skip(1).step_by(2).collect())
 }
 
 fn is_no_script(error: &RedisError) -> bool {

@@ -15,25 +15,30 @@
 //! While `Open`, calls fail at once and cost nothing; one task probes, at most a second apart. A probe is a new
 //! connection and a `PING`, which a server that hangs or still loads its data does not answer.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisError,
-    RedisResult, ServerErrorKind,
+    RedisResult, ServerErrorKind, from_redis_value,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::options::{Address, RedisOptions};
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
+use super::wire::Wire;
+#[cfg(feature = "redis-pool")]
+use super::wire::{Pool, Reach};
 use crate::store::StoreError;
 
 /// How many commands in a row may go without an answer before their connection is given up.
@@ -74,7 +79,7 @@ impl Node {
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
-        F: Fn(MultiplexedConnection) -> Fut,
+        F: Fn(Wire) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let turn = if self.links.len() == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) };
@@ -144,13 +149,13 @@ impl Link {
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
-        F: Fn(MultiplexedConnection) -> Fut,
+        F: Fn(Wire) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let mut again = resend;
         loop {
             let live = self.live(until).await?;
-            match timeout_at(until, send(live.line.conn.clone())).await {
+            match timeout_at(until, async { send(live.line.wire().await?).await }).await {
                 Err(_) => {
                     self.struck(&live);
                     return Err(StoreError::Timeout(deadline));
@@ -298,17 +303,23 @@ impl Link {
     }
 }
 
-/// A connection, and the task that serves it if the library does not keep that itself.
-struct Line {
-    conn: MultiplexedConnection,
-    driver: Option<AbortHandle>,
+/// Where calls get their connections from.
+enum Line {
+    /// All share this one. The task serves it, if the library does not keep that itself: left alone, it would wait for
+    /// the answers of a server that hangs.
+    Own { conn: MultiplexedConnection, _driver: Option<AbortOnDropHandle<()>> },
+    /// Each borrows one.
+    #[cfg(feature = "redis-pool")]
+    Lent(Pool, Reach),
 }
 
-impl Drop for Line {
-    fn drop(&mut self) {
-        // Left alone, it would wait for the answers of a server that hangs.
-        if let Some(driver) = &self.driver {
-            driver.abort();
+impl Line {
+    #[cfg_attr(not(feature = "redis-pool"), expect(clippy::unused_async, reason = "only a pool has to wait"))]
+    async fn wire(&self) -> RedisResult<Wire> {
+        match self {
+            Self::Own { conn, .. } => Ok(Wire::Own(conn.clone())),
+            #[cfg(feature = "redis-pool")]
+            Self::Lent(pool, reach) => pool.lend(*reach).await,
         }
     }
 }
@@ -318,31 +329,111 @@ pub(super) struct Dialer {
     pub(super) options: RedisOptions,
     #[cfg(feature = "redis-tls")]
     tls: std::sync::OnceLock<Result<Tls, String>>,
+    /// Whom connections from a cluster's pool are for.
+    #[cfg(feature = "redis-pool")]
+    reach: Reach,
+    /// What every server said it was when it was last connected to.
+    servers: Mutex<HashMap<Address, Identity>>,
+    pub(super) recall: Recall,
+}
+
+/// To be called when a server may have lost what it confirmed.
+pub(super) type Recall = Arc<dyn Fn() + Send + Sync>;
+
+/// What changes when a server was started again, or took another's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
+    run: String,
+    replication: String,
+}
+
+impl Identity {
+    /// Or `None` for a user who may not ask.
+    async fn of(wire: &mut Wire) -> RedisResult<Option<Self>> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        let mut replies = wire.several(&pipe).await?.into_iter();
+        let mut field = |name: &str| {
+            let text: String = from_redis_value(replies.next()?.ok()?).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(line.trim_end().to_owned())
+        };
+        let (run, replication) = (field("run_id"), field("master_replid"));
+        Ok(run.zip(replication).map(|(run, replication)| Self { run, replication }))
+    }
 }
 
 impl Dialer {
-    pub(super) fn new(options: RedisOptions) -> Self {
+    pub(super) fn new(options: RedisOptions, recall: Recall) -> Self {
         Self {
             options,
             #[cfg(feature = "redis-tls")]
             tls: std::sync::OnceLock::new(),
+            #[cfg(feature = "redis-pool")]
+            reach: Reach::Key,
+            servers: Mutex::default(),
+            recall,
         }
+    }
+
+    /// Commands reach the master of this slot, through a cluster's pool.
+    #[cfg(feature = "redis-pool")]
+    pub(super) fn to_master(&self, slot: u16) -> Self {
+        Self { reach: Reach::Master(slot), ..Self::new(self.options.clone(), self.recall.clone()) }
     }
 
     /// Connects, logs in and waits for the answer to a `PING`.
     async fn dial(&self, address: &Address) -> RedisResult<Line> {
+        #[cfg(feature = "redis-pool")]
+        if let Some(pool) = &self.options.pool {
+            return self.borrow(pool, address).await;
+        }
         let RedisOptions { cluster, db, tls, .. } = self.options;
         if cluster && db != 0 {
             return Err((ErrorKind::InvalidClientConfig, "a cluster has no other database than 0").into());
         }
         let dialled = async {
-            let mut line = if tls { self.tls(address).await? } else { self.plain(address).await? };
-            redis::cmd("PING").exec_async(&mut line.conn).await?;
+            let line = if tls { self.tls(address).await? } else { self.plain(address).await? };
+            self.greet(address, line.wire().await?).await?;
             Ok(line)
         };
         match timeout(self.options.connect_deadline, dialled).await {
             Ok(dialled) => dialled,
             Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
+        }
+    }
+
+    /// Whether it answers, and whether it is the server that it was.
+    async fn greet(&self, address: &Address, mut wire: Wire) -> RedisResult<()> {
+        wire.one(&redis::cmd("PING")).await?;
+        if let Some(identity) = Identity::of(&mut wire).await? {
+            let before = self.servers().insert(address.clone(), identity.clone());
+            if before.is_some_and(|before| before != identity) {
+                tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
+                (self.recall)();
+            }
+        }
+        Ok(())
+    }
+
+    fn servers(&self) -> MutexGuard<'_, HashMap<Address, Identity>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tries one of a pool's connections. Each call then borrows one of its own.
+    #[cfg(feature = "redis-pool")]
+    async fn borrow(&self, pool: &Pool, address: &Address) -> RedisResult<Line> {
+        let tried = async { self.greet(address, pool.lend(self.reach).await?).await };
+        let tried = timeout(self.options.connect_deadline, tried).await;
+        if !matches!(tried, Ok(Ok(_))) {
+            pool.forget_idle();
+        }
+        match tried {
+            Ok(Ok(())) => Ok(Line::Lent(pool.clone(), self.reach)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                Err((ErrorKind::Io, "the pool had no working connection within the connect deadline").into())
+            }
         }
     }
 
@@ -353,7 +444,7 @@ impl Dialer {
             .set_redis_settings(self.options.handshake());
         let client = Client::open(info)?;
         let conn = client.get_multiplexed_async_connection_with_config(&config()).await?;
-        Ok(Line { conn, driver: None })
+        Ok(Line::Own { conn, _driver: None })
     }
 
     #[cfg(feature = "redis-tls")]
@@ -365,7 +456,7 @@ impl Dialer {
         let stream = tls.connect(&address.host, address.port).await?;
         let (conn, driver) =
             MultiplexedConnection::new_with_config(&self.options.handshake(), stream, config()).await?;
-        Ok(Line { conn, driver: Some(tokio::spawn(driver).abort_handle()) })
+        Ok(Line::Own { conn, _driver: Some(AbortOnDropHandle::new(tokio::spawn(driver))) })
     }
 
     #[cfg(not(feature = "redis-tls"))]

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
 
+#[cfg(feature = "redis-pool")]
+use super::wire::Pool;
+
 /// Where a [`RedisStore`](super::RedisStore) connects to, and how long it waits.
 ///
 /// ```
@@ -32,6 +35,8 @@ pub struct RedisOptions {
     pub(super) connect_deadline: Duration,
     pub(super) connections: usize,
     pub(super) max_value_bytes: usize,
+    #[cfg(feature = "redis-pool")]
+    pub(super) pool: Option<Pool>,
 }
 
 impl RedisOptions {
@@ -52,7 +57,42 @@ impl RedisOptions {
             connect_deadline: Duration::from_millis(500),
             connections: 1,
             max_value_bytes: 1 << 20,
+            #[cfg(feature = "redis-pool")]
+            pool: None,
         }
+    }
+
+    /// Redis through a pool of the application's own, with every other default.
+    ///
+    /// Where it connects to, as whom, how many connections and which certificates are the pool's affair; deadlines, the
+    /// breaker and everything else are as without one. A pool costs more than the connection that calls share otherwise:
+    /// every call waits for a connection of its own, which the pool tries with a `PING` before it lends it. So this is
+    /// for an application that may only have one pool. A pool that has no connection to lend within a call's deadline
+    /// counts as a Redis that doesn't answer.
+    ///
+    /// ```no_run
+    /// use deadpool_redis::{Config, Runtime};
+    /// use larder_core::{RedisOptions, RedisStore};
+    ///
+    /// let pool = Config::from_url("redis://127.0.0.1").create_pool(Some(Runtime::Tokio1))?;
+    /// let store = RedisStore::new(RedisOptions::from_pool(pool));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "redis-pool")]
+    #[must_use]
+    pub fn from_pool(pool: deadpool_redis::Pool) -> Self {
+        Self { pool: Some(Pool::One(pool)), ..Self::new("pool", 0) }
+    }
+
+    /// A Redis Cluster through a pool of the application's own, with every other default.
+    ///
+    /// What [`from_pool`](Self::from_pool) says holds here too. The pool hides its nodes, so there is one breaker for all of
+    /// them, and redirections and failovers take as long as its client takes. Set the client's timeouts: it has none by
+    /// default.
+    #[cfg(feature = "redis-pool")]
+    #[must_use]
+    pub fn from_cluster_pool(pool: deadpool_redis::cluster::Pool) -> Self {
+        Self { pool: Some(Pool::Cluster(pool)), ..Self::new("pool", 0).cluster(true) }
     }
 
     /// `redis://[[username]:password@]host[:port][/db]`, or `rediss://` for TLS. Several hosts, with commas in between,

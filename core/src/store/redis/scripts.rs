@@ -70,8 +70,6 @@ scripts! {
     BEGIN = "lua/begin.lua";
     /// Moves an uploaded body into place if the lease still holds.
     COMMIT = "lua/commit.lua";
-    /// Moves an uploaded body into place and revokes the lease.
-    SET = "lua/set.lua";
     /// Extends a lease that still holds.
     RENEW = "lua/renew.lua";
     /// Gives a lease back.

@@ -1,0 +1,91 @@
+//! What a command is written to: a connection of our own, or one lent by somebody's pool.
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, Pipeline, RedisResult, Value};
+#[cfg(feature = "redis-pool")]
+use {
+    redis::RedisError,
+    redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
+};
+
+/// A connection for one call. Dropped, a lent one goes back to its pool.
+pub(super) enum Wire {
+    Own(MultiplexedConnection),
+    #[cfg(feature = "redis-pool")]
+    Lent(deadpool_redis::Connection),
+    #[cfg(feature = "redis-pool")]
+    LentByCluster(deadpool_redis::cluster::Connection, Reach),
+}
+
+/// Whom a command reaches through a connection that knows a whole cluster.
+#[cfg(feature = "redis-pool")]
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reach {
+    /// Whoever has the key that it names.
+    Key,
+    /// The master of this slot.
+    Master(u16),
+}
+
+impl Wire {
+    /// Sends one command.
+    pub(super) async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        let reply = match self {
+            Self::Own(conn) => conn.req_packed_command(cmd).await,
+            #[cfg(feature = "redis-pool")]
+            Self::Lent(conn) => conn.req_packed_command(cmd).await,
+            #[cfg(feature = "redis-pool")]
+            Self::LentByCluster(conn, Reach::Key) => conn.req_packed_command(cmd).await,
+            #[cfg(feature = "redis-pool")]
+            Self::LentByCluster(conn, Reach::Master(slot)) => {
+                let master = SingleNodeRoutingInfo::SpecificNode(Route::new(*slot, SlotAddr::Master));
+                Box::pin(conn.route_command(cmd.clone(), RoutingInfo::SingleNode(master))).await
+            }
+        };
+        reply?.extract_error()
+    }
+
+    /// Sends several commands in one go. Each has a reply or an error of its own.
+    pub(super) async fn several(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+        let replies = match self {
+            Self::Own(conn) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            #[cfg(feature = "redis-pool")]
+            Self::Lent(conn) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            #[cfg(feature = "redis-pool")]
+            Self::LentByCluster(conn, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+        };
+        Ok(replies?.into_iter().map(Value::extract_error).collect())
+    }
+}
+
+/// A pool of the application's own.
+#[cfg(feature = "redis-pool")]
+#[derive(Clone)]
+pub(super) enum Pool {
+    One(deadpool_redis::Pool),
+    Cluster(deadpool_redis::cluster::Pool),
+}
+
+#[cfg(feature = "redis-pool")]
+impl Pool {
+    /// Borrows a connection.
+    pub(super) async fn lend(&self, reach: Reach) -> RedisResult<Wire> {
+        // On the heap: their futures are large, and the compiler counts how deep they go.
+        match self {
+            Self::One(pool) => Box::pin(pool.get()).await.map(Wire::Lent),
+            Self::Cluster(pool) => Box::pin(pool.get()).await.map(|conn| Wire::LentByCluster(conn, reach)),
+        }
+        .map_err(|error| match error {
+            deadpool_redis::PoolError::Backend(error) => error,
+            error => RedisError::from(std::io::Error::other(error)),
+        })
+    }
+
+    /// Forgets every connection that nobody uses: they may all be as dead as the one that was tried.
+    pub(super) fn forget_idle(&self) {
+        match self {
+            Self::One(pool) => drop(pool.retain(|_, _| false)),
+            Self::Cluster(pool) => drop(pool.retain(|_, _| false)),
+        }
+    }
+}

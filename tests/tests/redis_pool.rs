@@ -1,0 +1,139 @@
+//! The Redis store on pools of the application's own.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use deadpool_redis::{PoolConfig, Runtime, Timeouts};
+use larder_core::store::suite::{self, Subject};
+use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, StoreError};
+use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::redis_cluster::{MASTERS, RedisCluster};
+use larder_tests::redis_server::RedisServer;
+use tokio::time::{Instant, sleep};
+
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// What a call may take beyond its deadline on a busy machine.
+const SLACK: Duration = Duration::from_millis(150);
+
+fn pool(url: &str, connections: usize) -> deadpool_redis::Pool {
+    let mut config = deadpool_redis::Config::from_url(url);
+    config.pool =
+        Some(PoolConfig { max_size: connections, timeouts: Timeouts::default(), ..PoolConfig::default() });
+    config.create_pool(Some(Runtime::Tokio1)).unwrap()
+}
+
+fn cluster_pool(cluster: &RedisCluster) -> deadpool_redis::cluster::Pool {
+    let nodes: Vec<_> = (0..MASTERS).map(|node| cluster.node(node).url()).collect();
+    let mut config = deadpool_redis::cluster::Config::from_urls(nodes);
+    config.pool = Some(PoolConfig::new(4));
+    config.create_pool(Some(Runtime::Tokio1)).unwrap()
+}
+
+/// For a machine that is busy with other tests.
+fn patient(options: RedisOptions) -> RedisStore {
+    let long = Duration::from_secs(5);
+    RedisStore::new(
+        options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long),
+    )
+}
+
+fn key(group: Option<&str>, suffix: &str) -> CacheKey {
+    KeySpace::new("p", group).unwrap().key(suffix)
+}
+
+async fn eventually<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(10), "never");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_of_a_store() {
+    let server = RedisServer::start();
+    let subject = Subject::new(patient(RedisOptions::from_pool(pool(&server.url(), 4))));
+    suite::run(&subject).await;
+    suite::run_leases(&subject).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_contract_of_a_store_in_a_cluster() {
+    let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
+    let subject = Subject::new(patient(RedisOptions::from_cluster_pool(cluster_pool(&cluster))));
+    suite::run(&subject).await;
+    suite::run_leases(&subject).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wipe_reaches_every_master_and_nobody_else() {
+    let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
+    let store = patient(RedisOptions::from_cluster_pool(cluster_pool(&cluster)));
+    let keys: Vec<CacheKey> =
+        (0..60).map(|n| key((n % 2 == 0).then(|| format!("g{n}")).as_deref(), &format!("k{n}"))).collect();
+    let other = KeySpace::new("q", None).unwrap().key("k");
+    for key in keys.iter().chain([&other]) {
+        store.set(key, "1".into(), MINUTE).await.unwrap();
+    }
+    let homes: std::collections::BTreeSet<_> =
+        keys.iter().map(|key| RedisCluster::home(cluster.slot(key.name()))).collect();
+    assert_eq!(homes.len(), MASTERS);
+    assert_eq!(store.delete_group(&KeySpace::new("p", None).unwrap()).await.unwrap(), 60);
+    for key in &keys {
+        assert!(!store.has(key).await.unwrap());
+    }
+    assert!(store.has(&other).await.unwrap());
+}
+
+/// What the store has, while it has anything to say.
+async fn held(store: &RedisStore, key: &CacheKey) -> Option<Bytes> {
+    store.get(key).await.ok().flatten()
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_costs_nothing_and_comes_back() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port()).await;
+    let store = RedisStore::new(RedisOptions::from_pool(pool(&proxy.url(), 4)));
+    let (kept, doomed) = (key(None, "kept"), key(Some("g"), "doomed"));
+    for bad in [Weather::BlackHole, Weather::Garbage] {
+        eventually(|| async { store.set(&kept, "1".into(), MINUTE).await.is_ok() }).await;
+        eventually(|| async {
+            store.set(&doomed, "1".into(), MINUTE).await.is_ok() && held(&store, &doomed).await.is_some()
+        })
+        .await;
+
+        proxy.turn(bad);
+        let start = Instant::now();
+        while !matches!(store.get(&kept).await, Err(StoreError::Unavailable(_))) {
+            assert!(start.elapsed() < Duration::from_millis(4 * 50) + SLACK, "{:?}", start.elapsed());
+        }
+        let start = Instant::now();
+        for _ in 0..1000 {
+            store.get(&kept).await.unwrap_err();
+        }
+        assert!(start.elapsed() < SLACK, "a thousand misses took {:?}", start.elapsed());
+        store.delete(&doomed).await.unwrap_err();
+
+        proxy.turn(Weather::Fair);
+        eventually(|| async { held(&store, &kept).await.is_some() }).await;
+        assert_eq!(held(&store, &doomed).await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_pool_with_nothing_to_lend_is_a_store_that_does_not_answer() {
+    let server = RedisServer::start();
+    let pool = pool(&server.url(), 1);
+    let store = RedisStore::new(RedisOptions::from_pool(pool.clone()));
+    store.set(&key(None, "k"), "1".into(), MINUTE).await.unwrap();
+
+    let borrowed = pool.get().await.unwrap();
+    let start = Instant::now();
+    store.get(&key(None, "k")).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_millis(50) + SLACK);
+    drop(borrowed);
+    eventually(|| async { held(&store, &key(None, "k")).await.is_some() }).await;
+}
