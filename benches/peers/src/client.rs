@@ -255,3 +255,38 @@ fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
         known.eq_ignore_ascii_case(name).then(|| value.trim())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The answer in every pair of pieces, then in single bytes: complete with its last byte and not before.
+    fn complete_at_its_end(answer: &str, expected: u16) {
+        let (bytes, mut all) = (answer.as_bytes(), Answer::None);
+        for cut in 1..bytes.len() {
+            let mut answer = Answer::None;
+            assert_eq!(answer.take(&bytes[..cut], expected), Ok(false), "cut at {cut}");
+            assert_eq!(answer.take(&bytes[cut..], expected), Ok(true), "cut at {cut}");
+        }
+        for (at, byte) in bytes.iter().enumerate() {
+            assert_eq!(all.take(&[*byte], expected), Ok(at + 1 == bytes.len()), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn an_answer_ends_where_it_says() {
+        complete_at_its_end("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200);
+        complete_at_its_end("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200);
+        complete_at_its_end("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304);
+        let chunks = "Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n";
+        complete_at_its_end(&format!("HTTP/1.1 200 OK\r\n{chunks}"), 200);
+    }
+
+    #[test]
+    fn an_answer_that_is_not_expected_is_refused() {
+        let take = |bytes: &str| Answer::None.take(bytes.as_bytes(), 200);
+        assert!(take("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").is_err());
+        assert!(take("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab").is_err());
+        assert!(take("gibberish\r\n\r\n").is_err());
+    }
+}

@@ -56,6 +56,21 @@ impl Direct {
     }
 }
 
+/// One of many.
+impl Direct {
+    /// With a body of its own, or all would share one.
+    fn answering(id: usize) -> Self {
+        let mut body = vec![b'.'; SMALL];
+        body[..8].copy_from_slice(&(id as u64).to_be_bytes());
+        Self { body: body.into(), ..Self::asking(id) }
+    }
+
+    /// For a hit, which asks no handler.
+    fn asking(id: usize) -> Self {
+        Self { request: get(&format!("/products/{id}")), fields: HeaderMap::new(), body: Bytes::new() }
+    }
+}
+
 impl Call for Direct {
     type Body = Full<Bytes>;
     type Error = Infallible;
@@ -183,13 +198,13 @@ fn in_larder(sizes: &[usize]) -> Vec<(Point, f64)> {
         eprintln!("{entries} entries");
         runtime.block_on(async {
             for id in held..*entries {
-                let Ok(_) = Arc::clone(&route).handle(entry(id)).await;
+                let Ok(_) = Arc::clone(&route).handle(Direct::answering(id)).await;
             }
         });
         held = *entries;
         let grown = resident().saturating_sub(before) as f64 / held as f64;
         let mut random = fastrand::Rng::with_seed(7);
-        (Point::new(held, hits(&route, || entry(random.usize(..held)))), grown)
+        (Point::new(held, hits(&route, || Direct::asking(random.usize(..held)))), grown)
     };
     sizes.iter().map(grow).collect()
 }
@@ -199,7 +214,7 @@ fn in_hash_map(sizes: &[usize]) -> Vec<f64> {
     let mut map = HashMap::new();
     let look_up = |entries: &usize| {
         for id in map.len()..*entries {
-            let Direct { request, body, .. } = entry(id);
+            let Direct { request, body, .. } = Direct::answering(id);
             map.insert(request.uri().path().to_owned(), body);
         }
         let mut random = fastrand::Rng::with_seed(7);
@@ -214,13 +229,6 @@ fn in_hash_map(sizes: &[usize]) -> Vec<f64> {
         Interval::of((0..BATCHES).map(|_| batch()).collect()).median
     };
     sizes.iter().map(look_up).collect()
-}
-
-fn entry(id: usize) -> Direct {
-    // A body of its own for each, or all would share one.
-    let mut body = vec![b'.'; SMALL];
-    body[..8].copy_from_slice(&(id as u64).to_be_bytes());
-    Direct::new(&format!("/products/{id}"), 1, body.into())
 }
 
 /// One entry of this many fields and bytes.

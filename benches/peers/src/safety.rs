@@ -114,11 +114,17 @@ impl Hazard {
 }
 
 /// What somebody could do about it, where the documentation of the cache says so.
-const REMEDIES: [(Contender, &[Hazard], &str); 12] = [
+const REMEDIES: [(Contender, &[Hazard], &str); 14] = [
     (
         Contender::AxumResponseCache,
         &[Hazard::Authorization, Hazard::Cookie, Hazard::Vary],
         "a keyer of one's own can put the field into the key",
+    ),
+    (Contender::AxumResponseCache, &[Hazard::Post], "the layer can be put on GET handlers alone"),
+    (
+        Contender::TowerHttpCache,
+        &[Hazard::Stream],
+        "`StreamingPolicy::excluded_content_types` can name `text/event-stream`",
     ),
     (
         Contender::TowerHttpCache,
@@ -137,6 +143,7 @@ const REMEDIES: [(Contender, &[Hazard], &str); 12] = [
             Hazard::Private,
             Hazard::Post,
             Hazard::SetCookie,
+            Hazard::Stream,
         ],
         "predicates and extractors can refuse such requests and responses, or put a field into the key",
     ),
