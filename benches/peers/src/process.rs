@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::parent_id;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -259,8 +260,15 @@ fn free_address() -> Result<SocketAddr, String> {
     bound.map_err(|error| error.to_string())
 }
 
-/// What the process of a Rust contender does, until it is ended.
+/// What the process of a Rust contender does, until it is ended, or who started it was.
 pub(crate) async fn serve(contender: Contender, address: SocketAddr, redis: &str) {
+    let parent = parent_id();
+    tokio::spawn(async move {
+        while parent_id() == parent {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        std::process::exit(0);
+    });
     let app = contender.mount(redis).await.merge(app::control());
     let listener = tokio::net::TcpListener::bind(address).await.expect("a free port");
     let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("a socket"));

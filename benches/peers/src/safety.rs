@@ -114,7 +114,7 @@ impl Hazard {
 }
 
 /// What somebody could do about it, where the documentation of the cache says so.
-const REMEDIES: [(Contender, &[Hazard], &str); 14] = [
+const REMEDIES: [(Contender, &[Hazard], &str); 16] = [
     (
         Contender::AxumResponseCache,
         &[Hazard::Authorization, Hazard::Cookie, Hazard::Vary],
@@ -146,6 +146,16 @@ const REMEDIES: [(Contender, &[Hazard], &str); 14] = [
             Hazard::Stream,
         ],
         "predicates and extractors can refuse such requests and responses, or put a field into the key",
+    ),
+    (
+        Contender::TowerHttpCache,
+        &[Hazard::RedisKilled, Hazard::RedisHung],
+        "the timeouts are its README's, 10 s and 5 s; its `ConnectionManager` can have shorter ones and fewer retries",
+    ),
+    (
+        Contender::Hitbox,
+        &[Hazard::RedisKilled, Hazard::RedisHung],
+        "`connection_timeout`, `response_timeout` and `retries` of its builder",
     ),
     (
         Contender::Hitbox,
