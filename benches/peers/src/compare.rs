@@ -227,7 +227,8 @@ fn measure_all(servers: &[(Contender, Server)], bare: &Server, rounds: usize) ->
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
         // Each begins a round once, or nearly.
-        cells.rotate_left(7);
+        let count = cells.len();
+        cells.rotate_left(7 % count.max(1));
         for cell in &mut cells {
             let index = WORKLOADS.iter().position(|workload| *workload == cell.workload).unwrap_or_default();
             let base = &mut bares[index];
