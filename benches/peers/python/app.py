@@ -10,7 +10,7 @@ from redis_fastapi import FastAPIRedis, cache, cache_evict, default_key_builder
 app = FastAPI()
 FastAPIRedis(app).lifespan().caching()
 
-cached = [Depends(cache(ttl=300, eviction_group="peers"))]
+cached = [Depends(cache(ttl=3600, eviction_group="peers"))]
 runs: Counter[str] = Counter()
 value = 1
 
@@ -48,7 +48,7 @@ async def plain():
     return PlainTextResponse(run("plain"))
 
 
-@app.get("/me/{by}", dependencies=[Depends(cache(ttl=300, eviction_group="peers", private=True))])
+@app.get("/me/{by}", dependencies=[Depends(cache(ttl=3600, eviction_group="peers", private=True))])
 async def me(by: str, request: Request):
     who = request.headers.get("authorization", "").removeprefix("Bearer ")
     who = who or request.headers.get("cookie", "").removeprefix("session=")
@@ -74,7 +74,7 @@ async def no_store():
 
 @app.get("/private", dependencies=cached)
 async def private():
-    return PlainTextResponse(run("private"), headers={"cache-control": "private, max-age=300"})
+    return PlainTextResponse(run("private"), headers={"cache-control": "private, max-age=3600"})
 
 
 @app.api_route("/order", methods=["GET", "POST"], dependencies=cached)

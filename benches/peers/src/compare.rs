@@ -76,6 +76,8 @@ struct Cell<'a> {
     client: Client,
     workload: Workload,
     samples: Vec<Sample>,
+    /// Why it is measured no more.
+    failed: Option<String>,
 }
 
 /// One pair.
@@ -215,7 +217,14 @@ fn measure_all(servers: &[(Contender, Server)], bare: &Server, rounds: usize) ->
             let warmed = client.and_then(|mut client| client.ask_for(SLICE, false).map(|_| client));
             match warmed {
                 Ok(client) => {
-                    cells.push(Cell { contender: *contender, server, client, workload, samples: Vec::new() });
+                    cells.push(Cell {
+                        contender: *contender,
+                        server,
+                        client,
+                        workload,
+                        samples: Vec::new(),
+                        failed: None,
+                    });
                 }
                 Err(why) => {
                     let what = format!("{}: {why}", workload.title());
@@ -237,8 +246,15 @@ fn measure_all(servers: &[(Contender, Server)], bare: &Server, rounds: usize) ->
             } else {
                 measure(bare, base).and_then(|bare| Ok((measure(cell.server, &mut cell.client)?, bare)))
             };
-            let (ours, bare) = pair.unwrap_or_else(|why| panic!("{}: {why}", cell.contender.id()));
-            cell.samples.push(Sample { round, ours, bare });
+            match pair {
+                Ok((ours, bare)) => cell.samples.push(Sample { round, ours, bare }),
+                Err(why) => {
+                    cell.failed = Some(format!("{}, in round {}: {why}", cell.workload.title(), round + 1))
+                }
+            }
+        }
+        for failed in cells.extract_if(.., |cell| cell.failed.is_some()) {
+            refused.entry(failed.failed.unwrap_or_default()).or_default().push(failed.contender.full_title());
         }
     }
     let refused = refused.into_iter().map(|(what, who)| format!("{what}, with {}.", who.join("; ")));

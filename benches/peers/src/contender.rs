@@ -361,8 +361,8 @@ fn http_cache_tower_server() -> Router {
 }
 
 fn with_lifetime(mut response: Response) -> Response {
-    const FIVE_MINUTES: HeaderValue = HeaderValue::from_static("max-age=300");
-    response.headers_mut().entry(CACHE_CONTROL).or_insert(FIVE_MINUTES);
+    const ONE_HOUR: HeaderValue = HeaderValue::from_static("max-age=3600");
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(ONE_HOUR);
     response
 }
 

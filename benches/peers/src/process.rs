@@ -134,13 +134,13 @@ http {{
     keepalive_timeout 1h; keepalive_requests 1000000000;
     client_body_temp_path {path}/b; proxy_temp_path {path}/p;
     fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
-    proxy_cache_path {path}/cache levels=1:2 keys_zone=peers:64m max_size=1g inactive=60m use_temp_path=off;
+    proxy_cache_path {path}/cache levels=1:2 keys_zone=peers:64m max_size=1g inactive=2h use_temp_path=off;
     upstream app {{ server {origin}; keepalive 64; keepalive_requests 1000000000; }}
     server {{
         listen {address};
         location / {{
             proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection \"\";
-            proxy_cache peers; proxy_cache_valid 200 5m;
+            proxy_cache peers; proxy_cache_valid 200 1h;
         }}
     }}
 }}
