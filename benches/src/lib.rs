@@ -9,7 +9,9 @@
 //!
 //! What needs Redis is left out where no `redis-server` can be started.
 
+mod machine;
 mod redis_server;
+mod stats;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -24,7 +26,9 @@ use http_body_util::Full;
 use larder_core::route::RouteOptions;
 use larder_core::{Call, Entry, Kind, Larder, RequestView, Route};
 
+pub use machine::machine;
 pub use redis_server::RedisServer;
+pub use stats::Interval;
 
 /// A small body, in bytes: a JSON object with a few fields.
 pub const SMALL: usize = 550;

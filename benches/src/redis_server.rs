@@ -33,6 +33,12 @@ impl RedisServer {
         Some(server)
     }
 
+    /// The id of its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn url(&self) -> String {

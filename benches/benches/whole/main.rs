@@ -13,7 +13,6 @@
 
 mod client;
 mod server;
-mod stats;
 
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use larder_axum::core::store::redis::{RedisOptions, RedisStore};
 use larder_axum::{Larder, cache};
-use larder_benches::{LARGE, RedisServer, SMALL, TTL, body};
+use larder_benches::{Interval, LARGE, RedisServer, SMALL, TTL, body};
 use redis::AsyncCommands;
 use redis::io::tcp::TcpSettings;
 use serde::Serialize;
@@ -34,7 +33,6 @@ use tokio::sync::OnceCell;
 
 use client::{Ask, Client};
 use server::Server;
-use stats::Interval;
 
 /// How many pairs, unless the command line says otherwise.
 const PAIRS: usize = 41;
@@ -48,7 +46,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let pairs = args.iter().find_map(|arg| arg.parse().ok()).unwrap_or(PAIRS);
     let filter = args.iter().find(|arg| arg.parse::<usize>().is_err());
-    println!("{}\n", server::machine());
+    println!("{}\n", larder_benches::machine());
     println!("{pairs} pairs a row, {} connections.\n", client::CONNECTIONS);
     println!("| case | against | requests/s | ratio | CPU a request | ratio of CPU |");
     println!("|---|---|--:|--:|--:|--:|");

@@ -44,17 +44,3 @@ impl Server {
         Duration::from_nanos(self.schedstat.as_ref().and_then(read).unwrap_or_default())
     }
 }
-
-/// What this was measured on.
-pub(crate) fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or("unknown").to_owned();
-    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    format!(
-        "{cores} cores ({}), {os} {arch}, load {load} at the start.",
-        model.trim_start_matches([' ', '\t', ':'])
-    )
-}

@@ -4,14 +4,20 @@ use std::fmt;
 
 /// A median with a 95% interval that assumes nothing about the distribution: the values between which the median of
 /// everything lies unless 19 in 20 samples fell more to one side than a fair coin does.
-pub(crate) struct Interval {
-    pub(crate) median: f64,
-    low: f64,
-    high: f64,
+#[derive(Clone, Copy, Debug)]
+pub struct Interval {
+    /// The median.
+    pub median: f64,
+    /// Where the interval begins.
+    pub low: f64,
+    /// Where it ends.
+    pub high: f64,
 }
 
 impl Interval {
-    pub(crate) fn of(mut values: Vec<f64>) -> Self {
+    /// Of at least one value.
+    #[must_use]
+    pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let count = values.len();
         let margin = 1.96 * (count as f64).sqrt() / 2.0;
