@@ -15,6 +15,7 @@ mod entry;
 mod etag;
 pub mod key;
 pub mod policy;
+pub mod range;
 mod reason;
 mod request;
 mod rule;
