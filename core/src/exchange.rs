@@ -509,6 +509,11 @@ impl Route {
         };
         self.warn_undeclared(pass.mark().reason());
         let mut response = Response::from_parts(parts, body);
+        if pass.is_not_modified() {
+            let (mut parts, _) = response.into_parts();
+            pass.as_not_modified(&mut parts);
+            response = Response::from_parts(parts, ReplyBody::full(Bytes::new()));
+        }
         pass.mark().stamp(response.headers_mut());
         Produced::Passed(response, pass.evicts())
     }

@@ -5,6 +5,12 @@
 //! `{prefix}:{{group}}:{path, slashes as colons}:{sorted query}`, and without a group `{prefix}:{path}:{sorted query}`.
 //! The braces are a Redis hash tag: they put a whole eviction group in one slot of a cluster.
 //!
+//! # One resource, one key
+//!
+//! An escape of an unreserved character says no more than the character itself, nor does the case of an escape's digits
+//! matter (RFC 3986 §6.2.2): `/p/%37` is `/p/7`, and `%2f` is `%2F`. Handlers decode them alike, so an eviction by one
+//! spelling has to reach the other. Every other escape stays what it is. A `%` that begins no escape stays too.
+//!
 //! # Two different requests never share a key
 //!
 //! The format spends a few characters on itself, so these are percent-encoded where a request uses them: `:` and `=`
@@ -15,6 +21,7 @@
 //!
 //! `|` introduces what is not in the URI: `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -234,9 +241,31 @@ impl Params<'_> {
     fn counts(self, name: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Only(names) => names.iter().any(|known| known == name),
+            Self::Only(names) => names.iter().any(|known| is_named(name, known)),
         }
     }
+}
+
+/// Whether a handler that decodes this name of a parameter takes it for `known`. A parameter that a handler sees and the
+/// key doesn't would let anybody choose what everybody gets.
+fn is_named(name: &str, known: &str) -> bool {
+    if name == known {
+        return true;
+    }
+    let (name, mut known) = (name.as_bytes(), known.bytes());
+    let mut at = 0;
+    while let Some(&byte) = name.get(at) {
+        let (byte, len) = match byte {
+            b'+' => (b' ', 1),
+            b'%' => escaped_byte(&name[at + 1..]).map_or((byte, 1), |byte| (byte, 3)),
+            _ => (byte, 1),
+        };
+        if known.next() != Some(byte) {
+            return false;
+        }
+        at += len;
+    }
+    known.next().is_none()
 }
 
 /// The default suffix of a URI: its path with slashes as colons, then its parameters sorted by name.
@@ -261,11 +290,59 @@ pub(crate) fn uri_len(uri: &Uri) -> usize {
 
 /// Appends the suffix of a URI.
 pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
-    let path = uri.path();
-    write_path(out, path.strip_prefix('/').unwrap_or(path));
+    let path = normalized(uri.path());
+    write_path(out, path.strip_prefix('/').unwrap_or(&path));
     if let Some(query) = uri.query() {
-        write_query(out, query, params);
+        write_query(out, &normalized(query), params);
     }
+}
+
+/// The same text with escapes only where they mean something, in upper case (RFC 3986 §6.2.2.1 and §6.2.2.2).
+fn normalized(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    if !bytes.contains(&b'%') {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let (mut at, mut copied) = (0, 0);
+    // Where a `%` that begins no escape was written. What is decoded right after it would make it begin one.
+    let mut bare = None;
+    while at < bytes.len() {
+        if bytes[at] != b'%' {
+            at += 1;
+            continue;
+        }
+        out.push_str(&text[copied..at]);
+        match escaped_byte(&bytes[at + 1..]) {
+            Some(byte) if is_unreserved(byte) && bare.is_none_or(|bare| out.len() - bare > 2) => {
+                out.push(char::from(byte));
+                at += 3;
+            }
+            Some(byte) => {
+                push_escape(&mut out, byte);
+                at += 3;
+            }
+            None => {
+                bare = Some(out.len());
+                out.push('%');
+                at += 1;
+            }
+        }
+        copied = at;
+    }
+    out.push_str(&text[copied..]);
+    Cow::Owned(out)
+}
+
+/// The byte that the two digits after a `%` stand for.
+fn escaped_byte(digits: &[u8]) -> Option<u8> {
+    let digit = |at: usize| char::from(*digits.get(at)?).to_digit(16);
+    u8::try_from(digit(0)? << 4 | digit(1)?).ok()
+}
+
+/// RFC 3986 §2.3.
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 fn write_path(out: &mut String, path: &str) {
@@ -351,13 +428,17 @@ fn escape_into(out: &mut String, text: &str, escaped: impl Fn(u8) -> bool) {
         if escaped(byte) || (byte == b'%' && reads_as_escape(&bytes[index + 1..])) {
             // Every escaped byte is ASCII, so these are boundaries of characters.
             out.push_str(&text[copied..index]);
-            out.push('%');
-            out.push(hex_digit(byte >> 4));
-            out.push(hex_digit(byte & 0xf));
+            push_escape(out, byte);
             copied = index + 1;
         }
     }
     out.push_str(&text[copied..]);
+}
+
+fn push_escape(out: &mut String, byte: u8) {
+    out.push('%');
+    out.push(hex_digit(byte >> 4));
+    out.push(hex_digit(byte & 0xf));
 }
 
 /// Whether a `%` before `rest` could be taken for an escape of ours. Ours are in upper case.
@@ -471,6 +552,32 @@ mod tests {
     }
 
     #[test]
+    fn equivalent_escapes_share_a_key() {
+        for (one, other) in [
+            ("/p/%37", "/p/7"),
+            ("/%7Euser/%2d%5F%2E", "/~user/-_."),
+            ("/a%2fb", "/a%2Fb"),
+            ("/%c3%a9", "/%C3%A9"),
+            ("/?%6Cimit=%32", "/?limit=2"),
+            ("/?b=1&%61=2", "/?a=2&b=1"),
+            ("/?%62=1&a=2", "/?a=2&b=1"),
+        ] {
+            assert_eq!(key(None, one), key(None, other), "{one}");
+        }
+        for (one, other) in [
+            ("/%2541", "/%41"),
+            ("/%%33A", "/%3A"),
+            ("/%3%41", "/%3A"),
+            ("/a%2Fb", "/a/b"),
+            ("/?a%26b", "/?a&b"),
+            ("/?a+b", "/?a%20b"),
+            ("/%", "/%25"),
+        ] {
+            assert_ne!(key(None, one), key(None, other), "{one}");
+        }
+    }
+
+    #[test]
     fn order_of_parameters_does_not_matter_but_order_of_values_does() {
         assert_eq!(key(None, "/x?b=2&a=1"), key(None, "/x?a=1&b=2"));
         assert_ne!(key(None, "/x?a=2&a=1"), key(None, "/x?a=1&a=2"));
@@ -509,8 +616,10 @@ mod tests {
     /// What a request says, apart from the order of differently named parameters, which may not matter.
     type Query = BTreeMap<String, Vec<Option<String>>>;
 
+    /// Two URIs are one if this is the same. That normalization takes no meaning away is a property of its own.
     fn meaning(uri: &Uri) -> (String, Option<Query>) {
         let query = uri.query().map(|query| {
+            let query = normalized(query);
             let mut params: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
             for pair in query.split('&') {
                 let (name, value) =
@@ -519,7 +628,7 @@ mod tests {
             }
             params
         });
-        (uri.path().to_owned(), query)
+        (normalized(uri.path()).into_owned(), query)
     }
 
     fn target() -> impl Strategy<Value = Uri> {
@@ -532,9 +641,18 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
 
         #[test]
-        fn keys_are_injective(a in target(), b in target()) {
+        fn keys_are_injective_but_for_equivalent_escapes(a in target(), b in target()) {
             let space = KeySpace::new(DEFAULT_PREFIX, Some("g")).unwrap();
             prop_assert_eq!(space.key_for(&a) == space.key_for(&b), meaning(&a) == meaning(&b));
+        }
+
+        #[test]
+        fn normalization_keeps_what_handlers_decode(text in "[a%37-]{0,10}|[%2-7A-Fa-f]{0,10}") {
+            let once = normalized(&text);
+            prop_assert_eq!(decoded(&once), decoded(&text));
+            prop_assert_eq!(normalized(&once), &*once);
+            // It undoes nothing but escapes of unreserved characters, so what has none left is its own normal form.
+            prop_assert_eq!(once.matches('%').count() <= text.matches('%').count(), true);
         }
 
         #[test]
@@ -548,6 +666,20 @@ mod tests {
             let space = KeySpace::new(DEFAULT_PREFIX, None).unwrap();
             prop_assert_eq!(space.key(&a) == space.key(&b), a == b);
         }
+    }
+
+    /// As handlers decode it: a `%` that begins no escape stands for itself.
+    fn decoded(text: &str) -> Vec<u8> {
+        let (mut rest, mut out) = (text.as_bytes(), Vec::new());
+        while let [first, after @ ..] = rest {
+            let escape = after.get(..2).filter(|_| *first == b'%').and_then(|digits| {
+                let digits = std::str::from_utf8(digits).ok()?;
+                digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u8::from_str_radix(digits, 16).unwrap())
+            });
+            out.push(escape.unwrap_or(*first));
+            rest = if escape.is_some() { &after[2..] } else { after };
+        }
+        out
     }
 
     /// The inverse of `uri_suffix`: that it exists is what makes the format injective.

@@ -17,6 +17,7 @@ mod entry;
 mod etag;
 pub mod key;
 pub mod policy;
+pub mod range;
 mod reason;
 mod request;
 mod rule;

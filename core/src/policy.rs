@@ -37,10 +37,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, DATE,
-    ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
-    LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE,
+    AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
@@ -333,18 +333,23 @@ impl Lookup {
         let not_modified = self.is_conditional && client_has(request.headers, &entry);
         let is_head = self.is_head;
         let hit = |rule, entry| Hit { rule, entry, now, not_modified, is_head, collapsed: false };
+        let answer = if not_modified { Decision::NotModified } else { Decision::Hit };
         match refusal {
-            None if not_modified => Decision::NotModified(hit(self.rule, entry)),
-            None => Decision::Hit(hit(self.rule, entry)),
+            None => answer(hit(self.rule, entry)),
             Some(Reason::Expired) if !entry.must_revalidate && self.directives.min_fresh.is_none() => {
                 let staleness = entry.staleness(now);
                 let within = |limit: Option<Duration>| limit.is_some_and(|limit| staleness < limit);
+                // RFC 9111 §5.2.1.2.
+                let max_stale = self.directives.max_stale.map(Duration::from_secs);
+                let accepted = max_stale.is_some_and(|limit| staleness <= limit);
                 let (refreshable, fallback) =
                     (within(self.rule.stale_while_revalidate), within(self.rule.stale_if_error));
                 if refreshable {
                     let hit = hit(Arc::clone(&self.rule), entry);
                     // A stale answer is an answer, so that `only-if-cached` has nothing to say.
                     Decision::Stale(hit, self.into_forward(Reason::Expired, variants, request))
+                } else if accepted {
+                    answer(hit(self.rule, entry))
                 } else if fallback {
                     let hit = hit(Arc::clone(&self.rule), entry);
                     match self.miss(Reason::Expired, variants, request) {
@@ -692,7 +697,10 @@ impl Forward {
         {
             return OnResponse::ServeStale(*hit);
         }
-        let refusal = if self.is_head {
+        let refusal = if response.headers.contains_key(SET_COOKIE) {
+            // Before all else: it is what the next cache has to be told about.
+            Some(Reason::SetCookie)
+        } else if self.is_head {
             Some(Reason::Head)
         } else if self.rule.ttl_of(response.status).is_none() {
             Some(Reason::Status)
@@ -700,17 +708,24 @@ impl Forward {
             unstorable(response, length, &self.rule)
         };
         match (refusal, selecting_fields(&response.headers), length) {
-            (Some(reason), ..) => self.pass(reason, false),
-            (None, Err(()), _) => self.pass(Reason::Vary, false),
-            (None, Ok(_), BodyLength::Unknown) => self.pass(Reason::Stream, false),
+            (Some(reason), ..) => self.pass_read(reason, response),
+            (None, Err(()), _) => self.pass_read(Reason::Vary, response),
+            (None, Ok(_), BodyLength::Unknown) => self.pass_read(Reason::Stream, response),
             (None, Ok(names), BodyLength::Known(length)) => {
                 OnResponse::Admit(Admit { forward: self, names, length })
             }
         }
     }
 
+    /// The handler was not shown the request's conditions, so somebody else has to see to them (RFC 9110 §13.2.1).
+    fn pass_read(&self, reason: Reason, response: &response::Parts) -> OnResponse {
+        let matches = |request| request_matches(request, &response.headers);
+        let not_modified = response.status.is_success() && self.request.as_ref().is_some_and(matches);
+        OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts: false, not_modified })
+    }
+
     fn pass(&self, reason: Reason, evicts: bool) -> OnResponse {
-        OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts })
+        OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts, not_modified: false })
     }
 
     /// Success stores or evicts; failure leaves everything as it was.
@@ -777,6 +792,7 @@ fn unstorable(response: &response::Parts, length: BodyLength, rule: &Rule) -> Op
 pub struct Pass {
     mark: Mark,
     evicts: bool,
+    not_modified: bool,
 }
 
 impl Pass {
@@ -786,11 +802,41 @@ impl Pass {
         self.evicts
     }
 
+    /// Whether the client has this response already: answer with [`as_not_modified`](Self::as_not_modified) and without
+    /// the body.
+    #[must_use]
+    pub const fn is_not_modified(&self) -> bool {
+        self.not_modified
+    }
+
+    /// Makes a 304 of the response: everything stays but what describes the body that isn't sent (RFC 9110 §15.4.5). What the
+    /// handler said to this client, a cookie among it, is nowhere else.
+    pub fn as_not_modified(&self, response: &mut response::Parts) {
+        response.status = StatusCode::NOT_MODIFIED;
+        for name in OF_THE_BODY {
+            response.headers.remove(name);
+        }
+        if response.headers.contains_key(ETAG) {
+            response.headers.remove(LAST_MODIFIED);
+        }
+    }
+
     /// What the cache says about itself on it.
     pub const fn mark(&self) -> &Mark {
         &self.mark
     }
 }
+
+/// The fields that a 304 has no use for.
+const OF_THE_BODY: [HeaderName; 7] = [
+    CONTENT_ENCODING,
+    CONTENT_LANGUAGE,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    TRAILER,
+    TRANSFER_ENCODING,
+];
 
 /// A response whose body is to be collected and stored.
 #[derive(Debug)]
@@ -811,7 +857,11 @@ impl Admit {
     /// The body could not be collected whole: pass on what there is. After a write, that means an eviction.
     pub fn on_broken_body(self) -> Pass {
         let rule = &self.forward.rule;
-        Pass { mark: Mark::refusal(rule, Reason::Body), evicts: rule.kind == Kind::Write }
+        Pass {
+            mark: Mark::refusal(rule, Reason::Body),
+            evicts: rule.kind == Kind::Write,
+            not_modified: false,
+        }
     }
 
     /// Makes the entry. `now` is when the handler answered.

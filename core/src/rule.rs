@@ -295,6 +295,12 @@ mod tests {
         let key = |uri| rule.key(&RequestView::from(&parts(uri, &[])), None).name().to_owned();
         assert_eq!(key("/a?utm=1&page=2&limit=3&x"), "p:a:limit=3:page=2");
         assert_eq!(key("/a?utm=1"), key("/a"));
+        let rule = Rule { params: Some(vec!["ids[]".into(), "at most".into()]), ..rule };
+        let key = |uri: &str| rule.key(&RequestView::from(&parts(uri, &[])), None).name().to_owned();
+        for seen in ["ids[]=1", "ids%5B%5d=1", "%69ds%5B%5D=1", "at+most=1", "at%20most=1"] {
+            assert_ne!(key(&format!("/a?{seen}")), key("/a"), "a handler sees {seen}");
+        }
+        assert_eq!(key("/a?ids=1&ids%5B=1&at=1&ids%5B%5D%5B=1"), key("/a"));
     }
 
     #[test]

@@ -426,9 +426,27 @@ fn lookups() -> Reasons {
         ("not for so long", &[("cache-control", "min-fresh=10")], fresh(), 50_001, Some(Reason::MinFresh)),
         ("what never expires stays fresh", &[("cache-control", "min-fresh=10")], endless(), 50_001, None),
         (
-            "max-stale makes nothing staler (RFC 9111 §5.2.1.2)",
-            &[("cache-control", "max-stale")],
+            "max-stale doesn't outdo max-age",
+            &[("cache-control", "max-stale, max-age=10")],
             fresh(),
+            60_000,
+            Some(Reason::MaxAge),
+        ),
+        (
+            "nor min-fresh",
+            &[("cache-control", "max-stale, min-fresh=1")],
+            fresh(),
+            60_000,
+            Some(Reason::Expired),
+        ),
+        ("nor no-cache", &[("cache-control", "max-stale, no-cache")], fresh(), 60_000, Some(Reason::NoCache)),
+        ("RFC 9111 §5.2.1.2", &[("cache-control", "max-stale")], fresh(), 90_000_000, None),
+        ("so long", &[("cache-control", "max-stale=10")], fresh(), 70_000, None),
+        ("and no longer", &[("cache-control", "max-stale=10")], fresh(), 70_001, Some(Reason::Expired)),
+        (
+            "the handler forbade it (RFC 9111 §5.2.2.2)",
+            &[("cache-control", "max-stale")],
+            stored(Entry { must_revalidate: true, ..entry(&[]) }),
             60_000,
             Some(Reason::Expired),
         ),
@@ -1716,6 +1734,65 @@ fn preconditions_count_only_where_the_answer_is_a_success() {
 }
 
 /// What is too large, endless or of the wrong status to be stored is as private as what is stored.
+/// The handler doesn't see a read's conditions, so that what isn't stored has to be compared here (RFC 9110 §13.2.1).
+#[test]
+fn what_is_passed_on_may_be_a_304() {
+    const TAG: (&str, &str) = ("etag", "\"e\"");
+    const MATCHES: (&str, &str) = ("if-none-match", "W/\"e\"");
+    let (day, dated) = (("if-modified-since", MODIFIED), ("last-modified", MODIFIED));
+    for (why, method, fields, status, answer, expected) in [
+        ("withheld", Method::GET, &[MATCHES][..], 200, &[TAG, ("cache-control", "no-store")][..], true),
+        ("another tag", Method::GET, &[("if-none-match", "\"f\"")], 200, &[TAG, ("vary", "*")], false),
+        ("no condition", Method::GET, &[], 200, &[TAG, ("vary", "*")], false),
+        ("no validator", Method::GET, &[MATCHES], 200, &[("vary", "*")], false),
+        ("the date", Method::GET, &[day], 200, &[dated, ("vary", "*")], true),
+        (
+            "the tag comes first",
+            Method::GET,
+            &[day, ("if-none-match", "\"f\"")],
+            200,
+            &[TAG, dated, ("vary", "*")],
+            false,
+        ),
+        ("a cookie", Method::GET, &[MATCHES], 200, &[TAG, ("set-cookie", "a=1")], true),
+        ("HEAD", Method::HEAD, &[MATCHES], 200, &[TAG], true),
+        ("no success", Method::GET, &[MATCHES], 404, &[TAG], false),
+        ("PUT", Method::PUT, &[MATCHES], 200, &[TAG, ("vary", "*")], false),
+    ] {
+        let kind = if method == Method::PUT { Kind::Write } else { Kind::Read };
+        let mut parts =
+            response(status, &[answer, &[("content-type", "a/b"), ("content-length", "3")]].concat());
+        let forward = forward(rule(kind), &request(method, fields));
+        let OnResponse::Pass(pass) = forward.on_response(&parts, BodyLength::Known(3)) else {
+            panic!("{why}")
+        };
+        assert_eq!(pass.is_not_modified(), expected, "{why}");
+        if expected {
+            pass.as_not_modified(&mut parts);
+            assert_eq!(parts.status, StatusCode::NOT_MODIFIED, "{why}");
+            assert_eq!(lines_of(&parts.headers), lines_of(&headers(answer)), "{why}: nothing else is lost");
+        }
+    }
+}
+
+fn lines_of(headers: &HeaderMap) -> Vec<String> {
+    headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
+}
+
+/// A cookie is somebody's whatever else keeps the answer from being stored.
+#[test]
+fn what_sets_a_cookie_is_kept_from_other_caches() {
+    for (method, status) in [(Method::GET, 200), (Method::HEAD, 200), (Method::GET, 404), (Method::HEAD, 404)]
+    {
+        let forward = forward(rule(Kind::Read), &request(method.clone(), &[]));
+        let Err((pass, headers)) = answered(forward, status, &[("set-cookie", "a=1")], "abc") else {
+            panic!()
+        };
+        assert_eq!(pass.mark().reason(), Some(Reason::SetCookie), "{method} {status}");
+        assert_eq!(headers["cache-control"], "no-store", "{method} {status}");
+    }
+}
+
 #[test]
 fn what_a_private_route_does_not_store_is_private_all_the_same() {
     let alice: Fields<'_> = &[("authorization", "Bearer alice")];

@@ -1,0 +1,273 @@
+//! Range requests for a body that is there whole (RFC 9110 §14): which part is asked for, and cutting it.
+//!
+//! One range is cut. Several are answered with the whole body, as is whatever can't be understood: `Range` is a wish, and
+//! to ignore it is always right (§14.2).
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
+use http::{HeaderMap, HeaderValue};
+
+use crate::directives::list;
+
+/// What of a body a request selects.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{HeaderMap, HeaderValue, header::RANGE};
+/// use larder_core::range::{Selection, select};
+///
+/// let body = Bytes::from("0123456789");
+/// let request: HeaderMap = [(RANGE, HeaderValue::from_static("bytes=-3"))].into_iter().collect();
+/// let Selection::Part(part) = select(&request, body.len() as u64) else { panic!() };
+/// assert_eq!(part.cut(&body), "789");
+/// assert_eq!(part.content_range(), "bytes 7-9/10");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All of it: answer 200.
+    Whole,
+    /// One part: answer 206, with [`Part::content_range`].
+    Part(Part),
+    /// Nothing of it, for it is shorter than that: answer 416, with [`unsatisfied`].
+    Unsatisfiable,
+}
+
+/// A part of a body; never empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    first: u64,
+    last: u64,
+    complete: u64,
+}
+
+impl Part {
+    /// The value of `Content-Range` (RFC 9110 §14.4).
+    #[must_use]
+    pub fn content_range(&self) -> HeaderValue {
+        let Self { first, last, complete } = self;
+        valid(&format!("bytes {first}-{last}/{complete}"))
+    }
+
+    /// The part's bytes, without copying them. Empty if this is not the body that the part was selected for.
+    #[must_use]
+    pub fn cut(&self, body: &Bytes) -> Bytes {
+        if body.len() as u64 != self.complete {
+            return Bytes::new();
+        }
+        // Both are below the length of something in memory.
+        let index = |at| usize::try_from(at).unwrap_or(body.len());
+        body.slice(index(self.first)..index(self.last + 1))
+    }
+}
+
+/// The value of `Content-Range` for a 416 (RFC 9110 §14.4).
+#[must_use]
+pub fn unsatisfied(complete: u64) -> HeaderValue {
+    valid(&format!("bytes */{complete}"))
+}
+
+/// What a GET selects of a body of `complete` bytes (RFC 9110 §14.1.2). `If-Range` is not looked at: ask
+/// [`if_range_holds`] first.
+#[must_use]
+pub fn select(request: &HeaderMap, complete: u64) -> Selection {
+    let mut fields = request.get_all(RANGE).iter();
+    let (Some(field), None) = (fields.next(), fields.next()) else { return Selection::Whole };
+    one_range(field.as_bytes()).map_or(Selection::Whole, |range| range.of(complete))
+}
+
+/// Whether `Range` counts: there is no `If-Range`, or it names exactly this response (RFC 9110 §13.1.5). Tags are compared
+/// strongly, so that a weak one never holds. A date has to be the response's `Last-Modified`, from at least a second
+/// before `answered_at`: only then can't there have been two bodies with that date (§8.8.2.2).
+#[must_use]
+pub fn if_range_holds(request: &HeaderMap, response: &HeaderMap, answered_at: SystemTime) -> bool {
+    let mut fields = request.get_all(IF_RANGE).iter();
+    let condition = match (fields.next(), fields.next()) {
+        (None, _) => return true,
+        (Some(condition), None) => condition.as_bytes().trim_ascii(),
+        (Some(_), Some(_)) => return false,
+    };
+    if condition.starts_with(b"\"") {
+        return response.get(ETAG).is_some_and(|etag| etag.as_bytes() == condition);
+    }
+    let date = |value: &[u8]| httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok();
+    let modified = response.get(LAST_MODIFIED).and_then(|value| date(value.as_bytes()));
+    match (date(condition), modified) {
+        (Some(condition), Some(modified)) => {
+            condition == modified
+                && answered_at.duration_since(modified).is_ok_and(|age| age >= Duration::from_secs(1))
+        }
+        _ => false,
+    }
+}
+
+/// A range as it was asked for.
+#[derive(Clone, Copy)]
+enum Asked {
+    /// `first-last` or `first-`.
+    From(u64, Option<u64>),
+    /// `-length`.
+    Last(u64),
+}
+
+impl Asked {
+    fn of(self, complete: u64) -> Selection {
+        let first = match self {
+            Self::From(first, _) if first >= complete => return Selection::Unsatisfiable,
+            Self::From(first, _) => first,
+            Self::Last(0) => return Selection::Unsatisfiable,
+            // The last bytes of nothing are all there is.
+            Self::Last(_) if complete == 0 => return Selection::Whole,
+            Self::Last(length) => complete.saturating_sub(length),
+        };
+        let end = complete - 1;
+        let last = match self {
+            Self::From(_, Some(last)) => last.min(end),
+            _ => end,
+        };
+        Selection::Part(Part { first, last, complete })
+    }
+}
+
+/// The range of a field that holds one, in bytes, and is well-formed.
+fn one_range(field: &[u8]) -> Option<Asked> {
+    let at = field.iter().position(|&byte| byte == b'=')?;
+    let (unit, set) = (&field[..at], &field[at + 1..]);
+    if !unit.trim_ascii().eq_ignore_ascii_case(b"bytes") {
+        return None;
+    }
+    let mut ranges = list(set);
+    let (Some(range), None) = (ranges.next(), ranges.next()) else { return None };
+    let dash = range.iter().position(|&byte| byte == b'-')?;
+    let (first, last) = (&range[..dash], &range[dash + 1..]);
+    match (first, last) {
+        (b"", length) => Some(Asked::Last(position(length)?)),
+        (first, b"") => Some(Asked::From(position(first)?, None)),
+        (first, last) => {
+            let (first, last) = (position(first)?, position(last)?);
+            (first <= last).then_some(Asked::From(first, Some(last)))
+        }
+    }
+}
+
+/// Digits alone; more than fit are the greatest number.
+fn position(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let add = |number: u64, digit: &u8| number.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
+    Some(digits.iter().fold(0, add))
+}
+
+/// Digits and punctuation are always a valid value.
+fn valid(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("bytes */*"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn map(fields: &[(http::HeaderName, &str)]) -> HeaderMap {
+        fields.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())).collect()
+    }
+
+    /// `first-last` of what a field selects of ten bytes, `whole`, or `416`.
+    fn selected(field: &str, complete: u64) -> String {
+        match select(&map(&[(RANGE, field)]), complete) {
+            Selection::Whole => "whole".into(),
+            Selection::Part(part) => format!("{}-{}", part.first, part.last),
+            Selection::Unsatisfiable => "416".into(),
+        }
+    }
+
+    #[test]
+    fn what_fields_select_of_ten_bytes() {
+        for (field, expected) in [
+            ("bytes=0-4", "0-4"),
+            ("bytes=0-0", "0-0"),
+            ("bytes=5-", "5-9"),
+            ("bytes=9-", "9-9"),
+            ("bytes=-3", "7-9"),
+            ("bytes=-10", "0-9"),
+            ("bytes=-99", "0-9"),
+            ("bytes=8-99", "8-9"),
+            ("bytes=8-99999999999999999999999", "8-9"),
+            ("Bytes=0-4", "0-4"),
+            ("bytes= 0-4 ,", "0-4"),
+            ("bytes=10-", "416"),
+            ("bytes=10-12", "416"),
+            ("bytes=99999999999999999999999-", "416"),
+            ("bytes=-0", "416"),
+            ("bytes=0-1,3-4", "whole"),
+            ("bytes=4-2", "whole"),
+            ("bytes=", "whole"),
+            ("bytes=-", "whole"),
+            ("bytes=--1", "whole"),
+            ("bytes=+1-2", "whole"),
+            ("bytes=1-2x", "whole"),
+            ("bytes=a-b", "whole"),
+            ("bytes", "whole"),
+            ("items=0-4", "whole"),
+            ("", "whole"),
+        ] {
+            assert_eq!(selected(field, 10), expected, "{field}");
+        }
+        assert_eq!(selected("bytes=0-", 0), "416");
+        assert_eq!(selected("bytes=-5", 0), "whole");
+        assert_eq!(select(&map(&[]), 10), Selection::Whole);
+        assert_eq!(select(&map(&[(RANGE, "bytes=0-1"), (RANGE, "bytes=0-1")]), 10), Selection::Whole);
+    }
+
+    #[test]
+    fn a_part_says_where_it_is_from_and_copies_nothing() {
+        let body = Bytes::from_static(b"0123456789");
+        let Selection::Part(part) = select(&map(&[(RANGE, "bytes=2-4")]), 10) else { panic!("no part") };
+        assert_eq!(part.content_range(), "bytes 2-4/10");
+        assert_eq!(part.cut(&body), "234");
+        assert_eq!(part.cut(&body).as_ptr(), body[2..].as_ptr());
+        assert_eq!(part.cut(&Bytes::from_static(b"other")), "", "another body");
+        assert_eq!(unsatisfied(10), "bytes */10");
+    }
+
+    #[test]
+    fn if_range_is_compared_strongly() {
+        let (early, late) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Mon, 07 Nov 1994 08:49:37 GMT");
+        let at = |seconds| httpdate::parse_http_date(early).unwrap() + Duration::from_secs(seconds);
+        for (condition, response, answered_at, expected) in [
+            ("\"a\"", &[(ETAG, "\"a\"")][..], at(0), true),
+            ("\"a\"", &[(ETAG, "\"b\"")], at(0), false),
+            ("\"a\"", &[(ETAG, "W/\"a\"")], at(0), false),
+            ("W/\"a\"", &[(ETAG, "W/\"a\"")], at(0), false),
+            ("\"a\"", &[], at(0), false),
+            ("*", &[(ETAG, "\"a\"")], at(0), false),
+            (early, &[(LAST_MODIFIED, early)], at(1), true),
+            (early, &[(LAST_MODIFIED, early)], at(0), false),
+            (late, &[(LAST_MODIFIED, early)], at(1), false),
+            (early, &[], at(1), false),
+            ("yesterday", &[(LAST_MODIFIED, early)], at(1), false),
+        ] {
+            let holds = if_range_holds(&map(&[(IF_RANGE, condition)]), &map(response), answered_at);
+            assert_eq!(holds, expected, "{condition} against {response:?}");
+        }
+        assert!(if_range_holds(&map(&[]), &map(&[]), at(0)));
+        assert!(!if_range_holds(
+            &map(&[(IF_RANGE, "\"a\""), (IF_RANGE, "\"a\"")]),
+            &map(&[(ETAG, "\"a\"")]),
+            at(0)
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_selected_lies_in_the_body(field in "bytes=[-0-9, ]{0,12}", length in 0usize..40) {
+            let body = Bytes::from(vec![7; length]);
+            if let Selection::Part(part) = select(&map(&[(RANGE, &field)]), length as u64) {
+                prop_assert!(part.first <= part.last && part.last < length as u64);
+                prop_assert_eq!(part.cut(&body).len() as u64, part.last - part.first + 1);
+            }
+        }
+    }
+}
