@@ -18,6 +18,7 @@ pub mod policy;
 mod reason;
 mod request;
 mod rule;
+pub mod shared;
 pub mod store;
 mod ttl;
 mod vary;
