@@ -189,6 +189,10 @@ impl SharedCache {
         self.detached::<C>(async move {
             let intent = forward.intent();
             // Who leads others waits for another process that fills already.
+            let is_fresh = |record: &Bytes| match SharedRecord::decode(record) {
+                Some(SharedRecord::Response(stored)) => !stored.no_cache && stored.is_fresh(cache.shared.now()),
+                _ => false,
+            };
             let awaited = lead.is_some().then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
             let started = match forward.reason() {
                 // A store that just failed to read isn't asked to write.
@@ -529,11 +533,6 @@ fn passed<B: Body>(mark: &Mark, mut parts: response::Parts, body: B) -> Response
 
 fn into_response<B: Body>(answer: Answer) -> Response<SharedBody<B>> {
     answer.into_response().map(SharedBody::full)
-}
-
-fn is_fresh(record: &Bytes) -> bool {
-    // What the time is doesn't matter much here: only whether it is worth a closer look.
-    matches!(SharedRecord::decode(record), Some(SharedRecord::Response(stored)) if !stored.no_cache)
 }
 
 fn give_up(held: Option<Held>, lead: Option<Lead>, why: Abandon) {
