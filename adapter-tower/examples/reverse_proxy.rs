@@ -48,7 +48,11 @@ const FAREWELL: Duration = Duration::from_secs(10);
 async fn main() -> Result<(), Box<dyn Error>> {
     let larder = Larder::from_env()?;
     let proxy = Proxy::to(&env::var("ORIGIN").unwrap_or_else(|_| "http://127.0.0.1:8000".to_owned()))?;
-    let service = SharedCacheLayer::new(&larder).layer(tower::service_fn(move |request| {
+    let cache = SharedCacheLayer::with_rule(&larder, |rule| {
+        // Lifetimes for caches like this one, which the origin doesn't mean for browsers (RFC 9213).
+        rule.targeted = vec![HeaderName::from_static("cdn-cache-control")];
+    });
+    let service = cache.layer(tower::service_fn(move |request| {
         let proxy = proxy.clone();
         async move { Ok::<_, Infallible>(proxy.forward(request).await) }
     }));
