@@ -152,7 +152,8 @@ impl Qualified {
 
 /// The names in the argument of a directive, if it is nothing else.
 fn field_names(argument: &[u8]) -> Option<Vec<HeaderName>> {
-    let names = list(unquote(argument)).map(|name| HeaderName::from_bytes(name).ok()).collect::<Option<Vec<_>>>()?;
+    let names =
+        list(unquote(argument)).map(|name| HeaderName::from_bytes(name).ok()).collect::<Option<Vec<_>>>()?;
     (!names.is_empty()).then_some(names)
 }
 

@@ -145,7 +145,8 @@ fn owned<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
 pub(crate) fn keep<B: Body>(body: B, limit: u64) -> (SharedBody<B>, Keeper<B>) {
     let (client, pieces) = unbounded_channel();
     let remaining = body.size_hint().exact();
-    let keeper = Keeper { body: Box::pin(body), client, limit, expected: remaining, chunks: Vec::new(), length: 0 };
+    let keeper =
+        Keeper { body: Box::pin(body), client, limit, expected: remaining, chunks: Vec::new(), length: 0 };
     (SharedBody { inner: Inner::Kept { pieces, remaining, ended: false } }, keeper)
 }
 

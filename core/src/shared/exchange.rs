@@ -17,8 +17,8 @@ use tracing::Instrument;
 
 use super::body::{Keeper, SharedBody, keep};
 use super::policy::{
-    Admit, Admitted, Answer, Decision, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse, Pass, Placement,
-    SharedPolicy, Write,
+    Admit, Admitted, Answer, Decision, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse, Pass,
+    Placement, SharedPolicy, Write,
 };
 use super::{SharedRecord, SharedRule};
 use crate::body::length_of;
@@ -95,7 +95,10 @@ impl SharedCache {
     /// # Errors
     ///
     /// Only those of the service. The store's are logged.
-    #[expect(clippy::manual_async_fn, reason = "the future of an async fn would have room for the call twice")]
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn would have room for the call twice"
+    )]
     pub fn handle<C>(self: Arc<Self>, call: C) -> impl Future<Output = SharedReply<C>> + Send + 'static
     where
         C: Call<Body: Body<Error: Into<Box<dyn Error + Send + Sync>>>>,
@@ -144,7 +147,9 @@ impl SharedCache {
                 None => forward.because(Reason::Waited),
             };
             let cache = Arc::clone(&self);
-            return self.detached::<C>(async move { cache.exchange(forward, place, call, None, None).await }).await;
+            return self
+                .detached::<C>(async move { cache.exchange(forward, place, call, None, None).await })
+                .await;
         }
     }
 
@@ -190,7 +195,9 @@ impl SharedCache {
             let intent = forward.intent();
             // Who leads others waits for another process that fills already.
             let is_fresh = |record: &Bytes| match SharedRecord::decode(record) {
-                Some(SharedRecord::Response(stored)) => !stored.no_cache && stored.is_fresh(cache.shared.now()),
+                Some(SharedRecord::Response(stored)) => {
+                    !stored.no_cache && stored.is_fresh(cache.shared.now())
+                }
                 _ => false,
             };
             let awaited = lead.is_some().then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
@@ -285,7 +292,11 @@ impl SharedCache {
             OnResponse::Pass(pass) => {
                 self.evict_for(&pass, &place.target, "").await;
                 let failed = parts.status.is_server_error();
-                give_up(held, lead, if failed { Abandon::Failed } else { Abandon::Uncacheable(UNCACHEABLE_FOR) });
+                give_up(
+                    held,
+                    lead,
+                    if failed { Abandon::Failed } else { Abandon::Uncacheable(UNCACHEABLE_FOR) },
+                );
                 Ok(passed(pass.mark(), parts, body))
             }
             OnResponse::Admit(admit) => {
@@ -402,7 +413,9 @@ impl SharedCache {
         variants: &Variants,
         instead_of: u64,
     ) -> Stored {
-        let Ok(Begun::Held(held)) = self.shared.begin(base, Intent::Refresh).await else { return Stored::Failed };
+        let Ok(Begun::Held(held)) = self.shared.begin(base, Intent::Refresh).await else {
+            return Stored::Failed;
+        };
         match self.read_record(base).await {
             Ok(Some(SharedRecord::Variants(found))) if found.id() == instead_of => {}
             _ => return Stored::Evicted,

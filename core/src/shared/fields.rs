@@ -24,13 +24,8 @@ const NEVER_STORED: [HeaderName; 10] = [
 
 /// What a stored response depends upon (RFC 9111 §3.2): the body that is kept is the one that these describe, so a 304
 /// doesn't change them.
-const ABOUT_THE_STORED_BODY: [HeaderName; 5] = [
-    CONTENT_LENGTH,
-    CONTENT_ENCODING,
-    CONTENT_RANGE,
-    HeaderName::from_static("content-md5"),
-    ETAG,
-];
+const ABOUT_THE_STORED_BODY: [HeaderName; 5] =
+    [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, HeaderName::from_static("content-md5"), ETAG];
 
 /// The fields of a response that are kept: all but what belongs to the connection, what `Connection` lists, what the
 /// response itself withholds by name, and `Age`, which is kept as a number.

@@ -6,7 +6,7 @@ use http::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, HeaderName, LAST_MODIFIED}
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::SharedRule;
-use crate::directives::{Qualified, ResponseDirectives};
+use crate::directives::{Qualified, ResponseDirectives, list};
 
 /// Larger numbers mean this one (RFC 9111 §1.2.2): 68 years.
 const GREATEST: u64 = 1 << 31;
@@ -45,22 +45,23 @@ impl Control {
 /// (RFC 9213 §2.1).
 fn is_dictionary(response: &HeaderMap, name: &HeaderName) -> bool {
     let mut fields = response.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
-    fields.peek().is_some()
-        && fields.flat_map(crate::directives::list).all(|member| {
-            let key_len = member
-                .iter()
-                .position(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b'*'))
-                .unwrap_or(member.len());
-            let (key, rest) = member.split_at(key_len);
-            let is_key = key.first().is_some_and(|first| first.is_ascii_lowercase() || *first == b'*');
-            // A bare key, a value right after the `=`, or parameters.
-            let is_value = match rest {
-                [] => true,
-                [b'=', value, ..] => !value.is_ascii_whitespace(),
-                [first, ..] => *first == b';',
-            };
-            is_key && is_value
-        })
+    fields.peek().is_some() && fields.flat_map(list).all(is_member)
+}
+
+/// RFC 9651 §3.2: a key, and right after a `=` its value. Times must be integers.
+fn is_member(member: &[u8]) -> bool {
+    let is_for_keys = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b'*');
+    let key_len = member.iter().position(|byte| !is_for_keys(byte)).unwrap_or(member.len());
+    let (key, rest) = member.split_at(key_len);
+    let is_key = key.first().is_some_and(|first| first.is_ascii_lowercase() || *first == b'*');
+    let is_time = matches!(key, b"max-age" | b"s-maxage" | b"stale-while-revalidate" | b"stale-if-error");
+    is_key
+        && match rest {
+            [] | [b';', ..] => !is_time,
+            [b'=', first, ..] if is_time => first.is_ascii_digit(),
+            [b'=', first, ..] => !first.is_ascii_whitespace(),
+            _ => false,
+        }
 }
 
 /// When a request left and when its answer came.
@@ -149,7 +150,8 @@ fn age_value(headers: &HeaderMap) -> Option<u64> {
     }
     let digits = one(headers, &AGE)?.as_bytes().trim_ascii();
     let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    let number = || digits.iter().fold(0_u64, |n, digit| n.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
+    let number =
+        || digits.iter().fold(0_u64, |n, digit| n.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
     is_number.then(|| number().min(GREATEST))
 }
 

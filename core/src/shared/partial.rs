@@ -137,7 +137,8 @@ fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
     }
     // §8.8.2.2: what was changed in the second of the answer may have changed again in it.
     let (Some(modified), Some(date)) = (stored.get(LAST_MODIFIED), stored.get(DATE)) else { return false };
-    let is_strong = matches!((http_date(modified), http_date(date)), (Some(modified), Some(date)) if modified < date);
+    let is_strong =
+        matches!((http_date(modified), http_date(date)), (Some(modified), Some(date)) if modified < date);
     is_strong && modified.as_bytes() == condition.as_bytes()
 }
 

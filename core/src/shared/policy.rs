@@ -157,8 +157,11 @@ impl SharedPolicy {
     #[must_use]
     pub fn on_request(&self, request: &RequestView<'_>) -> OnRequest {
         let present = Present::of(request.headers);
-        let directives =
-            if present.directives { RequestDirectives::of(request.headers) } else { RequestDirectives::default() };
+        let directives = if present.directives {
+            RequestDirectives::of(request.headers)
+        } else {
+            RequestDirectives::default()
+        };
         let rule = Arc::clone(&self.rule);
         if let Some(reason) = not_for_caches(request, present, &directives) {
             return OnRequest::Bypass(Mark::forwarded(rule, reason));
@@ -249,7 +252,8 @@ impl Lookup {
         let Some(shape) = Shape::of(request.headers, self.is_head, &stored) else {
             return self.forward(Reason::Incomplete, Some(stored), variants, request);
         };
-        let answer = |rule: &Arc<SharedRule>, stored| Answer::hit(Arc::clone(rule), stored, shape, self.is_head, now);
+        let answer =
+            |rule: &Arc<SharedRule>, stored| Answer::hit(Arc::clone(rule), stored, shape, self.is_head, now);
         match unusable(&self.directives, &stored, now) {
             None => Decision::Answer(answer(&self.rule, stored)),
             Some(Reason::Expired) if may_be_stale(&self.directives, &stored, now) => {
@@ -369,7 +373,9 @@ impl Select {
             Ok(None) => lookup.forward(Reason::Variant, None, Some(variants), request),
             // A variant of an earlier record. It is there all the same, and has to be replaced.
             Ok(Some(_)) => match lookup.forward(Reason::Variant, None, Some(variants), request) {
-                Decision::Forward(forward) => Decision::Forward(Forward { intent: Intent::Refresh, ..forward }),
+                Decision::Forward(forward) => {
+                    Decision::Forward(Forward { intent: Intent::Refresh, ..forward })
+                }
                 decision => decision,
             },
             Err(reason) => lookup.forward(reason, None, Some(variants), request),
@@ -431,7 +437,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn hit(rule: Arc<SharedRule>, stored: Box<StoredResponse>, shape: Shape, is_head: bool, now: SystemTime) -> Self {
+    fn hit(
+        rule: Arc<SharedRule>,
+        stored: Box<StoredResponse>,
+        shape: Shape,
+        is_head: bool,
+        now: SystemTime,
+    ) -> Self {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         let ttl = seconds(stored.remaining(now)).saturating_sub(seconds(stored.staleness(now)));
         Self { mark: Mark { rule, said: Said::Hit { ttl } }, now, is_head, from: Some((stored, shape)) }
@@ -586,7 +598,8 @@ impl Forward {
     /// Whether what is stored can be validated, and would be of use if it is valid.
     fn validates(&self) -> bool {
         self.stored.as_ref().is_some_and(|stored| {
-            let has_validator = stored.headers.contains_key(ETAG) || stored.headers.contains_key(LAST_MODIFIED);
+            let has_validator =
+                stored.headers.contains_key(ETAG) || stored.headers.contains_key(LAST_MODIFIED);
             has_validator && Shape::of(&self.request, self.is_head, stored).is_some()
         })
     }
@@ -618,7 +631,9 @@ impl Forward {
         let Some(SharedRecord::Response(stored)) = record else { return Err(self) };
         let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
         match Shape::of(&self.request, self.is_head, &stored) {
-            Some(shape) if stored.variant == expected && unusable(&self.directives, &stored, now).is_none() => {
+            Some(shape)
+                if stored.variant == expected && unusable(&self.directives, &stored, now).is_none() =>
+            {
                 Ok(Answer::hit(self.rule, stored, shape, self.is_head, now).collapsed(self.reason))
             }
             _ => Err(self),
@@ -683,10 +698,8 @@ impl Forward {
         };
         match (refusal, selecting_fields(&response.headers)) {
             (None, Ok(names)) => {
-                let stored = StoredResponse {
-                    part,
-                    ..made_of(response, &control, freshness, now, &self.rule)
-                };
+                let stored =
+                    StoredResponse { part, ..made_of(response, &control, freshness, now, &self.rule) };
                 OnResponse::Admit(Admit {
                     stored,
                     names,
@@ -732,7 +745,8 @@ impl Forward {
             response.headers.get(&name).is_none_or(|value| stored.headers.get(&name) == Some(value))
         };
         let is_whole = response.status == stored.status && stored.part.is_none();
-        let length = response.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let length =
+            response.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let same_length = length.is_none_or(|length: usize| length == stored.body.len());
         if is_whole && same_length && same(ETAG) && same(LAST_MODIFIED) {
             update(&mut stored, &response.headers, times, &self.rule);
@@ -817,7 +831,10 @@ fn made_of(
         received: now,
         initial_age: freshness.initial_age,
         lifetime: freshness.lifetime,
-        stale_while_revalidate: stale_for(control.directives.stale_while_revalidate, rule.stale_while_revalidate),
+        stale_while_revalidate: stale_for(
+            control.directives.stale_while_revalidate,
+            rule.stale_while_revalidate,
+        ),
         stale_if_error: stale_for(control.directives.stale_if_error, rule.stale_if_error),
         forbids_stale: control.forbids_stale(),
         no_cache: control.qualified.no_cache,
@@ -1094,7 +1111,11 @@ impl Write {
     ) -> OnResponse {
         let mark = Mark::forwarded(Arc::clone(&self.rule), Reason::Method);
         if response.extensions.get::<OriginFailed>().is_some() {
-            return OnResponse::Pass(Pass { mark: mark.because(Reason::Failed), evicts: true, also: Vec::new() });
+            return OnResponse::Pass(Pass {
+                mark: mark.because(Reason::Failed),
+                evicts: true,
+                also: Vec::new(),
+            });
         }
         if !(response.status.is_success() || response.status.is_redirection()) {
             return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
@@ -1103,15 +1124,21 @@ impl Write {
         let content_location = spoken_of(CONTENT_LOCATION);
         let is_the_target = |uri: &Uri| uri.path_and_query() == self.target.path_and_query();
         let control = Control::of(&response.headers, &self.rule);
-        let freshness =
-            Freshness::of(response.status, &response.headers, &control, Exchanged { sent, received: now }, &self.rule);
+        let freshness = Freshness::of(
+            response.status,
+            &response.headers,
+            &control,
+            Exchanged { sent, received: now },
+            &self.rule,
+        );
         // RFC 9110 §9.3.3: with explicit freshness and a `Content-Location` that is the target, it is what a GET would get.
         let is_for_gets = self.may_store
             && response.status == StatusCode::OK
             && freshness.is_explicit
             && content_location.as_ref().is_some_and(is_the_target)
             && selecting_fields(&response.headers) == Ok(Vec::new())
-            && unstorable(response, length, &control, freshness, self.has_authorization, &self.rule).is_none();
+            && unstorable(response, length, &control, freshness, self.has_authorization, &self.rule)
+                .is_none();
         if is_for_gets {
             return OnResponse::Admit(Admit {
                 stored: made_of(response, &control, freshness, now, &self.rule),
@@ -1137,8 +1164,16 @@ pub struct Mark {
 #[derive(Clone, Debug)]
 enum Said {
     /// What remains of the freshness lifetime, in seconds; negative once it is over.
-    Hit { ttl: i64 },
-    Forwarded { why: Reason, detail: Reason, status: Option<StatusCode>, stored: bool, collapsed: bool },
+    Hit {
+        ttl: i64,
+    },
+    Forwarded {
+        why: Reason,
+        detail: Reason,
+        status: Option<StatusCode>,
+        stored: bool,
+        collapsed: bool,
+    },
 }
 
 impl Mark {
@@ -1204,7 +1239,9 @@ impl Mark {
 
     /// On a 504 for `only-if-cached`: nothing was forwarded.
     fn stamp_unsatisfied(&self, headers: &mut HeaderMap) {
-        let (Some(name), Said::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.said) else { return };
+        let (Some(name), Said::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.said) else {
+            return;
+        };
         if let Ok(value) = HeaderValue::try_from(format!("{name}; detail={detail}")) {
             headers.append(CACHE_STATUS, value);
         }

@@ -11,7 +11,11 @@ pub(crate) fn same_site(headers: &HeaderMap, name: &HeaderName, base: &Uri, host
     let reference = field.split('#').next().unwrap_or_default();
     let target = match authority_and_rest(reference) {
         Some((authority, rest)) if authority.eq_ignore_ascii_case(host) => {
-            if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") }
+            if rest.starts_with('/') {
+                rest.to_owned()
+            } else {
+                format!("/{rest}")
+            }
         }
         Some(_) => return None,
         None => resolve(base, reference),

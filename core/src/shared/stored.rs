@@ -219,25 +219,29 @@ mod tests {
             (millis(), millis(), millis(), millis()),
             (any::<bool>(), any::<bool>(), any::<u64>(), proptest::option::of(part)),
         )
-            .prop_map(|((status, fields, body, received), times, (forbids_stale, no_cache, variant, part))| {
-                StoredResponse {
-                    status: StatusCode::from_u16(status).unwrap(),
-                    headers: fields
-                        .into_iter()
-                        .map(|(n, v)| (HeaderName::try_from(n).unwrap(), HeaderValue::from_bytes(&v).unwrap()))
-                        .collect(),
-                    body,
-                    received: from_millis(received).unwrap(),
-                    initial_age: times.0,
-                    lifetime: times.1,
-                    stale_while_revalidate: times.2,
-                    stale_if_error: times.3,
-                    forbids_stale,
-                    no_cache,
-                    variant,
-                    part,
-                }
-            })
+            .prop_map(
+                |((status, fields, body, received), times, (forbids_stale, no_cache, variant, part))| {
+                    StoredResponse {
+                        status: StatusCode::from_u16(status).unwrap(),
+                        headers: fields
+                            .into_iter()
+                            .map(|(n, v)| {
+                                (HeaderName::try_from(n).unwrap(), HeaderValue::from_bytes(&v).unwrap())
+                            })
+                            .collect(),
+                        body,
+                        received: from_millis(received).unwrap(),
+                        initial_age: times.0,
+                        lifetime: times.1,
+                        stale_while_revalidate: times.2,
+                        stale_if_error: times.3,
+                        forbids_stale,
+                        no_cache,
+                        variant,
+                        part,
+                    }
+                },
+            )
     }
 
     proptest! {
