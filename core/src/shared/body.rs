@@ -179,26 +179,33 @@ impl<B: Body> Complete<B> {
     }
 }
 
+/// Why there is nothing to store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unkept {
+    /// The body broke off, or the client is gone and it still goes on.
+    Broken,
+    TooLong,
+}
+
 impl<B: Body> Keeper<B> {
-    /// Reads on until the end. `None` if there is nothing to store: the body broke off, is too long, or the client is gone
-    /// and `patience` is over.
-    pub(crate) async fn read(mut self, patience: Duration) -> Option<Complete<B>> {
+    /// Reads on until the end. For a client that is gone, no longer than `patience`.
+    pub(crate) async fn read(mut self, patience: Duration) -> Result<Complete<B>, Unkept> {
         let client = self.client.clone();
         tokio::select! {
             biased;
-            complete = self.read_on() => match complete {
-                Ok(held_back) => Some(Complete { body: join(&self.chunks, self.length), held_back, client }),
+            end = self.read_on() => match end {
+                Ok(held_back) => Ok(Complete { body: join(&self.chunks, self.length), held_back, client }),
                 Err(Some(last)) => {
                     let _: Result<(), _> = client.send(last);
-                    None
+                    Err(Unkept::Broken)
                 }
                 Err(None) => {
                     // The client takes over.
                     let _: Result<(), _> = client.send(Piece::Rest(self.body));
-                    None
+                    Err(Unkept::TooLong)
                 }
             },
-            () = lonely(&client, patience) => None,
+            () = lonely(&client, patience) => Err(Unkept::Broken),
         }
     }
 

@@ -15,7 +15,7 @@ use http::{Response, StatusCode, Uri, response};
 use http_body::Body;
 use tracing::Instrument;
 
-use super::body::{Keeper, SharedBody, keep};
+use super::body::{Keeper, SharedBody, Unkept, keep};
 use super::policy::{
     Admit, Admitted, Answer, Decision, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse, Pass,
     Placement, SharedPolicy, Write,
@@ -268,7 +268,7 @@ impl SharedCache {
         let response = match answered {
             Ok(response) => response,
             Err(error) => {
-                give_up(held, lead, Abandon::Failed);
+                give_up(held, lead, true);
                 return match forward.on_error(now) {
                     Ok(answer) => Ok(into_response(answer)),
                     Err(_) => Err(error),
@@ -279,24 +279,20 @@ impl SharedCache {
         let length = length_of(&parts.headers, &body);
         match forward.on_response(&parts, length, sent, now) {
             OnResponse::ServeStale(answer) => {
-                give_up(held, lead, Abandon::Failed);
+                give_up(held, lead, true);
                 Ok(into_response(answer))
             }
             OnResponse::Freshened(freshened) => {
                 self.freshen(&freshened, &place, held, lead).await;
+                let mark = freshened.mark().clone();
                 Ok(match freshened.into_answer() {
                     Some(answer) => into_response(answer),
-                    None => Response::from_parts(parts, SharedBody::own(body)),
+                    None => passed(&mark, parts, body),
                 })
             }
             OnResponse::Pass(pass) => {
                 self.evict_for(&pass, &place.target, "").await;
-                let failed = parts.status.is_server_error();
-                give_up(
-                    held,
-                    lead,
-                    if failed { Abandon::Failed } else { Abandon::Uncacheable(UNCACHEABLE_FOR) },
-                );
+                give_up(held, lead, parts.status.is_server_error());
                 Ok(passed(pass.mark(), parts, body))
             }
             OnResponse::Admit(admit) => {
@@ -310,7 +306,7 @@ impl SharedCache {
     async fn freshen(&self, freshened: &Freshened, place: &Place, held: Option<Held>, lead: Option<Lead>) {
         let Some((record, ttl)) = freshened.record() else {
             self.shared.evict_key(&place.target).await;
-            return give_up(held, lead, Abandon::Uncacheable(UNCACHEABLE_FOR));
+            return give_up(held, lead, false);
         };
         let Some(held) = held else { return };
         let stored = held.commit(record, Some(ttl)).await;
@@ -351,11 +347,14 @@ impl SharedCache {
             Some(held) => held.renewing(reading).await,
             None => reading.await,
         };
-        let Some(complete) = complete else {
-            if work.is_write {
-                self.shared.evict_key(&work.place.base).await;
+        let complete = match complete {
+            Ok(complete) => complete,
+            Err(unkept) => {
+                if work.is_write {
+                    self.shared.evict_key(&work.place.base).await;
+                }
+                return give_up(work.held, work.lead, unkept == Unkept::Broken);
             }
-            return give_up(work.held, work.lead, Abandon::Uncacheable(UNCACHEABLE_FOR));
         };
         self.store(admit.with_body(complete.body.clone()), work).await;
         complete.release();
@@ -548,11 +547,15 @@ fn into_response<B: Body>(answer: Answer) -> Response<SharedBody<B>> {
     answer.into_response().map(SharedBody::full)
 }
 
-fn give_up(held: Option<Held>, lead: Option<Lead>, why: Abandon) {
+/// Nothing is stored. If the origin failed the next request may try at once; else the others aren't kept waiting, for their
+/// answers won't be stored either. But only those who would have waited for this one are told: what was refused a request
+/// of a special kind, with credentials or for a part, may well be stored for an ordinary one.
+fn give_up(held: Option<Held>, lead: Option<Lead>, failed: bool) {
     if let Some(held) = held {
-        held.abandon(why);
+        let uncacheable = !failed && lead.is_some();
+        held.abandon(if uncacheable { Abandon::Uncacheable(UNCACHEABLE_FOR) } else { Abandon::Failed });
     }
-    land(lead, if why == Abandon::Failed { Landing::Failed } else { Landing::Alone });
+    land(lead, if failed { Landing::Failed } else { Landing::Alone });
 }
 
 fn land(lead: Option<Lead>, landing: Landing) {

@@ -730,9 +730,9 @@ impl Forward {
         let is_kept = is_still_storable(&stored, self.present.authorization, &self.rule);
         let mark = if is_kept { mark.stored() } else { mark };
         let answer = shape.map(|shape| {
-            Answer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now).after(mark)
+            Answer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now).after(mark.clone())
         });
-        OnResponse::Freshened(Freshened { rule: self.rule, stored, is_kept, answer })
+        OnResponse::Freshened(Freshened { mark, stored, is_kept, answer })
     }
 
     /// §4.3.5: the answer to a HEAD says whether the stored response to a GET is still the same, and freshens it.
@@ -751,7 +751,8 @@ impl Forward {
         if is_whole && same_length && same(ETAG) && same(LAST_MODIFIED) {
             update(&mut stored, &response.headers, times, &self.rule);
             let is_kept = is_still_storable(&stored, self.present.authorization, &self.rule);
-            OnResponse::Freshened(Freshened { rule: self.rule, stored, is_kept, answer: None })
+            let mark = if is_kept { mark.stored() } else { mark };
+            OnResponse::Freshened(Freshened { mark, stored, is_kept, answer: None })
         } else {
             let evicts = crate::policy::contradicts(response.status);
             OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
@@ -903,7 +904,7 @@ fn retention(stored: &StoredResponse, now: SystemTime, rule: &SharedRule) -> Dur
 #[derive(Debug)]
 #[must_use]
 pub struct Freshened {
-    rule: Arc<SharedRule>,
+    mark: Mark,
     stored: Box<StoredResponse>,
     is_kept: bool,
     answer: Option<Answer>,
@@ -913,7 +914,7 @@ impl Freshened {
     /// The record for the store and how long to keep it, or `None` if what is there must go.
     #[must_use]
     pub fn record(&self) -> Option<(Bytes, Duration)> {
-        let keep = || (self.stored.encode(), retention(&self.stored, self.stored.received, &self.rule));
+        let keep = || (self.stored.encode(), retention(&self.stored, self.stored.received, &self.mark.rule));
         self.is_kept.then(keep)
     }
 
@@ -921,6 +922,11 @@ impl Freshened {
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.is_kept && !self.stored.no_cache && self.stored.is_fresh(self.stored.received)
+    }
+
+    /// What the cache says about itself on the response to a HEAD.
+    pub const fn mark(&self) -> &Mark {
+        &self.mark
     }
 
     /// What to answer with. `None` after a HEAD: its own response.
