@@ -222,18 +222,20 @@ fn add(headers: &mut HeaderMap, name: &HeaderName, element: &str) {
     }
 }
 
+/// Until somebody wants it to stop: Ctrl-C, or what service managers send.
 async fn stop_signal() {
-    let interrupted = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    if let Ok(mut terminated) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = interrupted => {}
-            _ = terminated.recv() => {}
+    let terminated = async {
+        #[cfg(unix)]
+        if let Ok(mut signals) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            signals.recv().await;
+            return;
         }
-        return;
+        std::future::pending().await
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
     }
-    #[cfg(not(unix))]
-    let _ = interrupted.await;
 }
 
 #[expect(clippy::print_stdout, reason = "the one line that callers wait for")]

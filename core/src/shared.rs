@@ -17,6 +17,7 @@
 
 mod fields;
 mod freshness;
+mod mark;
 mod partial;
 pub mod policy;
 mod reference;

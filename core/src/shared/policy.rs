@@ -37,6 +37,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, response};
 
 use super::fields::{self, freshen, storable};
 use super::freshness::{Control, Exchanged, Freshness, http_date, is_heuristically_cacheable};
+use super::mark::CACHE_STATUS;
 use super::partial::{Cut, combine, cut, part_of};
 use super::reference::same_site;
 use super::stored::{SharedRecord, StoredResponse};
@@ -50,7 +51,7 @@ use crate::rule::host;
 use crate::store::Intent;
 use crate::vary::{SecondaryKey, Variants, selecting_fields};
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub use super::mark::Mark;
 
 /// Put into the extensions of a response that the service made itself because the origin gave none: it could not be
 /// reached, or broke off, or took too long. It is never stored, what is stored may stand in for it, and after a write
@@ -446,7 +447,7 @@ impl Answer {
     ) -> Self {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         let ttl = seconds(stored.remaining(now)).saturating_sub(seconds(stored.staleness(now)));
-        Self { mark: Mark { rule, said: Said::Hit { ttl } }, now, is_head, from: Some((stored, shape)) }
+        Self { mark: Mark::hit(rule, ttl), now, is_head, from: Some((stored, shape)) }
     }
 
     const fn unsatisfiable(rule: Arc<SharedRule>, reason: Reason) -> Self {
@@ -462,10 +463,7 @@ impl Answer {
 
     /// Says that the request waited for another one's answer (RFC 9211 §2.6).
     pub fn collapsed(self, reason: Reason) -> Self {
-        let mut mark = Mark::forwarded(Arc::clone(&self.mark.rule), reason);
-        if let Said::Forwarded { collapsed, .. } = &mut mark.said {
-            *collapsed = true;
-        }
+        let mark = Mark::forwarded(Arc::clone(&self.mark.rule), reason).collapsed();
         self.after(mark)
     }
 
@@ -780,8 +778,7 @@ fn unstorable(
     } else if said.must_understand && !is_understood(response.status) {
         // §5.2.2.3.
         Some(Reason::Status)
-    } else if (said.no_store && !said.must_understand) || control.qualified.private {
-        // §5.2.2.5, which `must-understand` overrides, and §5.2.2.7.
+    } else if withholds(control) {
         Some(Reason::Withheld)
     } else if has_authorization && !is_for_all(control) {
         Some(Reason::Authorization)
@@ -796,6 +793,11 @@ fn unstorable(
     } else {
         matches!(length, BodyLength::Known(length) if length > rule.max_body).then_some(Reason::Size)
     }
+}
+
+/// §5.2.2.5, which `must-understand` overrides (§5.2.2.3), and §5.2.2.7.
+fn withholds(control: &Control) -> bool {
+    (control.directives.no_store && !control.directives.must_understand) || control.qualified.private
 }
 
 /// §3.5: what says that an answer to a request with credentials is for others too.
@@ -882,9 +884,7 @@ fn update(stored: &mut StoredResponse, response: &HeaderMap, times: Exchanged, r
 /// Whether the fields of the validation leave the response storable: `no-store` may be new.
 fn is_still_storable(stored: &StoredResponse, has_authorization: bool, rule: &SharedRule) -> bool {
     let control = Control::of(&stored.headers, rule);
-    !(control.directives.no_store && !control.directives.must_understand)
-        && !control.qualified.private
-        && (!has_authorization || is_for_all(&control))
+    !withholds(&control) && (!has_authorization || is_for_all(&control))
 }
 
 /// How long a store shall keep a response: while it is fresh, and for as long after that as it may still be of use.
@@ -1157,113 +1157,5 @@ impl Write {
         }
         let also = [spoken_of(LOCATION), content_location].into_iter().flatten();
         OnResponse::Pass(Pass { mark, evicts: true, also: also.filter(|uri| !is_the_target(uri)).collect() })
-    }
-}
-
-/// What the cache says about itself: `Cache-Status` (RFC 9211).
-#[derive(Clone, Debug)]
-pub struct Mark {
-    rule: Arc<SharedRule>,
-    said: Said,
-}
-
-#[derive(Clone, Debug)]
-enum Said {
-    /// What remains of the freshness lifetime, in seconds; negative once it is over.
-    Hit {
-        ttl: i64,
-    },
-    Forwarded {
-        why: Reason,
-        detail: Reason,
-        status: Option<StatusCode>,
-        stored: bool,
-        collapsed: bool,
-    },
-}
-
-impl Mark {
-    const fn forwarded(rule: Arc<SharedRule>, reason: Reason) -> Self {
-        let said =
-            Said::Forwarded { why: reason, detail: reason, status: None, stored: false, collapsed: false };
-        Self { rule, said }
-    }
-
-    fn because(mut self, reason: Reason) -> Self {
-        if let Said::Forwarded { detail, .. } = &mut self.said {
-            *detail = reason;
-        }
-        self
-    }
-
-    fn answered(mut self, with: Option<StatusCode>) -> Self {
-        if let Said::Forwarded { status, .. } = &mut self.said {
-            *status = with;
-        }
-        self
-    }
-
-    fn stored(mut self) -> Self {
-        if let Said::Forwarded { stored, .. } = &mut self.said {
-            *stored = true;
-        }
-        self
-    }
-
-    /// The same, when it turned out that nothing will be stored.
-    pub fn unstored(mut self, reason: Reason) -> Self {
-        if let Said::Forwarded { stored, detail, .. } = &mut self.said {
-            (*stored, *detail) = (false, reason);
-        }
-        self
-    }
-
-    /// Writes it into the fields of a response, after what caches nearer to the origin wrote.
-    pub fn stamp(&self, headers: &mut HeaderMap) {
-        let Some(name) = &self.rule.cache_status else { return };
-        let mut text = String::from(&**name);
-        match &self.said {
-            Said::Hit { ttl } => text.push_str(&format!("; hit; ttl={ttl}")),
-            Said::Forwarded { why, detail, status, stored, collapsed } => {
-                text.push_str(&format!("; fwd={}", forward_reason(*why)));
-                if let Some(status) = status {
-                    text.push_str(&format!("; fwd-status={}", status.as_u16()));
-                }
-                if *stored {
-                    text.push_str("; stored");
-                }
-                if *collapsed {
-                    text.push_str("; collapsed");
-                }
-                text.push_str(&format!("; detail={detail}"));
-            }
-        }
-        if let Ok(value) = HeaderValue::try_from(text) {
-            headers.append(CACHE_STATUS, value);
-        }
-    }
-
-    /// On a 504 for `only-if-cached`: nothing was forwarded.
-    fn stamp_unsatisfied(&self, headers: &mut HeaderMap) {
-        let (Some(name), Said::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.said) else {
-            return;
-        };
-        if let Ok(value) = HeaderValue::try_from(format!("{name}; detail={detail}")) {
-            headers.append(CACHE_STATUS, value);
-        }
-    }
-}
-
-/// RFC 9211 §2.2.
-const fn forward_reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Absent => "uri-miss",
-        Reason::Variant => "vary-miss",
-        Reason::NoCache | Reason::MaxAge | Reason::MinFresh => "request",
-        Reason::Expired => "stale",
-        Reason::Incomplete => "partial",
-        Reason::Method => "method",
-        Reason::NoStore | Reason::Upgrade | Reason::Content | Reason::Precondition => "bypass",
-        _ => "miss",
     }
 }
