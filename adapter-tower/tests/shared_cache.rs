@@ -1,5 +1,7 @@
 //! The shared cache between real sockets: a client, hyper with the layer, and an origin that can do everything wrong.
+
 #![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

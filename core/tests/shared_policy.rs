@@ -1,6 +1,9 @@
 //! The engine of the shared cache as tables: each row is a rule, with its section. Sections without a number before them
 //! are of RFC 9111.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+#![allow(clippy::type_complexity, reason = "the columns of a table are named by its rows")]
+
 #[allow(dead_code, reason = "each test uses its part of it")]
 mod engine;
 
