@@ -12,6 +12,8 @@ use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::policy::BodyLength;
+
 type BoxError = Box<dyn Error + Send + Sync>;
 
 pin_project! {
@@ -142,11 +144,14 @@ fn owned<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
 }
 
 /// Splits a body: what the client reads, at once and as it comes, and what keeps it meanwhile.
-pub(crate) fn keep<B: Body>(body: B, limit: u64) -> (SharedBody<B>, Keeper<B>) {
+pub(crate) fn keep<B: Body>(body: B, length: BodyLength, limit: u64) -> (SharedBody<B>, Keeper<B>) {
     let (client, pieces) = unbounded_channel();
     let remaining = body.size_hint().exact();
-    let keeper =
-        Keeper { body: Box::pin(body), client, limit, expected: remaining, chunks: Vec::new(), length: 0 };
+    let expected = match length {
+        BodyLength::Known(length) => Some(length),
+        BodyLength::Unknown => None,
+    };
+    let keeper = Keeper { body: Box::pin(body), client, limit, expected, chunks: Vec::new(), length: 0 };
     (SharedBody { inner: Inner::Kept { pieces, remaining, ended: false } }, keeper)
 }
 

@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::body::{Keeper, SharedBody, Unkept, keep};
 use super::policy::{
-    Admit, Admitted, Answer, Decision, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse, Pass,
+    Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse, Pass,
     Placement, SharedPolicy, Write,
 };
 use super::{SharedRecord, SharedRule};
@@ -304,12 +304,18 @@ impl SharedCache {
 
     /// Stores a validated response with its new fields.
     async fn freshen(&self, freshened: &Freshened, place: &Place, held: Option<Held>, lead: Option<Lead>) {
-        let Some((record, ttl)) = freshened.record() else {
-            self.shared.evict_key(&place.target).await;
-            return give_up(held, lead, false);
+        match freshened.fate() {
+            Fate::Store => {}
+            Fate::Leave => return give_up(held, lead, false),
+            Fate::Evict => {
+                self.shared.evict_key(&place.target).await;
+                return give_up(held, lead, false);
+            }
+        }
+        let stored = match held {
+            Some(held) => held.commit(freshened.record(), Some(freshened.retention())).await,
+            None => Stored::Failed,
         };
-        let Some(held) = held else { return };
-        let stored = held.commit(record, Some(ttl)).await;
         let serves_others = stored == Stored::Yes && freshened.is_fresh();
         land(lead, if serves_others { Landing::Again } else { Landing::Alone });
     }
@@ -327,7 +333,7 @@ impl SharedCache {
         B: Body<Data: Send, Error: Send> + Send + 'static,
     {
         if work.held.is_none() {
-            let mark = admit.mark().clone().unstored(Reason::Busy);
+            let mark = admit.mark().clone().unstored();
             return passed(&mark, parts, body);
         }
         admit.mark().stamp(&mut parts.headers);
@@ -335,7 +341,7 @@ impl SharedCache {
             self.store(admit.with_body(Bytes::new()), work).await;
             return Response::from_parts(parts, SharedBody::full(Bytes::new()));
         }
-        let (client, keeper) = keep(body, admit.max_body());
+        let (client, keeper) = keep(body, length, admit.max_body());
         let cache = Arc::clone(self);
         self.shared.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
         Response::from_parts(parts, client)
@@ -462,7 +468,7 @@ impl SharedCache {
                 }
                 OnResponse::Admit(admit) => {
                     cache.shared.evict_key(&key).await;
-                    passed(&admit.mark().clone().unstored(Reason::Vary), parts, body)
+                    passed(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
                 }
                 OnResponse::Pass(pass) => {
                     cache.evict_for(&pass, &key, &site).await;

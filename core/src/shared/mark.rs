@@ -42,7 +42,8 @@ impl Mark {
         Self { rule, said }
     }
 
-    pub(super) fn because(mut self, reason: Reason) -> Self {
+    /// Says this about why.
+    pub fn because(mut self, reason: Reason) -> Self {
         if let Said::Forwarded { detail, .. } = &mut self.said {
             *detail = reason;
         }
@@ -71,9 +72,9 @@ impl Mark {
     }
 
     /// The same, when it turned out that nothing will be stored.
-    pub fn unstored(mut self, reason: Reason) -> Self {
-        if let Said::Forwarded { stored, detail, .. } = &mut self.said {
-            (*stored, *detail) = (false, reason);
+    pub fn unstored(mut self) -> Self {
+        if let Said::Forwarded { stored, .. } = &mut self.said {
+            *stored = false;
         }
         self
     }

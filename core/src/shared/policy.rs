@@ -290,6 +290,7 @@ impl Lookup {
         Decision::Forward(Forward {
             rule: self.rule,
             reason,
+            detail: reason,
             directives: self.directives,
             present: self.present,
             is_head: self.is_head,
@@ -546,6 +547,8 @@ fn is_for_not_modified(name: &HeaderName) -> bool {
 pub struct Forward {
     rule: Arc<SharedRule>,
     reason: Reason,
+    /// The same, unless it became something else on the way: for those who read `Cache-Status`.
+    detail: Reason,
     directives: RequestDirectives,
     present: Present,
     is_head: bool,
@@ -571,9 +574,13 @@ impl Forward {
         self.intent
     }
 
-    /// Goes to the origin, but for another reason than that nothing was found.
-    pub fn because(self, reason: Reason) -> Self {
-        Self { reason, ..self }
+    /// Goes to the origin, and says this about why. What it is allowed stays the same.
+    pub fn because(self, detail: Reason) -> Self {
+        Self { detail, ..self }
+    }
+
+    fn mark(&self) -> Mark {
+        Mark::forwarded(Arc::clone(&self.rule), self.reason).because(self.detail)
     }
 
     fn in_background(self) -> Self {
@@ -650,7 +657,7 @@ impl Forward {
         }
         let stored = self.stored.take_if(|stored| may_stand_in(stored, now))?;
         let shape = Shape::of(&self.request, self.is_head, &stored)?;
-        let mark = Mark::forwarded(Arc::clone(&self.rule), self.reason).answered(status);
+        let mark = self.mark().answered(status);
         Some(Answer::hit(Arc::clone(&self.rule), stored, shape, self.is_head, now).after(mark))
     }
 
@@ -677,7 +684,7 @@ impl Forward {
         }
         let control = Control::of(&response.headers, &self.rule);
         let freshness = Freshness::of(response.status, &response.headers, &control, times, &self.rule);
-        let mark = Mark::forwarded(Arc::clone(&self.rule), self.reason);
+        let mark = self.mark();
         if self.is_head {
             return self.on_head(response, mark, times);
         }
@@ -710,7 +717,7 @@ impl Forward {
             (reason, _) => {
                 let mark = mark.because(reason.unwrap_or(Reason::Vary));
                 // What was there isn't what the origin answers any more.
-                let evicts = self.stored.is_some() && crate::policy::contradicts(response.status);
+                let evicts = self.stored.is_some() && contradicts(response.status);
                 OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
             }
         }
@@ -718,19 +725,19 @@ impl Forward {
 
     /// §4.3.4: the stored response is valid; its fields are updated, and its age starts anew.
     fn freshened(self, response: &response::Parts, times: Exchanged) -> OnResponse {
-        let mark = Mark::forwarded(Arc::clone(&self.rule), self.reason).answered(Some(response.status));
+        let mark = self.mark().answered(Some(response.status));
         let Some(mut stored) = self.stored else {
             return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
         };
         update(&mut stored, &response.headers, times, &self.rule);
         let now = times.received;
         let shape = Shape::of(&self.request, self.is_head, &stored);
-        let is_kept = is_still_storable(&stored, self.present.authorization, &self.rule);
-        let mark = if is_kept { mark.stored() } else { mark };
+        let fate = Fate::of(&stored, self.present.authorization, &self.rule);
+        let mark = if fate == Fate::Store { mark.stored() } else { mark };
         let answer = shape.map(|shape| {
             Answer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now).after(mark.clone())
         });
-        OnResponse::Freshened(Freshened { mark, stored, is_kept, answer })
+        OnResponse::Freshened(Freshened { mark, stored, fate, answer })
     }
 
     /// §4.3.5: the answer to a HEAD says whether the stored response to a GET is still the same, and freshens it.
@@ -748,14 +755,19 @@ impl Forward {
         let same_length = length.is_none_or(|length: usize| length == stored.body.len());
         if is_whole && same_length && same(ETAG) && same(LAST_MODIFIED) {
             update(&mut stored, &response.headers, times, &self.rule);
-            let is_kept = is_still_storable(&stored, self.present.authorization, &self.rule);
-            let mark = if is_kept { mark.stored() } else { mark };
-            OnResponse::Freshened(Freshened { mark, stored, is_kept, answer: None })
+            let fate = Fate::of(&stored, self.present.authorization, &self.rule);
+            let mark = if fate == Fate::Store { mark.stored() } else { mark };
+            OnResponse::Freshened(Freshened { mark, stored, fate, answer: None })
         } else {
-            let evicts = crate::policy::contradicts(response.status);
+            let evicts = contradicts(response.status);
             OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
         }
     }
+}
+
+/// Whether what is stored isn't what the origin answers any more. A 304 to a condition of the client's own doesn't say so.
+fn contradicts(status: StatusCode) -> bool {
+    status != StatusCode::NOT_MODIFIED && crate::policy::contradicts(status)
 }
 
 /// §4.2.4: what may count as a failure of the origin.
@@ -881,10 +893,28 @@ fn update(stored: &mut StoredResponse, response: &HeaderMap, times: Exchanged, r
     };
 }
 
-/// Whether the fields of the validation leave the response storable: `no-store` may be new.
-fn is_still_storable(stored: &StoredResponse, has_authorization: bool, rule: &SharedRule) -> bool {
-    let control = Control::of(&stored.headers, rule);
-    !withholds(&control) && (!has_authorization || is_for_all(&control))
+/// What becomes of a stored response that was validated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is stored again, with its new fields.
+    Store,
+    /// It stays as it was: the validation was one user's (§3.5).
+    Leave,
+    /// It goes: the origin doesn't want it stored any more.
+    Evict,
+}
+
+impl Fate {
+    fn of(stored: &StoredResponse, has_authorization: bool, rule: &SharedRule) -> Self {
+        let control = Control::of(&stored.headers, rule);
+        if withholds(&control) {
+            Self::Evict
+        } else if has_authorization && !is_for_all(&control) {
+            Self::Leave
+        } else {
+            Self::Store
+        }
+    }
 }
 
 /// How long a store shall keep a response: while it is fresh, and for as long after that as it may still be of use.
@@ -906,22 +936,33 @@ fn retention(stored: &StoredResponse, now: SystemTime, rule: &SharedRule) -> Dur
 pub struct Freshened {
     mark: Mark,
     stored: Box<StoredResponse>,
-    is_kept: bool,
+    fate: Fate,
     answer: Option<Answer>,
 }
 
 impl Freshened {
-    /// The record for the store and how long to keep it, or `None` if what is there must go.
+    /// What becomes of what is stored.
     #[must_use]
-    pub fn record(&self) -> Option<(Bytes, Duration)> {
-        let keep = || (self.stored.encode(), retention(&self.stored, self.stored.received, &self.mark.rule));
-        self.is_kept.then(keep)
+    pub const fn fate(&self) -> Fate {
+        self.fate
+    }
+
+    /// The record for the store.
+    #[must_use]
+    pub fn record(&self) -> Bytes {
+        self.stored.encode()
+    }
+
+    /// How long the store shall keep it.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        retention(&self.stored, self.stored.received, &self.mark.rule)
     }
 
     /// Whether it will be fresh for the next request.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
-        self.is_kept && !self.stored.no_cache && self.stored.is_fresh(self.stored.received)
+        self.fate == Fate::Store && !self.stored.no_cache && self.stored.is_fresh(self.stored.received)
     }
 
     /// What the cache says about itself on the response to a HEAD.
