@@ -74,7 +74,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             },
             () = &mut stop => break,
         };
-        stream.set_nodelay(true)?;
+        // Where it can't be set, answers are a little later.
+        let _ = stream.set_nodelay(true);
         let service = service.clone();
         let answer = move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ClientAddress(client));
@@ -150,7 +151,11 @@ impl Proxy {
         let host = match parts.uri.authority() {
             // RFC 9112 §3.2.2: a URI with a host overrules the field.
             Some(authority) => HeaderValue::from_str(authority.as_str()).ok()?,
-            None => parts.headers.get(HOST).cloned()?,
+            // HTTP/1.0 asks without one.
+            None => match parts.headers.get(HOST) {
+                Some(host) => host.clone(),
+                None => HeaderValue::from_str(self.origin.as_str()).ok()?,
+            },
         };
         parts.uri = Uri::from_parts(uri).ok()?;
         remove_hop_by_hop(&mut parts.headers);

@@ -1,7 +1,7 @@
 //! The shared cache between real sockets: a client, hyper with the layer, and an origin that can do everything wrong.
 
 #![cfg(feature = "memory")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -148,7 +148,9 @@ impl Cache {
     /// The whole answer, as text.
     async fn ask(&self, request: &str) -> String {
         let mut text = String::new();
-        self.send(request).await.read_to_string(&mut text).await.unwrap();
+        let mut stream = self.send(request).await;
+        let read = stream.read_to_string(&mut text);
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("no answer").unwrap();
         text
     }
 }

@@ -447,7 +447,8 @@ impl Answer {
         now: SystemTime,
     ) -> Self {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        let ttl = seconds(stored.remaining(now)).saturating_sub(seconds(stored.staleness(now)));
+        // In whole seconds of age, so that it goes with `Age`.
+        let ttl = seconds(stored.lifetime).saturating_sub(seconds(stored.age(now)));
         Self { mark: Mark::hit(rule, ttl), now, is_head, from: Some((stored, shape)) }
     }
 
