@@ -1,7 +1,8 @@
 //! Larder, the response cache, for [tower](https://docs.rs/tower) services: anything that takes an
 //! `http::Request` and answers with an `http::Response`.
 //!
-//! [`cache`], [`cache_put`] and [`cache_evict`] make layers for routes. The service under them must be `Clone`; its
+//! [`cache`], [`cache_put`] and [`cache_evict`] make layers for routes, whose authors decide; [`SharedCacheLayer`] goes around
+//! a whole service, whose answers decide (RFC 9111). The service under them must be `Clone`; its
 //! body only needs to be `Send`. Errors of the service pass through, and so do the request's extensions.
 //!
 //! ```
@@ -32,11 +33,13 @@
 //! ```
 
 mod service;
+mod shared_cache;
 
 use tower_layer::Layer;
 
 pub use larder_core::{self as core, *};
 pub use service::{AsReceived, CacheService, UriSource};
+pub use shared_cache::{SharedCacheLayer, SharedCacheService};
 
 larder_core::route_layers!();
 

@@ -76,10 +76,16 @@ where
 }
 
 /// A request and the service that will answer it if the cache doesn't.
-struct TowerCall<S, ReqBody, U> {
+pub(crate) struct TowerCall<S, ReqBody, U> {
     service: S,
     request: Request<ReqBody>,
     uri: PhantomData<fn() -> U>,
+}
+
+impl<S, ReqBody> TowerCall<S, ReqBody, AsReceived> {
+    pub(crate) const fn new(service: S, request: Request<ReqBody>) -> Self {
+        Self { service, request, uri: PhantomData }
+    }
 }
 
 impl<S, U, ReqBody, ResBody> Call for TowerCall<S, ReqBody, U>

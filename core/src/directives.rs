@@ -120,6 +120,43 @@ impl ResponseDirectives {
     }
 }
 
+/// `no-cache` and `private` with and without field names (RFC 9111 §5.2.2.4 and §5.2.2.7).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Qualified {
+    /// `no-cache` for the whole response.
+    pub(crate) no_cache: bool,
+    /// `private` for the whole response.
+    pub(crate) private: bool,
+    /// The fields that either names.
+    pub(crate) fields: Vec<HeaderName>,
+}
+
+impl Qualified {
+    pub(crate) fn of_field(headers: &HeaderMap, field: &HeaderName) -> Self {
+        let mut found = Self::default();
+        for directive in directives(headers, field) {
+            let whole = match () {
+                () if directive.is("no-cache") => &mut found.no_cache,
+                () if directive.is("private") => &mut found.private,
+                () => continue,
+            };
+            match directive.value.and_then(field_names) {
+                Some(names) => found.fields.extend(names),
+                // What names nothing that can be understood restricts everything.
+                None => *whole = true,
+            }
+        }
+        found
+    }
+}
+
+/// The names in the argument of a directive, if it is nothing else.
+fn field_names(argument: &[u8]) -> Option<Vec<HeaderName>> {
+    let names =
+        list(unquote(argument)).map(|name| HeaderName::from_bytes(name).ok()).collect::<Option<Vec<_>>>()?;
+    (!names.is_empty()).then_some(names)
+}
+
 /// One directive, as it stands in the field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Directive<'a> {
@@ -262,6 +299,25 @@ mod tests {
             (&["\u{e9}, no-cache"], RequestDirectives { no_cache: true, ..none }),
         ] {
             assert_eq!(request(fields), expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn directives_that_name_fields() {
+        let qualified = |text: &str| Qualified::of_field(&headers(&[text]), &CACHE_CONTROL);
+        let none = Qualified::default();
+        let names = |names: &[&'static str]| names.iter().map(|name| HeaderName::from_static(name)).collect();
+        for (text, expected) in [
+            ("max-age=1", none.clone()),
+            ("no-cache", Qualified { no_cache: true, ..none.clone() }),
+            ("private, max-age=1", Qualified { private: true, ..none.clone() }),
+            ("no-cache=\"A, b\"", Qualified { fields: names(&["a", "b"]), ..none.clone() }),
+            ("private=a", Qualified { fields: names(&["a"]), ..none.clone() }),
+            ("private=a, private", Qualified { private: true, fields: names(&["a"]), ..none.clone() }),
+            ("no-cache=\"\"", Qualified { no_cache: true, ..none.clone() }),
+            ("no-cache=\"not a name\"", Qualified { no_cache: true, ..none.clone() }),
+        ] {
+            assert_eq!(qualified(text), expected, "{text}");
         }
     }
 

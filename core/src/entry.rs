@@ -11,6 +11,7 @@
 //!            flags = 1 must_revalidate
 //! variants   1 'V' id:8 names:1 (len:2 name)* secondary_keys:2 (key:16)*
 //! value      1 'B' coder:1 bytes                               what a CacheBackend stores
+//! shared     1 'S' …                                           what a shared cache stores: see `shared/stored.rs`
 //! ```
 //!
 //! The body comes last, so that it and the field values are slices of the buffer that the store handed over.
@@ -23,7 +24,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::vary::Variants;
 
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 const RESPONSE: u8 = b'R';
 const VARIANTS: u8 = b'V';
 #[cfg(feature = "runtime")]
@@ -87,8 +88,7 @@ impl Entry {
     /// The record for a store. Copies the body once.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let head_len: usize =
-            self.headers.iter().map(|(n, v)| FIELD_FIXED + n.as_str().len() + v.len()).sum();
+        let head_len = head_len(&self.headers);
         let mut out = BytesMut::with_capacity(RESPONSE_FIXED + head_len + self.body.len());
         out.put_u8(VERSION);
         out.put_u8(RESPONSE);
@@ -99,13 +99,7 @@ impl Entry {
         out.put_u64(self.variant);
         out.put_u32(u32::try_from(head_len).unwrap_or(u32::MAX));
         out.put_u64(self.body.len() as u64);
-        for (name, value) in &self.headers {
-            // `http` keeps names and values far below these sizes.
-            out.put_u16(u16::try_from(name.as_str().len()).unwrap_or(u16::MAX));
-            out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
-            out.put_slice(name.as_str().as_bytes());
-            out.put_slice(value.as_bytes());
-        }
+        put_head(&mut out, &self.headers);
         out.put_slice(&self.body);
         out.freeze()
     }
@@ -188,21 +182,39 @@ fn decode_response(bytes: &Bytes) -> Option<Entry> {
         return None;
     }
 
+    let headers = read_head(bytes, RESPONSE_FIXED..body_at)?;
+    let must_revalidate = flags & MUST_REVALIDATE != 0;
+    Some(Entry { status, headers, body: bytes.slice(body_at..), stored_at, ttl, variant, must_revalidate })
+}
+
+/// How many bytes a head takes.
+pub(crate) fn head_len(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(n, v)| FIELD_FIXED + n.as_str().len() + v.len()).sum()
+}
+
+pub(crate) fn put_head(out: &mut BytesMut, headers: &HeaderMap) {
+    for (name, value) in headers {
+        // `http` keeps names and values far below these sizes.
+        out.put_u16(u16::try_from(name.as_str().len()).unwrap_or(u16::MAX));
+        out.put_u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        out.put_slice(name.as_str().as_bytes());
+        out.put_slice(value.as_bytes());
+    }
+}
+
+/// Reads the head that lies at `place`, which must be inside of `bytes`.
+pub(crate) fn read_head(bytes: &Bytes, place: Range<usize>) -> Option<HeaderMap> {
     // Exactly as much room as there will be use for: a map with a few fields is a small allocation, and a large one
     // doesn't grow.
-    let count = Fields { bytes, at: RESPONSE_FIXED, end: body_at }.count();
+    let count = Fields { bytes, at: place.start, end: place.end }.count();
     let mut headers = HeaderMap::try_with_capacity(count + ADDED_BY_A_HIT).ok()?;
-    let mut fields = Fields { bytes, at: RESPONSE_FIXED, end: body_at };
+    let mut fields = Fields { bytes, at: place.start, end: place.end };
     for field in &mut fields {
         let name = HeaderName::from_bytes(&bytes[field.name]).ok()?;
         let value = HeaderValue::from_maybe_shared(bytes.slice(field.value)).ok()?;
         headers.try_append(name, value).ok()?;
     }
-    if fields.at != body_at {
-        return None;
-    }
-    let must_revalidate = flags & MUST_REVALIDATE != 0;
-    Some(Entry { status, headers, body: bytes.slice(body_at..), stored_at, ttl, variant, must_revalidate })
+    (fields.at == place.end).then_some(headers)
 }
 
 /// Where the fields of a stored response lie in its bytes, up to the first that is damaged.
@@ -249,43 +261,43 @@ fn decode_variants(bytes: &Bytes) -> Option<Variants> {
 }
 
 /// Takes numbers off the front of a slice that may be shorter than it claims.
-struct Reader<'a> {
-    rest: &'a [u8],
+pub(crate) struct Reader<'a> {
+    pub(crate) rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+    pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(len)?;
         self.rest = rest;
         Some(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.take(N)?.try_into().ok()
     }
 
-    fn u16(&mut self) -> Option<u16> {
+    pub(crate) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_be_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
     }
 }
 
-fn saturating_millis(duration: Duration) -> u64 {
+pub(crate) fn saturating_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn to_millis(time: SystemTime) -> u64 {
+pub(crate) fn to_millis(time: SystemTime) -> u64 {
     saturating_millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-fn from_millis(millis: u64) -> Option<SystemTime> {
+pub(crate) fn from_millis(millis: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_millis(millis))
 }
 

@@ -21,6 +21,7 @@ pub mod range;
 mod reason;
 mod request;
 mod rule;
+pub mod shared;
 pub mod store;
 mod ttl;
 mod vary;

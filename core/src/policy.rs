@@ -263,7 +263,7 @@ fn not_for_caches(request: &RequestView<'_>, present: Present) -> Option<Reason>
     }
 }
 
-fn has_content(request: &HeaderMap) -> bool {
+pub(crate) fn has_content(request: &HeaderMap) -> bool {
     request.contains_key(TRANSFER_ENCODING) || request.get(CONTENT_LENGTH).is_some_and(|len| len != "0")
 }
 

@@ -68,6 +68,8 @@ reasons! {
     Down = "down",
     /// Somebody changes the resource right now, or its answer was just found to be uncacheable.
     Busy = "busy",
+    /// Only a part of the body is stored, and not the one that is asked for.
+    Incomplete = "incomplete",
     /// Another request is filling the entry and took too long.
     Waited = "waited",
 
@@ -80,6 +82,8 @@ reasons! {
     SetCookie = "set-cookie",
     /// The handler's own `Cache-Control` says `no-store`, `no-cache` or `private`.
     Withheld = "withheld",
+    /// A shared cache is told neither how long the response stays fresh nor how to ask whether it still is.
+    Lifetime = "lifetime",
     /// The response varies by `*`, or by too many fields, or a write's answer varies at all.
     Vary = "vary",
     /// The length of the body is not known beforehand: it may never end.

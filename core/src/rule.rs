@@ -227,7 +227,7 @@ impl Rule {
 
 /// The host that was asked for, in lower case (RFC 9110 §4.2.3). A request that names several has a key of its own: which
 /// of them the handler believes is not known here.
-fn host(request: &RequestView<'_>) -> String {
+pub(crate) fn host(request: &RequestView<'_>) -> String {
     let authority = request.uri.authority().map(|authority| authority.as_str().to_ascii_lowercase());
     let fields = request.headers.get_all(http::header::HOST).iter();
     let fields = fields.map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase());

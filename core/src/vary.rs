@@ -3,7 +3,7 @@
 //! Under the resource's key lies a [`Variants`] record with the fields that select and an id. Each variant lies under
 //! a key of its own and carries the id: whoever deletes the record has deleted every variant with it.
 
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, VARY};
+use http::header::{ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::directives::list;
@@ -47,6 +47,11 @@ impl Variants {
         SecondaryKey::of(&self.names, request)
     }
 
+    /// The same for a shared cache, which normalises what it may (RFC 9111 §4.1).
+    pub(crate) fn normalised_key(&self, request: &HeaderMap) -> SecondaryKey {
+        SecondaryKey::normalised(&self.names, request)
+    }
+
     /// The variants that are listed.
     pub fn secondary_keys(&self) -> impl Iterator<Item = SecondaryKey> {
         self.secondary_keys.iter().copied().map(SecondaryKey)
@@ -78,6 +83,16 @@ pub struct SecondaryKey(pub(crate) [u8; 16]);
 
 impl SecondaryKey {
     fn of(names: &[HeaderName], request: &HeaderMap) -> Self {
+        Self::hash(names, request, |_| false)
+    }
+
+    /// RFC 9111 §4.1 allows what is known not to change a field's meaning. Where the elements of a list are weighted, their
+    /// order has none (RFC 9110 §12.5.4), and languages, codings and character sets are the same in any case.
+    fn normalised(names: &[HeaderName], request: &HeaderMap) -> Self {
+        Self::hash(names, request, |name| [ACCEPT_LANGUAGE, ACCEPT_ENCODING, ACCEPT_CHARSET].contains(name))
+    }
+
+    fn hash(names: &[HeaderName], request: &HeaderMap, is_set: impl Fn(&HeaderName) -> bool) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_be_bytes());
@@ -88,8 +103,13 @@ impl SecondaryKey {
             // Absent and empty are not the same; several fields are one list (RFC 9110 §5.3).
             let mut values = request.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
             part(if values.peek().is_some() { b"+" } else { b"-" });
-            for element in values.flat_map(list) {
-                part(element);
+            let elements = values.flat_map(list);
+            if is_set(name) {
+                let mut elements: Vec<_> = elements.map(<[u8]>::to_ascii_lowercase).collect();
+                elements.sort_unstable();
+                elements.iter().for_each(|element| part(element));
+            } else {
+                elements.for_each(&mut part);
             }
             part(b"");
         }
@@ -129,7 +149,7 @@ pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::{ACCEPT_LANGUAGE, ORIGIN};
+    use http::header::ORIGIN;
 
     fn map(fields: &[(HeaderName, &str)]) -> HeaderMap {
         fields.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())).collect()
@@ -169,6 +189,18 @@ mod tests {
             key(&[(ACCEPT_LANGUAGE, "fr, en")]),
             key(&[(ACCEPT_LANGUAGE, "fr"), (ACCEPT_LANGUAGE, "en"), (http::header::HOST, "x")])
         );
+    }
+
+    #[test]
+    fn a_shared_cache_normalises_weighted_lists_and_nothing_else() {
+        let variants = Variants::new(1, vec![ACCEPT_LANGUAGE, ORIGIN]);
+        let key = |request: &[(HeaderName, &str)]| variants.normalised_key(&map(request));
+        let expected = key(&[(ACCEPT_LANGUAGE, "en, de;q=0.5")]);
+        assert_eq!(key(&[(ACCEPT_LANGUAGE, "DE;q=0.5"), (ACCEPT_LANGUAGE, "  eN")]), expected);
+        assert_ne!(key(&[(ACCEPT_LANGUAGE, "en, de;q=0.6")]), expected);
+        assert_ne!(key(&[(ORIGIN, "a, b")]), key(&[(ORIGIN, "b, a")]));
+        assert_ne!(key(&[(ORIGIN, "a")]), key(&[(ORIGIN, "A")]));
+        assert_ne!(key(&[(ACCEPT_LANGUAGE, "")]), key(&[]));
     }
 
     #[test]

@@ -1682,10 +1682,12 @@ fn every_reason_is_reached() {
     // These are about waiting for others and about what became of a commit, which only the exchange knows. What the
     // engine hears of a commit is `Stored`, and the miss keeps the reason it had.
     const OF_THE_EXCHANGE: [Reason; 3] = [Reason::Busy, Reason::Waited, Reason::Evicted];
+    // Reached in the tables of `shared_policy.rs`.
+    const OF_THE_SHARED_CACHE: [Reason; 2] = [Reason::Incomplete, Reason::Lifetime];
 
     let tables: [fn() -> Reasons; 7] = [requests, keyless, lookups, storing, writes, evictions, variants];
     let mut reached: Reasons = tables.into_iter().flat_map(|table| table()).collect();
-    for reason in OF_THE_EXCHANGE {
+    for reason in OF_THE_EXCHANGE.into_iter().chain(OF_THE_SHARED_CACHE) {
         assert!(reached.insert(reason), "the engine does say {reason}");
     }
     assert_eq!(reached, Reason::ALL.iter().copied().collect());

@@ -1,0 +1,127 @@
+//! A shared cache around a whole service.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use http_body::Body;
+use larder_core::Larder;
+use larder_core::shared::{SharedBody, SharedCache, SharedRule};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::service::TowerCall;
+
+/// A shared cache (RFC 9111) around a whole service: a gateway, a reverse proxy, or an application whose answers say
+/// themselves how long they may be kept. Their own fields rule: `Cache-Control`, `Expires`, `Vary`, `ETag` and so on.
+///
+/// Put it where the service sees requests and answers as they are on the wire, outside of what changes bodies. It stores what
+/// the answers allow, validates what is stale with the service, answers conditional requests and ranges from what is stored,
+/// and forgets what a successful write made void. What an application keeps from caches only by accident, because nobody
+/// asked so far, is not safe here: answers that are one user's have to say `private`.
+///
+/// Answers are passed on as they come, while they are being kept. A store that fails costs hits and no answers.
+///
+/// ```
+/// # #[cfg(feature = "memory")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use std::convert::Infallible;
+/// use std::time::Duration;
+///
+/// use bytes::Bytes;
+/// use http::{HeaderName, Request, Response};
+/// use http_body_util::{BodyExt, Full};
+/// use larder_tower::{Larder, SharedCacheLayer};
+/// use tower::{ServiceBuilder, ServiceExt};
+///
+/// let larder = Larder::memory();
+/// let cache = SharedCacheLayer::with_rule(&larder, |rule| {
+///     rule.stale_if_error = Duration::from_secs(600);
+///     rule.targeted = vec![HeaderName::from_static("cdn-cache-control")];
+/// });
+/// let service = ServiceBuilder::new().layer(cache).service_fn(|_: Request<()>| async {
+///     let answer = Response::builder().header("cache-control", "max-age=60");
+///     Ok::<_, Infallible>(answer.body(Full::new(Bytes::from("hello"))).unwrap())
+/// });
+///
+/// let get = || Request::get("/hello").body(()).unwrap();
+/// let first = service.clone().oneshot(get()).await.unwrap();
+/// assert_eq!(first.headers()["cache-status"], "Larder; fwd=uri-miss; stored; detail=absent");
+/// // It is stored when it was read to its end.
+/// first.into_body().collect().await.unwrap();
+/// let second = service.clone().oneshot(get()).await.unwrap();
+/// assert_eq!(second.headers()["cache-status"], "Larder; hit; ttl=60");
+/// # }
+/// # #[cfg(not(feature = "memory"))] fn main() {}
+/// ```
+#[derive(Clone, Debug)]
+pub struct SharedCacheLayer {
+    cache: Arc<SharedCache>,
+}
+
+impl SharedCacheLayer {
+    /// A shared cache with the usual rule.
+    #[must_use]
+    pub fn new(larder: &Larder) -> Self {
+        Self { cache: Arc::new(SharedCache::new(larder)) }
+    }
+
+    /// A shared cache whose rule `change` has changed.
+    #[must_use]
+    #[track_caller]
+    pub fn with_rule(larder: &Larder, change: impl FnOnce(&mut SharedRule)) -> Self {
+        Self { cache: Arc::new(SharedCache::with_rule(larder, change)) }
+    }
+
+    /// The cache itself, to evict from it.
+    #[must_use]
+    pub const fn cache(&self) -> &Arc<SharedCache> {
+        &self.cache
+    }
+}
+
+impl<S> Layer<S> for SharedCacheLayer {
+    type Service = SharedCacheService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        SharedCacheService { inner, cache: Arc::clone(&self.cache) }
+    }
+}
+
+/// A service with a shared cache around it.
+///
+/// The service inside says that there was no answer by an error, or by
+/// [`OriginFailed`](larder_core::shared::policy::OriginFailed) in the extensions of the response that it makes instead.
+#[derive(Clone, Debug)]
+pub struct SharedCacheService<S> {
+    inner: S,
+    cache: Arc<SharedCache>,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for SharedCacheService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>, Future: Send, Error: Send>
+        + Clone
+        + Send
+        + 'static,
+    ReqBody: Send + 'static,
+    ResBody: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>> + Send> + Send + 'static,
+{
+    type Response = Response<SharedBody<ResBody>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        // The service that was polled ready is the one to call; its clone need not be.
+        let clone = self.inner.clone();
+        let service = std::mem::replace(&mut self.inner, clone);
+        Box::pin(Arc::clone(&self.cache).handle(TowerCall::new(service, request)))
+    }
+}

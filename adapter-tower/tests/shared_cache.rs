@@ -1,0 +1,399 @@
+//! The shared cache between real sockets: a client, hyper with the layer, and an origin that can do everything wrong.
+
+#![cfg(feature = "memory")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::{Either, Empty};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use larder_tower::core::shared::SharedRule;
+use larder_tower::core::shared::policy::OriginFailed;
+use larder_tower::{Larder, ManualClock, MemoryStore, SharedCacheLayer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tower::{Layer, service_fn};
+
+/// What the origin does with a request, one after the other. Then it closes the connection.
+#[derive(Clone)]
+enum Step {
+    Send(String),
+    /// Until the test lets it go on.
+    Wait,
+    Sleep(Duration),
+}
+
+use Step::{Send, Sleep, Wait};
+
+/// An origin, and what it was asked.
+#[derive(Clone)]
+struct Origin {
+    asked: Arc<Mutex<Vec<String>>>,
+    gate: Arc<Semaphore>,
+    address: SocketAddr,
+}
+
+impl Origin {
+    /// `script` gets the head of a request and how many came before it.
+    async fn start(script: impl Fn(&str, usize) -> Vec<Step> + std::marker::Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let origin = Self { asked: Arc::default(), gate: Arc::new(Semaphore::new(0)), address };
+        let (this, script) = (origin.clone(), Arc::new(script));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (this, script) = (this.clone(), Arc::clone(&script));
+                tokio::spawn(async move { this.answer(stream, &*script).await });
+            }
+        });
+        origin
+    }
+
+    async fn answer(self, mut stream: TcpStream, script: &(impl Fn(&str, usize) -> Vec<Step> + Sync)) {
+        let Some(head) = read_until(&mut stream, "\r\n\r\n").await else { return };
+        let steps = {
+            let mut asked = self.asked.lock().unwrap();
+            let steps = script(&head, asked.len());
+            asked.push(head);
+            steps
+        };
+        for step in steps {
+            match step {
+                Send(text) => {
+                    if stream.write_all(text.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+                Wait => self.gate.acquire().await.unwrap().forget(),
+                Sleep(time) => tokio::time::sleep(time).await,
+            }
+        }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    fn runs(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+
+    fn go_on(&self) {
+        self.gate.add_permits(1);
+    }
+}
+
+/// A cache in front of an origin.
+struct Cache {
+    address: SocketAddr,
+    clock: ManualClock,
+}
+
+impl Cache {
+    async fn before(origin: &Origin) -> Self {
+        Self::with_rule(origin, |_| {}).await
+    }
+
+    async fn with_rule(origin: &Origin, change: impl FnOnce(&mut SharedRule)) -> Self {
+        let clock = ManualClock::new();
+        let larder = Larder::builder().clock(Arc::new(clock.clone())).leased(MemoryStore::new());
+        let layer = SharedCacheLayer::with_rule(&larder, change);
+        let client: Client<_, Incoming> = Client::builder(TokioExecutor::new()).build_http();
+        let origin = origin.address;
+        let service = layer.layer(service_fn(move |mut request: Request<Incoming>| {
+            let client = client.clone();
+            let target: Uri = format!("http://{origin}{}", request.uri()).parse().unwrap();
+            *request.uri_mut() = target;
+            async move {
+                Ok::<_, Infallible>(match client.request(request).await {
+                    Ok(response) => response.map(Either::Left),
+                    Err(_) => {
+                        let mut response = Response::new(Either::Right(Empty::<Bytes>::new()));
+                        *response.status_mut() = StatusCode::BAD_GATEWAY;
+                        response.extensions_mut().insert(OriginFailed);
+                        response
+                    }
+                })
+            }
+        }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = TowerToHyperService::new(service.clone());
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { address, clock }
+    }
+
+    async fn send(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!("{request}\r\nhost: shop.example\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// The whole answer, as text.
+    async fn ask(&self, request: &str) -> String {
+        let mut text = String::new();
+        let mut stream = self.send(request).await;
+        let read = stream.read_to_string(&mut text);
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("no answer").unwrap();
+        text
+    }
+}
+
+/// `None` if the connection ends before.
+async fn read_until(stream: &mut TcpStream, expected: &str) -> Option<String> {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.contains(expected) {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return None,
+            Ok(read) => text.push_str(std::str::from_utf8(&buffer[..read]).unwrap()),
+        }
+    }
+    Some(text)
+}
+
+/// A whole answer.
+fn whole(fields: &str, body: &str) -> Step {
+    Send(format!(
+        "HTTP/1.1 200 OK\r\n{fields}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    ))
+}
+
+const CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+const LAST_CHUNK: &str = "4\r\nlast\r\n0\r\n\r\n";
+
+#[tokio::test]
+async fn a_body_of_unknown_length_arrives_as_it_comes_and_is_stored_when_it_ends() {
+    let origin = Origin::start(|_, _| vec![Send(CHUNKED.into()), Wait, Send(LAST_CHUNK.into())]).await;
+    let cache = Cache::before(&origin).await;
+    let mut client = cache.send("GET / HTTP/1.1").await;
+    // The origin hasn't sent the rest.
+    let head = read_until(&mut client, "first").await.unwrap();
+    assert!(head.contains("cache-status: Larder; fwd=uri-miss; stored"), "{head}");
+    origin.go_on();
+    assert!(read_until(&mut client, "0\r\n\r\n").await.unwrap().contains("last"));
+    // Who has read it to its end finds it stored.
+    let hit = cache.ask("GET / HTTP/1.1").await;
+    assert!(hit.contains("; hit") && hit.ends_with("\r\n\r\nfirstlast"), "{hit}");
+    assert!(hit.contains("content-length: 9\r\n"), "{hit}");
+    assert_eq!(origin.runs(), 1);
+}
+
+#[tokio::test]
+async fn what_breaks_off_is_never_stored_and_never_passes_for_whole() {
+    let short = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 10\r\n\r\nfirst";
+    for broken in [CHUNKED, short] {
+        let origin = Origin::start(move |_, before| match before {
+            0 => vec![Send(broken.into())],
+            _ => vec![whole("cache-control: max-age=60", "firstlast")],
+        })
+        .await;
+        let cache = Cache::before(&origin).await;
+        let mut cut = Vec::new();
+        // An error, or an end without the terminating chunk.
+        let _ = cache.send("GET / HTTP/1.1").await.read_to_end(&mut cut).await;
+        assert!(!cut.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&cut));
+        for expected in ["fwd=", "; hit"] {
+            let answer = cache.ask("GET / HTTP/1.1").await;
+            assert!(answer.contains(expected) && answer.ends_with("firstlast"), "{answer}");
+        }
+        assert_eq!(origin.runs(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_takes_nothing_from_the_next() {
+    let origin = Origin::start(|_, _| vec![Send(CHUNKED.into()), Wait, Send(LAST_CHUNK.into())]).await;
+    let cache = Cache::before(&origin).await;
+    let mut client = cache.send("GET / HTTP/1.1").await;
+    read_until(&mut client, "first").await.unwrap();
+    drop(client);
+    origin.go_on();
+    // Either it is stored already, or this waits for it.
+    let answer = cache.ask("GET / HTTP/1.1").await;
+    assert!(answer.ends_with("\r\n\r\nfirstlast"), "{answer}");
+    assert_eq!(origin.runs(), 1);
+}
+
+#[tokio::test]
+async fn what_is_too_long_flows_through_unkept() {
+    let body = "x".repeat(300_000);
+    for fields in ["content-length: 300000\r\n", ""] {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\nconnection: close\r\n{fields}\r\n{body}"
+        );
+        let origin = Origin::start(move |_, _| vec![Send(answer.clone())]).await;
+        let cache = Cache::with_rule(&origin, |rule| rule.max_body = 1000).await;
+        for runs in [1, 2] {
+            let answer = cache.ask("GET / HTTP/1.1").await;
+            let sent = answer.matches('x').count();
+            assert!(sent >= body.len(), "{sent} bytes");
+            assert_eq!(origin.runs(), runs);
+        }
+    }
+}
+
+#[tokio::test]
+async fn fifty_cold_requests_ask_the_origin_once() {
+    let answer =
+        || vec![Sleep(Duration::from_millis(100)), whole("cache-control: max-age=60", "one for all")];
+    let origin = Origin::start(move |_, _| answer()).await;
+    let cache = Cache::before(&origin).await;
+    let answers = join_all((0..50).map(|_| cache.ask("GET / HTTP/1.1"))).await;
+    assert!(answers.iter().all(|answer| answer.ends_with("one for all")));
+    let collapsed = answers.iter().filter(|answer| answer.contains("; collapsed")).count();
+    assert_eq!((origin.runs(), collapsed), (1, 49));
+}
+
+#[tokio::test]
+async fn what_is_not_for_others_is_not_waited_for_one_by_one() {
+    let pause = Duration::from_millis(200);
+    let origin = Origin::start(move |_, before| {
+        vec![Sleep(pause), whole("cache-control: private, max-age=60", &format!("for {before}"))]
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    #[expect(clippy::disallowed_methods, reason = "how long it really took is the point")]
+    let began = Instant::now();
+    let mut answers = join_all((0..10).map(|_| cache.ask("GET / HTTP/1.1"))).await;
+    answers.sort_unstable();
+    answers.dedup_by_key(|answer| answer.rsplit("\r\n\r\n").next().map(str::to_owned));
+    assert_eq!((answers.len(), origin.runs()), (10, 10), "each has its own");
+    // One waits for the first, and then all go at once.
+    assert!(began.elapsed() < pause * 8, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_stale_answer_stands_in_for_an_origin_that_is_gone() {
+    let origin = Origin::start(|head, before| match (before, head.contains("/strict")) {
+        (0, false) => vec![whole("cache-control: max-age=60", "good")],
+        (0, true) => vec![whole("cache-control: max-age=60, must-revalidate\r\netag: \"a\"", "good")],
+        // Closed without a word.
+        _ => vec![],
+    });
+    let origin = origin.await;
+    let cache = Cache::before(&origin).await;
+    cache.ask("GET /lax HTTP/1.1").await;
+    cache.clock.advance(Duration::from_secs(61));
+    let stale = cache.ask("GET /lax HTTP/1.1").await;
+    assert!(stale.starts_with("HTTP/1.1 200 ") && stale.ends_with("good"), "{stale}");
+    assert!(stale.contains("age: 61\r\n") && stale.contains("fwd=stale"), "{stale}");
+    // It asked, once.
+    assert_eq!(origin.runs(), 2);
+    // Not for ever.
+    cache.clock.advance(Duration::from_secs(60 * 60));
+    assert!(cache.ask("GET /lax HTTP/1.1").await.starts_with("HTTP/1.1 502 "));
+
+    let origin = Origin::start(|_, before| match before {
+        0 => vec![whole("cache-control: max-age=60, must-revalidate\r\netag: \"a\"", "good")],
+        _ => vec![],
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    cache.ask("GET / HTTP/1.1").await;
+    cache.clock.advance(Duration::from_secs(61));
+    assert!(cache.ask("GET / HTTP/1.1").await.starts_with("HTTP/1.1 502 "));
+}
+
+#[tokio::test]
+async fn what_is_stale_is_refreshed_in_the_background_with_the_clients_fields() {
+    let origin = Origin::start(|_, before| {
+        let fields = "cache-control: max-age=60, stale-while-revalidate=60\r\netag: \"a\"";
+        match before {
+            0 => vec![whole(fields, "old")],
+            _ => vec![Wait, whole(fields, "new")],
+        }
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    cache.ask("GET / HTTP/1.1").await;
+    cache.clock.advance(Duration::from_secs(61));
+    // The origin hangs, and nobody minds.
+    for _ in 0..3 {
+        let stale = cache.ask("GET / HTTP/1.1\r\naccept: text/plain").await;
+        assert!(stale.contains("; hit; ttl=-1") && stale.ends_with("old"), "{stale}");
+    }
+    while origin.runs() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let asked = origin.asked().remove(1);
+    assert!(
+        asked.contains("accept: text/plain\r\n") && asked.contains("if-none-match: \"a\"\r\n"),
+        "{asked}"
+    );
+    origin.go_on();
+    let mut answer = String::new();
+    for _ in 0..200 {
+        answer = cache.ask("GET / HTTP/1.1").await;
+        if answer.ends_with("new") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(answer.ends_with("new"), "{answer}");
+    assert_eq!(origin.runs(), 2);
+}
+
+#[tokio::test]
+async fn nothing_older_than_a_write_is_stored_after_it() {
+    let origin = Origin::start(|head, before| match (head.starts_with("GET"), before) {
+        (true, 0) => vec![Send(CHUNKED.into()), Wait, Send(LAST_CHUNK.into())],
+        (true, _) => vec![whole("cache-control: max-age=60", "new")],
+        (false, _) => vec![Send("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n".into())],
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    let mut slow = cache.send("GET / HTTP/1.1").await;
+    read_until(&mut slow, "first").await.unwrap();
+    assert!(cache.ask("DELETE / HTTP/1.1").await.starts_with("HTTP/1.1 204 "));
+    origin.go_on();
+    // The reader from before gets what it was promised, and nobody else does.
+    assert!(read_until(&mut slow, "0\r\n\r\n").await.unwrap().contains("last"));
+    assert!(cache.ask("GET / HTTP/1.1").await.ends_with("new"));
+    assert!(cache.ask("GET / HTTP/1.1").await.contains("; hit"));
+}
+
+#[tokio::test]
+async fn what_is_validated_is_sent_whole_and_variants_are_kept_apart() {
+    let origin = Origin::start(|head, _| {
+        let fields = "cache-control: max-age=60\r\nvary: accept-language\r\netag: \"a\"";
+        if head.contains("if-none-match: \"a\"") {
+            return vec![Send(format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\nconnection: close\r\n\r\n"))];
+        }
+        let language = if head.contains("accept-language: fr") { "bonjour" } else { "hello" };
+        vec![whole(fields, language)]
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    let french = "GET / HTTP/1.1\r\naccept-language: fr";
+    for (request, body) in [(french, "bonjour"), ("GET / HTTP/1.1", "hello")] {
+        assert!(cache.ask(request).await.ends_with(body));
+    }
+    for (request, body) in [(french, "bonjour"), ("GET / HTTP/1.1", "hello")] {
+        let hit = cache.ask(request).await;
+        assert!(hit.contains("; hit") && hit.ends_with(body), "{hit}");
+    }
+    cache.clock.advance(Duration::from_secs(61));
+    let validated = cache.ask(french).await;
+    assert!(validated.contains("fwd-status=304; stored") && validated.ends_with("bonjour"), "{validated}");
+    assert!(cache.ask(french).await.contains("; hit"));
+    assert_eq!(origin.runs(), 3);
+}

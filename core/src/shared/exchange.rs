@@ -1,0 +1,643 @@
+//! What joins the shared cache's policy, the store and the origin: from a request to its answer, top to bottom.
+//!
+//! A request goes to the origin once. What the origin answers is passed on as it comes, and stored when it is complete.
+//! Whatever the store does, it is delivered.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode, Uri, response};
+use http_body::Body;
+use tracing::Instrument;
+
+use super::body::{Keeper, SharedBody, Unkept, keep};
+use super::policy::{
+    Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse, Pass,
+    Placement, SharedPolicy, Write,
+};
+use super::{SharedRecord, SharedRule};
+use crate::body::length_of;
+use crate::exchange::Call;
+use crate::flight::{Landing, Lead, Role};
+use crate::hold::{Begun, Held, Started};
+use crate::key::{CacheKey, KeySpace};
+use crate::larder::{Larder, Shared, refuse};
+use crate::policy::{BodyLength, Stored};
+use crate::reason::Reason;
+use crate::request::RequestView;
+use crate::rule::host;
+use crate::store::{Abandon, Intent};
+use crate::vary::{SecondaryKey, Variants};
+
+/// How often a request looks again when what it waited for turned out not to be for it. Then it goes to the origin.
+const LOOKS: usize = 3;
+
+/// For how long the requests for an answer that can't be shared don't wait for each other.
+const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
+
+/// What the fields of a response take beside its body, when the store limits both.
+const HEAD_ROOM: u64 = 16 * 1024;
+
+/// A shared cache in front of a whole service (RFC 9111). Adapters wrap it in a layer.
+///
+/// The service is whatever asks the origin. When there was no answer it says so, by an error or by
+/// [`OriginFailed`](super::policy::OriginFailed) in the extensions of the response it makes instead; then a stale one may
+/// stand in. It must not send a request twice.
+pub struct SharedCache {
+    shared: Arc<Shared>,
+    policy: SharedPolicy,
+}
+
+/// An answer, or the service's error.
+pub type SharedReply<C> = Result<Response<SharedBody<<C as Call>::Body>>, <C as Call>::Error>;
+
+impl SharedCache {
+    /// A shared cache with the usual rule.
+    #[must_use]
+    pub fn new(larder: &Larder) -> Self {
+        Self::with_rule(larder, |_| {})
+    }
+
+    /// A shared cache whose rule `change` has changed.
+    #[must_use]
+    #[track_caller]
+    pub fn with_rule(larder: &Larder, change: impl FnOnce(&mut SharedRule)) -> Self {
+        let shared = Arc::clone(&larder.shared);
+        let space = KeySpace::new(&shared.defaults.prefix, None).unwrap_or_else(|error| refuse(&error));
+        let mut rule = SharedRule { max_body: shared.defaults.max_body, ..SharedRule::new(space) };
+        change(&mut rule);
+        let largest = shared.store.max_value_bytes();
+        rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
+        Self { shared, policy: SharedPolicy::new(Arc::new(rule)) }
+    }
+
+    /// The rule it follows.
+    #[must_use]
+    pub const fn rule(&self) -> &Arc<SharedRule> {
+        self.policy.rule()
+    }
+
+    /// Removes what is stored for a URI of a host, every variant of it. If the store is down it is logged, and the store
+    /// retries what it can.
+    pub async fn evict(&self, uri: &Uri, host: &str) {
+        self.shared.evict_key(&self.rule().key_of(uri, host)).await;
+    }
+
+    /// Answers one request.
+    ///
+    /// Needs a tokio runtime. A panic of the service goes on in the caller.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the service. The store's are logged.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn would have room for the call twice"
+    )]
+    pub fn handle<C>(self: Arc<Self>, call: C) -> impl Future<Output = SharedReply<C>> + Send + 'static
+    where
+        C: Call<Body: Body<Error: Into<Box<dyn Error + Send + Sync>>>>,
+    {
+        async move {
+            // A hit is what must be fast. What else may come of a request needs more room, and takes it only then.
+            match self.look(call.view()).await {
+                Seen::Answer(answer) => Ok(into_response(answer)),
+                seen => Box::pin(self.settle(seen, call)).await,
+            }
+        }
+    }
+
+    /// Answers a request that what is stored doesn't.
+    async fn settle<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> SharedReply<C> {
+        let mut looks = 1;
+        loop {
+            let (forward, place) = match seen {
+                Seen::Answer(answer) => return Ok(into_response(answer)),
+                Seen::Bypass(mark) => return bypass(&mark, call).await,
+                Seen::Write(write, key) => return self.write(write, key, call).await,
+                Seen::Stale(answer, forward, place) => {
+                    self.refresh(forward, place, call);
+                    return Ok(into_response(answer));
+                }
+                Seen::Forward(forward, place) => (forward, place),
+            };
+            if !forward.is_shared() {
+                return self.fetch(forward, place, call, None).await;
+            }
+            let follow = match self.shared.flights.join(&place.target) {
+                Role::Lead(lead) => return self.fetch(forward, place, call, Some(lead)).await,
+                Role::Follow(follow) => follow,
+            };
+            let forward = match follow.wait(self.shared.timing.max_wait).await {
+                Some(Landing::Filled(_) | Landing::Again) if looks < LOOKS => {
+                    looks += 1;
+                    seen = self.look(call.view()).await.collapsed(forward.reason());
+                    continue;
+                }
+                Some(Landing::Failed) => match forward.on_error(self.shared.now()) {
+                    Ok(answer) => return Ok(into_response(answer)),
+                    Err(forward) => forward.because(Reason::Busy),
+                },
+                Some(_) => forward.because(Reason::Busy),
+                None => forward.because(Reason::Waited),
+            };
+            let cache = Arc::clone(&self);
+            return self
+                .detached::<C>(async move { cache.exchange(forward, place, call, None, None).await })
+                .await;
+        }
+    }
+
+    /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
+    async fn look(&self, request: RequestView<'_>) -> Seen {
+        let lookup = match self.policy.on_request(&request) {
+            OnRequest::Bypass(mark) => return Seen::Bypass(mark),
+            OnRequest::Write(write) => return Seen::Write(write, self.rule().key(&request)),
+            OnRequest::Lookup(lookup) => lookup,
+        };
+        let key = self.rule().key(&request);
+        let found = self.read_record(&key).await;
+        let select = match lookup.on_record(found, &request, self.shared.now()) {
+            OnRecord::Decided(decision) => return Seen::of(decision, key, None),
+            OnRecord::Select(select) => select,
+        };
+        let target = key.variant(select.secondary_key(&request));
+        let found = self.read_record(&target).await;
+        Seen::of(select.on_record(found, &request, self.shared.now()), key, Some(target))
+    }
+
+    async fn read_record(&self, key: &CacheKey) -> Result<Option<SharedRecord>, Reason> {
+        match self.shared.store.get(key).await {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => SharedRecord::decode(&bytes).map(Some).ok_or(Reason::Unreadable),
+            Err(error) => {
+                self.shared.store_failed("get", key.name(), &error);
+                Err(Reason::Down)
+            }
+        }
+    }
+
+    /// Asks the origin, detached from the client, and stores what may be stored.
+    async fn fetch<C: Call>(
+        self: &Arc<Self>,
+        forward: Forward,
+        place: Place,
+        call: C,
+        lead: Option<Lead>,
+    ) -> SharedReply<C> {
+        let cache = Arc::clone(self);
+        self.detached::<C>(async move {
+            let intent = forward.intent();
+            // Who leads others waits for another process that fills already.
+            let is_fresh = |record: &Bytes| match SharedRecord::decode(record) {
+                Some(SharedRecord::Response(stored)) => {
+                    !stored.no_cache && stored.is_fresh(cache.shared.now())
+                }
+                _ => false,
+            };
+            let awaited = lead.is_some().then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
+            let started = match forward.reason() {
+                // A store that just failed to read isn't asked to write.
+                Reason::Down => Started::Without(Reason::Down),
+                _ => cache.shared.start(&place.target, intent, awaited).await,
+            };
+            let (forward, held) = match started {
+                Started::Held(held) => (forward, Some(held)),
+                Started::Found(record) => {
+                    // Who joined meanwhile looks for itself.
+                    let found = forward.on_filled(SharedRecord::decode(&record), cache.shared.now());
+                    match found {
+                        Ok(answer) => {
+                            land(lead, Landing::Again);
+                            return Ok(into_response(answer));
+                        }
+                        Err(forward) => (forward, None),
+                    }
+                }
+                Started::Without(reason) => (forward.because(reason), None),
+            };
+            if held.is_some() {
+                return cache.exchange(forward, place, call, held, lead).await;
+            }
+            // Nothing will be stored, so that nobody needs to wait for it.
+            land(lead, Landing::Alone);
+            cache.exchange(forward, place, call, None, None).await
+        })
+        .await
+    }
+
+    /// Validates what is stale in the background. One request does it; if another process does, nothing needs doing.
+    fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: Place, call: C) {
+        let Role::Lead(lead) = self.shared.flights.join(&place.target) else { return };
+        let cache = Arc::clone(self);
+        let work = async move {
+            if let Started::Held(held) = cache.shared.start(&place.target, forward.intent(), None).await {
+                // Nobody waits for the answer, and the service's error is the service's to report.
+                let _: SharedReply<C> = cache.exchange(forward, place, call, Some(held), Some(lead)).await;
+            }
+        };
+        let limit = self.shared.timing.max_fill;
+        let work = async move {
+            // Dropped, it gives everything back.
+            let _: Result<(), _> = tokio::time::timeout(limit, work).await;
+        };
+        self.shared.spawn(work.in_current_span());
+    }
+
+    /// The one place where a read goes to the origin.
+    async fn exchange<C: Call>(
+        self: &Arc<Self>,
+        forward: Forward,
+        place: Place,
+        mut call: C,
+        held: Option<Held>,
+        lead: Option<Lead>,
+    ) -> SharedReply<C> {
+        forward.prepare(call.headers_mut());
+        let sent = self.shared.now();
+        let answered = match &held {
+            Some(held) => held.renewing(call.run()).await,
+            None => call.run().await,
+        };
+        let now = self.shared.now();
+        let response = match answered {
+            Ok(response) => response,
+            Err(error) => {
+                give_up(held, lead, true);
+                return match forward.on_error(now) {
+                    Ok(answer) => Ok(into_response(answer)),
+                    Err(_) => Err(error),
+                };
+            }
+        };
+        let (parts, body) = response.into_parts();
+        let length = length_of(&parts.headers, &body);
+        match forward.on_response(&parts, length, sent, now) {
+            OnResponse::ServeStale(answer) => {
+                give_up(held, lead, true);
+                Ok(into_response(answer))
+            }
+            OnResponse::Freshened(freshened) => {
+                self.freshen(&freshened, &place, held, lead).await;
+                let mark = freshened.mark().clone();
+                Ok(match freshened.into_answer() {
+                    Some(answer) => into_response(answer),
+                    None => passed(&mark, parts, body),
+                })
+            }
+            OnResponse::Pass(pass) => {
+                self.evict_for(&pass, &place.target, "").await;
+                give_up(held, lead, parts.status.is_server_error());
+                Ok(passed(pass.mark(), parts, body))
+            }
+            OnResponse::Admit(admit) => {
+                let work = Work { held, lead, place, is_write: false };
+                Ok(self.keep(admit, parts, body, length, work).await)
+            }
+        }
+    }
+
+    /// Stores a validated response with its new fields.
+    async fn freshen(&self, freshened: &Freshened, place: &Place, held: Option<Held>, lead: Option<Lead>) {
+        match freshened.fate() {
+            Fate::Store => {}
+            Fate::Leave => return give_up(held, lead, false),
+            Fate::Evict => {
+                self.shared.evict_key(&place.target).await;
+                return give_up(held, lead, false);
+            }
+        }
+        let stored = match held {
+            Some(held) => held.commit(freshened.record(), Some(freshened.retention())).await,
+            None => Stored::Failed,
+        };
+        let serves_others = stored == Stored::Yes && freshened.is_fresh();
+        land(lead, if serves_others { Landing::Again } else { Landing::Alone });
+    }
+
+    /// Passes a response on and stores it when its body is complete.
+    async fn keep<B>(
+        self: &Arc<Self>,
+        admit: Admit,
+        mut parts: response::Parts,
+        body: B,
+        length: BodyLength,
+        work: Work,
+    ) -> Response<SharedBody<B>>
+    where
+        B: Body<Data: Send, Error: Send> + Send + 'static,
+    {
+        if work.held.is_none() {
+            let mark = admit.mark().clone().unstored();
+            return passed(&mark, parts, body);
+        }
+        admit.mark().stamp(&mut parts.headers);
+        if length == BodyLength::Known(0) && body.is_end_stream() {
+            self.store(admit.with_body(Bytes::new()), work).await;
+            return Response::from_parts(parts, SharedBody::full(Bytes::new()));
+        }
+        let (client, keeper) = keep(body, length, admit.max_body());
+        let cache = Arc::clone(self);
+        self.shared.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
+        Response::from_parts(parts, client)
+    }
+
+    async fn keep_reading<B: Body>(self: Arc<Self>, admit: Admit, keeper: Keeper<B>, work: Work) {
+        let reading = keeper.read(self.shared.timing.max_fill);
+        let complete = match &work.held {
+            Some(held) => held.renewing(reading).await,
+            None => reading.await,
+        };
+        let complete = match complete {
+            Ok(complete) => complete,
+            Err(unkept) => {
+                if work.is_write {
+                    self.shared.evict_key(&work.place.base).await;
+                }
+                return give_up(work.held, work.lead, unkept == Unkept::Broken);
+            }
+        };
+        self.store(admit.with_body(complete.body.clone()), work).await;
+        complete.release();
+    }
+
+    /// Stores a response where it belongs, and tells those who wait.
+    async fn store(&self, mut admitted: Admitted, work: Work) {
+        let Work { held, mut lead, place, is_write } = work;
+        let Some(held) = held else { return land(lead, Landing::Alone) };
+        if let Some(lead) = &mut lead {
+            lead.close();
+        }
+        let ttl = Some(admitted.retention());
+        let stored = match admitted.place(self.shared.fresh_id()) {
+            Placement::Target => held.commit(admitted.record(), ttl).await,
+            Placement::NewVariant(variants) => {
+                let stored = held.commit(admitted.record(), ttl).await;
+                if stored == Stored::Yes {
+                    let kept_for = Some(admitted.variants_retention());
+                    self.shared.list_variant(&place.base, &variants, kept_for).await;
+                }
+                stored
+            }
+            Placement::FirstVariant(secondary, variants) => {
+                // First the variant, then the record that leads to it: if that commit is refused, the variant is an
+                // orphan that nobody can reach.
+                let target = place.base.variant(secondary);
+                match self.shared.set(&target, admitted.record(), ttl).await {
+                    Ok(()) => held.commit(variants.encode(), Some(admitted.variants_retention())).await,
+                    Err(()) => Stored::Failed,
+                }
+            }
+            Placement::Widened(secondary, variants, instead_of) => {
+                held.abandon(Abandon::Failed);
+                self.widen(&admitted, &place.base, secondary, &variants, instead_of).await
+            }
+            Placement::Nowhere => {
+                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
+                Stored::Failed
+            }
+        };
+        if is_write && stored != Stored::Yes {
+            self.shared.evict_key(&place.base).await;
+        }
+        let serves_others = stored == Stored::Yes && admitted.is_fresh();
+        land(lead, if serves_others { Landing::Again } else { Landing::Alone });
+    }
+
+    /// Replaces the record of variants, if it is still the one that the response was made for.
+    async fn widen(
+        &self,
+        admitted: &Admitted,
+        base: &CacheKey,
+        secondary: SecondaryKey,
+        variants: &Variants,
+        instead_of: u64,
+    ) -> Stored {
+        let Ok(Begun::Held(held)) = self.shared.begin(base, Intent::Refresh).await else {
+            return Stored::Failed;
+        };
+        match self.read_record(base).await {
+            Ok(Some(SharedRecord::Variants(found))) if found.id() == instead_of => {}
+            _ => return Stored::Evicted,
+        }
+        let ttl = Some(admitted.retention());
+        match self.shared.set(&base.variant(secondary), admitted.record(), ttl).await {
+            Ok(()) => held.commit(variants.encode(), Some(admitted.variants_retention())).await,
+            Err(()) => Stored::Failed,
+        }
+    }
+
+    /// A request that may change something: once it succeeded, what is stored is evicted, or replaced by its answer (§4.4).
+    /// Detached from the client, who may be gone by then.
+    async fn write<C: Call>(self: &Arc<Self>, write: Write, key: CacheKey, call: C) -> SharedReply<C> {
+        let cache = Arc::clone(self);
+        let site = host(&call.view());
+        self.detached::<C>(async move {
+            // Until the origin has answered, nobody knows what it did.
+            let unknown = EvictOnDrop { cache: &cache, key: &key, armed: true };
+            let held = match write.may_store() {
+                true => cache.shared.start(&key, Intent::Write, None).await.held(),
+                false => None,
+            };
+            let sent = cache.shared.now();
+            let answered = match &held {
+                Some(held) => held.renewing(call.run()).await,
+                None => call.run().await,
+            };
+            let response = match answered {
+                Ok(response) => response,
+                Err(error) => {
+                    cache.shared.evict_key(&key).await;
+                    unknown.disarm();
+                    return Err(error);
+                }
+            };
+            let (parts, body) = response.into_parts();
+            let length = length_of(&parts.headers, &body);
+            let response = match write.on_response(&parts, length, sent, cache.shared.now()) {
+                // One answer can't stand for all variants.
+                OnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
+                    let place = Place { base: key.clone(), target: key.clone() };
+                    let work = Work { held, lead: None, place, is_write: true };
+                    cache.keep(admit, parts, body, length, work).await
+                }
+                OnResponse::Admit(admit) => {
+                    cache.shared.evict_key(&key).await;
+                    passed(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
+                }
+                OnResponse::Pass(pass) => {
+                    cache.evict_for(&pass, &key, &site).await;
+                    passed(pass.mark(), parts, body)
+                }
+                // Writes have nothing stored to answer with.
+                OnResponse::ServeStale(_) | OnResponse::Freshened(_) => {
+                    Response::from_parts(parts, SharedBody::own(body))
+                }
+            };
+            unknown.disarm();
+            Ok(response)
+        })
+        .await
+    }
+
+    async fn varies(&self, key: &CacheKey) -> bool {
+        !matches!(self.read_record(key).await, Ok(None | Some(SharedRecord::Response(_))))
+    }
+
+    async fn evict_for(&self, pass: &Pass, key: &CacheKey, site: &str) {
+        if pass.evicts() {
+            self.shared.evict_key(key).await;
+            for uri in pass.also() {
+                self.evict(uri, site).await;
+            }
+        }
+    }
+
+    /// Runs on when the client is gone, but then no longer than a fill may take. A panic comes back to the caller.
+    async fn detached<C: Call>(
+        &self,
+        work: impl Future<Output = SharedReply<C>> + Send + 'static,
+    ) -> SharedReply<C> {
+        let client = Arc::new(());
+        let (here, limit) = (Arc::downgrade(&client), self.shared.timing.max_fill);
+        let abandoned = async move {
+            loop {
+                tokio::time::sleep(limit).await;
+                if here.strong_count() == 0 {
+                    break;
+                }
+            }
+        };
+        let work = async move {
+            tokio::select! {
+                biased;
+                reply = work => reply,
+                () = abandoned => Ok(unavailable()),
+            }
+        };
+        let joined = self.shared.tasks.spawn(work.in_current_span()).await;
+        drop(client);
+        match joined {
+            Ok(reply) => reply,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => Ok(unavailable()),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for SharedCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedCache").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+async fn bypass<C: Call>(mark: &Mark, call: C) -> SharedReply<C> {
+    let (parts, body) = call.run().await?.into_parts();
+    Ok(passed(mark, parts, body))
+}
+
+fn passed<B: Body>(mark: &Mark, mut parts: response::Parts, body: B) -> Response<SharedBody<B>> {
+    mark.stamp(&mut parts.headers);
+    Response::from_parts(parts, SharedBody::own(body))
+}
+
+fn into_response<B: Body>(answer: Answer) -> Response<SharedBody<B>> {
+    answer.into_response().map(SharedBody::full)
+}
+
+/// Nothing is stored. If the origin failed the next request may try at once; else the others aren't kept waiting, for their
+/// answers won't be stored either. But only those who would have waited for this one are told: what was refused a request
+/// of a special kind, with credentials or for a part, may well be stored for an ordinary one.
+fn give_up(held: Option<Held>, lead: Option<Lead>, failed: bool) {
+    if let Some(held) = held {
+        let uncacheable = !failed && lead.is_some();
+        held.abandon(if uncacheable { Abandon::Uncacheable(UNCACHEABLE_FOR) } else { Abandon::Failed });
+    }
+    land(lead, if failed { Landing::Failed } else { Landing::Alone });
+}
+
+fn land(lead: Option<Lead>, landing: Landing) {
+    if let Some(lead) = lead {
+        lead.land(landing);
+    }
+}
+
+fn unavailable<B: Body>() -> Response<SharedBody<B>> {
+    let mut response = Response::new(SharedBody::full(Bytes::new()));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
+}
+
+/// What became of a look at a request and into the store.
+enum Seen {
+    Answer(Answer),
+    Bypass(Mark),
+    Write(Write, CacheKey),
+    Stale(Answer, Forward, Place),
+    Forward(Forward, Place),
+}
+
+impl Seen {
+    /// `target` is the key of the variant, if the resource varies.
+    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
+        let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };
+        match decision {
+            Decision::Answer(answer) => Self::Answer(answer),
+            Decision::Stale(answer, forward) => Self::Stale(answer, forward, place(base)),
+            Decision::Forward(forward) => Self::Forward(forward, place(base)),
+        }
+    }
+
+    /// Says that the request waited for another one's answer.
+    fn collapsed(self, reason: Reason) -> Self {
+        match self {
+            Self::Answer(answer) => Self::Answer(answer.collapsed(reason)),
+            seen => seen,
+        }
+    }
+}
+
+/// Where an answer belongs: the key of the request, and the one that is filled, which differs for a variant.
+struct Place {
+    base: CacheKey,
+    target: CacheKey,
+}
+
+/// What storing a response needs.
+struct Work {
+    held: Option<Held>,
+    lead: Option<Lead>,
+    place: Place,
+    /// Whether the response came of a change, so that what is stored must go if it can't be replaced.
+    is_write: bool,
+}
+
+/// Evicts in the background unless it was disarmed.
+struct EvictOnDrop<'a> {
+    cache: &'a Arc<SharedCache>,
+    key: &'a CacheKey,
+    armed: bool,
+}
+
+impl EvictOnDrop<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for EvictOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let (shared, key) = (Arc::clone(&self.cache.shared), self.key.clone());
+            self.cache.shared.spawn(async move { shared.evict_key(&key).await });
+        }
+    }
+}

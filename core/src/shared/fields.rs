@@ -1,0 +1,78 @@
+//! Header fields: which are stored, which a 304 changes, which go upstream.
+
+use http::header::{
+    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderName,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderValue};
+
+use crate::directives::list;
+
+/// What belongs to one connection (RFC 9110 §7.6.1) or to one proxy (§11.7): never stored (RFC 9111 §3.1).
+const NEVER_STORED: [HeaderName; 10] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-authentication-info"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// What a stored response depends upon (RFC 9111 §3.2): the body that is kept is the one that these describe, so a 304
+/// doesn't change them.
+const ABOUT_THE_STORED_BODY: [HeaderName; 5] =
+    [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, HeaderName::from_static("content-md5"), ETAG];
+
+/// The fields of a response that are kept: all but what belongs to the connection, what `Connection` lists, what the
+/// response itself withholds by name, and `Age`, which is kept as a number.
+pub(crate) fn storable(response: &HeaderMap, withheld: &[HeaderName]) -> HeaderMap {
+    let mut fields = response.clone();
+    for name in listed_in_connection(response) {
+        fields.remove(name);
+    }
+    for name in NEVER_STORED.iter().chain(withheld).chain([&AGE]) {
+        fields.remove(name);
+    }
+    fields
+}
+
+/// Updates stored fields with those of a 304, or of the answer to a HEAD (RFC 9111 §3.2): whatever field is there replaces
+/// all stored ones of its name.
+pub(crate) fn freshen(stored: &mut HeaderMap, response: &HeaderMap, withheld: &[HeaderName]) {
+    let mut updates = storable(response, withheld);
+    for name in ABOUT_THE_STORED_BODY {
+        updates.remove(name);
+    }
+    for name in withheld {
+        stored.remove(name);
+    }
+    for name in updates.keys() {
+        stored.remove(name);
+    }
+    // Values after the first of a field come without its name.
+    let mut current = None;
+    for (name, value) in updates {
+        current = name.or(current);
+        if let Some(name) = &current {
+            stored.append(name.clone(), value);
+        }
+    }
+}
+
+/// RFC 9110 §6.6.1: who keeps a response without a valid `Date` writes down when it came.
+pub(crate) fn date(headers: &mut HeaderMap, received: std::time::SystemTime) {
+    if !headers.contains_key(DATE)
+        && let Ok(now) = HeaderValue::try_from(httpdate::fmt_http_date(received))
+    {
+        headers.insert(DATE, now);
+    }
+}
+
+fn listed_in_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let fields = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+    fields.flat_map(list).filter_map(|name| HeaderName::from_bytes(name).ok())
+}

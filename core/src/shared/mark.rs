@@ -1,0 +1,130 @@
+//! What a shared cache says about itself on a response (RFC 9211).
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use super::SharedRule;
+use crate::reason::Reason;
+
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// What the cache says about itself: `Cache-Status` (RFC 9211).
+#[derive(Clone, Debug)]
+pub struct Mark {
+    pub(super) rule: Arc<SharedRule>,
+    said: Said,
+}
+
+#[derive(Clone, Debug)]
+enum Said {
+    /// What remains of the freshness lifetime, in seconds; negative once it is over.
+    Hit {
+        ttl: i64,
+    },
+    Forwarded {
+        why: Reason,
+        detail: Reason,
+        status: Option<StatusCode>,
+        stored: bool,
+        collapsed: bool,
+    },
+}
+
+impl Mark {
+    pub(super) const fn hit(rule: Arc<SharedRule>, ttl: i64) -> Self {
+        Self { rule, said: Said::Hit { ttl } }
+    }
+
+    pub(super) const fn forwarded(rule: Arc<SharedRule>, reason: Reason) -> Self {
+        let said =
+            Said::Forwarded { why: reason, detail: reason, status: None, stored: false, collapsed: false };
+        Self { rule, said }
+    }
+
+    /// Says this about why.
+    pub fn because(mut self, reason: Reason) -> Self {
+        if let Said::Forwarded { detail, .. } = &mut self.said {
+            *detail = reason;
+        }
+        self
+    }
+
+    pub(super) fn answered(mut self, with: Option<StatusCode>) -> Self {
+        if let Said::Forwarded { status, .. } = &mut self.said {
+            *status = with;
+        }
+        self
+    }
+
+    pub(super) fn stored(mut self) -> Self {
+        if let Said::Forwarded { stored, .. } = &mut self.said {
+            *stored = true;
+        }
+        self
+    }
+
+    pub(super) fn collapsed(mut self) -> Self {
+        if let Said::Forwarded { collapsed, .. } = &mut self.said {
+            *collapsed = true;
+        }
+        self
+    }
+
+    /// The same, when it turned out that nothing will be stored.
+    pub fn unstored(mut self) -> Self {
+        if let Said::Forwarded { stored, .. } = &mut self.said {
+            *stored = false;
+        }
+        self
+    }
+
+    /// Writes it into the fields of a response, after what caches nearer to the origin wrote.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
+        let Some(name) = &self.rule.cache_status else { return };
+        let mut text = String::from(&**name);
+        match &self.said {
+            Said::Hit { ttl } => text.push_str(&format!("; hit; ttl={ttl}")),
+            Said::Forwarded { why, detail, status, stored, collapsed } => {
+                text.push_str(&format!("; fwd={}", forward_reason(*why)));
+                if let Some(status) = status {
+                    text.push_str(&format!("; fwd-status={}", status.as_u16()));
+                }
+                if *stored {
+                    text.push_str("; stored");
+                }
+                if *collapsed {
+                    text.push_str("; collapsed");
+                }
+                text.push_str(&format!("; detail={detail}"));
+            }
+        }
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.append(CACHE_STATUS, value);
+        }
+    }
+
+    /// On a 504 for `only-if-cached`: nothing was forwarded.
+    pub(super) fn stamp_unsatisfied(&self, headers: &mut HeaderMap) {
+        let (Some(name), Said::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.said) else {
+            return;
+        };
+        if let Ok(value) = HeaderValue::try_from(format!("{name}; detail={detail}")) {
+            headers.append(CACHE_STATUS, value);
+        }
+    }
+}
+
+/// RFC 9211 §2.2.
+const fn forward_reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Absent => "uri-miss",
+        Reason::Variant => "vary-miss",
+        Reason::NoCache | Reason::MaxAge | Reason::MinFresh => "request",
+        Reason::Expired => "stale",
+        Reason::Incomplete => "partial",
+        Reason::Method => "method",
+        Reason::NoStore | Reason::Upgrade | Reason::Content | Reason::Precondition => "bypass",
+        _ => "miss",
+    }
+}

@@ -1,0 +1,276 @@
+//! What a shared cache stores, and its bytes.
+//!
+//! # Layout, version 1
+//!
+//! Big-endian numbers, times in milliseconds, like the other records (`entry.rs`). Damage is a miss.
+//!
+//! ```text
+//! shared   1 'S' status:2 flags:1 received:8 initial_age:8 lifetime:8 while_revalidate:8 if_error:8 variant:8
+//!          part head_len:4 body_len:8 head body
+//!          flags = 1 forbids_stale | 2 no_cache | 4 a part, else `part` is empty
+//!          part  = first:8 claimed:8 complete:8 asked_len:2 asked        complete: 2^64-1 = unknown
+//! ```
+//!
+//! A resource that varies has a record of variants under its key, the same one that routes use.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+
+use crate::entry::{
+    Reader, Record, VERSION, from_millis, head_len, put_head, read_head, saturating_millis, to_millis,
+};
+use crate::vary::Variants;
+
+const SHARED: u8 = b'S';
+
+const FORBIDS_STALE: u8 = 1;
+const NO_CACHE: u8 = 2;
+const PART: u8 = 4;
+
+const UNKNOWN: u64 = u64::MAX;
+
+/// Version, kind, status, flags, six times 8 bytes.
+const FIXED: usize = 2 + 2 + 1 + 6 * 8;
+
+/// A response as a shared cache keeps it (RFC 9111 §3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredResponse {
+    /// The status code.
+    pub status: StatusCode,
+    /// All fields but those of the connection (§3.1). `Age` is [`initial_age`](Self::initial_age).
+    pub headers: HeaderMap,
+    /// The body, or the part of it that is known.
+    pub body: Bytes,
+    /// When it came, or was last validated.
+    pub received: SystemTime,
+    /// How old it was then (§4.2.3).
+    pub initial_age: Duration,
+    /// Up to which age it is fresh (§4.2.1).
+    pub lifetime: Duration,
+    /// For how long after that it may be used while it is refreshed (RFC 5861 §3).
+    pub stale_while_revalidate: Duration,
+    /// For how long after that it may be used when the origin fails (RFC 5861 §4).
+    pub stale_if_error: Duration,
+    /// Whether it must never be used stale (RFC 9111 §5.2.2.2).
+    pub forbids_stale: bool,
+    /// Whether it must be validated before each use (§5.2.2.4).
+    pub no_cache: bool,
+    /// Which [`Variants`] record this is a variant of; 0 for a response that doesn't vary.
+    pub variant: u64,
+    /// Which part of the body is known; `None` for all of it.
+    pub part: Option<Part>,
+}
+
+/// The place of an incomplete body in the complete one (RFC 9110 §14.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The position of the first byte.
+    pub first: u64,
+    /// How many bytes `Content-Range` speaks of. Origins have sent fewer.
+    pub claimed: u64,
+    /// How long the complete body is, if the origin said so.
+    pub complete: Option<u64>,
+    /// The `Range` that was answered with it.
+    pub asked: Bytes,
+}
+
+impl StoredResponse {
+    /// §4.2.3: the current age. A clock that went back counts as no time.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> Duration {
+        self.initial_age.saturating_add(now.duration_since(self.received).unwrap_or_default())
+    }
+
+    /// What is left of its freshness; nothing once it is stale.
+    #[must_use]
+    pub fn remaining(&self, now: SystemTime) -> Duration {
+        self.lifetime.saturating_sub(self.age(now))
+    }
+
+    /// For how long it has been stale; nothing while it is fresh.
+    #[must_use]
+    pub fn staleness(&self, now: SystemTime) -> Duration {
+        self.age(now).saturating_sub(self.lifetime)
+    }
+
+    /// Whether its age has not reached its lifetime (§4.2).
+    #[must_use]
+    pub fn is_fresh(&self, now: SystemTime) -> bool {
+        self.age(now) < self.lifetime
+    }
+
+    /// The record for a store. Copies the body once.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let head_len = head_len(&self.headers);
+        let part_len = self.part.as_ref().map_or(0, |part| 26 + part.asked.len());
+        let mut out = BytesMut::with_capacity(FIXED + part_len + 12 + head_len + self.body.len());
+        out.put_slice(&[VERSION, SHARED]);
+        out.put_u16(self.status.as_u16());
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        out.put_u8(
+            flag(self.forbids_stale, FORBIDS_STALE)
+                | flag(self.no_cache, NO_CACHE)
+                | flag(self.part.is_some(), PART),
+        );
+        out.put_u64(to_millis(self.received));
+        for time in [self.initial_age, self.lifetime, self.stale_while_revalidate, self.stale_if_error] {
+            out.put_u64(saturating_millis(time));
+        }
+        out.put_u64(self.variant);
+        if let Some(part) = &self.part {
+            out.put_u64(part.first);
+            out.put_u64(part.claimed);
+            out.put_u64(part.complete.unwrap_or(UNKNOWN));
+            // `http` keeps values far below this size.
+            out.put_u16(u16::try_from(part.asked.len()).unwrap_or(u16::MAX));
+            out.put_slice(&part.asked);
+        }
+        out.put_u32(u32::try_from(head_len).unwrap_or(u32::MAX));
+        out.put_u64(self.body.len() as u64);
+        put_head(&mut out, &self.headers);
+        out.put_slice(&self.body);
+        out.freeze()
+    }
+
+    fn decode(bytes: &Bytes) -> Option<Self> {
+        let mut reader = Reader { rest: bytes.get(2..)? };
+        let status = StatusCode::from_u16(reader.u16()?).ok()?;
+        let [flags] = reader.array()?;
+        if flags & !(FORBIDS_STALE | NO_CACHE | PART) != 0 {
+            return None;
+        }
+        let received = from_millis(reader.u64()?)?;
+        let mut time = || Some(Duration::from_millis(reader.u64()?));
+        let (initial_age, lifetime) = (time()?, time()?);
+        let (stale_while_revalidate, stale_if_error) = (time()?, time()?);
+        let variant = reader.u64()?;
+        let part = if flags & PART == 0 {
+            None
+        } else {
+            let (first, claimed, complete) = (reader.u64()?, reader.u64()?, reader.u64()?);
+            let asked_len = usize::from(reader.u16()?);
+            let asked = bytes.slice_ref(reader.take(asked_len)?);
+            Some(Part { first, claimed, complete: (complete != UNKNOWN).then_some(complete), asked })
+        };
+        let head_len = reader.u32()? as usize;
+        let body_len = usize::try_from(reader.u64()?).ok()?;
+        let head_at = bytes.len() - reader.rest.len();
+        let body_at = head_at.checked_add(head_len)?;
+        if bytes.len() != body_at.checked_add(body_len)? {
+            return None;
+        }
+        Some(Self {
+            status,
+            headers: read_head(bytes, head_at..body_at)?,
+            body: bytes.slice(body_at..),
+            received,
+            initial_age,
+            lifetime,
+            stale_while_revalidate,
+            stale_if_error,
+            forbids_stale: flags & FORBIDS_STALE != 0,
+            no_cache: flags & NO_CACHE != 0,
+            variant,
+            part,
+        })
+    }
+}
+
+/// What a store may hold under a key of a shared cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SharedRecord {
+    /// A response.
+    Response(Box<StoredResponse>),
+    /// The resource varies: which fields select a variant (RFC 9111 §4.1).
+    Variants(Variants),
+}
+
+impl SharedRecord {
+    /// Reads a record. `None` for what is damaged, from another version, or no record of a shared cache.
+    #[must_use]
+    pub fn decode(bytes: &Bytes) -> Option<Self> {
+        if bytes.starts_with(&[VERSION, SHARED]) {
+            return StoredResponse::decode(bytes).map(Box::new).map(Self::Response);
+        }
+        match Record::decode(bytes)? {
+            Record::Variants(variants) => Some(Self::Variants(variants)),
+            Record::Response(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    fn stored() -> impl Strategy<Value = StoredResponse> {
+        let field = ("[a-z][a-z0-9-]{0,12}", proptest::collection::vec(0x20u8..0x7f, 0..30));
+        let body = || proptest::collection::vec(any::<u8>(), 0..100).prop_map(Bytes::from);
+        let part = (any::<u64>(), any::<u64>(), proptest::option::of(0..UNKNOWN), body())
+            .prop_map(|(first, claimed, complete, asked)| Part { first, claimed, complete, asked });
+        let millis = || (0u64..10_000_000_000_000).prop_map(Duration::from_millis);
+        (
+            (200u16..600, proptest::collection::vec(field, 0..8), body(), 0u64..4_000_000_000_000),
+            (millis(), millis(), millis(), millis()),
+            (any::<bool>(), any::<bool>(), any::<u64>(), proptest::option::of(part)),
+        )
+            .prop_map(
+                |((status, fields, body, received), times, (forbids_stale, no_cache, variant, part))| {
+                    StoredResponse {
+                        status: StatusCode::from_u16(status).unwrap(),
+                        headers: fields
+                            .into_iter()
+                            .map(|(n, v)| {
+                                (HeaderName::try_from(n).unwrap(), HeaderValue::from_bytes(&v).unwrap())
+                            })
+                            .collect(),
+                        body,
+                        received: from_millis(received).unwrap(),
+                        initial_age: times.0,
+                        lifetime: times.1,
+                        stale_while_revalidate: times.2,
+                        stale_if_error: times.3,
+                        forbids_stale,
+                        no_cache,
+                        variant,
+                        part,
+                    }
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(stored in stored()) {
+            prop_assert_eq!(SharedRecord::decode(&stored.encode()), Some(SharedRecord::Response(Box::new(stored))));
+        }
+
+        #[test]
+        fn what_is_cut_or_longer_is_no_record(stored in stored(), at in any::<prop::sample::Index>()) {
+            let bytes = stored.encode();
+            prop_assert_eq!(SharedRecord::decode(&bytes.slice(..at.index(bytes.len()))), None);
+            prop_assert_eq!(SharedRecord::decode(&[&bytes[..], b"x"].concat().into()), None);
+        }
+
+        #[test]
+        fn damage_never_panics(stored in stored(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = stored.encode().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = SharedRecord::decode(&bytes.into());
+        }
+
+        #[test]
+        fn any_bytes_are_survived(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if bytes.len() > 2 {
+                bytes[..2].copy_from_slice(&[VERSION, SHARED]);
+            }
+            let _ = SharedRecord::decode(&bytes.into());
+        }
+    }
+}
