@@ -48,7 +48,7 @@ pub mod guide;
 
 use std::convert::Infallible;
 
-use axum::extract::{FromRef, FromRequestParts, OriginalUri};
+use axum::extract::{FromRef, FromRequestParts, MatchedPath, OriginalUri};
 use http::request::Parts;
 use http::{Extensions, Uri};
 use larder_tower::{CacheService, UriSource};
@@ -58,13 +58,17 @@ pub use larder_core::{self as core, *};
 
 larder_core::route_layers!();
 
-/// axum keeps the URI that the client sent beside the one that nested routers cut.
+/// axum keeps the URI that the client sent beside the one that nested routers cut, and the pattern that they matched.
 #[derive(Clone, Copy, Debug)]
 pub struct BeforeNesting;
 
 impl UriSource for BeforeNesting {
     fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri {
         extensions.get::<OriginalUri>().map_or(current, |OriginalUri(uri)| uri)
+    }
+
+    fn pattern(extensions: &Extensions) -> Option<&str> {
+        extensions.get::<MatchedPath>().map(MatchedPath::as_str)
     }
 }
 

@@ -10,7 +10,7 @@ use http_body_util::combinators::BoxBody;
 use larder_core::{Call, ReplyBody, RequestView, Route};
 use poem::http::header::CONTENT_LENGTH;
 use poem::http::{self, HeaderMap, HeaderValue, StatusCode, Uri};
-use poem::{Body, Endpoint, Error, IntoResponse, Request, Response, ResponseParts, Result};
+use poem::{Body, Endpoint, Error, IntoResponse, PathPattern, Request, Response, ResponseParts, Result};
 
 /// An endpoint with a cache around it.
 pub struct CacheEndpoint<E> {
@@ -61,6 +61,10 @@ impl<E: Endpoint + 'static> Call for PoemCall<E> {
             headers: self.request.headers(),
             extensions: self.request.extensions(),
         }
+    }
+
+    fn pattern(&self) -> Option<&str> {
+        self.request.data::<PathPattern>().map(|PathPattern(pattern)| &**pattern)
     }
 
     fn headers_mut(&mut self) -> &mut HeaderMap {

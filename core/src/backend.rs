@@ -143,7 +143,7 @@ impl<C: Coder> CacheBackend<C> {
             };
             let mut lead = match self.shared().flights.join(&name) {
                 Role::Lead(lead) => lead,
-                Role::Follow(follow) => match follow.wait(self.shared().timing.max_wait).await {
+                Role::Follow(follow) => match self.shared().follow(follow).await {
                     Some(Landing::Filled(bytes)) => match self.decode(&bytes) {
                         Ok(Some(value)) => return Ok(value),
                         _ => return compute().await,

@@ -8,12 +8,14 @@
 //! | `runtime` | [`Larder`], [`CacheBackend`], [`Route`]: what joins the engine to a store; needs tokio |
 //! | `memory` | the in-process store |
 //! | `redis` | the Redis store |
+//! | `metrics` | exports what [`Larder::stats`] counts through the facade [`metrics`](https://docs.rs/metrics) |
 //! | `suite` | the behaviour suite for authors of stores |
 
 pub mod directives;
 mod entry;
 mod etag;
 pub mod key;
+mod outcome;
 pub mod policy;
 mod reason;
 mod request;
@@ -42,10 +44,15 @@ mod hold;
 mod larder;
 #[cfg(feature = "runtime")]
 pub mod route;
+#[cfg(feature = "runtime")]
+pub mod stats;
+#[cfg(feature = "runtime")]
+mod telemetry;
 
 pub use entry::{Entry, Record};
 pub use etag::{Validators, weak_etag};
 pub use key::{CacheKey, KeyError, KeySpace};
+pub use outcome::Status;
 pub use policy::CachePolicy;
 pub use reason::Reason;
 pub use request::RequestView;
@@ -68,6 +75,7 @@ pub use {
     exchange::{Call, Reply},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},
+    stats::Stats,
     store::InProcess,
 };
 

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::cluster::{Cluster, Detour, Layout};
 use super::link::{Dialer, Node};
-use super::options::RedisOptions;
+use super::options::{Address, RedisOptions};
 use super::scripts::Call;
-use crate::store::StoreError;
+use crate::store::{Breaker, StoreError};
 
 /// Everything a store has open. Clones share it.
 #[derive(Clone)]
@@ -149,6 +149,14 @@ impl Connection {
         match &self.servers {
             Servers::One(node) => Ok(Layout::of_one(node)),
             Servers::Cluster(cluster) => cluster.layout(deadline).await,
+        }
+    }
+
+    /// The servers it talks to, and whether they are asked.
+    pub(super) fn servers(&self) -> Vec<(Address, Breaker)> {
+        match &self.servers {
+            Servers::One(node) => vec![(node.address().clone(), node.breaker())],
+            Servers::Cluster(cluster) => cluster.servers(),
         }
     }
 
