@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
-use tracing::{Instrument, warn};
+use tracing::{Instrument, Span, warn};
 
 use crate::body::{ReplyBody, collect, length_of};
 use crate::entry::Record;
@@ -29,7 +29,7 @@ use crate::request::RequestView;
 use crate::route::{KeySource, Route};
 use crate::rule::{Kind, Principal};
 use crate::store::{Abandon, Intent};
-use crate::telemetry::Watch;
+use crate::telemetry::{Watch, spans};
 
 /// How often a request looks again when what it waited for turned out not to be for it. Then it runs by itself.
 const LOOKS: usize = 3;
@@ -218,6 +218,16 @@ impl Route {
 
     /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
     async fn look(&self, request: RequestView<'_>) -> Seen {
+        let span = match self.policy.rule().kind {
+            Kind::Read => spans::get(&self.policy.rule().space),
+            Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::none(),
+        };
+        let seen = self.look_within(request, &span).instrument(span.clone()).await;
+        seen.tell(&span);
+        seen
+    }
+
+    async fn look_within(&self, request: RequestView<'_>, span: &Span) -> Seen {
         let lookup = match self.policy.on_request(&request) {
             OnRequest::Bypass(mark) => return Seen::Bypass(mark),
             OnRequest::Forward(forward) => return Seen::Write(forward),
@@ -226,14 +236,21 @@ impl Route {
         let Some(key) = self.key(&request, lookup.principal()).await else {
             return Seen::Bypass(lookup.without_key());
         };
+        span.record("key", key.name());
         let found = self.read_record(&key).await;
-        let select = match lookup.on_entry(found, &request, self.shared.now()) {
-            OnEntry::Decided(decision) => return Seen::of(decision, key, None),
-            OnEntry::Select(select) => select,
+        let now = self.shared.now();
+        let (decision, target) = match lookup.on_entry(found, &request, now) {
+            OnEntry::Decided(decision) => (decision, None),
+            OnEntry::Select(select) => {
+                let target = key.variant(select.secondary_key(&request));
+                let found = self.read_record(&target).await;
+                (select.on_entry(found, &request, now), Some(target))
+            }
         };
-        let target = key.variant(select.secondary_key(&request));
-        let found = self.read_record(&target).await;
-        Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target))
+        if let Decision::Hit(hit) | Decision::NotModified(hit) = &decision {
+            spans::lasting(span, hit.entry().remaining(now));
+        }
+        Seen::of(decision, key, target)
     }
 
     async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
@@ -257,9 +274,7 @@ impl Route {
             }
             Some(Landing::Again) => Followed::Again(forward),
             Some(Landing::Failed) => match forward.or_fallback() {
-                Ok(hit) => {
-                    Followed::Answer(hit.collapsed().into_response(), Outcome::stale(Reason::Failed))
-                }
+                Ok(hit) => Followed::Answer(hit.collapsed().into_response(), Outcome::stale(Reason::Failed)),
                 Err(forward) => Followed::Alone(forward.because(Reason::Busy)),
             },
             Some(Landing::Alone) => Followed::Alone(forward.because(Reason::Busy)),
@@ -382,7 +397,14 @@ impl Route {
     }
 
     /// Stores what was filled where it belongs, and tells those who wait.
-    async fn store(
+    async fn store(&self, admitted: &mut Admitted, place: &Place, held: Held, lead: Option<Lead>) -> Stored {
+        let span = spans::set(&place.target, admitted.retention());
+        let stored = self.store_within(admitted, place, held, lead).instrument(span.clone()).await;
+        spans::stored(&span, stored);
+        stored
+    }
+
+    async fn store_within(
         &self,
         admitted: &mut Admitted,
         place: &Place,
@@ -496,7 +518,10 @@ impl Route {
         if matches!(self.read_record(key).await, Ok(Some(Record::Variants(_)))) {
             return Stored::Evicted;
         }
-        held.commit(admitted.record(), admitted.retention()).await
+        let span = spans::put(key, admitted.retention());
+        let stored = held.commit(admitted.record(), admitted.retention()).instrument(span.clone()).await;
+        spans::stored(&span, stored);
+        stored
     }
 
     async fn evict(&self, target: &Target) {
@@ -633,6 +658,16 @@ enum Seen {
 }
 
 impl Seen {
+    fn tell(&self, span: &Span) {
+        match self {
+            Self::Answer(_, outcome) => spans::outcome(span, *outcome),
+            Self::Bypass(mark) => spans::outcome(span, Outcome::bypass(mark.reason())),
+            Self::Write(_) => {}
+            Self::Stale(_, forward, _) => spans::outcome(span, Outcome::stale(forward.reason())),
+            Self::Miss(forward, _) => spans::outcome(span, Outcome::miss(forward.reason())),
+        }
+    }
+
     /// `target` is the key of the variant, if the resource varies.
     fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
         let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };

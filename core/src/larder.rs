@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderName, Uri};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, warn};
 
 use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
@@ -21,7 +21,7 @@ use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
 use crate::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
 use crate::stats::Stats;
 use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
-use crate::telemetry::{ObservedStore, Telemetry};
+use crate::telemetry::{ObservedStore, Telemetry, spans};
 use crate::ttl::Ttl;
 use crate::vary::Variants;
 
@@ -317,6 +317,10 @@ impl Shared {
 
     /// Evicts an entry, and every variant of it.
     pub(crate) async fn evict_key(&self, key: &CacheKey) {
+        self.evict_key_within(key).instrument(spans::evict(key)).await;
+    }
+
+    async fn evict_key_within(&self, key: &CacheKey) {
         // The record goes first: from then on nobody finds its variants, and what remains of them is only garbage.
         let record = self.store.get(key).await;
         if let Err(error) = self.store.delete(key).await {
@@ -333,7 +337,7 @@ impl Shared {
     }
 
     pub(crate) async fn evict_group(&self, space: &KeySpace) {
-        if let Err(error) = self.store.delete_group(space).await {
+        if let Err(error) = self.store.delete_group(space).instrument(spans::evict_group(space)).await {
             self.store_failed("delete_group", space.head(), &error);
         }
     }
@@ -361,7 +365,7 @@ impl Shared {
     /// Waits for the fill that another request here is at.
     pub(crate) async fn follow(&self, follow: Follow) -> Option<Landing> {
         let started = Instant::now();
-        let landing = follow.wait(self.timing.max_wait).await;
+        let landing = follow.wait(self.timing.max_wait).instrument(spans::wait()).await;
         self.telemetry.waited(started.elapsed(), !matches!(landing, Some(Landing::Filled(_))));
         landing
     }

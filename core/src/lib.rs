@@ -9,6 +9,7 @@
 //! | `memory` | the in-process store |
 //! | `redis` | the Redis store |
 //! | `metrics` | exports what [`Larder::stats`] counts through the facade [`metrics`](https://docs.rs/metrics) |
+//! | `tracing` | spans around what the cache does: `cache.get`, `cache.set`, `cache.put`, `cache.evict`, `cache.backend.*` |
 //! | `suite` | the behaviour suite for authors of stores |
 
 pub mod directives;

@@ -934,7 +934,9 @@ impl Admitted {
     #[must_use]
     pub const fn reason(&self, outcome: Stored) -> Reason {
         match (outcome, self.reason) {
-            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => self.reason,
+            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => {
+                self.reason
+            }
             (Stored::Evicted, _) => Reason::Evicted,
         }
     }

@@ -12,6 +12,7 @@ mod counters;
 #[cfg_attr(not(feature = "metrics"), path = "telemetry/silent.rs")]
 mod export;
 mod observed;
+pub(crate) mod spans;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -276,8 +277,8 @@ pub(crate) struct RouteCounters {
 impl RouteCounters {
     fn read(&self) -> RouteStats {
         let counts = Reason::ALL.iter().zip(&self.reasons);
-        let counts =
-            counts.map(|(reason, count)| ReasonCount { reason: *reason, count: count.load(Ordering::Relaxed) });
+        let counts = counts
+            .map(|(reason, count)| ReasonCount { reason: *reason, count: count.load(Ordering::Relaxed) });
         let mut reasons: Vec<_> = counts.filter(|reason| reason.count > 0).collect();
         reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
         RouteStats {

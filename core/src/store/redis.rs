@@ -140,7 +140,9 @@ impl CacheStore for RedisStore {
 
     fn health(&self) -> Health {
         let servers = self.inner.connection.servers();
-        servers.into_iter().fold(Health::of("redis"), |health, (address, breaker)| health.server(address, breaker))
+        servers
+            .into_iter()
+            .fold(Health::of("redis"), |health, (address, breaker)| health.server(address, breaker))
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {

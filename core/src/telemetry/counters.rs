@@ -109,10 +109,7 @@ mod tests {
         assert_eq!(latency.total(), Duration::from_micros(99_000_295));
         let filled: Vec<_> = latency.buckets().filter(|(_, count)| *count > 0).collect();
         let micros = |micros| Some(Duration::from_micros(micros));
-        assert_eq!(
-            filled,
-            [(micros(1), 2), (micros(5), 1), (micros(100), 2), (micros(200), 1), (None, 1)]
-        );
+        assert_eq!(filled, [(micros(1), 2), (micros(5), 1), (micros(100), 2), (micros(200), 1), (None, 1)]);
         // Of seven, the fourth lies in the bucket of 90 and 100.
         assert_eq!(latency.quantile(0.5), micros(100));
         assert_eq!(Histogram::new().read().quantile(0.5), None);
