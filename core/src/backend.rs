@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tracing::{Instrument as _, warn};
+use tracing::warn;
 
 use crate::coder::{Coder, CoderError, Json};
 use crate::entry::{decode_value, encode_value};
@@ -107,8 +107,8 @@ impl<C: Coder> CacheBackend<C> {
             let bytes = self.shared().store.get(&key).await?;
             bytes.map_or(Ok(None), |bytes| self.decode(&bytes))
         };
-        let value = value.instrument(span.clone()).await;
-        spans::result(&span, ["hit", "miss"], value.as_ref().map(Option::is_some));
+        let value = span.around(value).await;
+        span.result(["hit", "miss"], value.as_ref().map(Option::is_some));
         value
     }
 
@@ -142,8 +142,8 @@ impl<C: Coder> CacheBackend<C> {
             computed = true;
             compute()
         };
-        let value = self.get_or_set_within(&name, ttl, compute).instrument(span.clone()).await;
-        spans::result(&span, ["hit", "miss"], value.as_ref().map(|_| !computed));
+        let value = span.around(self.get_or_set_within(&name, ttl, compute)).await;
+        span.result(["hit", "miss"], value.as_ref().map(|_| !computed));
         value
     }
 
@@ -243,8 +243,8 @@ impl<C: Coder> CacheBackend<C> {
         let (key, ttl) = (self.space.key(key), self.lifetime(ttl));
         let span = spans::backend::set(&key, ttl);
         let set = async { Ok(self.shared().store.set(&key, self.encode(value)?, ttl).await?) };
-        let set = set.instrument(span.clone()).await;
-        spans::result(&span, ["stored", "stored"], set.as_ref().map(|()| true));
+        let set = span.around(set).await;
+        span.result(["stored", "stored"], set.as_ref().map(|()| true));
         set
     }
 
@@ -268,9 +268,9 @@ impl<C: Coder> CacheBackend<C> {
             self.update_queued(&name, lifetime, change).await
         };
         let span = spans::backend::update(&name, lifetime);
-        let attempt = tokio::time::timeout(UPDATE_PATIENCE, attempt).instrument(span.clone());
+        let attempt = span.around(tokio::time::timeout(UPDATE_PATIENCE, attempt));
         let updated = attempt.await.unwrap_or(Err(CacheError::Contended));
-        spans::result(&span, ["stored", "stored"], updated.as_ref().map(|_| true));
+        span.result(["stored", "stored"], updated.as_ref().map(|_| true));
         updated
     }
 
@@ -321,8 +321,8 @@ impl<C: Coder> CacheBackend<C> {
     pub async fn try_delete(&self, key: &str) -> Result<bool, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::delete(&key);
-        let deleted = self.shared().store.delete(&key).instrument(span.clone()).await;
-        spans::result(&span, ["deleted", "absent"], deleted.as_ref().copied());
+        let deleted = span.around(self.shared().store.delete(&key)).await;
+        span.result(["deleted", "absent"], deleted.as_ref().copied());
         Ok(deleted?)
     }
 
@@ -339,8 +339,8 @@ impl<C: Coder> CacheBackend<C> {
     pub async fn try_has(&self, key: &str) -> Result<bool, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::has(&key);
-        let has = self.shared().store.has(&key).instrument(span.clone()).await;
-        spans::result(&span, ["hit", "miss"], has.as_ref().copied());
+        let has = span.around(self.shared().store.has(&key)).await;
+        span.result(["hit", "miss"], has.as_ref().copied());
         Ok(has?)
     }
 
@@ -364,8 +364,8 @@ impl<C: Coder> CacheBackend<C> {
             );
         }
         let span = spans::backend::delete_group(&self.space);
-        let deleted = self.shared().store.delete_group(&self.space).instrument(span.clone()).await;
-        spans::result(&span, ["deleted", "absent"], deleted.as_ref().map(|count| *count > 0));
+        let deleted = span.around(self.shared().store.delete_group(&self.space)).await;
+        span.result(["deleted", "absent"], deleted.as_ref().map(|count| *count > 0));
         Ok(deleted?)
     }
 

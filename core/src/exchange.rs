@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
-use tracing::{Instrument, Span, warn};
+use tracing::{Instrument, warn};
 
 use crate::body::{ReplyBody, collect, length_of};
 use crate::entry::Record;
@@ -29,7 +29,8 @@ use crate::request::RequestView;
 use crate::route::{KeySource, Route};
 use crate::rule::{Kind, Principal};
 use crate::store::{Abandon, Intent};
-use crate::telemetry::{Watch, spans};
+use crate::telemetry::Watch;
+use crate::telemetry::spans::{self, Span};
 
 /// How often a request looks again when what it waited for turned out not to be for it. Then it runs by itself.
 const LOOKS: usize = 3;
@@ -220,37 +221,25 @@ impl Route {
     async fn look(&self, request: RequestView<'_>) -> Seen {
         let span = match self.policy.rule().kind {
             Kind::Read => spans::get(&self.policy.rule().space),
-            Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::none(),
+            Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::NONE,
         };
-        let seen = self.look_within(request, &span).instrument(span.clone()).await;
-        seen.tell(&span);
-        seen
-    }
-
-    async fn look_within(&self, request: RequestView<'_>, span: &Span) -> Seen {
         let lookup = match self.policy.on_request(&request) {
-            OnRequest::Bypass(mark) => return Seen::Bypass(mark),
+            OnRequest::Bypass(mark) => return Seen::Bypass(mark).told(&span),
             OnRequest::Forward(forward) => return Seen::Write(forward),
             OnRequest::Lookup(lookup) => lookup,
         };
         let Some(key) = self.key(&request, lookup.principal()).await else {
-            return Seen::Bypass(lookup.without_key());
+            return Seen::Bypass(lookup.without_key()).told(&span);
         };
-        span.record("key", key.name());
-        let found = self.read_record(&key).await;
-        let now = self.shared.now();
-        let (decision, target) = match lookup.on_entry(found, &request, now) {
-            OnEntry::Decided(decision) => (decision, None),
-            OnEntry::Select(select) => {
-                let target = key.variant(select.secondary_key(&request));
-                let found = self.read_record(&target).await;
-                (select.on_entry(found, &request, now), Some(target))
-            }
+        span.key(&key);
+        let found = span.around(self.read_record(&key)).await;
+        let select = match lookup.on_entry(found, &request, self.shared.now()) {
+            OnEntry::Decided(decision) => return Seen::of(decision, key, None, &span),
+            OnEntry::Select(select) => select,
         };
-        if let Decision::Hit(hit) | Decision::NotModified(hit) = &decision {
-            spans::lasting(span, hit.entry().remaining(now));
-        }
-        Seen::of(decision, key, target)
+        let target = key.variant(select.secondary_key(&request));
+        let found = span.around(self.read_record(&target)).await;
+        Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target), &span)
     }
 
     async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
@@ -399,8 +388,8 @@ impl Route {
     /// Stores what was filled where it belongs, and tells those who wait.
     async fn store(&self, admitted: &mut Admitted, place: &Place, held: Held, lead: Option<Lead>) -> Stored {
         let span = spans::set(&place.target, admitted.retention());
-        let stored = self.store_within(admitted, place, held, lead).instrument(span.clone()).await;
-        spans::stored(&span, stored);
+        let stored = span.around(self.store_within(admitted, place, held, lead)).await;
+        span.stored(stored);
         stored
     }
 
@@ -519,8 +508,8 @@ impl Route {
             return Stored::Evicted;
         }
         let span = spans::put(key, admitted.retention());
-        let stored = held.commit(admitted.record(), admitted.retention()).instrument(span.clone()).await;
-        spans::stored(&span, stored);
+        let stored = span.around(held.commit(admitted.record(), admitted.retention())).await;
+        span.stored(stored);
         stored
     }
 
@@ -658,21 +647,24 @@ enum Seen {
 }
 
 impl Seen {
-    fn tell(&self, span: &Span) {
-        match self {
-            Self::Answer(_, outcome) => spans::outcome(span, *outcome),
-            Self::Bypass(mark) => spans::outcome(span, Outcome::bypass(mark.reason())),
+    /// Tells the span of the look.
+    fn told(self, span: &Span) -> Self {
+        match &self {
+            Self::Answer(_, outcome) => span.outcome(*outcome),
+            Self::Bypass(mark) => span.outcome(Outcome::bypass(mark.reason())),
             Self::Write(_) => {}
-            Self::Stale(_, forward, _) => spans::outcome(span, Outcome::stale(forward.reason())),
-            Self::Miss(forward, _) => spans::outcome(span, Outcome::miss(forward.reason())),
+            Self::Stale(_, forward, _) => span.outcome(Outcome::stale(forward.reason())),
+            Self::Miss(forward, _) => span.outcome(Outcome::miss(forward.reason())),
         }
+        self
     }
 
     /// `target` is the key of the variant, if the resource varies.
-    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
+    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>, span: &Span) -> Self {
         let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };
-        match decision {
+        let seen = match decision {
             Decision::Hit(hit) | Decision::NotModified(hit) => {
+                span.lasting(hit.remaining());
                 Self::Answer(hit.into_response(), Outcome::HIT)
             }
             Decision::Unsatisfiable(answer) => {
@@ -681,7 +673,8 @@ impl Seen {
             }
             Decision::Stale(hit, forward) => Self::Stale(hit.into_response(), forward, place(base)),
             Decision::Miss(forward) => Self::Miss(forward, place(base)),
-        }
+        };
+        seen.told(span)
     }
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderName, Uri};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, debug, warn};
+use tracing::{debug, warn};
 
 use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
@@ -317,7 +317,7 @@ impl Shared {
 
     /// Evicts an entry, and every variant of it.
     pub(crate) async fn evict_key(&self, key: &CacheKey) {
-        self.evict_key_within(key).instrument(spans::evict(key)).await;
+        spans::evict(key).around(self.evict_key_within(key)).await;
     }
 
     async fn evict_key_within(&self, key: &CacheKey) {
@@ -337,7 +337,7 @@ impl Shared {
     }
 
     pub(crate) async fn evict_group(&self, space: &KeySpace) {
-        if let Err(error) = self.store.delete_group(space).instrument(spans::evict_group(space)).await {
+        if let Err(error) = spans::evict_group(space).around(self.store.delete_group(space)).await {
             self.store_failed("delete_group", space.head(), &error);
         }
     }
@@ -365,7 +365,7 @@ impl Shared {
     /// Waits for the fill that another request here is at.
     pub(crate) async fn follow(&self, follow: Follow) -> Option<Landing> {
         let started = Instant::now();
-        let landing = follow.wait(self.timing.max_wait).instrument(spans::wait()).await;
+        let landing = spans::wait().around(follow.wait(self.timing.max_wait)).await;
         self.telemetry.waited(started.elapsed(), !matches!(landing, Some(Landing::Filled(_))));
         landing
     }

@@ -481,6 +481,12 @@ impl Hit {
         &self.entry
     }
 
+    /// What is left of its freshness lifetime, or `None` when that has no end.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.entry.remaining(self.now)
+    }
+
     /// The response to send: 304 with few fields if the client has it, else the stored one.
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {

@@ -125,14 +125,15 @@ impl Telemetry {
         if let Some(known) = routes.iter().find(same) {
             return Arc::clone(known);
         }
+        let (name, group) = (name.into(), group.map(Into::into));
         let counters = Arc::new(RouteCounters {
-            name: name.into(),
+            exported: export::RouteExport::new((&name, kind, group.as_ref())),
+            name,
             kind,
-            group: group.map(Into::into),
+            group,
             route: Arc::downgrade(route),
             statuses: Counters::new(),
             reasons: [const { AtomicU64::new(0) }; Reason::ALL.len()],
-            exported: export::RouteExport::default(),
         });
         routes.push(Arc::clone(&counters));
         counters
@@ -274,7 +275,15 @@ pub(crate) struct RouteCounters {
     exported: export::RouteExport,
 }
 
+/// What tells the numbers of a route from those of another.
+type Labels<'a> = (&'a Arc<str>, Kind, Option<&'a Arc<str>>);
+
 impl RouteCounters {
+    #[cfg(feature = "metrics")]
+    fn labels(&self) -> Labels<'_> {
+        (&self.name, self.kind, self.group.as_ref())
+    }
+
     fn read(&self) -> RouteStats {
         let counts = Reason::ALL.iter().zip(&self.reasons);
         let counts = counts

@@ -1,7 +1,7 @@
 //! The same numbers through the facade `metrics`, for whichever recorder the application installs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::time::Duration;
 
 use metrics::{
@@ -9,7 +9,7 @@ use metrics::{
     histogram,
 };
 
-use super::{Eviction, Operation, RouteCounters, Write};
+use super::{Eviction, Labels, Operation, RouteCounters, Write};
 use crate::outcome::{Outcome, Status};
 use crate::reason::Reason;
 use crate::rule::Kind;
@@ -22,16 +22,20 @@ const STORE: &str = "larder_store_seconds";
 const BREAKER: &str = "larder_breaker_open";
 
 /// The counters of a route, each made when it is first needed: looking one up by its labels takes longer than a hit.
-#[derive(Default)]
 pub(super) struct RouteExport {
-    hit: OnceLock<Counter>,
+    hit: Counter,
     others: RwLock<HashMap<(Status, Option<Reason>), Counter>>,
 }
 
 impl RouteExport {
+    pub(super) fn new(route: Labels<'_>) -> Self {
+        describe();
+        Self { hit: requests(route, Outcome::HIT), others: RwLock::default() }
+    }
+
     pub(super) fn request(&self, route: &RouteCounters, outcome: Outcome) {
         if outcome == Outcome::HIT {
-            return self.hit.get_or_init(|| requests(route, outcome)).increment(1);
+            return self.hit.increment(1);
         }
         let key = (outcome.status, outcome.reason);
         let known = self.others.read().unwrap_or_else(PoisonError::into_inner);
@@ -40,17 +44,16 @@ impl RouteExport {
         }
         drop(known);
         let mut known = self.others.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(key).or_insert_with(|| requests(route, outcome)).increment(1);
+        known.entry(key).or_insert_with(|| requests(route.labels(), outcome)).increment(1);
     }
 }
 
-fn requests(route: &RouteCounters, outcome: Outcome) -> Counter {
-    describe();
+fn requests((name, kind, in_group): Labels<'_>, outcome: Outcome) -> Counter {
     counter!(
         REQUESTS,
-        "route" => Arc::clone(&route.name),
-        "kind" => kind(route.kind),
-        "group" => group(route.group.as_ref()),
+        "route" => Arc::clone(name),
+        "kind" => word(kind),
+        "group" => group(in_group),
         "status" => outcome.status.as_str(),
         "reason" => outcome.reason.map_or("", Reason::as_str),
     )
@@ -95,7 +98,7 @@ fn group(name: Option<&Arc<str>>) -> SharedString {
     name.map_or_else(|| SharedString::const_str(""), |name| SharedString::from(Arc::clone(name)))
 }
 
-const fn kind(kind: Kind) -> &'static str {
+const fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Read => "read",
         Kind::Write => "write",

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Eviction, Operation, RouteCounters, Write};
+use super::{Eviction, Labels, Operation, RouteCounters, Write};
 use crate::outcome::Outcome;
 
-#[derive(Default)]
 pub(super) struct RouteExport;
 
 impl RouteExport {
+    pub(super) const fn new(_: Labels<'_>) -> Self {
+        Self
+    }
+
     pub(super) const fn request(&self, _: &RouteCounters, _: Outcome) {}
 }
 

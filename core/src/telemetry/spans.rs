@@ -3,34 +3,110 @@
 //!
 //! Without the feature `tracing` they are all none, and cost nothing.
 
+use std::future::Future;
 use std::time::Duration;
-
-use tracing::Span;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::outcome::Outcome;
 use crate::policy::Stored;
 
+/// A span, or nothing at all.
+pub(crate) struct Span {
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
+}
+
+#[cfg(feature = "tracing")]
+impl Span {
+    pub(crate) const NONE: Self = Self { span: tracing::Span::none() };
+
+    /// Does the work within the span.
+    pub(crate) fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
+        tracing::Instrument::instrument(work, self.span.clone())
+    }
+
+    fn record(&self, field: &'static str, value: impl tracing::Value) {
+        self.span.record(field, value);
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+impl Span {
+    pub(crate) const NONE: Self = Self {};
+
+    /// Does the work.
+    pub(crate) const fn around<F: Future>(&self, work: F) -> F {
+        work
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "as above")]
+    const fn record<V: Copy>(&self, _: &'static str, _: V) {}
+}
+
+impl Span {
+    /// Under which key.
+    pub(crate) fn key(&self, key: &CacheKey) {
+        self.record("key", key.name());
+    }
+
+    /// For how long it lasts, in seconds. Nothing for what has no end.
+    pub(crate) fn lasting(&self, ttl: Option<Duration>) {
+        if let Some(ttl) = ttl {
+            self.record("ttl", ttl.as_secs_f64());
+        }
+    }
+
+    /// How a request was answered, or isn't yet.
+    pub(crate) fn outcome(&self, outcome: Outcome) {
+        self.record("status", outcome.status.as_str());
+        if let Some(reason) = outcome.reason {
+            self.record("reason", reason.as_str());
+        }
+    }
+
+    /// What became of what was to be stored.
+    pub(crate) fn stored(&self, stored: Stored) {
+        let word = match stored {
+            Stored::Yes => "stored",
+            Stored::Evicted => "evicted",
+            Stored::Failed => "failed",
+        };
+        self.record("status", word);
+    }
+
+    /// What became of a call of the backend: the first word for yes, the second for no.
+    pub(crate) fn result<E>(&self, [yes, no]: [&'static str; 2], result: Result<bool, &E>) {
+        let word = match result {
+            Ok(true) => yes,
+            Ok(false) => no,
+            Err(_) => "failed",
+        };
+        self.record("status", word);
+    }
+}
+
 /// A span with what all of them tell. What isn't known yet is recorded later.
 #[cfg(feature = "tracing")]
 macro_rules! span {
     ($name:literal, $key:expr, $group:expr) => {
-        tracing::info_span!(
-            target: "larder",
-            $name,
-            key = $key,
-            group = $group,
-            ttl = tracing::field::Empty,
-            status = tracing::field::Empty,
-            reason = tracing::field::Empty,
-        )
+        Span {
+            span: tracing::info_span!(
+                target: "larder",
+                $name,
+                key = $key,
+                group = $group,
+                ttl = tracing::field::Empty,
+                status = tracing::field::Empty,
+                reason = tracing::field::Empty,
+            ),
+        }
     };
 }
 #[cfg(not(feature = "tracing"))]
 macro_rules! span {
     ($name:literal, $key:expr, $group:expr) => {{
         let _ = ($key, $group);
-        Span::none()
+        Span::NONE
     }};
 }
 
@@ -98,44 +174,6 @@ pub(crate) mod backend {
 }
 
 fn with_ttl(span: Span, ttl: Option<Duration>) -> Span {
-    lasting(&span, ttl);
+    span.lasting(ttl);
     span
-}
-
-/// For how long it lasts, in seconds. Nothing for what has no end.
-pub(crate) fn lasting(span: &Span, ttl: Option<Duration>) {
-    if let Some(ttl) = ttl {
-        span.record("ttl", ttl.as_secs_f64());
-    }
-}
-
-/// How a request was answered, or isn't yet.
-pub(crate) fn outcome(span: &Span, outcome: Outcome) {
-    span.record("status", outcome.status.as_str());
-    if let Some(reason) = outcome.reason {
-        span.record("reason", reason.as_str());
-    }
-}
-
-/// What became of what was to be stored.
-pub(crate) fn stored(span: &Span, stored: Stored) {
-    span.record(
-        "status",
-        match stored {
-            Stored::Yes => "stored",
-            Stored::Evicted => "evicted",
-            Stored::Failed => "failed",
-        },
-    );
-}
-
-/// What became of a call of the backend. The first word is for what was there, or was done.
-pub(crate) fn result<E>(span: &Span, words: [&'static str; 2], result: Result<bool, &E>) {
-    span.record(
-        "status",
-        match result {
-            Ok(yes) => words[usize::from(!yes)],
-            Err(_) => "failed",
-        },
-    );
 }
