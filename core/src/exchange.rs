@@ -242,7 +242,7 @@ impl Route {
         Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target), &span)
     }
 
-    async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
+    pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
         match self.shared.store.get(key).await {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => Record::decode(&bytes).map(Some).ok_or(Reason::Unreadable),
@@ -582,7 +582,11 @@ impl Route {
     }
 
     /// The key of a request, or `None` if the key builder says that there is none.
-    async fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> Option<CacheKey> {
+    pub(crate) async fn key(
+        &self,
+        request: &RequestView<'_>,
+        principal: Option<Principal>,
+    ) -> Option<CacheKey> {
         let rule = self.policy.rule();
         let suffix = match &self.key_source {
             KeySource::Uri => return Some(rule.key(request, principal)),

@@ -15,6 +15,7 @@
 pub mod directives;
 mod entry;
 mod etag;
+pub mod explain;
 pub mod key;
 mod outcome;
 pub mod policy;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+#[cfg(feature = "runtime")]
 use crate::reason::Reason;
 
 /// How a request was answered: what the metrics, [`Stats`](crate::Stats) and the console count.
@@ -82,6 +83,7 @@ impl Outcome {
 
     /// The handler's own answer, which the cache let pass.
     pub(crate) fn passed(reason: Option<Reason>, answer: http::StatusCode) -> Self {
-        if answer.is_server_error() { Self::ERROR } else { Self::bypass(reason) }
+        let status = if answer.is_server_error() { Status::Error } else { Status::Bypass };
+        Self { status, reason }
     }
 }

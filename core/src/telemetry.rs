@@ -11,12 +11,14 @@ mod counters;
 // Without the feature, the same functions, which do nothing.
 #[cfg_attr(not(feature = "metrics"), path = "telemetry/silent.rs")]
 mod export;
+#[cfg(feature = "console")]
+pub(crate) mod history;
 mod observed;
 pub(crate) mod spans;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -55,9 +57,25 @@ pub(crate) struct Telemetry {
     waited: Histogram,
     waited_in_vain: AtomicU64,
     operations: [OperationCounters; Operation::ALL.len()],
+    /// Once there is a console.
+    #[cfg(feature = "console")]
+    history: OnceLock<history::History>,
 }
 
 impl Telemetry {
+    /// What happened lately, from now on.
+    #[cfg(feature = "console")]
+    pub(crate) fn history(&self) -> &history::History {
+        self.history.get_or_init(history::History::default)
+    }
+
+    /// The routes that were asked so far.
+    #[cfg(feature = "console")]
+    pub(crate) fn routes(&self) -> Vec<(Arc<str>, Arc<Route>)> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.iter().filter_map(|known| Some((Arc::clone(&known.name), known.route.upgrade()?))).collect()
+    }
+
     /// A request was answered.
     pub(crate) fn answered(&self, route: &RouteCounters, outcome: Outcome) {
         route.statuses.count(outcome.status as usize);
@@ -131,6 +149,7 @@ impl Telemetry {
             name,
             kind,
             group,
+            #[cfg(feature = "console")]
             route: Arc::downgrade(route),
             statuses: Counters::new(),
             reasons: [const { AtomicU64::new(0) }; Reason::ALL.len()],
@@ -216,22 +235,44 @@ impl Route {
 /// One request, from when it came until it is answered. A client that hangs up before is not counted.
 pub(crate) struct Watch<'a> {
     route: &'a Arc<Route>,
+    /// If somebody looks on.
+    #[cfg(feature = "console")]
+    asked: Option<Box<history::Asked>>,
 }
 
 impl<'a> Watch<'a> {
-    pub(crate) fn new<C: Call>(route: &'a Arc<Route>, _call: &C) -> Self {
-        Self { route }
+    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
+    pub(crate) fn new<C: Call>(route: &'a Arc<Route>, call: &C) -> Self {
+        Self {
+            route,
+            #[cfg(feature = "console")]
+            asked: route.shared.telemetry.history.get().map(|_| {
+                let (now, request) = (route.shared.now(), call.view());
+                Box::new(history::Asked::new(now, request.method, request.uri))
+            }),
+        }
     }
 
     /// It is answered.
-    pub(crate) fn answered(self, pattern: Option<&str>, outcome: Outcome, _answer: StatusCode) {
-        self.route.tally(pattern, |route| self.route.shared.telemetry.answered(route, outcome));
+    pub(crate) fn answered(self, pattern: Option<&str>, outcome: Outcome, answer: StatusCode) {
+        let route = self.route;
+        route.tally(pattern, |counters| self.note(counters, outcome, answer));
     }
 
     /// It goes on to the handler, which takes the request and with it the pattern.
     pub(crate) fn keep(self, pattern: Option<&str>) -> WatchFurther<'a> {
         let counters = self.route.tally(pattern, Arc::clone);
         WatchFurther { watch: Some(self), counters }
+    }
+
+    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
+    fn note(self, counters: &RouteCounters, outcome: Outcome, answer: StatusCode) {
+        let telemetry = &self.route.shared.telemetry;
+        telemetry.answered(counters, outcome);
+        #[cfg(feature = "console")]
+        if let (Some(history), Some(asked)) = (telemetry.history.get(), self.asked) {
+            history.note(counters, *asked, outcome, answer);
+        }
     }
 }
 
@@ -247,9 +288,9 @@ impl WatchFurther<'_> {
         self.note(outcome, answer);
     }
 
-    fn note(&mut self, outcome: Outcome, _answer: StatusCode) {
-        if let Some(Watch { route }) = self.watch.take() {
-            route.shared.telemetry.answered(&self.counters, outcome);
+    fn note(&mut self, outcome: Outcome, answer: StatusCode) {
+        if let Some(watch) = self.watch.take() {
+            watch.note(&self.counters, outcome, answer);
         }
     }
 }
@@ -268,8 +309,8 @@ pub(crate) struct RouteCounters {
     kind: Kind,
     group: Option<Arc<str>>,
     /// For whoever wants to know what it would do.
-    #[cfg_attr(not(feature = "console"), expect(dead_code, reason = "the console asks"))]
-    route: Weak<Route>,
+    #[cfg(feature = "console")]
+    route: std::sync::Weak<Route>,
     statuses: Counters<{ Status::ALL.len() }>,
     reasons: [AtomicU64; Reason::ALL.len()],
     exported: export::RouteExport,

@@ -112,7 +112,7 @@ async fn stale_answers_and_errors_are_told_apart() {
     assert_eq!((kept.requests.miss, kept.requests.stale, kept.requests.error), (1, 1, 0));
     let bare = of(&stats, "/bare", Kind::Read);
     assert_eq!((bare.requests.miss, bare.requests.stale, bare.requests.error), (1, 0, 1));
-    assert_eq!(reasons(bare), [(Reason::Absent, 1), (Reason::Failed, 1)]);
+    assert_eq!(reasons(bare), [(Reason::Absent, 1), (Reason::Status, 1)]);
 }
 
 #[tokio::test]

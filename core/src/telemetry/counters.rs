@@ -53,6 +53,15 @@ pub(crate) const BOUNDS: [u64; 22] = [
     500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
 ];
 
+/// Which bucket a time belongs to.
+pub(crate) fn bucket(took: Duration) -> usize {
+    BOUNDS.partition_point(|bound| *bound < micros(took))
+}
+
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// How often something took how long.
 pub(crate) struct Histogram {
     buckets: [AtomicU64; BOUNDS.len() + 1],
@@ -65,10 +74,8 @@ impl Histogram {
     }
 
     pub(crate) fn record(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.partition_point(|bound| *bound < micros);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.micros.fetch_add(micros, Ordering::Relaxed);
+        self.buckets[bucket(took)].fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(micros(took), Ordering::Relaxed);
     }
 
     pub(crate) fn read(&self) -> Latency {
