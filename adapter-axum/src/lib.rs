@@ -96,6 +96,48 @@ impl<S, Target: core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
     }
 }
 
+/// A page that shows what a cache does, says why, and evicts, for whomever `authorize` allows. To be nested where you
+/// want it.
+///
+/// Without `authorize` there is no console: a function from the request to `true` or `false`, or a type that implements
+/// [`Authorize`](core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
+/// other sites may not, whomever they pose as.
+///
+/// From when it is made, the cache remembers its last requests, with their paths and queries, for half an hour at most.
+///
+/// ```
+/// use axum::Router;
+/// use larder_axum::{Larder, RequestView, console};
+///
+/// # #[cfg(feature = "memory")] {
+/// let larder = Larder::memory();
+/// let is_staff = |request: &RequestView<'_>| {
+///     request.headers.get("x-auth-user").is_some_and(|user| user == "staff")
+/// };
+/// let app: Router = Router::new().nest("/admin/cache", console(&larder, is_staff));
+/// # }
+/// ```
+#[cfg(feature = "console")]
+pub fn console<S: Clone + Send + Sync + 'static>(
+    larder: &Larder,
+    authorize: impl core::console::Authorize,
+) -> axum::Router<S> {
+    use axum::body::{Body, to_bytes};
+    use axum::response::IntoResponse as _;
+
+    let console = core::console::Console::new(larder, authorize);
+    let answer = move |request: http::Request<Body>| async move {
+        let (parts, body) = request.into_parts();
+        let Ok(body) = to_bytes(body, core::console::Console::MAX_BODY).await else {
+            return http::StatusCode::PAYLOAD_TOO_LARGE.into_response();
+        };
+        let uri = BeforeNesting::uri(&parts.uri, &parts.extensions);
+        let view = RequestView::from(&parts).with_uri(uri);
+        console.answer(&view, parts.uri.path(), &body).await.map(Body::from)
+    };
+    axum::Router::new().fallback(answer)
+}
+
 /// Gives a handler the [`CacheBackend`] of the [`Larder`] in the router's state.
 ///
 /// ```

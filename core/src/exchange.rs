@@ -517,7 +517,7 @@ impl Route {
         match target {
             Target::Key(key) => self.shared.evict_key(key).await,
             Target::Group => self.shared.evict_group(&self.policy.rule().space).await,
-        }
+        };
     }
 
     /// Runs the handler and asks the policy about its answer.

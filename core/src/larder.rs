@@ -316,30 +316,37 @@ impl Shared {
     }
 
     /// Evicts an entry, and every variant of it.
-    pub(crate) async fn evict_key(&self, key: &CacheKey) {
-        spans::evict(key).around(self.evict_key_within(key)).await;
+    /// False if the store didn't confirm it.
+    pub(crate) async fn evict_key(&self, key: &CacheKey) -> bool {
+        spans::evict(key).around(self.evict_key_within(key)).await
     }
 
-    async fn evict_key_within(&self, key: &CacheKey) {
+    async fn evict_key_within(&self, key: &CacheKey) -> bool {
         // The record goes first: from then on nobody finds its variants, and what remains of them is only garbage.
         let record = self.store.get(key).await;
-        if let Err(error) = self.store.delete(key).await {
-            self.store_failed("delete", key.name(), &error);
+        let deleted = self.store.delete(key).await;
+        if let Err(error) = &deleted {
+            self.store_failed("delete", key.name(), error);
         }
-        let Ok(Some(bytes)) = record else { return };
-        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return };
+        let Ok(Some(bytes)) = record else { return deleted.is_ok() };
+        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return deleted.is_ok() };
         for secondary in variants.secondary_keys() {
             let variant = key.variant(secondary);
             if let Err(error) = self.store.delete(&variant).await {
-                return self.store_failed("delete", variant.name(), &error);
+                self.store_failed("delete", variant.name(), &error);
+                break;
             }
         }
+        deleted.is_ok()
     }
 
-    pub(crate) async fn evict_group(&self, space: &KeySpace) {
-        if let Err(error) = spans::evict_group(space).around(self.store.delete_group(space)).await {
-            self.store_failed("delete_group", space.head(), &error);
+    /// Evicts every entry of a group. False if the store didn't confirm it.
+    pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
+        let deleted = spans::evict_group(space).around(self.store.delete_group(space)).await;
+        if let Err(error) = &deleted {
+            self.store_failed("delete_group", space.head(), error);
         }
+        deleted.is_ok()
     }
 
     /// Writes down that a variant exists, so that there can't be too many. If anything comes between, it stays

@@ -10,6 +10,7 @@
 //! | `redis` | the Redis store |
 //! | `metrics` | exports what [`Larder::stats`] counts through the facade [`metrics`](https://docs.rs/metrics) |
 //! | `tracing` | spans around what the cache does: `cache.get`, `cache.set`, `cache.put`, `cache.evict`, `cache.backend.*` |
+//! | `console` | the [console]: a page that shows what a cache does and why, and evicts |
 //! | `suite` | the behaviour suite for authors of stores |
 
 pub mod directives;
@@ -36,6 +37,8 @@ mod clock;
 mod coder;
 #[cfg(feature = "runtime")]
 pub mod config;
+#[cfg(feature = "console")]
+pub mod console;
 #[cfg(feature = "runtime")]
 mod exchange;
 #[cfg(feature = "runtime")]
