@@ -100,10 +100,10 @@ impl<E: Endpoint + 'static, Target: core::route::EvictTarget> Middleware<E> for 
 /// # }
 /// ```
 #[cfg(feature = "console")]
-pub fn console(
+pub fn console<A: core::console::Authorize>(
     larder: &Larder,
-    authorize: impl core::console::Authorize,
-) -> impl Endpoint<Output = poem::Response> {
+    authorize: A,
+) -> impl Endpoint<Output = poem::Response> + use<A> {
     let console = core::console::Console::new(larder, authorize);
     poem::endpoint::make(move |mut request: Request| {
         let console = console.clone();

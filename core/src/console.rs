@@ -35,6 +35,7 @@ use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::Route;
 use crate::rule::Kind;
+use crate::stats::Latency;
 use crate::telemetry::history::SLICE;
 
 /// The field that the page's script sends, and that nothing from elsewhere can.
@@ -163,6 +164,7 @@ impl Console {
             prefix: self.larder.prefix().to_owned(),
             statuses: Status::ALL,
             total: requests.total(),
+            lately: history.lately(shared.now()),
             hit_ratio: requests.hit_ratio(),
             is_impaired: stats.store.health.is_impaired(),
             stats: json!(stats),
@@ -286,6 +288,8 @@ struct State {
     prefix: String,
     statuses: [Status; Status::ALL.len()],
     total: u64,
+    /// The last minute.
+    lately: Latency,
     hit_ratio: Option<f64>,
     is_impaired: bool,
     stats: Value,

@@ -85,7 +85,7 @@ impl<'a> Explain<'a> {
         match self.policy.on_request(&self.request) {
             OnRequest::Bypass(mark) => {
                 told.step("on_request", "Bypass", mark.reason(), "The cache takes no part.");
-                told.ends(Status::Bypass, mark.reason());
+                told.ends(self.passing(), mark.reason());
             }
             OnRequest::Forward(forward) => self.explain_write(&mut told, forward),
             OnRequest::Lookup(lookup) => {
@@ -93,7 +93,7 @@ impl<'a> Explain<'a> {
                 let Some(key) = self.key_of(lookup.principal()) else {
                     let mark = lookup.without_key();
                     told.step("without_key", "Bypass", mark.reason(), "The cache takes no part.");
-                    told.ends(Status::Bypass, mark.reason());
+                    told.ends(self.passing(), mark.reason());
                     return told;
                 };
                 told.is_under(&key);
@@ -118,6 +118,12 @@ impl<'a> Explain<'a> {
             Some(given) => given.clone(),
             None => Some(self.policy.rule().key(&self.request, principal)),
         }
+    }
+
+    /// How a request counts whose answer is passed on.
+    fn passing(&self) -> Status {
+        let failed = self.answer.is_some_and(|(answer, _)| answer.status.is_server_error());
+        if failed { Status::Error } else { Status::Bypass }
     }
 
     fn explain_read(&self, told: &mut Explanation, decision: Decision) {
@@ -162,7 +168,7 @@ impl<'a> Explain<'a> {
         if forward.kind() != Kind::EvictGroup {
             let Some(key) = self.key_of(forward.principal()) else {
                 told.step("unstored", "Bypass", Some(Reason::Keyless), "The cache takes no part.");
-                return told.ends(Status::Bypass, Some(Reason::Keyless));
+                return told.ends(self.passing(), Some(Reason::Keyless));
             };
             told.is_under(&key);
         }
@@ -181,8 +187,7 @@ impl<'a> Explain<'a> {
                 let reason = pass.mark().reason();
                 told.step("on_response", "Pass", reason, text);
                 told.told.evicts = pass.evicts();
-                let failed = answer.status.is_server_error();
-                told.ends(if failed { Status::Error } else { Status::Bypass }, reason);
+                told.ends(self.passing(), reason);
             }
             OnResponse::ServeStale(hit) => {
                 told.told.found(&hit, self.now);

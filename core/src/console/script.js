@@ -29,12 +29,12 @@
   // Words for numbers.
   const count = (n) => n >= 1e6 ? (n / 1e6).toFixed(1) + " M" : n >= 1e4 ? Math.round(n / 1e3) + " k" : n.toLocaleString("en").replace(/,/g, "\u202f");
   const rate = (n) => n >= 1e4 ? Math.round(n / 1e3) + " k" : n >= 100 ? String(Math.round(n)) : n >= 10 ? n.toFixed(1).replace(/\.0$/, "") : n.toFixed(1);
-  const percent = (part) => part === null ? "–" : part > .9995 || part < .0005 ? Math.round(part * 100) + " %" : (part * 100).toFixed(1) + " %";
+  const percent = (part) => part === null ? "–" : part > .9995 || part < .0005 ? Math.round(part * 100) + "\u00a0%" : (part * 100).toFixed(1) + "\u00a0%";
   const time = (us) => us === null || us === undefined ? "–" : us < 1e3 ? us + " µs" : us < 1e6 ? +(us / 1e3).toPrecision(3) + " ms" : +(us / 1e6).toPrecision(3) + " s";
   const bytes = (n) => n < 1024 ? n + " B" : n < 1048576 ? (n / 1024).toFixed(n < 10240 ? 1 : 0) + " KiB" : n < 1073741824 ? (n / 1048576).toFixed(n < 10485760 ? 1 : 0) + " MiB" : (n / 1073741824).toFixed(1) + " GiB";
   const clock = (at, seconds = true) => new Date(at * 1000).toLocaleTimeString("en-GB", seconds ? {} : { hour: "2-digit", minute: "2-digit" });
   const figure = (element, text) => {
-    const [number, unit] = text.split(/ (?=\D+$)/);
+    const [number, unit] = text.split(/\s(?=\D+$)/);
     fill(element, document.createTextNode(number), unit ? make("small", {}, unit) : null);
   };
   const word = (status) => make("span", { className: "word " + status }, status);
@@ -159,15 +159,13 @@
     plot(byId("plot-ratio"), points, [{ area: "under", line: "line", value: hits }], 1, (part) => part * 100 + " %", (point) => percent(hits(point)));
     const slowest = nice(Math.max(1, ...points.map((point) => point.p95 ?? 0)));
     plot(byId("plot-latency"), points, [{ line: "line p95", value: (point) => point.p95 }, { line: "line", value: (point) => point.p50 }], slowest,
-      time, (point) => point.total ? `half ${time(point.p50)}\n95 of 100 ${time(point.p95)}` : "no requests");
-    const minute = points.filter((point) => point.at > end - 60);
+      time, (point) => point.total ? `median ${time(point.p50)}\np95 ${time(point.p95)}` : "no requests");
     const recent = state.slices.filter((slice) => slice.at >= state.now - 65 && slice.at < state.now - state.now % state.slice_seconds);
     const total = recent.reduce((sum, slice) => sum + slice.statuses.reduce((a, b) => a + b, 0), 0);
     figure(byId("rate"), rate(total / 60) + " /s");
     byId("rate-note").textContent = `the last minute · ${count(state.total)} reads in all`;
-    const lately = Math.max(-1, ...minute.map((point) => point.p95 ?? -1));
-    figure(byId("latency"), lately < 0 ? "–" : time(lately));
-    byId("latency-note").textContent = "95 of 100 were faster, the last minute";
+    figure(byId("latency"), time(state.lately.p95_us));
+    byId("latency-note").textContent = state.lately.count ? `p95, the last minute · median ${time(state.lately.p50_us)}` : "nothing the last minute";
   };
 
   // Tables.
@@ -190,7 +188,7 @@
       make("td", { className: "number" }, count(total(route.requests))),
       make("td", { className: "ratio" }, mix(route.requests)),
       make("td", { className: "number" }, route.kind === "read" ? percent(ratio(route.requests)) : none("–")),
-      make("td", { className: "wide" }, route.reasons.length ? why(route.reasons[0].reason) : none("–")))), 6, "No route was asked yet");
+      make("td", { className: "wide" }, route.kind === "read" && route.reasons.length ? why(route.reasons[0].reason) : none("–")))), 6, "No route was asked yet");
     body("groups", groups.map((group) => make("tr", {},
       make("td", {}, group.group ?? none("without a group")),
       make("td", { className: "number" }, percent(ratio(group.requests))),
@@ -220,13 +218,13 @@
       const timed = used.some((operation) => operation.latency.count);
       parts.push(make("div", { className: "scroll" }, make("table", {}, make("thead", {}, make("tr", {},
         make("th", {}, "Call"), make("th", { className: "number" }, "Calls"), make("th", { className: "number" }, "Failed"),
-        ...(timed ? [make("th", { className: "number" }, "Half"), make("th", { className: "number" }, "95 of 100")] : []))),
+        ...(timed ? [make("th", { className: "number" }, "Median"), make("th", { className: "number" }, "p95")] : []))),
       make("tbody", {}, ...used.map((operation) => make("tr", {},
         make("td", {}, make("code", {}, operation.operation)), make("td", { className: "number" }, count(operation.calls)),
         make("td", { className: "number" }, operation.failures ? count(operation.failures) : none("0")),
         ...(timed ? [make("td", { className: "number" }, time(operation.latency.p50_us)), make("td", { className: "number" }, time(operation.latency.p95_us))] : [])))))));
       const waits = state.stats.fill_waits;
-      if (waits.waited.count) parts.push(make("p", { className: "faint", style: { marginTop: "10px" } }, `${count(waits.waited.count)} requests waited for another one's fill, half of them ${time(waits.waited.p50_us)}; ${count(waits.in_vain)} in vain.`));
+      if (waits.waited.count) parts.push(make("p", { className: "faint", style: { marginTop: "10px" } }, `${count(waits.waited.count)} requests waited for another one's fill, ${time(waits.waited.p50_us)} in the middle; ${count(waits.in_vain)} in vain.`));
     }
     fill(byId("store"), ...parts);
     const known = tiers(health), memory = known.find((tier) => tier.bytes !== null);

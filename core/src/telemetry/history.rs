@@ -123,6 +123,17 @@ impl History {
         self.recent().slices.iter().map(read).collect()
     }
 
+    /// How long requests took in the last minute.
+    pub(crate) fn lately(&self, now: SystemTime) -> Latency {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (mut buckets, mut total) = (vec![0; BOUNDS.len() + 1], Duration::ZERO);
+        for slice in self.recent().slices.iter().filter(|slice| slice.number * SLICE + 60 >= now) {
+            buckets.iter_mut().zip(slice.buckets).for_each(|(sum, count)| *sum += count);
+            total += slice.total;
+        }
+        Latency::new(buckets, total)
+    }
+
     /// The last decisions, the newest first.
     pub(crate) fn decisions(&self) -> Vec<Decided> {
         let mut decisions: Vec<Decided> = self.recent().decisions.iter().flatten().cloned().collect();
