@@ -39,7 +39,7 @@
     doc = "The [`guide`] goes on from here: [setting up](guide::setup), [routes](guide::routes), [keys](guide::keys),",
     doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
     doc = "[the backend](guide::backend), [both together](guide::combining), [lifetimes](guide::ttl),",
-    doc = "[testing](guide::testing), and [where every feature is](guide::features)."
+    doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [where every feature is](guide::features)."
 )]
 
 // Its examples run on the one store, and its pages name both.

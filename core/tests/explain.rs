@@ -1,5 +1,7 @@
 //! What is explained is what the engine does.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod engine;
 
 use engine::{Fields, entry, now, request, response, rule};
