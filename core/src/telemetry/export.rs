@@ -5,8 +5,7 @@ use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::time::Duration;
 
 use metrics::{
-    Counter, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
-    histogram,
+    Counter, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram,
 };
 
 use super::{Eviction, Labels, Operation, RouteCounters, Write};
@@ -91,7 +90,7 @@ pub(super) fn eviction(name: Option<&Arc<str>>, eviction: Eviction) {
 pub(crate) fn breaker(server: &impl std::fmt::Display, breaker: crate::store::Breaker) {
     describe();
     let is_open = breaker == crate::store::Breaker::Open;
-    gauge!(BREAKER, "server" => server.to_string()).set(f64::from(u8::from(is_open)));
+    metrics::gauge!(BREAKER, "server" => server.to_string()).set(f64::from(u8::from(is_open)));
 }
 
 fn group(name: Option<&Arc<str>>) -> SharedString {
