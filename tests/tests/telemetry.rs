@@ -11,6 +11,7 @@ use axum::http::{Request, Response, StatusCode};
 use axum::routing::get;
 use larder_axum::stats::{RouteStats, Stats};
 use larder_axum::{Kind, Larder, ManualClock, MemoryStore, Reason, cache, cache_evict, cache_put};
+use larder_tests::redis_server::RedisServer;
 use tower::ServiceExt as _;
 
 async fn product() -> &'static str {
@@ -218,118 +219,37 @@ async fn groups_named_after_users_do_not_fill_the_memory() {
     assert_eq!(stats.groups.iter().map(|group| group.writes.stored).sum::<u64>(), 2_000);
 }
 
-mod spans {
-    use std::collections::BTreeMap;
-    use std::fmt;
-    use std::sync::Mutex;
+#[tokio::test]
+async fn a_redis_that_is_away_is_told() {
+    use larder_axum::store::Breaker;
 
-    use tracing::field::{Field, Visit};
-    use tracing::span::{Attributes, Id, Record};
-    use tracing::{Event, Metadata, Subscriber};
+    let mut server = RedisServer::start();
+    let larder = Larder::redis(&server.url()).unwrap();
+    let app = Router::new().route("/tea", get(product.layer(cache(&larder).ttl(60))));
+    let breaker = || larder.stats().store.health.servers[0].breaker;
+    assert_eq!(breaker(), Breaker::Idle);
+    call(&app, "GET /tea", &[]).await;
+    assert_eq!((breaker(), larder.stats().store.health.is_impaired()), (Breaker::Closed, false));
+    let stats = larder.stats();
+    let gets = stats.store.operations.iter().find(|known| known.operation == "get").unwrap();
+    assert!(gets.latency.count() > 0, "what is waited for is timed");
 
-    use super::*;
-
-    type Fields = BTreeMap<&'static str, String>;
-
-    /// Keeps every span of the cache, with what was recorded.
-    #[derive(Clone, Default)]
-    struct Spans(Arc<Mutex<Vec<(&'static str, Fields)>>>);
-
-    impl Spans {
-        fn named(&self, name: &str) -> Vec<Fields> {
-            let spans = self.0.lock().unwrap();
-            spans.iter().filter(|(known, _)| *known == name).map(|(_, fields)| fields.clone()).collect()
-        }
+    server.kill();
+    let until = tokio::time::Instant::now() + Duration::from_secs(10);
+    while breaker() != Breaker::Open {
+        assert!(tokio::time::Instant::now() < until, "never open");
+        call(&app, "GET /tea", &[]).await;
     }
+    call(&app, "GET /tea", &[]).await;
+    let stats = larder.stats();
+    assert!(stats.store.health.is_impaired());
+    assert!(reasons(of(&stats, "/tea", Kind::Read)).iter().any(|(reason, _)| *reason == Reason::Down));
+    let gets = stats.store.operations.iter().find(|known| known.operation == "get").unwrap();
+    assert!(gets.failures > 0);
 
-    struct Into<'a>(&'a mut Fields);
-
-    impl Visit for Into<'_> {
-        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-            self.0.insert(field.name(), format!("{value:?}").trim_matches('"').to_owned());
-        }
-    }
-
-    impl Subscriber for Spans {
-        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-            metadata.is_span() && metadata.target() == "larder"
-        }
-
-        fn new_span(&self, attributes: &Attributes<'_>) -> Id {
-            let mut spans = self.0.lock().unwrap();
-            let mut fields = Fields::new();
-            attributes.record(&mut Into(&mut fields));
-            spans.push((attributes.metadata().name(), fields));
-            Id::from_u64(spans.len() as u64)
-        }
-
-        fn record(&self, span: &Id, values: &Record<'_>) {
-            let mut spans = self.0.lock().unwrap();
-            values.record(&mut Into(&mut spans[span.into_u64() as usize - 1].1));
-        }
-
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-        fn event(&self, _: &Event<'_>) {}
-        fn enter(&self, _: &Id) {}
-        fn exit(&self, _: &Id) {}
-    }
-
-    fn fields(fields: &[(&'static str, &str)]) -> Fields {
-        fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
-    }
-
-    #[tokio::test]
-    async fn each_thing_the_cache_does_has_its_span() {
-        let spans = Spans::default();
-        // The runtime is this thread, and so are the tasks that fill and write.
-        let _guard = tracing::subscriber::set_default(spans.clone());
-        let larder = Larder::builder().prefix("p").leased(MemoryStore::new());
-        let app = Router::new().route(
-            "/products/{id}",
-            get(product.layer(cache(&larder).group("g").ttl(60)))
-                .put(product.layer(cache_put(&larder).group("g").ttl(30)))
-                .delete(product.layer(cache_evict(&larder).group("g").key()))
-                .post(product.layer(cache_evict(&larder).group("g").whole_group())),
-        );
-        call(&app, "GET /products/1", &[]).await;
-        call(&app, "GET /products/1", &[]).await;
-        call(&app, "GET /products/1", &[("cookie", "a=b")]).await;
-        for method in ["PUT", "DELETE", "POST"] {
-            call(&app, &format!("{method} /products/1"), &[]).await;
-        }
-        let items = larder.backend().group("items");
-        assert_eq!(items.get_or_set("1", 5, || async { Ok::<_, Infallible>(7) }).await, Ok(7));
-        items.get::<u8>("1").await;
-        items.get::<u8>("2").await;
-        items.set("1", &8, 5).await;
-        items.update("1", 5, |old: Option<u8>| old.unwrap_or(0) + 1).await.unwrap();
-        items.has("1").await;
-        items.delete("1").await;
-        items.delete_group().await;
-
-        let key = ("key", "p:{g}:products:1");
-        let group = ("group", "g");
-        assert_eq!(
-            spans.named("cache.get"),
-            [
-                fields(&[key, group, ("status", "miss"), ("reason", "absent")]),
-                fields(&[key, group, ("status", "hit"), ("ttl", "60.0")]),
-                fields(&[group, ("status", "bypass"), ("reason", "cookie")]),
-            ]
-        );
-        assert_eq!(spans.named("cache.set"), [fields(&[key, group, ("status", "stored"), ("ttl", "60.0")])]);
-        assert_eq!(spans.named("cache.put"), [fields(&[key, group, ("status", "stored"), ("ttl", "30.0")])]);
-        assert_eq!(spans.named("cache.evict"), [fields(&[key, group]), fields(&[group])]);
-
-        let status = |name: &str| -> Vec<String> {
-            spans.named(name).into_iter().map(|mut fields| fields.remove("status").unwrap()).collect()
-        };
-        assert_eq!(status("cache.backend.get_or_set"), ["miss"]);
-        assert_eq!(status("cache.backend.get"), ["hit", "miss"]);
-        assert_eq!(status("cache.backend.set"), ["stored"]);
-        assert_eq!(status("cache.backend.update"), ["stored"]);
-        assert_eq!(status("cache.backend.has"), ["hit"]);
-        assert_eq!(status("cache.backend.delete"), ["deleted"]);
-        assert_eq!(status("cache.backend.delete_group"), ["absent"]);
+    server.restart();
+    while breaker() != Breaker::Closed {
+        assert!(tokio::time::Instant::now() < until, "never closed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
