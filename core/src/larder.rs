@@ -318,7 +318,10 @@ impl Shared {
     /// Evicts an entry, and every variant of it.
     /// False if the store didn't confirm it.
     pub(crate) async fn evict_key(&self, key: &CacheKey) -> bool {
-        spans::evict(key).around(self.evict_key_within(key)).await
+        let span = spans::evict(key);
+        let confirmed = span.around(self.evict_key_within(key)).await;
+        span.evicted(confirmed);
+        confirmed
     }
 
     async fn evict_key_within(&self, key: &CacheKey) -> bool {
@@ -342,7 +345,9 @@ impl Shared {
 
     /// Evicts every entry of a group. False if the store didn't confirm it.
     pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
-        let deleted = spans::evict_group(space).around(self.store.delete_group(space)).await;
+        let span = spans::evict_group(space);
+        let deleted = span.around(self.store.delete_group(space)).await;
+        span.evicted(deleted.is_ok());
         if let Err(error) = &deleted {
             self.store_failed("delete_group", space.head(), error);
         }

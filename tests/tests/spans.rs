@@ -112,7 +112,7 @@ async fn each_thing_the_cache_does_has_its_span() {
     items.delete_group().await;
 
     let key = ("key", "p:{g}:products:1");
-    let group = ("group", "g");
+    let (group, evicted) = (("group", "g"), ("status", "evicted"));
     assert_eq!(
         spans.named("cache.get"),
         [
@@ -123,7 +123,7 @@ async fn each_thing_the_cache_does_has_its_span() {
     );
     assert_eq!(spans.named("cache.set"), [fields(&[key, group, ("status", "stored"), ("ttl", "60.0")])]);
     assert_eq!(spans.named("cache.put"), [fields(&[key, group, ("status", "stored"), ("ttl", "30.0")])]);
-    assert_eq!(spans.named("cache.evict"), [fields(&[key, group]), fields(&[group])]);
+    assert_eq!(spans.named("cache.evict"), [fields(&[key, group, evicted]), fields(&[group, evicted])]);
 
     let status = |name: &str| -> Vec<String> {
         spans.named(name).into_iter().map(|mut fields| fields.remove("status").unwrap()).collect()

@@ -74,6 +74,11 @@ impl Span {
         self.record("status", word);
     }
 
+    /// Whether the store confirmed an eviction.
+    pub(crate) fn evicted(&self, confirmed: bool) {
+        self.record("status", if confirmed { "evicted" } else { "failed" });
+    }
+
     /// What became of a call of the backend: the first word for yes, the second for no.
     pub(crate) fn result<E>(&self, [yes, no]: [&'static str; 2], result: Result<bool, &E>) {
         let word = match result {
