@@ -30,6 +30,9 @@ pub mod combining {}
 #[doc = include_str!("docs/ttl.md")]
 pub mod ttl {}
 
+#[doc = include_str!("docs/telemetry.md")]
+pub mod telemetry {}
+
 #[doc = include_str!("docs/testing.md")]
 pub mod testing {}
 

@@ -39,7 +39,7 @@
     doc = "The [`guide`] goes on from here: [setting up](guide::setup), [routes](guide::routes), [keys](guide::keys),",
     doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
     doc = "[the backend](guide::backend), [both together](guide::combining), [lifetimes](guide::ttl),",
-    doc = "[testing](guide::testing), and [where every feature is](guide::features)."
+    doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [where every feature is](guide::features)."
 )]
 
 // Its examples run on the one store, and its pages name both.
@@ -48,7 +48,7 @@ pub mod guide;
 
 use std::convert::Infallible;
 
-use axum::extract::{FromRef, FromRequestParts, OriginalUri};
+use axum::extract::{FromRef, FromRequestParts, MatchedPath, OriginalUri};
 use http::request::Parts;
 use http::{Extensions, Uri};
 use larder_tower::{CacheService, UriSource};
@@ -58,13 +58,17 @@ pub use larder_core::{self as core, *};
 
 larder_core::route_layers!();
 
-/// axum keeps the URI that the client sent beside the one that nested routers cut.
+/// axum keeps the URI that the client sent beside the one that nested routers cut, and the pattern that they matched.
 #[derive(Clone, Copy, Debug)]
 pub struct BeforeNesting;
 
 impl UriSource for BeforeNesting {
     fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri {
         extensions.get::<OriginalUri>().map_or(current, |OriginalUri(uri)| uri)
+    }
+
+    fn pattern(extensions: &Extensions) -> Option<&str> {
+        extensions.get::<MatchedPath>().map(MatchedPath::as_str)
     }
 }
 
@@ -90,6 +94,48 @@ impl<S, Target: core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
     fn layer(&self, inner: S) -> Self::Service {
         CacheService::new(inner, self.route())
     }
+}
+
+/// A page that shows what a cache does, says why, and evicts, for whomever `authorize` allows. To be nested where you
+/// want it.
+///
+/// Without `authorize` there is no console: a function from the request to `true` or `false`, or a type that implements
+/// [`Authorize`](core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
+/// other sites may not, whomever they pose as.
+///
+/// From when it is made, the cache remembers its last requests, with their paths and queries, for half an hour at most.
+///
+/// ```
+/// use axum::Router;
+/// use larder_axum::{Larder, RequestView, console};
+///
+/// # #[cfg(feature = "memory")] {
+/// let larder = Larder::memory();
+/// let is_staff = |request: &RequestView<'_>| {
+///     request.headers.get("x-auth-user").is_some_and(|user| user == "staff")
+/// };
+/// let app: Router = Router::new().nest("/admin/cache", console(&larder, is_staff));
+/// # }
+/// ```
+#[cfg(feature = "console")]
+pub fn console<S: Clone + Send + Sync + 'static>(
+    larder: &Larder,
+    authorize: impl core::console::Authorize,
+) -> axum::Router<S> {
+    use axum::body::{Body, to_bytes};
+    use axum::response::IntoResponse as _;
+
+    let console = core::console::Console::new(larder, authorize);
+    let answer = move |request: http::Request<Body>| async move {
+        let (parts, body) = request.into_parts();
+        let Ok(body) = to_bytes(body, core::console::Console::MAX_BODY).await else {
+            return http::StatusCode::PAYLOAD_TOO_LARGE.into_response();
+        };
+        let uri = BeforeNesting::uri(&parts.uri, &parts.extensions);
+        let view = RequestView::from(&parts).with_uri(uri);
+        console.answer(&view, parts.uri.path(), &body).await.map(Body::from)
+    };
+    axum::Router::new().fallback(answer)
 }
 
 /// Gives a handler the [`CacheBackend`] of the [`Larder`] in the router's state.

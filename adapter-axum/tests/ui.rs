@@ -13,5 +13,9 @@ fn mistakes_are_explained() {
         println!("not compared: the errors were written down with {WRITTEN_DOWN_WITH}x, this is {version}");
         return;
     }
-    trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
+    let cases = trybuild::TestCases::new();
+    cases.compile_fail("tests/ui/*.rs");
+    if cfg!(feature = "console") {
+        cases.compile_fail("tests/ui/console/*.rs");
+    }
 }

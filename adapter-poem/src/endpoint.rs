@@ -10,7 +10,7 @@ use http_body_util::combinators::BoxBody;
 use larder_core::{Call, ReplyBody, RequestView, Route};
 use poem::http::header::CONTENT_LENGTH;
 use poem::http::{self, HeaderMap, HeaderValue, StatusCode, Uri};
-use poem::{Body, Endpoint, Error, IntoResponse, Request, Response, ResponseParts, Result};
+use poem::{Body, Endpoint, Error, IntoResponse, PathPattern, Request, Response, ResponseParts, Result};
 
 /// An endpoint with a cache around it.
 pub struct CacheEndpoint<E> {
@@ -55,12 +55,11 @@ impl<E: Endpoint + 'static> Call for PoemCall<E> {
     type Error = Error;
 
     fn view(&self) -> RequestView<'_> {
-        RequestView {
-            method: self.request.method(),
-            uri: uri(&self.request),
-            headers: self.request.headers(),
-            extensions: self.request.extensions(),
-        }
+        view(&self.request)
+    }
+
+    fn pattern(&self) -> Option<&str> {
+        self.request.data::<PathPattern>().map(|PathPattern(pattern)| &**pattern)
     }
 
     fn headers_mut(&mut self) -> &mut HeaderMap {
@@ -73,6 +72,15 @@ impl<E: Endpoint + 'static> Call for PoemCall<E> {
 
     async fn run(self) -> Result<http::Response<Inner>> {
         Ok(self.endpoint.call(self.request).await?.into_response().into())
+    }
+}
+
+pub(crate) fn view(request: &Request) -> RequestView<'_> {
+    RequestView {
+        method: request.method(),
+        uri: uri(request),
+        headers: request.headers(),
+        extensions: request.extensions(),
     }
 }
 
@@ -95,11 +103,17 @@ fn response(answer: http::Response<ReplyBody<Inner>>) -> Response {
         }
         None => Inner::new(body).into(),
     };
+    with_body(http::Response::from_parts(parts, body), |body| body)
+}
+
+/// poem's own kind of response, whose length stays known.
+pub(crate) fn with_body<B>(answer: http::Response<B>, convert: impl FnOnce(B) -> Body) -> Response {
+    let (parts, body) = answer.into_parts();
     let parts = ResponseParts {
         status: parts.status,
         version: parts.version,
         headers: parts.headers,
         extensions: parts.extensions,
     };
-    Response::from_parts(parts, body)
+    Response::from_parts(parts, convert(body))
 }

@@ -78,6 +78,44 @@ impl<E: Endpoint + 'static, Target: core::route::EvictTarget> Middleware<E> for 
     }
 }
 
+/// A page that shows what a cache does, says why, and evicts, for whomever `authorize` allows. To be nested where you
+/// want it.
+///
+/// Without `authorize` there is no console: a function from the request to `true` or `false`, or a type that implements
+/// [`Authorize`](core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
+/// other sites may not, whomever they pose as.
+///
+/// From when it is made, the cache remembers its last requests, with their paths and queries, for half an hour at most.
+///
+/// ```
+/// use larder_poem::{Larder, RequestView, console};
+/// use poem::Route;
+///
+/// # #[cfg(feature = "memory")] {
+/// let larder = Larder::memory();
+/// let is_staff = |request: &RequestView<'_>| {
+///     request.headers.get("x-auth-user").is_some_and(|user| user == "staff")
+/// };
+/// let app = Route::new().nest("/admin/cache", console(&larder, is_staff));
+/// # }
+/// ```
+#[cfg(feature = "console")]
+pub fn console<A: core::console::Authorize>(
+    larder: &Larder,
+    authorize: A,
+) -> impl Endpoint<Output = poem::Response> + use<A> {
+    let console = core::console::Console::new(larder, authorize);
+    poem::endpoint::make(move |mut request: Request| {
+        let console = console.clone();
+        async move {
+            let body = request.take_body().into_bytes_limit(core::console::Console::MAX_BODY).await?;
+            let view = endpoint::view(&request);
+            let answer = console.answer(&view, request.uri().path(), &body).await;
+            Ok::<_, poem::Error>(endpoint::with_body(answer, poem::Body::from_bytes))
+        }
+    })
+}
+
 /// Gives a handler the [`CacheBackend`] of the [`Larder`] that was attached with
 /// [`data`](poem::EndpointExt::data). Without one the request fails with a 500, as poem's own `Data` does.
 ///

@@ -33,10 +33,16 @@ impl<S: Clone, U> Clone for CacheService<S, U> {
     }
 }
 
-/// Where to find the URI that the client sent, when routers on the way have cut it.
+/// What a framework's router knows of a request: the URI that the client sent, where routers on the way have cut it, and
+/// the pattern that led here.
 pub trait UriSource: 'static {
     /// That URI, given the one the request has now.
     fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri;
+
+    /// The pattern, such as `/products/{id}`, if a router left it with the request.
+    fn pattern(_extensions: &Extensions) -> Option<&str> {
+        None
+    }
 }
 
 /// The request's URI is the one that the client sent.
@@ -101,6 +107,10 @@ where
     fn view(&self) -> RequestView<'_> {
         let view = RequestView::from(&self.request);
         view.with_uri(U::uri(view.uri, view.extensions))
+    }
+
+    fn pattern(&self) -> Option<&str> {
+        U::pattern(self.request.extensions())
     }
 
     fn headers_mut(&mut self) -> &mut HeaderMap {

@@ -18,6 +18,7 @@ use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::Stored;
 use crate::store::{Abandon, Intent, StoreError};
+use crate::telemetry::spans;
 use crate::ttl::Ttl;
 
 /// How long `update` tries against others that write the same key.
@@ -100,8 +101,15 @@ impl<C: Coder> CacheBackend<C> {
     ///
     /// When the store failed, or what is there is no `T`.
     pub async fn try_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CacheError> {
-        let bytes = self.shared().store.get(&self.space.key(key)).await?;
-        bytes.map_or(Ok(None), |bytes| self.decode(&bytes))
+        let key = self.space.key(key);
+        let span = spans::backend::get(&key);
+        let value = async {
+            let bytes = self.shared().store.get(&key).await?;
+            bytes.map_or(Ok(None), |bytes| self.decode(&bytes))
+        };
+        let value = span.around(value).await;
+        span.result(["hit", "miss"], value.as_ref().map(Option::is_some));
+        value
     }
 
     /// The value, or this one instead.
@@ -127,9 +135,30 @@ impl<C: Coder> CacheBackend<C> {
         T: Serialize + DeserializeOwned,
         F: Future<Output = Result<T, E>>,
     {
-        let name = self.space.key(key);
+        let (name, ttl) = (self.space.key(key), self.lifetime(ttl));
+        let span = spans::backend::get_or_set(&name, ttl);
+        let mut computed = false;
+        let compute = || {
+            computed = true;
+            compute()
+        };
+        let value = span.around(self.get_or_set_within(&name, ttl, compute)).await;
+        span.result(["hit", "miss"], value.as_ref().map(|_| !computed));
+        value
+    }
+
+    async fn get_or_set_within<T, E, F>(
+        &self,
+        name: &CacheKey,
+        ttl: Option<Duration>,
+        compute: impl FnOnce() -> F,
+    ) -> Result<T, E>
+    where
+        T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<T, E>>,
+    {
         loop {
-            let intent = match self.shared().store.get(&name).await {
+            let intent = match self.shared().store.get(name).await {
                 Ok(Some(bytes)) => match self.decode(&bytes) {
                     Ok(Some(value)) => return Ok(value),
                     // No such value: it is replaced.
@@ -141,9 +170,9 @@ impl<C: Coder> CacheBackend<C> {
                     return compute().await;
                 }
             };
-            let mut lead = match self.shared().flights.join(&name) {
+            let mut lead = match self.shared().flights.join(name) {
                 Role::Lead(lead) => lead,
-                Role::Follow(follow) => match follow.wait(self.shared().timing.max_wait).await {
+                Role::Follow(follow) => match self.shared().follow(follow).await {
                     Some(Landing::Filled(bytes)) => match self.decode(&bytes) {
                         Ok(Some(value)) => return Ok(value),
                         _ => return compute().await,
@@ -154,7 +183,7 @@ impl<C: Coder> CacheBackend<C> {
             };
             let held = match self
                 .shared()
-                .start(&name, intent, Some(&|bytes| self.decode::<T>(bytes).is_ok_and(|v| v.is_some())))
+                .start(name, intent, Some(&|bytes| self.decode::<T>(bytes).is_ok_and(|v| v.is_some())))
                 .await
             {
                 Started::Held(held) => held,
@@ -177,7 +206,7 @@ impl<C: Coder> CacheBackend<C> {
             match self.encode(&value) {
                 Ok(record) => {
                     lead.close();
-                    let stored = held.commit(record.clone(), self.lifetime(ttl)).await;
+                    let stored = held.commit(record.clone(), ttl).await;
                     lead.land(match stored {
                         Stored::Yes => Landing::Filled(record),
                         Stored::Evicted => Landing::Again,
@@ -211,8 +240,12 @@ impl<C: Coder> CacheBackend<C> {
         value: &T,
         ttl: impl Into<Ttl>,
     ) -> Result<(), CacheError> {
-        let record = self.encode(value)?;
-        Ok(self.shared().store.set(&self.space.key(key), record, self.lifetime(ttl)).await?)
+        let (key, ttl) = (self.space.key(key), self.lifetime(ttl));
+        let span = spans::backend::set(&key, ttl);
+        let set = async { Ok(self.shared().store.set(&key, self.encode(value)?, ttl).await?) };
+        let set = span.around(set).await;
+        span.result(["stored", "stored"], set.as_ref().map(|()| true));
+        set
     }
 
     /// Changes a value, or makes one where there is none, and answers the new one. Atomic, also between processes:
@@ -234,7 +267,11 @@ impl<C: Coder> CacheBackend<C> {
             let _queued = self.shared().updates.queue(&name).lock().await;
             self.update_queued(&name, lifetime, change).await
         };
-        tokio::time::timeout(UPDATE_PATIENCE, attempt).await.unwrap_or(Err(CacheError::Contended))
+        let span = spans::backend::update(&name, lifetime);
+        let attempt = span.around(tokio::time::timeout(UPDATE_PATIENCE, attempt));
+        let updated = attempt.await.unwrap_or(Err(CacheError::Contended));
+        span.result(["stored", "stored"], updated.as_ref().map(|_| true));
+        updated
     }
 
     async fn update_queued<T: Serialize + DeserializeOwned>(
@@ -282,7 +319,11 @@ impl<C: Coder> CacheBackend<C> {
     ///
     /// When the store failed. It may be removed all the same.
     pub async fn try_delete(&self, key: &str) -> Result<bool, CacheError> {
-        Ok(self.shared().store.delete(&self.space.key(key)).await?)
+        let key = self.space.key(key);
+        let span = spans::backend::delete(&key);
+        let deleted = span.around(self.shared().store.delete(&key)).await;
+        span.result(["deleted", "absent"], deleted.as_ref().copied());
+        Ok(deleted?)
     }
 
     /// Whether there is a value, without reading it. False if the store failed.
@@ -296,7 +337,11 @@ impl<C: Coder> CacheBackend<C> {
     ///
     /// When the store failed.
     pub async fn try_has(&self, key: &str) -> Result<bool, CacheError> {
-        Ok(self.shared().store.has(&self.space.key(key)).await?)
+        let key = self.space.key(key);
+        let span = spans::backend::has(&key);
+        let has = span.around(self.shared().store.has(&key)).await;
+        span.result(["hit", "miss"], has.as_ref().copied());
+        Ok(has?)
     }
 
     /// Removes every value and response of the group, and answers how many there were. Without a
@@ -318,7 +363,10 @@ impl<C: Coder> CacheBackend<C> {
                 "delete_group without a group removes everything under the prefix"
             );
         }
-        Ok(self.shared().store.delete_group(&self.space).await?)
+        let span = spans::backend::delete_group(&self.space);
+        let deleted = span.around(self.shared().store.delete_group(&self.space)).await;
+        span.result(["deleted", "absent"], deleted.as_ref().map(|count| *count > 0));
+        Ok(deleted?)
     }
 
     /// The key as it stands in the store.

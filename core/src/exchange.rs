@@ -20,14 +20,17 @@ use crate::entry::Record;
 use crate::flight::{Follow, Landing, Lead, Role};
 use crate::hold::{Held, Started};
 use crate::key::CacheKey;
+use crate::outcome::Outcome;
 use crate::policy::{
-    Admitted, Decision, Forward, Mark, OnEntry, OnRequest, OnResponse, Placement, Stored, contradicts,
+    Admitted, Decision, Forward, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Stored, contradicts,
 };
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::{KeySource, Route};
 use crate::rule::{Kind, Principal};
 use crate::store::{Abandon, Intent};
+use crate::telemetry::Watch;
+use crate::telemetry::spans::{self, Span};
 
 /// How often a request looks again when what it waited for turned out not to be for it. Then it runs by itself.
 const LOOKS: usize = 3;
@@ -116,6 +119,12 @@ pub trait Call: Send + 'static {
     /// The request, with the URI that the client sent.
     fn view(&self) -> RequestView<'_>;
 
+    /// The pattern of the framework's router that led here, such as `/products/{id}`: what the route is called in metrics
+    /// unless it has a name of its own.
+    fn pattern(&self) -> Option<&str> {
+        None
+    }
+
     /// The fields of the request that the handler will see.
     fn headers_mut(&mut self) -> &mut HeaderMap;
 
@@ -146,25 +155,33 @@ impl Route {
     pub fn handle<C: Call>(self: Arc<Self>, call: C) -> impl Future<Output = Reply<C>> + Send + 'static {
         // A hit is what must be fast. What else may come of a request needs much more room, and takes it only then.
         async move {
+            let watch = Watch::new(&self, &call);
             let seen = match self.look(call.view()).await {
-                Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
+                Seen::Answer(response, outcome) => {
+                    watch.answered(call.pattern(), outcome, response.status());
+                    return Ok(response.map(ReplyBody::full));
+                }
                 seen => seen,
             };
-            Box::pin(self.settle(seen, call)).await
+            let watch = watch.keep(call.pattern());
+            let (reply, outcome) = Box::pin(self.settle(seen, call)).await;
+            watch.answered(outcome, reply.as_ref().map_or_else(C::status_of, Response::status));
+            reply
         }
     }
 
     /// Answers a request that what is stored doesn't.
-    async fn settle<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> Reply<C> {
+    async fn settle<C: Call>(self: &Arc<Self>, mut seen: Seen, call: C) -> Counted<C> {
         let mut looks = 1;
         loop {
             let (forward, place) = match seen {
-                Seen::Answer(response) => return Ok(response.map(ReplyBody::full)),
+                Seen::Answer(response, outcome) => return (Ok(response.map(ReplyBody::full)), outcome),
                 Seen::Bypass(mark) => return self.bypass(mark, call).await,
                 Seen::Write(forward) => return Box::pin(self.write(forward, call)).await,
                 Seen::Stale(response, forward, place) => {
+                    let outcome = Outcome::stale(forward.reason());
                     self.refresh(forward, place, call);
-                    return Ok(response.map(ReplyBody::full));
+                    return (Ok(response.map(ReplyBody::full)), outcome);
                 }
                 Seen::Miss(forward, place) => (forward, place),
             };
@@ -174,7 +191,9 @@ impl Route {
             match self.shared.flights.join(&place.target) {
                 Role::Lead(lead) => return Box::pin(self.fill(forward, place, call, Some(lead))).await,
                 Role::Follow(follow) => match self.follow(follow, forward).await {
-                    Followed::Answer(response) => return Ok(response.map(ReplyBody::full)),
+                    Followed::Answer(response, outcome) => {
+                        return (Ok(response.map(ReplyBody::full)), outcome);
+                    }
                     Followed::Again(_) if looks < LOOKS => {}
                     Followed::Again(forward) | Followed::Alone(forward) => {
                         return Box::pin(self.alone(forward, call)).await;
@@ -187,34 +206,43 @@ impl Route {
     }
 
     /// The cache takes no part, but says so.
-    async fn bypass<C: Call>(&self, mark: Mark, call: C) -> Reply<C> {
+    async fn bypass<C: Call>(&self, mark: Mark, call: C) -> Counted<C> {
         self.warn_undeclared(mark.reason());
-        let mut response = call.run().await?.map(ReplyBody::own);
+        let mut response = match call.run().await {
+            Ok(response) => response.map(ReplyBody::own),
+            Err(error) => return failed::<C>(error),
+        };
         mark.stamp(response.headers_mut());
-        Ok(response)
+        let outcome = Outcome::passed(mark.reason(), response.status());
+        (Ok(response), outcome)
     }
 
     /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
     async fn look(&self, request: RequestView<'_>) -> Seen {
+        let span = match self.policy.rule().kind {
+            Kind::Read => spans::get(&self.policy.rule().space),
+            Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::NONE,
+        };
         let lookup = match self.policy.on_request(&request) {
-            OnRequest::Bypass(mark) => return Seen::Bypass(mark),
+            OnRequest::Bypass(mark) => return Seen::Bypass(mark).told(&span),
             OnRequest::Forward(forward) => return Seen::Write(forward),
             OnRequest::Lookup(lookup) => lookup,
         };
         let Some(key) = self.key(&request, lookup.principal()).await else {
-            return Seen::Bypass(lookup.without_key());
+            return Seen::Bypass(lookup.without_key()).told(&span);
         };
-        let found = self.read_record(&key).await;
+        span.key(&key);
+        let found = span.around(self.read_record(&key)).await;
         let select = match lookup.on_entry(found, &request, self.shared.now()) {
-            OnEntry::Decided(decision) => return Seen::of(decision, key, None),
+            OnEntry::Decided(decision) => return Seen::of(decision, key, None, &span),
             OnEntry::Select(select) => select,
         };
         let target = key.variant(select.secondary_key(&request));
-        let found = self.read_record(&target).await;
-        Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target))
+        let found = span.around(self.read_record(&target)).await;
+        Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target), &span)
     }
 
-    async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
+    pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
         match self.shared.store.get(key).await {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => Record::decode(&bytes).map(Some).ok_or(Reason::Unreadable),
@@ -226,16 +254,16 @@ impl Route {
     }
 
     async fn follow(&self, follow: Follow, forward: Forward) -> Followed {
-        match follow.wait(self.shared.timing.max_wait).await {
+        match self.shared.follow(follow).await {
             Some(Landing::Filled(record)) => {
                 match forward.on_filled(Record::decode(&record), self.shared.now()) {
-                    Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
+                    Ok(hit) => Followed::Answer(hit.collapsed().into_response(), Outcome::COLLAPSED),
                     Err(forward) => Followed::Again(forward),
                 }
             }
             Some(Landing::Again) => Followed::Again(forward),
             Some(Landing::Failed) => match forward.or_fallback() {
-                Ok(hit) => Followed::Answer(hit.collapsed().into_response()),
+                Ok(hit) => Followed::Answer(hit.collapsed().into_response(), Outcome::stale(Reason::Failed)),
                 Err(forward) => Followed::Alone(forward.because(Reason::Busy)),
             },
             Some(Landing::Alone) => Followed::Alone(forward.because(Reason::Busy)),
@@ -244,13 +272,13 @@ impl Route {
     }
 
     /// Runs the handler for this request alone, and stores nothing.
-    async fn alone<C: Call>(&self, forward: Forward, call: C) -> Reply<C> {
+    async fn alone<C: Call>(&self, forward: Forward, call: C) -> Counted<C> {
         let outcome = if forward.reason() == Reason::Down { Stored::Failed } else { Stored::Evicted };
         match self.produce(forward, call).await {
-            Produced::Error(error) => Err(error),
-            Produced::Stale(response) => Ok(response.map(ReplyBody::full)),
-            Produced::Passed(response, _) => Ok(response),
-            Produced::Admitted(admitted) => Ok(admitted.into_response(outcome).map(ReplyBody::full)),
+            Produced::Error(error) => failed::<C>(error),
+            Produced::Stale(response) => stood_in::<C>(response),
+            Produced::Passed(response, pass) => passed::<C>(response, &pass),
+            Produced::Admitted(admitted) => answered::<C>(*admitted, outcome),
         }
     }
 
@@ -261,7 +289,7 @@ impl Route {
         place: Place,
         call: C,
         lead: Option<Lead>,
-    ) -> Reply<C> {
+    ) -> Counted<C> {
         let route = Arc::clone(self);
         self.detached::<C>(async move {
             let started = match forward.intent() {
@@ -278,7 +306,7 @@ impl Route {
                         Ok(hit) => {
                             // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
                             land(lead, Landing::Again);
-                            Ok(hit.into_response().map(ReplyBody::full))
+                            (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT)
                         }
                         Err(forward) => {
                             land(lead, Landing::Again);
@@ -305,7 +333,7 @@ impl Route {
         let work = async move {
             if let Started::Held(held) = route.shared.start(&place.target, intent, None).await {
                 // Nobody waits for the answer, and the handler's error is the handler's to report.
-                let _: Reply<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
+                let _: Counted<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
         };
         let limit = self.shared.timing.max_fill;
@@ -333,18 +361,16 @@ impl Route {
         call: C,
         held: Held,
         lead: Option<Lead>,
-    ) -> Reply<C> {
+    ) -> Counted<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
-        let (status, reply) = match held.renewing(self.produce(forward, call)).await {
+        let (status, counted) = match held.renewing(self.produce(forward, call)).await {
             Produced::Admitted(mut admitted) => {
                 let stored = self.store(&mut admitted, &place, held, lead).await;
-                return Ok(admitted.into_response(stored).map(ReplyBody::full));
+                return answered::<C>(*admitted, stored);
             }
-            Produced::Stale(response) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, Ok(response.map(ReplyBody::full)))
-            }
-            Produced::Passed(response, _) => (response.status(), Ok(response)),
-            Produced::Error(error) => (C::status_of(&error), Err(error)),
+            Produced::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stood_in::<C>(response)),
+            Produced::Passed(response, pass) => (response.status(), passed::<C>(response, &pass)),
+            Produced::Error(error) => (C::status_of(&error), failed::<C>(error)),
         };
         if status.is_server_error() {
             held.abandon(Abandon::Failed);
@@ -356,11 +382,18 @@ impl Route {
             held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
             land(lead, Landing::Alone);
         }
-        reply
+        counted
     }
 
     /// Stores what was filled where it belongs, and tells those who wait.
-    async fn store(
+    async fn store(&self, admitted: &mut Admitted, place: &Place, held: Held, lead: Option<Lead>) -> Stored {
+        let span = spans::set(&place.target, admitted.retention());
+        let stored = span.around(self.store_within(admitted, place, held, lead)).await;
+        span.stored(stored);
+        stored
+    }
+
+    async fn store_within(
         &self,
         admitted: &mut Admitted,
         place: &Place,
@@ -415,7 +448,7 @@ impl Route {
     }
 
     /// A route that writes: runs its handler and then stores or evicts, detached from the client.
-    async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Reply<C> {
+    async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Counted<C> {
         let target = match forward.kind() {
             Kind::EvictGroup => Target::Group,
             _ => match self.key(&call.view(), forward.principal()).await {
@@ -436,29 +469,29 @@ impl Route {
                 Some(held) => held.renewing(route.produce(forward, call)).await,
                 None => route.produce(forward, call).await,
             };
-            let reply = match produced {
-                Produced::Error(error) => Err(error),
+            let counted = match produced {
+                Produced::Error(error) => failed::<C>(error),
                 // Only reads have something stale to answer with.
-                Produced::Stale(response) => Ok(response.map(ReplyBody::full)),
-                Produced::Passed(response, evicts) => {
-                    if evicts {
+                Produced::Stale(response) => stood_in::<C>(response),
+                Produced::Passed(response, pass) => {
+                    if pass.evicts() {
                         route.evict(&target).await;
                     }
-                    Ok(response)
+                    passed::<C>(response, &pass)
                 }
                 Produced::Admitted(admitted) => {
                     let stored = route.write_through(&admitted, &target, held).await;
                     if stored != Stored::Yes {
                         route.evict(&target).await;
                     }
-                    Ok(admitted.into_response(stored).map(ReplyBody::full))
+                    answered::<C>(*admitted, stored)
                 }
             };
             unknown.disarm();
-            reply
+            counted
         });
         match done.await {
-            Ok(reply) => reply,
+            Ok(counted) => counted,
             Err(panic) => {
                 // The task does it too, for a client that is gone. This one shall not see the panic before.
                 self.evict(&evicted).await;
@@ -474,14 +507,17 @@ impl Route {
         if matches!(self.read_record(key).await, Ok(Some(Record::Variants(_)))) {
             return Stored::Evicted;
         }
-        held.commit(admitted.record(), admitted.retention()).await
+        let span = spans::put(key, admitted.retention());
+        let stored = span.around(held.commit(admitted.record(), admitted.retention())).await;
+        span.stored(stored);
+        stored
     }
 
     async fn evict(&self, target: &Target) {
         match target {
             Target::Key(key) => self.shared.evict_key(key).await,
             Target::Group => self.shared.evict_group(&self.policy.rule().space).await,
-        }
+        };
     }
 
     /// Runs the handler and asks the policy about its answer.
@@ -515,15 +551,15 @@ impl Route {
             response = Response::from_parts(parts, ReplyBody::full(Bytes::new()));
         }
         pass.mark().stamp(response.headers_mut());
-        Produced::Passed(response, pass.evicts())
+        Produced::Passed(response, pass)
     }
 
     /// Runs on when the client is gone, but not for ever: then no longer than a fill may take. A panic comes back to the
     /// caller.
     async fn detached<C: Call>(
         &self,
-        work: impl Future<Output = Reply<C>> + Send + 'static,
-    ) -> Result<Reply<C>, Panic> {
+        work: impl Future<Output = Counted<C>> + Send + 'static,
+    ) -> Result<Counted<C>, Panic> {
         let client = Arc::new(());
         let (here, limit) = (Arc::downgrade(&client), self.shared.timing.max_fill);
         let abandoned = async move {
@@ -537,21 +573,25 @@ impl Route {
         let work = async move {
             tokio::select! {
                 biased;
-                reply = work => reply,
-                () = abandoned => Ok(unavailable()),
+                counted = work => counted,
+                () = abandoned => unavailable::<C>(),
             }
         };
         let joined = self.shared.tasks.spawn(work.in_current_span()).await;
         drop(client);
         match joined {
-            Ok(reply) => Ok(reply),
+            Ok(counted) => Ok(counted),
             // Else the runtime is shutting down.
-            Err(error) => error.try_into_panic().map_or_else(|_| Ok(Ok(unavailable())), Err),
+            Err(error) => error.try_into_panic().map_or_else(|_| Ok(unavailable::<C>()), Err),
         }
     }
 
     /// The key of a request, or `None` if the key builder says that there is none.
-    async fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> Option<CacheKey> {
+    pub(crate) async fn key(
+        &self,
+        request: &RequestView<'_>,
+        principal: Option<Principal>,
+    ) -> Option<CacheKey> {
         let rule = self.policy.rule();
         let suffix = match &self.key_source {
             KeySource::Uri => return Some(rule.key(request, principal)),
@@ -577,15 +617,38 @@ impl Route {
 /// What a handler panicked with.
 type Panic = Box<dyn std::any::Any + Send>;
 
-fn unavailable<B: Body>() -> Response<ReplyBody<B>> {
+/// An answer, and what it is to be counted as.
+type Counted<C> = (Reply<C>, Outcome);
+
+fn failed<C: Call>(error: C::Error) -> Counted<C> {
+    let outcome = Outcome::passed(Some(Reason::Failed), C::status_of(&error));
+    (Err(error), outcome)
+}
+
+/// What is stored answers because the handler failed.
+fn stood_in<C: Call>(response: Response<Bytes>) -> Counted<C> {
+    (Ok(response.map(ReplyBody::full)), Outcome::stale(Reason::Failed))
+}
+
+fn passed<C: Call>(response: Response<ReplyBody<C::Body>>, pass: &Pass) -> Counted<C> {
+    let outcome = Outcome::passed(pass.mark().reason(), response.status());
+    (Ok(response), outcome)
+}
+
+fn answered<C: Call>(admitted: Admitted, stored: Stored) -> Counted<C> {
+    let outcome = Outcome::miss(admitted.reason(stored));
+    (Ok(admitted.into_response(stored).map(ReplyBody::full)), outcome)
+}
+
+fn unavailable<C: Call>() -> Counted<C> {
     let mut response = Response::new(ReplyBody::full(Bytes::new()));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response
+    (Ok(response), Outcome::ERROR)
 }
 
 /// What became of a look at a request and into the store.
 enum Seen {
-    Answer(Response<Bytes>),
+    Answer(Response<Bytes>, Outcome),
     Bypass(Mark),
     Write(Forward),
     Stale(Response<Bytes>, Forward, Place),
@@ -593,21 +656,40 @@ enum Seen {
 }
 
 impl Seen {
+    /// Tells the span of the look.
+    fn told(self, span: &Span) -> Self {
+        match &self {
+            Self::Answer(_, outcome) => span.outcome(*outcome),
+            Self::Bypass(mark) => span.outcome(Outcome::bypass(mark.reason())),
+            Self::Write(_) => {}
+            Self::Stale(_, forward, _) => span.outcome(Outcome::stale(forward.reason())),
+            Self::Miss(forward, _) => span.outcome(Outcome::miss(forward.reason())),
+        }
+        self
+    }
+
     /// `target` is the key of the variant, if the resource varies.
-    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
+    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>, span: &Span) -> Self {
         let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };
-        match decision {
-            Decision::Hit(hit) | Decision::NotModified(hit) => Self::Answer(hit.into_response()),
-            Decision::Unsatisfiable(answer) => Self::Answer(answer.into_response()),
+        let seen = match decision {
+            Decision::Hit(hit) | Decision::NotModified(hit) => {
+                span.lasting(hit.remaining());
+                Self::Answer(hit.into_response(), Outcome::HIT)
+            }
+            Decision::Unsatisfiable(answer) => {
+                let outcome = Outcome::miss(answer.reason());
+                Self::Answer(answer.into_response(), outcome)
+            }
             Decision::Stale(hit, forward) => Self::Stale(hit.into_response(), forward, place(base)),
             Decision::Miss(forward) => Self::Miss(forward, place(base)),
-        }
+        };
+        seen.told(span)
     }
 }
 
 /// What became of following a flight.
 enum Followed {
-    Answer(Response<Bytes>),
+    Answer(Response<Bytes>, Outcome),
     Alone(Forward),
     Again(Forward),
 }
@@ -618,11 +700,11 @@ struct Place {
     target: CacheKey,
 }
 
-/// What the handler's answer came to. A response that is passed on says whether something is to be evicted first.
+/// What the handler's answer came to.
 enum Produced<C: Call> {
     Error(C::Error),
     Stale(Response<Bytes>),
-    Passed(Response<ReplyBody<C::Body>>, bool),
+    Passed(Response<ReplyBody<C::Body>>, Pass),
     Admitted(Box<Admitted>),
 }
 

@@ -45,7 +45,23 @@ impl Shared {
         intent: Intent,
         awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
     ) -> Started {
-        let started = tokio::time::Instant::now();
+        let began = tokio::time::Instant::now();
+        let mut waited = false;
+        let started = self.start_after(key, intent, awaited, began, &mut waited).await;
+        if waited {
+            self.telemetry.waited(began.elapsed(), !matches!(started, Started::Found(_)));
+        }
+        started
+    }
+
+    async fn start_after(
+        self: &Arc<Self>,
+        key: &CacheKey,
+        intent: Intent,
+        awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
+        began: tokio::time::Instant,
+        waited: &mut bool,
+    ) -> Started {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.begin(key, intent).await {
@@ -53,7 +69,8 @@ impl Shared {
                 Ok(Begun::Found(bytes)) => return Started::Found(bytes),
                 Ok(Begun::Filling) => {
                     let Some(is_awaited) = awaited else { return Started::Without(Reason::Busy) };
-                    if started.elapsed() >= self.timing.max_wait {
+                    *waited = true;
+                    if began.elapsed() >= self.timing.max_wait {
                         return Started::Without(Reason::Waited);
                     }
                     tokio::time::sleep(pause).await;

@@ -8,18 +8,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderName, Uri};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
 use crate::entry::Record;
-use crate::flight::{Flights, Updates};
+use crate::flight::{Flights, Follow, Landing, Updates};
 use crate::hold::Begun;
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
 use crate::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
-use crate::store::erased::ErasedStore;
+use crate::stats::Stats;
 use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
+use crate::telemetry::{ObservedStore, Telemetry, spans};
 use crate::ttl::Ttl;
 use crate::vary::Variants;
 
@@ -85,6 +87,13 @@ impl Larder {
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.shared.defaults.prefix
+    }
+
+    /// What this cache did so far, in numbers, and how its store is doing. Cheap enough to ask every second; nothing is
+    /// asked of the store.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.telemetry.stats(self.shared.store.health())
     }
 
     /// Waits for fills and writes that are under way, for as long as a fill may take, then lets go of the store's
@@ -213,9 +222,11 @@ impl LarderBuilder {
     /// On a store that takes part in the fill protocol itself.
     #[must_use]
     pub fn leased(self, store: impl LeaseStore) -> Larder {
+        let telemetry = Arc::new(Telemetry::default());
         Larder {
             shared: Arc::new(Shared {
-                store: Box::new(store),
+                store: ObservedStore::new(Box::new(store), Arc::clone(&telemetry)),
+                telemetry,
                 flights: Flights::new(),
                 updates: Updates::new(),
                 tasks: TaskTracker::new(),
@@ -271,7 +282,8 @@ impl Default for Timing {
 
 /// What the routes and the backend of one cache share.
 pub(crate) struct Shared {
-    pub(crate) store: Box<dyn ErasedStore>,
+    pub(crate) store: ObservedStore,
+    pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) flights: Flights,
     pub(crate) updates: Updates,
     pub(crate) tasks: TaskTracker,
@@ -304,26 +316,42 @@ impl Shared {
     }
 
     /// Evicts an entry, and every variant of it.
-    pub(crate) async fn evict_key(&self, key: &CacheKey) {
+    /// False if the store didn't confirm it.
+    pub(crate) async fn evict_key(&self, key: &CacheKey) -> bool {
+        let span = spans::evict(key);
+        let confirmed = span.around(self.evict_key_within(key)).await;
+        span.evicted(confirmed);
+        confirmed
+    }
+
+    async fn evict_key_within(&self, key: &CacheKey) -> bool {
         // The record goes first: from then on nobody finds its variants, and what remains of them is only garbage.
         let record = self.store.get(key).await;
-        if let Err(error) = self.store.delete(key).await {
-            self.store_failed("delete", key.name(), &error);
+        let deleted = self.store.delete(key).await;
+        if let Err(error) = &deleted {
+            self.store_failed("delete", key.name(), error);
         }
-        let Ok(Some(bytes)) = record else { return };
-        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return };
+        let Ok(Some(bytes)) = record else { return deleted.is_ok() };
+        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return deleted.is_ok() };
         for secondary in variants.secondary_keys() {
             let variant = key.variant(secondary);
             if let Err(error) = self.store.delete(&variant).await {
-                return self.store_failed("delete", variant.name(), &error);
+                self.store_failed("delete", variant.name(), &error);
+                break;
             }
         }
+        deleted.is_ok()
     }
 
-    pub(crate) async fn evict_group(&self, space: &KeySpace) {
-        if let Err(error) = self.store.delete_group(space).await {
-            self.store_failed("delete_group", space.head(), &error);
+    /// Evicts every entry of a group. False if the store didn't confirm it.
+    pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
+        let span = spans::evict_group(space);
+        let deleted = span.around(self.store.delete_group(space)).await;
+        span.evicted(deleted.is_ok());
+        if let Err(error) = &deleted {
+            self.store_failed("delete_group", space.head(), error);
         }
+        deleted.is_ok()
     }
 
     /// Writes down that a variant exists, so that there can't be too many. If anything comes between, it stays
@@ -344,6 +372,14 @@ impl Shared {
             found.add_all(listed);
             held.commit(found.encode(), ttl).await;
         }
+    }
+
+    /// Waits for the fill that another request here is at.
+    pub(crate) async fn follow(&self, follow: Follow) -> Option<Landing> {
+        let started = Instant::now();
+        let landing = spans::wait().around(follow.wait(self.timing.max_wait)).await;
+        self.telemetry.waited(started.elapsed(), !matches!(landing, Some(Landing::Filled(_))));
+        landing
     }
 
     /// Says that the store failed: as a warning once a second, else for those who look closely.

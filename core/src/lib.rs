@@ -10,12 +10,17 @@
 //! | `redis` | the Redis store |
 //! | `redis-tls` | TLS to Redis |
 //! | `redis-pool` | the Redis store on a `deadpool_redis` pool of the application's own |
+//! | `metrics` | exports what [`Larder::stats`] counts through the facade [`metrics`](https://docs.rs/metrics) |
+//! | `tracing` | spans around what the cache does: `cache.get`, `cache.set`, `cache.put`, `cache.evict`, `cache.backend.*` |
+//! | `console` | the [console]: a page that shows what a cache does and why, and evicts |
 //! | `suite` | the behaviour suite for authors of stores |
 
 pub mod directives;
 mod entry;
 mod etag;
+pub mod explain;
 pub mod key;
+mod outcome;
 pub mod policy;
 pub mod range;
 mod reason;
@@ -36,6 +41,8 @@ mod clock;
 mod coder;
 #[cfg(feature = "runtime")]
 pub mod config;
+#[cfg(feature = "console")]
+pub mod console;
 #[cfg(feature = "runtime")]
 mod exchange;
 #[cfg(feature = "runtime")]
@@ -46,10 +53,15 @@ mod hold;
 mod larder;
 #[cfg(feature = "runtime")]
 pub mod route;
+#[cfg(feature = "runtime")]
+pub mod stats;
+#[cfg(feature = "runtime")]
+mod telemetry;
 
 pub use entry::{Entry, Record};
 pub use etag::{Validators, weak_etag};
 pub use key::{CacheKey, KeyError, KeySpace};
+pub use outcome::Status;
 pub use policy::CachePolicy;
 pub use reason::Reason;
 pub use request::RequestView;
@@ -72,6 +84,7 @@ pub use {
     exchange::{Call, Reply},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},
+    stats::Stats,
     store::InProcess,
 };
 

@@ -486,6 +486,12 @@ impl Hit {
         &self.entry
     }
 
+    /// What is left of its freshness lifetime, or `None` when that has no end.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.entry.remaining(self.now)
+    }
+
     /// The response to send: 304 with few fields if the client has it, else the stored one.
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
@@ -556,6 +562,12 @@ pub struct Unsatisfiable {
 }
 
 impl Unsatisfiable {
+    /// Why nothing that is stored can be used.
+    #[must_use]
+    pub const fn reason(&self) -> Option<Reason> {
+        self.mark.reason
+    }
+
     /// The 504 to send (RFC 9111 §5.2.1.7).
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
@@ -974,11 +986,23 @@ impl Admitted {
         self.entry.encode()
     }
 
+    /// Why the handler had to run, or why its answer isn't stored.
+    #[must_use]
+    pub const fn reason(&self, outcome: Stored) -> Reason {
+        match (outcome, self.reason) {
+            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => {
+                self.reason
+            }
+            (Stored::Evicted, _) => Reason::Evicted,
+        }
+    }
+
     /// The response for the client. What could not be stored because it was evicted meanwhile may be outdated already,
     /// so nobody is told to keep it; a store that failed changes nothing for the client.
     #[must_use]
     pub fn into_response(self, outcome: Stored) -> Response<Bytes> {
-        let Self { rule, reason, entry, mut parts, validators, .. } = self;
+        let reason = self.reason(outcome);
+        let Self { rule, entry, mut parts, validators, .. } = self;
         let control = match outcome {
             Stored::Evicted => HeaderValue::from_static(if rule.audience.is_private() {
                 "private, no-cache"
@@ -990,10 +1014,6 @@ impl Admitted {
         parts.headers.insert(CACHE_CONTROL, control);
         parts.headers.remove(EXPIRES);
         parts.headers.remove(AGE);
-        let reason = match (outcome, reason) {
-            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => reason,
-            (Stored::Evicted, _) => Reason::Evicted,
-        };
         let mut mark = Mark::miss(&rule, reason);
         mark.stored = outcome == Stored::Yes;
         mark.stamp(&mut parts.headers);

@@ -3,12 +3,12 @@
 use std::fmt;
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $word:literal),+ $(,)?) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $word:literal),+ $(,)?) => {
         /// Why a request went past the cache, why nothing was found, or why a response was not stored.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Reason {
-            $($(#[$doc])* $name,)+
+            $($(#[doc = $doc])* $name,)+
         }
 
         impl Reason {
@@ -20,6 +20,15 @@ macro_rules! reasons {
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => $word,)+
+                }
+            }
+
+            /// What it means, in a sentence.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                // The documentation's own lines, each with the space it begins with.
+                match self {
+                    $(Self::$name => concat!($($doc),*).trim_ascii_start(),)+
                 }
             }
         }
@@ -106,6 +115,13 @@ impl fmt::Display for Reason {
     }
 }
 
+#[cfg(feature = "runtime")]
+impl serde::Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +132,21 @@ mod tests {
         let words: HashSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
         assert_eq!(words.len(), Reason::ALL.len());
         assert!(words.iter().all(|word| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+    }
+
+    #[test]
+    fn every_reason_has_a_sentence() {
+        for reason in Reason::ALL {
+            let meaning = reason.meaning();
+            assert!(meaning.ends_with('.') && !meaning.starts_with(' '), "{meaning:?}");
+        }
+        assert_eq!(Reason::Keyless.meaning(), "The key builder gave no key.");
+    }
+
+    #[test]
+    fn reasons_are_numbered_as_they_are_listed() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
     }
 }

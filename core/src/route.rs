@@ -17,6 +17,7 @@ use crate::larder::{Larder, Shared, refuse};
 use crate::policy::CachePolicy;
 use crate::request::RequestView;
 use crate::rule::{Audience, Kind, PrincipalOf, Rule};
+use crate::telemetry::Tally;
 use crate::ttl::Ttl;
 
 /// What a record needs beside its body, at most, in bytes.
@@ -27,6 +28,7 @@ pub struct Route {
     pub(crate) shared: Arc<Shared>,
     pub(crate) policy: CachePolicy,
     pub(crate) key_source: KeySource,
+    pub(crate) tally: Tally,
     /// Whether the author was told to declare whose the responses are.
     pub(crate) warned: AtomicBool,
 }
@@ -124,6 +126,7 @@ struct Said {
     group: Option<Box<str>>,
     rule: Rule,
     key_source: KeySource,
+    name: Option<Box<str>>,
     /// Made when it is first asked for.
     route: OnceLock<Arc<Route>>,
 }
@@ -147,6 +150,7 @@ impl RouteOptions {
             group: None,
             rule,
             key_source: KeySource::Uri,
+            name: None,
             route: OnceLock::new(),
         };
         Self { said: Arc::new(said) }
@@ -162,7 +166,7 @@ impl RouteOptions {
     /// The finished route.
     #[must_use]
     pub fn route(&self) -> Arc<Route> {
-        let Said { larder, rule, key_source, route, .. } = &*self.said;
+        let Said { larder, rule, key_source, name, route, .. } = &*self.said;
         let finish = || {
             let shared = Arc::clone(&larder.shared);
             let mut rule = rule.clone();
@@ -170,9 +174,16 @@ impl RouteOptions {
             let largest = shared.store.max_value_bytes();
             rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
-            Arc::new(Route { shared, policy, key_source: key_source.clone(), warned: AtomicBool::new(false) })
+            let (key_source, tally) = (key_source.clone(), Tally::new(name.clone()));
+            Arc::new(Route { shared, policy, key_source, tally, warned: AtomicBool::new(false) })
         };
         Arc::clone(route.get_or_init(finish))
+    }
+
+    /// What the route is called in metrics.
+    pub fn name(mut self, name: &str) -> Self {
+        self.change().name = Some(name.into());
+        self
     }
 
     /// What the route does to the cache.
@@ -430,6 +441,13 @@ macro_rules! route_layers {
     };
 
     (@names) => {
+        /// What the route is called in [`Larder::stats`]($crate::Larder::stats), metrics and the console. By default
+        /// that is the pattern that the framework's router matched, such as `/products/{id}`.
+        pub fn name(mut self, name: &str) -> Self {
+            self.options = self.options.name(name);
+            self
+        }
+
         /// The eviction group that the keys belong to.
         ///
         /// # Panics

@@ -47,6 +47,7 @@ pub struct Rule {
 
 /// What a route does to the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "runtime", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 pub enum Kind {
     /// Answers from the cache and fills it: `cache()`.
     Read,

@@ -25,6 +25,7 @@
 
 #[cfg(feature = "runtime")]
 pub(crate) mod erased;
+mod health;
 #[cfg(feature = "runtime")]
 mod in_process;
 #[cfg(feature = "runtime")]
@@ -45,6 +46,7 @@ use bytes::Bytes;
 
 use crate::key::{CacheKey, KeySpace};
 
+pub use health::{Breaker, Health, ServerHealth};
 #[cfg(feature = "runtime")]
 pub use in_process::InProcess;
 #[cfg(feature = "memory")]
@@ -87,6 +89,12 @@ pub trait CacheStore: Send + Sync + 'static {
     /// them in vain.
     fn max_value_bytes(&self) -> u64 {
         u64::MAX
+    }
+
+    /// How it is doing, for `Larder::stats` and the console. Asked often, so it answers at once
+    /// from what it knows.
+    fn health(&self) -> Health {
+        Health::of("custom")
     }
 
     /// Lets go of connections. Called once, by `Larder::close`, when no more calls will come.

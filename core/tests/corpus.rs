@@ -1,5 +1,7 @@
 //! What fuzzing once found interesting, replayed: see `core/fuzz`.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::Path;
 
 #[path = "../fuzz/checks.rs"]

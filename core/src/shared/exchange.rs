@@ -637,7 +637,9 @@ impl Drop for EvictOnDrop<'_> {
     fn drop(&mut self) {
         if self.armed {
             let (shared, key) = (Arc::clone(&self.cache.shared), self.key.clone());
-            self.cache.shared.spawn(async move { shared.evict_key(&key).await });
+            self.cache.shared.spawn(async move {
+                shared.evict_key(&key).await;
+            });
         }
     }
 }

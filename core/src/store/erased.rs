@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Abandon, Begin, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Begin, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::key::{CacheKey, KeySpace};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -28,6 +28,7 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool>;
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()>;
     fn max_value_bytes(&self) -> u64;
+    fn health(&self) -> Health;
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
@@ -76,6 +77,10 @@ impl<S: LeaseStore> ErasedStore for S {
 
     fn max_value_bytes(&self) -> u64 {
         self.max_value_bytes()
+    }
+
+    fn health(&self) -> Health {
+        self.health()
     }
 
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {

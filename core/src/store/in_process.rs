@@ -10,7 +10,7 @@ use tokio::sync::{
 };
 
 use super::leases::{LeaseTable, head_of, stripe};
-use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::clock::Clock;
 use crate::key::{CacheKey, KeySpace};
 
@@ -115,6 +115,10 @@ impl<S: CacheStore> CacheStore for InProcess<S> {
 
     fn max_value_bytes(&self) -> u64 {
         self.store.max_value_bytes()
+    }
+
+    fn health(&self) -> Health {
+        self.store.health()
     }
 
     async fn close(&self) {

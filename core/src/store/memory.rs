@@ -26,7 +26,7 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
 use super::leases::{Leases, Sweep, head_of, split_off_space, stripe};
-use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
 
@@ -192,6 +192,11 @@ impl CacheStore for MemoryStore {
 
     fn max_value_bytes(&self) -> u64 {
         self.shared.heaviest
+    }
+
+    fn health(&self) -> Health {
+        let capacity = self.shared.cache.capacity();
+        Health::of("memory").entries(self.len() as u64).bytes(self.len_bytes(), Some(capacity))
     }
 }
 

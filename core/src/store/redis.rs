@@ -70,7 +70,7 @@ use self::amends::{Amends, Doubt, Stake};
 use self::connection::{At, Connection};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::scripts::Call;
-use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::key::{CacheKey, KeySpace};
 
 /// Keeps entries in Redis. Clones are cheap and share their connections.
@@ -151,6 +151,13 @@ impl CacheStore for RedisStore {
 
     fn max_value_bytes(&self) -> u64 {
         self.inner.options.max_value_bytes as u64
+    }
+
+    fn health(&self) -> Health {
+        let servers = self.inner.connection.servers();
+        servers
+            .into_iter()
+            .fold(Health::of("redis"), |health, (address, breaker)| health.server(address, breaker))
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {

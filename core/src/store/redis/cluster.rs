@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::link::{Dialer, Node};
 use super::options::Address;
 use super::wire::Wire;
-use crate::store::StoreError;
+use crate::store::{Breaker, StoreError};
 
 /// How many slots there are.
 const SLOTS: usize = 16384;
@@ -244,6 +244,14 @@ impl Cluster {
             }
         }
         Ok(Layout { nodes, described, moving })
+    }
+
+    /// The nodes that were talked to, by address, and whether they are asked.
+    pub(super) fn servers(&self) -> Vec<(Address, Breaker)> {
+        let nodes = self.nodes();
+        let mut servers: Vec<_> = nodes.iter().map(|(at, node)| (at.clone(), node.breaker())).collect();
+        servers.sort_by_cached_key(|(address, _)| address.to_string());
+        servers
     }
 
     /// Lets go of everything. Later calls fail.

@@ -15,10 +15,10 @@ use super::cluster::{Cluster, Detour, Layout};
 #[cfg(feature = "redis-pool")]
 use super::lent::LentCluster;
 use super::link::{Dialer, Node, Recall};
-use super::options::RedisOptions;
+use super::options::{Address, RedisOptions};
 use super::scripts::Call;
 use super::wire::Wire;
-use crate::store::StoreError;
+use crate::store::{Breaker, StoreError};
 
 /// Everything a store has open. Clones share it.
 #[derive(Clone)]
@@ -160,6 +160,16 @@ impl Connection {
             Servers::Cluster(cluster) => cluster.layout(deadline).await,
             #[cfg(feature = "redis-pool")]
             Servers::Lent(cluster) => cluster.layout(deadline).await,
+        }
+    }
+
+    /// The servers it talks to, and whether they are asked.
+    pub(super) fn servers(&self) -> Vec<(Address, Breaker)> {
+        match &self.servers {
+            Servers::One(node) => vec![(node.address().clone(), node.breaker())],
+            Servers::Cluster(cluster) => cluster.servers(),
+            #[cfg(feature = "redis-pool")]
+            Servers::Lent(cluster) => vec![(cluster.any().address().clone(), cluster.any().breaker())],
         }
     }
 

@@ -39,7 +39,8 @@ use super::tls::Tls;
 use super::wire::Wire;
 #[cfg(feature = "redis-pool")]
 use super::wire::{Pool, Reach};
-use crate::store::StoreError;
+use crate::store::{Breaker, StoreError};
+use crate::telemetry;
 
 /// How many commands in a row may go without an answer before their connection is given up.
 const STRIKES: u32 = 3;
@@ -68,6 +69,12 @@ impl Node {
 
     pub(super) fn address(&self) -> &Address {
         &self.links[0].address
+    }
+
+    /// Whether the server is asked: the worst that its connections know.
+    pub(super) fn breaker(&self) -> Breaker {
+        let known = self.links.iter().map(|link| link.state.borrow().breaker());
+        known.max().unwrap_or(Breaker::Idle)
     }
 
     /// Sends, and waits for the answer until the deadline: what the server said, or that it said nothing.
@@ -113,6 +120,17 @@ enum State {
     /// The server is known to be away. The task probes.
     Open(AbortHandle),
     Closed,
+}
+
+impl State {
+    fn breaker(&self) -> Breaker {
+        match self {
+            Self::Cold | Self::Closed => Breaker::Idle,
+            Self::Joining(_) => Breaker::Connecting,
+            Self::Up(_) => Breaker::Closed,
+            Self::Open(_) => Breaker::Open,
+        }
+    }
 }
 
 /// A connection that worked when it was last heard of.
@@ -219,6 +237,7 @@ impl Link {
         if live.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES
             && self.replace(live, || State::Open(self.connect(live.next_pause())))
         {
+            telemetry::breaker(&self.address, Breaker::Open);
             tracing::warn!(redis = %self.address, "Redis does not answer; doing without it until it does");
         }
     }
@@ -228,6 +247,7 @@ impl Link {
         if error.is_io_error() {
             self.replace(live, || State::Joining(self.connect(Duration::ZERO)));
         } else if self.replace(live, || State::Open(self.connect(live.next_pause()))) {
+            telemetry::breaker(&self.address, Breaker::Open);
             tracing::warn!(redis = %self.address, %error, "Redis can't serve; doing without it until it can");
         }
     }
@@ -274,6 +294,7 @@ impl Link {
             }
             let open = !matches!(state, State::Closed);
             if open {
+                telemetry::breaker(&self.address, Breaker::Closed);
                 *state = State::Up(Arc::new(live));
             }
             open
@@ -292,6 +313,7 @@ impl Link {
     fn stays_down(&self, error: &RedisError) {
         self.state.send_if_modified(|state| {
             let State::Joining(task) = state else { return false };
+            telemetry::breaker(&self.address, Breaker::Open);
             tracing::warn!(
                 redis = %self.address,
                 %error,

@@ -1,0 +1,46 @@
+//! What Larder counts, for Prometheus to fetch.
+//!
+//! `cargo run -p larder-telemetry-examples --bin prometheus` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`); ask
+//! for `/products/7` a few times, and then for `/metrics`.
+
+use std::env;
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::handler::Handler as _;
+use axum::routing::get;
+use larder_axum::{Larder, cache, cache_evict};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tokio::net::TcpListener;
+
+/// Upper ends of the buckets of everything that is a time, in seconds.
+const SECONDS: [f64; 9] = [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 1.0, 10.0];
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    // Before the first request: what was counted before is lost.
+    let recorder = PrometheusBuilder::new().set_buckets(&SECONDS)?.install_recorder()?;
+
+    // In memory, unless the environment names a Redis.
+    let larder = Larder::from_env()?;
+    let app = Router::new()
+        .route(
+            "/products/{id}",
+            get(product.layer(cache(&larder).group("products").ttl(60)))
+                .delete(product.layer(cache_evict(&larder).group("products").key())),
+        )
+        .route("/metrics", get(move || async move { recorder.render() }));
+
+    let address = env::var("LISTEN_ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(address).await?;
+    writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    Ok(axum::serve(listener, app).await?)
+}
+
+async fn product(Path(id): Path<u64>) -> String {
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    format!("product {id}")
+}

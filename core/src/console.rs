@@ -1,0 +1,545 @@
+//! The console: one page that shows what a cache does, says why, and evicts. Adapters mount it.
+//!
+//! # What keeps it safe
+//!
+//! 1. There is no console without an [`Authorize`], and every request is asked about, the page's own too.
+//! 2. What isn't a page is a `POST` or `GET` under `/api/` that must carry a field which no form can send and no other
+//!    origin may, and must come from the same origin by what the browser says about it (`Sec-Fetch-Site`, or `Origin`).
+//!    Nothing is changed by a `GET`.
+//! 3. The page runs its own script and nothing else (`Content-Security-Policy`, Trusted Types), can't be framed, is
+//!    stored nowhere, and asks no other host for anything. URIs and keys are a stranger's: they are written as text.
+//! 4. Bodies and fields of stored responses are never shown.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, ORIGIN, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, request, response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::entry::Record;
+use crate::explain::FoundEntry;
+use crate::key::{CacheKey, KeySpace};
+use crate::larder::Larder;
+use crate::outcome::Status;
+use crate::policy::{BodyLength, OnRequest};
+use crate::reason::Reason;
+use crate::request::RequestView;
+use crate::route::Route;
+use crate::rule::Kind;
+use crate::stats::Latency;
+use crate::telemetry::history::SLICE;
+
+/// The field that the page's script sends, and that nothing from elsewhere can.
+const FROM_PAGE: HeaderName = HeaderName::from_static("x-larder-console");
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+const PAGE: &str = include_str!("console/page.html");
+const STYLE: &str = include_str!("console/style.css");
+const SCRIPT: &str = include_str!("console/script.js");
+
+/// Says who may see the console, and evict.
+///
+/// A function from the request to `true` or `false` is one. Layers around the console can attach what it needs to the
+/// request's extensions. Where it takes waiting, implement the trait:
+///
+/// ```
+/// use larder_core::RequestView;
+/// use larder_core::console::Authorize;
+///
+/// struct Staff;
+///
+/// impl Authorize for Staff {
+///     async fn allows(&self, request: &RequestView<'_>) -> bool {
+///         let Some(session) = request.headers.get("x-session") else { return false };
+///         // … ask the database …
+///         session == "staff"
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` doesn't say who may see the console",
+    label = "expected a function `|request: &RequestView<'_>| -> bool`, or a type that implements `Authorize`"
+)]
+pub trait Authorize: Send + Sync + 'static {
+    /// Whether this request may see the console, and evict. Asked for every request to it.
+    fn allows(&self, request: &RequestView<'_>) -> impl Future<Output = bool> + Send;
+}
+
+impl<F: Fn(&RequestView<'_>) -> bool + Send + Sync + 'static> Authorize for F {
+    fn allows(&self, request: &RequestView<'_>) -> impl Future<Output = bool> + Send {
+        std::future::ready(self(request))
+    }
+}
+
+/// [`Authorize`] as a trait object.
+trait ErasedAuthorize: Send + Sync {
+    fn ask<'a>(&'a self, request: &'a RequestView<'_>) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+}
+
+impl<A: Authorize> ErasedAuthorize for A {
+    fn ask<'a>(&'a self, request: &'a RequestView<'_>) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(self.allows(request))
+    }
+}
+
+/// A cache's console, for adapters to mount. Clones are the same.
+#[derive(Clone)]
+pub struct Console {
+    larder: Larder,
+    authorize: Arc<dyn ErasedAuthorize>,
+}
+
+impl Console {
+    /// The longest body of a request to the console, in bytes. Adapters read no more.
+    pub const MAX_BODY: usize = 16 * 1024;
+
+    /// A console of this cache for whomever `authorize` allows. From now on, each request to the cache's routes costs a
+    /// look at the clock and a copy of its URI, so that the console has something to show.
+    pub fn new(larder: &Larder, authorize: impl Authorize) -> Self {
+        larder.shared.telemetry.history();
+        Self { larder: larder.clone(), authorize: Arc::new(authorize) }
+    }
+
+    /// Answers a request whose path, after what the console is mounted under, is `path`.
+    pub async fn answer(&self, request: &RequestView<'_>, path: &str, body: &[u8]) -> Response<Bytes> {
+        let mut response = match self.route(request, path, body).await {
+            Ok(response) => response,
+            Err(refusal) => refusal.into_response(),
+        };
+        for (name, value) in [
+            (CACHE_CONTROL, "no-store"),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (X_FRAME_OPTIONS, "DENY"),
+            (REFERRER_POLICY, "no-referrer"),
+            (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+            (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        ] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+
+    async fn route(
+        &self,
+        request: &RequestView<'_>,
+        path: &str,
+        body: &[u8],
+    ) -> Result<Response<Bytes>, Refusal> {
+        if !self.authorize.ask(request).await {
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "you may not see this console"));
+        }
+        let path = path.trim_matches('/');
+        if !path.is_empty() && !is_from_page(request.headers) {
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "only the console's own page may ask this"));
+        }
+        match (path, request.method) {
+            ("", &Method::GET | &Method::HEAD) => page(),
+            ("api/state", &Method::GET) => Ok(as_json(&self.state())),
+            ("api/explain", &Method::POST) => Ok(as_json(&self.explain(parse(body)?).await?)),
+            ("api/evict", &Method::POST) => Ok(as_json(&self.evict(parse(body)?).await?)),
+            ("" | "api/state" | "api/explain" | "api/evict", _) => {
+                Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "another method is needed"))
+            }
+            _ => Err(Refusal::new(StatusCode::NOT_FOUND, "there is no such thing here")),
+        }
+    }
+
+    fn state(&self) -> State {
+        let shared = &self.larder.shared;
+        let stats = self.larder.stats();
+        let requests = stats.requests();
+        let history = shared.telemetry.history();
+        State {
+            now: shared.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            slice_seconds: SLICE,
+            prefix: self.larder.prefix().to_owned(),
+            statuses: Status::ALL,
+            total: requests.total(),
+            lately: history.lately(shared.now()),
+            hit_ratio: requests.hit_ratio(),
+            is_impaired: stats.store.health.is_impaired(),
+            stats: json!(stats),
+            slices: json!(history.slices()),
+            decisions: json!(history.decisions()),
+            reasons: Reason::ALL.iter().map(|reason| (reason.to_string(), reason.meaning().into())).collect(),
+        }
+    }
+
+    async fn explain(&self, asked: Asked) -> Result<Value, Refusal> {
+        let target = asked.target.trim();
+        if let Some(key) = self.key_named(target) {
+            return Ok(json!({ "key": key.name(), "entry": self.look(&key).await }));
+        }
+        let request = asked.request()?;
+        let routes = self.larder.shared.telemetry.routes();
+        let (name, route) = pick(&routes, &asked, &request)?;
+        let answer = asked.answer()?;
+        let answer = answer.as_ref().map(|(parts, length)| (parts, *length));
+        let explanation = route.explain(RequestView::from(&request), answer).await;
+        let key = route_key(route, &request).await;
+        let entry = match &key {
+            Some(key) => self.look(key).await,
+            None => Value::Null,
+        };
+        Ok(json!({
+            "route": **name,
+            "kind": route.policy.rule().kind,
+            "text": explanation.to_string(),
+            "explanation": explanation,
+            "key": key.as_ref().map(CacheKey::name),
+            "entry": entry,
+        }))
+    }
+
+    /// What lies under a key, without its content.
+    async fn look(&self, key: &CacheKey) -> Value {
+        let shared = &self.larder.shared;
+        match shared.store.get(key).await {
+            Err(_) => json!({ "found": "unknown", "text": "The store failed." }),
+            Ok(None) => json!({ "found": "nothing", "text": "Nothing is stored under it." }),
+            Ok(Some(bytes)) => match Record::decode(&bytes) {
+                Some(Record::Response(entry)) => {
+                    json!({ "found": "response", "response": FoundEntry::of(&entry, shared.now()) })
+                }
+                Some(Record::Variants(variants)) => json!({
+                    "found": "variants",
+                    "count": variants.secondary_keys().count(),
+                    "text": "A list of variants, each under a key of its own.",
+                }),
+                None => json!({ "found": "value", "bytes": bytes.len(), "text": "A value of a backend." }),
+            },
+        }
+    }
+
+    async fn evict(&self, asked: Evict) -> Result<Value, Refusal> {
+        let shared = &self.larder.shared;
+        let (what, confirmed) = match asked {
+            Evict::Group(group) => {
+                let mut spaces = vec![self.space(&group)?];
+                // Routes may have a prefix of their own.
+                for (_, route) in shared.telemetry.routes() {
+                    let space = &route.policy.rule().space;
+                    if space.group() == Some(&group) && !spaces.contains(space) {
+                        spaces.push(space.clone());
+                    }
+                }
+                let mut confirmed = true;
+                for space in &spaces {
+                    confirmed &= shared.evict_group(space).await;
+                }
+                (group, confirmed)
+            }
+            Evict::Key(name) => {
+                let key = self.key_named(name.trim());
+                let key = key.ok_or(Refusal::new(StatusCode::BAD_REQUEST, "that is no key of this cache"))?;
+                let confirmed = shared.evict_key(&key).await;
+                (key.name().to_owned(), confirmed)
+            }
+        };
+        tracing::info!(evicted = what, confirmed, "evicted from the console");
+        Ok(json!({ "evicted": what, "confirmed": confirmed }))
+    }
+
+    fn space(&self, group: &str) -> Result<KeySpace, Refusal> {
+        KeySpace::new(self.larder.prefix(), Some(group))
+            .map_err(|error| Refusal { status: StatusCode::BAD_REQUEST, text: error.to_string() })
+    }
+
+    /// The key that is called this in the store, if it is one of this cache's: under its prefix, or a route's.
+    fn key_named(&self, name: &str) -> Option<CacheKey> {
+        let routes = self.larder.shared.telemetry.routes();
+        let own = KeySpace::new(self.larder.prefix(), None).ok();
+        let of_routes = routes.iter().map(|(_, route)| route.policy.rule().space.clone());
+        let spaces = of_routes.chain(own).filter_map(|space| {
+            let rest = name.strip_prefix(space.prefix())?.strip_prefix(':')?;
+            let (group, suffix) = match rest.strip_prefix('{').and_then(|rest| rest.split_once("}:")) {
+                Some((group, suffix)) => (Some(group), suffix),
+                None => (None, rest),
+            };
+            let space = KeySpace::new(space.prefix(), group).ok()?;
+            // It is a key already, so nothing in it is to be escaped again.
+            Some(space.key_with(suffix.len(), |out| out.push_str(suffix)))
+        });
+        // The longest prefix that fits is the one that was meant.
+        spaces.max_by_key(|key| key.prefix().len())
+    }
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").field("larder", &self.larder).finish_non_exhaustive()
+    }
+}
+
+/// What the page shows.
+#[derive(Serialize)]
+struct State {
+    now: f64,
+    slice_seconds: u64,
+    prefix: String,
+    statuses: [Status; Status::ALL.len()],
+    total: u64,
+    /// The last minute.
+    lately: Latency,
+    hit_ratio: Option<f64>,
+    is_impaired: bool,
+    stats: Value,
+    slices: Value,
+    decisions: Value,
+    reasons: serde_json::Map<String, Value>,
+}
+
+/// A question: about a key, or about a request.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    /// A whole key, or a path with its query.
+    target: String,
+    #[serde(default = "get")]
+    method: String,
+    /// Lines of `name: value`.
+    #[serde(default)]
+    fields: String,
+    /// The name of a route, where the path doesn't tell.
+    #[serde(default)]
+    route: Option<String>,
+    /// The handler's answer, if it is to be explained too.
+    #[serde(default)]
+    answer: Option<AskedAnswer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskedAnswer {
+    status: u16,
+    #[serde(default)]
+    fields: String,
+    /// The length of its body in bytes; none for one that may never end.
+    length: Option<u64>,
+}
+
+/// What to evict.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Evict {
+    Key(String),
+    Group(String),
+}
+
+fn get() -> String {
+    "GET".to_owned()
+}
+
+impl Asked {
+    fn request(&self) -> Result<request::Parts, Refusal> {
+        let target = self.target.trim();
+        let bad = |text| Refusal::new(StatusCode::BAD_REQUEST, text);
+        let uri: Uri = target.parse().map_err(|_| bad("that is neither a path nor a key of this cache"))?;
+        if !uri.path().starts_with('/') {
+            return Err(bad("that is neither a path nor a key of this cache"));
+        }
+        let method: Method = self.method.parse().map_err(|_| bad("there is no such method"))?;
+        let mut request = Request::new(());
+        (*request.method_mut(), *request.uri_mut()) = (method, uri);
+        *request.headers_mut() = headers(&self.fields)?;
+        Ok(request.into_parts().0)
+    }
+
+    fn answer(&self) -> Result<Option<(response::Parts, BodyLength)>, Refusal> {
+        let Some(answer) = &self.answer else { return Ok(None) };
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(answer.status)
+            .map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "there is no such status"))?;
+        *response.headers_mut() = headers(&answer.fields)?;
+        let length = answer.length.map_or(BodyLength::Unknown, BodyLength::Known);
+        Ok(Some((response.into_parts().0, length)))
+    }
+}
+
+fn headers(lines: &str) -> Result<HeaderMap, Refusal> {
+    let mut headers = HeaderMap::new();
+    for line in lines.lines().filter(|line| !line.trim().is_empty()) {
+        let field = line.split_once(':').and_then(|(name, value)| {
+            Some((HeaderName::try_from(name.trim()).ok()?, HeaderValue::try_from(value.trim()).ok()?))
+        });
+        let Some((name, value)) = field else {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "a header field is `name: value`, one a line"));
+        };
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+type Named = (Arc<str>, Arc<Route>);
+
+/// The route that such a request goes to, as far as its name tells: the one that was asked for, or else one whose
+/// pattern the path matches.
+fn pick<'a>(routes: &'a [Named], asked: &Asked, request: &request::Parts) -> Result<&'a Named, Refusal> {
+    let kinds: &[Kind] = match request.method {
+        Method::GET | Method::HEAD => &[Kind::Read],
+        _ => &[Kind::Write, Kind::EvictKey, Kind::EvictGroup],
+    };
+    let mut known = routes.iter().filter(|(_, route)| kinds.contains(&route.policy.rule().kind));
+    let found = match asked.route.as_deref().filter(|name| !name.is_empty()) {
+        Some(name) => known.find(|(known, _)| **known == *name),
+        None => known.find(|(pattern, _)| matches(pattern, request.uri.path())),
+    };
+    found.ok_or(Refusal::new(
+        StatusCode::NOT_FOUND,
+        "no route for this was asked yet, by its pattern: choose one by its name",
+    ))
+}
+
+/// Whether a path matches a router's pattern: `{name}` or `:name` for a segment, `{*name}` or `*name` for the rest.
+fn matches(pattern: &str, path: &str) -> bool {
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return true,
+            (Some(rest), Some(_)) if rest.starts_with('*') || rest.starts_with("{*") => return true,
+            (Some(any), Some(segment))
+                if any.starts_with(':') || (any.starts_with('{') && any.ends_with('}')) =>
+            {
+                if segment.is_empty() {
+                    return false;
+                }
+            }
+            (Some(wanted), Some(segment)) if wanted == segment => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The key of a request, even if it would go past the cache.
+async fn route_key(route: &Route, request: &request::Parts) -> Option<CacheKey> {
+    let view = RequestView::from(request);
+    match route.policy.on_request(&view) {
+        OnRequest::Lookup(lookup) => route.key(&view, lookup.principal()).await,
+        OnRequest::Forward(forward) if forward.kind() != Kind::EvictGroup => {
+            route.key(&view, forward.principal()).await
+        }
+        OnRequest::Forward(_) => None,
+        OnRequest::Bypass(_) if route.policy.rule().audience.is_private() => None,
+        OnRequest::Bypass(_) => route.key(&view, None).await,
+    }
+}
+
+/// Whether the request comes from the console's own page.
+fn is_from_page(headers: &HeaderMap) -> bool {
+    if !headers.contains_key(FROM_PAGE) {
+        return false;
+    }
+    // What the browser itself says, which no script can change. It is left out where the connection isn't secure.
+    if let Some(site) = headers.get(SEC_FETCH_SITE) {
+        return site == "same-origin";
+    }
+    match headers.get(ORIGIN) {
+        // No browser, or a GET of the page itself.
+        None => true,
+        Some(origin) => {
+            let host = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+            host.is_some_and(|(_, host)| headers.get(HOST).is_some_and(|own| own == host))
+        }
+    }
+}
+
+/// The page, with its style and script in it and a word that lets nothing else in.
+fn page() -> Result<Response<Bytes>, Refusal> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "there is no randomness"))?;
+    let nonce = format!("{:032x}", u128::from_be_bytes(random));
+    let page = PAGE.replace("{style}", STYLE).replace("{script}", SCRIPT).replace("{nonce}", &nonce);
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    );
+    let mut response = Response::new(Bytes::from(page));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    if let Ok(policy) = HeaderValue::try_from(policy) {
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    Ok(response)
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal { status: StatusCode::BAD_REQUEST, text: error.to_string() })
+}
+
+fn as_json(value: &impl Serialize) -> Response<Bytes> {
+    let mut response = Response::new(serde_json::to_vec(value).unwrap_or_default().into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Why something isn't answered.
+struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, text: &str) -> Self {
+        Self { status, text: text.to_owned() }
+    }
+
+    fn into_response(self) -> Response<Bytes> {
+        let mut response = as_json(&json!({ "error": self.text }));
+        *response.status_mut() = self.status;
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_of_both_routers_match() {
+        for (pattern, path, expected) in [
+            ("/products/{id}", "/products/7", true),
+            ("/products/:id", "/products/7", true),
+            ("/products/{id}", "/products/", false),
+            ("/products/{id}", "/products/7/view", false),
+            ("/files/{*path}", "/files/a/b", true),
+            ("/files/*path", "/files/a/b", true),
+            ("/products", "/products", true),
+            ("/products", "/product", false),
+            ("hello", "/hello", false),
+        ] {
+            assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
+        }
+    }
+
+    #[test]
+    fn only_the_page_itself_may_ask() {
+        let ask = |fields: &[(&str, &str)]| {
+            let mut headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("a.example"))]);
+            for (name, value) in fields {
+                headers.insert(HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
+            }
+            is_from_page(&headers)
+        };
+        let page = ("x-larder-console", "1");
+        assert!(ask(&[page]));
+        assert!(ask(&[page, ("sec-fetch-site", "same-origin")]));
+        assert!(ask(&[page, ("origin", "http://a.example")]));
+        assert!(!ask(&[]));
+        assert!(!ask(&[("sec-fetch-site", "same-origin")]));
+        assert!(!ask(&[page, ("sec-fetch-site", "same-site")]));
+        assert!(!ask(&[page, ("sec-fetch-site", "cross-site")]));
+        assert!(!ask(&[page, ("sec-fetch-site", "none")]));
+        assert!(!ask(&[page, ("origin", "http://b.example")]));
+        assert!(!ask(&[page, ("origin", "null")]));
+    }
+}

@@ -1,0 +1,481 @@
+//! Why: what the engine decides about a request, what is stored for it, and the handler's answer, step by step.
+//!
+//! It is the engine itself that is asked, with the same [`CachePolicy`] that answers requests: what is explained here is
+//! what happens.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{StatusCode, response};
+
+use crate::entry::{Entry, Record};
+use crate::key::CacheKey;
+use crate::outcome::Status;
+use crate::policy::{
+    Admit, BodyLength, CachePolicy, Decision, Forward, Hit, OnEntry, OnRequest, OnResponse, Placement, Stored,
+};
+use crate::reason::Reason;
+use crate::request::RequestView;
+use crate::rule::{Kind, Principal};
+
+/// A question to the engine: what becomes of this request?
+///
+/// ```
+/// use std::time::SystemTime;
+///
+/// use http::{Request, Response, header::SET_COOKIE};
+/// use larder_core::explain::Explain;
+/// use larder_core::policy::{BodyLength, CachePolicy};
+/// use larder_core::{KeySpace, Kind, Reason, RequestView, Rule, Status};
+///
+/// let rule = Rule::new(Kind::Read, KeySpace::new("example", None)?);
+/// let policy = CachePolicy::new(rule.into());
+/// let request = Request::get("/login").body(())?;
+/// let (answer, ()) = Response::builder().header(SET_COOKIE, "session=1").body(())?.into_parts();
+///
+/// let explanation = Explain::new(&policy, RequestView::from(&request), SystemTime::now())
+///     .answer(&answer, BodyLength::Known(5))
+///     .with_nothing_stored();
+/// assert_eq!((explanation.status, explanation.reason), (Status::Bypass, Some(Reason::SetCookie)));
+/// assert!(!explanation.stores);
+/// assert!(explanation.to_string().contains("The response sets a cookie."));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Explain<'a> {
+    policy: &'a CachePolicy,
+    request: RequestView<'a>,
+    now: SystemTime,
+    key: Option<Option<CacheKey>>,
+    answer: Option<(&'a response::Parts, BodyLength)>,
+}
+
+impl<'a> Explain<'a> {
+    /// What becomes of this request at this time?
+    pub const fn new(policy: &'a CachePolicy, request: RequestView<'a>, now: SystemTime) -> Self {
+        Self { policy, request, now, key: None, answer: None }
+    }
+
+    /// With the key that a key builder gave, or with none. Otherwise it is made from the URI.
+    pub fn key(self, key: Option<CacheKey>) -> Self {
+        Self { key: Some(key), ..self }
+    }
+
+    /// If the handler gives this answer. Otherwise the explanation ends where the handler runs.
+    pub const fn answer(mut self, answer: &'a response::Parts, length: BodyLength) -> Self {
+        self.answer = Some((answer, length));
+        self
+    }
+
+    /// If nothing is stored.
+    #[must_use]
+    pub fn with_nothing_stored(self) -> Explanation {
+        self.with_stored(|_| Ok(None))
+    }
+
+    /// If this is what is stored under a key; [`Reason::Down`] or [`Reason::Unreadable`] if that can't be told.
+    #[must_use]
+    pub fn with_stored(
+        self,
+        mut stored: impl FnMut(&CacheKey) -> Result<Option<Record>, Reason>,
+    ) -> Explanation {
+        let mut told = Explanation::new(&self);
+        match self.policy.on_request(&self.request) {
+            OnRequest::Bypass(mark) => {
+                told.step("on_request", "Bypass", mark.reason(), "The cache takes no part.");
+                told.ends(self.passing(), mark.reason());
+            }
+            OnRequest::Forward(forward) => self.explain_write(&mut told, forward),
+            OnRequest::Lookup(lookup) => {
+                told.step("on_request", "Lookup", None, "The request may be answered from the cache.");
+                let Some(key) = self.key_of(lookup.principal()) else {
+                    let mark = lookup.without_key();
+                    told.step("without_key", "Bypass", mark.reason(), "The cache takes no part.");
+                    told.ends(self.passing(), mark.reason());
+                    return told;
+                };
+                told.is_under(&key);
+                let decision = match lookup.on_entry(stored(&key), &self.request, self.now) {
+                    OnEntry::Decided(decision) => decision,
+                    OnEntry::Select(select) => {
+                        let text = "The resource varies: its variant lies under a key of its own.";
+                        told.step("on_entry", "Select", None, text);
+                        let variant = key.variant(select.secondary_key(&self.request));
+                        told.is_under(&variant);
+                        select.on_entry(stored(&variant), &self.request, self.now)
+                    }
+                };
+                self.explain_read(&mut told, decision);
+            }
+        }
+        told
+    }
+
+    fn key_of(&self, principal: Option<Principal>) -> Option<CacheKey> {
+        match &self.key {
+            Some(given) => given.clone(),
+            None => Some(self.policy.rule().key(&self.request, principal)),
+        }
+    }
+
+    /// How a request counts whose answer is passed on.
+    fn passing(&self) -> Status {
+        let failed = self.answer.is_some_and(|(answer, _)| answer.status.is_server_error());
+        if failed { Status::Error } else { Status::Bypass }
+    }
+
+    fn explain_read(&self, told: &mut Explanation, decision: Decision) {
+        match decision {
+            Decision::Hit(hit) => {
+                told.found(&hit, self.now);
+                told.step("on_entry", "Hit", None, "What is stored answers.");
+                told.ends(Status::Hit, None);
+            }
+            Decision::NotModified(hit) => {
+                told.found(&hit, self.now);
+                told.step("on_entry", "NotModified", None, "The client has what is stored: 304 answers.");
+                told.ends(Status::Hit, None);
+            }
+            Decision::Stale(hit, forward) => {
+                told.found(&hit, self.now);
+                let text = "What is stored answers though it is stale, and the handler refreshes it in the background.";
+                let reason = Some(forward.reason());
+                told.step("on_entry", "Stale", reason, text);
+                told.ends(Status::Stale, reason);
+                // What comes of the refresh stores, but changes no answer.
+                self.explain_answer(&mut told.without_end(), forward);
+            }
+            Decision::Unsatisfiable(answer) => {
+                let text = "The client wants what is stored or nothing: 504 answers.";
+                told.step("on_entry", "Unsatisfiable", answer.reason(), text);
+                told.ends(Status::Miss, answer.reason());
+            }
+            Decision::Miss(forward) => {
+                let reason = Some(forward.reason());
+                told.step("on_entry", "Miss", reason, "The handler runs.");
+                told.ends(Status::Miss, reason);
+                self.explain_answer(&mut told.with_end(), forward);
+            }
+        }
+    }
+
+    fn explain_write(&self, told: &mut Explanation, forward: Forward) {
+        let text = "The handler runs, and its success writes or evicts.";
+        told.step("on_request", "Forward", Some(forward.reason()), text);
+        told.ends(Status::Bypass, Some(forward.reason()));
+        if forward.kind() != Kind::EvictGroup {
+            let Some(key) = self.key_of(forward.principal()) else {
+                told.step("unstored", "Bypass", Some(Reason::Keyless), "The cache takes no part.");
+                return told.ends(self.passing(), Some(Reason::Keyless));
+            };
+            told.is_under(&key);
+        }
+        self.explain_answer(&mut told.with_end(), forward);
+    }
+
+    fn explain_answer(&self, told: &mut Telling<'_>, forward: Forward) {
+        let Some((answer, length)) = self.answer else { return };
+        match forward.on_response(answer, length) {
+            OnResponse::Pass(pass) => {
+                let text = if pass.evicts() {
+                    "The answer is passed on and not stored, and what was stored is evicted."
+                } else {
+                    "The answer is passed on as it is, and not stored."
+                };
+                let reason = pass.mark().reason();
+                told.step("on_response", "Pass", reason, text);
+                told.told.evicts = pass.evicts();
+                told.ends(self.passing(), reason);
+            }
+            OnResponse::ServeStale(hit) => {
+                told.told.found(&hit, self.now);
+                let text = "The handler failed, and what is stored answers though it is stale.";
+                told.step("on_response", "ServeStale", Some(Reason::Failed), text);
+                told.ends(Status::Stale, Some(Reason::Failed));
+            }
+            OnResponse::Admit(admit) => self.explain_storing(told, admit, answer),
+        }
+    }
+
+    fn explain_storing(&self, told: &mut Telling<'_>, admit: Admit, answer: &response::Parts) {
+        told.step(
+            "on_response",
+            "Admit",
+            None,
+            "The answer may be stored, if its body is as long as it says.",
+        );
+        let mut admitted = admit.on_body(answer.clone(), Bytes::new(), self.now);
+        let retention = admitted.retention();
+        let placement = if self.policy.rule().kind == Kind::Write {
+            // One answer can't stand for all variants, which the store finds out.
+            Placement::Plain
+        } else {
+            admitted.place(1)
+        };
+        let (decision, text) = match placement {
+            Placement::Plain => ("Plain", "It is stored under the key."),
+            Placement::Variant => ("Variant", "It is stored as a variant that was known already."),
+            Placement::NewVariant(_) => ("NewVariant", "It is stored as a new variant."),
+            Placement::FirstVariant(..) => ("FirstVariant", "It is stored as the first variant."),
+            Placement::Nowhere => ("Nowhere", "It isn't stored: there are too many variants."),
+            Placement::Changed => {
+                ("Changed", "It isn't stored: it varies by other fields than before, and those are evicted.")
+            }
+        };
+        told.step("place", decision, None, text);
+        told.told.stores = !matches!(decision, "Nowhere" | "Changed");
+        told.told.evicts = decision == "Changed";
+        told.told.kept_for = if told.told.stores { retention } else { None };
+        told.ends(Status::Miss, Some(admitted.reason(Stored::Yes)));
+    }
+}
+
+/// What becomes of a request, and why: the answer to [`Explain`]. As text it is a few lines for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "runtime", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The method and the path with its query.
+    pub request: String,
+    /// What the route does to the cache.
+    pub kind: Kind,
+    /// How the request is answered. Where the handler's answer isn't known, what is said before it.
+    pub status: Status,
+    /// Why it is no hit.
+    pub reason: Option<Reason>,
+    /// The key that was looked under last, if it came to that.
+    pub key: Option<String>,
+    /// What is stored and answers.
+    pub entry: Option<FoundEntry>,
+    /// Whether the handler's answer is stored.
+    pub stores: bool,
+    /// For how long the store keeps it. `None` if it isn't stored, or without end.
+    #[cfg_attr(feature = "runtime", serde(serialize_with = "seconds"))]
+    pub kept_for: Option<Duration>,
+    /// Whether the key, or the group, is evicted.
+    pub evicts: bool,
+    /// How it came to this: the engine's transitions.
+    pub steps: Vec<Step>,
+}
+
+/// What is known of a stored response, which is never its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "runtime", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct FoundEntry {
+    /// Its status code.
+    #[cfg_attr(feature = "runtime", serde(serialize_with = "code"))]
+    pub status: StatusCode,
+    /// The length of its body, in bytes.
+    pub body_bytes: u64,
+    /// Since when it is stored, in seconds.
+    pub age: u64,
+    /// What is left of its freshness lifetime, in seconds; `None` when that has no end.
+    pub remaining: Option<u64>,
+    /// For how many seconds it has been stale.
+    pub stale_for: u64,
+}
+
+impl FoundEntry {
+    /// What can be told of an entry at this time.
+    #[must_use]
+    pub fn of(entry: &Entry, now: SystemTime) -> Self {
+        Self {
+            status: entry.status,
+            body_bytes: entry.body.len() as u64,
+            age: entry.age(now).as_secs(),
+            remaining: entry.remaining(now).map(|remaining| remaining.as_secs()),
+            stale_for: entry.staleness(now).as_secs(),
+        }
+    }
+}
+
+/// One transition of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "runtime", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Step {
+    /// The transition's name, as in [`policy`](crate::policy).
+    pub event: &'static str,
+    /// What it came to.
+    pub decision: &'static str,
+    /// Why.
+    pub reason: Option<Reason>,
+    /// The same in a few sentences, with what to do about it.
+    pub text: String,
+}
+
+impl Explanation {
+    fn new(question: &Explain<'_>) -> Self {
+        let RequestView { method, uri, .. } = question.request;
+        let path = uri.path_and_query().map_or(uri.path(), |path| path.as_str());
+        Self {
+            request: format!("{method} {path}"),
+            kind: question.policy.rule().kind,
+            status: Status::Bypass,
+            reason: None,
+            key: None,
+            entry: None,
+            stores: false,
+            kept_for: None,
+            evicts: false,
+            steps: Vec::new(),
+        }
+    }
+
+    fn step(
+        &mut self,
+        event: &'static str,
+        decision: &'static str,
+        reason: impl Into<Option<Reason>>,
+        text: &str,
+    ) {
+        let reason = reason.into();
+        let sentences = [Some(text), reason.map(Reason::meaning), reason.and_then(advice)];
+        let text = sentences.into_iter().flatten().collect::<Vec<_>>().join(" ");
+        self.steps.push(Step { event, decision, reason, text });
+    }
+
+    fn ends(&mut self, status: Status, reason: Option<Reason>) {
+        (self.status, self.reason) = (status, reason);
+    }
+
+    fn is_under(&mut self, key: &CacheKey) {
+        self.key = Some(key.name().to_owned());
+    }
+
+    fn found(&mut self, hit: &Hit, now: SystemTime) {
+        self.entry = Some(FoundEntry::of(hit.entry(), now));
+    }
+
+    fn with_end(&mut self) -> Telling<'_> {
+        Telling { told: self, is_answer: true }
+    }
+
+    fn without_end(&mut self) -> Telling<'_> {
+        Telling { told: self, is_answer: false }
+    }
+}
+
+/// What is told about a run of the handler, whose answer may be the request's or only a refresh.
+struct Telling<'a> {
+    told: &'a mut Explanation,
+    is_answer: bool,
+}
+
+impl Telling<'_> {
+    fn step(&mut self, event: &'static str, decision: &'static str, reason: Option<Reason>, text: &str) {
+        self.told.step(event, decision, reason, text);
+    }
+
+    fn ends(&mut self, status: Status, reason: Option<Reason>) {
+        if self.is_answer {
+            self.told.ends(status, reason);
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.request, self.status)?;
+        if let Some(reason) = self.reason {
+            write!(f, " ({reason})")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, "\n  key: {key}")?;
+        }
+        if let Some(entry) = &self.entry {
+            write!(
+                f,
+                "\n  stored: status {}, {} bytes, {} s old",
+                entry.status, entry.body_bytes, entry.age
+            )?;
+            match (entry.remaining, entry.stale_for) {
+                (None, _) => f.write_str(", fresh without end")?,
+                (Some(0), stale) => write!(f, ", stale for {stale} s")?,
+                (Some(remaining), _) => write!(f, ", fresh for another {remaining} s")?,
+            }
+        }
+        for (index, step) in self.steps.iter().enumerate() {
+            write!(f, "\n  {}. {}", index + 1, step.text)?;
+        }
+        match (self.stores, self.kept_for) {
+            (true, Some(kept_for)) => write!(f, "\n  The answer is kept for {} s.", kept_for.as_secs()),
+            (true, None) => f.write_str("\n  The answer is kept until it is evicted."),
+            (false, _) => Ok(()),
+        }
+    }
+}
+
+/// What the author of a route can do about it, where there is something.
+fn advice(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
+        Reason::Authorization | Reason::Cookie => {
+            "If everybody gets the same, declare the route .public(); if everybody has a copy of their own, .private() or \
+             .private_by(..)."
+        }
+        Reason::Anonymous => "Private routes are for requests that say whose they are.",
+        Reason::Keyless => "Its answer for this request was None.",
+        Reason::Status => "To store responses with this status, say .also(status, ttl).",
+        Reason::SetCookie => "Set cookies on another route, or in a layer outside the cache.",
+        Reason::Withheld => "If the route may be cached, let the handler say nothing about it.",
+        Reason::Stream => {
+            "If it has an end, answer with a body whose length is known, or with `Content-Length`."
+        }
+        Reason::Size => "The limit is .max_body(bytes), and the store's own.",
+        Reason::Vary => {
+            "Layers that vary their answers, as CORS and compression do, belong outside the cache."
+        }
+        Reason::Down => "The store's health says more.",
+        _ => return None,
+    })
+}
+
+#[cfg(feature = "runtime")]
+impl crate::Route {
+    /// What this route does with a request now, from what its store holds, and with this answer of the handler if there
+    /// is one. Changes nothing, runs nothing but the key builder, and counts as nothing but a read of the store.
+    pub async fn explain(
+        &self,
+        request: RequestView<'_>,
+        answer: Option<(&response::Parts, BodyLength)>,
+    ) -> Explanation {
+        let principal = match self.policy.on_request(&request) {
+            OnRequest::Lookup(lookup) => lookup.principal(),
+            OnRequest::Forward(forward) => forward.principal(),
+            OnRequest::Bypass(_) => None,
+        };
+        let key = self.key(&request, principal).await;
+        let mut records = Vec::new();
+        if let Some(key) = &key {
+            let record = self.read_record(key).await;
+            if let Ok(Some(Record::Variants(variants))) = &record {
+                let variant = key.variant(variants.secondary_key(request.headers));
+                let found = self.read_record(&variant).await;
+                records.push((variant, found));
+            }
+            records.push((key.clone(), record));
+        }
+        let question = Explain::new(&self.policy, request, self.shared.now()).key(key);
+        let question = match answer {
+            Some((answer, length)) => question.answer(answer, length),
+            None => question,
+        };
+        question.with_stored(|key| {
+            let found = records.iter().find(|(known, _)| known == key);
+            found.map_or(Ok(None), |(_, record)| record.clone())
+        })
+    }
+}
+
+#[cfg(feature = "runtime")]
+fn seconds<S: serde::Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    serde::Serialize::serialize(&duration.map(|duration| duration.as_secs()), serializer)
+}
+
+#[cfg(feature = "runtime")]
+fn code<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}

@@ -1,0 +1,437 @@
+//! What the cache tells about itself: numbers that are always counted, and exported where a feature asks for it.
+//!
+//! There are three places where something is noticed, and none of them can change an answer: [`Route::handle`] says how
+//! a request was [answered](Telemetry::answered); [`ObservedStore`] stands before the store and sees every call, and so
+//! every write and every eviction; and whoever waits for another one's fill says [for how long](Telemetry::waited).
+//!
+//! A hit adds to two numbers. Whatever costs more (the time, who asked for what) is looked at only while somebody looks
+//! on, which is what a console does.
+
+mod counters;
+// Without the feature, the same functions, which do nothing.
+#[cfg_attr(not(feature = "metrics"), path = "telemetry/silent.rs")]
+mod export;
+#[cfg(feature = "console")]
+pub(crate) mod history;
+mod observed;
+pub(crate) mod spans;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::exchange::Call;
+use crate::outcome::{Outcome, Status};
+use crate::reason::Reason;
+use crate::route::Route;
+use crate::rule::Kind;
+use crate::stats::{
+    Evictions, FillWaits, GroupStats, OperationStats, ReasonCount, Requests, RouteStats, Stats, StoreStats,
+    Writes,
+};
+use crate::store::Health;
+
+pub(crate) use self::counters::BOUNDS;
+use self::counters::{Counters, Histogram};
+#[cfg(feature = "redis")]
+pub(crate) use self::export::breaker;
+pub(crate) use self::observed::ObservedStore;
+
+/// The name of routes that have none.
+const UNNAMED: &str = "unnamed";
+
+/// A backend may name its groups after its users, and each would be a number of its own: whatever comes after so many
+/// groups is counted under [`OTHER_GROUPS`].
+const MOST_GROUPS: usize = 512;
+const OTHER_GROUPS: &str = "(others)";
+
+/// Everything that one cache counts.
+#[derive(Default)]
+pub(crate) struct Telemetry {
+    routes: RwLock<Vec<Arc<RouteCounters>>>,
+    ungrouped: GroupCounters,
+    groups: RwLock<HashMap<Arc<str>, Arc<GroupCounters>>>,
+    waited: Histogram,
+    waited_in_vain: AtomicU64,
+    operations: [OperationCounters; Operation::ALL.len()],
+    /// Once there is a console.
+    #[cfg(feature = "console")]
+    history: OnceLock<history::History>,
+}
+
+impl Telemetry {
+    /// What happened lately, from now on.
+    #[cfg(feature = "console")]
+    pub(crate) fn history(&self) -> &history::History {
+        self.history.get_or_init(history::History::default)
+    }
+
+    /// The routes that were asked so far.
+    #[cfg(feature = "console")]
+    pub(crate) fn routes(&self) -> Vec<(Arc<str>, Arc<Route>)> {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        routes.iter().filter_map(|known| Some((Arc::clone(&known.name), known.route.upgrade()?))).collect()
+    }
+
+    /// A request was answered.
+    pub(crate) fn answered(&self, route: &RouteCounters, outcome: Outcome) {
+        route.statuses.count(outcome.status as usize);
+        if let Some(reason) = outcome.reason {
+            route.reasons[reason as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        route.exported.request(route, outcome);
+    }
+
+    /// A request waited for another one's fill, and either got something from it or not.
+    pub(crate) fn waited(&self, took: Duration, in_vain: bool) {
+        self.waited.record(took);
+        self.waited_in_vain.fetch_add(in_vain.into(), Ordering::Relaxed);
+        export::fill_wait(took, in_vain);
+    }
+
+    /// The store answered, after this time if it had to be waited for.
+    fn called(&self, operation: Operation, took: Option<Duration>, ok: bool) {
+        let counters = &self.operations[operation as usize];
+        counters.calls.count(usize::from(!ok));
+        if let Some(took) = took {
+            counters.latency.record(took);
+            export::store_call(operation, took, ok);
+        }
+    }
+
+    /// A value was to be written.
+    fn wrote(&self, group: Option<&str>, write: Write) {
+        self.in_group(group, |name, group| {
+            group.writes[write as usize].fetch_add(1, Ordering::Relaxed);
+            export::write(name, write);
+        });
+    }
+
+    /// Something was to be evicted.
+    fn evicted(&self, group: Option<&str>, eviction: Eviction) {
+        self.in_group(group, |name, group| {
+            group.evictions[eviction as usize].fetch_add(1, Ordering::Relaxed);
+            export::eviction(name, eviction);
+        });
+    }
+
+    fn in_group(&self, group: Option<&str>, note: impl FnOnce(Option<&Arc<str>>, &GroupCounters)) {
+        let Some(name) = group else { return note(None, &self.ungrouped) };
+        let known = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, counters)) = known.get_key_value(name) {
+            return note(Some(name), counters);
+        }
+        drop(known);
+        let mut known = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let name: Arc<str> = if known.len() < MOST_GROUPS { name } else { OTHER_GROUPS }.into();
+        let counters = Arc::clone(known.entry(Arc::clone(&name)).or_default());
+        drop(known);
+        note(Some(&name), &counters);
+    }
+
+    /// The numbers of a route. Routes that share name, kind and group share them.
+    fn route(&self, route: &Arc<Route>, name: &str) -> Arc<RouteCounters> {
+        let rule = route.policy.rule();
+        let (kind, group) = (rule.kind, rule.space.group());
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let same = |known: &&Arc<RouteCounters>| {
+            &*known.name == name && known.kind == kind && known.group.as_deref() == group
+        };
+        if let Some(known) = routes.iter().find(same) {
+            return Arc::clone(known);
+        }
+        let (name, group) = (name.into(), group.map(Into::into));
+        let counters = Arc::new(RouteCounters {
+            exported: export::RouteExport::new((&name, kind, group.as_ref())),
+            name,
+            kind,
+            group,
+            #[cfg(feature = "console")]
+            route: Arc::downgrade(route),
+            statuses: Counters::new(),
+            reasons: [const { AtomicU64::new(0) }; Reason::ALL.len()],
+        });
+        routes.push(Arc::clone(&counters));
+        counters
+    }
+
+    pub(crate) fn stats(&self, health: Health) -> Stats {
+        let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+        let mut routes: Vec<RouteStats> = routes.iter().map(|route| route.read()).collect();
+        routes.sort_by(|a, b| (&a.route, a.kind as u8, &a.group).cmp(&(&b.route, b.kind as u8, &b.group)));
+
+        let mut groups = HashMap::from([(None, self.ungrouped.read(None))]);
+        for (name, counters) in &*self.groups.read().unwrap_or_else(PoisonError::into_inner) {
+            groups.insert(Some(name.to_string()), counters.read(Some(name)));
+        }
+        for route in routes.iter().filter(|route| route.kind == Kind::Read) {
+            let group = groups
+                .entry(route.group.clone())
+                .or_insert_with(|| GroupCounters::default().read(route.group.as_deref()));
+            group.requests = group.requests.plus(&route.requests);
+        }
+        let mut groups: Vec<GroupStats> = groups.into_values().filter(GroupStats::is_used).collect();
+        groups.sort_by(|a, b| a.group.cmp(&b.group));
+
+        let operations = Operation::ALL.into_iter().map(|operation| {
+            let counters = &self.operations[operation as usize];
+            let [ok, failures] = counters.calls.sums();
+            let latency = counters.latency.read();
+            OperationStats { operation: operation.as_str(), calls: ok + failures, failures, latency }
+        });
+        Stats {
+            routes,
+            groups,
+            fill_waits: FillWaits {
+                in_vain: self.waited_in_vain.load(Ordering::Relaxed),
+                waited: self.waited.read(),
+            },
+            store: StoreStats { health, operations: operations.collect() },
+        }
+    }
+}
+
+/// What is counted of a route: under its name, or else under each pattern that its requests matched.
+pub(crate) struct Tally {
+    name: Option<Box<str>>,
+    /// Nearly every route has one pattern.
+    first: OnceLock<Arc<RouteCounters>>,
+    others: RwLock<Vec<Arc<RouteCounters>>>,
+}
+
+impl Tally {
+    pub(crate) const fn new(name: Option<Box<str>>) -> Self {
+        Self { name, first: OnceLock::new(), others: RwLock::new(Vec::new()) }
+    }
+}
+
+impl Route {
+    /// The numbers of this route for requests that matched this pattern.
+    pub(crate) fn tally<T>(
+        self: &Arc<Self>,
+        pattern: Option<&str>,
+        with: impl FnOnce(&Arc<RouteCounters>) -> T,
+    ) -> T {
+        let Tally { name, first, others } = &self.tally;
+        let name = name.as_deref().or(pattern).unwrap_or(UNNAMED);
+        let first = first.get_or_init(|| self.shared.telemetry.route(self, name));
+        if *first.name == *name {
+            return with(first);
+        }
+        let known = others.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.iter().find(|known| *known.name == *name) {
+            return with(known);
+        }
+        drop(known);
+        let counters = self.shared.telemetry.route(self, name);
+        others.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&counters));
+        with(&counters)
+    }
+}
+
+/// One request, from when it came until it is answered. A client that hangs up before is not counted.
+pub(crate) struct Watch<'a> {
+    route: &'a Arc<Route>,
+    /// If somebody looks on.
+    #[cfg(feature = "console")]
+    asked: Option<Box<history::Asked>>,
+}
+
+impl<'a> Watch<'a> {
+    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
+    pub(crate) fn new<C: Call>(route: &'a Arc<Route>, call: &C) -> Self {
+        Self {
+            route,
+            #[cfg(feature = "console")]
+            asked: route.shared.telemetry.history.get().map(|_| {
+                let (now, request) = (route.shared.now(), call.view());
+                Box::new(history::Asked::new(now, request.method, request.uri))
+            }),
+        }
+    }
+
+    /// It is answered.
+    pub(crate) fn answered(self, pattern: Option<&str>, outcome: Outcome, answer: StatusCode) {
+        let route = self.route;
+        route.tally(pattern, |counters| self.note(counters, outcome, answer));
+    }
+
+    /// It goes on to the handler, which takes the request and with it the pattern.
+    pub(crate) fn keep(self, pattern: Option<&str>) -> WatchFurther<'a> {
+        let counters = self.route.tally(pattern, Arc::clone);
+        WatchFurther { watch: Some(self), counters }
+    }
+
+    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
+    fn note(self, counters: &RouteCounters, outcome: Outcome, answer: StatusCode) {
+        let telemetry = &self.route.shared.telemetry;
+        telemetry.answered(counters, outcome);
+        #[cfg(feature = "console")]
+        if let (Some(history), Some(asked)) = (telemetry.history.get(), self.asked) {
+            history.note(counters, *asked, outcome, answer);
+        }
+    }
+}
+
+/// A request that is with the handler. If that panics, it counts as an error.
+pub(crate) struct WatchFurther<'a> {
+    watch: Option<Watch<'a>>,
+    counters: Arc<RouteCounters>,
+}
+
+impl WatchFurther<'_> {
+    /// It is answered.
+    pub(crate) fn answered(mut self, outcome: Outcome, answer: StatusCode) {
+        self.note(outcome, answer);
+    }
+
+    fn note(&mut self, outcome: Outcome, answer: StatusCode) {
+        if let Some(watch) = self.watch.take() {
+            watch.note(&self.counters, outcome, answer);
+        }
+    }
+}
+
+impl Drop for WatchFurther<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.note(Outcome::ERROR, StatusCode::INTERNAL_SERVER_ERROR);
+        }
+    }
+}
+
+/// The numbers of a route.
+pub(crate) struct RouteCounters {
+    name: Arc<str>,
+    kind: Kind,
+    group: Option<Arc<str>>,
+    /// For whoever wants to know what it would do.
+    #[cfg(feature = "console")]
+    route: std::sync::Weak<Route>,
+    statuses: Counters<{ Status::ALL.len() }>,
+    reasons: [AtomicU64; Reason::ALL.len()],
+    exported: export::RouteExport,
+}
+
+/// What tells the numbers of a route from those of another.
+type Labels<'a> = (&'a Arc<str>, Kind, Option<&'a Arc<str>>);
+
+impl RouteCounters {
+    #[cfg(feature = "metrics")]
+    fn labels(&self) -> Labels<'_> {
+        (&self.name, self.kind, self.group.as_ref())
+    }
+
+    fn read(&self) -> RouteStats {
+        let counts = Reason::ALL.iter().zip(&self.reasons);
+        let counts = counts
+            .map(|(reason, count)| ReasonCount { reason: *reason, count: count.load(Ordering::Relaxed) });
+        let mut reasons: Vec<_> = counts.filter(|reason| reason.count > 0).collect();
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.count));
+        RouteStats {
+            route: (*self.name).into(),
+            kind: self.kind,
+            group: self.group.as_deref().map(Into::into),
+            requests: Requests::new(self.statuses.sums()),
+            reasons,
+        }
+    }
+}
+
+#[derive(Default)]
+struct GroupCounters {
+    writes: [AtomicU64; 3],
+    evictions: [AtomicU64; 3],
+}
+
+impl GroupCounters {
+    fn read(&self, group: Option<&str>) -> GroupStats {
+        let [stored, refused, failed] = [0, 1, 2].map(|index| self.writes[index].load(Ordering::Relaxed));
+        let writes = Writes { stored, refused, failed };
+        let [keys, groups, failed] = [0, 1, 2].map(|index| self.evictions[index].load(Ordering::Relaxed));
+        let evictions = Evictions { keys, groups, failed };
+        GroupStats { group: group.map(Into::into), requests: Requests::default(), writes, evictions }
+    }
+}
+
+impl GroupStats {
+    fn is_used(&self) -> bool {
+        self.group.is_some()
+            || self.requests != Requests::default()
+            || self.writes != Writes::default()
+            || self.evictions != Evictions::default()
+    }
+}
+
+struct OperationCounters {
+    /// Those that succeeded, and those that failed.
+    calls: Counters<2>,
+    latency: Histogram,
+}
+
+impl Default for OperationCounters {
+    fn default() -> Self {
+        Self { calls: Counters::new(), latency: Histogram::new() }
+    }
+}
+
+/// A function of the store.
+#[derive(Clone, Copy)]
+enum Operation {
+    Get,
+    Set,
+    Delete,
+    DeleteGroup,
+    Has,
+    Begin,
+    Commit,
+    Renew,
+    Abandon,
+}
+
+impl Operation {
+    const ALL: [Self; 9] = [
+        Self::Get,
+        Self::Set,
+        Self::Delete,
+        Self::DeleteGroup,
+        Self::Has,
+        Self::Begin,
+        Self::Commit,
+        Self::Renew,
+        Self::Abandon,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Set => "set",
+            Self::Delete => "delete",
+            Self::DeleteGroup => "delete_group",
+            Self::Has => "has",
+            Self::Begin => "begin",
+            Self::Commit => "commit",
+            Self::Renew => "renew",
+            Self::Abandon => "abandon",
+        }
+    }
+}
+
+/// What became of a value that was to be written.
+#[derive(Clone, Copy)]
+enum Write {
+    Stored,
+    Refused,
+    Failed,
+}
+
+/// What became of an eviction.
+#[derive(Clone, Copy)]
+enum Eviction {
+    Key,
+    Group,
+    Failed,
+}

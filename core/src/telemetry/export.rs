@@ -1,0 +1,119 @@
+//! The same numbers through the facade `metrics`, for whichever recorder the application installs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Once, PoisonError, RwLock};
+use std::time::Duration;
+
+use metrics::{
+    Counter, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram,
+};
+
+use super::{Eviction, Labels, Operation, RouteCounters, Write};
+use crate::outcome::{Outcome, Status};
+use crate::reason::Reason;
+use crate::rule::Kind;
+
+const REQUESTS: &str = "larder_requests_total";
+const WRITES: &str = "larder_writes_total";
+const EVICTIONS: &str = "larder_evictions_total";
+const FILL_WAITS: &str = "larder_fill_wait_seconds";
+const STORE: &str = "larder_store_seconds";
+const BREAKER: &str = "larder_breaker_open";
+
+/// The counters of a route, each made when it is first needed: looking one up by its labels takes longer than a hit.
+pub(super) struct RouteExport {
+    hit: Counter,
+    others: RwLock<HashMap<(Status, Option<Reason>), Counter>>,
+}
+
+impl RouteExport {
+    pub(super) fn new(route: Labels<'_>) -> Self {
+        describe();
+        Self { hit: requests(route, Outcome::HIT), others: RwLock::default() }
+    }
+
+    pub(super) fn request(&self, route: &RouteCounters, outcome: Outcome) {
+        if outcome == Outcome::HIT {
+            return self.hit.increment(1);
+        }
+        let key = (outcome.status, outcome.reason);
+        let known = self.others.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counter) = known.get(&key) {
+            return counter.increment(1);
+        }
+        drop(known);
+        let mut known = self.others.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(key).or_insert_with(|| requests(route.labels(), outcome)).increment(1);
+    }
+}
+
+fn requests((name, kind, in_group): Labels<'_>, outcome: Outcome) -> Counter {
+    counter!(
+        REQUESTS,
+        "route" => Arc::clone(name),
+        "kind" => word(kind),
+        "group" => group(in_group),
+        "status" => outcome.status.as_str(),
+        "reason" => outcome.reason.map_or("", Reason::as_str),
+    )
+}
+
+pub(super) fn fill_wait(took: Duration, in_vain: bool) {
+    let result = if in_vain { "in_vain" } else { "filled" };
+    histogram!(FILL_WAITS, "result" => result).record(took);
+}
+
+pub(super) fn store_call(operation: Operation, took: Duration, ok: bool) {
+    let result = if ok { "ok" } else { "failed" };
+    histogram!(STORE, "operation" => operation.as_str(), "result" => result).record(took);
+}
+
+pub(super) fn write(name: Option<&Arc<str>>, write: Write) {
+    let result = match write {
+        Write::Stored => "stored",
+        Write::Refused => "refused",
+        Write::Failed => "failed",
+    };
+    counter!(WRITES, "group" => group(name), "result" => result).increment(1);
+}
+
+pub(super) fn eviction(name: Option<&Arc<str>>, eviction: Eviction) {
+    let result = match eviction {
+        Eviction::Key => "key",
+        Eviction::Group => "group",
+        Eviction::Failed => "failed",
+    };
+    counter!(EVICTIONS, "group" => group(name), "result" => result).increment(1);
+}
+
+#[cfg(feature = "redis")]
+pub(crate) fn breaker(server: &impl std::fmt::Display, breaker: crate::store::Breaker) {
+    describe();
+    let is_open = breaker == crate::store::Breaker::Open;
+    metrics::gauge!(BREAKER, "server" => server.to_string()).set(f64::from(u8::from(is_open)));
+}
+
+fn group(name: Option<&Arc<str>>) -> SharedString {
+    name.map_or_else(|| SharedString::const_str(""), |name| SharedString::from(Arc::clone(name)))
+}
+
+const fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Read => "read",
+        Kind::Write => "write",
+        Kind::EvictKey | Kind::EvictGroup => "evict",
+    }
+}
+
+/// Says once what the numbers mean.
+fn describe() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        describe_counter!(REQUESTS, Unit::Count, "Requests to cached routes, by how they were answered");
+        describe_counter!(WRITES, Unit::Count, "Values that were to be stored");
+        describe_counter!(EVICTIONS, Unit::Count, "Evictions of entries and of groups");
+        describe_histogram!(FILL_WAITS, Unit::Seconds, "Waits for a fill that another request was at");
+        describe_histogram!(STORE, Unit::Seconds, "Calls of the store that had to be waited for");
+        describe_gauge!(BREAKER, Unit::Count, "1 while a server of the store is known to be away");
+    });
+}

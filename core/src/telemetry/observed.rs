@@ -1,0 +1,143 @@
+//! The store as everybody here sees it: each call is counted, and so is what it wrote or evicted.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{Eviction, Operation, Telemetry, Write};
+use crate::key::{CacheKey, KeySpace};
+use crate::store::erased::ErasedStore;
+use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError};
+
+/// A store, watched.
+pub(crate) struct ObservedStore {
+    store: Box<dyn ErasedStore>,
+    telemetry: Arc<Telemetry>,
+}
+
+impl ObservedStore {
+    pub(crate) fn new(store: Box<dyn ErasedStore>, telemetry: Arc<Telemetry>) -> Self {
+        Self { store, telemetry }
+    }
+
+    pub(crate) async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        self.call(Operation::Get, self.store.get(key)).await
+    }
+
+    pub(crate) async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        self.call(Operation::Has, self.store.has(key)).await
+    }
+
+    pub(crate) async fn set(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        let set = self.call(Operation::Set, self.store.set(key, value, ttl)).await;
+        self.telemetry.wrote(key.group(), if set.is_ok() { Write::Stored } else { Write::Failed });
+        set
+    }
+
+    pub(crate) async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let deleted = self.call(Operation::Delete, self.store.delete(key)).await;
+        self.telemetry.evicted(key.group(), if deleted.is_ok() { Eviction::Key } else { Eviction::Failed });
+        deleted
+    }
+
+    pub(crate) async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
+        let deleted = self.call(Operation::DeleteGroup, self.store.delete_group(group)).await;
+        let eviction = if deleted.is_ok() { Eviction::Group } else { Eviction::Failed };
+        self.telemetry.evicted(group.group(), eviction);
+        deleted
+    }
+
+    pub(crate) async fn begin(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        hold: Duration,
+    ) -> Result<Begin, StoreError> {
+        self.call(Operation::Begin, self.store.begin(key, intent, hold)).await
+    }
+
+    pub(crate) async fn commit(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let committed = self.call(Operation::Commit, self.store.commit(key, lease, value, ttl)).await;
+        let write = match committed {
+            Ok(true) => Write::Stored,
+            Ok(false) => Write::Refused,
+            Err(_) => Write::Failed,
+        };
+        self.telemetry.wrote(key.group(), write);
+        committed
+    }
+
+    pub(crate) async fn renew(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        hold: Duration,
+    ) -> Result<bool, StoreError> {
+        self.call(Operation::Renew, self.store.renew(key, lease, hold)).await
+    }
+
+    pub(crate) async fn abandon(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        why: Abandon,
+    ) -> Result<(), StoreError> {
+        self.call(Operation::Abandon, self.store.abandon(key, lease, why)).await
+    }
+
+    pub(crate) fn max_value_bytes(&self) -> u64 {
+        self.store.max_value_bytes()
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.store.health()
+    }
+
+    pub(crate) async fn close(&self) {
+        self.store.close().await;
+    }
+
+    async fn call<T>(
+        &self,
+        operation: Operation,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let (result, took) = timed(call).await;
+        self.telemetry.called(operation, took, result.is_ok());
+        result
+    }
+}
+
+/// How long the work took, if it had to be waited for. A store in this process answers at once, and then the clock would
+/// take longer than the work.
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Option<Duration>) {
+    let mut work = pin!(work);
+    let at_once = std::future::poll_fn(|context| {
+        Poll::Ready(match work.as_mut().poll(context) {
+            Poll::Ready(done) => Some(done),
+            Poll::Pending => None,
+        })
+    });
+    if let Some(done) = at_once.await {
+        return (done, None);
+    }
+    let started = Instant::now();
+    let done = work.await;
+    (done, Some(started.elapsed()))
+}

@@ -1,0 +1,28 @@
+//! What isn't exported, for want of the feature `metrics`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Eviction, Labels, Operation, RouteCounters, Write};
+use crate::outcome::Outcome;
+
+pub(super) struct RouteExport;
+
+impl RouteExport {
+    pub(super) const fn new(_: Labels<'_>) -> Self {
+        Self
+    }
+
+    pub(super) const fn request(&self, _: &RouteCounters, _: Outcome) {}
+}
+
+pub(super) const fn fill_wait(_: Duration, _: bool) {}
+
+pub(super) const fn store_call(_: Operation, _: Duration, _: bool) {}
+
+pub(super) const fn write(_: Option<&Arc<str>>, _: Write) {}
+
+pub(super) const fn eviction(_: Option<&Arc<str>>, _: Eviction) {}
+
+#[cfg(feature = "redis")]
+pub(crate) fn breaker(_: &impl std::fmt::Display, _: crate::store::Breaker) {}

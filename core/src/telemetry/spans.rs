@@ -1,0 +1,184 @@
+//! Spans for `tracing`, each around one thing that the cache does, and never around the handler. (What `get_or_set` and
+//! `update` call belongs to what they do.)
+//!
+//! Without the feature `tracing` they are all none, and cost nothing.
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::key::{CacheKey, KeySpace};
+use crate::outcome::Outcome;
+use crate::policy::Stored;
+
+/// A span, or nothing at all.
+pub(crate) struct Span {
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
+}
+
+#[cfg(feature = "tracing")]
+impl Span {
+    pub(crate) const NONE: Self = Self { span: tracing::Span::none() };
+
+    /// Does the work within the span.
+    pub(crate) fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
+        tracing::Instrument::instrument(work, self.span.clone())
+    }
+
+    fn record(&self, field: &'static str, value: impl tracing::Value) {
+        self.span.record(field, value);
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+impl Span {
+    pub(crate) const NONE: Self = Self {};
+
+    /// Does the work.
+    pub(crate) const fn around<F: Future>(&self, work: F) -> F {
+        work
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "as above")]
+    const fn record<V: Copy>(&self, _: &'static str, _: V) {}
+}
+
+impl Span {
+    /// Under which key.
+    pub(crate) fn key(&self, key: &CacheKey) {
+        self.record("key", key.name());
+    }
+
+    /// For how long it lasts, in seconds. Nothing for what has no end.
+    pub(crate) fn lasting(&self, ttl: Option<Duration>) {
+        if let Some(ttl) = ttl {
+            self.record("ttl", ttl.as_secs_f64());
+        }
+    }
+
+    /// How a request was answered, or isn't yet.
+    pub(crate) fn outcome(&self, outcome: Outcome) {
+        self.record("status", outcome.status.as_str());
+        if let Some(reason) = outcome.reason {
+            self.record("reason", reason.as_str());
+        }
+    }
+
+    /// What became of what was to be stored.
+    pub(crate) fn stored(&self, stored: Stored) {
+        let word = match stored {
+            Stored::Yes => "stored",
+            Stored::Evicted => "evicted",
+            Stored::Failed => "failed",
+        };
+        self.record("status", word);
+    }
+
+    /// Whether the store confirmed an eviction.
+    pub(crate) fn evicted(&self, confirmed: bool) {
+        self.record("status", if confirmed { "evicted" } else { "failed" });
+    }
+
+    /// What became of a call of the backend: the first word for yes, the second for no.
+    pub(crate) fn result<E>(&self, [yes, no]: [&'static str; 2], result: Result<bool, &E>) {
+        let word = match result {
+            Ok(true) => yes,
+            Ok(false) => no,
+            Err(_) => "failed",
+        };
+        self.record("status", word);
+    }
+}
+
+/// A span with what all of them tell. What isn't known yet is recorded later.
+#[cfg(feature = "tracing")]
+macro_rules! span {
+    ($name:literal, $key:expr, $group:expr) => {
+        Span {
+            span: tracing::info_span!(
+                target: "larder",
+                $name,
+                key = $key,
+                group = $group,
+                ttl = tracing::field::Empty,
+                status = tracing::field::Empty,
+                reason = tracing::field::Empty,
+            ),
+        }
+    };
+}
+#[cfg(not(feature = "tracing"))]
+macro_rules! span {
+    ($name:literal, $key:expr, $group:expr) => {{
+        let _ = ($key, $group);
+        Span::NONE
+    }};
+}
+
+/// Looking for what is stored. The key is recorded once it is known.
+pub(crate) fn get(space: &KeySpace) -> Span {
+    span!("cache.get", tracing::field::Empty, space.group())
+}
+
+/// Storing what the handler answered to a read.
+pub(crate) fn set(key: &CacheKey, ttl: Option<Duration>) -> Span {
+    with_ttl(span!("cache.set", key.name(), key.group()), ttl)
+}
+
+/// Storing what the handler answered to a write.
+pub(crate) fn put(key: &CacheKey, ttl: Option<Duration>) -> Span {
+    with_ttl(span!("cache.put", key.name(), key.group()), ttl)
+}
+
+/// Evicting an entry with all its variants.
+pub(crate) fn evict(key: &CacheKey) -> Span {
+    span!("cache.evict", key.name(), key.group())
+}
+
+/// Evicting a group.
+pub(crate) fn evict_group(space: &KeySpace) -> Span {
+    span!("cache.evict", tracing::field::Empty, space.group())
+}
+
+/// Waiting for a fill that another request here is at.
+pub(crate) fn wait() -> Span {
+    span!("cache.wait", tracing::field::Empty, tracing::field::Empty)
+}
+
+/// What a [`CacheBackend`](crate::CacheBackend) does.
+pub(crate) mod backend {
+    use super::{CacheKey, Duration, KeySpace, Span, with_ttl};
+
+    pub(crate) fn get(key: &CacheKey) -> Span {
+        span!("cache.backend.get", key.name(), key.group())
+    }
+
+    pub(crate) fn get_or_set(key: &CacheKey, ttl: Option<Duration>) -> Span {
+        with_ttl(span!("cache.backend.get_or_set", key.name(), key.group()), ttl)
+    }
+
+    pub(crate) fn set(key: &CacheKey, ttl: Option<Duration>) -> Span {
+        with_ttl(span!("cache.backend.set", key.name(), key.group()), ttl)
+    }
+
+    pub(crate) fn update(key: &CacheKey, ttl: Option<Duration>) -> Span {
+        with_ttl(span!("cache.backend.update", key.name(), key.group()), ttl)
+    }
+
+    pub(crate) fn delete(key: &CacheKey) -> Span {
+        span!("cache.backend.delete", key.name(), key.group())
+    }
+
+    pub(crate) fn has(key: &CacheKey) -> Span {
+        span!("cache.backend.has", key.name(), key.group())
+    }
+
+    pub(crate) fn delete_group(space: &KeySpace) -> Span {
+        span!("cache.backend.delete_group", tracing::field::Empty, space.group())
+    }
+}
+
+fn with_ttl(span: Span, ttl: Option<Duration>) -> Span {
+    span.lasting(ttl);
+    span
+}

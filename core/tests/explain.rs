@@ -1,0 +1,140 @@
+//! What is explained is what the engine does.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod engine;
+
+use engine::{Fields, entry, now, request, response, rule};
+use http::Method;
+use larder_core::explain::{Explain, Explanation};
+use larder_core::policy::{BodyLength, CachePolicy};
+use larder_core::{Audience, Entry, Kind, Reason, Record, RequestView, Rule, Status, Variants};
+
+use std::time::Duration;
+
+/// What becomes of a GET with these fields, if this is stored, and if the handler gives this answer.
+fn explain(
+    rule: Rule,
+    fields: Fields<'_>,
+    stored: Option<Entry>,
+    answer: Option<(u16, Fields<'_>)>,
+) -> Explanation {
+    let policy = CachePolicy::new(rule.into());
+    let request = request(Method::GET, fields);
+    let answer = answer.map(|(status, fields)| response(status, fields));
+    let question = Explain::new(&policy, RequestView::from(&request), now());
+    let question = match &answer {
+        Some(answer) => question.answer(answer, BodyLength::Known(5)),
+        None => question,
+    };
+    question.with_stored(|_| Ok(stored.clone().map(Record::Response)))
+}
+
+fn steps(explanation: &Explanation) -> Vec<&'static str> {
+    explanation.steps.iter().map(|step| step.decision).collect()
+}
+
+#[test]
+fn each_way_has_its_words() {
+    let read = || rule(Kind::Read);
+    let stale = || Rule { stale_while_revalidate: Some(Duration::from_secs(60)), ..read() };
+    let kept = || Rule { stale_if_error: Some(Duration::from_secs(60)), ..read() };
+    let fresh = || Some(entry(&[("etag", "\"a\"")]));
+    let expired = || Some(Entry { stored_at: now() - Duration::from_secs(70), ..entry(&[]) });
+    let ok = Some((200, &[][..]));
+    #[rustfmt::skip]
+    let ways: &[(Explanation, Status, Option<Reason>, &[&str])] = &[
+        (explain(read(), &[("cookie", "a=b")], None, ok), Status::Bypass, Some(Reason::Cookie), &["Bypass"]),
+        (explain(read(), &[], None, None), Status::Miss, Some(Reason::Absent), &["Lookup", "Miss"]),
+        (explain(read(), &[], None, ok), Status::Miss, Some(Reason::Absent), &["Lookup", "Miss", "Admit", "Plain"]),
+        (explain(read(), &[], fresh(), ok), Status::Hit, None, &["Lookup", "Hit"]),
+        (explain(read(), &[("if-none-match", "\"a\"")], fresh(), ok), Status::Hit, None, &["Lookup", "NotModified"]),
+        (explain(read(), &[("cache-control", "no-cache")], fresh(), None), Status::Miss, Some(Reason::NoCache), &["Lookup", "Miss"]),
+        (explain(read(), &[("cache-control", "only-if-cached")], None, ok), Status::Miss, Some(Reason::Absent), &["Lookup", "Unsatisfiable"]),
+        (explain(read(), &[], expired(), None), Status::Miss, Some(Reason::Expired), &["Lookup", "Miss"]),
+        (explain(stale(), &[], expired(), ok), Status::Stale, Some(Reason::Expired), &["Lookup", "Stale", "Admit", "Plain"]),
+        (explain(kept(), &[], expired(), Some((503, &[]))), Status::Stale, Some(Reason::Failed), &["Lookup", "Miss", "ServeStale"]),
+        (explain(read(), &[], None, Some((200, &[("set-cookie", "a=b")]))), Status::Bypass, Some(Reason::SetCookie), &["Lookup", "Miss", "Pass"]),
+        (explain(read(), &[], None, Some((404, &[]))), Status::Bypass, Some(Reason::Status), &["Lookup", "Miss", "Pass"]),
+        (explain(read(), &[], None, Some((500, &[]))), Status::Error, Some(Reason::Status), &["Lookup", "Miss", "Pass"]),
+        (explain(read(), &[], None, Some((200, &[("vary", "accept")]))), Status::Miss, Some(Reason::Absent), &["Lookup", "Miss", "Admit", "FirstVariant"]),
+    ];
+    for (explanation, status, reason, decisions) in ways {
+        assert_eq!((explanation.status, explanation.reason), (*status, *reason), "{explanation}");
+        assert_eq!(steps(explanation), *decisions, "{explanation}");
+        let may_store = decisions.contains(&"Admit");
+        assert_eq!(explanation.stores, may_store, "{explanation}");
+        assert_eq!(explanation.kept_for.is_some(), may_store, "{explanation}");
+    }
+}
+
+#[test]
+fn writes_are_explained_too() {
+    let write = |kind, status| {
+        let policy = CachePolicy::new(rule(kind).into());
+        let (request, answer) = (request(Method::PUT, &[]), response(status, &[]));
+        let question = Explain::new(&policy, RequestView::from(&request), now());
+        question.answer(&answer, BodyLength::Known(5)).with_nothing_stored()
+    };
+    let put = write(Kind::Write, 200);
+    assert!(put.stores && !put.evicts, "{put}");
+    let accepted = write(Kind::Write, 202);
+    assert!(!accepted.stores && accepted.evicts && accepted.reason == Some(Reason::Status), "{accepted}");
+    let evict = write(Kind::EvictKey, 204);
+    assert!(evict.evicts && evict.key.as_deref() == Some("p:{g}:things:7"), "{evict}");
+    let group = write(Kind::EvictGroup, 204);
+    assert!(group.evicts && group.key.is_none(), "{group}");
+    let failed = write(Kind::EvictKey, 404);
+    assert!(!failed.evicts && failed.reason == Some(Reason::Failed), "{failed}");
+}
+
+#[test]
+fn a_variant_is_looked_for_where_it_lies() {
+    let policy = CachePolicy::new(rule(Kind::Read).into());
+    let request = request(Method::GET, &[("accept-language", "en")]);
+    let variants = Variants::new(7, vec![http::header::ACCEPT_LANGUAGE]);
+    let mut looked = Vec::new();
+    let explanation = Explain::new(&policy, RequestView::from(&request), now()).with_stored(|key| {
+        looked.push(key.name().to_owned());
+        Ok(if looked.len() == 1 {
+            Some(Record::Variants(variants.clone()))
+        } else {
+            Some(Record::Response(Entry { variant: 7, ..entry(&[]) }))
+        })
+    });
+    assert_eq!(steps(&explanation), ["Lookup", "Select", "Hit"]);
+    assert_eq!(looked[0], "p:{g}:things:7");
+    assert!(looked[1].starts_with("p:{g}:things:7|vary="));
+    assert_eq!(explanation.key.as_ref(), Some(&looked[1]));
+}
+
+#[test]
+fn a_key_builder_may_give_no_key() {
+    let policy = CachePolicy::new(rule(Kind::Read).into());
+    let request = request(Method::GET, &[]);
+    let explanation =
+        Explain::new(&policy, RequestView::from(&request), now()).key(None).with_nothing_stored();
+    assert_eq!(explanation.reason, Some(Reason::Keyless));
+}
+
+#[test]
+fn as_text_it_is_for_people() {
+    let public = Rule { audience: Audience::Public, ..rule(Kind::Read) };
+    let hit = explain(public, &[("cookie", "a=b")], Some(entry(&[])), None);
+    assert_eq!(
+        hit.to_string(),
+        "GET /things/7: hit\n  \
+         key: p:{g}:things:7\n  \
+         stored: status 200 OK, 6 bytes, 0 s old, fresh for another 60 s\n  \
+         1. The request may be answered from the cache.\n  \
+         2. What is stored answers."
+    );
+    let refused = explain(rule(Kind::Read), &[("cookie", "a=b")], None, None);
+    assert_eq!(
+        refused.to_string(),
+        "GET /things/7: bypass (cookie)\n  \
+         1. The cache takes no part. It carries `Cookie`, and the route was declared neither public nor private. If \
+         everybody gets the same, declare the route .public(); if everybody has a copy of their own, .private() or \
+         .private_by(..)."
+    );
+}
