@@ -10,7 +10,7 @@ use larder_core::policy::{CachePolicy, Decision, OnEntry, OnRequest};
 use larder_core::{Entry, KeySpace, Kind, Record, RequestView, Rule, key::MAX_SUFFIX};
 
 /// Whatever a store returns is read or not; what is read is written and read as the same.
-pub fn record(data: &[u8]) {
+pub(crate) fn record(data: &[u8]) {
     let bytes = Bytes::copy_from_slice(data);
     let again = match Record::decode(&bytes) {
         None => return,
@@ -25,7 +25,7 @@ pub fn record(data: &[u8]) {
 }
 
 /// `Cache-Control` is read whatever it says, and saying more never makes a response easier to store.
-pub fn directives(data: &[u8]) {
+pub(crate) fn directives(data: &[u8]) {
     let mut fields = HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n') {
         if let Ok(value) = HeaderValue::from_bytes(line) {
@@ -43,7 +43,7 @@ pub fn directives(data: &[u8]) {
 }
 
 /// A client whose list has the stored tag gets a 304, whatever else the list has, and one that names none gets it all.
-pub fn conditions(data: &[u8]) {
+pub(crate) fn conditions(data: &[u8]) {
     const TAG: &str = "\"stored\"";
     let Ok(listed) = HeaderValue::from_bytes(data) else { return };
     let is_not_modified = |lines: &[&HeaderValue]| {
@@ -84,7 +84,7 @@ pub fn conditions(data: &[u8]) {
 }
 
 /// Two URIs, a line each, share a key if and only if they mean the same.
-pub fn key(data: &[u8]) {
+pub(crate) fn key(data: &[u8]) {
     let mut lines = data.splitn(2, |byte| *byte == b'\n');
     // Only a path is ever looked up: the `*` of `OPTIONS *` is none.
     let mut uri = || Uri::try_from(lines.next()?).ok().filter(|uri| uri.path().starts_with('/'));
