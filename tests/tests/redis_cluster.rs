@@ -191,6 +191,24 @@ async fn an_eviction_that_a_promoted_replica_never_heard_of() {
 }
 
 #[tokio::test]
+async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
+    let cluster = start().await;
+    let long = Duration::from_secs(5);
+    let options = RedisOptions::from_url(&cluster.url()).unwrap().evict_foreign(true);
+    let store = RedisStore::new(options.read_deadline(long).fill_deadline(long).evict_deadline(long));
+    for group in ["a", "b", "c", "d", "e", "f"] {
+        let space = KeySpace::new("p", Some(group)).unwrap();
+        store.set(&space.key("own"), "1".into(), MINUTE).await.unwrap();
+        let home = RedisCluster::home(cluster.slot(space.key("own").name()));
+        for number in 0..10 {
+            cluster.cli(home, &["set", &format!("p:{{{group}}}:foreign:{number}"), "x"]);
+        }
+        assert_eq!(store.delete_group(&space).await.unwrap(), 11);
+        assert_eq!(cluster.cli(home, &["keys", &format!("p:{{{group}}}*")]).trim(), "");
+    }
+}
+
+#[tokio::test]
 async fn as_the_environment_says() {
     let cluster = start().await;
     let (first, rest) = (cluster.node(0).port().to_string(), cluster.url());

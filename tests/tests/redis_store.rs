@@ -160,6 +160,28 @@ async fn what_others_wrote_under_our_names_is_not_valid_and_goes() {
 }
 
 #[tokio::test]
+async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
+    let bench = Bench::new().await;
+    let store = RedisStore::new(patient(&bench.server).evict_foreign(true));
+    let (group, star) = (space("p", Some("g")), space("p", Some("*")));
+    for number in 0..600 {
+        let _: () = bench.ask(&["SET", &format!("p:{{g}}:foreign:{number}"), "{\"id\":7}"]).await;
+    }
+    let _: () = bench.ask(&["LPUSH", "p:{g}:list", "x"]).await;
+    for stays in ["p:{gg}:a", "p:{g}x", "p:x", "q:{g}:a", "p:{h}:a"] {
+        let _: () = bench.ask(&["SET", stays, "foreign"]).await;
+    }
+    bench.set(&group.key("own"), "1").await;
+    // Without the option they are left alone, and with it they are counted; a name is no pattern.
+    assert_eq!(bench.store.delete_group(&group).await.unwrap(), 1);
+    assert_eq!(store.delete_group(&star).await.unwrap(), 0);
+    bench.set(&group.key("own"), "1").await;
+    assert_eq!(store.delete_group(&group).await.unwrap(), 602);
+    let left = ["p:{gg}:a", "p:{g}x", "p:x", "q:{g}:a", "p:{h}:a"].map(str::to_owned);
+    assert_eq!(bench.names().await, BTreeSet::from(left));
+}
+
+#[tokio::test]
 async fn deletes_answer_what_was_valid() {
     let bench = Bench::new().await;
     for key in both("a") {

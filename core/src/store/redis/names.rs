@@ -55,15 +55,23 @@ pub(super) fn tmp_in(prefix: &str, tag: &str, token: &[u8; 16]) -> String {
 
 /// A pattern for `SCAN` that finds everything a prefix owns, and a little more: [`Owned::of`] tells which.
 pub(super) fn pattern(prefix: &str) -> String {
-    let mut pattern = String::with_capacity(prefix.len() + 8);
-    for character in prefix.chars() {
+    // The hyphen stands first: between two characters it would be a range.
+    literally(prefix) + "[-:]*"
+}
+
+/// A pattern for `SCAN` that finds what begins like this.
+pub(super) fn pattern_of(head: &str) -> String {
+    literally(head) + "*"
+}
+
+fn literally(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
         if matches!(character, '*' | '?' | '[' | ']' | '\\') {
             pattern.push('\\');
         }
         pattern.push(character);
     }
-    // The hyphen stands first: between two characters it would be a range.
-    pattern.push_str("[-:]*");
     pattern
 }
 

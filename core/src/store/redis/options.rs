@@ -35,6 +35,7 @@ pub struct RedisOptions {
     pub(super) connect_deadline: Duration,
     pub(super) connections: usize,
     pub(super) max_value_bytes: usize,
+    pub(super) evict_foreign: bool,
     #[cfg(feature = "redis-pool")]
     pub(super) pool: Option<Pool>,
 }
@@ -57,6 +58,7 @@ impl RedisOptions {
             connect_deadline: Duration::from_millis(500),
             connections: 1,
             max_value_bytes: 1 << 20,
+            evict_foreign: false,
             #[cfg(feature = "redis-pool")]
             pool: None,
         }
@@ -247,6 +249,16 @@ impl RedisOptions {
         Self { max_value_bytes, ..self }
     }
 
+    /// Whether evicting a group also removes keys of its pattern, `prefix:{group}:…`, that another program wrote, such as the
+    /// library whose keys these are. Off by default: Larder knows what is in a group without looking for it, and others'
+    /// keys have to be looked for among all that are there, page by page. That doesn't block Redis, but the eviction takes
+    /// a second or so for every million keys in the database (in every master of a cluster), and its user has to be allowed
+    /// `SCAN`. Larder never reads such keys, whether they are removed or not.
+    #[must_use]
+    pub fn evict_foreign(self, evict_foreign: bool) -> Self {
+        Self { evict_foreign, ..self }
+    }
+
     pub(super) fn addresses(&self) -> &[Address] {
         &self.addresses
     }
@@ -299,6 +311,7 @@ impl fmt::Debug for RedisOptions {
             .field("connect_deadline", &self.connect_deadline)
             .field("connections", &self.connections)
             .field("max_value_bytes", &self.max_value_bytes)
+            .field("evict_foreign", &self.evict_foreign)
             .finish()
     }
 }

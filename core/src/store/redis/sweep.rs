@@ -30,25 +30,48 @@ impl RedisStore {
     /// The first command is the eviction: from there on nothing of the group is valid. The rest gives memory back.
     async fn evict_group(&self, space: &KeySpace, group: &str) -> Result<u64, StoreError> {
         let dropped = self.drop_group(space.prefix(), group).await?;
-        let Some(doomed) = dropped.doomed else { return Ok(0) };
+        let mut count = match &dropped.doomed {
+            Some(doomed) => self.sweep_listed(space, doomed, &dropped.nonce).await?,
+            None => 0,
+        };
+        if self.inner.options.evict_foreign {
+            count += self.sweep_foreign(space).await?;
+        }
+        Ok(count)
+    }
+
+    /// Removes what the index of a group listed.
+    async fn sweep_listed(&self, space: &KeySpace, doomed: &str, old: &Bytes) -> Result<u64, StoreError> {
         let mut count = 0;
         for start in (0..).step_by(CHUNK) {
             let mut range = redis::cmd("ZRANGE");
-            range.arg(&doomed).arg(start).arg(start + CHUNK - 1);
+            range.arg(doomed).arg(start).arg(start + CHUNK - 1);
             let suffixes: Vec<Bytes> =
-                self.connection().command(At::Key(&doomed), &range, self.deadline()).await?;
+                self.connection().command(At::Key(doomed), &range, self.deadline()).await?;
             let entries: Vec<String> = suffixes
                 .iter()
                 .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
                 .collect();
             if !entries.is_empty() {
-                count += self.sweep(names::nonce(space), &dropped.nonce, &entries).await?;
+                count += self.sweep(names::nonce(space), old, &entries).await?;
             }
             if entries.len() < CHUNK {
                 break;
             }
         }
-        self.unlink(&[&doomed]).await?;
+        self.unlink(&[doomed]).await?;
+        Ok(count)
+    }
+
+    /// Removes whatever else is called like an entry of a group, unless it is a valid one.
+    async fn sweep_foreign(&self, space: &KeySpace) -> Result<u64, StoreError> {
+        let mut count = 0;
+        let mut scan = Scan::begin(self, names::pattern_of(space.head())).await?;
+        while let Some(page) = scan.next(self).await? {
+            for names in page.chunks(CHUNK) {
+                count += self.sweep_all(names::nonce(space), names).await?;
+            }
+        }
         Ok(count)
     }
 
@@ -61,7 +84,7 @@ impl RedisStore {
     /// so it may stay or go.
     async fn wipe(&self, prefix: &str) -> Result<u64, StoreError> {
         let mut nonces = HashMap::new();
-        let mut scan = Scan::begin(self, prefix).await?;
+        let mut scan = Scan::begin(self, names::pattern(prefix)).await?;
         while let Some(page) = scan.next(self).await? {
             let mut leases = Vec::new();
             for name in &page {
@@ -83,7 +106,7 @@ impl RedisStore {
 
         let mut count = 0;
         // In a cluster too, this begins when the first pass has been everywhere.
-        let mut scan = Scan::begin(self, prefix).await?;
+        let mut scan = Scan::begin(self, names::pattern(prefix)).await?;
         while let Some(page) = scan.next(self).await? {
             let mut plain = Vec::new();
             let mut groups: HashMap<&str, Vec<&str>> = HashMap::new();
@@ -117,6 +140,13 @@ impl RedisStore {
     async fn sweep<S: AsRef<str>>(&self, nonce: &str, old: &Bytes, entries: &[S]) -> Result<u64, StoreError> {
         let keys: Vec<&str> = std::iter::once(nonce).chain(entries.iter().map(AsRef::as_ref)).collect();
         self.call(Call { script: &scripts::SWEEP, keys: &keys, args: &[old] }, self.deadline()).await
+    }
+
+    /// The same, and counts whatever it removes.
+    async fn sweep_all(&self, nonce: &str, entries: &[String]) -> Result<u64, StoreError> {
+        let keys: Vec<&str> = std::iter::once(nonce).chain(entries.iter().map(String::as_str)).collect();
+        let call = Call { script: &scripts::SWEEP, keys: &keys, args: &[b"", b"all"] };
+        self.call(call, self.deadline()).await
     }
 
     async fn unlink(&self, names: &[&str]) -> Result<u64, StoreError> {
@@ -157,9 +187,9 @@ struct Scan {
 }
 
 impl Scan {
-    async fn begin(store: &RedisStore, prefix: &str) -> Result<Self, StoreError> {
+    async fn begin(store: &RedisStore, pattern: String) -> Result<Self, StoreError> {
         let layout = store.connection().layout(store.deadline()).await?;
-        Ok(Self { pattern: names::pattern(prefix), layout, again: false, node: 0, cursor: 0 })
+        Ok(Self { pattern, layout, again: false, node: 0, cursor: 0 })
     }
 
     /// The next few names, or `None` after the last. A name may come twice.
