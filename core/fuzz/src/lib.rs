@@ -249,7 +249,11 @@ pub fn if_none_match(bytes: &[u8]) {
     }
     let strong = HeaderValue::from_bytes(opaque).unwrap();
     let weak = HeaderValue::from_bytes(&[b"W/", opaque].concat()).unwrap();
-    assert_eq!((matches(&fields, &strong), matches(&fields, &weak)), (found, found), "the comparison is not weak");
+    assert_eq!(
+        (matches(&fields, &strong), matches(&fields, &weak)),
+        (found, found),
+        "the comparison is not weak"
+    );
     for own in [strong, weak] {
         let list = [b"\"\", W/\"other\" ,, ", own.as_bytes(), b", \"last\""].concat();
         assert!(matches(&[HeaderValue::from_bytes(&list).unwrap()], &tag), "not found in a list");
