@@ -208,6 +208,8 @@ struct Local {
 struct Listener {
     task: Option<AbortHandle>,
     closed: bool,
+    /// How many times a connection was lost.
+    losses: u64,
 }
 
 #[derive(Clone)]
@@ -336,7 +338,7 @@ impl Local {
             let mut refused = false;
             while let Some(local) = weak.upgrade() {
                 let error = local.listen_once().await;
-                local.is_deaf();
+                local.goes_deaf();
                 let pause = match error {
                     Err(error) if !error.is_io_error() && !error.is_unrecoverable_error() => {
                         if !std::mem::replace(&mut refused, true) {
@@ -355,7 +357,7 @@ impl Local {
 
     /// Listens until the connection is no good any more.
     async fn listen_once(self: &Arc<Self>) -> RedisResult<()> {
-        let weak = Arc::downgrade(self);
+        let (weak, losses) = (Arc::downgrade(self), lock(&self.listener).losses);
         // Called where the connection is read, in the order in which messages and answers come.
         let on_push = move |push: PushInfo| {
             if let Some(local) = weak.upgrade() {
@@ -377,7 +379,14 @@ impl Local {
                 return Ok(());
             };
             heard?;
-            self.valid_until.store(micros(sent + MAX_STALE), Ordering::Release);
+            {
+                // The connection may have been lost since it answered.
+                let listener = lock(&self.listener);
+                if listener.losses != losses {
+                    return Ok(());
+                }
+                self.valid_until.store(micros(sent + MAX_STALE), Ordering::Release);
+            }
             sleep(PING_EVERY).await;
         }
     }
@@ -389,7 +398,7 @@ impl Local {
                 // The whole database was flushed.
                 _ => self.remove(Scope::All),
             },
-            PushKind::Disconnection => self.is_deaf(),
+            PushKind::Disconnection => self.goes_deaf(),
             _ => {}
         }
     }
@@ -407,8 +416,11 @@ impl Local {
         self.remove(Scope::Key(name));
     }
 
-    fn is_deaf(&self) {
+    fn goes_deaf(&self) {
+        let mut listener = lock(&self.listener);
+        listener.losses += 1;
         self.valid_until.store(0, Ordering::Release);
+        drop(listener);
         self.remove(Scope::All);
     }
 
@@ -419,7 +431,7 @@ impl Local {
             task.abort();
         }
         drop(listener);
-        self.is_deaf();
+        self.goes_deaf();
     }
 }
 
