@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::store::redis::MAX_STALE;
@@ -11,7 +11,7 @@ use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, TieredStore};
 use larder_tests::redis_server::RedisServer;
 use redis::aio::MultiplexedConnection;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 const CAPACITY: u64 = 16 << 20;
