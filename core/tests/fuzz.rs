@@ -1,7 +1,15 @@
 //! What fuzzing once tried, tried again: every file of the corpus, given to the function that is fuzzed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 #[path = "../fuzz/src/lib.rs"]
 #[allow(unreachable_pub, reason = "it is a library of its own, too")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what does not hold fails by panicking"
+)]
 mod targets;
 
 use std::fs;
