@@ -16,11 +16,17 @@ impl RedisServer {
     /// Starts a server and waits until it listens. `None` where there is no `redis-server`.
     #[must_use]
     pub fn start() -> Option<Self> {
+        // Misses store gigabytes otherwise.
+        Self::with_args(&["--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"])
+    }
+
+    /// The same with options as on the command line of `redis-server`, and as much memory as it likes.
+    #[must_use]
+    pub fn with_args(args: &[&str]) -> Option<Self> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?.local_addr().ok()?.port();
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            // Misses store gigabytes otherwise.
-            .args(["--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"])
+            .args(args)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -64,6 +64,10 @@ impl Coder for Json {
     }
 }
 
+/// How deep values may be nested, the same as in JSON. The format's own limit is more than the stack of a thread bears,
+/// and bytes from a store must never end the process.
+const MAX_DEPTH: usize = 128;
+
 /// MessagePack, with the names of fields: smaller and faster than JSON, and as tolerant of added fields.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MessagePack;
@@ -78,7 +82,9 @@ impl Coder for MessagePack {
     }
 
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CoderError> {
-        rmp_serde::from_slice(bytes).map_err(CoderError::new)
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+        deserializer.set_max_depth(MAX_DEPTH);
+        T::deserialize(&mut deserializer).map_err(CoderError::new)
     }
 }
 

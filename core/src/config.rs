@@ -14,6 +14,7 @@
 //! | `REDIS_SOCKET_TIMEOUT` | seconds that any command may take | 0.05 to read, 0.25 to fill, 0.5 to evict |
 //! | `REDIS_SOCKET_CONNECT_TIMEOUT` | seconds that connecting may take | 0.5 |
 //! | `REDIS_PREFIX` | what every key begins with, before `:cache` | `redis:larder` |
+//! | `REDIS_LOCAL_CACHE_BYTES` | bytes of what was read from Redis to keep in this process too, coherently; not in a cluster; 0 = none | 0 |
 //! | `REDIS_DEFAULT_TTL` | seconds that entries live unless a route says otherwise; 0 = no expiry | 0 |
 //!
 //! With neither `REDIS_URL` nor `REDIS_HOST` the store is this process's memory. A variable that is set but empty counts
@@ -134,11 +135,11 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         if self.flag(name)? == Some(true) {
             return Err(ConfigError::Unsupported { variable: name });
         }
-        let name = "REDIS_LOCAL_CACHE_BYTES";
-        if self.parsed::<u64>(name, "a number of bytes")?.is_some_and(|bytes| bytes > 0) {
-            return Err(ConfigError::Unsupported { variable: name });
-        }
         Ok(())
+    }
+
+    fn local_bytes(&self) -> Result<u64, ConfigError> {
+        Ok(self.parsed("REDIS_LOCAL_CACHE_BYTES", "a number of bytes, 0 for none")?.unwrap_or(0))
     }
 
     /// Whoever says how to speak to Redis, but not where it is, does not want memory.
@@ -148,6 +149,11 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
                 let problem = "needs REDIS_URL or REDIS_HOST, to say where Redis is".to_owned();
                 return Err(ConfigError::Secret { variable, problem });
             }
+        }
+        if self.local_bytes()? > 0 {
+            let problem =
+                "needs REDIS_URL or REDIS_HOST: without Redis everything is in memory anyway".to_owned();
+            return Err(ConfigError::Secret { variable: "REDIS_LOCAL_CACHE_BYTES", problem });
         }
         Ok(())
     }
@@ -172,7 +178,16 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
 
     #[cfg(feature = "redis")]
     fn redis(&self, builder: LarderBuilder, _: &'static str) -> Result<Larder, ConfigError> {
-        Ok(builder.leased(RedisStore::new(self.redis_options()?)))
+        let (options, local) = (self.redis_options()?, self.local_bytes()?);
+        if local == 0 {
+            return Ok(builder.leased(RedisStore::new(options)));
+        }
+        if options.is_cluster() {
+            let problem =
+                "nothing can be kept in this process of a Redis Cluster yet; leave it out or 0".to_owned();
+            return Err(ConfigError::Secret { variable: "REDIS_LOCAL_CACHE_BYTES", problem });
+        }
+        Ok(builder.redis_with_local(options, local))
     }
 
     #[cfg(feature = "redis")]

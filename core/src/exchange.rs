@@ -183,6 +183,10 @@ impl Route {
                     self.refresh(forward, place, call);
                     return (Ok(response.map(ReplyBody::full)), outcome);
                 }
+                // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
+                Seen::Miss(forward, _) if forward.reason() == Reason::Down => {
+                    return Box::pin(self.alone(forward, call)).await;
+                }
                 Seen::Miss(forward, place) => (forward, place),
             };
             if !forward.is_shared() {
@@ -293,11 +297,8 @@ impl Route {
         let route = Arc::clone(self);
         self.detached::<C>(async move {
             let started = match forward.intent() {
-                // A store that just failed to read isn't asked to write.
-                Some(intent) if forward.reason() != Reason::Down => {
-                    route.start_fill(&forward, &place.target, intent).await
-                }
-                _ => Started::Without(forward.reason()),
+                Some(intent) => route.start_fill(&forward, &place.target, intent).await,
+                None => Started::Without(forward.reason()),
             };
             match started {
                 Started::Held(held) => route.fill_held(forward, place, call, held, lead).await,

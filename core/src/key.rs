@@ -19,7 +19,8 @@
 //! keep their order, and a parameter without a value, `?a`, is not the parameter with an empty one, `?a=`.
 //! Keys longer than [`MAX_SUFFIX`] bytes end in a hash of the whole.
 //!
-//! `|` introduces what is not in the URI: `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
+//! `|` introduces what is no path or query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed
+//! hash) and `|vary=…` (a secondary key).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -290,8 +291,14 @@ pub(crate) fn uri_len(uri: &Uri) -> usize {
 
 /// Appends the suffix of a URI.
 pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
-    let path = normalized(uri.path());
-    write_path(out, path.strip_prefix('/').unwrap_or(&path));
+    match uri.path().strip_prefix('/') {
+        Some(_) => {
+            let path = normalized(uri.path());
+            write_path(out, path.strip_prefix('/').unwrap_or(&path));
+        }
+        // `*` and `host:port` (RFC 9112 §3.2) are no paths, and must not pass for one.
+        None => write_part(out, "target", uri.path()),
+    }
     if let Some(query) = uri.query() {
         write_query(out, &normalized(query), params);
     }
@@ -480,7 +487,11 @@ fn check(part: &'static str, value: &str) -> Result<(), KeyError> {
 }
 
 #[cfg(test)]
+mod read_back;
+
+#[cfg(test)]
 mod tests {
+    use super::read_back::{meaning, read_back};
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -546,6 +557,9 @@ mod tests {
             "/products/%3Flimit",
             "/products?",
             "/products",
+            "*",
+            "/*",
+            "example.com:443",
         ];
         let keys: BTreeMap<String, &str> = uris.iter().map(|uri| (key(None, uri), *uri)).collect();
         assert_eq!(keys.len(), uris.len(), "{keys:#?}");
@@ -613,24 +627,6 @@ mod tests {
         assert!(wide.name().contains("|hash="));
     }
 
-    /// What a request says, apart from the order of differently named parameters, which may not matter.
-    type Query = BTreeMap<String, Vec<Option<String>>>;
-
-    /// Two URIs are one if this is the same. That normalization takes no meaning away is a property of its own.
-    fn meaning(uri: &Uri) -> (String, Option<Query>) {
-        let query = uri.query().map(|query| {
-            let query = normalized(query);
-            let mut params: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
-            for pair in query.split('&') {
-                let (name, value) =
-                    pair.split_once('=').map_or((pair, None), |(n, v)| (n, Some(v.to_owned())));
-                params.entry(name.to_owned()).or_default().push(value);
-            }
-            params
-        });
-        (normalized(uri.path()).into_owned(), query)
-    }
-
     fn target() -> impl Strategy<Value = Uri> {
         // A small alphabet of troublemakers makes collisions likely if they are possible at all.
         "/[ab/:=%|{}&2-7A-F]{0,10}(\\?[ab/:=%?|{}&2-7A-F]{0,10})?"
@@ -658,7 +654,7 @@ mod tests {
         #[test]
         fn a_key_can_be_read_back(uri in target()) {
             let suffix = uri_suffix(&uri);
-            prop_assert_eq!(decode(&suffix), meaning(&uri));
+            prop_assert_eq!(read_back(&suffix), meaning(&uri));
         }
 
         #[test]
@@ -680,27 +676,5 @@ mod tests {
             rest = if escape.is_some() { &after[2..] } else { after };
         }
         out
-    }
-
-    /// The inverse of `uri_suffix`: that it exists is what makes the format injective.
-    fn decode(suffix: &str) -> (String, Option<Query>) {
-        let unescape = |text: &str| {
-            ["3A:", "3D=", "3F?", "7B{", "7C|", "7D}", "25%"].iter().fold(text.to_owned(), |text, escape| {
-                text.replace(&format!("%{}", &escape[..2]), &escape[2..])
-            })
-        };
-        let segments: Vec<&str> = suffix.split(':').collect();
-        let is_param = |segment: &&str| segment.contains('=') || segment.starts_with('?');
-        let path_len = segments.iter().position(is_param).unwrap_or(segments.len());
-        let path =
-            format!("/{}", segments[..path_len].iter().map(|s| unescape(s)).collect::<Vec<_>>().join("/"));
-        let mut params: BTreeMap<String, Vec<Option<String>>> = BTreeMap::new();
-        for segment in &segments[path_len..] {
-            match segment.split_once('=') {
-                Some((name, value)) => params.entry(unescape(name)).or_default().push(Some(unescape(value))),
-                None => params.entry(unescape(&segment[1..])).or_default().push(None),
-            }
-        }
-        (path, (path_len < segments.len()).then_some(params))
     }
 }

@@ -219,6 +219,28 @@ impl LarderBuilder {
         self.leased(crate::store::InProcess::new(store, clock))
     }
 
+    /// On a Redis, with at most so many bytes of what was read from it kept in this process too. Only keys under the
+    /// cache's own [`prefix`](Self::prefix) are: a route with a prefix of its own is always answered from Redis.
+    ///
+    /// What this process evicts is never read in it again. What another one evicts is gone here when Redis's message
+    /// arrives, usually within a millisecond, and after
+    /// [`MAX_STALE`](crate::store::redis::MAX_STALE) if no message can arrive. Needs Redis 6 or newer and a user who may
+    /// run `CLIENT TRACKING`; without them, and in a Redis Cluster, there is a warning and no such tier.
+    ///
+    /// ```
+    /// use larder_core::{Larder, RedisOptions};
+    ///
+    /// let options = RedisOptions::from_url("redis://127.0.0.1/")?;
+    /// let larder = Larder::builder().redis_with_local(options, 64 * 1024 * 1024);
+    /// # Ok::<(), larder_core::RedisUrlError>(())
+    /// ```
+    #[cfg(feature = "redis")]
+    #[must_use]
+    pub fn redis_with_local(self, options: crate::store::redis::RedisOptions, bytes: u64) -> Larder {
+        let store = crate::store::redis::RedisStore::new(options).with_local(&self.defaults.prefix, bytes);
+        self.leased(store)
+    }
+
     /// On a store that takes part in the fill protocol itself.
     #[must_use]
     pub fn leased(self, store: impl LeaseStore) -> Larder {

@@ -73,7 +73,7 @@ pub use vary::{MAX_VARIANTS, SecondaryKey, Variants};
 #[cfg(feature = "memory")]
 pub use store::MemoryStore;
 #[cfg(feature = "redis")]
-pub use store::redis::{RedisOptions, RedisStore, RedisUrlError};
+pub use store::redis::{RedisOptions, RedisStore, RedisUrlError, TieredStore};
 #[cfg(feature = "runtime")]
 pub use {
     backend::{CacheBackend, CacheError},

@@ -54,6 +54,7 @@ mod names;
 pub(crate) mod options;
 mod scripts;
 mod sweep;
+mod tiered;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod wire;
@@ -70,6 +71,7 @@ use self::amends::{Amends, Doubt, Stake};
 use self::connection::{At, Connection};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::scripts::Call;
+pub use self::tiered::{MAX_STALE, TieredStore};
 use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::key::{CacheKey, KeySpace};
 
@@ -342,6 +344,30 @@ impl RedisStore {
             }
             _ => None,
         })
+    }
+
+    /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
+    async fn read_with_expiry(
+        &self,
+        key: &CacheKey,
+    ) -> Result<Option<(Bytes, Option<Duration>)>, StoreError> {
+        let Inner { options, connection, .. } = &*self.inner;
+        let mut pipe = redis::pipe();
+        match names::nonce_of(key) {
+            Some(nonce) => pipe.cmd("MGET").arg(key.name()).arg(nonce),
+            None => pipe.cmd("MGET").arg(key.name()),
+        };
+        pipe.cmd("PTTL").arg(key.name());
+        let (found, left): (Vec<Option<Bytes>>, i64) =
+            connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await?;
+        let value = match &*found {
+            [Some(value)] => value.clone(),
+            [Some(record), Some(nonce)] if nonce.len() == 8 && record.starts_with(nonce) => record.slice(8..),
+            _ => return Ok(None),
+        };
+        // It answers -1 for no end, and -2 for what is gone by now.
+        let left = if left == -1 { None } else { Some(Duration::from_millis(left.try_into().unwrap_or(0))) };
+        Ok(Some((value, left)))
     }
 
     async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {

@@ -90,6 +90,8 @@
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "assertions are its purpose")]
 
+mod model;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -99,6 +101,8 @@ use bytes::Bytes;
 use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore};
 use crate::clock::ManualClock;
 use crate::key::{CacheKey, KeySpace};
+
+pub use model::any_calls_in_any_order;
 
 /// Long enough that it never ends during a test.
 const LONG: Duration = Duration::from_secs(60);
@@ -136,7 +140,7 @@ impl<S: CacheStore> Subject<S> {
         Self { clock: Some(clock), ..Self::new(store) }
     }
 
-    /// How many evictions a race runs through, 200 unless told.
+    /// How many evictions a race runs through, 200 unless told, and a tenth of that many times calls at random.
     #[must_use]
     pub fn rounds(mut self, rounds: u32) -> Self {
         self.rounds = rounds;
@@ -328,6 +332,7 @@ cases! {
     evictions_revoke_a_ticket
     of_two_overlapping_writes_neither_commits
     the_latest_of_two_writes_commits
+    any_calls_in_any_order
     racing_against_delete
     racing_against_delete_group
     racing_against_a_wiped_prefix

@@ -25,8 +25,8 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisError,
-    RedisResult, ServerErrorKind, from_redis_value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, ProtocolVersion,
+    RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, from_redis_value,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -326,7 +326,7 @@ impl Link {
 }
 
 /// Where calls get their connections from.
-enum Line {
+pub(super) enum Line {
     /// All share this one. The task serves it, if the library does not keep that itself: left alone, it would wait for
     /// the answers of a server that hangs.
     Own { conn: MultiplexedConnection, _driver: Option<AbortOnDropHandle<()>> },
@@ -337,7 +337,7 @@ enum Line {
 
 impl Line {
     #[cfg_attr(not(feature = "redis-pool"), expect(clippy::unused_async, reason = "only a pool has to wait"))]
-    async fn wire(&self) -> RedisResult<Wire> {
+    pub(super) async fn wire(&self) -> RedisResult<Wire> {
         match self {
             Self::Own { conn, .. } => Ok(Wire::Own(conn.clone())),
             #[cfg(feature = "redis-pool")]
@@ -415,7 +415,12 @@ impl Dialer {
             return Err((ErrorKind::InvalidClientConfig, "a cluster has no other database than 0").into());
         }
         let dialled = async {
-            let line = if tls { self.tls(address).await? } else { self.plain(address).await? };
+            let (handshake, config) = (self.options.handshake(), config());
+            let line = if tls {
+                self.tls(address, &handshake, config).await?
+            } else {
+                self.plain(address, handshake, config).await?
+            };
             self.greet(address, line.wire().await?).await?;
             Ok(line)
         };
@@ -459,30 +464,60 @@ impl Dialer {
         }
     }
 
-    async fn plain(&self, address: &Address) -> RedisResult<Line> {
+    /// Connects with the protocol that has pushes, which go to `on_push` in the order in which they come.
+    pub(super) async fn dial_listener(
+        &self,
+        address: &Address,
+        on_push: impl redis::aio::AsyncPushSender,
+    ) -> RedisResult<Line> {
+        let handshake = self.options.handshake().set_protocol(ProtocolVersion::RESP3);
+        let config = config().set_push_sender(on_push);
+        let dialled = async {
+            if self.options.tls {
+                self.tls(address, &handshake, config).await
+            } else {
+                self.plain(address, handshake, config).await
+            }
+        };
+        match timeout(self.options.connect_deadline, dialled).await {
+            Ok(dialled) => dialled,
+            Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
+        }
+    }
+
+    async fn plain(
+        &self,
+        address: &Address,
+        handshake: RedisConnectionInfo,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<Line> {
         let info = ConnectionAddr::Tcp(address.host.clone(), address.port)
             .into_connection_info()?
             .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(self.options.handshake());
+            .set_redis_settings(handshake);
         let client = Client::open(info)?;
-        let conn = client.get_multiplexed_async_connection_with_config(&config()).await?;
+        let conn = client.get_multiplexed_async_connection_with_config(&config).await?;
         Ok(Line::Own { conn, _driver: None })
     }
 
     #[cfg(feature = "redis-tls")]
-    async fn tls(&self, address: &Address) -> RedisResult<Line> {
+    async fn tls(
+        &self,
+        address: &Address,
+        handshake: &RedisConnectionInfo,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<Line> {
         let tls = self.tls.get_or_init(|| Tls::new(&self.options.tls_options));
         let tls = tls
             .as_ref()
             .map_err(|error| (ErrorKind::InvalidClientConfig, "TLS is not set up well", error.clone()))?;
         let stream = tls.connect(&address.host, address.port).await?;
-        let (conn, driver) =
-            MultiplexedConnection::new_with_config(&self.options.handshake(), stream, config()).await?;
+        let (conn, driver) = MultiplexedConnection::new_with_config(handshake, stream, config).await?;
         Ok(Line::Own { conn, _driver: Some(AbortOnDropHandle::new(tokio::spawn(driver))) })
     }
 
     #[cfg(not(feature = "redis-tls"))]
-    async fn tls(&self, _: &Address) -> RedisResult<Line> {
+    async fn tls(&self, _: &Address, _: &RedisConnectionInfo, _: AsyncConnectionConfig) -> RedisResult<Line> {
         Err((ErrorKind::InvalidClientConfig, "TLS needs the feature `redis-tls`").into())
     }
 }

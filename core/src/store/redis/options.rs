@@ -267,6 +267,14 @@ impl RedisOptions {
         self.cluster
     }
 
+    /// Whether connections come from a pool of the application's own, which alone knows where they lead.
+    pub(super) fn is_lent(&self) -> bool {
+        #[cfg(feature = "redis-pool")]
+        return self.pool.is_some();
+        #[cfg(not(feature = "redis-pool"))]
+        false
+    }
+
     pub(crate) fn database(&self) -> u32 {
         self.db
     }

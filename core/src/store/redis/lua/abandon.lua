@@ -1,6 +1,7 @@
 -- KEYS lease   ARGV token uncacheable_for
 local held = redis.call('GET', KEYS[1])
-if not held or string.sub(held, 10) ~= ARGV[1] then return 0 end
+-- What was given back as uncacheable leaves a mark with its token, and is no lease any more.
+if not held or string.sub(held, 10) ~= ARGV[1] or string.sub(held, 9, 9) == 'U' then return 0 end
 local ms = tonumber(ARGV[2])
 if ms > 0 then
   redis.call('SET', KEYS[1], string.sub(held, 1, 8) .. 'U' .. ARGV[1], 'PX', ms)

@@ -1,0 +1,156 @@
+//! The eviction of a group in Redis, beside a script that scans for its keys.
+//!
+//! Both evict as many entries of the same names in turn, from a server with nothing else and from one that is full of
+//! other things. What is printed is the median time, and the server's time for the longest of our commands: so long
+//! everybody else waited.
+//!
+//! ```text
+//! cargo bench -p larder-benches --bench eviction         a Markdown table
+//! cargo bench -p larder-benches --bench eviction -- 21   so many evictions of each group of 1,000
+//! ```
+
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, stream};
+use larder_axum::core::store::redis::{RedisOptions, RedisStore};
+use larder_axum::core::{CacheStore as _, KeySpace};
+use larder_benches::{RedisServer, SMALL, TTL, body};
+use redis::aio::MultiplexedConnection;
+
+/// How often a group of 1,000 is evicted, unless the command line says otherwise. Larger ones take their time.
+const ROUNDS: usize = 11;
+
+/// How often a larger one is.
+const ROUNDS_OF_LARGE: usize = 3;
+
+const GROUPS: [usize; 2] = [1_000, 100_000];
+
+const UNRELATED: [usize; 2] = [0, 1_000_000];
+
+/// What the guide evicts a group with, all of it in one go.
+const SCAN_AND_UNLINK: &str = "
+    local cursor, count = '0', 0
+    repeat
+      local reply = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)
+      cursor = reply[1]
+      if #reply[2] > 0 then count = count + redis.call('UNLINK', unpack(reply[2])) end
+    until cursor == '0'
+    return count";
+
+fn main() {
+    let rounds = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(ROUNDS);
+    let Some(server) = RedisServer::with_args(&["--enable-debug-command", "yes"]) else {
+        println!("No `redis-server` here.");
+        return;
+    };
+    larder_benches::runtime().block_on(async {
+        println!("| entries | other keys | delete_group | SCAN + UNLINK | ratio | longest command | in the script |");
+        println!("|--:|--:|--:|--:|--:|--:|--:|");
+        let bench = Bench::new(&server).await;
+        for unrelated in UNRELATED {
+            bench.ask::<()>(&["DEBUG", "POPULATE", &unrelated.to_string(), "unrelated", "8"]).await;
+            for entries in GROUPS {
+                let rounds = if entries > GROUPS[0] { rounds.min(ROUNDS_OF_LARGE) } else { rounds };
+                bench.row(entries, unrelated, rounds).await;
+            }
+        }
+    });
+}
+
+struct Bench {
+    store: RedisStore,
+    conn: MultiplexedConnection,
+    group: KeySpace,
+}
+
+impl Bench {
+    async fn new(server: &RedisServer) -> Self {
+        // The script keeps everybody waiting for longer than any deadline is.
+        let long = Duration::from_secs(60);
+        let options = RedisOptions::from_url(&server.url()).expect("a valid URL");
+        let options =
+            options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long);
+        let client = redis::Client::open(server.url()).expect("a valid URL");
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let conn = client.get_multiplexed_async_connection_with_config(&config).await.expect("Redis");
+        let group = KeySpace::new("redis:larder:cache", Some("products")).expect("a valid group");
+        let bench = Self { store: RedisStore::new(options), conn, group };
+        bench.ask::<()>(&["CONFIG", "SET", "slowlog-log-slower-than", "50"]).await;
+        bench.ask::<()>(&["CONFIG", "SET", "slowlog-max-len", "100000"]).await;
+        bench
+    }
+
+    async fn ask<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        redis::Cmd::new().arg(command).query_async(&mut self.conn.clone()).await.expect("Redis")
+    }
+
+    async fn row(&self, entries: usize, unrelated: usize, rounds: usize) {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut our_longest, mut their_longest) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..rounds {
+            self.fill(entries).await;
+            self.ask::<()>(&["SLOWLOG", "RESET"]).await;
+            let started = Instant::now();
+            let removed = self.store.delete_group(&self.group).await.expect("Redis");
+            ours.push(started.elapsed());
+            assert_eq!(removed, entries as u64);
+            our_longest = our_longest.max(self.longest_command().await);
+
+            self.fill_for_the_script(entries).await;
+            self.ask::<()>(&["SLOWLOG", "RESET"]).await;
+            let started = Instant::now();
+            let removed: usize = self.ask(&["EVAL", SCAN_AND_UNLINK, "0", "guide:{products}:*"]).await;
+            theirs.push(started.elapsed());
+            assert_eq!(removed, entries);
+            their_longest = their_longest.max(self.longest_command().await);
+        }
+        let (ours, theirs) = (median(ours), median(theirs));
+        println!(
+            "| {entries} | {unrelated} | {} | {} | {:.1} | {} | {} |",
+            millis(ours),
+            millis(theirs),
+            theirs.as_secs_f64() / ours.as_secs_f64(),
+            millis(our_longest),
+            millis(their_longest)
+        );
+    }
+
+    async fn fill(&self, entries: usize) {
+        let value = body(SMALL);
+        stream::iter(0..entries)
+            .for_each_concurrent(256, async |number| {
+                let key = self.group.key(&format!("products:{number}"));
+                self.store.set(&key, value.clone(), Some(TTL)).await.expect("Redis");
+            })
+            .await;
+    }
+
+    async fn fill_for_the_script(&self, entries: usize) {
+        let value = body(SMALL);
+        let numbers: Vec<usize> = (0..entries).collect();
+        for chunk in numbers.chunks(1000) {
+            let mut pipe = redis::pipe();
+            for number in chunk {
+                let key = format!("guide:{{products}}:products:{number}");
+                pipe.set_ex(key, &value[..], TTL.as_secs()).ignore();
+            }
+            pipe.query_async::<()>(&mut self.conn.clone()).await.expect("Redis");
+        }
+    }
+
+    /// The server's time for the longest command since the log was cleared.
+    async fn longest_command(&self) -> Duration {
+        let slow: Vec<Vec<redis::Value>> = self.ask(&["SLOWLOG", "GET", "-1"]).await;
+        let micros = slow.into_iter().map(|mut entry| redis::from_redis_value::<u64>(entry.swap_remove(2)));
+        Duration::from_micros(micros.map(|micros| micros.expect("a time")).max().unwrap_or_default())
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}

@@ -1,0 +1,469 @@
+//! Values of a Redis, kept in this process too: [`TieredStore`].
+//!
+//! # How it stays coherent
+//!
+//! One connection of its own asks Redis to tell it of every change under the prefix (`CLIENT TRACKING ON BCAST`), and
+//! each message removes what it names. Three rules make that safe:
+//!
+//! * **A fence.** A value that was read may be outdated before it is kept. So the epoch of the key's stripe is taken
+//!   *before* Redis is asked, every message advances it, and what was read is kept only if it is still the same.
+//! * **A bound.** Messages and answers come in the order in which they were sent, so the answer to a `PING` proves that
+//!   every change before that `PING` was heard of. What is here counts only until then plus [`MAX_STALE`]: a connection
+//!   that hangs, or was cut without a word, is noticed by the time alone. A new connection starts with nothing.
+//! * **Own changes don't wait for their message.** Whatever this process writes or evicts is removed here, and fenced,
+//!   after Redis confirmed it and before the caller hears of it. What Redis didn't confirm is bypassed until it does.
+//!
+//! An entry of a group also carries its group's epoch, which advances with every message about the group's nonce.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use redis::{PushInfo, PushKind, RedisResult, Value};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::RedisStore;
+use super::link::Dialer;
+use super::names;
+use crate::key::{CacheKey, KeySpace};
+use crate::store::leases::head_of;
+use crate::store::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
+
+/// For how long what is here may be out of date when Redis can't be heard. While it can, it is less than a millisecond.
+pub const MAX_STALE: Duration = Duration::from_secs(1);
+
+/// How often Redis is asked whether it can be heard.
+const PING_EVERY: Duration = Duration::from_millis(250);
+
+/// The pause before the connection is tried again, and the one after Redis refused to tell of changes.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(5);
+
+/// How many epochs share the keys, and the groups. Two that share one only cost each other a read.
+const STRIPES: usize = 1024;
+
+/// What an entry weighs besides its name and its value, in bytes.
+const OVERHEAD: u64 = 200;
+
+/// A [`RedisStore`] with a tier in this process's memory. Clones share both.
+///
+/// Made by [`RedisStore::with_local`]. Reads are answered here if they can be; leases, writes and evictions always go to
+/// Redis. After an eviction by this process has returned, nothing older is read in it. Another process's eviction
+/// is seen as soon as Redis's message arrives, and after [`MAX_STALE`] at the latest, even if no message can arrive.
+///
+/// It needs Redis 6 or newer and a user who may run `CLIENT TRACKING`; without them, in a Redis Cluster, and through a pool of the application's own, there is a
+/// warning and everything is read from Redis.
+#[derive(Clone, Debug)]
+pub struct TieredStore {
+    redis: RedisStore,
+    local: Arc<Local>,
+}
+
+impl RedisStore {
+    /// Keeps what is read under this prefix in memory too, at most so many bytes. Keys of other prefixes are
+    /// always read from Redis.
+    #[must_use]
+    pub fn with_local(self, prefix: &str, bytes: u64) -> TieredStore {
+        let dialer = Dialer::new(self.inner.options.clone(), Arc::new(|| {}));
+        TieredStore { redis: self, local: Arc::new(Local::new(dialer, prefix, bytes)) }
+    }
+}
+
+impl CacheStore for TieredStore {
+    async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        if self.redis.is_in_doubt(key) {
+            return Ok(None);
+        }
+        if let Some(value) = self.local.get(key) {
+            return Ok(Some(value));
+        }
+        let Some(ticket) = self.local.ticket(key) else { return self.redis.get(key).await };
+        // Once more, now that an eviction would revoke the ticket.
+        if self.redis.is_in_doubt(key) {
+            return Ok(None);
+        }
+        let asked = self.local.now();
+        let Some((value, left)) = self.redis.read_with_expiry(key).await? else { return Ok(None) };
+        self.local.keep(key, &ticket, &value, left.map(|left| asked + left));
+        Ok(Some(value))
+    }
+
+    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
+        let _change = Change::of_key(&self.local, key);
+        self.redis.set(key, value, ttl).await
+    }
+
+    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let _change = Change::of_key(&self.local, key);
+        self.redis.delete(key).await
+    }
+
+    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
+        let _change = Change::of_space(&self.local, group);
+        self.redis.delete_group(group).await
+    }
+
+    async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        if !self.redis.is_in_doubt(key) && self.local.get(key).is_some() {
+            return Ok(true);
+        }
+        self.redis.has(key).await
+    }
+
+    fn max_value_bytes(&self) -> u64 {
+        self.redis.max_value_bytes()
+    }
+
+    fn health(&self) -> Health {
+        let entries = &self.local.entries;
+        self.redis.health().bytes(entries.weight(), Some(entries.capacity()))
+    }
+
+    async fn close(&self) {
+        self.local.close();
+        self.redis.close().await;
+    }
+}
+
+impl LeaseStore for TieredStore {
+    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+        self.redis.begin(key, intent, hold).await
+    }
+
+    async fn commit(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let _change = Change::of_key(&self.local, key);
+        self.redis.commit(key, lease, value, ttl).await
+    }
+
+    async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
+        self.redis.renew(key, lease, hold).await
+    }
+
+    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
+        self.redis.abandon(key, lease, why).await
+    }
+}
+
+/// A change that this process makes. What it concerns is removed when it begins, and when it is over, however it ends:
+/// dropped half-way too, which is when Redis may carry it out later.
+#[must_use]
+struct Change<'a> {
+    local: &'a Local,
+    scope: Scope<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Scope<'a> {
+    Key(&'a str),
+    Group(&'a str),
+    All,
+}
+
+impl<'a> Change<'a> {
+    fn of_key(local: &'a Local, key: &'a CacheKey) -> Self {
+        Self::new(local, Scope::Key(key.name()))
+    }
+
+    fn of_space(local: &'a Local, space: &'a KeySpace) -> Self {
+        Self::new(local, if space.group().is_some() { Scope::Group(names::nonce(space)) } else { Scope::All })
+    }
+
+    fn new(local: &'a Local, scope: Scope<'a>) -> Self {
+        local.remove(scope);
+        Self { local, scope }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.local.remove(self.scope);
+    }
+}
+
+/// What is kept here. Times are since its beginning.
+struct Local {
+    dialer: Dialer,
+    /// What the names of tracked keys begin with.
+    head: Box<str>,
+    entries: Cache<Box<str>, Kept, Weigh>,
+    /// Locked by whoever keeps or removes an entry of the stripe.
+    keys: Box<[Mutex<u64>]>,
+    groups: Box<[AtomicU64]>,
+    hasher: RandomState,
+    beginning: Instant,
+    /// Until when, in microseconds, every change is known to be heard of in time. 0 without a connection.
+    valid_until: AtomicU64,
+    listener: Mutex<Listener>,
+}
+
+#[derive(Default)]
+struct Listener {
+    task: Option<AbortHandle>,
+    closed: bool,
+    /// How many times a connection was lost.
+    losses: u64,
+}
+
+#[derive(Clone)]
+struct Kept {
+    value: Bytes,
+    expires: Option<Duration>,
+    group_epoch: u64,
+}
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<Box<str>, Kept> for Weigh {
+    fn weight(&self, name: &Box<str>, kept: &Kept) -> u64 {
+        OVERHEAD + name.len() as u64 + kept.value.len() as u64
+    }
+}
+
+/// The right to keep what is read from now on, unless something changes meanwhile.
+struct Ticket {
+    epoch: u64,
+    group_epoch: u64,
+}
+
+impl Local {
+    fn new(dialer: Dialer, prefix: &str, bytes: u64) -> Self {
+        Self {
+            dialer,
+            head: format!("{prefix}:").into(),
+            entries: Cache::with_weighter(usize::try_from(bytes / 2048).unwrap_or(usize::MAX), bytes, Weigh),
+            keys: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            groups: (0..STRIPES).map(|_| AtomicU64::default()).collect(),
+            hasher: RandomState::new(),
+            beginning: Instant::now(),
+            valid_until: AtomicU64::new(0),
+            listener: Mutex::default(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.beginning.elapsed()
+    }
+
+    fn get(&self, key: &CacheKey) -> Option<Bytes> {
+        let now = self.now();
+        if !self.is_valid_at(now) {
+            return None;
+        }
+        let kept = self.entries.get(key.name())?;
+        let is_over = kept.expires.is_some_and(|expires| expires <= now);
+        (!is_over && kept.group_epoch == self.group_epoch(key)).then_some(kept.value)
+    }
+
+    /// To be taken before Redis is asked. `None` for what isn't tracked, or not now.
+    fn ticket(self: &Arc<Self>, key: &CacheKey) -> Option<Ticket> {
+        if !self.is_valid_at(self.now()) {
+            self.listen();
+            return None;
+        }
+        let epoch = *self.stripe(key.name());
+        let ticket = Ticket { epoch, group_epoch: self.group_epoch(key) };
+        key.name().starts_with(&*self.head).then_some(ticket)
+    }
+
+    fn keep(&self, key: &CacheKey, ticket: &Ticket, value: &Bytes, expires: Option<Duration>) {
+        let epoch = self.stripe(key.name());
+        if *epoch == ticket.epoch {
+            let kept = Kept { value: value.clone(), expires, group_epoch: ticket.group_epoch };
+            self.entries.insert(key.name().into(), kept);
+        }
+    }
+
+    fn remove(&self, scope: Scope<'_>) {
+        match scope {
+            Scope::Key(name) => {
+                let mut epoch = self.stripe(name);
+                *epoch += 1;
+                self.entries.remove(name);
+            }
+            Scope::Group(nonce) => {
+                self.groups[self.number(nonce)].fetch_add(1, Ordering::AcqRel);
+            }
+            Scope::All => {
+                // All of them before the first entry goes: nothing may be kept behind the back of this.
+                let mut epochs: Vec<_> = self.keys.iter().map(lock).collect();
+                epochs.iter_mut().for_each(|epoch| **epoch += 1);
+                self.entries.clear();
+            }
+        }
+    }
+
+    fn group_epoch(&self, key: &CacheKey) -> u64 {
+        let nonce = head_of(key).trim_end_matches(':');
+        key.group().map_or(0, |_| self.groups[self.number(nonce)].load(Ordering::Acquire))
+    }
+
+    fn stripe(&self, name: &str) -> MutexGuard<'_, u64> {
+        lock(&self.keys[self.number(name)])
+    }
+
+    fn number(&self, name: &str) -> usize {
+        usize::try_from(self.hasher.hash_one(name) % STRIPES as u64).unwrap_or(0)
+    }
+
+    fn is_valid_at(&self, now: Duration) -> bool {
+        micros(now) < self.valid_until.load(Ordering::Acquire)
+    }
+}
+
+/// Hearing of changes.
+impl Local {
+    /// Sees to it that somebody listens. A task dies with its runtime, so a finished one is replaced.
+    fn listen(self: &Arc<Self>) {
+        let mut listener = lock(&self.listener);
+        if listener.closed || listener.task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.dialer.options.is_cluster() || self.dialer.options.is_lent() {
+            tracing::warn!(
+                "nothing is kept in this process: a Redis Cluster, or a pool of the application, is not listened to"
+            );
+            listener.closed = true;
+            return;
+        }
+        let weak = Arc::downgrade(self);
+        let task = async move {
+            let mut refused = false;
+            while let Some(local) = weak.upgrade() {
+                let error = local.listen_once().await;
+                local.goes_deaf();
+                let pause = match error {
+                    Err(error) if !error.is_io_error() && !error.is_unrecoverable_error() => {
+                        if !std::mem::replace(&mut refused, true) {
+                            tracing::warn!(%error, "Redis does not tell of changes; nothing is kept in this process");
+                        }
+                        PAUSE_AFTER_REFUSAL
+                    }
+                    Ok(()) | Err(_) => PAUSE,
+                };
+                drop(local);
+                sleep(pause).await;
+            }
+        };
+        listener.task = Some(runtime.spawn(task).abort_handle());
+    }
+
+    /// Listens until the connection is no good any more.
+    async fn listen_once(self: &Arc<Self>) -> RedisResult<()> {
+        let (weak, losses) = (Arc::downgrade(self), lock(&self.listener).losses);
+        // Called where the connection is read, in the order in which messages and answers come.
+        let on_push = move |push: PushInfo| {
+            if let Some(local) = weak.upgrade() {
+                local.hear(&push);
+            }
+            Ok::<(), ()>(())
+        };
+        let line = self.dialer.dial_listener(&self.dialer.options.addresses()[0], on_push).await?;
+        let mut track = redis::cmd("CLIENT");
+        track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&*self.head);
+        let mut wire = line.wire().await?;
+        let Ok(tracked) = timeout(MAX_STALE, wire.one(&track)).await else { return Ok(()) };
+        tracked?;
+        // Before this, changes went unheard.
+        self.remove(Scope::All);
+        loop {
+            let sent = self.now();
+            let Ok(heard) = timeout(MAX_STALE, wire.one(&redis::cmd("PING"))).await else { return Ok(()) };
+            heard?;
+            {
+                // The connection may have been lost since it answered.
+                let listener = lock(&self.listener);
+                if listener.losses != losses {
+                    return Ok(());
+                }
+                self.valid_until.store(micros(sent + MAX_STALE), Ordering::Release);
+            }
+            sleep(PING_EVERY).await;
+        }
+    }
+
+    fn hear(&self, push: &PushInfo) {
+        match push.kind {
+            PushKind::Invalidate => match push.data.first() {
+                Some(Value::Array(names)) => names.iter().for_each(|name| self.hear_of(name)),
+                // The whole database was flushed.
+                _ => self.remove(Scope::All),
+            },
+            PushKind::Disconnection => self.goes_deaf(),
+            _ => {}
+        }
+    }
+
+    fn hear_of(&self, name: &Value) {
+        let name = match name {
+            Value::BulkString(name) => std::str::from_utf8(name).ok(),
+            _ => None,
+        };
+        // Every name of ours is UTF-8.
+        let Some(name) = name else { return };
+        if name.ends_with('}') {
+            self.remove(Scope::Group(name));
+        }
+        self.remove(Scope::Key(name));
+    }
+
+    fn goes_deaf(&self) {
+        let mut listener = lock(&self.listener);
+        listener.losses += 1;
+        self.valid_until.store(0, Ordering::Release);
+        drop(listener);
+        self.remove(Scope::All);
+    }
+
+    fn close(&self) {
+        let mut listener = lock(&self.listener);
+        listener.closed = true;
+        if let Some(task) = listener.task.take() {
+            task.abort();
+        }
+        drop(listener);
+        self.goes_deaf();
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.listener).task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Local")
+            .field("head", &self.head)
+            .field("len", &self.entries.len())
+            .field("len_bytes", &self.entries.weight())
+            .field("capacity", &self.entries.capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can panic half way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,209 @@
+//! What an outage of Redis costs a busy service: requests per second of a route with a cache, and of the same route without
+//! one beside it, second for second.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::handler::Handler;
+use axum::routing::get;
+use axum::serve::ListenerExt as _;
+use larder_axum::{Larder, cache};
+use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::redis_server::RedisServer;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, sleep_until};
+
+const CLIENTS: usize = 32;
+
+/// How many products each client asks for, in turn. No two clients share one: a cache makes one run of several requests
+/// for the same, outage or not, and that would flatter it.
+const PRODUCTS: usize = 50;
+
+const WINDOW: Duration = Duration::from_secs(1);
+const WINDOWS: usize = 5;
+
+/// An outage may cost this long whatever it likes.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What a service with a cache must at least do of what it does without, in each second.
+const SHARE: f64 = 0.8;
+
+/// A service and its clients on a thread of their own, so that two of them share the processor fairly.
+struct Service {
+    progress: Arc<Progress>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Progress {
+    answered: AtomicU64,
+    hits: AtomicU64,
+    is_over: AtomicBool,
+}
+
+impl Service {
+    fn start(larder: Option<Larder>, work: Duration) -> Self {
+        let progress = Arc::new(Progress::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let shared = Arc::clone(&progress);
+        let thread = thread::spawn(move || runtime.block_on(run(app(larder, work), shared)));
+        Self { progress, thread: Some(thread) }
+    }
+
+    fn answered(&self) -> u64 {
+        self.progress.answered.load(Ordering::Relaxed)
+    }
+
+    /// Stops the clients, and panics if one of them ever got a wrong answer or none.
+    fn stop(mut self) {
+        self.progress.is_over.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().expect("every answer is the handler's own");
+    }
+}
+
+/// Ends a service whose test fails, too.
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.progress.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+fn app(larder: Option<Larder>, work: Duration) -> Router {
+    let product = move |Path(id): Path<usize>| async move {
+        if !work.is_zero() {
+            sleep(work).await;
+        }
+        body(id)
+    };
+    let route = match larder {
+        Some(larder) => get(product.layer(cache(&larder).group("products").ttl(300))),
+        None => get(product),
+    };
+    Router::new().route("/products/{id}", route)
+}
+
+/// All of one length, so that clients know where it ends.
+fn body(id: usize) -> String {
+    format!("product {id:>500}")
+}
+
+async fn run(app: Router, progress: Arc<Progress>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+    let server = tokio::spawn(async { axum::serve(listener, app).await });
+    let clients = (0..CLIENTS).map(|number| tokio::spawn(client(port, number, Arc::clone(&progress))));
+    for client in clients.collect::<Vec<_>>() {
+        client.await.expect("a client that got the right answers");
+    }
+    server.abort();
+}
+
+/// Asks over and over, on one connection, and looks at every byte of the body.
+async fn client(port: u16, number: usize, progress: Arc<Progress>) {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut answer = Vec::new();
+    for turn in 0.. {
+        if progress.is_over.load(Ordering::Relaxed) {
+            return;
+        }
+        let id = number * PRODUCTS + turn % PRODUCTS;
+        let request = format!("GET /products/{id} HTTP/1.1\r\nhost: shop.example\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let expected = body(id);
+        answer.clear();
+        let head = loop {
+            assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "no answer");
+            let head = answer.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4);
+            if let Some(head) = head.filter(|head| answer.len() >= head + expected.len()) {
+                break head;
+            }
+        };
+        let (head, text) = answer.split_at(head);
+        assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(head));
+        assert_eq!(String::from_utf8_lossy(text), expected);
+        progress.answered.fetch_add(1, Ordering::Relaxed);
+        let is_hit = head.windows(5).any(|part| part == b": HIT");
+        progress.hits.fetch_add(u64::from(is_hit), Ordering::Relaxed);
+    }
+}
+
+/// What becomes of Redis.
+#[derive(Clone, Copy, Debug)]
+enum Outage {
+    Killed,
+    Stopped,
+    BlackHole,
+    Slow,
+}
+
+/// Prints a row of the table, and answers the ratios of its windows.
+async fn measure(outage: Outage, work: Duration) -> Vec<f64> {
+    let mut server = RedisServer::start();
+    let proxy = Proxy::to(server.port()).await;
+    let url = match outage {
+        Outage::Killed | Outage::Stopped => server.url(),
+        Outage::BlackHole | Outage::Slow => proxy.url(),
+    };
+    let cached = Service::start(Some(Larder::redis(&url).unwrap()), work);
+    let bare = Service::start(None, work);
+    sleep(2 * WINDOW).await;
+    assert!(cached.progress.hits.load(Ordering::Relaxed) > 0, "nothing was cached before the outage");
+
+    match outage {
+        Outage::Killed => server.kill(),
+        Outage::Stopped => server.pause(),
+        Outage::BlackHole => proxy.turn(Weather::BlackHole),
+        Outage::Slow => proxy.turn(Weather::Slow(Duration::from_millis(200))),
+    }
+    let began = Instant::now();
+    sleep_until(began + GRACE).await;
+    let answered = || (cached.answered(), bare.answered());
+    let hits = cached.progress.hits.load(Ordering::Relaxed);
+    let mut before = answered();
+    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
+    for window in 1..=WINDOWS {
+        sleep_until(began + GRACE + WINDOW * window as u32).await;
+        let now = answered();
+        let (with, without) = (now.0 - before.0, now.1 - before.1);
+        before = now;
+        rates.push(format!("{with}/{without}"));
+        ratios.push(with as f64 / without as f64);
+    }
+    assert_eq!(cached.progress.hits.load(Ordering::Relaxed), hits, "hits while Redis was away");
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    println!("| {outage:?} | {work:?} | {} | {:.2} | {least:.2} |", rates.join(", "), median(&ratios));
+    cached.stop();
+    bare.stop();
+    ratios
+}
+
+fn median(ratios: &[f64]) -> f64 {
+    let mut sorted = ratios.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// A handler that waits as if for a database, and one that does nothing at all. The first shows what an outage makes
+/// requests wait for. The second is as good as its processor time, of which a cache takes some: it is printed, but a busy
+/// machine and a debug build have too much of a say in it to be held to anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "slow"]
+async fn an_outage_leaves_a_service_its_throughput() {
+    println!("\n| Redis | the handler waits | requests with/without a cache, each second | median | least |");
+    println!("|---|--:|---|--:|--:|");
+    for outage in [Outage::Killed, Outage::Stopped, Outage::BlackHole, Outage::Slow] {
+        let ratios = measure(outage, Duration::from_millis(20)).await;
+        // The machine may have something else to do for one second, but not for two.
+        let poor = ratios.iter().filter(|ratio| **ratio < SHARE).count();
+        assert!(poor <= 1, "{outage:?}: {ratios:.2?}");
+        measure(outage, Duration::ZERO).await;
+    }
+}

@@ -1,0 +1,341 @@
+//! The tier in this process over Redis: what it serves, and when it must not.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder_core::store::redis::MAX_STALE;
+use larder_core::store::suite::{self, Subject};
+use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, TieredStore};
+use larder_tests::redis_server::RedisServer;
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, sleep};
+
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+const CAPACITY: u64 = 16 << 20;
+
+/// What a busy machine may add to any bound.
+const SLACK: Duration = Duration::from_millis(500);
+
+fn options(server: &RedisServer) -> RedisOptions {
+    let long = Duration::from_secs(5);
+    RedisOptions::from_url(&server.url())
+        .unwrap()
+        .read_deadline(long)
+        .fill_deadline(long)
+        .evict_deadline(long)
+}
+
+fn tiered(server: &RedisServer) -> TieredStore {
+    RedisStore::new(options(server)).with_local("p", CAPACITY)
+}
+
+fn keys() -> [CacheKey; 2] {
+    [KeySpace::new("p", Some("g")).unwrap().key("a"), KeySpace::new("p", None).unwrap().key("a")]
+}
+
+async fn raw(server: &RedisServer) -> MultiplexedConnection {
+    redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+async fn ask(conn: &mut MultiplexedConnection, command: &str) -> String {
+    let mut cmd = redis::Cmd::new();
+    cmd.arg(command.split(' ').collect::<Vec<_>>());
+    let answer: redis::Value = cmd.query_async(conn).await.unwrap();
+    redis::from_redis_value(answer).unwrap_or_default()
+}
+
+/// How many values Redis was asked for.
+async fn reads(conn: &mut MultiplexedConnection) -> u64 {
+    let stats = ask(conn, "INFO commandstats").await;
+    let calls = |name: &str| {
+        let line = stats.lines().find_map(|line| line.strip_prefix(name))?;
+        line.strip_prefix(":calls=")?.split(',').next()?.parse::<u64>().ok()
+    };
+    ["cmdstat_get", "cmdstat_mget"].into_iter().filter_map(calls).sum()
+}
+
+/// Reads until the tier answers without Redis.
+async fn warm(store: &TieredStore, key: &CacheKey, conn: &mut MultiplexedConnection) {
+    let start = Instant::now();
+    loop {
+        let before = reads(conn).await;
+        assert!(store.get(key).await.unwrap().is_some(), "{key} holds nothing");
+        if reads(conn).await == before {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{key} is never kept");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn becomes(store: &TieredStore, key: &CacheKey, expected: Option<&str>, why: &str) {
+    let start = Instant::now();
+    let expected = expected.map(|value| Bytes::copy_from_slice(value.as_bytes()));
+    while store.get(key).await.unwrap() != expected {
+        assert!(start.elapsed() < MAX_STALE + SLACK, "{key}: {why}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_the_contract_of_a_store() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(options(&server)).with_local("suite", CAPACITY);
+    suite::run(&Subject::new(store)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_the_fill_protocol() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(options(&server)).with_local("suite", CAPACITY);
+    suite::run_leases(&Subject::new(store)).await;
+}
+
+#[tokio::test]
+async fn what_another_process_changes_is_gone_here() {
+    let server = RedisServer::start();
+    let (mine, other, mut conn) = (tiered(&server), tiered(&server), raw(&server).await);
+    for key in keys() {
+        mine.set(&key, "1".into(), MINUTE).await.unwrap();
+        warm(&mine, &key, &mut conn).await;
+        other.set(&key, "2".into(), MINUTE).await.unwrap();
+        becomes(&mine, &key, Some("2"), "another process wrote").await;
+        warm(&mine, &key, &mut conn).await;
+        assert!(other.delete(&key).await.unwrap());
+        becomes(&mine, &key, None, "another process evicted").await;
+        for space in [key.space(), KeySpace::new("p", None).unwrap()] {
+            mine.set(&key, "3".into(), MINUTE).await.unwrap();
+            warm(&mine, &key, &mut conn).await;
+            assert_eq!(other.delete_group(&space).await.unwrap(), 1);
+            becomes(&mine, &key, None, "another process evicted its group").await;
+        }
+        mine.set(&key, "4".into(), MINUTE).await.unwrap();
+        warm(&mine, &key, &mut conn).await;
+        ask(&mut conn, "FLUSHALL").await;
+        becomes(&mine, &key, None, "everything was flushed").await;
+    }
+}
+
+#[tokio::test]
+async fn it_forgets_when_redis_does() {
+    let server = RedisServer::start();
+    let (store, mut conn) = (tiered(&server), raw(&server).await);
+    for key in keys() {
+        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        warm(&store, &key, &mut conn).await;
+        store.set(&key, "2".into(), Some(Duration::from_millis(400))).await.unwrap();
+        let start = Instant::now();
+        while store.get(&key).await.unwrap().is_some() {
+            assert!(start.elapsed() < Duration::from_millis(400) + SLACK, "{key} outlives its time");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn other_prefixes_are_always_read_from_redis() {
+    let server = RedisServer::start();
+    let (store, mut conn) = (tiered(&server), raw(&server).await);
+    let [mine, _] = keys();
+    store.set(&mine, "1".into(), MINUTE).await.unwrap();
+    warm(&store, &mine, &mut conn).await;
+    let other = KeySpace::new("pp", None).unwrap().key("a");
+    store.set(&other, "1".into(), MINUTE).await.unwrap();
+    let before = reads(&mut conn).await;
+    for _ in 0..5 {
+        assert_eq!(store.get(&other).await.unwrap().unwrap(), "1");
+    }
+    assert_eq!(reads(&mut conn).await, before + 5);
+}
+
+/// A read whose answer has come, but which nobody has looked at since.
+async fn half_read<'a>(
+    store: &'a TieredStore,
+    key: &'a CacheKey,
+) -> impl Future<Output = Result<Option<Bytes>, larder_core::StoreError>> + 'a {
+    let mut get = Box::pin(store.get(key));
+    assert!(futures_util::poll!(&mut get).is_pending(), "{key} was here already");
+    sleep(Duration::from_millis(1)).await;
+    get
+}
+
+/// Another process changes a value between its being read and its being kept: it must not stay.
+async fn fills_against_invalidations(rounds: u64) {
+    let server = RedisServer::start();
+    let (mine, other, mut conn) = (tiered(&server), tiered(&server), raw(&server).await);
+    for key in keys() {
+        mine.set(&key, "first".into(), MINUTE).await.unwrap();
+        warm(&mine, &key, &mut conn).await;
+        let mut stale = 0;
+        for round in 0..rounds {
+            mine.set(&key, "old".into(), MINUTE).await.unwrap();
+            let read = half_read(&mine, &key).await;
+            match round % 3 {
+                0 => other.set(&key, "new".into(), MINUTE).await.unwrap(),
+                1 => assert!(other.delete(&key).await.unwrap()),
+                _ => assert_eq!(other.delete_group(&key.space()).await.unwrap(), 1),
+            }
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(read.await.unwrap().unwrap(), "old", "it was asked for before");
+            let quiet = Instant::now();
+            while mine.get(&key).await.unwrap().is_some_and(|value| value == "old") {
+                if quiet.elapsed() > Duration::from_millis(200) {
+                    stale += 1;
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(stale, 0, "{key}: stale in so many of {rounds} rounds");
+    }
+}
+
+/// Once this process's change has been confirmed to it, nothing in it reads what was before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_sees_its_own_changes_at_once() {
+    let server = RedisServer::start();
+    // On two connections a read may overtake a change that was begun before it.
+    let store = RedisStore::new(options(&server).connections(2)).with_local("p", CAPACITY);
+    let mut conn = raw(&server).await;
+    for key in keys() {
+        store.set(&key, "0".into(), MINUTE).await.unwrap();
+        warm(&store, &key, &mut conn).await;
+        let (floor, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let readers: Vec<_> = (0..6)
+            .map(|_| {
+                let (store, key, floor, done) = (store.clone(), key.clone(), floor.clone(), done.clone());
+                tokio::spawn(async move {
+                    let mut stale = 0;
+                    while !done.load(Ordering::SeqCst) {
+                        let least = floor.load(Ordering::SeqCst);
+                        if let Some(value) = store.get(&key).await.unwrap() {
+                            let value: u64 = std::str::from_utf8(&value).unwrap().parse().unwrap();
+                            stale += u64::from(value < least);
+                        }
+                        tokio::task::yield_now().await;
+                    }
+                    stale
+                })
+            })
+            .collect();
+        let mut stale = 0;
+        for version in 1..=1_000_u64 {
+            store.set(&key, version.to_string().into(), MINUTE).await.unwrap();
+            floor.store(version, Ordering::SeqCst);
+            // Kept by now, for what comes next to find it.
+            store.get(&key).await.unwrap();
+            match version % 3 {
+                0 => drop(store.delete(&key).await.unwrap()),
+                1 => drop(store.delete_group(&key.space()).await.unwrap()),
+                _ => continue,
+            }
+            stale += u64::from(store.get(&key).await.unwrap().is_some());
+        }
+        done.store(true, Ordering::SeqCst);
+        for reader in readers {
+            stale += reader.await.unwrap();
+        }
+        assert_eq!(stale, 0, "{key}: reads of what was replaced or evicted");
+    }
+}
+
+#[tokio::test]
+async fn nothing_older_stays() {
+    fills_against_invalidations(600).await;
+}
+
+#[tokio::test]
+#[ignore = "takes minutes; run by tests/run --slow"]
+async fn nothing_older_stays_in_tens_of_thousands_of_rounds() {
+    fills_against_invalidations(10_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_hangs_is_bypassed_within_the_bound() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(RedisOptions::from_url(&server.url()).unwrap()).with_local("p", CAPACITY);
+    let mut conn = raw(&server).await;
+    for key in keys() {
+        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        warm(&store, &key, &mut conn).await;
+    }
+    server.pause();
+    let start = Instant::now();
+    while keys().iter().any(|key| server_is_not_needed(&store, key)) {
+        assert!(start.elapsed() < MAX_STALE + SLACK, "still served after {:?}", start.elapsed());
+        sleep(Duration::from_millis(5)).await;
+    }
+    server.resume();
+    for key in keys() {
+        let start = Instant::now();
+        while store.get(&key).await.ok().flatten().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(5), "no recovery");
+            sleep(Duration::from_millis(5)).await;
+        }
+        warm(&store, &key, &mut conn).await;
+    }
+}
+
+/// Whether the value comes at once, without a turn for any connection.
+fn server_is_not_needed(store: &TieredStore, key: &CacheKey) -> bool {
+    let mut get = std::pin::pin!(store.get(key));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    matches!(get.as_mut().poll(&mut context), std::task::Poll::Ready(Ok(Some(_))))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_connection_starts_again_with_nothing() {
+    let server = RedisServer::start();
+    let (store, other, mut conn) = (tiered(&server), RedisStore::new(options(&server)), raw(&server).await);
+    for key in keys() {
+        for round in 0..10 {
+            let value = round.to_string();
+            other.set(&key, value.clone().into(), MINUTE).await.unwrap();
+            becomes(&store, &key, Some(&value), "another process wrote").await;
+            warm(&store, &key, &mut conn).await;
+            // The change comes right behind the cut, so that nobody is told of it.
+            let mut cut = redis::pipe();
+            for id in trackers(&mut conn).await {
+                cut.cmd("CLIENT").arg("KILL").arg("ID").arg(id).ignore();
+            }
+            let _: () = cut.query_async(&mut conn).await.unwrap();
+            other.delete(&key).await.unwrap();
+            becomes(&store, &key, None, "evicted while nobody listened").await;
+        }
+    }
+}
+
+/// The connections that are told of changes: `B` is their flag.
+async fn trackers(conn: &mut MultiplexedConnection) -> Vec<String> {
+    let list = ask(conn, "CLIENT LIST").await;
+    let field = |line: &str, name: &str| {
+        line.split(' ').find_map(|field| field.strip_prefix(name)).unwrap_or_default().to_owned()
+    };
+    let ids: Vec<_> = list
+        .lines()
+        .filter(|line| field(line, "flags=").contains('B'))
+        .map(|line| field(line, "id="))
+        .collect();
+    assert!(!ids.is_empty(), "nobody listens: {list}");
+    ids
+}
+
+#[tokio::test]
+async fn without_tracking_everything_is_read_from_redis() {
+    let server = RedisServer::start();
+    let mut conn = raw(&server).await;
+    ask(&mut conn, "ACL SETUSER al on >pw ~* &* +@all -client|tracking").await;
+    let store = RedisStore::new(options(&server).username("al").password("pw")).with_local("p", CAPACITY);
+    for key in keys() {
+        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        let before = reads(&mut conn).await;
+        for _ in 0..20 {
+            assert_eq!(store.get(&key).await.unwrap().unwrap(), "1");
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(reads(&mut conn).await, before + 20, "something was kept");
+    }
+}
