@@ -23,7 +23,6 @@ pub async fn look_alikes_share_nothing(shop: &Shop) {
         "/products/1:2",
         "/products/1%3A2",
         "/products/1%253A2",
-        "/products/1%3a2",
         "/products/1%2F2",
         "/products/limit=2",
         "/products/limit%3D2",
@@ -64,10 +63,13 @@ pub async fn look_alikes_share_nothing(shop: &Shop) {
         assert_eq!(answer.cache(), "MISS", "{answer:?}");
         first.push((path, answer));
     }
-    assert!(first.len() >= 28, "only {} of them have a route", first.len());
+    assert!(first.len() >= 27, "only {} of them have a route", first.len());
     for (path, miss) in &first {
         assert_eq!(shop.get(path).await.expect_hit().body, miss.body);
     }
+    // Two spellings of one URI, though, are one (RFC 3986 §6.2.2).
+    assert_eq!(shop.get("/products/1%3a2").await.expect_hit().body, shop.get("/products/1%3A2").await.body);
+    assert_eq!(shop.get("/products/%31").await.expect_hit().body, shop.get("/products/1").await.body);
     let known = |path: &str| first.iter().find(|(known, _)| *known == path).unwrap().1.json();
     assert_eq!(known("/products/1:2")["known"], false);
     assert_eq!(known("/products/1:2")["id"], "1:2");
