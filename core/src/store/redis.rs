@@ -24,6 +24,9 @@
 //! A tokio runtime with I/O and time, though not before the first call. Redis 5 or newer, and a user who may run
 //! `EVAL` and `EVALSHA`: without them nothing is stored, rather than stored unsafely.
 //!
+//! The tests run on Redis 7.0, alone and as a cluster of three masters and three replicas; other servers that speak its
+//! protocol, Valkey among them, have not been tried. The behaviour suite is public, to try one.
+//!
 //! # In a cluster
 //!
 //! Whatever belongs to a key or to a group shares a slot, so everything above holds in a Redis Cluster too: a group is
