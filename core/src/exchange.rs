@@ -13,9 +13,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
-use tracing::{Instrument, warn};
+use tracing::warn;
 
 use crate::body::{ReplyBody, collect, length_of};
+use crate::detach::{EvictOnDrop, Target};
 use crate::entry::Record;
 use crate::flight::{Follow, Landing, Lead, Role};
 use crate::hold::{Held, Started};
@@ -33,10 +34,10 @@ use crate::telemetry::Watch;
 use crate::telemetry::spans::{self, Span};
 
 /// How often a request looks again when what it waited for turned out not to be for it. Then it runs by itself.
-const LOOKS: usize = 3;
+pub(crate) const LOOKS: usize = 3;
 
 /// For how long the requests for an answer that can't be shared don't wait for each other.
-const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
+pub(crate) const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
 
 /// One request and the handler for it: what an adapter wraps.
 ///
@@ -295,7 +296,7 @@ impl Route {
         lead: Option<Lead>,
     ) -> Counted<C> {
         let route = Arc::clone(self);
-        self.detached::<C>(async move {
+        let work = async move {
             let started = match forward.intent() {
                 Some(intent) => route.start_fill(&forward, &place.target, intent).await,
                 None => Started::Without(forward.reason()),
@@ -321,9 +322,8 @@ impl Route {
                     route.alone(forward.because(reason), call).await
                 }
             }
-        })
-        .await
-        .unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        self.shared.detached(work, unavailable::<C>).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
@@ -337,12 +337,7 @@ impl Route {
                 let _: Counted<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
         };
-        let limit = self.shared.timing.max_fill;
-        let work = async move {
-            // Dropped, it gives everything back.
-            let _: Result<(), _> = tokio::time::timeout(limit, work).await;
-        };
-        self.shared.spawn(work.in_current_span());
+        self.shared.in_background(work);
     }
 
     /// Asks for the right to fill, and waits for another process that has it.
@@ -420,15 +415,10 @@ impl Route {
                 (stored, Landing::Filled(record))
             }
             Placement::FirstVariant(secondary, variants) => {
-                // First the variant, then the record that leads to it: if that commit is refused, the variant is an
-                // orphan that nobody can reach.
-                let target = place.base.variant(secondary);
-                match self.shared.set(&target, admitted.record(), ttl).await {
-                    Ok(()) => {
-                        (held.commit(variants.encode(), admitted.variants_retention()).await, Landing::Again)
-                    }
-                    Err(()) => (Stored::Failed, Landing::Alone),
-                }
+                let variant = (place.base.variant(secondary), admitted.record(), ttl);
+                let stored =
+                    held.commit_first_variant(variant, &variants, admitted.variants_retention()).await;
+                (stored, Landing::Again)
             }
             Placement::Nowhere => {
                 held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
@@ -451,21 +441,21 @@ impl Route {
     /// A route that writes: runs its handler and then stores or evicts, detached from the client.
     async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Counted<C> {
         let target = match forward.kind() {
-            Kind::EvictGroup => Target::Group,
+            Kind::EvictGroup => Target::Group(self.policy.rule().space.clone()),
             _ => match self.key(&call.view(), forward.principal()).await {
                 Some(key) => Target::Key(key),
                 None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
             },
         };
         let (route, evicted) = (Arc::clone(self), target.clone());
-        let done = self.detached::<C>(async move {
+        let work = async move {
             let held = match (&target, forward.intent()) {
                 (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
                 _ => None,
             };
             // A handler that panics, or is given up on, may have changed what it is there to change. This stays armed
             // until the cache agrees with it.
-            let unknown = EvictOnDrop { route: &route, target: &target, armed: true };
+            let unknown = EvictOnDrop::new(&route.shared, &target);
             let produced = match &held {
                 Some(held) => held.renewing(route.produce(forward, call)).await,
                 None => route.produce(forward, call).await,
@@ -476,26 +466,26 @@ impl Route {
                 Produced::Stale(response) => stood_in::<C>(response),
                 Produced::Passed(response, pass) => {
                     if pass.evicts() {
-                        route.evict(&target).await;
+                        route.shared.evict(&target).await;
                     }
                     passed::<C>(response, &pass)
                 }
                 Produced::Admitted(admitted) => {
                     let stored = route.write_through(&admitted, &target, held).await;
                     if stored != Stored::Yes {
-                        route.evict(&target).await;
+                        route.shared.evict(&target).await;
                     }
                     answered::<C>(*admitted, stored)
                 }
             };
             unknown.disarm();
             counted
-        });
-        match done.await {
+        };
+        match self.shared.detached(work, unavailable::<C>).await {
             Ok(counted) => counted,
             Err(panic) => {
                 // The task does it too, for a client that is gone. This one shall not see the panic before.
-                self.evict(&evicted).await;
+                self.shared.evict(&evicted).await;
                 resume_unwind(panic)
             }
         }
@@ -512,13 +502,6 @@ impl Route {
         let stored = span.around(held.commit(admitted.record(), admitted.retention())).await;
         span.stored(stored);
         stored
-    }
-
-    async fn evict(&self, target: &Target) {
-        match target {
-            Target::Key(key) => self.shared.evict_key(key).await,
-            Target::Group => self.shared.evict_group(&self.policy.rule().space).await,
-        };
     }
 
     /// Runs the handler and asks the policy about its answer.
@@ -555,38 +538,6 @@ impl Route {
         Produced::Passed(response, pass)
     }
 
-    /// Runs on when the client is gone, but not for ever: then no longer than a fill may take. A panic comes back to the
-    /// caller.
-    async fn detached<C: Call>(
-        &self,
-        work: impl Future<Output = Counted<C>> + Send + 'static,
-    ) -> Result<Counted<C>, Panic> {
-        let client = Arc::new(());
-        let (here, limit) = (Arc::downgrade(&client), self.shared.timing.max_fill);
-        let abandoned = async move {
-            loop {
-                tokio::time::sleep(limit).await;
-                if here.strong_count() == 0 {
-                    break;
-                }
-            }
-        };
-        let work = async move {
-            tokio::select! {
-                biased;
-                counted = work => counted,
-                () = abandoned => unavailable::<C>(),
-            }
-        };
-        let joined = self.shared.tasks.spawn(work.in_current_span()).await;
-        drop(client);
-        match joined {
-            Ok(counted) => Ok(counted),
-            // Else the runtime is shutting down.
-            Err(error) => error.try_into_panic().map_or_else(|_| Ok(unavailable::<C>()), Err),
-        }
-    }
-
     /// The key of a request, or `None` if the key builder says that there is none.
     pub(crate) async fn key(
         &self,
@@ -614,9 +565,6 @@ impl Route {
         }
     }
 }
-
-/// What a handler panicked with.
-type Panic = Box<dyn std::any::Any + Send>;
 
 /// An answer, and what it is to be counted as.
 type Counted<C> = (Reply<C>, Outcome);
@@ -671,7 +619,6 @@ impl Seen {
 
     /// `target` is the key of the variant, if the resource varies.
     fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>, span: &Span) -> Self {
-        let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };
         let seen = match decision {
             Decision::Hit(hit) | Decision::NotModified(hit) => {
                 span.lasting(hit.remaining());
@@ -681,8 +628,10 @@ impl Seen {
                 let outcome = Outcome::miss(answer.reason());
                 Self::Answer(answer.into_response(), outcome)
             }
-            Decision::Stale(hit, forward) => Self::Stale(hit.into_response(), forward, place(base)),
-            Decision::Miss(forward) => Self::Miss(forward, place(base)),
+            Decision::Stale(hit, forward) => {
+                Self::Stale(hit.into_response(), forward, Place::new(base, target))
+            }
+            Decision::Miss(forward) => Self::Miss(forward, Place::new(base, target)),
         };
         seen.told(span)
     }
@@ -696,9 +645,16 @@ enum Followed {
 }
 
 /// Where the answer to a miss belongs: the key of the request, and the one that is filled, which differs for a variant.
-struct Place {
-    base: CacheKey,
-    target: CacheKey,
+pub(crate) struct Place {
+    pub(crate) base: CacheKey,
+    pub(crate) target: CacheKey,
+}
+
+impl Place {
+    /// `target` is the key of the variant, if the resource varies.
+    pub(crate) fn new(base: CacheKey, target: Option<CacheKey>) -> Self {
+        Self { target: target.unwrap_or_else(|| base.clone()), base }
+    }
 }
 
 /// What the handler's answer came to.
@@ -709,36 +665,7 @@ enum Produced<C: Call> {
     Admitted(Box<Admitted>),
 }
 
-/// What a write evicts.
-#[derive(Clone)]
-enum Target {
-    Key(CacheKey),
-    Group,
-}
-
-/// Evicts in the background unless it was disarmed.
-struct EvictOnDrop<'a> {
-    route: &'a Arc<Route>,
-    target: &'a Target,
-    armed: bool,
-}
-
-impl EvictOnDrop<'_> {
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for EvictOnDrop<'_> {
-    fn drop(&mut self) {
-        if self.armed {
-            let (route, target) = (Arc::clone(self.route), self.target.clone());
-            self.route.shared.spawn(async move { route.evict(&target).await });
-        }
-    }
-}
-
-fn land(lead: Option<Lead>, landing: Landing) {
+pub(crate) fn land(lead: Option<Lead>, landing: Landing) {
     if let Some(lead) = lead {
         lead.land(landing);
     }

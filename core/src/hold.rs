@@ -13,6 +13,7 @@ use crate::larder::Shared;
 use crate::policy::Stored;
 use crate::reason::Reason;
 use crate::store::{Abandon, Begin, Intent, Lease, StoreError};
+use crate::vary::Variants;
 
 /// The pause before a filling that somebody else does is looked at again grows from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -168,6 +169,20 @@ impl Held {
     ) -> Result<bool, StoreError> {
         let Some(lease) = self.lease.take() else { return Ok(false) };
         self.shared.store.commit(&self.key, &lease, record, ttl).await
+    }
+
+    /// Writes a variant, its time to live beside it, and under the lease the record that leads to it. In this order: if the
+    /// commit is refused, the variant is an orphan that nobody can reach.
+    pub(crate) async fn commit_first_variant(
+        self,
+        (key, record, ttl): (CacheKey, Bytes, Option<Duration>),
+        variants: &Variants,
+        kept_for: Option<Duration>,
+    ) -> Stored {
+        match self.shared.set(&key, record, ttl).await {
+            Ok(()) => self.commit(variants.encode(), kept_for).await,
+            Err(()) => Stored::Failed,
+        }
     }
 
     /// Gives the lease back in the background: nobody waits for that.

@@ -44,6 +44,8 @@ pub mod config;
 #[cfg(feature = "console")]
 pub mod console;
 #[cfg(feature = "runtime")]
+mod detach;
+#[cfg(feature = "runtime")]
 mod exchange;
 #[cfg(feature = "runtime")]
 mod flight;

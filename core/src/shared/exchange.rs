@@ -8,7 +8,6 @@ use std::fmt;
 use std::future::Future;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode, Uri, response};
@@ -22,7 +21,8 @@ use super::policy::{
 };
 use super::{SharedRecord, SharedRule};
 use crate::body::length_of;
-use crate::exchange::Call;
+use crate::detach::{EvictOnDrop, Target};
+use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, land};
 use crate::flight::{Landing, Lead, Role};
 use crate::hold::{Begun, Held, Started};
 use crate::key::{CacheKey, KeySpace};
@@ -33,12 +33,6 @@ use crate::request::RequestView;
 use crate::rule::host;
 use crate::store::{Abandon, Intent};
 use crate::vary::{SecondaryKey, Variants};
-
-/// How often a request looks again when what it waited for turned out not to be for it. Then it goes to the origin.
-const LOOKS: usize = 3;
-
-/// For how long the requests for an answer that can't be shared don't wait for each other.
-const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
 
 /// What the fields of a response take beside its body, when the store limits both.
 const HEAD_ROOM: u64 = 16 * 1024;
@@ -147,9 +141,8 @@ impl SharedCache {
                 None => forward.because(Reason::Waited),
             };
             let cache = Arc::clone(&self);
-            return self
-                .detached::<C>(async move { cache.exchange(forward, place, call, None, None).await })
-                .await;
+            let work = async move { cache.exchange(forward, place, call, None, None).await };
+            return self.detached::<C>(work).await;
         }
     }
 
@@ -241,12 +234,7 @@ impl SharedCache {
                 let _: SharedReply<C> = cache.exchange(forward, place, call, Some(held), Some(lead)).await;
             }
         };
-        let limit = self.shared.timing.max_fill;
-        let work = async move {
-            // Dropped, it gives everything back.
-            let _: Result<(), _> = tokio::time::timeout(limit, work).await;
-        };
-        self.shared.spawn(work.in_current_span());
+        self.shared.in_background(work);
     }
 
     /// The one place where a read goes to the origin.
@@ -385,13 +373,8 @@ impl SharedCache {
                 stored
             }
             Placement::FirstVariant(secondary, variants) => {
-                // First the variant, then the record that leads to it: if that commit is refused, the variant is an
-                // orphan that nobody can reach.
-                let target = place.base.variant(secondary);
-                match self.shared.set(&target, admitted.record(), ttl).await {
-                    Ok(()) => held.commit(variants.encode(), Some(admitted.variants_retention())).await,
-                    Err(()) => Stored::Failed,
-                }
+                let variant = (place.base.variant(secondary), admitted.record(), ttl);
+                held.commit_first_variant(variant, &variants, Some(admitted.variants_retention())).await
             }
             Placement::Widened(secondary, variants, instead_of) => {
                 held.abandon(Abandon::Failed);
@@ -425,11 +408,8 @@ impl SharedCache {
             Ok(Some(SharedRecord::Variants(found))) if found.id() == instead_of => {}
             _ => return Stored::Evicted,
         }
-        let ttl = Some(admitted.retention());
-        match self.shared.set(&base.variant(secondary), admitted.record(), ttl).await {
-            Ok(()) => held.commit(variants.encode(), Some(admitted.variants_retention())).await,
-            Err(()) => Stored::Failed,
-        }
+        let variant = (base.variant(secondary), admitted.record(), Some(admitted.retention()));
+        held.commit_first_variant(variant, variants, Some(admitted.variants_retention())).await
     }
 
     /// A request that may change something: once it succeeded, what is stored is evicted, or replaced by its answer (§4.4).
@@ -439,7 +419,8 @@ impl SharedCache {
         let site = host(&call.view());
         self.detached::<C>(async move {
             // Until the origin has answered, nobody knows what it did.
-            let unknown = EvictOnDrop { cache: &cache, key: &key, armed: true };
+            let target = Target::Key(key.clone());
+            let unknown = EvictOnDrop::new(&cache.shared, &target);
             let held = match write.may_store() {
                 true => cache.shared.start(&key, Intent::Write, None).await.held(),
                 false => None,
@@ -462,7 +443,7 @@ impl SharedCache {
             let response = match write.on_response(&parts, length, sent, cache.shared.now()) {
                 // One answer can't stand for all variants.
                 OnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
-                    let place = Place { base: key.clone(), target: key.clone() };
+                    let place = Place::new(key.clone(), None);
                     let work = Work { held, lead: None, place, is_write: true };
                     cache.keep(admit, parts, body, length, work).await
                 }
@@ -489,46 +470,21 @@ impl SharedCache {
         !matches!(self.read_record(key).await, Ok(None | Some(SharedRecord::Response(_))))
     }
 
+    /// Goes on without the client. A panic of the service goes on in the caller.
+    async fn detached<C: Call>(
+        &self,
+        work: impl Future<Output = SharedReply<C>> + Send + 'static,
+    ) -> SharedReply<C> {
+        let done = self.shared.detached(work, || Ok(unavailable())).await;
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
     async fn evict_for(&self, pass: &Pass, key: &CacheKey, site: &str) {
         if pass.evicts() {
             self.shared.evict_key(key).await;
             for uri in pass.also() {
                 self.evict(uri, site).await;
             }
-        }
-    }
-
-    /// Runs on when the client is gone, but then no longer than a fill may take. A panic comes back to the caller.
-    async fn detached<C: Call>(
-        &self,
-        work: impl Future<Output = SharedReply<C>> + Send + 'static,
-    ) -> SharedReply<C> {
-        let client = Arc::new(());
-        let (here, limit) = (Arc::downgrade(&client), self.shared.timing.max_fill);
-        let abandoned = async move {
-            loop {
-                tokio::time::sleep(limit).await;
-                if here.strong_count() == 0 {
-                    break;
-                }
-            }
-        };
-        let work = async move {
-            tokio::select! {
-                biased;
-                reply = work => reply,
-                () = abandoned => Ok(unavailable()),
-            }
-        };
-        let joined = self.shared.tasks.spawn(work.in_current_span()).await;
-        drop(client);
-        match joined {
-            Ok(reply) => reply,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => resume_unwind(panic),
-                // The runtime is shutting down.
-                Err(_) => Ok(unavailable()),
-            },
         }
     }
 }
@@ -564,12 +520,6 @@ fn give_up(held: Option<Held>, lead: Option<Lead>, failed: bool) {
     land(lead, if failed { Landing::Failed } else { Landing::Alone });
 }
 
-fn land(lead: Option<Lead>, landing: Landing) {
-    if let Some(lead) = lead {
-        lead.land(landing);
-    }
-}
-
 fn unavailable<B: Body>() -> Response<SharedBody<B>> {
     let mut response = Response::new(SharedBody::full(Bytes::new()));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -588,11 +538,10 @@ enum Seen {
 impl Seen {
     /// `target` is the key of the variant, if the resource varies.
     fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
-        let place = |base: CacheKey| Place { target: target.unwrap_or_else(|| base.clone()), base };
         match decision {
             Decision::Answer(answer) => Self::Answer(answer),
-            Decision::Stale(answer, forward) => Self::Stale(answer, forward, place(base)),
-            Decision::Forward(forward) => Self::Forward(forward, place(base)),
+            Decision::Stale(answer, forward) => Self::Stale(answer, forward, Place::new(base, target)),
+            Decision::Forward(forward) => Self::Forward(forward, Place::new(base, target)),
         }
     }
 
@@ -605,12 +554,6 @@ impl Seen {
     }
 }
 
-/// Where an answer belongs: the key of the request, and the one that is filled, which differs for a variant.
-struct Place {
-    base: CacheKey,
-    target: CacheKey,
-}
-
 /// What storing a response needs.
 struct Work {
     held: Option<Held>,
@@ -618,28 +561,4 @@ struct Work {
     place: Place,
     /// Whether the response came of a change, so that what is stored must go if it can't be replaced.
     is_write: bool,
-}
-
-/// Evicts in the background unless it was disarmed.
-struct EvictOnDrop<'a> {
-    cache: &'a Arc<SharedCache>,
-    key: &'a CacheKey,
-    armed: bool,
-}
-
-impl EvictOnDrop<'_> {
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for EvictOnDrop<'_> {
-    fn drop(&mut self) {
-        if self.armed {
-            let (shared, key) = (Arc::clone(&self.cache.shared), self.key.clone());
-            self.cache.shared.spawn(async move {
-                shared.evict_key(&key).await;
-            });
-        }
-    }
 }

@@ -39,7 +39,6 @@ impl Span {
         work
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "as above")]
     const fn record<V: Copy>(&self, _: &'static str, _: V) {}
 }
 
