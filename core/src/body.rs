@@ -116,7 +116,12 @@ impl<B: Body> Body for ReplyBody<B> {
 }
 
 fn own_frame<D: Buf, E>(frame: Option<Result<Frame<D>, E>>) -> Option<Result<Frame<Bytes>, E>> {
-    frame.map(|frame| frame.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))))
+    frame.map(|frame| frame.map(owned))
+}
+
+/// A frame whose data stands by itself. What is `Bytes` already is not copied.
+pub(crate) fn owned<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
+    frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
 }
 
 /// How long a response's body says it is: by itself, or by `Content-Length`.
@@ -132,29 +137,26 @@ pub(crate) fn length_of<B: Body>(headers: &HeaderMap, body: &B) -> BodyLength {
 /// it is anything else: longer, shorter, cut by an error, or ended by trailers.
 pub(crate) async fn collect<B: Body>(body: B, expected: u64) -> Result<Bytes, ReplyBody<B>> {
     let mut body = Box::pin(body);
-    let mut chunks = VecDeque::new();
+    let mut chunks = Vec::new();
     let mut length = 0;
     let rest = loop {
         match body.frame().await {
-            None if length == expected => return Ok(join(chunks)),
+            None if length == expected => return Ok(join(&chunks)),
             None => break Err(None),
             Some(Err(error)) => break Err(Some(error)),
-            Some(Ok(frame)) => {
-                let frame = frame.map_data(|mut data| data.copy_to_bytes(data.remaining()));
-                match frame.into_data() {
-                    Ok(data) => {
-                        length += data.len() as u64;
-                        chunks.push_back(data);
-                        if length > expected {
-                            break Ok(body);
-                        }
-                    }
-                    Err(trailers) => {
-                        let frames = chunks.into_iter().map(Frame::data).chain([trailers]).collect();
-                        return Err(replay(frames, Ok(body)));
+            Some(Ok(frame)) => match owned(frame).into_data() {
+                Ok(data) => {
+                    length += data.len() as u64;
+                    chunks.push(data);
+                    if length > expected {
+                        break Ok(body);
                     }
                 }
-            }
+                Err(trailers) => {
+                    let frames = chunks.into_iter().map(Frame::data).chain([trailers]).collect();
+                    return Err(replay(frames, Ok(body)));
+                }
+            },
         }
     };
     Err(replay(chunks.into_iter().map(Frame::data).collect(), rest))
@@ -168,13 +170,13 @@ fn replay<B: Body>(
 }
 
 /// One buffer of all chunks. The usual single chunk is not copied.
-fn join(mut chunks: VecDeque<Bytes>) -> Bytes {
-    if chunks.len() <= 1 {
-        return chunks.pop_front().unwrap_or_default();
+pub(crate) fn join(chunks: &[Bytes]) -> Bytes {
+    if let [chunk] = chunks {
+        return chunk.clone();
     }
     let mut whole = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
     for chunk in chunks {
-        whole.extend_from_slice(&chunk);
+        whole.extend_from_slice(chunk);
     }
     whole.freeze()
 }

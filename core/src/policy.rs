@@ -524,21 +524,27 @@ impl Hit {
 fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> {
     let stored = response.into_parts().0.headers;
     let has_etag = stored.contains_key(ETAG);
+    let headers = only(stored, |name| is_for_not_modified(name, has_etag, rule));
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// The fields with these names.
+pub(crate) fn only(fields: HeaderMap, is_kept: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
     let mut kept = None;
-    for (name, value) in stored {
+    for (name, value) in fields {
         // Further values of a field come without its name.
         if let Some(name) = name {
-            kept = is_for_not_modified(&name, has_etag, rule).then_some(name);
+            kept = is_kept(&name).then_some(name);
         }
         if let Some(name) = &kept {
             headers.append(name, value);
         }
     }
-    let mut response = Response::new(Bytes::new());
-    *response.status_mut() = StatusCode::NOT_MODIFIED;
-    *response.headers_mut() = headers;
-    response
+    headers
 }
 
 fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule) -> bool {
@@ -1190,8 +1196,9 @@ fn representation_fields(response: &HeaderMap) -> HeaderMap {
     fields
 }
 
-/// Everything but what belongs to one connection, one moment or this cache itself (RFC 9111 §3.1).
-fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
+/// Everything but what belongs to one connection (RFC 9110 §7.6.1), in itself or because `Connection` lists it, or to one
+/// proxy (§11.7).
+pub(crate) fn end_to_end(response: &HeaderMap) -> HeaderMap {
     let mut fields = response.clone();
     for value in response.get_all(CONNECTION) {
         for name in list(value.as_bytes()).filter_map(|name| HeaderName::from_bytes(name).ok()) {
@@ -1208,6 +1215,16 @@ fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
         TRAILER,
         TRANSFER_ENCODING,
         UPGRADE,
+    ] {
+        fields.remove(name);
+    }
+    fields
+}
+
+/// Everything but what belongs to one connection, one moment or this cache itself (RFC 9111 §3.1).
+fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
+    let mut fields = end_to_end(response);
+    for name in [
         CONTENT_LENGTH,
         // A stored `Date` would be aged twice downstream; servers write a new one.
         DATE,

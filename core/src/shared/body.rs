@@ -6,12 +6,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::body::{join, owned};
 use crate::policy::BodyLength;
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -139,10 +140,6 @@ fn own_frame<D: Buf, E: Into<BoxError>>(
     })
 }
 
-fn owned<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
-    frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
-}
-
 /// Splits a body: what the client reads, at once and as it comes, and what keeps it meanwhile.
 pub(crate) fn keep<B: Body>(body: B, length: BodyLength, limit: u64) -> (SharedBody<B>, Keeper<B>) {
     let (client, pieces) = unbounded_channel();
@@ -199,7 +196,7 @@ impl<B: Body> Keeper<B> {
         tokio::select! {
             biased;
             end = self.read_on() => match end {
-                Ok(held_back) => Ok(Complete { body: join(&self.chunks, self.length), held_back, client }),
+                Ok(held_back) => Ok(Complete { body: join(&self.chunks), held_back, client }),
                 Err(Some(last)) => {
                     let _: Result<(), _> = client.send(last);
                     Err(Unkept::Broken)
@@ -247,16 +244,4 @@ impl<B: Body> Keeper<B> {
 async fn lonely<B: Body>(client: &UnboundedSender<Piece<B>>, patience: Duration) {
     client.closed().await;
     tokio::time::sleep(patience).await;
-}
-
-/// One buffer of all chunks. The usual single chunk is not copied.
-fn join(chunks: &[Bytes], length: u64) -> Bytes {
-    if let [chunk] = chunks {
-        return chunk.clone();
-    }
-    let mut whole = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
-    for chunk in chunks {
-        whole.extend_from_slice(chunk);
-    }
-    whole.freeze()
 }

@@ -1,26 +1,12 @@
 //! Header fields: which are stored, which a 304 changes, which go upstream.
 
-use http::header::{
-    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderName,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-use crate::directives::list;
+use crate::policy::end_to_end;
 
-/// What belongs to one connection (RFC 9110 §7.6.1) or to one proxy (§11.7): never stored (RFC 9111 §3.1).
-const NEVER_STORED: [HeaderName; 10] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    HeaderName::from_static("proxy-authentication-info"),
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+/// Said to one proxy's client, like `Proxy-Authenticate` (RFC 9110 §11.7.3): never stored (RFC 9111 §3.1).
+const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
 
 /// What a stored response depends upon (RFC 9111 §3.2): the body that is kept is the one that these describe, so a 304
 /// doesn't change them.
@@ -30,11 +16,8 @@ const ABOUT_THE_STORED_BODY: [HeaderName; 5] =
 /// The fields of a response that are kept: all but what belongs to the connection, what `Connection` lists, what the
 /// response itself withholds by name, and `Age`, which is kept as a number.
 pub(crate) fn storable(response: &HeaderMap, withheld: &[HeaderName]) -> HeaderMap {
-    let mut fields = response.clone();
-    for name in listed_in_connection(response) {
-        fields.remove(name);
-    }
-    for name in NEVER_STORED.iter().chain(withheld).chain([&AGE]) {
+    let mut fields = end_to_end(response);
+    for name in withheld.iter().chain([&PROXY_AUTHENTICATION_INFO, &AGE]) {
         fields.remove(name);
     }
     fields
@@ -70,9 +53,4 @@ pub(crate) fn date(headers: &mut HeaderMap, received: std::time::SystemTime) {
     {
         headers.insert(DATE, now);
     }
-}
-
-fn listed_in_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    let fields = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
-    fields.flat_map(list).filter_map(|name| HeaderName::from_bytes(name).ok())
 }

@@ -44,7 +44,7 @@ use super::stored::{SharedRecord, StoredResponse};
 use super::{SetCookie, SharedRule};
 use crate::directives::RequestDirectives;
 use crate::etag::request_matches;
-use crate::policy::BodyLength;
+use crate::policy::{BodyLength, only};
 use crate::reason::Reason;
 use crate::request::{Present, RequestView};
 use crate::rule::host;
@@ -522,18 +522,7 @@ fn has_length(status: StatusCode) -> bool {
 
 /// RFC 9110 §15.4.5: what a 200 would have said about freshness and validators.
 fn for_not_modified(stored: HeaderMap) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(10);
-    let mut kept = None;
-    for (name, value) in stored {
-        // Further values of a field come without its name.
-        if let Some(name) = name {
-            kept = is_for_not_modified(&name).then_some(name);
-        }
-        if let Some(name) = &kept {
-            headers.append(name, value);
-        }
-    }
-    headers
+    only(stored, is_for_not_modified)
 }
 
 fn is_for_not_modified(name: &HeaderName) -> bool {
