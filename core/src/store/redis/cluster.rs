@@ -223,23 +223,13 @@ impl Cluster {
         let mut next = 0;
         while let Some(node) = nodes.get(next).cloned() {
             next += 1;
-            let mut ask = redis::cmd("CLUSTER");
-            ask.arg("NODES");
-            let list: String = self.ask(&node, &ask, deadline).await?;
-            for line in list.lines().filter_map(Line::parse) {
-                if line.is_myself {
-                    if !line.is_master {
-                        return Err(StoreError::unavailable("a failover is under way"));
-                    }
-                    moving |= line.is_moving();
-                    described.insert(line.describe());
-                } else if line.is_empty_master()
-                    && let Some(address) = Address::parse(line.address)
-                {
-                    let master = self.node(&address.beside(node.address()));
-                    if !nodes.iter().any(|known| Arc::ptr_eq(known, &master)) {
-                        nodes.push(master);
-                    }
+            let view = View::of(&node, deadline).await?;
+            moving |= view.moving;
+            described.insert(view.described);
+            for address in view.empty_masters {
+                let master = self.node(&address.beside(node.address()));
+                if !nodes.iter().any(|known| Arc::ptr_eq(known, &master)) {
+                    nodes.push(master);
                 }
             }
         }
@@ -334,7 +324,7 @@ impl Cluster {
             .map(async |node| {
                 let mut ask = redis::cmd("CLUSTER");
                 ask.arg("SLOTS");
-                let answer: Value = self.ask(node, &ask, deadline).await?;
+                let answer: Value = self::ask(node, &ask, deadline).await?;
                 self.read(answer, node.address()).map_err(StoreError::refused)
             })
             .collect();
@@ -347,17 +337,6 @@ impl Cluster {
             }
         }
         Err(problem.unwrap_or_else(|| StoreError::unavailable("no node to ask")))
-    }
-
-    async fn ask<T: FromRedisValue>(
-        &self,
-        node: &Node,
-        cmd: &redis::Cmd,
-        deadline: Duration,
-    ) -> Result<T, StoreError> {
-        let until = Instant::now() + deadline;
-        let send = |mut conn: Wire| async move { Ok(from_redis_value(conn.one(cmd).await?)?) };
-        node.run(until, deadline, true, send).await?.map_err(StoreError::refused)
     }
 
     /// Reads the answer to `CLUSTER SLOTS`.
@@ -375,12 +354,7 @@ impl Cluster {
     fn learn(&self, slots: Slots) -> Arc<Slots> {
         let slots = Arc::new(slots);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let is_new =
-            |master: &Arc<Node>| !known.masters.iter().any(|other| other.address() == master.address());
-        if !known.masters.is_empty() && slots.masters.iter().any(is_new) {
-            // It may be a replica that took its master's place, without the last moments of it.
-            (self.dialer.recall)();
-        }
+        self.welcome(&known, &slots.masters);
         *known = slots.clone();
         let seeds = self.dialer.options.addresses();
         self.nodes().retain(|address, node| {
@@ -389,14 +363,21 @@ impl Cluster {
         slots
     }
 
+    /// Whoever was no master before may be a replica that took its master's place, without the last moments of it.
+    fn welcome(&self, known: &Slots, masters: &[Arc<Node>]) {
+        let is_new =
+            |master: &Arc<Node>| !known.masters.iter().any(|other| other.address() == master.address());
+        if !known.masters.is_empty() && masters.iter().any(is_new) {
+            (self.dialer.recall)();
+        }
+    }
+
     /// A slot has a new owner.
     fn moved(self: &Arc<Self>, slot: u16, address: &Address) -> Arc<Node> {
         let node = self.node(address);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         if !known.owner(slot).is_some_and(|owner| Arc::ptr_eq(owner, &node)) {
-            if !known.masters.is_empty() && !known.masters.iter().any(|master| Arc::ptr_eq(master, &node)) {
-                (self.dialer.recall)();
-            }
+            self.welcome(&known, std::slice::from_ref(&node));
             Arc::make_mut(&mut known).assign([slot], node.clone());
         }
         drop(known);
@@ -434,6 +415,46 @@ impl fmt::Debug for Cluster {
     }
 }
 
+/// Asks one node.
+pub(super) async fn ask<T: FromRedisValue>(
+    node: &Node,
+    cmd: &redis::Cmd,
+    deadline: Duration,
+) -> Result<T, StoreError> {
+    let until = Instant::now() + deadline;
+    let send = |mut conn: Wire| async move { Ok(from_redis_value(conn.one(cmd).await?)?) };
+    node.run(until, deadline, true, send).await?.map_err(StoreError::refused)
+}
+
+/// What a master says about itself, and whom else it knows.
+pub(super) struct View {
+    /// Its name, its epoch and its slots.
+    pub(super) described: String,
+    pub(super) moving: bool,
+    /// Where the masters without a slot are.
+    pub(super) empty_masters: Vec<Address>,
+}
+
+impl View {
+    pub(super) async fn of(node: &Node, deadline: Duration) -> Result<Self, StoreError> {
+        let list: String = ask(node, redis::cmd("CLUSTER").arg("NODES"), deadline).await?;
+        let (mut own, mut empty_masters) = (None, Vec::new());
+        for line in list.lines().filter_map(Line::parse) {
+            if line.is_myself {
+                own = Some(line);
+            } else if line.is_empty_master() {
+                empty_masters.extend(Address::parse(line.address));
+            }
+        }
+        match own {
+            Some(own) if own.is_master => {
+                Ok(Self { described: own.describe(), moving: own.is_moving(), empty_masters })
+            }
+            _ => Err(StoreError::unavailable("a failover is under way")),
+        }
+    }
+}
+
 /// The ranges in an answer to `CLUSTER SLOTS`: first slot, last slot, and the master unless its address is not known.
 pub(super) fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address>)>> {
     let ranges: Vec<Vec<Value>> = from_redis_value(answer)?;
@@ -460,18 +481,18 @@ pub(super) fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address
 }
 
 /// A line of an answer to `CLUSTER NODES`.
-pub(super) struct Line<'a> {
+struct Line<'a> {
     id: &'a str,
     address: &'a str,
-    pub(super) is_myself: bool,
-    pub(super) is_master: bool,
+    is_myself: bool,
+    is_master: bool,
     is_reachable: bool,
     epoch: &'a str,
     slots: Vec<&'a str>,
 }
 
 impl<'a> Line<'a> {
-    pub(super) fn parse(line: &'a str) -> Option<Self> {
+    fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace();
         let (id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
         let epoch = fields.nth(3)?;
@@ -489,15 +510,15 @@ impl<'a> Line<'a> {
         })
     }
 
-    pub(super) fn is_moving(&self) -> bool {
+    fn is_moving(&self) -> bool {
         self.slots.iter().any(|slots| slots.starts_with('['))
     }
 
-    pub(super) fn is_empty_master(&self) -> bool {
+    fn is_empty_master(&self) -> bool {
         self.is_master && self.is_reachable && self.slots.is_empty()
     }
 
-    pub(super) fn describe(&self) -> String {
+    fn describe(&self) -> String {
         format!("{} {} {}", self.id, self.epoch, self.slots.join(" "))
     }
 }

@@ -4,13 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, from_redis_value};
-use tokio::time::Instant;
-
-use super::cluster::{Layout, Line, ranges};
+use super::cluster::{Layout, View, ask, ranges};
 use super::link::{Dialer, Node};
 use super::options::Address;
-use super::wire::Wire;
 use crate::store::StoreError;
 
 /// A cluster that looks like one server, and like one more for each master when it comes to walking over all keys.
@@ -47,17 +43,10 @@ impl LentCluster {
         let (mut moving, mut has_empty) = (false, false);
         for (address, slot) in masters.into_values() {
             let node = Arc::new(Node::new(&Arc::new(self.dialer.to_master(slot)), &address));
-            let list: String = ask(&node, redis::cmd("CLUSTER").arg("NODES"), deadline).await?;
-            for line in list.lines().filter_map(Line::parse) {
-                has_empty |= line.is_empty_master();
-                if line.is_myself {
-                    if !line.is_master {
-                        return Err(StoreError::unavailable("a failover is under way"));
-                    }
-                    moving |= line.is_moving();
-                    described.insert(line.describe());
-                }
-            }
+            let view = View::of(&node, deadline).await?;
+            moving |= view.moving;
+            has_empty |= !view.empty_masters.is_empty();
+            described.insert(view.described);
             nodes.push(node);
         }
         if moving && has_empty {
@@ -65,9 +54,4 @@ impl LentCluster {
         }
         Ok(Layout { nodes, described, moving })
     }
-}
-
-async fn ask<T: FromRedisValue>(node: &Node, cmd: &Cmd, deadline: Duration) -> Result<T, StoreError> {
-    let send = |mut conn: Wire| async move { Ok(from_redis_value(conn.one(cmd).await?)?) };
-    node.run(Instant::now() + deadline, deadline, true, send).await?.map_err(StoreError::refused)
 }

@@ -53,7 +53,7 @@ impl RedisStore {
                 .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
                 .collect();
             if !entries.is_empty() {
-                count += self.sweep(names::nonce(space), old, &entries).await?;
+                count += self.sweep(names::nonce(space), Counting::ValidUnder(old), &entries).await?;
             }
             if entries.len() < CHUNK {
                 break;
@@ -69,7 +69,7 @@ impl RedisStore {
         let mut scan = Scan::begin(self, names::pattern_of(space.head())).await?;
         while let Some(page) = scan.next(self).await? {
             for names in page.chunks(CHUNK) {
-                count += self.sweep_all(names::nonce(space), names).await?;
+                count += self.sweep(names::nonce(space), Counting::Everything, names).await?;
             }
         }
         Ok(count)
@@ -122,7 +122,7 @@ impl RedisStore {
                 let nonce = format!("{prefix}:{{{group}}}");
                 let old = nonces.get(group).cloned().unwrap_or_default();
                 for entries in entries.chunks(CHUNK) {
-                    count += self.sweep(&nonce, &old, entries).await?;
+                    count += self.sweep(&nonce, Counting::ValidUnder(&old), entries).await?;
                 }
             }
         }
@@ -137,16 +137,19 @@ impl RedisStore {
         Ok(Dropped { nonce, doomed: listed.then_some(doomed) })
     }
 
-    async fn sweep<S: AsRef<str>>(&self, nonce: &str, old: &Bytes, entries: &[S]) -> Result<u64, StoreError> {
+    /// Removes those of these entries that are not valid.
+    async fn sweep<S: AsRef<str>>(
+        &self,
+        nonce: &str,
+        counting: Counting<'_>,
+        entries: &[S],
+    ) -> Result<u64, StoreError> {
         let keys: Vec<&str> = std::iter::once(nonce).chain(entries.iter().map(AsRef::as_ref)).collect();
-        self.call(Call { script: &scripts::SWEEP, keys: &keys, args: &[old] }, self.deadline()).await
-    }
-
-    /// The same, and counts whatever it removes.
-    async fn sweep_all(&self, nonce: &str, entries: &[String]) -> Result<u64, StoreError> {
-        let keys: Vec<&str> = std::iter::once(nonce).chain(entries.iter().map(String::as_str)).collect();
-        let call = Call { script: &scripts::SWEEP, keys: &keys, args: &[b"", b"all"] };
-        self.call(call, self.deadline()).await
+        let args: &[&[u8]] = match counting {
+            Counting::ValidUnder(old) => &[old],
+            Counting::Everything => &[b"", b"all"],
+        };
+        self.call(Call { script: &scripts::SWEEP, keys: &keys, args }, self.deadline()).await
     }
 
     async fn unlink(&self, names: &[&str]) -> Result<u64, StoreError> {
@@ -161,6 +164,13 @@ impl RedisStore {
         let Inner { options, .. } = &*self.inner;
         options.evict_deadline
     }
+}
+
+/// What of the entries that are removed counts.
+enum Counting<'a> {
+    /// What was valid until then: this was the nonce.
+    ValidUnder(&'a Bytes),
+    Everything,
 }
 
 /// What is left of a group that was invalidated.
