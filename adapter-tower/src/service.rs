@@ -74,11 +74,15 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        // The service that was polled ready is the one to call; its clone need not be.
-        let clone = self.inner.clone();
-        let service = std::mem::replace(&mut self.inner, clone);
+        let service = take_ready(&mut self.inner);
         Box::pin(Arc::clone(&self.route).handle(TowerCall { service, request, uri: self.uri }))
     }
+}
+
+/// The service that was polled ready is the one to call; the clone that stays in its place need not be.
+pub(crate) fn take_ready<S: Clone>(service: &mut S) -> S {
+    let clone = service.clone();
+    std::mem::replace(service, clone)
 }
 
 /// A request and the service that will answer it if the cache doesn't.

@@ -12,7 +12,7 @@ use larder_core::shared::{SharedBody, SharedCache, SharedRule};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::service::TowerCall;
+use crate::service::{TowerCall, take_ready};
 
 /// A shared cache (RFC 9111) around a whole service: a gateway, a reverse proxy, or an application whose answers say
 /// themselves how long they may be kept. Their own fields rule: `Cache-Control`, `Expires`, `Vary`, `ETag` and so on.
@@ -119,9 +119,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        // The service that was polled ready is the one to call; its clone need not be.
-        let clone = self.inner.clone();
-        let service = std::mem::replace(&mut self.inner, clone);
+        let service = take_ready(&mut self.inner);
         Box::pin(Arc::clone(&self.cache).handle(TowerCall::new(service, request)))
     }
 }

@@ -28,14 +28,7 @@ const GROUPS: [usize; 2] = [1_000, 100_000];
 const UNRELATED: [usize; 2] = [0, 1_000_000];
 
 /// What the guide evicts a group with, all of it in one go.
-const SCAN_AND_UNLINK: &str = "
-    local cursor, count = '0', 0
-    repeat
-      local reply = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)
-      cursor = reply[1]
-      if #reply[2] > 0 then count = count + redis.call('UNLINK', unpack(reply[2])) end
-    until cursor == '0'
-    return count";
+const SCAN_AND_UNLINK: &str = include_str!("../src/scan_and_unlink.lua");
 
 fn main() {
     let rounds = std::env::args().skip(1).find_map(|arg| arg.parse().ok()).unwrap_or(ROUNDS);

@@ -1,5 +1,6 @@
 //! A real `redis-server` of one's own, which can be killed, stopped in its tracks and started again.
 
+use larder_core::RedisOptions;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -153,4 +154,11 @@ fn ping(port: u16) -> Option<[u8; 5]> {
     let mut reply = [0; 5];
     stream.read_exact(&mut reply).ok()?;
     Some(reply)
+}
+
+/// With deadlines that a machine with other work to do keeps too, for tests that are not about them.
+#[must_use]
+pub fn patient(options: RedisOptions) -> RedisOptions {
+    let long = Duration::from_secs(5);
+    options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long)
 }

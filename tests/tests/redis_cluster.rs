@@ -10,6 +10,7 @@ use larder_core::{
     Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore, StoreError,
 };
 use larder_tests::redis_cluster::{MASTERS, RedisCluster};
+use larder_tests::redis_server;
 use tokio::time::{Instant, sleep};
 
 const HOLD: Duration = Duration::from_secs(10);
@@ -32,11 +33,7 @@ fn prompt(cluster: &RedisCluster) -> RedisStore {
 
 /// A store for a machine that is busy with other tests.
 fn patient(cluster: &RedisCluster) -> RedisStore {
-    let long = Duration::from_secs(5);
-    let options = RedisOptions::from_url(&cluster.url()).unwrap();
-    RedisStore::new(
-        options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long),
-    )
+    RedisStore::new(redis_server::patient(RedisOptions::from_url(&cluster.url()).unwrap()))
 }
 
 fn key(group: Option<&str>, suffix: &str) -> CacheKey {
@@ -193,9 +190,8 @@ async fn an_eviction_that_a_promoted_replica_never_heard_of() {
 #[tokio::test]
 async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
     let cluster = start().await;
-    let long = Duration::from_secs(5);
     let options = RedisOptions::from_url(&cluster.url()).unwrap().evict_foreign(true);
-    let store = RedisStore::new(options.read_deadline(long).fill_deadline(long).evict_deadline(long));
+    let store = RedisStore::new(redis_server::patient(options));
     for group in ["a", "b", "c", "d", "e", "f"] {
         let space = KeySpace::new("p", Some(group)).unwrap();
         store.set(&space.key("own"), "1".into(), MINUTE).await.unwrap();

@@ -209,6 +209,26 @@ async fn with_old_data(keys: &[CacheKey]) -> (RedisServer, RedisStore) {
     (server, store)
 }
 
+/// After a restart, `other` is readable as soon as the server is, nothing evicted is seen on the way there, and in the end
+/// it is gone.
+async fn never_stale(server: &RedisServer, store: &RedisStore, other: &CacheKey, evicted: [&CacheKey; 3]) {
+    let start = Instant::now();
+    while !matches!(store.get(other).await, Ok(Some(value)) if value == "old") {
+        for evicted in evicted {
+            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+        sleep(Duration::from_millis(1)).await;
+    }
+    for evicted in evicted {
+        while raw::<u64>(server, &["EXISTS", evicted.name()]).await == 1 {
+            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
+            assert!(start.elapsed() < Duration::from_secs(10), "{evicted} is never evicted");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_eviction_the_server_did_not_live_to_see() {
     let keys =
@@ -227,21 +247,8 @@ async fn an_eviction_the_server_did_not_live_to_see() {
     store.get(&keys[1]).await.unwrap_err();
 
     server.restart();
-    let start = Instant::now();
-    // The others are readable as soon as the server is, and nothing stale is seen on the way there.
-    while !matches!(store.get(&keys[1]).await, Ok(Some(value)) if value == "old") {
-        for evicted in [&keys[0], &keys[2], &keys[3]] {
-            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
-        }
-        assert!(start.elapsed() < Duration::from_secs(10));
-        sleep(Duration::from_millis(1)).await;
-    }
+    never_stale(&server, &store, &keys[1], [&keys[0], &keys[2], &keys[3]]).await;
     for evicted in [&keys[0], &keys[2], &keys[3]] {
-        while raw::<u64>(&server, &["EXISTS", evicted.name()]).await == 1 {
-            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
-            assert!(start.elapsed() < Duration::from_secs(10), "{evicted} is never evicted");
-            sleep(Duration::from_millis(1)).await;
-        }
         certain(&store, evicted).await;
         store.set(evicted, "new".into(), MINUTE).await.unwrap();
         assert_eq!(store.get(evicted).await.unwrap().unwrap(), "new");
@@ -265,21 +272,7 @@ async fn an_eviction_the_server_confirmed_and_forgot() {
     // It comes back with what it had saved.
     server.kill();
     server.restart();
-    let start = Instant::now();
-    while !matches!(store.get(&keys[1]).await, Ok(Some(value)) if value == "old") {
-        for evicted in [&keys[0], &keys[2], &keys[3]] {
-            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
-        }
-        assert!(start.elapsed() < Duration::from_secs(10));
-        sleep(Duration::from_millis(1)).await;
-    }
-    for evicted in [&keys[0], &keys[2], &keys[3]] {
-        while raw::<u64>(&server, &["EXISTS", evicted.name()]).await == 1 {
-            assert!(!matches!(store.get(evicted).await, Ok(Some(_))), "{evicted} is stale");
-            assert!(start.elapsed() < Duration::from_secs(10), "{evicted} is never evicted");
-            sleep(Duration::from_millis(1)).await;
-        }
-    }
+    never_stale(&server, &store, &keys[1], [&keys[0], &keys[2], &keys[3]]).await;
     assert_eq!(store.get(&keys[4]).await.unwrap().unwrap(), "old");
 }
 

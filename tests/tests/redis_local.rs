@@ -9,7 +9,7 @@ use bytes::Bytes;
 use larder_core::store::redis::MAX_STALE;
 use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, TieredStore};
-use larder_tests::redis_server::RedisServer;
+use larder_tests::redis_server::{RedisServer, patient};
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
@@ -20,12 +20,8 @@ const CAPACITY: u64 = 16 << 20;
 const SLACK: Duration = Duration::from_millis(500);
 
 fn options(server: &RedisServer) -> RedisOptions {
-    let long = Duration::from_secs(5);
-    RedisOptions::from_url(&server.url())
-        .unwrap()
-        .read_deadline(long)
-        .fill_deadline(long)
-        .evict_deadline(long)
+    // How soon it connects again is what some of these are about.
+    patient(RedisOptions::from_url(&server.url()).unwrap()).connect_deadline(Duration::from_millis(500))
 }
 
 fn tiered(server: &RedisServer) -> TieredStore {

@@ -9,7 +9,7 @@ use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, StoreError};
 use larder_tests::proxy::{Proxy, Weather};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster};
-use larder_tests::redis_server::RedisServer;
+use larder_tests::redis_server::{self, RedisServer};
 use tokio::time::{Instant, sleep};
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
@@ -31,12 +31,8 @@ fn cluster_pool(cluster: &RedisCluster) -> deadpool_redis::cluster::Pool {
     config.create_pool(Some(Runtime::Tokio1)).unwrap()
 }
 
-/// For a machine that is busy with other tests.
 fn patient(options: RedisOptions) -> RedisStore {
-    let long = Duration::from_secs(5);
-    RedisStore::new(
-        options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long),
-    )
+    RedisStore::new(redis_server::patient(options))
 }
 
 fn key(group: Option<&str>, suffix: &str) -> CacheKey {

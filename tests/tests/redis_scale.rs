@@ -129,14 +129,7 @@ async fn a_group_of_100_000_blocks_nobody_for_long() {
 }
 
 /// What looks for the keys of a group in the whole database, in one go.
-const SCAN_AND_UNLINK: &str = "
-    local cursor, count = '0', 0
-    repeat
-      local reply = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)
-      cursor = reply[1]
-      if #reply[2] > 0 then count = count + redis.call('UNLINK', unpack(reply[2])) end
-    until cursor == '0'
-    return count";
+const SCAN_AND_UNLINK: &str = include_str!("../../benches/src/scan_and_unlink.lua");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "slow"]

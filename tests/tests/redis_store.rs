@@ -11,7 +11,7 @@ use larder_core::{
     Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Lease, LeaseStore, RedisOptions, RedisStore,
     StoreError,
 };
-use larder_tests::redis_server::RedisServer;
+use larder_tests::redis_server::{self, RedisServer};
 use redis::aio::MultiplexedConnection;
 
 const HOLD: Duration = Duration::from_secs(10);
@@ -75,13 +75,7 @@ impl Bench {
 
 /// Options for a machine that is busy with other tests.
 fn patient(server: &RedisServer) -> RedisOptions {
-    let long = Duration::from_secs(5);
-    RedisOptions::from_url(&server.url())
-        .unwrap()
-        .read_deadline(long)
-        .fill_deadline(long)
-        .evict_deadline(long)
-        .connect_deadline(long)
+    redis_server::patient(RedisOptions::from_url(&server.url()).unwrap())
 }
 
 fn space(prefix: &str, group: Option<&str>) -> KeySpace {

@@ -1,16 +1,11 @@
 //! The behaviour suite of stores, on a real Redis.
 
-use std::time::Duration;
-
 use larder_core::store::suite::{self, Subject};
 use larder_core::{RedisOptions, RedisStore};
-use larder_tests::redis_server::RedisServer;
+use larder_tests::redis_server::{RedisServer, patient};
 
-/// With deadlines that a machine with other work to do keeps too: the rules are not about them.
 fn subject(server: &RedisServer) -> Subject<RedisStore> {
-    let options = RedisOptions::from_url(&server.url()).unwrap();
-    let long = Duration::from_secs(5);
-    Subject::new(RedisStore::new(options.read_deadline(long).fill_deadline(long).evict_deadline(long)))
+    Subject::new(RedisStore::new(patient(RedisOptions::from_url(&server.url()).unwrap())))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,7 @@ use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, Larder, RedisOptions, RedisStore, StoreError};
 use larder_tests::certificates::{Authority, Certificate, text};
 use larder_tests::redis_cluster::RedisCluster;
-use larder_tests::redis_server::{RedisServer, free_port};
+use larder_tests::redis_server::{self, RedisServer, free_port};
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
@@ -54,9 +54,7 @@ impl Secure {
 
 /// Options for a machine that is busy with other tests.
 fn patient(url: &str) -> RedisOptions {
-    let long = Duration::from_secs(5);
-    let options = RedisOptions::from_url(url).unwrap();
-    options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long)
+    redis_server::patient(RedisOptions::from_url(url).unwrap())
 }
 
 fn read(path: &Path) -> Vec<u8> {

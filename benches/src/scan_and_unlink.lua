@@ -1,0 +1,8 @@
+-- Looks for the keys of a group in the whole database, in one go: what evicting a group is measured against.
+local cursor, count = '0', 0
+repeat
+  local reply = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)
+  cursor = reply[1]
+  if #reply[2] > 0 then count = count + redis.call('UNLINK', unpack(reply[2])) end
+until cursor == '0'
+return count
