@@ -774,7 +774,7 @@ impl Forward {
 }
 
 /// RFC 5861 §4: these are the errors that a stale response may stand in for.
-fn may_be_stood_in_for(status: StatusCode) -> bool {
+pub(crate) fn may_be_stood_in_for(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 

@@ -44,7 +44,7 @@ use super::stored::{SharedRecord, StoredResponse};
 use super::{SetCookie, SharedRule};
 use crate::directives::RequestDirectives;
 use crate::etag::request_matches;
-use crate::policy::{BodyLength, only};
+use crate::policy::{BodyLength, may_be_stood_in_for, only};
 use crate::reason::Reason;
 use crate::request::{Present, RequestView};
 use crate::rule::host;
@@ -663,7 +663,7 @@ impl Forward {
         let times = Exchanged { sent, received: now };
         let origin_failed = response.extensions.get::<OriginFailed>().is_some();
         // §4.3.3: an error may count as no answer.
-        if origin_failed || is_failure(response.status) {
+        if origin_failed || may_be_stood_in_for(response.status) {
             let status = (!origin_failed).then_some(response.status);
             if let Some(answer) = self.stand_in(status, now) {
                 return OnResponse::ServeStale(answer);
@@ -693,8 +693,10 @@ impl Forward {
         };
         match (refusal, selecting_fields(&response.headers)) {
             (None, Ok(names)) => {
-                let stored =
-                    StoredResponse { part, ..made_of(response, &control, freshness, now, &self.rule) };
+                let stored = StoredResponse {
+                    part,
+                    ..made_of(response.status, &response.headers, &control, freshness, now, &self.rule)
+                };
                 OnResponse::Admit(Admit {
                     stored,
                     names,
@@ -760,11 +762,6 @@ fn contradicts(status: StatusCode) -> bool {
     status != StatusCode::NOT_MODIFIED && crate::policy::contradicts(status)
 }
 
-/// §4.2.4: what may count as a failure of the origin.
-fn is_failure(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 500 | 502 | 503 | 504)
-}
-
 /// §3: why a response may not be stored, if so.
 fn unstorable(
     response: &response::Parts,
@@ -821,16 +818,17 @@ fn is_understood(status: StatusCode) -> bool {
 
 /// What is stored of a response, but for the body.
 fn made_of(
-    response: &response::Parts,
+    status: StatusCode,
+    response: &HeaderMap,
     control: &Control,
     freshness: Freshness,
     now: SystemTime,
     rule: &SharedRule,
 ) -> StoredResponse {
-    let mut headers = storable(&response.headers, &control.qualified.fields);
+    let mut headers = storable(response, &control.qualified.fields);
     fields::date(&mut headers, now);
     StoredResponse {
-        status: response.status,
+        status,
         headers,
         body: Bytes::new(),
         received: now,
@@ -857,24 +855,16 @@ fn stale_for(said: Option<u64>, rule: Duration) -> Duration {
 fn update(stored: &mut StoredResponse, response: &HeaderMap, times: Exchanged, rule: &SharedRule) {
     let withheld = Control::of(response, rule).qualified.fields;
     // §4.2.3: its own `Age`, and a `Date` that isn't the old one's.
-    let mut with_age = stored.headers.clone();
-    with_age.remove(DATE);
-    freshen(&mut with_age, response, &withheld);
-    fields::date(&mut with_age, times.received);
-    stored.headers = with_age;
+    stored.headers.remove(DATE);
+    freshen(&mut stored.headers, response, &withheld);
+    fields::date(&mut stored.headers, times.received);
     let mut dated = stored.headers.clone();
     for age in response.get_all(AGE) {
         dated.append(AGE, age.clone());
     }
     let control = Control::of(&stored.headers, rule);
     let freshness = Freshness::of(stored.status, &dated, &control, times, rule);
-    let parts = {
-        let mut response = Response::new(());
-        *response.status_mut() = stored.status;
-        *response.headers_mut() = std::mem::take(&mut stored.headers);
-        response.into_parts().0
-    };
-    let made = made_of(&parts, &control, freshness, times.received, rule);
+    let made = made_of(stored.status, &stored.headers, &control, freshness, times.received, rule);
     *stored = StoredResponse {
         body: std::mem::take(&mut stored.body),
         variant: stored.variant,
@@ -1178,7 +1168,7 @@ impl Write {
                 .is_none();
         if is_for_gets {
             return OnResponse::Admit(Admit {
-                stored: made_of(response, &control, freshness, now, &self.rule),
+                stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),
                 names: Vec::new(),
                 known: None,
                 previous: None,

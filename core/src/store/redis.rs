@@ -341,12 +341,7 @@ impl RedisStore {
         let mget = redis::cmd("MGET").arg(key.name()).arg(nonce).take();
         let (record, nonce): (Option<Bytes>, Option<Bytes>) =
             connection.command(At::Key(key.name()), &mget, options.read_deadline).await?;
-        Ok(match (record, nonce) {
-            (Some(record), Some(nonce)) if nonce.len() == 8 && record.starts_with(&nonce) => {
-                Some(record.slice(8..))
-            }
-            _ => None,
-        })
+        Ok(record.zip(nonce).and_then(|(record, nonce)| valid_under(&nonce, &record)))
     }
 
     /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
@@ -364,10 +359,11 @@ impl RedisStore {
         let (found, left): (Vec<Option<Bytes>>, i64) =
             connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await?;
         let value = match &*found {
-            [Some(value)] => value.clone(),
-            [Some(record), Some(nonce)] if nonce.len() == 8 && record.starts_with(nonce) => record.slice(8..),
-            _ => return Ok(None),
+            [Some(value)] => Some(value.clone()),
+            [Some(record), Some(nonce)] => valid_under(nonce, record),
+            _ => None,
         };
+        let Some(value) = value else { return Ok(None) };
         // It answers -1 for no end, and -2 for what is gone by now.
         let left = if left == -1 { None } else { Some(Duration::from_millis(left.try_into().unwrap_or(0))) };
         Ok(Some((value, left)))
@@ -457,6 +453,11 @@ fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a
     keys.extend_from_slice(own);
     keys.extend(group.into_iter().flat_map(|group| [group.nonce, group.index.as_str()]));
     keys
+}
+
+/// The value of an entry of a group, if the group's nonce is the one that it was written under.
+fn valid_under(nonce: &Bytes, record: &Bytes) -> Option<Bytes> {
+    (nonce.len() == 8 && record.starts_with(nonce)).then(|| record.slice(8..))
 }
 
 /// What is stored: the nonce, for an entry of a group, and the value. Written in one piece, copied once.

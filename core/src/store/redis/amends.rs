@@ -141,7 +141,7 @@ impl Drop for Doubt<'_> {
 impl Amends {
     /// Whether an eviction that concerns this key is not confirmed yet.
     pub(super) fn concern(&self, key: &CacheKey) -> bool {
-        self.evictions.load(Ordering::Acquire) > 0 && self.lock().concern(key)
+        self.evictions.load(Ordering::Acquire) > 0 && self.lock().evictions.concern(key)
     }
 
     fn owe(&self, stake: Stake<'_>) {
@@ -269,9 +269,7 @@ impl Recent {
     /// Forgets what is long past.
     fn turn(&mut self) {
         if self.since.elapsed() >= RECENT {
-            let none = Evictions::new(MAX_RECENT_KEYS);
-            let now = std::mem::replace(&mut self.now, none);
-            self.before = now;
+            self.before = std::mem::replace(&mut self.now, Evictions::new(MAX_RECENT_KEYS));
             self.since = Instant::now();
         }
     }
@@ -284,10 +282,6 @@ impl Default for Owed {
 }
 
 impl Owed {
-    fn concern(&self, key: &CacheKey) -> bool {
-        self.evictions.concern(key)
-    }
-
     fn add_key(&mut self, key: &CacheKey) {
         self.asked += 1;
         self.evictions.add_key(key, self.asked);

@@ -410,24 +410,16 @@ impl Dialer {
         if let Some(pool) = &self.options.pool {
             return self.borrow(pool, address).await;
         }
-        let RedisOptions { cluster, db, tls, .. } = self.options;
+        let RedisOptions { cluster, db, .. } = self.options;
         if cluster && db != 0 {
             return Err((ErrorKind::InvalidClientConfig, "a cluster has no other database than 0").into());
         }
         let dialled = async {
-            let (handshake, config) = (self.options.handshake(), config());
-            let line = if tls {
-                self.tls(address, &handshake, config).await?
-            } else {
-                self.plain(address, handshake, config).await?
-            };
+            let line = self.connect(address, self.options.handshake(), config()).await?;
             self.greet(address, line.wire().await?).await?;
             Ok(line)
         };
-        match timeout(self.options.connect_deadline, dialled).await {
-            Ok(dialled) => dialled,
-            Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
-        }
+        self.in_time(dialled).await
     }
 
     /// Whether it answers, and whether it is the server that it was.
@@ -472,16 +464,26 @@ impl Dialer {
     ) -> RedisResult<Line> {
         let handshake = self.options.handshake().set_protocol(ProtocolVersion::RESP3);
         let config = config().set_push_sender(on_push);
-        let dialled = async {
-            if self.options.tls {
-                self.tls(address, &handshake, config).await
-            } else {
-                self.plain(address, handshake, config).await
-            }
-        };
+        self.in_time(self.connect(address, handshake, config)).await
+    }
+
+    async fn in_time(&self, dialled: impl Future<Output = RedisResult<Line>>) -> RedisResult<Line> {
         match timeout(self.options.connect_deadline, dialled).await {
             Ok(dialled) => dialled,
             Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
+        }
+    }
+
+    async fn connect(
+        &self,
+        address: &Address,
+        handshake: RedisConnectionInfo,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<Line> {
+        if self.options.tls {
+            self.tls(address, &handshake, config).await
+        } else {
+            self.plain(address, handshake, config).await
         }
     }
 
