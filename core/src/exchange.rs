@@ -624,6 +624,7 @@ impl Seen {
                 span.lasting(hit.remaining());
                 Self::Answer(hit.into_response(), Outcome::HIT)
             }
+            Decision::Bypass(mark) => Self::Bypass(mark),
             Decision::Unsatisfiable(answer) => {
                 let outcome = Outcome::miss(answer.reason());
                 Self::Answer(answer.into_response(), outcome)

@@ -152,6 +152,11 @@ impl<'a> Explain<'a> {
                 told.step("on_entry", "Unsatisfiable", answer.reason(), text);
                 told.ends(Status::Miss, answer.reason());
             }
+            Decision::Bypass(mark) => {
+                let text = "Part of the response is asked for, and nothing stored can be cut: the handler runs, and the cache takes no part.";
+                told.step("on_entry", "Bypass", mark.reason(), text);
+                told.ends(self.passing(), mark.reason());
+            }
             Decision::Miss(forward) => {
                 let reason = Some(forward.reason());
                 told.step("on_entry", "Miss", reason, "The handler runs.");

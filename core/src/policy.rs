@@ -39,14 +39,15 @@ use bytes::Bytes;
 use http::header::{
     AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE,
     CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
-    IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
 use crate::directives::{RequestDirectives, ResponseDirectives, list};
 use crate::entry::{Entry, Record};
 use crate::etag::{Validators, request_matches, weak_etag};
+use crate::range::{self, Selection};
 use crate::reason::Reason;
 use crate::request::{Present, RequestView};
 use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
@@ -125,6 +126,9 @@ pub enum Decision {
     Stale(Hit, Forward),
     /// The client wants a stored response or none: answer 504.
     Unsatisfiable(Unsatisfiable),
+    /// A part of the response is asked for, and no stored one can be cut: run the handler, which may know how to make a
+    /// part alone. The cache takes no part.
+    Bypass(Mark),
     /// Run the handler.
     Miss(Forward),
 }
@@ -193,6 +197,8 @@ impl CachePolicy {
                 principal,
                 is_conditional: present.validators,
                 is_head: request.method == Method::HEAD,
+                // RFC 9110 §14.2: on another method than GET it means nothing.
+                is_range: present.range && request.method == Method::GET,
             }),
             Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
         }
@@ -252,8 +258,6 @@ fn not_for_caches(request: &RequestView<'_>, present: Present) -> Option<Reason>
         Some(Reason::Method)
     } else if present.upgrade {
         Some(Reason::Upgrade)
-    } else if present.range {
-        Some(Reason::Range)
     } else if present.content && has_content(request.headers) {
         Some(Reason::Content)
     } else if present.preconditions {
@@ -289,6 +293,7 @@ pub struct Lookup {
     principal: Option<Principal>,
     is_conditional: bool,
     is_head: bool,
+    is_range: bool,
 }
 
 impl Lookup {
@@ -332,7 +337,12 @@ impl Lookup {
         let refusal = unacceptable(&self.directives, &entry, now);
         let not_modified = self.is_conditional && client_has(request.headers, &entry);
         let is_head = self.is_head;
-        let hit = |rule, entry| Hit { rule, entry, now, not_modified, is_head, collapsed: false };
+        let selection = if self.is_range && !not_modified {
+            selection(request.headers, &entry)
+        } else {
+            Selection::Whole
+        };
+        let hit = |rule, entry| Hit { rule, entry, now, not_modified, is_head, selection, collapsed: false };
         let answer = if not_modified { Decision::NotModified } else { Decision::Hit };
         match refusal {
             None => answer(hit(self.rule, entry)),
@@ -370,6 +380,10 @@ impl Lookup {
         // RFC 9111 §5.2.1.7.
         if self.directives.only_if_cached {
             return Decision::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
+        }
+        // A fill takes the whole response, which may be far more than the client wants.
+        if self.is_range {
+            return Decision::Bypass(Mark::bypass(&self.rule, Reason::Range));
         }
         Decision::Miss(self.into_forward(reason, variants, request))
     }
@@ -421,6 +435,15 @@ fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
     entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
+/// What of the stored response the request selects. Only a 200 is a whole body to cut (RFC 9110 §14.2).
+fn selection(request: &HeaderMap, entry: &Entry) -> Selection {
+    if entry.status == StatusCode::OK && range::if_range_holds(request, &entry.headers, entry.stored_at) {
+        range::select(request, entry.body.len() as u64)
+    } else {
+        Selection::Whole
+    }
+}
+
 /// The resource varies: one more record to get (RFC 9111 §4.1).
 #[derive(Debug)]
 #[must_use]
@@ -470,6 +493,7 @@ pub struct Hit {
     now: SystemTime,
     not_modified: bool,
     is_head: bool,
+    selection: Selection,
     collapsed: bool,
 }
 
@@ -492,10 +516,11 @@ impl Hit {
         self.entry.remaining(self.now)
     }
 
-    /// The response to send: 304 with few fields if the client has it, else the stored one.
+    /// The response to send: 304 with few fields if the client has it, 206 or 416 if it asks for a part, else the stored
+    /// one.
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
-        let Self { rule, entry, now, not_modified, is_head, collapsed } = self;
+        let Self { rule, entry, now, not_modified, is_head, selection, collapsed } = self;
         let (remaining, staleness) = (entry.remaining(now), entry.staleness(now));
         // Whoever gets a stale answer must not go on using it for as long again.
         let stale_too = !entry.must_revalidate && !entry.is_expired(now);
@@ -513,8 +538,24 @@ impl Hit {
             }
             body = Bytes::new();
         }
+        let mut status = entry.status;
+        match selection {
+            Selection::Whole => {}
+            Selection::Part(part) => {
+                status = StatusCode::PARTIAL_CONTENT;
+                headers.insert(CONTENT_RANGE, part.content_range());
+                body = part.cut(&body);
+            }
+            Selection::Unsatisfiable => {
+                status = StatusCode::RANGE_NOT_SATISFIABLE;
+                headers = only(headers, |name| is_about_the_exchange(name, &mark.rule));
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                headers.insert(CONTENT_RANGE, range::unsatisfied(body.len() as u64));
+                body = Bytes::new();
+            }
+        }
         let mut response = Response::new(body);
-        *response.status_mut() = entry.status;
+        *response.status_mut() = status;
         *response.headers_mut() = headers;
         if not_modified { into_not_modified(response, &mark.rule) } else { response }
     }
@@ -551,7 +592,13 @@ fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule) -> bool {
     match name.as_str() {
         "cache-control" | "content-location" | "date" | "etag" | "expires" | "vary" => true,
         "last-modified" => !has_etag,
-        // What the cache says about itself, and what a browser needs to let a script see the answer at all.
+        _ => is_about_the_exchange(name, rule),
+    }
+}
+
+/// What the cache says about itself, and what a browser needs to let a script see the answer at all.
+fn is_about_the_exchange(name: &HeaderName, rule: &Rule) -> bool {
+    match name.as_str() {
         "cache-status"
         | "access-control-allow-origin"
         | "access-control-allow-credentials"
@@ -602,9 +649,9 @@ pub struct Forward {
     fallback: Option<Box<Hit>>,
 }
 
-/// The fields that make a request conditional. A fill needs the whole response.
-const CONDITIONAL: [HeaderName; 5] =
-    [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE, IF_RANGE];
+/// The fields that make a request conditional, or one for a part. A fill needs the whole response.
+const CONDITIONAL: [HeaderName; 6] =
+    [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE, IF_RANGE, RANGE];
 
 impl Forward {
     /// Why the handler has to run.
@@ -654,10 +701,11 @@ impl Forward {
             return Err(self);
         }
         let not_modified = client_has(request, &entry);
-        Ok(Hit { rule: self.rule, entry, now, not_modified, is_head: self.is_head, collapsed: false })
+        let (is_head, selection) = (self.is_head, Selection::Whole);
+        Ok(Hit { rule: self.rule, entry, now, not_modified, is_head, selection, collapsed: false })
     }
 
-    /// Takes from the handler's request what makes it conditional; a read is answered with 304 afterwards, from
+    /// Takes from the handler's request what makes it conditional, or one for a part; a read is answered with 304 afterwards, from
     /// the whole response. A write's preconditions stay.
     pub fn make_unconditional(&self, request: &mut HeaderMap) {
         if self.rule.kind == Kind::Read && !self.is_head && !request.is_empty() {

@@ -43,6 +43,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// The positions of its first and its last byte.
+    pub(crate) const fn positions(&self) -> (u64, u64) {
+        (self.first, self.last)
+    }
+
     /// The value of `Content-Range` (RFC 9110 §14.4).
     #[must_use]
     pub fn content_range(&self) -> HeaderValue {
@@ -72,9 +77,7 @@ pub fn unsatisfied(complete: u64) -> HeaderValue {
 /// [`if_range_holds`] first.
 #[must_use]
 pub fn select(request: &HeaderMap, complete: u64) -> Selection {
-    let mut fields = request.get_all(RANGE).iter();
-    let (Some(field), None) = (fields.next(), fields.next()) else { return Selection::Whole };
-    one_range(field.as_bytes()).map_or(Selection::Whole, |range| range.of(complete))
+    Asked::of(request).map_or(Selection::Whole, |asked| asked.within(complete))
 }
 
 /// Whether `Range` counts: there is no `If-Range`, or it names exactly this response (RFC 9110 §13.1.5). Tags are compared
@@ -104,7 +107,7 @@ pub fn if_range_holds(request: &HeaderMap, response: &HeaderMap, answered_at: Sy
 
 /// A range as it was asked for.
 #[derive(Clone, Copy)]
-enum Asked {
+pub(crate) enum Asked {
     /// `first-last` or `first-`.
     From(u64, Option<u64>),
     /// `-length`.
@@ -112,7 +115,14 @@ enum Asked {
 }
 
 impl Asked {
-    fn of(self, complete: u64) -> Selection {
+    /// What the request asks for, if it is one well-formed range of bytes.
+    pub(crate) fn of(request: &HeaderMap) -> Option<Self> {
+        let mut fields = request.get_all(RANGE).iter();
+        let (field, None) = (fields.next()?, fields.next()) else { return None };
+        one_range(field.as_bytes())
+    }
+
+    pub(crate) fn within(self, complete: u64) -> Selection {
         let first = match self {
             Self::From(first, _) if first >= complete => return Selection::Unsatisfiable,
             Self::From(first, _) => first,
@@ -152,7 +162,7 @@ fn one_range(field: &[u8]) -> Option<Asked> {
 }
 
 /// Digits alone; more than fit are the greatest number.
-fn position(digits: &[u8]) -> Option<u64> {
+pub(crate) fn position(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

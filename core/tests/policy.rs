@@ -187,7 +187,7 @@ fn requests() -> Reasons {
         ("PUT on a route that reads", PUBLIC, Method::PUT, &[], Some(Reason::Method)),
         ("OPTIONS", AS_IT_IS, Method::OPTIONS, &[], Some(Reason::Method)),
         ("RFC 9110 §7.8", PUBLIC, Method::GET, &[("upgrade", "websocket")], Some(Reason::Upgrade)),
-        ("RFC 9110 §14.2", PUBLIC, Method::GET, &[("range", "bytes=0-1")], Some(Reason::Range)),
+        ("a part may be cut (RFC 9110 §14.2)", PUBLIC, Method::GET, &[("range", "bytes=0-1")], None),
         (
             "a GET with content, RFC 9110 §9.3.1",
             PUBLIC,
@@ -311,7 +311,7 @@ fn what_is_personal_is_kept_from_other_caches_unless_the_handler_said_something_
             &[("cache-control", "public, max-age=5")],
             Some("public, max-age=5"),
         ),
-        (UNDECLARED, &[("range", "bytes=0-1")], &[], None),
+        (UNDECLARED, &[("upgrade", "websocket")], &[], None),
     ] {
         let request = request(Method::GET, request_fields);
         let OnRequest::Bypass(mark) =
@@ -622,6 +622,135 @@ fn what_a_hit_looks_like() {
             "{why}"
         );
     }
+}
+
+/// RFC 9110 §14: what is stored whole is cut. A part of anything else is the handler's business.
+fn ranges() -> Reasons {
+    const FIRST: (&str, &str) = ("range", "bytes=0-1");
+    const SLACK: Tweak = |rule| rule.stale_while_revalidate = Some(TTL);
+    let (tagged, weak, dated) = (
+        || entry(&[("etag", "\"e\"")]),
+        || entry(&[("etag", "W/\"e\"")]),
+        || entry(&[("last-modified", MODIFIED)]),
+    );
+    let found = || stored(tagged());
+    let not_found = Entry { status: StatusCode::NOT_FOUND, ..tagged() };
+    let stale = || stored(Entry { stored_at: now() - TTL, ..tagged() });
+    let table: Vec<(&str, Tweak, Fields<'_>, Found, &str)> = vec![
+        ("the first bytes", AS_IT_IS, &[FIRST], found(), "206 bytes 0-1/6 st"),
+        ("from there to the end", AS_IT_IS, &[("range", "bytes=4-")], found(), "206 bytes 4-5/6 ed"),
+        ("the last bytes", AS_IT_IS, &[("range", "bytes=-3")], found(), "206 bytes 3-5/6 red"),
+        ("beyond the end (RFC 9110 §15.5.17)", AS_IT_IS, &[("range", "bytes=6-")], found(), "416 bytes */6 "),
+        ("several (RFC 9110 §14.2)", AS_IT_IS, &[("range", "bytes=0-0,2-2")], found(), "200 stored"),
+        ("another unit (RFC 9110 §14.2)", AS_IT_IS, &[("range", "lines=0-1")], found(), "200 stored"),
+        ("no 200 (RFC 9110 §14.2)", AS_IT_IS, &[FIRST], stored(not_found), "404 stored"),
+        (
+            "of that (RFC 9110 §13.1.5)",
+            AS_IT_IS,
+            &[FIRST, ("if-range", "\"e\"")],
+            found(),
+            "206 bytes 0-1/6 st",
+        ),
+        ("of another", AS_IT_IS, &[FIRST, ("if-range", "\"f\"")], found(), "200 stored"),
+        ("weakly that", AS_IT_IS, &[FIRST, ("if-range", "W/\"e\"")], stored(weak()), "200 stored"),
+        ("of that date", AS_IT_IS, &[FIRST, ("if-range", MODIFIED)], stored(dated()), "206 bytes 0-1/6 st"),
+        ("of an earlier one", AS_IT_IS, &[FIRST, ("if-range", BEFORE)], stored(dated()), "200 stored"),
+        (
+            "the client has it (RFC 9110 §13.2.2)",
+            AS_IT_IS,
+            &[FIRST, ("if-none-match", "\"e\"")],
+            found(),
+            "304 ",
+        ),
+        ("stale, and that will do", SLACK, &[FIRST], stale(), "206 bytes 0-1/6 st"),
+        (
+            "stale, and accepted",
+            AS_IT_IS,
+            &[FIRST, ("cache-control", "max-stale")],
+            stale(),
+            "206 bytes 0-1/6 st",
+        ),
+        ("stale", AS_IT_IS, &[FIRST], stale(), "range"),
+        ("nothing there", AS_IT_IS, &[FIRST], Ok(None), "range"),
+        ("the store is down", AS_IT_IS, &[FIRST], Err(Reason::Down), "range"),
+        ("not from a cache", AS_IT_IS, &[FIRST, ("cache-control", "no-cache")], found(), "range"),
+        (
+            "from nowhere else (RFC 9111 §5.2.1.7)",
+            AS_IT_IS,
+            &[FIRST, ("cache-control", "only-if-cached")],
+            Ok(None),
+            "504 ",
+        ),
+    ];
+    let mut seen = Reasons::new();
+    for (why, tweak, fields, found, expected) in table {
+        let decision = ask(tweaked(Kind::Read, tweak), &request(Method::GET, fields), found.clone(), now());
+        let response = match decision {
+            Decision::Hit(hit) | Decision::NotModified(hit) => hit.into_response(),
+            Decision::Stale(hit, forward) => {
+                let mut headers = headers(fields);
+                forward.make_unconditional(&mut headers);
+                assert!(headers.is_empty(), "{why}: the refresh is for the whole: {headers:?}");
+                hit.into_response()
+            }
+            Decision::Unsatisfiable(answer) => answer.into_response(),
+            Decision::Bypass(mark) => {
+                let reason = mark.reason().unwrap();
+                assert_eq!(reason.as_str(), expected, "{why}");
+                seen.insert(reason);
+                continue;
+            }
+            Decision::Miss(forward) => panic!("{why}: {forward:?}"),
+        };
+        let range =
+            response.headers().get("content-range").map(|range| format!("{} ", range.to_str().unwrap()));
+        let body = String::from_utf8(response.body().to_vec()).unwrap();
+        let told = format!("{} {}{body}", response.status().as_str(), range.unwrap_or_default());
+        assert_eq!(told, expected, "{why}");
+
+        // RFC 9110 §14.2: it means nothing to a HEAD.
+        match ask(rule(Kind::Read), &request(Method::HEAD, &[FIRST]), found, now()) {
+            Decision::Hit(hit) => assert_ne!(hit.into_response().status(), StatusCode::PARTIAL_CONTENT),
+            Decision::Miss(_) => {}
+            other => panic!("{why}: {other:?}"),
+        }
+    }
+    seen
+}
+
+#[test]
+fn what_of_a_stored_body_a_range_gets() {
+    ranges();
+}
+
+/// RFC 9110 §15.3.7 and §15.5.17.
+#[test]
+fn what_a_206_and_a_416_say() {
+    let fields = [("content-type", "text/plain"), ("etag", "\"e\""), ("access-control-allow-origin", "*")];
+    let answer = |range| {
+        let get = request(Method::GET, &[("range", range)]);
+        lines(hit(ask(rule(Kind::Read), &get, stored(entry(&fields)), now())).into_response().headers())
+    };
+    assert_eq!(
+        answer("bytes=2-3"),
+        [
+            "access-control-allow-origin: *",
+            "cache-control: max-age=60",
+            "content-range: bytes 2-3/6",
+            "content-type: text/plain",
+            "etag: \"e\"",
+            "x-redis-cache: HIT",
+        ]
+    );
+    assert_eq!(
+        answer("bytes=6-"),
+        [
+            "access-control-allow-origin: *",
+            "cache-control: no-store",
+            "content-range: bytes */6",
+            "x-redis-cache: HIT",
+        ]
+    );
 }
 
 #[test]
@@ -1685,7 +1814,8 @@ fn every_reason_is_reached() {
     // Reached in the tables of `shared_policy.rs`.
     const OF_THE_SHARED_CACHE: [Reason; 2] = [Reason::Incomplete, Reason::Lifetime];
 
-    let tables: [fn() -> Reasons; 7] = [requests, keyless, lookups, storing, writes, evictions, variants];
+    let tables: [fn() -> Reasons; 8] =
+        [requests, keyless, lookups, ranges, storing, writes, evictions, variants];
     let mut reached: Reasons = tables.into_iter().flat_map(|table| table()).collect();
     for reason in OF_THE_EXCHANGE.into_iter().chain(OF_THE_SHARED_CACHE) {
         assert!(reached.insert(reason), "the engine does say {reason}");

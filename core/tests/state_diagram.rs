@@ -371,6 +371,9 @@ impl Observed {
             Decision::Hit(_) => self.edge(from, "on_entry", State::Hit, None),
             Decision::NotModified(_) => self.edge(from, "on_entry", State::NotModified, None),
             Decision::Unsatisfiable(_) => self.edge(from, "on_entry", State::Unsatisfiable, None),
+            Decision::Bypass(mark) => {
+                self.edge(from, "on_entry", State::Bypass, mark.reason().map(Reason::as_str));
+            }
             Decision::Stale(hit, forward) => {
                 self.edge(from, "on_entry", State::Stale, forward.reason().as_str());
                 self.edge(State::Stale, "the answer", hit_state(hit), None);

@@ -145,11 +145,24 @@ fn asking() -> Vec<Row> {
             .runs(0)
             .on(get("/x"), miss("GET 1"))
             .on(get("/x").with("cache-control", "only-if-cached"), hit("GET 1")),
-        Row::new("parts, content and preconditions are the handler's", &[Ttl(60)])
-            .on(get("/x"), miss("GET 1"))
-            .on(get("/x").with("range", "bytes=0-1"), bypass("range", "GET 2"))
+        Row::new("parts of what isn't stored, content and preconditions are the handler's", &[Ttl(60)])
+            .on(get("/x").with("range", "bytes=0-1"), bypass("range", "GET 1"))
+            .on(get("/x"), miss("GET 2"))
             .on(get("/x").content("content"), bypass("content", "GET 3"))
             .on(get("/x").with("if-match", "\"v1\""), bypass("precondition", "GET 4"))
+            .on(get("/x"), hit("GET 2")),
+        Row::new("parts of what is stored are cut", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .on(
+                get("/x").with("range", "bytes=0-1"),
+                status(206).text("GE").with("content-range", "bytes 0-1/5"),
+            )
+            .on(
+                get("/x").with("range", "bytes=-1"),
+                status(206).text("1").with("content-range", "bytes 4-4/5"),
+            )
+            .on(get("/x").with("range", "bytes=5-"), status(416).text("").with("content-range", "bytes */5"))
+            .runs(1)
             .on(get("/x"), hit("GET 1")),
     ]
 }

@@ -261,6 +261,10 @@ on_every_store! {
         let known = send(&app, Method::GET, "/x", &[("if-none-match", &etag)]).await;
         assert_eq!((known.cache(), known.status, known.text()), ("HIT", StatusCode::NOT_MODIFIED, ""));
         assert_eq!(send(&app, Method::GET, "/x", &[("if-match", "\"other\"")]).await.cache(), "BYPASS");
+        // The whole is stored by now, and the handler isn't needed for a part of it.
+        let cut = send(&app, Method::GET, "/x", &[("range", "bytes=1-2")]).await;
+        assert_eq!((cut.cache(), cut.status, cut.text()), ("HIT", StatusCode::PARTIAL_CONTENT, "el"));
+        assert_eq!((cut.header("content-range"), cut.header("content-length")), ("bytes 1-2/5", "2"));
     }
 
     async fn endless_bodies_flow_at_once(fixture) {

@@ -391,7 +391,7 @@ enum Shape {
     Whole,
     NotModified,
     Part(Bytes, HeaderValue),
-    Unsatisfiable(u64),
+    Unsatisfiable(HeaderValue),
 }
 
 impl Shape {
@@ -404,7 +404,7 @@ impl Shape {
         Some(match cut {
             Cut::Whole => Self::Whole,
             Cut::Part(body, range) => Self::Part(body, range),
-            Cut::Unsatisfiable(complete) => Self::Unsatisfiable(complete),
+            Cut::Unsatisfiable(range) => Self::Unsatisfiable(range),
             Cut::Missing => return None,
         })
     }
@@ -491,12 +491,9 @@ impl Answer {
                 headers.insert(CONTENT_RANGE, range);
                 (StatusCode::PARTIAL_CONTENT, body)
             }
-            Shape::Unsatisfiable(complete) => {
-                let mut only = HeaderMap::with_capacity(4);
-                if let Ok(range) = HeaderValue::try_from(format!("bytes */{complete}")) {
-                    only.insert(CONTENT_RANGE, range);
-                }
-                headers = only;
+            Shape::Unsatisfiable(range) => {
+                headers = HeaderMap::with_capacity(4);
+                headers.insert(CONTENT_RANGE, range);
                 (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
             }
         };
