@@ -185,15 +185,16 @@ fn match_directive(directive: Directive<'_>, apply: impl FnOnce(&[u8], &dyn Fn()
 /// RFC 9111 §1.2.2. Too large a number saturates; what is no number counts as no time at all, which is the safe side
 /// for every directive but `min-fresh`, where it is the same as not having said it.
 fn delta_seconds(value: Option<&[u8]>) -> u64 {
-    let Some(digits) = value.map(unquote).filter(|digits| !digits.is_empty()) else { return 0 };
-    let mut seconds: u64 = 0;
-    for byte in digits {
-        if !byte.is_ascii_digit() {
-            return 0;
-        }
-        seconds = seconds.saturating_mul(10).saturating_add(u64::from(byte - b'0'));
+    value.map(unquote).and_then(number).unwrap_or(0)
+}
+
+/// Digits alone, without a sign; more than fit are the greatest number.
+pub(crate) fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
     }
-    seconds
+    let add = |number: u64, digit: &u8| number.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
+    Some(digits.iter().fold(0, add))
 }
 
 /// Recipients ought to take both forms of an argument (RFC 9111 §5.2). Numbers need no unescaping.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, HeaderValue};
 
-use crate::directives::list;
+use crate::directives::{list, number};
 
 /// What of a body a request selects.
 ///
@@ -152,22 +152,13 @@ fn one_range(field: &[u8]) -> Option<Asked> {
     let dash = range.iter().position(|&byte| byte == b'-')?;
     let (first, last) = (&range[..dash], &range[dash + 1..]);
     match (first, last) {
-        (b"", length) => Some(Asked::Last(position(length)?)),
-        (first, b"") => Some(Asked::From(position(first)?, None)),
+        (b"", length) => Some(Asked::Last(number(length)?)),
+        (first, b"") => Some(Asked::From(number(first)?, None)),
         (first, last) => {
-            let (first, last) = (position(first)?, position(last)?);
+            let (first, last) = (number(first)?, number(last)?);
             (first <= last).then_some(Asked::From(first, Some(last)))
         }
     }
-}
-
-/// Digits alone; more than fit are the greatest number.
-pub(crate) fn position(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let add = |number: u64, digit: &u8| number.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
-    Some(digits.iter().fold(0, add))
 }
 
 /// Digits and punctuation are always a valid value.

@@ -6,7 +6,7 @@ use http::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, HeaderName, LAST_MODIFIED}
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::SharedRule;
-use crate::directives::{Qualified, ResponseDirectives, list};
+use crate::directives::{Qualified, ResponseDirectives, list, number};
 
 /// Larger numbers mean this one (RFC 9111 §1.2.2): 68 years.
 const GREATEST: u64 = 1 << 31;
@@ -148,11 +148,7 @@ fn age_value(headers: &HeaderMap) -> Option<u64> {
     if !headers.contains_key(AGE) {
         return Some(0);
     }
-    let digits = one(headers, &AGE)?.as_bytes().trim_ascii();
-    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    let number =
-        || digits.iter().fold(0_u64, |n, digit| n.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
-    is_number.then(|| number().min(GREATEST))
+    number(one(headers, &AGE)?.as_bytes().trim_ascii()).map(|seconds| seconds.min(GREATEST))
 }
 
 /// The value of a field that may be there only once.

@@ -9,7 +9,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::freshness::http_date;
 use super::stored::{Part, StoredResponse};
-use crate::range::{self, Asked, Selection, position};
+use crate::directives::number;
+use crate::range::{self, Asked, Selection};
 
 /// What of a stored response a request gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +96,8 @@ pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<Part>
     let range = response.get(CONTENT_RANGE)?.to_str().ok()?.trim().strip_prefix("bytes ")?;
     let (positions, complete) = range.split_once('/')?;
     let (first, last) = positions.split_once('-')?;
-    let (first, last) = (position(first.as_bytes())?, position(last.as_bytes())?);
-    let complete = if complete == "*" { None } else { Some(position(complete.as_bytes())?) };
+    let (first, last) = (number(first.as_bytes())?, number(last.as_bytes())?);
+    let complete = if complete == "*" { None } else { Some(number(complete.as_bytes())?) };
     let is_sound = first <= last && last < u64::MAX && complete.is_none_or(|complete| last < complete);
     is_sound.then(|| Part { first, claimed: last - first + 1, complete, asked })
 }
