@@ -94,6 +94,21 @@ fn bypass(bencher: Bencher<'_, '_>) {
         .bench_local_values(|call| at_once(route.clone().handle(black_box(call))));
 }
 
+/// The handler runs as if there were no cache, because Redis is known to be away.
+#[divan::bench(args = SIZES)]
+fn down(bencher: Bencher<'_, '_>, len: usize) {
+    let (runtime, call) = (runtime(), call(len));
+    // Nobody listens there, ever.
+    let route = route(&Larder::redis("redis://127.0.0.1:1").expect("a valid URL"));
+    for _ in 0..20 {
+        let response = runtime.block_on(route.clone().handle(call.clone())).expect("no errors");
+        assert_eq!(response.headers()["x-redis-cache"], "MISS");
+    }
+    bencher
+        .with_inputs(|| call.clone())
+        .bench_local_values(|call| at_once(route.clone().handle(black_box(call))));
+}
+
 /// A miss that stores: a lease, a task, the handler, a hash of the body, a commit. On a runtime, as it needs one.
 #[divan::bench(args = SIZES)]
 fn miss_and_store(bencher: Bencher<'_, '_>, len: usize) {
