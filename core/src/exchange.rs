@@ -4,8 +4,9 @@
 //! write runs its handler and then stores or evicts. Fills and writes run in tasks of their own: a client that hangs up
 //! takes nobody's answer away and leaves no old value behind. Whatever the store does, the handler's answer is delivered.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -165,48 +166,43 @@ impl Route {
                 seen => seen,
             };
             let watch = watch.keep(call.pattern());
-            let (reply, outcome) = Box::pin(self.settle(seen, call)).await;
+            let (reply, outcome) = self.settle(seen, call, 1).await;
             watch.answered(outcome, reply.as_ref().map_or_else(C::status_of, Response::status));
             reply
         }
     }
 
-    /// Answers a request that what is stored doesn't.
-    async fn settle<C: Call>(self: &Arc<Self>, mut seen: Seen, call: C) -> Counted<C> {
-        let mut looks = 1;
-        loop {
-            let (forward, place) = match seen {
-                Seen::Answer(response, outcome) => return (Ok(response.map(ReplyBody::full)), outcome),
-                Seen::Bypass(mark) => return self.bypass(mark, call).await,
-                Seen::Write(forward) => return Box::pin(self.write(forward, call)).await,
-                Seen::Stale(response, forward, place) => {
-                    let outcome = Outcome::stale(forward.reason());
-                    self.refresh(forward, place, call);
-                    return (Ok(response.map(ReplyBody::full)), outcome);
-                }
-                // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
-                Seen::Miss(forward, _) if forward.reason() == Reason::Down => {
-                    return Box::pin(self.alone(forward, call)).await;
-                }
-                Seen::Miss(forward, place) => (forward, place),
-            };
-            if !forward.is_shared() {
-                return Box::pin(self.fill(forward, place, call, None)).await;
+    /// Answers a request that what is stored doesn't. Each way to do it takes the room that it needs, and no more.
+    fn settle<C: Call>(self: &Arc<Self>, seen: Seen, call: C, looks: usize) -> Settling<'_, C> {
+        match seen {
+            Seen::Answer(response, outcome) => at_once::<C>(response, outcome),
+            Seen::Bypass(mark) => Box::pin(self.bypass(mark, call)),
+            Seen::Write(forward) => Box::pin(self.write(forward, call)),
+            Seen::Stale(response, forward, place) => {
+                let outcome = Outcome::stale(forward.reason());
+                self.refresh(forward, place, call);
+                at_once::<C>(response, outcome)
             }
-            match self.shared.flights.join(&place.target) {
-                Role::Lead(lead) => return Box::pin(self.fill(forward, place, call, Some(lead))).await,
-                Role::Follow(follow) => match self.follow(follow, forward).await {
-                    Followed::Answer(response, outcome) => {
-                        return (Ok(response.map(ReplyBody::full)), outcome);
-                    }
-                    Followed::Again(_) if looks < LOOKS => {}
-                    Followed::Again(forward) | Followed::Alone(forward) => {
-                        return Box::pin(self.alone(forward, call)).await;
-                    }
-                },
+            // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
+            Seen::Miss(forward, _) if forward.reason() == Reason::Down => Box::pin(self.alone(forward, call)),
+            Seen::Miss(forward, place) if !forward.is_shared() => {
+                Box::pin(self.fill(forward, place, call, None))
             }
-            looks += 1;
-            seen = self.look(call.view()).await;
+            Seen::Miss(forward, place) => match self.shared.flights.join(&place.target) {
+                Role::Lead(lead) => Box::pin(self.fill(forward, place, call, Some(lead))),
+                Role::Follow(follow) => Box::pin(async move {
+                    match self.follow(follow, forward).await {
+                        Followed::Answer(response, outcome) => (Ok(response.map(ReplyBody::full)), outcome),
+                        Followed::Again(_) if looks < LOOKS => {
+                            let seen = self.look(call.view()).await;
+                            self.settle(seen, call, looks + 1).await
+                        }
+                        Followed::Again(forward) | Followed::Alone(forward) => {
+                            self.alone(forward, call).await
+                        }
+                    }
+                }),
+            },
         }
     }
 
@@ -568,6 +564,13 @@ impl Route {
 
 /// An answer, and what it is to be counted as.
 type Counted<C> = (Reply<C>, Outcome);
+
+/// An answer that takes more than a look into the store.
+type Settling<'a, C> = Pin<Box<dyn Future<Output = Counted<C>> + Send + 'a>>;
+
+fn at_once<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Settling<'a, C> {
+    Box::pin(ready((Ok(response.map(ReplyBody::full)), outcome)))
+}
 
 fn failed<C: Call>(error: C::Error) -> Counted<C> {
     let outcome = Outcome::passed(Some(Reason::Failed), C::status_of(&error));

@@ -123,6 +123,18 @@ enum State {
 }
 
 impl State {
+    /// The connection, or why there is none. `None` if there may be one soon.
+    fn live(&self) -> Option<Result<Arc<Live>, StoreError>> {
+        match self {
+            Self::Up(live) => Some(Ok(live.clone())),
+            Self::Closed => Some(Err(StoreError::unavailable("the store was closed"))),
+            Self::Open(task) if !task.is_finished() => {
+                Some(Err(StoreError::unavailable("no connection; trying again in the background")))
+            }
+            Self::Cold | Self::Joining(_) | Self::Open(_) => None,
+        }
+    }
+
     fn breaker(&self) -> Breaker {
         match self {
             Self::Cold | Self::Closed => Breaker::Idle,
@@ -197,18 +209,13 @@ impl Link {
 
     /// A connection to send on. Waits only while the first attempt to connect is under way.
     async fn live(self: &Arc<Self>, until: Instant) -> Result<Arc<Live>, StoreError> {
-        if let State::Up(live) = &*self.state.borrow() {
-            return Ok(live.clone());
+        if let Some(known) = self.state.borrow().live() {
+            return known;
         }
         let mut changes = self.state.subscribe();
         loop {
-            match &*changes.borrow_and_update() {
-                State::Up(live) => return Ok(live.clone()),
-                State::Closed => return Err(StoreError::unavailable("the store was closed")),
-                State::Open(task) if !task.is_finished() => {
-                    return Err(StoreError::unavailable("no connection; trying again in the background"));
-                }
-                _ => {}
+            if let Some(known) = changes.borrow_and_update().live() {
+                return known;
             }
             self.join();
             if timeout_at(until, changes.changed()).await.is_err() {
