@@ -19,6 +19,9 @@ pub mod directives;
 mod entry;
 mod etag;
 pub mod explain;
+// Its examples run on the one store, and its pages name both.
+#[cfg(all(feature = "memory", feature = "redis"))]
+pub mod guide;
 pub mod key;
 mod outcome;
 pub mod policy;
