@@ -11,3 +11,18 @@ pub mod groups {}
 
 #[doc = include_str!("docs/safety.md")]
 pub mod safety {}
+
+#[doc = include_str!("docs/local.md")]
+pub mod local {}
+
+#[doc = include_str!("docs/shared.md")]
+pub mod shared {}
+
+#[doc = include_str!("docs/telemetry.md")]
+pub mod telemetry {}
+
+#[doc = include_str!("docs/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("docs/stores.md")]
+pub mod stores {}
