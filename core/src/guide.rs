@@ -26,3 +26,9 @@ pub mod testing {}
 
 #[doc = include_str!("docs/stores.md")]
 pub mod stores {}
+
+#[doc = include_str!("docs/adapters.md")]
+pub mod adapters {}
+
+#[doc = include_str!("docs/from_python.md")]
+pub mod from_python {}
