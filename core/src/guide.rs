@@ -32,3 +32,6 @@ pub mod adapters {}
 
 #[doc = include_str!("docs/from_python.md")]
 pub mod from_python {}
+
+#[doc = include_str!("docs/from_tower.md")]
+pub mod from_tower {}
