@@ -9,6 +9,9 @@ pub mod keys {}
 #[doc = include_str!("docs/groups.md")]
 pub mod groups {}
 
+#[doc = include_str!("docs/backend.md")]
+pub mod backend {}
+
 #[doc = include_str!("docs/safety.md")]
 pub mod safety {}
 

@@ -40,7 +40,7 @@
     all(feature = "memory", feature = "redis"),
     doc = "",
     doc = "The [`guide`] goes on from here: [concepts](guide::concepts), [keys](guide::keys), [groups and clusters](guide::groups),",
-    doc = "[safety](guide::safety), [a tier in this process](guide::local), [the shared cache](guide::shared),",
+    doc = "[values](guide::backend), [safety](guide::safety), [a tier in this process](guide::local), [the shared cache](guide::shared),",
     doc = "[telemetry](guide::telemetry), [testing](guide::testing), [writing a store](guide::stores),",
     doc = "[writing an adapter](guide::adapters), and coming [from Python](guide::from_python) or [from other",
     doc = "layers](guide::from_tower)."
