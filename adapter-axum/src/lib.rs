@@ -33,13 +33,15 @@
 //! ```
 //!
 //! Keys are made from the URI that the client sent, also under [`Router::nest`](axum::Router::nest).
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     all(feature = "memory", feature = "redis"),
     doc = "",
     doc = "The [`guide`] goes on from here: [setting up](guide::setup), [routes](guide::routes), [keys](guide::keys),",
     doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
     doc = "[the backend](guide::backend), [both together](guide::combining), [lifetimes](guide::ttl),",
-    doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [where every feature is](guide::features)."
+    doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [where every feature is](guide::features).",
+    doc = "What has nothing to do with axum is in [the core's guide](core::guide)."
 )]
 
 // Its examples run on the one store, and its pages name both.

@@ -35,6 +35,10 @@
 //! # #[cfg(not(feature = "memory"))] fn main() {}
 //! ```
 //!
+//! Options, headers, safety and all the rest are the same in every adapter. [The guide of
+//! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) shows them one by one, with axum; [the core's
+//! guide](https://docs.rs/larder-core/latest/larder_core/guide/) has what depends on no framework.
+//!
 //! # What poem does differently
 //!
 //! * Keys are made from the URI that the client sent, also under [`Route::nest`](poem::Route::nest). Requests that come
@@ -44,6 +48,7 @@
 //! * A body that may be endless isn't stored, and poem's conversion of an `http::Response` forgets how long the body is.
 //!   Endpoints that answer with one set `Content-Length`, or make the [`Response`](poem::Response) from its bytes.
 //! * poem's routers run the GET endpoint for a HEAD and drop the body of what it answered, so a HEAD fills the cache too.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod endpoint;
 

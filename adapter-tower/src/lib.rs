@@ -31,6 +31,11 @@
 //! # }
 //! # #[cfg(not(feature = "memory"))] fn main() {}
 //! ```
+//!
+//! Options, headers, safety and all the rest are the same in every adapter. [The guide of
+//! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) shows them one by one, with axum; [the core's
+//! guide](https://docs.rs/larder-core/latest/larder_core/guide/) has what depends on no framework.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod service;
 mod shared_cache;

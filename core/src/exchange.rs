@@ -42,76 +42,11 @@ pub(crate) const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
 
 /// One request and the handler for it: what an adapter wraps.
 ///
-/// An adapter holds no decisions. It shows the request, runs its handler, and sends what [`Route::handle`] returns. This is
-/// a whole one, for a framework whose handlers are plain functions:
-///
-/// ```
-/// # #[cfg(feature = "memory")]
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
-/// use std::convert::Infallible;
-/// use std::sync::Arc;
-///
-/// use bytes::Bytes;
-/// use http::{HeaderMap, Request, Response};
-/// use http_body_util::Full;
-/// use larder_core::{Call, Larder, ReplyBody, RequestView, Route};
-///
-/// type Handler = fn(Request<()>) -> Response<Full<Bytes>>;
-///
-/// // `Cache`, `CachePut` and `CacheEvict` with all their options, and `cache()`, `cache_put()` and `cache_evict()`. Each
-/// // has a `route()`.
-/// larder_core::route_layers!();
-///
-/// /// The framework's own way to wrap a handler: a trait of its own, implemented for `Cache` and its kin.
-/// struct Cached {
-///     handler: Handler,
-///     route: Arc<Route>,
-/// }
-///
-/// impl Cached {
-///     async fn answer(&self, request: Request<()>) -> Response<ReplyBody<Full<Bytes>>> {
-///         let call = FunctionCall { handler: self.handler, request };
-///         let Ok(response) = Arc::clone(&self.route).handle(call).await;
-///         response
-///     }
-/// }
-///
-/// struct FunctionCall {
-///     handler: Handler,
-///     request: Request<()>,
-/// }
-///
-/// impl Call for FunctionCall {
-///     type Body = Full<Bytes>;
-///     type Error = Infallible;
-///
-///     fn view(&self) -> RequestView<'_> {
-///         // Where routers cut the URI, give back the original one: `.with_uri(..)`.
-///         RequestView::from(&self.request)
-///     }
-///
-///     fn headers_mut(&mut self) -> &mut HeaderMap {
-///         self.request.headers_mut()
-///     }
-///
-///     async fn run(self) -> Result<Response<Full<Bytes>>, Infallible> {
-///         Ok((self.handler)(self.request))
-///     }
-/// }
-///
-/// let larder = Larder::memory();
-/// let hello = Cached {
-///     handler: |_| Response::new(Full::new(Bytes::from("hello"))),
-///     route: cache(&larder).group("greetings").ttl(60).route(),
-/// };
-/// for expected in ["MISS", "HIT"] {
-///     let response = hello.answer(Request::get("/hello").body(()).unwrap()).await;
-///     assert_eq!(response.headers()["x-redis-cache"], expected);
-/// }
-/// # }
-/// # #[cfg(not(feature = "memory"))] fn main() {}
-/// ```
+/// An adapter holds no decisions. It shows the request, runs its handler, and sends what [`Route::handle`] returns.
+#[cfg_attr(
+    all(feature = "memory", feature = "redis"),
+    doc = "A whole one is in [the guide](crate::guide::adapters)."
+)]
 pub trait Call: Send + 'static {
     /// The body of the handler's answer.
     type Body: Body<Data: Send, Error: Send> + Send + 'static;

@@ -1,7 +1,29 @@
 //! The framework-agnostic heart of Larder, a response cache for Rust web services.
 //!
+//! Routes of axum, poem, or tower and hyper are cached with [larder-axum](https://docs.rs/larder-axum),
+//! [larder-poem](https://docs.rs/larder-poem) and [larder-tower](https://docs.rs/larder-tower), which give out all that is here.
+//! This crate by itself is for what has no routes, for adapters, and for stores:
+//!
+//! ```
+//! # #[cfg(feature = "memory")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! use larder_core::Larder;
+//!
+//! async fn ask_the_bank(currency: &str) -> Result<f64, std::io::Error> { Ok(if currency == "EUR" { 1.08 } else { 1.0 }) }
+//!
+//! let larder = Larder::memory(); // or Larder::from_env(), or Larder::redis("redis://…")
+//! let rates = larder.backend().group("rates");
+//! // However many ask at once, the bank is asked once a minute.
+//! let rate = rates.get_or_set("EUR", 60, || ask_the_bank("EUR")).await;
+//! assert_eq!(rate.unwrap(), 1.08);
+//! rates.delete_group().await;
+//! # }
+//! # #[cfg(not(feature = "memory"))] fn main() {}
+//! ```
+//!
 //! Without features this crate is a pure engine: it decides, from plain `http` parts and a moment in time that is
-//! handed to it, what a cache may do. It has no runtime, no I/O and no clock.
+//! handed to it, what a cache may do. It has no runtime, no I/O and no clock. [`policy`] shows it at work.
 //!
 //! | feature | what it adds |
 //! |---|---|
@@ -12,13 +34,26 @@
 //! | `redis-pool` | the Redis store on a `deadpool_redis` pool of the application's own |
 //! | `metrics` | exports what [`Larder::stats`] counts through the facade [`metrics`](https://docs.rs/metrics) |
 //! | `tracing` | spans around what the cache does: `cache.get`, `cache.set`, `cache.put`, `cache.evict`, `cache.backend.*` |
-//! | `console` | the [console]: a page that shows what a cache does and why, and evicts |
+//! | `console` | a page that shows what a cache does and why, and evicts |
 //! | `suite` | the behaviour suite for authors of stores |
+#![cfg_attr(
+    all(feature = "memory", feature = "redis"),
+    doc = "",
+    doc = "The [`guide`] goes on from here: [concepts](guide::concepts), [keys](guide::keys), [groups and clusters](guide::groups),",
+    doc = "[values](guide::backend), [safety](guide::safety), [a tier in this process](guide::local), [the shared cache](guide::shared),",
+    doc = "[telemetry](guide::telemetry), [testing](guide::testing), [writing a store](guide::stores),",
+    doc = "[writing an adapter](guide::adapters), and coming [from Python](guide::from_python) or [from other",
+    doc = "layers](guide::from_tower)."
+)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod directives;
 mod entry;
 mod etag;
 pub mod explain;
+// Its examples run on the one store, and its pages name both.
+#[cfg(all(feature = "memory", feature = "redis"))]
+pub mod guide;
 pub mod key;
 mod outcome;
 pub mod policy;

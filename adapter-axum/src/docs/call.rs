@@ -1,28 +1,37 @@
-// What examples of the guide hide, as its front page shows it: a way to send a request to a router in one line.
+// What examples of the guide hide, as its front page shows it: a way to send a request to a router in one line. In a module, so
+// that an example may import the same things itself.
+mod in_one_line {
+    pub use axum::Router;
+    pub use axum::body::{Body, to_bytes};
+    pub use axum::http::{Request, Response};
+    pub use tower::ServiceExt as _;
 
-use axum::Router;
-use axum::{body::{Body, to_bytes}, http::{Request, Response}};
-use tower::ServiceExt as _;
-async fn call(app: &Router, line: &str) -> Response<Body> {
-    call_with(app, line, "accept: */*").await
+    pub async fn call(app: &Router, line: &str) -> Response<Body> {
+        call_with(app, line, "accept: */*").await
+    }
+
+    pub async fn call_with(app: &Router, line: &str, field: &str) -> Response<Body> {
+        let mut words = line.splitn(3, ' ');
+        let (name, value) = field.split_once(": ").unwrap();
+        let request = Request::builder()
+            .method(words.next().unwrap())
+            .uri(words.next().unwrap())
+            .header("content-type", "application/json")
+            .header(name, value)
+            .body(Body::from(words.next().unwrap_or_default().to_owned()));
+        app.clone().oneshot(request.unwrap()).await.unwrap()
+    }
+
+    pub fn said(answer: &Response<Body>) -> &str {
+        answer.headers()["x-redis-cache"].to_str().unwrap()
+    }
+
+    pub fn field<'a>(answer: &'a Response<Body>, name: &str) -> Option<&'a str> {
+        answer.headers().get(name).map(|value| value.to_str().unwrap())
+    }
+
+    pub async fn text(answer: Response<Body>) -> String {
+        String::from_utf8(to_bytes(answer.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap()
+    }
 }
-async fn call_with(app: &Router, line: &str, field: &str) -> Response<Body> {
-    let mut words = line.splitn(3, ' ');
-    let (name, value) = field.split_once(": ").unwrap();
-    let request = Request::builder()
-        .method(words.next().unwrap())
-        .uri(words.next().unwrap())
-        .header("content-type", "application/json")
-        .header(name, value)
-        .body(Body::from(words.next().unwrap_or_default().to_owned()));
-    app.clone().oneshot(request.unwrap()).await.unwrap()
-}
-fn said(answer: &Response<Body>) -> &str {
-    answer.headers()["x-redis-cache"].to_str().unwrap()
-}
-fn field<'a>(answer: &'a Response<Body>, name: &str) -> Option<&'a str> {
-    answer.headers().get(name).map(|value| value.to_str().unwrap())
-}
-async fn text(answer: Response<Body>) -> String {
-    String::from_utf8(to_bytes(answer.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap()
-}
+use in_one_line::*;
