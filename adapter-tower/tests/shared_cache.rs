@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use larder_tower::core::Status;
 use larder_tower::core::shared::SharedRule;
 use larder_tower::core::shared::policy::OriginFailed;
 use larder_tower::{Larder, ManualClock, MemoryStore, SharedCacheLayer};
@@ -98,6 +99,7 @@ impl Origin {
 struct Cache {
     address: SocketAddr,
     clock: ManualClock,
+    larder: Larder,
 }
 
 impl Cache {
@@ -135,7 +137,7 @@ impl Cache {
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }
         });
-        Self { address, clock }
+        Self { address, clock, larder }
     }
 
     async fn send(&self, request: &str) -> TcpStream {
@@ -396,4 +398,52 @@ async fn what_is_validated_is_sent_whole_and_variants_are_kept_apart() {
     assert!(validated.contains("fwd-status=304; stored") && validated.ends_with("bonjour"), "{validated}");
     assert!(cache.ask(french).await.contains("; hit"));
     assert_eq!(origin.runs(), 3);
+}
+
+/// Each request under one status, and the reason that `Cache-Status` gives too.
+#[tokio::test]
+async fn what_became_of_requests_is_counted() {
+    let origin = Origin::start(|head, before| {
+        let fields = "cache-control: max-age=60, stale-while-revalidate=60\r\netag: \"a\"";
+        match before {
+            _ if head.contains("/gone") => vec![],
+            _ if head.contains("/private") => vec![whole("cache-control: private", "for one")],
+            _ if head.starts_with("POST") => vec![whole("", "changed")],
+            _ if head.contains("if-none-match") => {
+                vec![Send(format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\nconnection: close\r\n\r\n"))]
+            }
+            _ => vec![Sleep(Duration::from_millis(100)), whole(fields, "good")],
+        }
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    let together = join_all((0..3).map(|_| cache.ask("GET / HTTP/1.1"))).await;
+    assert!(together.iter().all(|answer| answer.ends_with("good")));
+    assert_eq!(cache.larder.stats().fill_waits.waited.count(), 2);
+    cache.ask("GET / HTTP/1.1").await;
+    cache.ask("GET / HTTP/1.1\r\ncache-control: no-cache").await;
+    cache.ask("GET /none HTTP/1.1\r\ncache-control: only-if-cached").await;
+    cache.ask("GET /private HTTP/1.1").await;
+    cache.ask("GET /gone HTTP/1.1").await;
+    cache.ask("POST /other HTTP/1.1\r\ncontent-length: 0").await;
+    cache.clock.advance(Duration::from_secs(60 * 10));
+    cache.ask("GET / HTTP/1.1").await;
+    cache.clock.advance(Duration::from_secs(61));
+    cache.ask("GET / HTTP/1.1").await;
+
+    let stats = cache.larder.stats();
+    let [counted] = &stats.routes[..] else { panic!("{:?}", stats.routes) };
+    assert_eq!(counted.route, "shared cache");
+    let of = |status| counted.requests.of(status);
+    let all = Status::ALL.map(|status| (status, of(status)));
+    let expected = [
+        (Status::Hit, 1),
+        // The first, two that were validated, and one that wanted only what is stored.
+        (Status::Miss, 4),
+        (Status::Stale, 1),
+        (Status::Bypass, 2),
+        (Status::Error, 1),
+        (Status::Collapsed, 2),
+    ];
+    assert_eq!(all, expected, "{:?}", counted.reasons);
 }

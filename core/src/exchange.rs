@@ -92,15 +92,17 @@ impl Route {
     pub fn handle<C: Call>(self: Arc<Self>, call: C) -> impl Future<Output = Reply<C>> + Send + 'static {
         // A hit is what must be fast. What else may come of a request needs much more room, and takes it only then.
         async move {
-            let watch = Watch::new(&self, &call);
+            let watch = Watch::new(&self.shared, &call);
             let seen = match self.look(call.view()).await {
                 Seen::Answer(response, outcome) => {
-                    watch.answered(call.pattern(), outcome, response.status());
+                    self.tally(call.pattern(), |counters| {
+                        watch.answered(counters, outcome, response.status())
+                    });
                     return Ok(response.map(ReplyBody::full));
                 }
                 seen => seen,
             };
-            let watch = watch.keep(call.pattern());
+            let watch = watch.keep(self.tally(call.pattern(), Arc::clone));
             let (reply, outcome) = self.settle(seen, call, 1).await;
             watch.answered(outcome, reply.as_ref().map_or_else(C::status_of, Response::status));
             reply

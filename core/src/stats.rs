@@ -118,7 +118,8 @@ impl Requests {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RouteStats {
-    /// Its `.name(..)`, or else the pattern that the framework's router matched, or else `unnamed`.
+    /// Its `.name(..)`, or else the pattern that the framework's router matched, or else `unnamed`. All shared caches
+    /// together are the `shared cache`, whose requests of whatever method count as those of a route that reads.
     pub route: String,
     /// What it does to the cache.
     pub kind: Kind,

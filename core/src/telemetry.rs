@@ -18,12 +18,13 @@ pub(crate) mod spans;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
 
 use crate::exchange::Call;
+use crate::larder::Shared;
 use crate::outcome::{Outcome, Status};
 use crate::reason::Reason;
 use crate::route::Route;
@@ -42,6 +43,9 @@ pub(crate) use self::observed::ObservedStore;
 
 /// The name of routes that have none.
 const UNNAMED: &str = "unnamed";
+
+/// What the shared cache counts under: it sees every request of a service, and knows of no routes.
+const SHARED_CACHE: &str = "shared cache";
 
 /// A backend may name its groups after its users, and each would be a number of its own: whatever comes after so many
 /// groups is counted under [`OTHER_GROUPS`].
@@ -132,10 +136,29 @@ impl Telemetry {
         note(Some(&name), &counters);
     }
 
-    /// The numbers of a route. Routes that share name, kind and group share them.
+    /// The numbers of a route.
     fn route(&self, route: &Arc<Route>, name: &str) -> Arc<RouteCounters> {
         let rule = route.policy.rule();
-        let (kind, group) = (rule.kind, rule.space.group());
+        self.counters(name, rule.kind, rule.space.group(), Arc::downgrade(route))
+    }
+
+    /// The numbers of the caches that stand before a whole service.
+    pub(crate) fn shared_cache(&self) -> Arc<RouteCounters> {
+        self.counters(SHARED_CACHE, Kind::Read, None, Weak::new())
+    }
+
+    /// Routes that share name, kind and group share their numbers.
+    #[cfg_attr(
+        not(feature = "console"),
+        expect(unused_variables, reason = "nobody asks for the route itself")
+    )]
+    fn counters(
+        &self,
+        name: &str,
+        kind: Kind,
+        group: Option<&str>,
+        route: Weak<Route>,
+    ) -> Arc<RouteCounters> {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let same = |known: &&Arc<RouteCounters>| {
             &*known.name == name && known.kind == kind && known.group.as_deref() == group
@@ -150,7 +173,7 @@ impl Telemetry {
             kind,
             group,
             #[cfg(feature = "console")]
-            route: Arc::downgrade(route),
+            route,
             statuses: Counters::new(),
             reasons: [const { AtomicU64::new(0) }; Reason::ALL.len()],
         });
@@ -234,7 +257,7 @@ impl Route {
 
 /// One request, from when it came until it is answered. A client that hangs up before is not counted.
 pub(crate) struct Watch<'a> {
-    route: &'a Arc<Route>,
+    telemetry: &'a Telemetry,
     /// If somebody looks on.
     #[cfg(feature = "console")]
     asked: Option<Box<history::Asked>>,
@@ -242,37 +265,30 @@ pub(crate) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
-    pub(crate) fn new<C: Call>(route: &'a Arc<Route>, call: &C) -> Self {
+    pub(crate) fn new<C: Call>(shared: &'a Shared, call: &C) -> Self {
         Self {
-            route,
+            telemetry: &shared.telemetry,
             #[cfg(feature = "console")]
-            asked: route.shared.telemetry.history.get().map(|_| {
-                let (now, request) = (route.shared.now(), call.view());
+            asked: shared.telemetry.history.get().map(|_| {
+                let (now, request) = (shared.now(), call.view());
                 Box::new(history::Asked::new(now, request.method, request.uri))
             }),
         }
     }
 
     /// It is answered.
-    pub(crate) fn answered(self, pattern: Option<&str>, outcome: Outcome, answer: StatusCode) {
-        let route = self.route;
-        route.tally(pattern, |counters| self.note(counters, outcome, answer));
-    }
-
-    /// It goes on to the handler, which takes the request and with it the pattern.
-    pub(crate) fn keep(self, pattern: Option<&str>) -> WatchFurther<'a> {
-        let counters = self.route.tally(pattern, Arc::clone);
-        WatchFurther { watch: Some(self), counters }
-    }
-
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
-    fn note(self, counters: &RouteCounters, outcome: Outcome, answer: StatusCode) {
-        let telemetry = &self.route.shared.telemetry;
-        telemetry.answered(counters, outcome);
+    pub(crate) fn answered(self, counters: &RouteCounters, outcome: Outcome, answer: StatusCode) {
+        self.telemetry.answered(counters, outcome);
         #[cfg(feature = "console")]
-        if let (Some(history), Some(asked)) = (telemetry.history.get(), self.asked) {
+        if let (Some(history), Some(asked)) = (self.telemetry.history.get(), self.asked) {
             history.note(counters, *asked, outcome, answer);
         }
+    }
+
+    /// It goes on to the handler, which takes the request and with it what tells where it counts.
+    pub(crate) fn keep(self, counters: Arc<RouteCounters>) -> WatchFurther<'a> {
+        WatchFurther { watch: Some(self), counters }
     }
 }
 
@@ -290,7 +306,7 @@ impl WatchFurther<'_> {
 
     fn note(&mut self, outcome: Outcome, answer: StatusCode) {
         if let Some(watch) = self.watch.take() {
-            watch.note(&self.counters, outcome, answer);
+            watch.answered(&self.counters, outcome, answer);
         }
     }
 }
@@ -310,7 +326,7 @@ pub(crate) struct RouteCounters {
     group: Option<Arc<str>>,
     /// For whoever wants to know what it would do.
     #[cfg(feature = "console")]
-    route: std::sync::Weak<Route>,
+    route: Weak<Route>,
     statuses: Counters<{ Status::ALL.len() }>,
     reasons: [AtomicU64; Reason::ALL.len()],
     exported: export::RouteExport,

@@ -27,11 +27,13 @@ use crate::flight::{Landing, Lead, Role};
 use crate::hold::{Begun, Held, Started};
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
+use crate::outcome::Outcome;
 use crate::policy::{BodyLength, Stored};
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::rule::host;
 use crate::store::{Abandon, Intent};
+use crate::telemetry::{RouteCounters, Watch};
 use crate::vary::{SecondaryKey, Variants};
 
 /// What the fields of a response take beside its body, when the store limits both.
@@ -45,6 +47,7 @@ const HEAD_ROOM: u64 = 16 * 1024;
 pub struct SharedCache {
     shared: Arc<Shared>,
     policy: SharedPolicy,
+    counters: Arc<RouteCounters>,
 }
 
 /// An answer, or the service's error.
@@ -67,7 +70,8 @@ impl SharedCache {
         change(&mut rule);
         let largest = shared.store.max_value_bytes();
         rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
-        Self { shared, policy: SharedPolicy::new(Arc::new(rule)) }
+        let counters = shared.telemetry.shared_cache();
+        Self { shared, policy: SharedPolicy::new(Arc::new(rule)), counters }
     }
 
     /// The rule it follows.
@@ -99,24 +103,33 @@ impl SharedCache {
     {
         async move {
             // A hit is what must be fast. What else may come of a request needs more room, and takes it only then.
-            match self.look(call.view()).await {
-                Seen::Answer(answer) => Ok(into_response(answer)),
-                seen => Box::pin(self.settle(seen, call)).await,
-            }
+            let watch = Watch::new(&self.shared, &call);
+            let seen = match self.look(call.view()).await {
+                Seen::Answer(answer) => {
+                    let (reply, outcome) = answered::<C>(answer);
+                    watch.answered(&self.counters, outcome, status_of::<C>(&reply));
+                    return reply;
+                }
+                seen => seen,
+            };
+            let watch = watch.keep(Arc::clone(&self.counters));
+            let (reply, outcome) = Box::pin(Arc::clone(&self).settle(seen, call)).await;
+            watch.answered(outcome, status_of::<C>(&reply));
+            reply
         }
     }
 
     /// Answers a request that what is stored doesn't.
-    async fn settle<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> SharedReply<C> {
+    async fn settle<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> Counted<C> {
         let mut looks = 1;
         loop {
             let (forward, place) = match seen {
-                Seen::Answer(answer) => return Ok(into_response(answer)),
+                Seen::Answer(answer) => return answered::<C>(answer),
                 Seen::Bypass(mark) => return bypass(&mark, call).await,
                 Seen::Write(write, key) => return self.write(write, key, call).await,
                 Seen::Stale(answer, forward, place) => {
                     self.refresh(forward, place, call);
-                    return Ok(into_response(answer));
+                    return answered::<C>(answer);
                 }
                 Seen::Forward(forward, place) => (forward, place),
             };
@@ -127,14 +140,14 @@ impl SharedCache {
                 Role::Lead(lead) => return self.fetch(forward, place, call, Some(lead)).await,
                 Role::Follow(follow) => follow,
             };
-            let forward = match follow.wait(self.shared.timing.max_wait).await {
+            let forward = match self.shared.follow(follow).await {
                 Some(Landing::Filled(_) | Landing::Again) if looks < LOOKS => {
                     looks += 1;
                     seen = self.look(call.view()).await.collapsed(forward.reason());
                     continue;
                 }
                 Some(Landing::Failed) => match forward.on_error(self.shared.now()) {
-                    Ok(answer) => return Ok(into_response(answer)),
+                    Ok(answer) => return answered::<C>(answer),
                     Err(forward) => forward.because(Reason::Busy),
                 },
                 Some(_) => forward.because(Reason::Busy),
@@ -182,7 +195,7 @@ impl SharedCache {
         place: Place,
         call: C,
         lead: Option<Lead>,
-    ) -> SharedReply<C> {
+    ) -> Counted<C> {
         let cache = Arc::clone(self);
         self.detached::<C>(async move {
             let intent = forward.intent();
@@ -207,7 +220,7 @@ impl SharedCache {
                     match found {
                         Ok(answer) => {
                             land(lead, Landing::Again);
-                            return Ok(into_response(answer));
+                            return answered::<C>(answer);
                         }
                         Err(forward) => (forward, None),
                     }
@@ -231,7 +244,7 @@ impl SharedCache {
         let work = async move {
             if let Started::Held(held) = cache.shared.start(&place.target, forward.intent(), None).await {
                 // Nobody waits for the answer, and the service's error is the service's to report.
-                let _: SharedReply<C> = cache.exchange(forward, place, call, Some(held), Some(lead)).await;
+                let _: Counted<C> = cache.exchange(forward, place, call, Some(held), Some(lead)).await;
             }
         };
         self.shared.in_background(work);
@@ -245,21 +258,21 @@ impl SharedCache {
         mut call: C,
         held: Option<Held>,
         lead: Option<Lead>,
-    ) -> SharedReply<C> {
+    ) -> Counted<C> {
         forward.prepare(call.headers_mut());
         let sent = self.shared.now();
-        let answered = match &held {
+        let reply = match &held {
             Some(held) => held.renewing(call.run()).await,
             None => call.run().await,
         };
         let now = self.shared.now();
-        let response = match answered {
+        let response = match reply {
             Ok(response) => response,
             Err(error) => {
                 give_up(held, lead, true);
                 return match forward.on_error(now) {
-                    Ok(answer) => Ok(into_response(answer)),
-                    Err(_) => Err(error),
+                    Ok(answer) => answered::<C>(answer),
+                    Err(_) => failed::<C>(error),
                 };
             }
         };
@@ -268,24 +281,24 @@ impl SharedCache {
         match forward.on_response(&parts, length, sent, now) {
             OnResponse::ServeStale(answer) => {
                 give_up(held, lead, true);
-                Ok(into_response(answer))
+                answered::<C>(answer)
             }
             OnResponse::Freshened(freshened) => {
                 self.freshen(&freshened, &place, held, lead).await;
                 let mark = freshened.mark().clone();
-                Ok(match freshened.into_answer() {
-                    Some(answer) => into_response(answer),
-                    None => passed(&mark, parts, body),
-                })
+                match freshened.into_answer() {
+                    Some(answer) => answered::<C>(answer),
+                    None => passed::<C>(&mark, parts, body),
+                }
             }
             OnResponse::Pass(pass) => {
                 self.evict_for(&pass, &place.target, "").await;
                 give_up(held, lead, parts.status.is_server_error());
-                Ok(passed(pass.mark(), parts, body))
+                passed::<C>(pass.mark(), parts, body)
             }
             OnResponse::Admit(admit) => {
                 let work = Work { held, lead, place, is_write: false };
-                Ok(self.keep(admit, parts, body, length, work).await)
+                self.keep::<C>(admit, parts, body, length, work).await
             }
         }
     }
@@ -309,30 +322,28 @@ impl SharedCache {
     }
 
     /// Passes a response on and stores it when its body is complete.
-    async fn keep<B>(
+    async fn keep<C: Call>(
         self: &Arc<Self>,
         admit: Admit,
         mut parts: response::Parts,
-        body: B,
+        body: C::Body,
         length: BodyLength,
         work: Work,
-    ) -> Response<SharedBody<B>>
-    where
-        B: Body<Data: Send, Error: Send> + Send + 'static,
-    {
+    ) -> Counted<C> {
         if work.held.is_none() {
             let mark = admit.mark().clone().unstored();
-            return passed(&mark, parts, body);
+            return passed::<C>(&mark, parts, body);
         }
         admit.mark().stamp(&mut parts.headers);
+        let outcome = admit.mark().passed(parts.status);
         if length == BodyLength::Known(0) && body.is_end_stream() {
             self.store(admit.with_body(Bytes::new()), work).await;
-            return Response::from_parts(parts, SharedBody::full(Bytes::new()));
+            return (Ok(Response::from_parts(parts, SharedBody::full(Bytes::new()))), outcome);
         }
         let (client, keeper) = keep(body, length, admit.max_body());
         let cache = Arc::clone(self);
         self.shared.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
-        Response::from_parts(parts, client)
+        (Ok(Response::from_parts(parts, client)), outcome)
     }
 
     async fn keep_reading<B: Body>(self: Arc<Self>, admit: Admit, keeper: Keeper<B>, work: Work) {
@@ -414,7 +425,7 @@ impl SharedCache {
 
     /// A request that may change something: once it succeeded, what is stored is evicted, or replaced by its answer (§4.4).
     /// Detached from the client, who may be gone by then.
-    async fn write<C: Call>(self: &Arc<Self>, write: Write, key: CacheKey, call: C) -> SharedReply<C> {
+    async fn write<C: Call>(self: &Arc<Self>, write: Write, key: CacheKey, call: C) -> Counted<C> {
         let cache = Arc::clone(self);
         let site = host(&call.view());
         self.detached::<C>(async move {
@@ -426,42 +437,43 @@ impl SharedCache {
                 false => None,
             };
             let sent = cache.shared.now();
-            let answered = match &held {
+            let reply = match &held {
                 Some(held) => held.renewing(call.run()).await,
                 None => call.run().await,
             };
-            let response = match answered {
+            let response = match reply {
                 Ok(response) => response,
                 Err(error) => {
                     cache.shared.evict_key(&key).await;
                     unknown.disarm();
-                    return Err(error);
+                    return failed::<C>(error);
                 }
             };
             let (parts, body) = response.into_parts();
             let length = length_of(&parts.headers, &body);
-            let response = match write.on_response(&parts, length, sent, cache.shared.now()) {
+            let counted = match write.on_response(&parts, length, sent, cache.shared.now()) {
                 // One answer can't stand for all variants.
                 OnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
                     let place = Place::new(key.clone(), None);
                     let work = Work { held, lead: None, place, is_write: true };
-                    cache.keep(admit, parts, body, length, work).await
+                    cache.keep::<C>(admit, parts, body, length, work).await
                 }
                 OnResponse::Admit(admit) => {
                     cache.shared.evict_key(&key).await;
-                    passed(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
+                    passed::<C>(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
                 }
                 OnResponse::Pass(pass) => {
                     cache.evict_for(&pass, &key, &site).await;
-                    passed(pass.mark(), parts, body)
+                    passed::<C>(pass.mark(), parts, body)
                 }
                 // Writes have nothing stored to answer with.
                 OnResponse::ServeStale(_) | OnResponse::Freshened(_) => {
-                    Response::from_parts(parts, SharedBody::own(body))
+                    let outcome = Outcome::passed(Some(Reason::Method), parts.status);
+                    (Ok(Response::from_parts(parts, SharedBody::own(body))), outcome)
                 }
             };
             unknown.disarm();
-            Ok(response)
+            counted
         })
         .await
     }
@@ -471,11 +483,8 @@ impl SharedCache {
     }
 
     /// Goes on without the client. A panic of the service goes on in the caller.
-    async fn detached<C: Call>(
-        &self,
-        work: impl Future<Output = SharedReply<C>> + Send + 'static,
-    ) -> SharedReply<C> {
-        let done = self.shared.detached(work, || Ok(unavailable())).await;
+    async fn detached<C: Call>(&self, work: impl Future<Output = Counted<C>> + Send + 'static) -> Counted<C> {
+        let done = self.shared.detached(work, unavailable::<C>).await;
         done.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
@@ -495,18 +504,37 @@ impl fmt::Debug for SharedCache {
     }
 }
 
-async fn bypass<C: Call>(mark: &Mark, call: C) -> SharedReply<C> {
-    let (parts, body) = call.run().await?.into_parts();
-    Ok(passed(mark, parts, body))
+/// An answer, and how it counts.
+type Counted<C> = (SharedReply<C>, Outcome);
+
+fn status_of<C: Call>(reply: &SharedReply<C>) -> StatusCode {
+    reply.as_ref().map_or_else(C::status_of, Response::status)
 }
 
-fn passed<B: Body>(mark: &Mark, mut parts: response::Parts, body: B) -> Response<SharedBody<B>> {
+async fn bypass<C: Call>(mark: &Mark, call: C) -> Counted<C> {
+    match call.run().await {
+        Ok(response) => {
+            let (parts, body) = response.into_parts();
+            passed::<C>(mark, parts, body)
+        }
+        Err(error) => failed::<C>(error),
+    }
+}
+
+fn failed<C: Call>(error: C::Error) -> Counted<C> {
+    let outcome = Outcome::passed(Some(Reason::Failed), C::status_of(&error));
+    (Err(error), outcome)
+}
+
+fn passed<C: Call>(mark: &Mark, mut parts: response::Parts, body: C::Body) -> Counted<C> {
     mark.stamp(&mut parts.headers);
-    Response::from_parts(parts, SharedBody::own(body))
+    let outcome = mark.passed(parts.status);
+    (Ok(Response::from_parts(parts, SharedBody::own(body))), outcome)
 }
 
-fn into_response<B: Body>(answer: Answer) -> Response<SharedBody<B>> {
-    answer.into_response().map(SharedBody::full)
+fn answered<C: Call>(answer: Answer) -> Counted<C> {
+    let outcome = answer.outcome();
+    (Ok(answer.into_response().map(SharedBody::full)), outcome)
 }
 
 /// Nothing is stored. If the origin failed the next request may try at once; else the others aren't kept waiting, for their
@@ -520,10 +548,10 @@ fn give_up(held: Option<Held>, lead: Option<Lead>, failed: bool) {
     land(lead, if failed { Landing::Failed } else { Landing::Alone });
 }
 
-fn unavailable<B: Body>() -> Response<SharedBody<B>> {
+fn unavailable<C: Call>() -> Counted<C> {
     let mut response = Response::new(SharedBody::full(Bytes::new()));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response
+    (Ok(response), Outcome::ERROR)
 }
 
 /// What became of a look at a request and into the store.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::SharedRule;
+#[cfg(feature = "runtime")]
+use crate::outcome::Outcome;
 use crate::reason::Reason;
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -40,6 +42,30 @@ impl Mark {
         let said =
             Said::Forwarded { why: reason, detail: reason, status: None, stored: false, collapsed: false };
         Self { rule, said }
+    }
+
+    /// How an answer counts that is made of what is stored, or is a 504 because nothing is.
+    #[cfg(feature = "runtime")]
+    pub(super) fn outcome(&self, is_stored: bool) -> Outcome {
+        match self.said {
+            Said::Hit { ttl } if ttl < 0 => Outcome::stale(Reason::Expired),
+            Said::Hit { .. } => Outcome::HIT,
+            Said::Forwarded { collapsed: true, .. } => Outcome::COLLAPSED,
+            // The origin has validated it, with a 304.
+            Said::Forwarded { status: Some(StatusCode::NOT_MODIFIED), detail, .. } => Outcome::miss(detail),
+            Said::Forwarded { .. } if is_stored => Outcome::stale(Reason::Failed),
+            Said::Forwarded { detail, .. } => Outcome::miss(detail),
+        }
+    }
+
+    /// How the origin's answer counts.
+    #[cfg(feature = "runtime")]
+    pub(super) fn passed(&self, answer: StatusCode) -> Outcome {
+        match self.said {
+            Said::Forwarded { stored: true, detail, .. } => Outcome::miss(detail),
+            Said::Forwarded { detail, .. } => Outcome::passed(Some(detail), answer),
+            Said::Hit { .. } => Outcome::HIT,
+        }
     }
 
     /// Says this about why.

@@ -44,6 +44,8 @@ use super::stored::{SharedRecord, StoredResponse};
 use super::{SetCookie, SharedRule};
 use crate::directives::RequestDirectives;
 use crate::etag::request_matches;
+#[cfg(feature = "runtime")]
+use crate::outcome::Outcome;
 use crate::policy::{BodyLength, may_be_stood_in_for, only};
 use crate::reason::Reason;
 use crate::request::{Present, RequestView};
@@ -467,6 +469,12 @@ impl Answer {
     pub fn collapsed(self, reason: Reason) -> Self {
         let mark = Mark::forwarded(Arc::clone(&self.mark.rule), reason).collapsed();
         self.after(mark)
+    }
+
+    /// How it counts.
+    #[cfg(feature = "runtime")]
+    pub(super) fn outcome(&self) -> Outcome {
+        self.mark.outcome(self.from.is_some())
     }
 
     /// The response to send (§4, §4.3.2, RFC 9110 §14).
