@@ -14,7 +14,7 @@
 //! | `REDIS_SOCKET_TIMEOUT` | seconds that any command may take | 0.05 to read, 0.25 to fill, 0.5 to evict |
 //! | `REDIS_SOCKET_CONNECT_TIMEOUT` | seconds that connecting may take | 0.5 |
 //! | `REDIS_PREFIX` | what every key begins with, before `:cache` | `redis:larder` |
-//! | `REDIS_LOCAL_CACHE_BYTES` | bytes of what was read from Redis to keep in this process too, coherently; not in a cluster; 0 = none | 0 |
+//! | `REDIS_LOCAL_CACHE_BYTES` | bytes of what was read from Redis to keep in this process too, coherently; 0 = none | 0 |
 //! | `REDIS_DEFAULT_TTL` | seconds that entries live unless a route says otherwise; 0 = no expiry | 0 |
 //!
 //! With neither `REDIS_URL` nor `REDIS_HOST` the store is this process's memory. A variable that is set but empty counts

@@ -225,7 +225,8 @@ impl LarderBuilder {
     /// What this process evicts is never read in it again. What another one evicts is gone here when Redis's message
     /// arrives, usually within a millisecond, and after
     /// [`MAX_STALE`](crate::store::redis::MAX_STALE) if no message can arrive. Needs Redis 6 or newer and a user who may
-    /// run `CLIENT TRACKING`; without them, and in a Redis Cluster, there is a warning and no such tier.
+    /// run `CLIENT TRACKING`; without them there is a warning and no such tier. More in
+    /// [`TieredStore`](crate::store::redis::TieredStore).
     ///
     /// ```
     /// use larder_core::{Larder, RedisOptions};

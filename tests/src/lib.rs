@@ -10,3 +10,4 @@ pub mod redis_cluster;
 pub mod redis_server;
 pub mod scenarios;
 pub mod shop;
+pub mod tier;

@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use larder_core::{CacheKey, KeySpace};
+
 use crate::certificates::{Authority, Certificate, text};
 use crate::redis_server::{RedisServer, free_port_below};
 
@@ -207,4 +209,28 @@ fn cli(port: u16, command: &[&str]) -> String {
         .output()
         .expect("redis-cli to be installed");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// A key under the prefix `p`.
+#[must_use]
+pub fn key(group: Option<&str>, suffix: &str) -> CacheKey {
+    KeySpace::new("p", group).unwrap().key(suffix)
+}
+
+/// So many keys of every master: some in groups, some not.
+#[must_use]
+pub fn everywhere(cluster: &RedisCluster, count: usize) -> Vec<Vec<CacheKey>> {
+    let mut keys = vec![Vec::new(); MASTERS];
+    for number in 0.. {
+        let (group, suffix) = (format!("g{}", number / 2), format!("k{number}"));
+        let key = key((number % 3 > 0).then_some(&*group), &suffix);
+        let home = &mut keys[RedisCluster::home(cluster.slot(key.name()))];
+        if home.len() < count {
+            home.push(key);
+        }
+        if keys.iter().all(|home| home.len() == count) {
+            break;
+        }
+    }
+    keys
 }

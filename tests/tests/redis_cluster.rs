@@ -9,7 +9,7 @@ use larder_core::store::suite::{self, Subject};
 use larder_core::{
     Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore, StoreError,
 };
-use larder_tests::redis_cluster::{MASTERS, RedisCluster};
+use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
 use larder_tests::redis_server;
 use tokio::time::{Instant, sleep};
 
@@ -34,27 +34,6 @@ fn prompt(cluster: &RedisCluster) -> RedisStore {
 /// A store for a machine that is busy with other tests.
 fn patient(cluster: &RedisCluster) -> RedisStore {
     RedisStore::new(redis_server::patient(RedisOptions::from_url(&cluster.url()).unwrap()))
-}
-
-fn key(group: Option<&str>, suffix: &str) -> CacheKey {
-    KeySpace::new("p", group).unwrap().key(suffix)
-}
-
-/// Keys of every master: some in groups, some not.
-fn everywhere(cluster: &RedisCluster, count: usize) -> Vec<Vec<CacheKey>> {
-    let mut keys = vec![Vec::new(); MASTERS];
-    for number in 0.. {
-        let (group, suffix) = (format!("g{}", number / 2), format!("k{number}"));
-        let key = key((number % 3 > 0).then_some(&*group), &suffix);
-        let home = &mut keys[RedisCluster::home(cluster.slot(key.name()))];
-        if home.len() < count {
-            home.push(key);
-        }
-        if keys.iter().all(|home| home.len() == count) {
-            break;
-        }
-    }
-    keys
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -50,6 +50,7 @@
 mod amends;
 mod cluster;
 mod connection;
+mod ears;
 #[cfg(feature = "redis-pool")]
 mod lent;
 mod link;

@@ -455,6 +455,39 @@ impl View {
     }
 }
 
+/// What a node believes of the whole cluster, for comparing it with what others believe.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Belief {
+    /// Its own name.
+    pub(super) myself: String,
+    /// The name, the epoch and the slots of every master that has some.
+    pub(super) masters: BTreeSet<String>,
+    /// The names of these.
+    pub(super) serving: BTreeSet<String>,
+    /// It is a master, no slot of it is on the move, and it can reach all the others.
+    pub(super) is_settled: bool,
+}
+
+impl Belief {
+    /// Reads an answer to `CLUSTER NODES`.
+    pub(super) fn of(list: &str) -> Option<Self> {
+        let (mut myself, mut is_settled) = (None, true);
+        let (mut masters, mut serving) = (BTreeSet::new(), BTreeSet::new());
+        for line in list.lines().filter_map(Line::parse) {
+            if line.is_myself {
+                myself = Some(line.id.to_owned());
+                is_settled &= line.is_master && !line.is_moving();
+            }
+            if line.is_master && !line.slots.is_empty() {
+                is_settled &= line.is_reachable;
+                masters.insert(line.describe());
+                serving.insert(line.id.to_owned());
+            }
+        }
+        Some(Self { myself: myself?, masters, serving, is_settled })
+    }
+}
+
 /// The ranges in an answer to `CLUSTER SLOTS`: first slot, last slot, and the master unless its address is not known.
 pub(super) fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address>)>> {
     let ranges: Vec<Vec<Value>> = from_redis_value(answer)?;
@@ -624,6 +657,26 @@ mod tests {
         for bad in [Value::Int(1), Value::Array(vec![Value::Array(vec![Value::Int(1)])])] {
             ranges(bad).unwrap_err();
         }
+    }
+
+    #[test]
+    fn nodes_say_what_they_believe() {
+        let list = "a h:1@2 myself,master - 0 0 1 connected 0-10\nb h:2@3 master - 0 0 2 connected 11-20\n\
+                    c h:3@4 slave a 0 0 1 connected\nd h:4@5 master - 0 0 0 connected\n";
+        let belief = Belief::of(list).unwrap();
+        let names = |names: &[&str]| names.iter().copied().map(str::to_owned).collect::<BTreeSet<_>>();
+        assert_eq!(belief.myself, "a");
+        assert_eq!(belief.masters, names(&["a 1 0-10", "b 2 11-20"]));
+        assert_eq!(belief.serving, names(&["a", "b"]));
+        assert!(belief.is_settled);
+        for (change, to) in [
+            ("0-10", "0-10 [5->-b]"),
+            ("myself,master", "myself,slave"),
+            ("h:2@3 master", "h:2@3 master,fail"),
+        ] {
+            assert!(!Belief::of(&list.replace(change, to)).unwrap().is_settled, "{to}");
+        }
+        assert_eq!(Belief::of(""), None);
     }
 
     #[test]

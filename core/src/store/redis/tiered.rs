@@ -2,14 +2,14 @@
 //!
 //! # How it stays coherent
 //!
-//! One connection of its own asks Redis to tell it of every change under the prefix (`CLIENT TRACKING ON BCAST`), and
-//! each message removes what it names. Three rules make that safe:
+//! A connection of its own asks Redis to tell it of every change under the prefix (`CLIENT TRACKING ON BCAST`), in a
+//! cluster one to each master, and each message removes what it names. Three rules make that safe:
 //!
 //! * **A fence.** A value that was read may be outdated before it is kept. So the epoch of the key's stripe is taken
 //!   *before* Redis is asked, every message advances it, and what was read is kept only if it is still the same.
-//! * **A bound.** Messages and answers come in the order in which they were sent, so the answer to a `PING` proves that
-//!   every change before that `PING` was heard of. What is here counts only until then plus [`MAX_STALE`]: a connection
-//!   that hangs, or was cut without a word, is noticed by the time alone. A new connection starts with nothing.
+//! * **A bound.** Four times a second it is proven that every change before was heard of (see `ears.rs`). What is here
+//!   counts only until then plus [`MAX_STALE`]: a connection that hangs, or was cut without a word, and a slot that went
+//!   to somebody else are noticed by the time alone. New connections start with nothing.
 //! * **Own changes don't wait for their message.** Whatever this process writes or evicts is removed here, and fenced,
 //!   after Redis confirmed it and before the caller hears of it. What Redis didn't confirm is bypassed until it does.
 //!
@@ -30,6 +30,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::RedisStore;
+use super::connection::Connection;
+use super::ears::Ears;
 use super::link::Dialer;
 use super::names;
 use crate::key::{CacheKey, KeySpace};
@@ -39,8 +41,8 @@ use crate::store::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore
 /// For how long what is here may be out of date when Redis can't be heard. While it can, it is less than a millisecond.
 pub const MAX_STALE: Duration = Duration::from_secs(1);
 
-/// How often Redis is asked whether it can be heard.
-const PING_EVERY: Duration = Duration::from_millis(250);
+/// How often it is proven that nothing went unheard.
+const PROVEN_EVERY: Duration = Duration::from_millis(250);
 
 /// The pause before the connection is tried again, and the one after Redis refused to tell of changes.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -58,8 +60,9 @@ const OVERHEAD: u64 = 200;
 /// Redis. After an eviction by this process has returned, nothing older is read in it. Another process's eviction
 /// is seen as soon as Redis's message arrives, and after [`MAX_STALE`] at the latest, even if no message can arrive.
 ///
-/// It needs Redis 6 or newer and a user who may run `CLIENT TRACKING`; without them, in a Redis Cluster, and through a pool of the application's own, there is a
-/// warning and everything is read from Redis.
+/// It needs Redis 6 or newer and a user who may run `CLIENT TRACKING`, and in a cluster `CLUSTER INFO` and `CLUSTER
+/// NODES`. Without them, and through a pool of the application's own, there is a warning and everything is read from Redis.
+/// So it is, without a warning, while slots of a cluster are moved, or one of its masters is away.
 #[derive(Clone, Debug)]
 pub struct TieredStore {
     redis: RedisStore,
@@ -72,7 +75,8 @@ impl RedisStore {
     #[must_use]
     pub fn with_local(self, prefix: &str, bytes: u64) -> TieredStore {
         let dialer = Dialer::new(self.inner.options.clone(), Arc::new(|| {}));
-        TieredStore { redis: self, local: Arc::new(Local::new(dialer, prefix, bytes)) }
+        let local = Local::new(dialer, self.inner.connection.clone(), prefix, bytes);
+        TieredStore { redis: self, local: Arc::new(local) }
     }
 }
 
@@ -196,6 +200,8 @@ impl Drop for Change<'_> {
 /// What is kept here. Times are since its beginning.
 struct Local {
     dialer: Dialer,
+    /// Which servers there are.
+    servers: Connection,
     /// What the names of tracked keys begin with.
     head: Box<str>,
     entries: Cache<Box<str>, Kept, Weigh>,
@@ -240,9 +246,10 @@ struct Ticket {
 }
 
 impl Local {
-    fn new(dialer: Dialer, prefix: &str, bytes: u64) -> Self {
+    fn new(dialer: Dialer, servers: Connection, prefix: &str, bytes: u64) -> Self {
         Self {
             dialer,
+            servers,
             head: format!("{prefix}:").into(),
             entries: Cache::with_weighter(usize::try_from(bytes / 2048).unwrap_or(usize::MAX), bytes, Weigh),
             keys: (0..STRIPES).map(|_| Mutex::default()).collect(),
@@ -333,10 +340,8 @@ impl Local {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return };
-        if self.dialer.options.is_cluster() || self.dialer.options.is_lent() {
-            tracing::warn!(
-                "nothing is kept in this process: a Redis Cluster, or a pool of the application, is not listened to"
-            );
+        if self.dialer.options.is_lent() {
+            tracing::warn!("nothing is kept in this process: a pool of the application can't be listened to");
             listener.closed = true;
             return;
         }
@@ -344,9 +349,9 @@ impl Local {
         let task = async move {
             let mut refused = false;
             while let Some(local) = weak.upgrade() {
-                let error = local.listen_once().await;
+                let ended = local.listen_once().await;
                 local.goes_deaf();
-                let pause = match error {
+                let pause = match ended {
                     Err(error) if !error.is_io_error() && !error.is_unrecoverable_error() => {
                         if !std::mem::replace(&mut refused, true) {
                             tracing::warn!(%error, "Redis does not tell of changes; nothing is kept in this process");
@@ -362,7 +367,7 @@ impl Local {
         listener.task = Some(runtime.spawn(task).abort_handle());
     }
 
-    /// Listens until the connection is no good any more.
+    /// Listens until that is no good any more.
     async fn listen_once(self: &Arc<Self>) -> RedisResult<()> {
         let (weak, losses) = (Arc::downgrade(self), lock(&self.listener).losses);
         // Called where the connection is read, in the order in which messages and answers come.
@@ -372,27 +377,30 @@ impl Local {
             }
             Ok::<(), ()>(())
         };
-        let line = self.dialer.dial_listener(&self.dialer.options.addresses()[0], on_push).await?;
-        let mut track = redis::cmd("CLIENT");
-        track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&*self.head);
-        let mut wire = line.wire().await?;
-        let Ok(tracked) = timeout(MAX_STALE, wire.one(&track)).await else { return Ok(()) };
-        tracked?;
+        let Ok(layout) = self.servers.layout(self.dialer.options.connect_deadline).await else {
+            return Ok(());
+        };
+        let addresses: Vec<_> = layout.nodes.iter().map(|node| node.address().clone()).collect();
+        let opened = Ears::open(&self.dialer, &addresses, &self.head, on_push);
+        let Ok(ears) = timeout(MAX_STALE, opened).await else { return Ok(()) };
+        let mut ears = ears?;
         // Before this, changes went unheard.
         self.remove(Scope::All);
         loop {
             let sent = self.now();
-            let Ok(heard) = timeout(MAX_STALE, wire.one(&redis::cmd("PING"))).await else { return Ok(()) };
-            heard?;
+            let Ok(heard) = timeout(MAX_STALE, ears.hear_everything()).await else { return Ok(()) };
+            if !heard? {
+                return Ok(());
+            }
             {
-                // The connection may have been lost since it answered.
+                // A connection may have been lost since it answered.
                 let listener = lock(&self.listener);
                 if listener.losses != losses {
                     return Ok(());
                 }
                 self.valid_until.store(micros(sent + MAX_STALE), Ordering::Release);
             }
-            sleep(PING_EVERY).await;
+            sleep(PROVEN_EVERY).await;
         }
     }
 

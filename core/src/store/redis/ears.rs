@@ -1,0 +1,79 @@
+//! Whom Redis tells of changes: a connection to the server, or to each master of a cluster.
+//!
+//! Changes are told on the connection on which they were asked for, in the order in which they happen, and answers come
+//! in between. So an answer proves that every change before the question was heard of. In a cluster that isn't enough:
+//! a slot may have gone to somebody who isn't listened to. So each master is also asked who serves what, and only if all
+//! of them say the same, and say it of those who are listened to, nothing can have been missed. A master that was cut off
+//! from the others notices that itself, and says so; until it does, it would answer a read no better.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::try_join_all;
+use redis::aio::AsyncPushSender;
+use redis::{RedisResult, Value, from_redis_value};
+
+use super::cluster::Belief;
+use super::link::{Dialer, Line};
+use super::options::Address;
+use super::wire::Wire;
+
+/// Connections on which changes are told.
+pub(super) struct Ears {
+    /// What holds each connection open.
+    _lines: Vec<Line>,
+    wires: Vec<Wire>,
+    is_cluster: bool,
+    /// Who serves what in a cluster, once it has been asked.
+    believed: Option<BTreeSet<String>>,
+}
+
+impl Ears {
+    /// Asks each of these to tell of every change to keys that begin so.
+    pub(super) async fn open(
+        dialer: &Dialer,
+        addresses: &[Address],
+        head: &str,
+        on_push: impl AsyncPushSender + Clone,
+    ) -> RedisResult<Self> {
+        let mut track = redis::cmd("CLIENT");
+        track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(head);
+        let opened = addresses.iter().map(async |address| {
+            let line = dialer.dial_listener(address, on_push.clone()).await?;
+            let mut wire = line.wire().await?;
+            wire.one(&track).await?;
+            Ok::<_, redis::RedisError>((line, wire))
+        });
+        let (lines, wires) = try_join_all(opened).await?.into_iter().unzip();
+        Ok(Self { _lines: lines, wires, is_cluster: dialer.options.is_cluster(), believed: None })
+    }
+
+    /// Whether every change before this call has been heard of. If not, only new ears will do.
+    pub(super) async fn hear_everything(&mut self) -> RedisResult<bool> {
+        if !self.is_cluster {
+            try_join_all(self.wires.iter_mut().map(async |wire| wire.one(&redis::cmd("PING")).await)).await?;
+            return Ok(true);
+        }
+        let told = try_join_all(self.wires.iter_mut().map(tell)).await?;
+        let Some(told) = told.into_iter().collect::<Option<Vec<Belief>>>() else { return Ok(false) };
+        let Some(first) = told.first() else { return Ok(false) };
+        let believed = self.believed.get_or_insert_with(|| first.masters.clone());
+        let listened: BTreeSet<&str> = told.iter().map(|belief| &*belief.myself).collect();
+        Ok(told.iter().all(|belief| {
+            belief.is_settled
+                && belief.masters == *believed
+                && belief.serving.iter().all(|master| listened.contains(&**master))
+        }))
+    }
+}
+
+/// What a master believes of the cluster. `None` if it says itself that something is wrong.
+async fn tell(wire: &mut Wire) -> RedisResult<Option<Belief>> {
+    let mut pipe = redis::pipe();
+    pipe.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("NODES");
+    let mut replies = wire.several(&pipe).await?.into_iter();
+    let mut text =
+        || -> RedisResult<String> { Ok(from_redis_value(replies.next().unwrap_or(Ok(Value::Nil))?)?) };
+    let (info, nodes) = (text()?, text()?);
+    let is_well = info.lines().any(|line| line == "cluster_state:ok");
+    Ok(Belief::of(&nodes).filter(|_| is_well))
+}

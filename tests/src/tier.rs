@@ -1,0 +1,98 @@
+//! What tests of the tier in a process ask of it, over one server or a cluster.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder_core::store::redis::MAX_STALE;
+use larder_core::{CacheKey, CacheStore, KeySpace, StoreError, TieredStore};
+use tokio::time::{Instant, sleep};
+
+/// How long values are good for that nobody waits for to expire.
+pub const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// More than any test keeps.
+pub const CAPACITY: u64 = 16 << 20;
+
+/// What a busy machine may add to any bound.
+pub const SLACK: Duration = Duration::from_millis(500);
+
+/// A key in a group, and one in none.
+#[must_use]
+pub fn keys() -> [CacheKey; 2] {
+    [KeySpace::new("p", Some("g")).unwrap().key("a"), KeySpace::new("p", None).unwrap().key("a")]
+}
+
+/// Whether the value comes at once, without a turn for any connection. With several threads a connection may have had its
+/// turn meanwhile, so that only a "no" is sure.
+pub fn is_here(store: &TieredStore, key: &CacheKey) -> bool {
+    let mut get = pin!(store.get(key));
+    matches!(get.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(Some(_))))
+}
+
+/// Reads until the value is kept here, and says how long that took.
+pub async fn comes_here(store: &TieredStore, key: &CacheKey, limit: Duration) -> Duration {
+    let start = Instant::now();
+    while !is_here(store, key) {
+        assert!(start.elapsed() < limit, "{key} is never kept");
+        let _ = store.get(key).await;
+        sleep(Duration::from_millis(5)).await;
+    }
+    start.elapsed()
+}
+
+/// Waits for what another process did, for as long as it may take.
+pub async fn becomes(store: &TieredStore, key: &CacheKey, expected: Option<&str>, why: &str) {
+    let start = Instant::now();
+    let expected = expected.map(|value| Bytes::copy_from_slice(value.as_bytes()));
+    while store.get(key).await.unwrap() != expected {
+        assert!(start.elapsed() < MAX_STALE + SLACK, "{key}: {why}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A read whose answer has come, but which nobody has looked at since.
+async fn half_read<'a>(
+    store: &'a TieredStore,
+    key: &'a CacheKey,
+) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + 'a {
+    let mut get = Box::pin(store.get(key));
+    assert!(futures_util::poll!(&mut get).is_pending(), "{key} was here already");
+    sleep(Duration::from_millis(1)).await;
+    get
+}
+
+/// Another process changes a value between its being read and its being kept: it must not stay.
+pub async fn fills_against_invalidations(
+    mine: &TieredStore,
+    other: &impl CacheStore,
+    key: &CacheKey,
+    rounds: u64,
+) {
+    mine.set(key, "first".into(), MINUTE).await.unwrap();
+    comes_here(mine, key, Duration::from_secs(10)).await;
+    let mut stale = 0;
+    for round in 0..rounds {
+        mine.set(key, "old".into(), MINUTE).await.unwrap();
+        let read = half_read(mine, key).await;
+        match round % 3 {
+            0 => other.set(key, "new".into(), MINUTE).await.unwrap(),
+            1 => assert!(other.delete(key).await.unwrap()),
+            // Without a group that is everything.
+            _ => assert!(other.delete_group(&key.space()).await.unwrap() > 0),
+        }
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(read.await.unwrap().unwrap(), "old", "it was asked for before");
+        let quiet = Instant::now();
+        while mine.get(key).await.unwrap().is_some_and(|value| value == "old") {
+            if quiet.elapsed() > Duration::from_millis(200) {
+                stale += 1;
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(stale, 0, "{key}: stale in so many of {rounds} rounds");
+}
