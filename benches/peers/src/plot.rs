@@ -13,7 +13,7 @@ const STYLE: &str = "<style>
 .grid{stroke:#30363d}.one{stroke:#9198a1}.s0{fill:#60a5fa;stroke:#60a5fa}.s1{fill:#2dd4bf;stroke:#2dd4bf}
 .s2{fill:#f59e0b;stroke:#f59e0b}.error{stroke:#e6edf3}}
 text{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;font-size:12px}
-.title{font-size:15px;font-weight:600}.head{font-size:13px;font-weight:600}.ours{font-weight:700}
+.title{font-size:13.5px;font-weight:600}.head{font-size:13px;font-weight:600}.ours{font-weight:700}
 </style>";
 
 /// Some bars below a heading, each with a value for every series.
