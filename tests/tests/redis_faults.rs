@@ -374,6 +374,27 @@ async fn a_write_the_server_did_not_confirm_becomes_an_eviction() {
     }
 }
 
+/// Each write that fails is one more eviction that is owed, and the eviction of the last one may not have been confirmed when
+/// the next one comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_in_quick_succession_are_not_in_their_own_way() {
+    let keys = [key(Some("g"), "a"), key(None, "a")];
+    let (mut server, store) = with_old_data(&keys).await;
+    for key in &keys {
+        server.kill();
+        store.set(key, "lost".into(), MINUTE).await.unwrap_err();
+        server.restart();
+        let start = Instant::now();
+        while store.set(key, "new".into(), MINUTE).await.is_err() {
+            assert!(start.elapsed() < Duration::from_secs(10), "no recovery");
+        }
+        // Nobody had to confirm the eviction first, and nobody does so afterwards.
+        assert_eq!(store.get(key).await.unwrap().unwrap(), "new", "{key}");
+        sleep(SLACK).await;
+        assert_eq!(store.get(key).await.unwrap().unwrap(), "new", "{key}");
+    }
+}
+
 #[tokio::test]
 async fn a_hung_server_shows_nothing_stale_when_it_goes_on() {
     for group in [Some("g"), None] {

@@ -129,12 +129,17 @@ impl CacheStore for RedisStore {
             return self.delete(key).await.map(drop);
         }
         let doubt = Doubt::new(self, Stake::Key(key));
-        match self.write_with_ticket(key, value.clone(), ttl).await {
+        let _turn = doubt.turn(self.inner.options.fill_deadline).await?;
+        let written = match self.write_with_ticket(key, value.clone(), ttl).await {
             // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
             Err(StoreError::Unavailable(_)) => self.write_with_ticket(key, value, ttl).await?,
             written => written?,
+        };
+        if written {
+            doubt.settle_all();
+        } else {
+            doubt.settle();
         }
-        doubt.settle();
         self.amends().forget(key);
         Ok(())
     }
@@ -142,7 +147,7 @@ impl CacheStore for RedisStore {
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let doubt = Doubt::new(self, Stake::Key(key));
         let was_there = self.evict(key).await?;
-        doubt.settle();
+        doubt.settle_all();
         self.amends().remember(Stake::Key(key));
         Ok(was_there)
     }
@@ -150,7 +155,7 @@ impl CacheStore for RedisStore {
     async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
         let doubt = Doubt::new(self, Stake::Space(group));
         let count = self.evict_space(group).await?;
-        doubt.settle();
+        doubt.settle_all();
         self.amends().remember(Stake::Space(group));
         Ok(count)
     }
@@ -192,49 +197,7 @@ impl CacheStore for RedisStore {
 
 impl LeaseStore for RedisStore {
     async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
-        /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
-        const LOOKS: usize = 3;
-
-        if self.is_in_doubt(key) {
-            return Ok(Begin::Busy);
-        }
-        let kind = match intent {
-            Intent::Fill => b"F",
-            Intent::Refresh => b"R",
-            Intent::Write => b"W",
-        };
-        let lease = names::lease(key);
-        let mut token: [u8; 16] = random()?;
-        token[0] = kind[0];
-        let fresh: [u8; 8] = random()?;
-        let hold = span(hold).max(1).to_string();
-        let call = Call {
-            script: &scripts::BEGIN,
-            keys: &with_nonce(&[key.name(), &lease], key),
-            args: &[kind, &token, hold.as_bytes(), &fresh],
-        };
-        for _ in 0..LOOKS {
-            // A command without an answer may still be carried out, and the lease would stand in everybody's way.
-            let doubt = Doubt::new(self, Stake::Lease(&lease, token));
-            let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
-            doubt.settle();
-            match &*state {
-                b"E" => {
-                    if let Some(found) = self.read(key).await? {
-                        return Ok(Begin::Found(found));
-                    }
-                }
-                b"L" => {
-                    let fence = (*fence)
-                        .try_into()
-                        .map_err(|_| StoreError::refused("a nonce of the wrong length"))?;
-                    return Ok(Begin::Lease(Lease::new(token, fence)));
-                }
-                b"F" => return Ok(Begin::Filling),
-                _ => return Ok(Begin::Busy),
-            }
-        }
-        Ok(Begin::Filling)
+        if self.is_in_doubt(key) { Ok(Begin::Busy) } else { self.take(key, intent, hold).await }
     }
 
     async fn commit(
@@ -286,7 +249,51 @@ impl LeaseStore for RedisStore {
 
 /// The commands themselves, for callers that know what to do about their failure.
 impl RedisStore {
-    /// Takes a ticket and writes.
+    /// Takes a lease.
+    async fn take(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+        /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
+        const LOOKS: usize = 3;
+
+        let kind = match intent {
+            Intent::Fill => b"F",
+            Intent::Refresh => b"R",
+            Intent::Write => b"W",
+        };
+        let lease = names::lease(key);
+        let mut token: [u8; 16] = random()?;
+        token[0] = kind[0];
+        let fresh: [u8; 8] = random()?;
+        let hold = span(hold).max(1).to_string();
+        let call = Call {
+            script: &scripts::BEGIN,
+            keys: &with_nonce(&[key.name(), &lease], key),
+            args: &[kind, &token, hold.as_bytes(), &fresh],
+        };
+        for _ in 0..LOOKS {
+            // A command without an answer may still be carried out, and the lease would stand in everybody's way.
+            let doubt = Doubt::new(self, Stake::Lease(&lease, token));
+            let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
+            doubt.settle();
+            match &*state {
+                b"E" => {
+                    if let Some(found) = self.read(key).await? {
+                        return Ok(Begin::Found(found));
+                    }
+                }
+                b"L" => {
+                    let fence = (*fence)
+                        .try_into()
+                        .map_err(|_| StoreError::refused("a nonce of the wrong length"))?;
+                    return Ok(Begin::Lease(Lease::new(token, fence)));
+                }
+                b"F" => return Ok(Begin::Filling),
+                _ => return Ok(Begin::Busy),
+            }
+        }
+        Ok(Begin::Filling)
+    }
+
+    /// Takes a ticket and writes, unless an eviction or another write comes in between: that is the last word then.
     ///
     /// What is not answered may be carried out at any time, on another connection also after an eviction that came later.
     /// An eviction revokes the ticket.
@@ -295,14 +302,14 @@ impl RedisStore {
         key: &CacheKey,
         value: Bytes,
         ttl: Option<Duration>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let until = Instant::now() + TICKET;
-        let Begin::Lease(ticket) = self.begin(key, Intent::Write, TICKET).await? else {
-            return Err(StoreError::unavailable("an eviction of this key is not confirmed yet"));
+        // Also while an eviction of this key is owed: who writes knows better than whatever was to be removed.
+        let Begin::Lease(ticket) = self.take(key, Intent::Write, TICKET).await? else {
+            return Err(StoreError::refused("no ticket for a write"));
         };
         let stored = self.write(key, &ticket, value, ttl).await?;
-        // Else an eviction or another write came in between, and is the last word.
-        if stored || Instant::now() < until { Ok(()) } else { Err(StoreError::Timeout(TICKET)) }
+        if stored || Instant::now() < until { Ok(stored) } else { Err(StoreError::Timeout(TICKET)) }
     }
 
     /// Writes under a lease, and gives that back.

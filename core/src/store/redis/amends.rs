@@ -2,19 +2,21 @@
 //!
 //! An eviction without an answer may or may not have happened, and a server that comes back may still hold what was
 //! to be evicted. So it is kept here and repeated in the background until it is confirmed; meanwhile the store
-//! answers for its keys as if there were nothing, and lets nobody fill them.
+//! answers for its keys as if there were nothing, and lets nobody fill them. Who sets a key, or evicts it again, has seen to
+//! it.
 //!
 //! The queue is bounded by being less exact: too many keys become their groups, too many groups their prefixes.
 //! Evicting too much is only slow.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::MutexGuard;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::RedisStore;
 use crate::key::{CacheKey, KeySpace};
@@ -62,6 +64,8 @@ pub(super) struct Amends {
     /// How many evictions there are, to be read without the lock: nearly always none.
     evictions: AtomicUsize,
     recent: Mutex<Recent>,
+    /// Whose turn it is with a key whose eviction is owed: an eviction that is late must not remove what was written since.
+    turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -69,7 +73,8 @@ struct Owed {
     /// Each with the number of the last time it was asked for.
     evictions: Evictions<u64>,
     releases: VecDeque<Release>,
-    asked: u64,
+    /// How many were asked for.
+    count: u64,
     task: Option<AbortHandle>,
 }
 
@@ -116,16 +121,34 @@ pub(super) enum Stake<'a> {
 pub(super) struct Doubt<'a> {
     store: &'a RedisStore,
     stake: Option<Stake<'a>>,
+    /// The number of the eviction that was owed before, if it is the same.
+    owed: Option<u64>,
 }
 
 impl<'a> Doubt<'a> {
     pub(super) fn new(store: &'a RedisStore, stake: Stake<'a>) -> Self {
-        Self { store, stake: Some(stake) }
+        Self { store, stake: Some(stake), owed: store.amends().owed(stake) }
+    }
+
+    /// Waits until nobody else sees to an eviction of this key that is owed from before.
+    pub(super) async fn turn(&self, deadline: Duration) -> Result<Option<MutexGuard<'a, ()>>, StoreError> {
+        if self.owed.is_none() {
+            return Ok(None);
+        }
+        let turn = timeout(deadline, self.store.amends().turn.lock()).await;
+        turn.map(Some).map_err(|_| StoreError::unavailable("an eviction of this key is not confirmed yet"))
     }
 
     /// The server answered.
     pub(super) fn settle(mut self) {
         self.stake = None;
+    }
+
+    /// The server removed or replaced what was at stake, and with it what it was to remove before.
+    pub(super) fn settle_all(mut self) {
+        if let (Some(stake), Some(asked)) = (self.stake.take(), self.owed) {
+            self.store.amends().confirm(stake, asked);
+        }
     }
 }
 
@@ -172,7 +195,7 @@ impl Amends {
         recent.before.keys.remove(key.name());
     }
 
-    fn recent(&self) -> MutexGuard<'_, Recent> {
+    fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -202,23 +225,27 @@ impl Amends {
         }
     }
 
-    /// Forgets an eviction that was confirmed, unless it was asked for again since: the later one happened after a
-    /// later change, which the confirmed one may have come before.
-    fn confirm<T>(
-        &self,
-        of: impl FnOnce(&mut Evictions<u64>) -> &mut HashMap<Box<str>, (T, u64)>,
-        name: &str,
-        asked: u64,
-    ) {
-        let mut owed = self.lock();
-        let entries = of(&mut owed.evictions);
-        if entries.get(name).is_some_and(|(_, last)| *last == asked) {
-            entries.remove(name);
-        }
-        self.publish(&owed);
+    /// The number of the eviction that is owed.
+    fn owed(&self, stake: Stake<'_>) -> Option<u64> {
+        if self.evictions.load(Ordering::Acquire) > 0 { self.lock().asked(stake) } else { None }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Owed> {
+    /// Forgets an eviction that was confirmed, unless it was asked for again since: the later one happened after a
+    /// later change, which the confirmed one may have come before.
+    fn confirm(&self, stake: Stake<'_>, asked: u64) {
+        let mut owed = self.lock();
+        if owed.asked(stake) == Some(asked) {
+            owed.remove(stake);
+            self.publish(&owed);
+        }
+    }
+
+    fn confirm_and_remember(&self, stake: Stake<'_>, asked: u64) {
+        self.confirm(stake, asked);
+        self.remember(stake);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Owed> {
         // Nothing here can panic half way through a change.
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,19 +304,36 @@ impl Recent {
 
 impl Default for Owed {
     fn default() -> Self {
-        Self { evictions: Evictions::new(MAX_KEYS), releases: VecDeque::new(), asked: 0, task: None }
+        Self { evictions: Evictions::new(MAX_KEYS), releases: VecDeque::new(), count: 0, task: None }
     }
 }
 
 impl Owed {
+    /// When this very eviction was last asked for.
+    fn asked(&self, stake: Stake<'_>) -> Option<u64> {
+        match stake {
+            Stake::Key(key) => self.evictions.keys.get(key.name()).map(|(_, asked)| *asked),
+            Stake::Space(space) => self.evictions.spaces.get(space.head()).map(|(_, asked)| *asked),
+            Stake::Lease(..) => None,
+        }
+    }
+
+    fn remove(&mut self, stake: Stake<'_>) {
+        match stake {
+            Stake::Key(key) => drop(self.evictions.keys.remove(key.name())),
+            Stake::Space(space) => drop(self.evictions.spaces.remove(space.head())),
+            Stake::Lease(..) => {}
+        }
+    }
+
     fn add_key(&mut self, key: &CacheKey) {
-        self.asked += 1;
-        self.evictions.add_key(key, self.asked);
+        self.count += 1;
+        self.evictions.add_key(key, self.count);
     }
 
     fn add_space(&mut self, space: KeySpace) {
-        self.asked += 1;
-        self.evictions.add_space(space, self.asked);
+        self.count += 1;
+        self.evictions.add_space(space, self.count);
     }
 
     fn add_release(&mut self, release: Release) {
@@ -364,15 +408,19 @@ impl RedisStore {
         let mut told = Told::All;
         for (space, asked) in spaces {
             match self.evict_space(&space).await {
-                Ok(_) => self.amends().confirm(|owed| &mut owed.spaces, space.head(), asked),
+                Ok(_) => self.amends().confirm_and_remember(Stake::Space(&space), asked),
                 Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
                 Err(_) if is_alone => return Told::Away,
                 Err(_) => told = Told::Away,
             }
         }
         for (key, asked) in keys {
+            let _turn = self.amends().turn.lock().await;
+            if self.amends().owed(Stake::Key(&key)) != Some(asked) {
+                continue;
+            }
             match self.evict(&key).await {
-                Ok(_) => self.amends().confirm(|owed| &mut owed.keys, key.name(), asked),
+                Ok(_) => self.amends().confirm_and_remember(Stake::Key(&key), asked),
                 Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
                 Err(_) if is_alone => return Told::Away,
                 Err(_) => told = Told::Away,
@@ -422,11 +470,11 @@ mod tests {
         let amends = Amends::default();
         let key = space(None).key("a");
         amends.owe(Stake::Key(&key));
-        let asked = amends.lock().asked;
+        let asked = amends.lock().count;
         amends.owe(Stake::Key(&key));
-        amends.confirm(|owed| &mut owed.keys, key.name(), asked);
+        amends.confirm(Stake::Key(&key), asked);
         assert!(amends.concern(&key));
-        amends.confirm(|owed| &mut owed.keys, key.name(), asked + 1);
+        amends.confirm(Stake::Key(&key), asked + 1);
         assert!(!amends.concern(&key));
     }
 
