@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_128;
 ///
 /// Weak, because the same body may be sent with other fields or another transfer coding. Not a cryptographic hash: all that
 /// somebody gains who makes two bodies with one tag is that clients keep the first of their own two. A hash that forbids it
-/// costs more than the rest of a miss.
+/// would be a large part of what a miss costs.
 #[must_use]
 pub fn weak_etag(body: &[u8]) -> HeaderValue {
     let tag = format!("W/\"{:032x}\"", xxh3_128(body));

@@ -104,7 +104,7 @@ impl Route {
             };
             let watch = watch.keep(self.tally(call.pattern(), Arc::clone));
             let (reply, outcome) = self.settle(seen, call, 1).await;
-            watch.answered(outcome, reply.as_ref().map_or_else(C::status_of, Response::status));
+            watch.answered(outcome, status_of::<C, _>(&reply));
             reply
         }
     }
@@ -148,7 +148,7 @@ impl Route {
         self.warn_undeclared(mark.reason());
         let mut response = match call.run().await {
             Ok(response) => response.map(ReplyBody::own),
-            Err(error) => return failed::<C>(error),
+            Err(error) => return failed::<C, _>(error),
         };
         mark.stamp(response.headers_mut());
         let outcome = Outcome::passed(mark.reason(), response.status());
@@ -213,7 +213,7 @@ impl Route {
     async fn alone<C: Call>(&self, forward: Forward, call: C) -> Counted<C> {
         let outcome = if forward.reason() == Reason::Down { Stored::Failed } else { Stored::Evicted };
         match self.produce(forward, call).await {
-            Produced::Error(error) => failed::<C>(error),
+            Produced::Error(error) => failed::<C, _>(error),
             Produced::Stale(response) => stood_in::<C>(response),
             Produced::Passed(response, pass) => passed::<C>(response, &pass),
             Produced::Admitted(admitted) => answered::<C>(*admitted, outcome),
@@ -299,7 +299,7 @@ impl Route {
             }
             Produced::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stood_in::<C>(response)),
             Produced::Passed(response, pass) => (response.status(), passed::<C>(response, &pass)),
-            Produced::Error(error) => (C::status_of(&error), failed::<C>(error)),
+            Produced::Error(error) => (C::status_of(&error), failed::<C, _>(error)),
         };
         if status.is_server_error() {
             held.abandon(Abandon::Failed);
@@ -394,7 +394,7 @@ impl Route {
                 None => route.produce(forward, call).await,
             };
             let counted = match produced {
-                Produced::Error(error) => failed::<C>(error),
+                Produced::Error(error) => failed::<C, _>(error),
                 // Only reads have something stale to answer with.
                 Produced::Stale(response) => stood_in::<C>(response),
                 Produced::Passed(response, pass) => {
@@ -509,7 +509,12 @@ fn at_once<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Settling
     Box::pin(ready((Ok(response.map(ReplyBody::full)), outcome)))
 }
 
-fn failed<C: Call>(error: C::Error) -> Counted<C> {
+/// The status that a reply will be sent with.
+pub(crate) fn status_of<C: Call, B>(reply: &Result<Response<B>, C::Error>) -> StatusCode {
+    reply.as_ref().map_or_else(C::status_of, Response::status)
+}
+
+pub(crate) fn failed<C: Call, B>(error: C::Error) -> (Result<Response<B>, C::Error>, Outcome) {
     let outcome = Outcome::passed(Some(Reason::Failed), C::status_of(&error));
     (Err(error), outcome)
 }

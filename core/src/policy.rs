@@ -705,8 +705,8 @@ impl Forward {
         Ok(Hit { rule: self.rule, entry, now, not_modified, is_head, selection, collapsed: false })
     }
 
-    /// Takes from the handler's request what makes it conditional, or one for a part; a read is answered with 304 afterwards, from
-    /// the whole response. A write's preconditions stay.
+    /// Takes from the handler's request what makes it conditional, or one for a part; a read is answered with 304
+    /// afterwards, from the whole response. A write's preconditions stay.
     pub fn make_unconditional(&self, request: &mut HeaderMap) {
         if self.rule.kind == Kind::Read && !self.is_head && !request.is_empty() {
             for name in CONDITIONAL {

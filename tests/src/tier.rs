@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::store::redis::MAX_STALE;
-use larder_core::{CacheKey, CacheStore, KeySpace, StoreError, TieredStore};
+use larder_core::{CacheKey, CacheStore, StoreError, TieredStore};
 use tokio::time::{Instant, sleep};
+
+use crate::redis_cluster::key;
 
 /// How long values are good for that nobody waits for to expire.
 pub const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
@@ -22,7 +24,7 @@ pub const SLACK: Duration = Duration::from_millis(500);
 /// A key in a group, and one in none.
 #[must_use]
 pub fn keys() -> [CacheKey; 2] {
-    [KeySpace::new("p", Some("g")).unwrap().key("a"), KeySpace::new("p", None).unwrap().key("a")]
+    [key(Some("g"), "a"), key(None, "a")]
 }
 
 /// Whether the value comes at once, without a turn for any connection. With several threads a connection may have had its
@@ -32,15 +34,23 @@ pub fn is_here(store: &TieredStore, key: &CacheKey) -> bool {
     matches!(get.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(Some(_))))
 }
 
-/// Reads until the value is kept here, and says how long that took.
-pub async fn comes_here(store: &TieredStore, key: &CacheKey, limit: Duration) -> Duration {
+/// Reads until the value is kept here.
+pub async fn comes_here(store: &TieredStore, key: &CacheKey, limit: Duration) {
     let start = Instant::now();
     while !is_here(store, key) {
         assert!(start.elapsed() < limit, "{key} is never kept");
         let _ = store.get(key).await;
         sleep(Duration::from_millis(5)).await;
     }
-    start.elapsed()
+}
+
+/// Waits until none of these is kept here, because nobody can be heard.
+pub async fn all_go(store: &TieredStore, keys: &[CacheKey]) {
+    let start = Instant::now();
+    while keys.iter().any(|key| is_here(store, key)) {
+        assert!(start.elapsed() < MAX_STALE + SLACK, "still kept after {:?}", start.elapsed());
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Waits for what another process did, for as long as it may take.
@@ -80,8 +90,7 @@ pub async fn fills_against_invalidations(
         match round % 3 {
             0 => other.set(key, "new".into(), MINUTE).await.unwrap(),
             1 => assert!(other.delete(key).await.unwrap()),
-            // Without a group that is everything.
-            _ => assert!(other.delete_group(&key.space()).await.unwrap() > 0),
+            _ => assert_eq!(other.delete_group(&key.space()).await.unwrap(), 1),
         }
         sleep(Duration::from_millis(1)).await;
         assert_eq!(read.await.unwrap().unwrap(), "old", "it was asked for before");
@@ -95,4 +104,6 @@ pub async fn fills_against_invalidations(
         }
     }
     assert_eq!(stale, 0, "{key}: stale in so many of {rounds} rounds");
+    // Without a group, evicting the next one's would be evicting this one too.
+    other.delete(key).await.unwrap();
 }

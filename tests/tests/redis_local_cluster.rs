@@ -10,7 +10,7 @@ use larder_core::{CacheKey, CacheStore, RedisOptions, RedisStore, TieredStore};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
 use larder_tests::redis_server::patient;
 use larder_tests::tier::{
-    CAPACITY, MINUTE, SLACK, becomes, comes_here, fills_against_invalidations, is_here,
+    CAPACITY, MINUTE, SLACK, all_go, becomes, comes_here, fills_against_invalidations, is_here,
 };
 use tokio::time::{Instant, sleep};
 
@@ -174,14 +174,6 @@ async fn filled() -> (RedisCluster, TieredStore, RedisStore, Vec<CacheKey>) {
         comes_here(&store, key, SETTLED).await;
     }
     (cluster, store, other, keys)
-}
-
-async fn all_go(store: &TieredStore, keys: &[CacheKey]) {
-    let start = Instant::now();
-    while keys.iter().any(|key| is_here(store, key)) {
-        assert!(start.elapsed() < MAX_STALE + SLACK, "still kept after {:?}", start.elapsed());
-        sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,7 @@ use super::policy::{
 use super::{SharedRecord, SharedRule};
 use crate::body::length_of;
 use crate::detach::{EvictOnDrop, Target};
-use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, land};
+use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, failed, land, status_of};
 use crate::flight::{Landing, Lead, Role};
 use crate::hold::{Begun, Held, Started};
 use crate::key::{CacheKey, KeySpace};
@@ -107,14 +107,14 @@ impl SharedCache {
             let seen = match self.look(call.view()).await {
                 Seen::Answer(answer) => {
                     let (reply, outcome) = answered::<C>(answer);
-                    watch.answered(&self.counters, outcome, status_of::<C>(&reply));
+                    watch.answered(&self.counters, outcome, status_of::<C, _>(&reply));
                     return reply;
                 }
                 seen => seen,
             };
             let watch = watch.keep(Arc::clone(&self.counters));
             let (reply, outcome) = Box::pin(Arc::clone(&self).settle(seen, call)).await;
-            watch.answered(outcome, status_of::<C>(&reply));
+            watch.answered(outcome, status_of::<C, _>(&reply));
             reply
         }
     }
@@ -272,7 +272,7 @@ impl SharedCache {
                 give_up(held, lead, true);
                 return match forward.on_error(now) {
                     Ok(answer) => answered::<C>(answer),
-                    Err(_) => failed::<C>(error),
+                    Err(_) => failed::<C, _>(error),
                 };
             }
         };
@@ -446,7 +446,7 @@ impl SharedCache {
                 Err(error) => {
                     cache.shared.evict_key(&key).await;
                     unknown.disarm();
-                    return failed::<C>(error);
+                    return failed::<C, _>(error);
                 }
             };
             let (parts, body) = response.into_parts();
@@ -507,23 +507,14 @@ impl fmt::Debug for SharedCache {
 /// An answer, and how it counts.
 type Counted<C> = (SharedReply<C>, Outcome);
 
-fn status_of<C: Call>(reply: &SharedReply<C>) -> StatusCode {
-    reply.as_ref().map_or_else(C::status_of, Response::status)
-}
-
 async fn bypass<C: Call>(mark: &Mark, call: C) -> Counted<C> {
     match call.run().await {
         Ok(response) => {
             let (parts, body) = response.into_parts();
             passed::<C>(mark, parts, body)
         }
-        Err(error) => failed::<C>(error),
+        Err(error) => failed::<C, _>(error),
     }
-}
-
-fn failed<C: Call>(error: C::Error) -> Counted<C> {
-    let outcome = Outcome::passed(Some(Reason::Failed), C::status_of(&error));
-    (Err(error), outcome)
 }
 
 fn passed<C: Call>(mark: &Mark, mut parts: response::Parts, body: C::Body) -> Counted<C> {

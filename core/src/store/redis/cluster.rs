@@ -12,7 +12,7 @@
 //! A node without an answer is also a reason to look everything up again, at most every 100 ms: a replica may have
 //! taken its place. Replicas are never asked for values: what they hold may be older than an eviction.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -426,65 +426,60 @@ pub(super) async fn ask<T: FromRedisValue>(
     node.run(until, deadline, true, send).await?.map_err(StoreError::refused)
 }
 
-/// What a master says about itself, and whom else it knows.
+/// What a node says about itself, and what it knows of the others.
+#[derive(Debug)]
 pub(super) struct View {
+    pub(super) myself: String,
+    is_master: bool,
     /// Its name, its epoch and its slots.
     pub(super) described: String,
     pub(super) moving: bool,
+    /// Every master that has slots, by name, and as it is described.
+    pub(super) serving: BTreeMap<String, String>,
+    reaches_all: bool,
     /// Where the masters without a slot are.
     pub(super) empty_masters: Vec<Address>,
 }
 
 impl View {
+    /// Asks a master.
     pub(super) async fn of(node: &Node, deadline: Duration) -> Result<Self, StoreError> {
         let list: String = ask(node, redis::cmd("CLUSTER").arg("NODES"), deadline).await?;
-        let (mut own, mut empty_masters) = (None, Vec::new());
+        Self::read(&list)
+            .filter(|view| view.is_master)
+            .ok_or_else(|| StoreError::unavailable("a failover is under way"))
+    }
+
+    /// Reads an answer to `CLUSTER NODES`.
+    pub(super) fn read(list: &str) -> Option<Self> {
+        let (mut own, mut serving, mut empty_masters) = (None, BTreeMap::new(), Vec::new());
+        let mut reaches_all = true;
         for line in list.lines().filter_map(Line::parse) {
+            if line.is_master && !line.slots.is_empty() {
+                reaches_all &= line.is_reachable;
+                serving.insert(line.id.to_owned(), line.describe());
+            }
             if line.is_myself {
                 own = Some(line);
             } else if line.is_empty_master() {
                 empty_masters.extend(Address::parse(line.address));
             }
         }
-        match own {
-            Some(own) if own.is_master => {
-                Ok(Self { described: own.describe(), moving: own.is_moving(), empty_masters })
-            }
-            _ => Err(StoreError::unavailable("a failover is under way")),
-        }
+        let own = own?;
+        Some(Self {
+            myself: own.id.to_owned(),
+            is_master: own.is_master,
+            described: own.describe(),
+            moving: own.is_moving(),
+            serving,
+            reaches_all,
+            empty_masters,
+        })
     }
-}
 
-/// What a node believes of the whole cluster, for comparing it with what others believe.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Belief {
-    /// Its own name.
-    pub(super) myself: String,
-    /// The name, the epoch and the slots of every master that has some.
-    pub(super) masters: BTreeSet<String>,
-    /// The names of these.
-    pub(super) serving: BTreeSet<String>,
-    /// It is a master, no slot of it is on the move, and it can reach all the others.
-    pub(super) is_settled: bool,
-}
-
-impl Belief {
-    /// Reads an answer to `CLUSTER NODES`.
-    pub(super) fn of(list: &str) -> Option<Self> {
-        let (mut myself, mut is_settled) = (None, true);
-        let (mut masters, mut serving) = (BTreeSet::new(), BTreeSet::new());
-        for line in list.lines().filter_map(Line::parse) {
-            if line.is_myself {
-                myself = Some(line.id.to_owned());
-                is_settled &= line.is_master && !line.is_moving();
-            }
-            if line.is_master && !line.slots.is_empty() {
-                is_settled &= line.is_reachable;
-                masters.insert(line.describe());
-                serving.insert(line.id.to_owned());
-            }
-        }
-        Some(Self { myself: myself?, masters, serving, is_settled })
+    /// Whether it is a master, none of its slots is on the move, and it can reach all the other masters.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_master && !self.moving && self.reaches_all
     }
 }
 
@@ -660,23 +655,24 @@ mod tests {
     }
 
     #[test]
-    fn nodes_say_what_they_believe() {
+    fn nodes_say_what_they_know() {
         let list = "a h:1@2 myself,master - 0 0 1 connected 0-10\nb h:2@3 master - 0 0 2 connected 11-20\n\
                     c h:3@4 slave a 0 0 1 connected\nd h:4@5 master - 0 0 0 connected\n";
-        let belief = Belief::of(list).unwrap();
-        let names = |names: &[&str]| names.iter().copied().map(str::to_owned).collect::<BTreeSet<_>>();
-        assert_eq!(belief.myself, "a");
-        assert_eq!(belief.masters, names(&["a 1 0-10", "b 2 11-20"]));
-        assert_eq!(belief.serving, names(&["a", "b"]));
-        assert!(belief.is_settled);
+        let view = View::read(list).unwrap();
+        let serving = [("a", "a 1 0-10"), ("b", "b 2 11-20")];
+        assert_eq!(view.myself, "a");
+        assert_eq!(view.described, "a 1 0-10");
+        assert_eq!(view.serving, serving.map(|(name, text)| (name.to_owned(), text.to_owned())).into());
+        assert_eq!(view.empty_masters, [Address { host: "h".to_owned(), port: 4 }]);
+        assert!(view.is_settled());
         for (change, to) in [
             ("0-10", "0-10 [5->-b]"),
             ("myself,master", "myself,slave"),
             ("h:2@3 master", "h:2@3 master,fail"),
         ] {
-            assert!(!Belief::of(&list.replace(change, to)).unwrap().is_settled, "{to}");
+            assert!(!View::read(&list.replace(change, to)).unwrap().is_settled(), "{to}");
         }
-        assert_eq!(Belief::of(""), None);
+        assert!(View::read("").is_none());
     }
 
     #[test]

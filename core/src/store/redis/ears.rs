@@ -6,13 +6,13 @@
 //! of them say the same, and say it of those who are listened to, nothing can have been missed. A master that was cut off
 //! from the others notices that itself, and says so; until it does, it would answer a read no better.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;
 use redis::aio::AsyncPushSender;
 use redis::{RedisResult, Value, from_redis_value};
 
-use super::cluster::Belief;
+use super::cluster::View;
 use super::link::{Dialer, Line};
 use super::options::Address;
 use super::wire::Wire;
@@ -24,7 +24,7 @@ pub(super) struct Ears {
     wires: Vec<Wire>,
     is_cluster: bool,
     /// Who serves what in a cluster, once it has been asked.
-    believed: Option<BTreeSet<String>>,
+    serving: Option<BTreeMap<String, String>>,
 }
 
 impl Ears {
@@ -44,7 +44,7 @@ impl Ears {
             Ok::<_, redis::RedisError>((line, wire))
         });
         let (lines, wires) = try_join_all(opened).await?.into_iter().unzip();
-        Ok(Self { _lines: lines, wires, is_cluster: dialer.options.is_cluster(), believed: None })
+        Ok(Self { _lines: lines, wires, is_cluster: dialer.options.is_cluster(), serving: None })
     }
 
     /// Whether every change before this call has been heard of. If not, only new ears will do.
@@ -53,21 +53,18 @@ impl Ears {
             try_join_all(self.wires.iter_mut().map(async |wire| wire.one(&redis::cmd("PING")).await)).await?;
             return Ok(true);
         }
-        let told = try_join_all(self.wires.iter_mut().map(tell)).await?;
-        let Some(told) = told.into_iter().collect::<Option<Vec<Belief>>>() else { return Ok(false) };
-        let Some(first) = told.first() else { return Ok(false) };
-        let believed = self.believed.get_or_insert_with(|| first.masters.clone());
-        let listened: BTreeSet<&str> = told.iter().map(|belief| &*belief.myself).collect();
-        Ok(told.iter().all(|belief| {
-            belief.is_settled
-                && belief.masters == *believed
-                && belief.serving.iter().all(|master| listened.contains(&**master))
-        }))
+        let views = try_join_all(self.wires.iter_mut().map(view_of)).await?;
+        let Some(views) = views.into_iter().collect::<Option<Vec<View>>>() else { return Ok(false) };
+        let Some(first) = views.first() else { return Ok(false) };
+        let serving = self.serving.get_or_insert_with(|| first.serving.clone());
+        let is_heard = |master: &String| views.iter().any(|view| view.myself == *master);
+        Ok(serving.keys().all(is_heard)
+            && views.iter().all(|view| view.is_settled() && view.serving == *serving))
     }
 }
 
-/// What a master believes of the cluster. `None` if it says itself that something is wrong.
-async fn tell(wire: &mut Wire) -> RedisResult<Option<Belief>> {
+/// What a master says about the cluster. `None` if it says that something is wrong.
+async fn view_of(wire: &mut Wire) -> RedisResult<Option<View>> {
     let mut pipe = redis::pipe();
     pipe.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("NODES");
     let mut replies = wire.several(&pipe).await?.into_iter();
@@ -75,5 +72,5 @@ async fn tell(wire: &mut Wire) -> RedisResult<Option<Belief>> {
         || -> RedisResult<String> { Ok(from_redis_value(replies.next().unwrap_or(Ok(Value::Nil))?)?) };
     let (info, nodes) = (text()?, text()?);
     let is_well = info.lines().any(|line| line == "cluster_state:ok");
-    Ok(Belief::of(&nodes).filter(|_| is_well))
+    Ok(View::read(&nodes).filter(|_| is_well))
 }

@@ -377,9 +377,9 @@ impl Local {
             }
             Ok::<(), ()>(())
         };
-        let Ok(layout) = self.servers.layout(self.dialer.options.connect_deadline).await else {
-            return Ok(());
-        };
+        let layout = self.servers.layout(self.dialer.options.connect_deadline).await;
+        // While slots are on the move there is nothing to listen for.
+        let Some(layout) = layout.ok().filter(|layout| !layout.moving) else { return Ok(()) };
         let addresses: Vec<_> = layout.nodes.iter().map(|node| node.address().clone()).collect();
         let opened = Ears::open(&self.dialer, &addresses, &self.head, on_push);
         let Ok(ears) = timeout(MAX_STALE, opened).await else { return Ok(()) };
