@@ -290,7 +290,7 @@ impl<C: Coder> CacheBackend<C> {
                     return Ok(new);
                 }
             }
-            tokio::time::sleep(pause).await;
+            self.shared().store.changed(key, pause).await;
             pause = (pause * 2).min(Duration::from_millis(16));
         }
     }

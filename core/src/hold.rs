@@ -74,7 +74,7 @@ impl Shared {
                     if began.elapsed() >= self.timing.max_wait {
                         return Started::Without(Reason::Waited);
                     }
-                    tokio::time::sleep(pause).await;
+                    self.store.changed(key, pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                     // To refresh is to ignore what is there, so only this look finds out that it is new by now.
                     if intent == Intent::Refresh

@@ -138,6 +138,15 @@ pub trait LeaseStore: CacheStore {
         lease: &Lease,
         why: Abandon,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Waits until the value under `key` may be another one, at most for so long: what those do who were told that somebody
+    /// else is [filling](Begin::Filling) it. Then they ask again.
+    ///
+    /// Override it where changes are heard of. Unless it is, this takes all of `at_most`.
+    fn changed(&self, key: &CacheKey, at_most: Duration) -> impl Future<Output = ()> + Send {
+        let _ = key;
+        tokio::time::sleep(at_most)
+    }
 }
 
 /// What a caller of [`LeaseStore::begin`] means to do.

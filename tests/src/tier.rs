@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::store::redis::MAX_STALE;
-use larder_core::{CacheKey, CacheStore, StoreError, TieredStore};
+use larder_core::{Begin, CacheKey, CacheStore, Intent, LeaseStore, RedisStore, StoreError, TieredStore};
 use tokio::time::{Instant, sleep};
 
 use crate::redis_cluster::key;
@@ -51,6 +51,33 @@ pub async fn all_go(store: &TieredStore, keys: &[CacheKey]) {
         assert!(start.elapsed() < MAX_STALE + SLACK, "still kept after {:?}", start.elapsed());
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Who is told that another process fills a key hears of it when that is over, long before asking again.
+///
+/// # Panics
+///
+/// When nothing is heard.
+pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &CacheKey) {
+    other.set(key, "heard".into(), MINUTE).await.unwrap();
+    comes_here(mine, key, Duration::from_secs(60)).await;
+    other.delete(key).await.unwrap();
+    becomes(mine, key, None, "another process evicted").await;
+    let hold = Duration::from_secs(60);
+    let Begin::Lease(lease) = other.begin(key, Intent::Fill, hold).await.unwrap() else {
+        panic!("nobody else fills {key}")
+    };
+    assert!(matches!(mine.begin(key, Intent::Fill, hold).await.unwrap(), Begin::Filling));
+    let start = Instant::now();
+    let waiting = mine.changed(key, hold);
+    let filling = async {
+        sleep(Duration::from_millis(20)).await;
+        assert!(other.commit(key, &lease, "filled".into(), MINUTE).await.unwrap());
+    };
+    tokio::join!(waiting, filling);
+    assert!(start.elapsed() < MAX_STALE, "{:?}", start.elapsed());
+    let begun = mine.begin(key, Intent::Fill, hold).await.unwrap();
+    assert!(matches!(begun, Begin::Found(value) if value == "filled"), "{key}");
 }
 
 /// Waits for what another process did, for as long as it may take.

@@ -8,7 +8,7 @@ use larder_core::store::redis::MAX_STALE;
 use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, TieredStore};
 use larder_tests::redis_server::{RedisServer, patient};
-use larder_tests::tier::{self, CAPACITY, MINUTE, SLACK, all_go, becomes, keys};
+use larder_tests::tier::{self, CAPACITY, MINUTE, SLACK, all_go, becomes, keys, waiters_are_woken};
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
@@ -182,6 +182,15 @@ async fn a_process_sees_its_own_changes_at_once() {
             stale += reader.await.unwrap();
         }
         assert_eq!(stale, 0, "{key}: reads of what was replaced or evicted");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_fill_hears_of_it() {
+    let server = RedisServer::start();
+    let (mine, other) = (tiered(&server), RedisStore::new(options(&server)));
+    for key in keys() {
+        waiters_are_woken(&mine, &other, &key).await;
     }
 }
 

@@ -11,6 +11,7 @@ use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
 use larder_tests::redis_server::patient;
 use larder_tests::tier::{
     CAPACITY, MINUTE, SLACK, all_go, becomes, comes_here, fills_against_invalidations, is_here,
+    waiters_are_woken,
 };
 use tokio::time::{Instant, sleep};
 
@@ -51,6 +52,15 @@ async fn what_another_process_changes_is_gone_here() {
         comes_here(&mine, key, SETTLED).await;
         other.delete_group(&key.space()).await.unwrap();
         becomes(&mine, key, None, "another process evicted its group").await;
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_fill_hears_of_it() {
+    let cluster = start().await;
+    let (mine, other) = (tiered(&cluster), RedisStore::new(options(&cluster)));
+    for key in everywhere(&cluster, 2).iter().flatten() {
+        waiters_are_woken(&mine, &other, key).await;
     }
 }
 

@@ -27,6 +27,11 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     ) -> Boxed<'a, bool>;
     fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool>;
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()>;
+    fn changed<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        at_most: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
     fn max_value_bytes(&self) -> u64;
     fn health(&self) -> Health;
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
@@ -73,6 +78,14 @@ impl<S: LeaseStore> ErasedStore for S {
 
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()> {
         Box::pin(self.abandon(key, lease, why))
+    }
+
+    fn changed<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        at_most: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(self.changed(key, at_most))
     }
 
     fn max_value_bytes(&self) -> u64 {

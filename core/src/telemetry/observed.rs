@@ -101,6 +101,10 @@ impl ObservedStore {
         self.call(Operation::Abandon, self.store.abandon(key, lease, why)).await
     }
 
+    pub(crate) async fn changed(&self, key: &CacheKey, at_most: Duration) {
+        self.store.changed(key, at_most).await;
+    }
+
     pub(crate) fn max_value_bytes(&self) -> u64 {
         self.store.max_value_bytes()
     }

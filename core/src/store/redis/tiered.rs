@@ -26,6 +26,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use redis::{PushInfo, PushKind, RedisResult, Value};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -159,6 +160,10 @@ impl LeaseStore for TieredStore {
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
         self.redis.abandon(key, lease, why).await
     }
+
+    async fn changed(&self, key: &CacheKey, at_most: Duration) {
+        let _ = timeout(at_most, self.local.news_of(key.name()).notified()).await;
+    }
 }
 
 /// A change that this process makes. What it concerns is removed when it begins, and when it is over, however it ends:
@@ -208,6 +213,8 @@ struct Local {
     /// Locked by whoever keeps or removes an entry of the stripe.
     keys: Box<[Mutex<u64>]>,
     groups: Box<[AtomicU64]>,
+    /// Told of every change of a key of the stripe.
+    news: Box<[Notify]>,
     hasher: RandomState,
     beginning: Instant,
     /// Until when, in microseconds, every change is known to be heard of in time. 0 without a connection.
@@ -254,6 +261,7 @@ impl Local {
             entries: Cache::with_weighter(usize::try_from(bytes / 2048).unwrap_or(usize::MAX), bytes, Weigh),
             keys: (0..STRIPES).map(|_| Mutex::default()).collect(),
             groups: (0..STRIPES).map(|_| AtomicU64::default()).collect(),
+            news: (0..STRIPES).map(|_| Notify::new()).collect(),
             hasher: RandomState::new(),
             beginning: Instant::now(),
             valid_until: AtomicU64::new(0),
@@ -300,6 +308,7 @@ impl Local {
                 let mut epoch = self.stripe(name);
                 *epoch += 1;
                 self.entries.remove(name);
+                self.news_of(name).notify_waiters();
             }
             Scope::Group(nonce) => {
                 self.groups[self.number(nonce)].fetch_add(1, Ordering::AcqRel);
@@ -320,6 +329,10 @@ impl Local {
 
     fn stripe(&self, name: &str) -> MutexGuard<'_, u64> {
         lock(&self.keys[self.number(name)])
+    }
+
+    fn news_of(&self, name: &str) -> &Notify {
+        &self.news[self.number(name)]
     }
 
     fn number(&self, name: &str) -> usize {
