@@ -102,7 +102,7 @@ impl KeySpace {
     /// The key for a suffix that a person or a key builder chose. Braces and bars in it are escaped.
     #[must_use]
     pub fn key(&self, suffix: &str) -> CacheKey {
-        self.key_with(suffix.len(), |out| escape_into(out, suffix, is_reserved))
+        self.key_with(suffix.len(), |out| write_chosen(out, suffix))
     }
 
     /// The key for a URI, the way routes build theirs.
@@ -353,28 +353,30 @@ const fn is_unreserved(byte: u8) -> bool {
 }
 
 fn write_path(out: &mut String, path: &str) {
-    let plain = |byte: u8| !matches!(byte, b'/' | b':' | b'=' | b'?' | b'%') && !is_reserved(byte);
-    if path.bytes().all(plain) {
-        out.push_str(path);
-        return;
-    }
-    for (index, segment) in path.split('/').enumerate() {
-        if index > 0 {
-            out.push(':');
-        }
-        escape_into(out, segment, |byte| matches!(byte, b':' | b'=' | b'?') || is_reserved(byte));
+    let (segment, mut rest) = split_at_byte(path, b'/');
+    escape_into(out, segment, SEGMENT);
+    while let Some(path) = rest {
+        let (segment, after) = split_at_byte(path, b'/');
+        out.push(':');
+        escape_into(out, segment, SEGMENT);
+        rest = after;
     }
 }
 
 fn write_query(out: &mut String, query: &str, params: Params<'_>) {
     let pairs = || pairs(query).filter(|(name, _)| params.counts(name));
-    if pairs().is_sorted_by_key(|(name, _)| name) {
-        return pairs().for_each(|pair| write_pair(out, pair));
+    let (before, mut last) = (out.len(), "");
+    for (name, value) in pairs() {
+        if name < last {
+            out.truncate(before);
+            // A stable sort by name alone keeps several values of one name in the order they came.
+            let mut pairs: Vec<_> = pairs().collect();
+            pairs.sort_by_key(|(name, _)| *name);
+            return pairs.into_iter().for_each(|pair| write_pair(out, pair));
+        }
+        write_pair(out, (name, value));
+        last = name;
     }
-    // A stable sort by name alone keeps several values of one name in the order they came.
-    let mut pairs: Vec<_> = pairs().collect();
-    pairs.sort_by_key(|(name, _)| *name);
-    pairs.into_iter().for_each(|pair| write_pair(out, pair));
 }
 
 /// A name and, after a `=`, a value.
@@ -403,10 +405,10 @@ fn write_pair(out: &mut String, (name, value): Pair<'_>) {
         // A path can't hold a bare `?`, and a parameter with a value holds a `=`: neither reads like this.
         out.push('?');
     }
-    escape_into(out, name, |byte| matches!(byte, b':' | b'?') || is_reserved(byte));
+    escape_into(out, name, NAME);
     if let Some(value) = value {
         out.push('=');
-        escape_into(out, value, |byte| byte == b':' || is_reserved(byte));
+        escape_into(out, value, VALUE);
     }
 }
 
@@ -415,24 +417,46 @@ pub(crate) fn write_part(out: &mut String, name: &str, value: &str) {
     out.push('|');
     out.push_str(name);
     out.push('=');
-    escape_into(out, value, is_reserved);
+    escape_into(out, value, ANYWHERE);
 }
 
 /// What a suffix chosen by a person or a key builder may not hold as it is.
 pub(crate) fn write_chosen(out: &mut String, suffix: &str) {
-    escape_into(out, suffix, is_reserved);
+    escape_into(out, suffix, ANYWHERE);
 }
 
-/// Characters with a meaning of their own everywhere in a key.
-const fn is_reserved(byte: u8) -> bool {
-    matches!(byte, b'{' | b'}' | b'|')
-}
+/// Where a text stands, and so which characters in it would mean something else.
+type Place = u8;
+const ANYWHERE: Place = 1;
+const VALUE: Place = 2;
+const NAME: Place = 4;
+const SEGMENT: Place = 8;
 
-fn escape_into(out: &mut String, text: &str, escaped: impl Fn(u8) -> bool) {
+/// For each byte the places where it can't be written as it is.
+const SPECIAL: [Place; 256] = {
+    let mut special = [0; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        special[byte] = match byte as u8 {
+            b'{' | b'}' | b'|' | b'%' => ANYWHERE | VALUE | NAME | SEGMENT,
+            b':' => VALUE | NAME | SEGMENT,
+            b'?' => NAME | SEGMENT,
+            b'=' => SEGMENT,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    special
+};
+
+fn escape_into(out: &mut String, text: &str, place: Place) {
     let bytes = text.as_bytes();
     let mut copied = 0;
     for (index, &byte) in bytes.iter().enumerate() {
-        if escaped(byte) || (byte == b'%' && reads_as_escape(&bytes[index + 1..])) {
+        if SPECIAL[usize::from(byte)] & place == 0 {
+            continue;
+        }
+        if byte != b'%' || reads_as_escape(&bytes[index + 1..]) {
             // Every escaped byte is ASCII, so these are boundaries of characters.
             out.push_str(&text[copied..index]);
             push_escape(out, byte);

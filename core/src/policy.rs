@@ -30,7 +30,6 @@
     reason = "a state lives for one request and is moved"
 )]
 
-use std::fmt;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -573,19 +572,12 @@ fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> 
 }
 
 /// The fields with these names.
-pub(crate) fn only(fields: HeaderMap, is_kept: impl Fn(&HeaderName) -> bool) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(8);
-    let mut kept = None;
-    for (name, value) in fields {
-        // Further values of a field come without its name.
-        if let Some(name) = name {
-            kept = is_kept(&name).then_some(name);
-        }
-        if let Some(name) = &kept {
-            headers.append(name, value);
-        }
+pub(crate) fn only(mut fields: HeaderMap, is_kept: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+    let others: Vec<_> = fields.keys().filter(|name| !is_kept(name)).cloned().collect();
+    for name in others {
+        fields.remove(name);
     }
-    headers
+    fields
 }
 
 fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule) -> bool {
@@ -1203,15 +1195,19 @@ fn cache_control(rule: &Rule, remaining: Option<Duration>, stale_too: bool) -> H
             // Even the greatest numbers leave room. On the stack, so that the value is the only allocation.
             let mut text = [0; 128];
             let mut rest = &mut text[..];
-            let mut push = |text: fmt::Arguments<'_>| rest.write_fmt(text).is_ok();
-            push(format_args!("{}max-age={}", if private { "private, " } else { "" }, told.as_secs()));
+            let mut push = |name: &str, time: Duration| {
+                let mut digits = itoa::Buffer::new();
+                let seconds = digits.format(time.as_secs());
+                rest.write_all(name.as_bytes()).and_then(|()| rest.write_all(seconds.as_bytes())).is_ok()
+            };
+            push(if private { "private, max-age=" } else { "max-age=" }, told);
             let stale = [
-                ("stale-while-revalidate", rule.stale_while_revalidate),
-                ("stale-if-error", rule.stale_if_error),
+                (", stale-while-revalidate=", rule.stale_while_revalidate),
+                (", stale-if-error=", rule.stale_if_error),
             ];
             for (name, limit) in stale.into_iter().filter(|_| stale_too) {
                 if let Some(limit) = limit {
-                    push(format_args!(", {name}={}", limit.as_secs()));
+                    push(name, limit);
                 }
             }
             let len = 128 - rest.len();
