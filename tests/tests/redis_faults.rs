@@ -301,33 +301,41 @@ async fn a_set_that_arrives_late_does_not_undo_an_eviction() {
     }
 }
 
-/// What a commit sends and nothing else does.
-const UPLOAD: &str = "\r\nPX\r\n";
+/// Values to be committed, each with something that its commit sends and nothing else does: small ones go with the script,
+/// large ones before it.
+fn committed() -> [(String, &'static str); 2] {
+    [("marked".to_owned(), "marked"), (".".repeat(5000), "\r\nPX\r\n")]
+}
 
 #[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_not_made_twice() {
-    let (_server, proxy, store) = behind_a_proxy().await;
-    let backend = Larder::builder().leased(store).backend();
-    let count = || backend.update("n", 60, |n: Option<u64>| n.unwrap_or(0) + 1);
-    assert_eq!(count().await.unwrap(), 1);
-    proxy.turn(Weather::CutAfter(UPLOAD));
-    count().await.unwrap_err();
-    proxy.turn(Weather::Fair);
-    let start = Instant::now();
-    // It was made once, and nobody waits for the lease that it had.
-    assert_eq!(count().await.unwrap(), 3);
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    for (value, mark) in committed() {
+        let (_server, proxy, store) = behind_a_proxy().await;
+        let backend = Larder::builder().leased(store).backend();
+        let count = async || {
+            let next = |n: Option<(u64, String)>| (n.map_or(0, |(n, _)| n) + 1, value.clone());
+            backend.update("n", 60, next).await.map(|(n, _)| n)
+        };
+        assert_eq!(count().await.unwrap(), 1);
+        proxy.turn(Weather::CutAfter(mark));
+        count().await.unwrap_err();
+        proxy.turn(Weather::Fair);
+        let start = Instant::now();
+        // It was made once, and nobody waits for the lease that it had.
+        assert_eq!(count().await.unwrap(), 3);
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
 }
 
 #[tokio::test]
 async fn a_fill_whose_commit_never_arrived_gives_its_lease_back() {
-    for group in [Some("g"), None] {
+    for (group, (value, mark)) in [Some("g"), None].into_iter().zip(committed()) {
         let (server, proxy, store) = behind_a_proxy().await;
         let other = self::store(&server);
         let key = key(group, "a");
         let Begin::Lease(lease) = store.begin(&key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
-        proxy.turn(Weather::CutBefore(UPLOAD));
-        store.commit(&key, &lease, "1".into(), MINUTE).await.unwrap_err();
+        proxy.turn(Weather::CutBefore(mark));
+        store.commit(&key, &lease, value.into(), MINUTE).await.unwrap_err();
         proxy.turn(Weather::Fair);
         let start = Instant::now();
         while matches!(other.begin(&key, Intent::Refresh, HOLD).await, Ok(Begin::Filling)) {

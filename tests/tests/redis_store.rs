@@ -408,11 +408,13 @@ async fn what_is_too_large_leaves_nothing_behind() {
 #[tokio::test]
 async fn what_finds_no_room_leaves_nothing_behind() {
     let bench = Bench::with_args(&["--maxmemory-policy", "noeviction"]).await;
-    for key in both("a") {
+    // Large ones are uploaded before their script is called.
+    let large: &str = "2".repeat(5000).leak();
+    for (key, new) in both("a").into_iter().chain(both("b")).zip(["2", "2", large, large]) {
         bench.set(&key, "1").await;
         let fill = bench.lease(&key, Intent::Refresh).await;
         let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
-        assert!(!bench.commit(&key, &fill, "2").await);
+        assert!(!bench.commit(&key, &fill, new).await);
         assert_eq!(bench.get(&key).await, None);
         let _: () = bench.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
         bench.set(&key, "3").await;
@@ -427,9 +429,10 @@ async fn what_finds_no_room_leaves_nothing_behind() {
 async fn times_to_live() {
     let bench = Bench::new().await;
     let within = |ms: i64, secs: i64| (secs * 1000 - 3000..=secs * 1000).contains(&ms);
-    for key in both("a") {
+    let large: &str = "1".repeat(5000).leak();
+    for (key, value) in both("a").into_iter().chain(both("b")).zip(["1", "1", large, large]) {
         let pttl = async || bench.ask::<i64>(&["PTTL", key.name()]).await;
-        bench.set(&key, "1").await;
+        bench.set(&key, value).await;
         assert!(within(pttl().await, 60));
         let lease = bench.lease(&key, Intent::Write).await;
         bench.store.commit(&key, &lease, "1".into(), Some(Duration::from_secs(600))).await.unwrap();

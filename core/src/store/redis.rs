@@ -323,18 +323,26 @@ impl RedisStore {
         let fits = value.len() <= self.inner.options.max_value_bytes;
         let ttl = if fits { millis(ttl) } else { 0 };
         let group = GroupNames::of(key);
-        let (lease_name, tmp) = (names::lease(key), names::tmp(key, lease.token()));
-        let is_removal = ttl == 0;
-        let ttl = ttl.to_string();
-        let call = Call {
-            script: &scripts::COMMIT,
-            keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
-            args: &[lease.fence(), lease.token(), ttl.as_bytes(), key.suffix().as_bytes()],
-        };
-        let stored: i64 = if is_removal {
+        let (lease_name, token) = (names::lease(key), lease.token());
+        let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
+        let (ttl_arg, suffix) = (ttl.to_string(), key.suffix());
+        let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
+        let stored: i64 = if ttl == 0 || value.len() <= SMALL {
+            let record = if ttl == 0 { Vec::new() } else { record.to_bytes() };
+            let [fence, token, ttl, suffix] = args;
+            let call = Call {
+                script: &scripts::COMMIT_SMALL,
+                keys: &with_group(&[key.name(), &lease_name], group.as_ref()),
+                args: &[fence, token, ttl, suffix, &record],
+            };
             self.call(call, self.inner.options.fill_deadline).await?
         } else {
-            let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
+            let tmp = names::tmp(key, token);
+            let call = Call {
+                script: &scripts::COMMIT,
+                keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
+                args: &args,
+            };
             self.upload(&tmp, &record, call).await?
         };
         Ok(stored == 1 && fits)
@@ -474,6 +482,12 @@ struct Record<'a> {
     value: &'a [u8],
 }
 
+impl Record<'_> {
+    fn to_bytes(&self) -> Vec<u8> {
+        [self.fence.map_or(&[][..], |fence| fence), self.value].concat()
+    }
+}
+
 impl ToRedisArgs for Record<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         let mut out = out.writer_for_next_arg();
@@ -493,6 +507,9 @@ fn span(duration: Duration) -> i64 {
     let shortest = i64::from(!duration.is_zero());
     i64::try_from(duration.as_millis()).unwrap_or(CENTURY).clamp(shortest, CENTURY)
 }
+
+/// The largest body that is sent as an argument of its script, in bytes.
+const SMALL: usize = 4096;
 
 /// How long the ticket of a plain `set` lasts: far longer than it takes to use it, and no longer than others can go without
 /// storing should it be lost.

@@ -42,7 +42,7 @@ impl Call<'_> {
     /// Whether it means the same to be run twice. A commit that ran gave its lease back, and would be refused the second
     /// time, as if it had never been run.
     pub(super) fn may_be_sent_twice(&self) -> bool {
-        !std::ptr::eq(self.script, &*COMMIT)
+        !std::ptr::eq(self.script, &*COMMIT) && !std::ptr::eq(self.script, &*COMMIT_SMALL)
     }
 
     fn command(&self, verb: &str, script: &str) -> Cmd {
@@ -70,6 +70,8 @@ scripts! {
     BEGIN = "lua/begin.lua";
     /// Moves an uploaded body into place if the lease still holds.
     COMMIT = "lua/commit.lua";
+    /// Writes a small body if the lease still holds, or removes what is there.
+    COMMIT_SMALL = "lua/commit_small.lua";
     /// Extends a lease that still holds.
     RENEW = "lua/renew.lua";
     /// Gives a lease back.

@@ -2,14 +2,14 @@
 -- Answers {state, fence}: E there is a valid entry, L the lease is yours, F somebody fills, B busy.
 local entry, lease, nonce = KEYS[1], KEYS[2], KEYS[3]
 local intent, token, hold = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local fence = fence_of(nonce, ARGV[4], hold)
+local held, known = both(lease, nonce)
+local fence = fence_of(nonce, known, ARGV[4], hold)
 if intent == 'F' then
   local found
   if nonce then found = redis.pcall('GETRANGE', entry, 0, 7) == fence else found = redis.call('EXISTS', entry) == 1 end
   if found then return {'E', fence} end
 end
 if intent ~= 'W' then
-  local held = redis.call('GET', lease)
   -- Its own token means that this very call is being sent again, after a connection broke.
   if held and string.sub(held, 1, 8) == fence and string.sub(held, 10) ~= token then
     return {string.sub(held, 9, 9) == 'F' and 'F' or 'B', fence}
