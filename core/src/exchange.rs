@@ -123,17 +123,14 @@ impl Route {
             // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
             Seen::Miss(forward, _) if forward.reason() == Reason::Down => Box::pin(self.alone(forward, call)),
             Seen::Miss(forward, place) if !forward.is_shared() => {
-                Box::pin(self.fill(forward, place, call, None))
+                Box::pin(self.fill(forward, place, call, None, looks))
             }
             Seen::Miss(forward, place) => match self.shared.flights.join(&place.target) {
-                Role::Lead(lead) => Box::pin(self.fill(forward, place, call, Some(lead))),
+                Role::Lead(lead) => Box::pin(self.fill(forward, place, call, Some(lead), looks)),
                 Role::Follow(follow) => Box::pin(async move {
                     match self.follow(follow, forward).await {
                         Followed::Answer(response, outcome) => (Ok(response.map(ReplyBody::full)), outcome),
-                        Followed::Again(_) if looks < LOOKS => {
-                            let seen = self.look(call.view()).await;
-                            self.settle(seen, call, looks + 1).await
-                        }
+                        Followed::Again(_) if looks < LOOKS => self.again(call, looks).await,
                         Followed::Again(forward) | Followed::Alone(forward) => {
                             self.alone(forward, call).await
                         }
@@ -141,6 +138,13 @@ impl Route {
                 }),
             },
         }
+    }
+
+    /// Looks once more: what was waited for, or found where nothing was expected, is not for this request.
+    async fn again<C: Call>(self: &Arc<Self>, call: C, looks: usize) -> Counted<C> {
+        self.foresight.looks_again();
+        let seen = self.look(call.view()).await;
+        self.settle(seen, call, looks + 1).await
     }
 
     /// The cache takes no part, but says so.
@@ -170,7 +174,15 @@ impl Route {
             return Seen::Bypass(lookup.without_key()).told(&span);
         };
         span.key(&key);
-        let found = span.around(self.read_record(&key)).await;
+        let found = if lookup.may_be_foreseen() && self.foresight.sees_a_miss() {
+            Ok(None)
+        } else {
+            let found = span.around(self.read_record(&key)).await;
+            if !matches!(found, Ok(None)) {
+                self.foresight.looks_again();
+            }
+            found
+        };
         let select = match lookup.on_entry(found, &request, self.shared.now()) {
             OnEntry::Decided(decision) => return Seen::of(decision, key, None, &span),
             OnEntry::Select(select) => select,
@@ -227,6 +239,7 @@ impl Route {
         place: Place,
         call: C,
         lead: Option<Lead>,
+        looks: usize,
     ) -> Counted<C> {
         let route = Arc::clone(self);
         let work = async move {
@@ -235,13 +248,21 @@ impl Route {
                 None => Started::Without(forward.reason()),
             };
             match started {
-                Started::Held(held) => route.fill_held(forward, place, call, held, lead).await,
+                Started::Held(held) => {
+                    route.foresight.missed();
+                    route.fill_held(forward, place, call, held, lead).await
+                }
                 Started::Found(record) => {
                     match forward.on_filled(Record::decode(&record), route.shared.now()) {
                         Ok(hit) => {
+                            route.foresight.looks_again();
                             // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
                             land(lead, Landing::Again);
                             (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT)
+                        }
+                        Err(_) if looks < LOOKS => {
+                            land(lead, Landing::Again);
+                            route.again(call, looks).await
                         }
                         Err(forward) => {
                             land(lead, Landing::Again);
@@ -250,6 +271,7 @@ impl Route {
                     }
                 }
                 Started::Without(reason) => {
+                    route.foresight.looks_again();
                     // Nothing will be stored, so nobody needs to wait for it.
                     land(lead, Landing::Alone);
                     route.alone(forward.because(reason), call).await

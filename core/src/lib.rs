@@ -85,6 +85,8 @@ mod exchange;
 #[cfg(feature = "runtime")]
 mod flight;
 #[cfg(feature = "runtime")]
+mod foresight;
+#[cfg(feature = "runtime")]
 mod hold;
 #[cfg(feature = "runtime")]
 mod larder;

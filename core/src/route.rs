@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::foresight::Foresight;
 use crate::key::KeySpace;
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::CachePolicy;
@@ -29,6 +30,7 @@ pub struct Route {
     pub(crate) policy: CachePolicy,
     pub(crate) key_source: KeySource,
     pub(crate) tally: Tally,
+    pub(crate) foresight: Foresight,
     /// Whether the author was told to declare whose the responses are.
     pub(crate) warned: AtomicBool,
 }
@@ -175,7 +177,8 @@ impl RouteOptions {
             rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
             let (key_source, tally) = (key_source.clone(), Tally::new(name.clone()));
-            Arc::new(Route { shared, policy, key_source, tally, warned: AtomicBool::new(false) })
+            let (foresight, warned) = (Foresight::default(), AtomicBool::new(false));
+            Arc::new(Route { shared, policy, key_source, tally, foresight, warned })
         };
         Arc::clone(route.get_or_init(finish))
     }

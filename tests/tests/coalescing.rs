@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http::Method;
 use larder_axum::{Larder, cache, cache_evict, cache_put};
-use larder_tests::in_process::{Runs, get, send};
+use larder_tests::in_process::{Fixture, Runs, get, send};
 use larder_tests::on_every_store;
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -353,5 +353,143 @@ async fn a_client_that_is_gone_before_its_write_begins_does_not_stop_it() {
             let written = database.value.load(Ordering::SeqCst).to_string();
             assert_eq!(get(&app, "/x").await.text(), written, "{method}");
         }
+    }
+}
+
+/// Where nothing was found for long, the look is left out. Nobody can tell by the answers.
+mod without_looking {
+    use super::*;
+
+    /// What a path is answered, by how its name begins. Everything else is a miss.
+    fn app(fixture: &Fixture, runs: &Runs) -> Router {
+        app_for(fixture, runs, 60)
+    }
+
+    fn app_for(fixture: &Fixture, runs: &Runs, ttl: u64) -> Router {
+        let runs = runs.clone();
+        let handler = move |uri: http::Uri, headers: http::HeaderMap| async move {
+            let run = runs.count().to_string();
+            let language = headers.get("accept-language").cloned();
+            match uri.path() {
+                "/x/varied" => ([("vary", "accept-language")], language.map_or(run, |l| format!("{l:?}")))
+                    .into_response(),
+                "/x/private" => ([("cache-control", "no-store")], run).into_response(),
+                _ => run.into_response(),
+            }
+        };
+        let layer =
+            cache(&fixture.larder).group("g").ttl(ttl).stale_while_revalidate(Duration::from_secs(60));
+        Router::new().route("/x/{name}", get_route(handler.layer(layer)))
+    }
+
+    /// Asks for what nobody asked for before until nobody looks any more.
+    async fn miss(app: &Router, times: usize) {
+        static NEW: AtomicU64 = AtomicU64::new(0);
+        for _ in 0..times {
+            let path = format!("/x/new{}", NEW.fetch_add(1, Ordering::SeqCst));
+            assert_eq!(get(app, &path).await.cache(), "MISS");
+        }
+    }
+
+    const MANY: usize = 12;
+
+    on_every_store! {
+        async fn what_is_there_is_found(fixture) {
+            let runs = Runs::new();
+            let app = app(&fixture, &runs);
+            let stored = get(&app, "/x/there").await;
+            for headers in [&[][..], &[("range", "bytes=0-0")], &[("cache-control", "max-age=50")]] {
+                miss(&app, MANY).await;
+                let before = runs.total();
+                let found = send(&app, Method::GET, "/x/there", headers).await;
+                assert_eq!((found.cache(), found.text(), runs.total()), ("HIT", stored.text(), before), "{headers:?}");
+                let part = headers.iter().any(|(name, _)| *name == "range");
+                assert_eq!(found.status, if part { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK });
+            }
+            miss(&app, MANY).await;
+            assert_eq!(send(&app, Method::HEAD, "/x/there", &[]).await.cache(), "HIT");
+            miss(&app, MANY).await;
+            let validator = [("if-none-match", stored.header("etag"))];
+            assert_eq!(send(&app, Method::GET, "/x/there", &validator).await.status, StatusCode::NOT_MODIFIED);
+            miss(&app, MANY).await;
+            let only = [("cache-control", "only-if-cached")];
+            assert_eq!(send(&app, Method::GET, "/x/there", &only).await.cache(), "HIT");
+            miss(&app, MANY).await;
+            let before = runs.total();
+            assert_eq!(send(&app, Method::GET, "/x/absent", &only).await.status, StatusCode::GATEWAY_TIMEOUT);
+            assert_eq!(runs.total(), before);
+        }
+
+        async fn a_variant_is_found(fixture) {
+            let runs = Runs::new();
+            let app = app(&fixture, &runs);
+            for language in ["de", "en"] {
+                let headers = [("accept-language", language)];
+                let stored = send(&app, Method::GET, "/x/varied", &headers).await;
+                miss(&app, MANY).await;
+                let before = runs.total();
+                let found = send(&app, Method::GET, "/x/varied", &headers).await;
+                assert_eq!((found.cache(), found.text(), runs.total()), ("HIT", stored.text(), before), "{language}");
+            }
+        }
+
+        async fn a_stale_answer_is_used_and_refreshed(fixture) {
+            let runs = Runs::new();
+            let app = app_for(&fixture, &runs, 1);
+            let stored = get(&app, "/x/stale").await;
+            sleep(Duration::from_millis(1100)).await;
+            miss(&app, MANY).await;
+            let before = runs.total();
+            let found = get(&app, "/x/stale").await;
+            assert_eq!((found.cache(), found.text()), ("HIT", stored.text()));
+            let start = tokio::time::Instant::now();
+            while runs.total() == before {
+                assert!(start.elapsed() < Duration::from_secs(5), "it is never refreshed");
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
+
+        async fn a_hundred_requests_run_the_handler_once(fixture) {
+            let runs = Runs::new();
+            let app = app(&fixture, &runs);
+            miss(&app, MANY).await;
+            let before = runs.total();
+            let answers = join_all((0..100).map(|_| get(&app, "/x/hot"))).await;
+            assert_eq!(runs.total(), before + 1);
+            assert!(answers.iter().all(|answer| answer.text() == answers[0].text()));
+        }
+
+        async fn what_may_not_be_stored_is_never_shared(fixture) {
+            let runs = Runs::new();
+            let app = app(&fixture, &runs);
+            for _ in 0..2 {
+                miss(&app, MANY).await;
+                let before = runs.total();
+                let answers = join_all((0..5).map(|_| get(&app, "/x/private"))).await;
+                assert_eq!(runs.total(), before + 5);
+                assert!(answers.iter().all(|answer| answer.cache() == "BYPASS"), "{answers:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_miss_is_two_round_trips() {
+        let fixture = Fixture::redis();
+        let looks = async || {
+            let redis = fixture.redis.as_ref().unwrap();
+            let mut conn =
+                redis::Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+            let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut conn).await.unwrap();
+            let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+            let scripts: u64 = line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap());
+            let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
+            (scripts, line.map_or(0, |line| line.split(',').next().unwrap().parse::<u64>().unwrap()))
+        };
+        let app = app(&fixture, &Runs::new());
+        miss(&app, MANY).await;
+        let before = looks().await;
+        miss(&app, 10).await;
+        let after = looks().await;
+        assert_eq!((after.0 - before.0, after.1 - before.1), (20, 10), "a lease and a commit for each");
     }
 }
