@@ -80,6 +80,13 @@ pub trait CacheStore: Send + Sync + 'static {
     /// for its whole prefix: every group and every ungrouped key.
     fn delete_group(&self, group: &KeySpace) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
+    /// The value under `key` if it is at hand: what [`get`](Self::get) would answer, without waiting for anything. `None` says
+    /// nothing, and `get` is asked. Override it in a store that has values in this process: a hit is a little faster then.
+    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+        let _ = key;
+        None
+    }
+
     /// Whether a valid entry is there. Override it where that is cheaper than reading the value.
     fn has(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send {
         async { Ok(self.get(key).await?.is_some()) }

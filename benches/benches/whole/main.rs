@@ -22,7 +22,8 @@ use axum::routing::get;
 use axum::{Json, Router};
 use axum_response_cache::CacheLayer;
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use http::{HeaderName, HeaderValue};
 use larder_axum::core::store::redis::{RedisOptions, RedisStore};
 use larder_axum::{Larder, cache};
 use larder_benches::{Interval, LARGE, RedisServer, SMALL, TTL, body};
@@ -60,6 +61,8 @@ fn main() {
         let size = if len == SMALL { "550 B" } else { "50 KB" };
         let (body, one) = (body(len), Ask::one());
         run(&format!("hit, {size}"), "handler", cached(&body), one.clone(), plain(&body), one.clone());
+        let same = Router::new().route(PRODUCT, get(handler_of_a_hit(&body)));
+        run(&format!("hit, {size}"), "handler, same fields", cached(&body), one.clone(), same, one.clone());
         run(
             &format!("304, {size}"),
             "handler",
@@ -112,6 +115,20 @@ fn main() {
 fn handler(body: &Bytes) -> impl Handler<((),), ()> + use<> {
     let body = body.clone();
     move || async move { ([(CONTENT_TYPE, "application/json")], body) }
+}
+
+/// The same with the fields that a hit has, so that both send the same bytes.
+fn handler_of_a_hit(body: &Bytes) -> impl Handler<((),), ()> + use<> {
+    let (body, etag) = (body.clone(), larder_core::weak_etag(body));
+    move || async move {
+        let fields = [
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (ETAG, etag),
+            (CACHE_CONTROL, HeaderValue::from_static("max-age=300")),
+            (HeaderName::from_static("x-redis-cache"), HeaderValue::from_static("HIT")),
+        ];
+        (fields, body)
+    }
 }
 
 fn plain(body: &Bytes) -> Router {

@@ -91,6 +91,10 @@ impl<S: CacheStore> CacheStore for InProcess<S> {
         self.store.get(key).await
     }
 
+    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+        self.store.at_hand(key)
+    }
+
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let _writing = self.writing(key).await;
         self.leases().revoke(key);

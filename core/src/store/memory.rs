@@ -145,7 +145,11 @@ impl fmt::Debug for MemoryStore {
 
 impl CacheStore for MemoryStore {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.shared.cache.get(&Valid { key, clock: &*self.clock }))
+        Ok(self.at_hand(key))
+    }
+
+    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+        self.shared.cache.get(&Valid { key, clock: &*self.clock })
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
@@ -205,7 +209,7 @@ impl LeaseStore for MemoryStore {
         let now = self.clock.now();
         Ok(self.shared.in_room(key, now, |_, room| {
             let found = match intent {
-                Intent::Fill => self.shared.cache.get(&Valid { key, clock: &*self.clock }),
+                Intent::Fill => self.at_hand(key),
                 Intent::Refresh | Intent::Write => None,
             };
             match found {

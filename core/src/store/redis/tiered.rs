@@ -82,6 +82,10 @@ impl RedisStore {
 }
 
 impl CacheStore for TieredStore {
+    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+        if self.redis.is_in_doubt(key) { None } else { self.local.get(key) }
+    }
+
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         if self.redis.is_in_doubt(key) {
             return Ok(None);
