@@ -2,12 +2,17 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tracing::Instrument;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::Shared;
+
+/// Work for a task of its own. Boxed before anything else: it has room for every way in which a fill can go, many kilobytes,
+/// and on its way into a task and out of it again it would be copied a dozen times.
+pub(crate) type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What a handler panicked with.
 pub(crate) type Panic = Box<dyn Any + Send>;
@@ -17,7 +22,7 @@ impl Shared {
     /// `given_up`, as it is when the runtime shuts down. A panic comes back to the caller.
     pub(crate) async fn detached<T: Send + 'static>(
         &self,
-        work: impl Future<Output = T> + Send + 'static,
+        work: Task<T>,
         given_up: fn() -> T,
     ) -> Result<T, Panic> {
         let client = Arc::new(());
@@ -47,7 +52,7 @@ impl Shared {
     }
 
     /// Runs for nobody, and no longer than a fill may take.
-    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn in_background(&self, work: Task<()>) {
         let limit = self.timing.max_fill;
         let work = async move {
             // Dropped, it gives everything back.

@@ -242,7 +242,7 @@ impl Route {
         looks: usize,
     ) -> Counted<C> {
         let route = Arc::clone(self);
-        let work = async move {
+        let work = Box::pin(async move {
             let started = match forward.intent() {
                 Some(intent) => route.start_fill(&forward, &place.target, intent).await,
                 None => Started::Without(forward.reason()),
@@ -277,7 +277,7 @@ impl Route {
                     route.alone(forward.because(reason), call).await
                 }
             }
-        };
+        });
         self.shared.detached(work, unavailable::<C>).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
@@ -286,12 +286,12 @@ impl Route {
         let Some(intent) = forward.intent() else { return };
         let Role::Lead(lead) = self.shared.flights.join(&place.target) else { return };
         let route = Arc::clone(self);
-        let work = async move {
+        let work = Box::pin(async move {
             if let Started::Held(held) = route.shared.start(&place.target, intent, None).await {
                 // Nobody waits for the answer, and the handler's error is the handler's to report.
                 let _: Counted<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
-        };
+        });
         self.shared.in_background(work);
     }
 
@@ -403,7 +403,7 @@ impl Route {
             },
         };
         let (route, evicted) = (Arc::clone(self), target.clone());
-        let work = async move {
+        let work = Box::pin(async move {
             let held = match (&target, forward.intent()) {
                 (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
                 _ => None,
@@ -435,7 +435,7 @@ impl Route {
             };
             unknown.disarm();
             counted
-        };
+        });
         match self.shared.detached(work, unavailable::<C>).await {
             Ok(counted) => counted,
             Err(panic) => {

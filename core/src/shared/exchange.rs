@@ -21,7 +21,7 @@ use super::policy::{
 };
 use super::{SharedRecord, SharedRule};
 use crate::body::length_of;
-use crate::detach::{EvictOnDrop, Target};
+use crate::detach::{EvictOnDrop, Target, Task};
 use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, failed, land, status_of};
 use crate::flight::{Landing, Lead, Role};
 use crate::hold::{Begun, Held, Started};
@@ -154,7 +154,7 @@ impl SharedCache {
                 None => forward.because(Reason::Waited),
             };
             let cache = Arc::clone(&self);
-            let work = async move { cache.exchange(forward, place, call, None, None).await };
+            let work = Box::pin(async move { cache.exchange(forward, place, call, None, None).await });
             return self.detached::<C>(work).await;
         }
     }
@@ -197,7 +197,7 @@ impl SharedCache {
         lead: Option<Lead>,
     ) -> Counted<C> {
         let cache = Arc::clone(self);
-        self.detached::<C>(async move {
+        self.detached::<C>(Box::pin(async move {
             let intent = forward.intent();
             // Who leads others waits for another process that fills already.
             let is_fresh = |record: &Bytes| match SharedRecord::decode(record) {
@@ -233,7 +233,7 @@ impl SharedCache {
             // Nothing will be stored, so that nobody needs to wait for it.
             land(lead, Landing::Alone);
             cache.exchange(forward, place, call, None, None).await
-        })
+        }))
         .await
     }
 
@@ -241,12 +241,12 @@ impl SharedCache {
     fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: Place, call: C) {
         let Role::Lead(lead) = self.shared.flights.join(&place.target) else { return };
         let cache = Arc::clone(self);
-        let work = async move {
+        let work = Box::pin(async move {
             if let Started::Held(held) = cache.shared.start(&place.target, forward.intent(), None).await {
                 // Nobody waits for the answer, and the service's error is the service's to report.
                 let _: Counted<C> = cache.exchange(forward, place, call, Some(held), Some(lead)).await;
             }
-        };
+        });
         self.shared.in_background(work);
     }
 
@@ -428,7 +428,7 @@ impl SharedCache {
     async fn write<C: Call>(self: &Arc<Self>, write: Write, key: CacheKey, call: C) -> Counted<C> {
         let cache = Arc::clone(self);
         let site = host(&call.view());
-        self.detached::<C>(async move {
+        self.detached::<C>(Box::pin(async move {
             // Until the origin has answered, nobody knows what it did.
             let target = Target::Key(key.clone());
             let unknown = EvictOnDrop::new(&cache.shared, &target);
@@ -474,7 +474,7 @@ impl SharedCache {
             };
             unknown.disarm();
             counted
-        })
+        }))
         .await
     }
 
@@ -483,7 +483,7 @@ impl SharedCache {
     }
 
     /// Goes on without the client. A panic of the service goes on in the caller.
-    async fn detached<C: Call>(&self, work: impl Future<Output = Counted<C>> + Send + 'static) -> Counted<C> {
+    async fn detached<C: Call>(&self, work: Task<Counted<C>>) -> Counted<C> {
         let done = self.shared.detached(work, unavailable::<C>).await;
         done.unwrap_or_else(|panic| resume_unwind(panic))
     }
