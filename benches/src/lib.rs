@@ -4,6 +4,7 @@
 //! ```text
 //! cargo bench -p larder-benches --bench parts             the parts, in nanoseconds
 //! cargo bench -p larder-benches --bench parts -- policy   one of: policy, key, entry, exchange, stores
+//! cargo bench -p larder-benches --bench instructions      how many instructions a request takes, counted by valgrind
 //! cargo bench -p larder-benches --bench whole             whole requests over HTTP, against the bare handler
 //! ```
 //!

@@ -14,6 +14,7 @@
 mod client;
 mod server;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::handler::Handler;
@@ -99,7 +100,7 @@ fn main() {
         );
         let grouped = on_redis(Some("products"));
         run(&format!("redis hit, group, {size}"), "GET", grouped, one.clone(), by_hand(), one.clone());
-        let grouped = on_redis(Some("many"));
+        let grouped = on_redis(Some("products"));
         run(
             &format!("redis miss, group, {size}"),
             "handler",
@@ -148,9 +149,13 @@ fn cached_in(larder: &Larder, group: Option<&str>, body: &Bytes) -> Router {
     Router::new().route(PRODUCT, get(handler(body).layer(layer)))
 }
 
+/// Each with keys of its own: what another case has stored is no answer here.
 fn redis(server: &RedisServer) -> Larder {
+    static CASES: AtomicUsize = AtomicUsize::new(0);
+
     let options = RedisOptions::from_url(&server.url()).expect("a valid URL");
-    Larder::builder().leased(RedisStore::new(options))
+    let prefix = format!("case{}", CASES.fetch_add(1, Ordering::Relaxed));
+    Larder::builder().prefix(&prefix).leased(RedisStore::new(options))
 }
 
 #[derive(Clone, Serialize)]

@@ -1,0 +1,124 @@
+//! How many instructions a request takes in this process, counted by valgrind: a number that no neighbour changes.
+//!
+//! Each case runs in a process of its own, once with few rounds and once with many; the difference is what the rounds took. A
+//! processor copies memory faster than instruction by instruction, so nanoseconds don't follow from this: see `parts`.
+
+use std::env;
+use std::hint::black_box;
+use std::process::Command;
+
+use http::header::{AUTHORIZATION, ETAG, IF_NONE_MATCH};
+use http::{HeaderName, HeaderValue};
+use larder_benches::{Direct, LARGE, PATH, SMALL, at_once, body, entry, get, machine, route, runtime};
+use larder_core::{Call, KeySpace, Kind, Larder, Record, RequestView, Rule};
+
+const ROUNDS: [u64; 2] = [500, 2500];
+
+/// What is counted.
+struct Case {
+    name: &'static str,
+    run: fn(u64),
+    /// A case to take off, because the bench does that too.
+    base: Option<&'static str>,
+}
+
+const BARE: Option<&str> = Some("bare handler");
+
+const CASES: [Case; 10] = [
+    Case { name: "bare handler", run: |rounds| bare(rounds, SMALL), base: None },
+    Case { name: "hit, 550 B", run: |rounds| hit(rounds, SMALL, None), base: BARE },
+    Case { name: "hit, 50 KB", run: |rounds| hit(rounds, LARGE, None), base: BARE },
+    Case { name: "304, 550 B", run: |rounds| hit(rounds, SMALL, Some(IF_NONE_MATCH)), base: BARE },
+    Case { name: "bypass, 550 B", run: |rounds| hit(rounds, SMALL, Some(AUTHORIZATION)), base: BARE },
+    Case { name: "miss and store, 550 B", run: |rounds| miss(rounds, SMALL), base: BARE },
+    Case { name: "miss and store, 50 KB", run: |rounds| miss(rounds, LARGE), base: BARE },
+    Case { name: "key", run: key, base: None },
+    Case { name: "entry encoded, 550 B", run: encode, base: None },
+    Case { name: "entry decoded, 550 B", run: decode, base: None },
+];
+
+fn main() {
+    let mut args = env::args().skip(1);
+    if let (Some("--run"), Some(name), Some(rounds)) = (args.next().as_deref(), args.next(), args.next()) {
+        let case = CASES.into_iter().find(|case| case.name == name).expect("a name from the list");
+        return (case.run)(rounds.parse().expect("a number of rounds"));
+    }
+    println!("{}.\n\n| case | instructions |\n|---|--:|", machine().trim_end_matches('.'));
+    for Case { name, base, .. } in CASES {
+        let Some(count) = count(name) else {
+            println!("\nNo `valgrind` here: nothing can be counted.");
+            return;
+        };
+        let base = base.and_then(self::count).unwrap_or(0);
+        println!("| {name} | {} |", count.saturating_sub(base));
+    }
+}
+
+/// How many instructions a round takes. `None` without valgrind.
+fn count(name: &str) -> Option<u64> {
+    let [few, many] = ROUNDS.map(|rounds| {
+        let output = Command::new("valgrind")
+            .args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"])
+            .arg(env::current_exe().ok()?)
+            .args(["--run", name, &rounds.to_string()])
+            .output()
+            .ok()?;
+        let said = String::from_utf8(output.stderr).ok()?;
+        let total = said.lines().find_map(|line| line.split_once("refs:"))?.1;
+        total.trim().replace(',', "").parse::<u64>().ok()
+    });
+    Some((many? - few?) / (ROUNDS[1] - ROUNDS[0]))
+}
+
+fn bare(rounds: u64, len: usize) {
+    let call = Direct { request: get(PATH), body: body(len) };
+    for _ in 0..rounds {
+        black_box(at_once(black_box(call.clone()).run()).expect("no errors"));
+    }
+}
+
+/// What is stored, asked for without or with a field more.
+fn hit(rounds: u64, len: usize, field: Option<HeaderName>) {
+    let (larder, mut call) = (Larder::memory(), Direct { request: get(PATH), body: body(len) });
+    let route = route(&larder);
+    let stored = runtime().block_on(route.clone().handle(call.clone())).expect("no errors");
+    if let Some(name) = field {
+        let is_validator = name == IF_NONE_MATCH;
+        let value =
+            if is_validator { stored.headers()[ETAG].clone() } else { HeaderValue::from_static("Bearer x") };
+        call.request.headers_mut().insert(name, value);
+    }
+    for _ in 0..rounds {
+        black_box(at_once(route.clone().handle(black_box(call.clone()))).expect("no errors"));
+    }
+}
+
+fn miss(rounds: u64, len: usize) {
+    let (runtime, route, body) = (runtime(), route(&Larder::memory()), body(len));
+    for id in 0..rounds {
+        let call = Direct { request: get(&format!("/products/{id}")), body: body.clone() };
+        black_box(runtime.block_on(route.clone().handle(call)).expect("no errors"));
+    }
+}
+
+fn key(rounds: u64) {
+    let space = KeySpace::new("redis:larder:cache", Some("products")).expect("a valid group");
+    let (rule, request) = (Rule::new(Kind::Read, space), get(PATH));
+    for _ in 0..rounds {
+        black_box(rule.key(black_box(&RequestView::from(&request)), None));
+    }
+}
+
+fn encode(rounds: u64) {
+    let entry = entry(body(SMALL), 2);
+    for _ in 0..rounds {
+        black_box(black_box(&entry).encode());
+    }
+}
+
+fn decode(rounds: u64) {
+    let bytes = entry(body(SMALL), 2).encode();
+    for _ in 0..rounds {
+        black_box(Record::decode(black_box(&bytes)));
+    }
+}
