@@ -146,13 +146,13 @@ pub trait LeaseStore: CacheStore {
         why: Abandon,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Waits until the value under `key` may be another one, at most for so long: what those do who were told that somebody
-    /// else is [filling](Begin::Filling) it. Then they ask again.
+    /// Waits until the value under `key` may be another one. Who was told that somebody else is [filling](Begin::Filling) it
+    /// asks again then, or after a pause.
     ///
-    /// Override it where changes are heard of. Unless it is, this takes all of `at_most`.
-    fn changed(&self, key: &CacheKey, at_most: Duration) -> impl Future<Output = ()> + Send {
+    /// Override it where changes are heard of. Unless it is, this waits for ever.
+    fn changed(&self, key: &CacheKey) -> impl Future<Output = ()> + Send {
         let _ = key;
-        tokio::time::sleep(at_most)
+        std::future::pending()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder_core::store::redis::MAX_STALE;
 use larder_core::{Begin, CacheKey, CacheStore, Intent, LeaseStore, RedisStore, StoreError, TieredStore};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::redis_cluster::key;
 
@@ -69,12 +69,13 @@ pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &Cac
     };
     assert!(matches!(mine.begin(key, Intent::Fill, hold).await.unwrap(), Begin::Filling));
     let start = Instant::now();
-    let waiting = mine.changed(key, hold);
+    let waiting = timeout(hold, mine.changed(key));
     let filling = async {
         sleep(Duration::from_millis(20)).await;
         assert!(other.commit(key, &lease, "filled".into(), MINUTE).await.unwrap());
     };
-    tokio::join!(waiting, filling);
+    let (heard, ()) = tokio::join!(waiting, filling);
+    heard.expect("nothing was heard");
     assert!(start.elapsed() < MAX_STALE, "{:?}", start.elapsed());
     let begun = mine.begin(key, Intent::Fill, hold).await.unwrap();
     assert!(matches!(begun, Begin::Found(value) if value == "filled"), "{key}");

@@ -172,6 +172,25 @@ async fn nothing_is_kept_while_a_slot_is_on_the_move() {
     }
 }
 
+/// Who may not ask who serves what can't know whom to listen to.
+#[tokio::test]
+async fn without_cluster_nodes_everything_is_read_from_redis() {
+    let cluster = start().await;
+    for node in 0..2 * MASTERS {
+        let rules = ["acl", "setuser", "al", "on", ">pw", "~*", "&*", "+@all", "-cluster|nodes"];
+        assert_eq!(cluster.cli(node, &rules), "OK");
+    }
+    let store = RedisStore::new(options(&cluster).username("al").password("pw")).with_local("p", CAPACITY);
+    for key in everywhere(&cluster, 1).iter().flatten() {
+        store.set(key, "1".into(), MINUTE).await.unwrap();
+        for _ in 0..50 {
+            assert_eq!(store.get(key).await.unwrap().unwrap(), "1");
+            assert!(!is_here(&store, key), "{key}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 /// A cluster with these keys, all of which are kept here, and a store of another process.
 async fn filled() -> (RedisCluster, TieredStore, RedisStore, Vec<CacheKey>) {
     let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();

@@ -28,11 +28,7 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     ) -> Boxed<'a, bool>;
     fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool>;
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()>;
-    fn changed<'a>(
-        &'a self,
-        key: &'a CacheKey,
-        at_most: Duration,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+    fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
     fn max_value_bytes(&self) -> u64;
     fn health(&self) -> Health;
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
@@ -85,12 +81,8 @@ impl<S: LeaseStore> ErasedStore for S {
         Box::pin(self.abandon(key, lease, why))
     }
 
-    fn changed<'a>(
-        &'a self,
-        key: &'a CacheKey,
-        at_most: Duration,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
-        Box::pin(self.changed(key, at_most))
+    fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(self.changed(key))
     }
 
     fn max_value_bytes(&self) -> u64 {

@@ -105,8 +105,9 @@ impl ObservedStore {
         self.call(Operation::Abandon, self.store.abandon(key, lease, why)).await
     }
 
+    /// Waits until the value may be another one, at most for so long.
     pub(crate) async fn changed(&self, key: &CacheKey, at_most: Duration) {
-        self.store.changed(key, at_most).await;
+        let _ = tokio::time::timeout(at_most, self.store.changed(key)).await;
     }
 
     pub(crate) fn max_value_bytes(&self) -> u64 {

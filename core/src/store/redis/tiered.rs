@@ -24,7 +24,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use redis::{PushInfo, PushKind, RedisResult, Value};
+use redis::{ErrorKind, PushInfo, PushKind, RedisResult, Value};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -165,8 +165,8 @@ impl LeaseStore for TieredStore {
         self.redis.abandon(key, lease, why).await
     }
 
-    async fn changed(&self, key: &CacheKey, at_most: Duration) {
-        let _ = timeout(at_most, self.local.news_of(key.name()).notified()).await;
+    async fn changed(&self, key: &CacheKey) {
+        self.local.news_of(key.name()).notified().await;
     }
 }
 
@@ -394,9 +394,19 @@ impl Local {
             }
             Ok::<(), ()>(())
         };
-        let layout = self.servers.layout(self.dialer.options.connect_deadline).await;
-        // While slots are on the move there is nothing to listen for.
-        let Some(layout) = layout.ok().filter(|layout| !layout.moving) else { return Ok(()) };
+        let layout = match self.servers.layout(self.dialer.options.connect_deadline).await {
+            Ok(layout) if !layout.moving => layout,
+            Err(StoreError::Refused(error)) => {
+                return Err((
+                    ErrorKind::Client,
+                    "the cluster does not say who serves what",
+                    error.to_string(),
+                )
+                    .into());
+            }
+            // While slots are on the move there is nothing to listen for.
+            Ok(_) | Err(_) => return Ok(()),
+        };
         let addresses: Vec<_> = layout.nodes.iter().map(|node| node.address().clone()).collect();
         let opened = Ears::open(&self.dialer, &addresses, &self.head, on_push);
         let Ok(ears) = timeout(MAX_STALE, opened).await else { return Ok(()) };
