@@ -253,21 +253,13 @@ impl Route {
                     route.fill_held(forward, place, call, held, lead).await
                 }
                 Started::Found(record) => {
+                    route.foresight.looks_again();
+                    // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
+                    land(lead, Landing::Again);
                     match forward.on_filled(Record::decode(&record), route.shared.now()) {
-                        Ok(hit) => {
-                            route.foresight.looks_again();
-                            // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
-                            land(lead, Landing::Again);
-                            (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT)
-                        }
-                        Err(_) if looks < LOOKS => {
-                            land(lead, Landing::Again);
-                            route.again(call, looks).await
-                        }
-                        Err(forward) => {
-                            land(lead, Landing::Again);
-                            route.alone(forward, call).await
-                        }
+                        Ok(hit) => (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT),
+                        Err(_) if looks < LOOKS => route.again(call, looks).await,
+                        Err(forward) => route.alone(forward, call).await,
                     }
                 }
                 Started::Without(reason) => {

@@ -398,30 +398,23 @@ const fn is_unreserved(byte: u8) -> bool {
 }
 
 fn write_path(out: &mut String, path: &str) {
-    let (segment, mut rest) = split_at_byte(path, b'/');
-    escape_into(out, segment, SEGMENT);
-    while let Some(path) = rest {
-        let (segment, after) = split_at_byte(path, b'/');
-        out.push(':');
+    for (index, segment) in path.split('/').enumerate() {
+        if index > 0 {
+            out.push(':');
+        }
         escape_into(out, segment, SEGMENT);
-        rest = after;
     }
 }
 
 fn write_query(out: &mut String, query: &str, params: Params<'_>) {
     let pairs = || pairs(query).filter(|(name, _)| params.counts(name));
-    let (before, mut last) = (out.len(), "");
-    for (name, value) in pairs() {
-        if name < last {
-            out.truncate(before);
-            // A stable sort by name alone keeps several values of one name in the order they came.
-            let mut pairs: Vec<_> = pairs().collect();
-            pairs.sort_by_key(|(name, _)| *name);
-            return pairs.into_iter().for_each(|pair| write_pair(out, pair));
-        }
-        write_pair(out, (name, value));
-        last = name;
+    if pairs().is_sorted_by_key(|(name, _)| name) {
+        return pairs().for_each(|pair| write_pair(out, pair));
     }
+    // A stable sort by name alone keeps several values of one name in the order they came.
+    let mut pairs: Vec<_> = pairs().collect();
+    pairs.sort_by_key(|(name, _)| *name);
+    pairs.into_iter().for_each(|pair| write_pair(out, pair));
 }
 
 /// A name and, after a `=`, a value.

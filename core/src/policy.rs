@@ -308,8 +308,8 @@ impl Lookup {
     }
 
     /// Whether a miss could be acted upon without having looked: the store is asked for the right to fill then, and answers
-    /// with what it finds instead. Not so for who wants
-    /// something else of the cache than any answer, or a part of it; and a HEAD fills nothing.
+    /// with what it finds instead. Not so for who wants something else of the cache than any answer, or a part of it; and a
+    /// HEAD fills nothing.
     #[must_use]
     pub fn may_be_foreseen(&self) -> bool {
         self.directives == RequestDirectives::default() && !self.is_head && !self.is_range

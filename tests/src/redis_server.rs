@@ -162,3 +162,12 @@ pub fn patient(options: RedisOptions) -> RedisOptions {
     let long = Duration::from_secs(5);
     options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long)
 }
+
+/// How often a command was called, according to `INFO commandstats`.
+#[must_use]
+pub fn calls(stats: &str, command: &str) -> u64 {
+    // To the end of the name: `getrange` begins like `get`.
+    let name = format!("cmdstat_{command}:calls=");
+    let count = |line: &str| line.strip_prefix(&*name)?.split(',').next()?.parse().ok();
+    stats.lines().find_map(count).unwrap_or(0)
+}

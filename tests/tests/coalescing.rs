@@ -15,6 +15,7 @@ use http::Method;
 use larder_axum::{Larder, cache, cache_evict, cache_put};
 use larder_tests::in_process::{Fixture, Runs, get, send};
 use larder_tests::on_every_store;
+use larder_tests::redis_server::calls;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -475,21 +476,18 @@ mod without_looking {
     #[tokio::test]
     async fn a_miss_is_two_round_trips() {
         let fixture = Fixture::redis();
-        let looks = async || {
+        let counted = async || {
             let redis = fixture.redis.as_ref().unwrap();
             let mut conn =
                 redis::Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
             let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut conn).await.unwrap();
-            let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
-            let scripts: u64 = line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap());
-            let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
-            (scripts, line.map_or(0, |line| line.split(',').next().unwrap().parse::<u64>().unwrap()))
+            (calls(&stats, "evalsha"), calls(&stats, "getrange"))
         };
         let app = app(&fixture, &Runs::new());
         miss(&app, MANY).await;
-        let before = looks().await;
+        let before = counted().await;
         miss(&app, 10).await;
-        let after = looks().await;
+        let after = counted().await;
         assert_eq!((after.0 - before.0, after.1 - before.1), (20, 10), "a lease and a commit for each");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use larder_core::store::redis::MAX_STALE;
 use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, TieredStore};
-use larder_tests::redis_server::{RedisServer, patient};
+use larder_tests::redis_server::{RedisServer, calls, patient};
 use larder_tests::tier::{self, CAPACITY, MINUTE, SLACK, all_go, becomes, keys, waiters_are_woken};
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
@@ -35,12 +35,7 @@ async fn ask(conn: &mut MultiplexedConnection, command: &str) -> String {
 /// How many values Redis was asked for.
 async fn reads(conn: &mut MultiplexedConnection) -> u64 {
     let stats = ask(conn, "INFO commandstats").await;
-    let calls = |name: &str| {
-        let calls = stats.lines().find_map(|line| line.strip_prefix(name))?;
-        calls.split(',').next()?.parse::<u64>().ok()
-    };
-    // To the end of the name: `GETRANGE`, which scripts use, is another.
-    ["cmdstat_get:calls=", "cmdstat_mget:calls="].into_iter().filter_map(calls).sum()
+    calls(&stats, "get") + calls(&stats, "mget")
 }
 
 /// Reads until the tier answers without Redis.

@@ -329,11 +329,10 @@ impl RedisStore {
         let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
         let stored: i64 = if ttl == 0 || value.len() <= SMALL {
             let record = if ttl == 0 { Vec::new() } else { record.to_bytes() };
-            let [fence, token, ttl, suffix] = args;
             let call = Call {
                 script: &scripts::COMMIT_SMALL,
                 keys: &with_group(&[key.name(), &lease_name], group.as_ref()),
-                args: &[fence, token, ttl, suffix, &record],
+                args: &[&args[..], &[&record]].concat(),
             };
             self.call(call, self.inner.options.fill_deadline).await?
         } else {

@@ -10,11 +10,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::MutexGuard;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -131,7 +130,10 @@ impl<'a> Doubt<'a> {
     }
 
     /// Waits until nobody else sees to an eviction of this key that is owed from before.
-    pub(super) async fn turn(&self, deadline: Duration) -> Result<Option<MutexGuard<'a, ()>>, StoreError> {
+    pub(super) async fn turn(
+        &self,
+        deadline: Duration,
+    ) -> Result<Option<tokio::sync::MutexGuard<'a, ()>>, StoreError> {
         if self.owed.is_none() {
             return Ok(None);
         }
@@ -195,7 +197,7 @@ impl Amends {
         recent.before.keys.remove(key.name());
     }
 
-    fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
+    fn recent(&self) -> MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -230,22 +232,19 @@ impl Amends {
         if self.evictions.load(Ordering::Acquire) > 0 { self.lock().asked(stake) } else { None }
     }
 
-    /// Forgets an eviction that was confirmed, unless it was asked for again since: the later one happened after a
-    /// later change, which the confirmed one may have come before.
+    /// Owes no longer what was confirmed, and keeps it in mind, unless it was asked for again since: the later one happened
+    /// after a later change, which the confirmed one may have come before.
     fn confirm(&self, stake: Stake<'_>, asked: u64) {
         let mut owed = self.lock();
         if owed.asked(stake) == Some(asked) {
             owed.remove(stake);
             self.publish(&owed);
+            drop(owed);
+            self.remember(stake);
         }
     }
 
-    fn confirm_and_remember(&self, stake: Stake<'_>, asked: u64) {
-        self.confirm(stake, asked);
-        self.remember(stake);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Owed> {
+    fn lock(&self) -> MutexGuard<'_, Owed> {
         // Nothing here can panic half way through a change.
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -408,7 +407,7 @@ impl RedisStore {
         let mut told = Told::All;
         for (space, asked) in spaces {
             match self.evict_space(&space).await {
-                Ok(_) => self.amends().confirm_and_remember(Stake::Space(&space), asked),
+                Ok(_) => self.amends().confirm(Stake::Space(&space), asked),
                 Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
                 Err(_) if is_alone => return Told::Away,
                 Err(_) => told = Told::Away,
@@ -420,7 +419,7 @@ impl RedisStore {
                 continue;
             }
             match self.evict(&key).await {
-                Ok(_) => self.amends().confirm_and_remember(Stake::Key(&key), asked),
+                Ok(_) => self.amends().confirm(Stake::Key(&key), asked),
                 Err(StoreError::Refused(_)) => told = told.max(Told::Refused),
                 Err(_) if is_alone => return Told::Away,
                 Err(_) => told = Told::Away,

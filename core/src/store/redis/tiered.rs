@@ -87,14 +87,11 @@ impl CacheStore for TieredStore {
     }
 
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        if self.redis.is_in_doubt(key) {
-            return Ok(None);
-        }
-        if let Some(value) = self.local.get(key) {
+        if let Some(value) = self.at_hand(key) {
             return Ok(Some(value));
         }
         let Some(ticket) = self.local.ticket(key) else { return self.redis.get(key).await };
-        // Once more, now that an eviction would revoke the ticket.
+        // Only now: from here on an eviction revokes the ticket.
         if self.redis.is_in_doubt(key) {
             return Ok(None);
         }
@@ -120,10 +117,7 @@ impl CacheStore for TieredStore {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        if !self.redis.is_in_doubt(key) && self.local.get(key).is_some() {
-            return Ok(true);
-        }
-        self.redis.has(key).await
+        if self.at_hand(key).is_some() { Ok(true) } else { self.redis.has(key).await }
     }
 
     fn max_value_bytes(&self) -> u64 {
