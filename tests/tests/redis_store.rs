@@ -344,6 +344,79 @@ async fn one_fills_and_the_others_hear_of_it() {
     }
 }
 
+/// Once the nonce of a group is known, a lease is taken without the script, which must mean the same.
+#[tokio::test]
+async fn a_lease_taken_by_guess_is_a_lease() {
+    let bench = Bench::new().await;
+    let other = RedisStore::new(patient(&bench.server));
+    for (space, has_nonce) in [(space("p", Some("g")), true), (space("p", None), false)] {
+        let (first, key) = (space.key("first"), space.key("a"));
+        let lease_name = if has_nonce { "p-lease:{g}:a" } else { "p-lease:{p:a}" };
+        let scripts = async || {
+            let stats: String = bench.ask(&["INFO", "commandstats"]).await;
+            redis_server::calls(&stats, "evalsha")
+        };
+        let lease = bench.lease(&first, Intent::Fill).await;
+        assert!(bench.commit(&first, &lease, "first").await);
+
+        let before = scripts().await;
+        let lease = bench.lease(&key, Intent::Fill).await;
+        assert_eq!(scripts().await, before);
+        assert_eq!(bench.bytes(lease_name).await, [lease.fence(), &b"F"[..], lease.token()].concat());
+        let left: i64 = bench.ask(&["PTTL", lease_name]).await;
+        assert!((1..=10_000).contains(&left), "{left}");
+        for store in [&bench.store, &other] {
+            let begin = store.begin(&key, Intent::Fill, HOLD).await.unwrap();
+            assert!(matches!(begin, Begin::Filling), "{begin:?}");
+        }
+        assert!(bench.commit(&key, &lease, "filled").await);
+        assert_eq!(bench.get(&key).await.unwrap(), "filled");
+
+        // What is there is found, and no lease stays behind.
+        let begin = bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap();
+        assert!(matches!(begin, Begin::Found(found) if found == "filled"));
+        assert_eq!(bench.ask::<i64>(&["EXISTS", lease_name]).await, 0);
+        let lease = bench.lease(&key, Intent::Refresh).await;
+        let begin = bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap();
+        assert!(matches!(begin, Begin::Found(found) if found == "filled"));
+        assert!(bench.commit(&key, &lease, "refreshed").await, "who found something took nobody's lease");
+
+        // An eviction by another process revokes it, of the key or of the whole group.
+        for evict_group in [false, has_nonce] {
+            other.delete(&key).await.unwrap();
+            let lease = bench.lease(&key, Intent::Fill).await;
+            if evict_group {
+                other.delete_group(&space).await.unwrap();
+            } else {
+                other.delete(&key).await.unwrap();
+            }
+            assert!(!bench.commit(&key, &lease, "too late").await);
+            assert_eq!(bench.get(&key).await, None);
+        }
+
+        // So does a write; and while one goes on, or what was filled is not for all, nobody fills.
+        let lease = bench.lease(&key, Intent::Fill).await;
+        let ticket = bench.lease(&key, Intent::Write).await;
+        assert!(!bench.commit(&key, &lease, "old").await);
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+        assert!(bench.commit(&key, &ticket, "written").await);
+        other.delete(&key).await.unwrap();
+        let lease = bench.lease(&key, Intent::Fill).await;
+        bench.store.abandon(&key, &lease, Abandon::Uncacheable(HOLD)).await.unwrap();
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+    }
+
+    // A nonce that is another by now, and a lease that somebody took under the old one.
+    let key = space("p", Some("g")).key("b");
+    let old = bench.lease(&key, Intent::Fill).await;
+    other.delete_group(&key.space()).await.unwrap();
+    let lease = bench.lease(&key, Intent::Fill).await;
+    assert_ne!(old.fence(), lease.fence());
+    assert!(!bench.commit(&key, &old, "old").await);
+    assert!(bench.commit(&key, &lease, "new").await);
+    assert_eq!(bench.get(&key).await.unwrap(), "new");
+}
+
 #[tokio::test]
 async fn a_lease_runs_out() {
     let bench = Bench::new().await;
