@@ -709,9 +709,7 @@ impl Forward {
     /// afterwards, from the whole response. A write's preconditions stay.
     pub fn make_unconditional(&self, request: &mut HeaderMap) {
         if self.rule.kind == Kind::Read && !self.is_head && !request.is_empty() {
-            for name in CONDITIONAL {
-                request.remove(name);
-            }
+            remove_all(request, &CONDITIONAL);
         }
     }
 
@@ -1257,37 +1255,40 @@ pub(crate) fn end_to_end(response: &HeaderMap) -> HeaderMap {
             fields.remove(name);
         }
     }
-    for name in [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ] {
-        fields.remove(name);
-    }
+    remove_all(&mut fields, &HOP_BY_HOP);
     fields
+}
+
+/// What belongs to one connection, or to one proxy.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Removes whatever is there of these. Each removal hashes a name, and mostly none of them is there.
+fn remove_all(fields: &mut HeaderMap, names: &[HeaderName]) {
+    if fields.keys().any(|name| names.contains(name)) {
+        for name in names {
+            fields.remove(name);
+        }
+    }
 }
 
 /// Everything but what belongs to one connection, one moment or this cache itself (RFC 9111 §3.1).
 fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
+    /// A stored `Date` would be aged twice downstream; servers write a new one.
+    const PASSING: [HeaderName; 7] =
+        [CONTENT_LENGTH, DATE, AGE, EXPIRES, CACHE_CONTROL, SET_COOKIE, CACHE_STATUS];
+
     let mut fields = end_to_end(response);
-    for name in [
-        CONTENT_LENGTH,
-        // A stored `Date` would be aged twice downstream; servers write a new one.
-        DATE,
-        AGE,
-        EXPIRES,
-        CACHE_CONTROL,
-        SET_COOKIE,
-        CACHE_STATUS,
-    ] {
-        fields.remove(name);
-    }
+    remove_all(&mut fields, &PASSING);
     if let Some(name) = &rule.status_header {
         fields.remove(name);
     }

@@ -16,5 +16,5 @@ if not stored or stored.err then
   remove(entry, index, suffix)
   return ttl == 0 and 1 or 0
 end
-enlist(ttl, nonce, index, suffix)
+enlist(ttl, nonce, index, suffix, ARGV[2])
 return 1

@@ -41,13 +41,16 @@ local function remove(entry, index, suffix)
   return removed
 end
 
--- Puts an entry that was just written on its group's list. A `ttl` below zero means no expiry.
-local function enlist(ttl, nonce, index, suffix)
+-- Puts an entry that was just written on its group's list. A `ttl` below zero means no expiry. One in eight, by the last
+-- byte of its random `token`, strikes off what is over.
+local function enlist(ttl, nonce, index, suffix, token)
   if not index then return end
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local over = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. now, 'LIMIT', 0, 16)
-  if #over > 0 then redis.call('ZREM', index, unpack(over)) end
+  if string.byte(token, -1) % 8 == 0 then
+    local over = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. now, 'LIMIT', 0, 128)
+    if #over > 0 then redis.call('ZREM', index, unpack(over)) end
+  end
   if ttl > 0 then
     local left = redis.call('PTTL', index)
     redis.call('ZADD', index, now + ttl, suffix)
