@@ -576,7 +576,7 @@ async fn the_index_forgets_what_expired() {
         bench.store.set(&key, "1".into(), Some(Duration::from_millis(1))).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(20)).await;
-    // One write in eight, by chance, strikes off as many as 128. That none of so many does happens once in 10^11 times.
+    // One write in eight, by chance, strikes off as many as 128. That fewer than two of these do happens once in 10^10 times.
     for _ in 0..200 {
         bench.set(&group.key("a"), "1").await;
     }

@@ -318,9 +318,13 @@ impl RedisStore {
         let nonce = names::nonce_of(key);
         let Some(fence) = self.inner.nonces.get(nonce.unwrap_or(key.prefix())) else { return Ok(None) };
         let ours = [&fence[..], b"F", &token].concat();
-        let mut pipe = redis::pipe();
-        pipe.cmd("SET").arg(lease).arg(&ours).arg("NX").arg("PX").arg(span(hold).max(1));
-        pipe.cmd("MGET").arg(lease).arg(key.name()).arg(nonce);
+        let hold = span(hold).max(1).to_string();
+        let names = [Some(lease), Some(key.name()), nonce];
+        let mut pipe = redis::Pipeline::with_capacity(2);
+        pipe.add_command(wire::command(
+            [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", hold.as_bytes()].into_iter(),
+        ));
+        pipe.add_command(mget(names.into_iter().flatten()));
         let doubt = Doubt::new(self, Stake::Lease(lease, token));
         let Inner { options, connection, .. } = &*self.inner;
         let (_, found): (Value, Vec<Option<Bytes>>) =
@@ -414,12 +418,12 @@ impl RedisStore {
     async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
-            let get = redis::cmd("GET").arg(key.name()).take();
+            let get = wire::command([b"GET", key.name().as_bytes()].into_iter());
             return connection.command(At::Key(key.name()), &get, options.read_deadline).await;
         };
-        let mget = redis::cmd("MGET").arg(key.name()).arg(nonce).take();
+        let both = mget([key.name(), nonce].into_iter());
         let (record, nonce): (Option<Bytes>, Option<Bytes>) =
-            connection.command(At::Key(key.name()), &mget, options.read_deadline).await?;
+            connection.command(At::Key(key.name()), &both, options.read_deadline).await?;
         Ok(record.zip(nonce).and_then(|(record, nonce)| valid_under(&nonce, &record)))
     }
 
@@ -532,6 +536,10 @@ fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a
     keys.extend_from_slice(own);
     keys.extend(group.into_iter().flat_map(|group| [group.nonce, group.index.as_str()]));
     keys
+}
+
+fn mget<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Cmd {
+    wire::command(std::iter::once("MGET").chain(names).map(str::as_bytes))
 }
 
 /// The value of an entry of a group, if the group's nonce is the one that it was written under.

@@ -29,14 +29,14 @@ pub(super) fn nonce(space: &KeySpace) -> &str {
 
 /// The index of a group.
 pub(super) fn index(prefix: &str, group: &str) -> String {
-    format!("{prefix}-idx:{{{group}}}")
+    [prefix, "-idx:{", group, "}"].concat()
 }
 
 /// The lease of a key.
 pub(super) fn lease(key: &CacheKey) -> String {
     match key.group() {
-        Some(group) => format!("{}-lease:{{{group}}}:{}", key.prefix(), key.suffix()),
-        None => format!("{}-lease:{{{}}}", key.prefix(), key.name()),
+        Some(group) => [key.prefix(), "-lease:{", group, "}:", key.suffix()].concat(),
+        None => [key.prefix(), "-lease:{", key.name(), "}"].concat(),
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use redis::Cmd;
 
+use super::wire;
+
 /// A script and its hash.
 #[derive(Debug)]
 pub(super) struct Script {
@@ -46,12 +48,10 @@ impl Call<'_> {
     }
 
     fn command(&self, verb: &str, script: &str) -> Cmd {
-        let mut cmd = redis::cmd(verb);
-        cmd.arg(script).arg(self.keys.len()).arg(self.keys);
-        for &arg in self.args {
-            cmd.arg(arg);
-        }
-        cmd
+        let count = self.keys.len().to_string();
+        let head = [verb.as_bytes(), script.as_bytes(), count.as_bytes()];
+        let keys = self.keys.iter().map(|key| key.as_bytes());
+        wire::command(head.into_iter().chain(keys).chain(self.args.iter().copied()))
     }
 }
 
