@@ -1,15 +1,13 @@
 //! The service around a service. It shows the request to the route, runs the inner service when it is told to, and
 //! decides nothing.
 
-use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Extensions, HeaderMap, Request, Response, Uri};
 use http_body::Body;
-use larder_core::{Call, ReplyBody, RequestView, Route};
+use larder_core::{Answering, Call, ReplyBody, RequestView, Route};
 use tower_service::Service;
 
 /// A service with a cache around it.
@@ -67,7 +65,7 @@ where
 {
     type Response = Response<ReplyBody<ResBody>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = Answering<ResBody, S::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -75,7 +73,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let service = take_ready(&mut self.inner);
-        Box::pin(Arc::clone(&self.route).handle(TowerCall { service, request, uri: self.uri }))
+        Arc::clone(&self.route).handle(TowerCall { service, request, uri: self.uri })
     }
 }
 

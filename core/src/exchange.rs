@@ -4,11 +4,13 @@
 //! write runs its handler and then stores or evicts. Fills and writes run in tasks of their own: a client that hangs up
 //! takes nobody's answer away and leaves no old value behind. Whatever the store does, the handler's answer is delivered.
 
+use std::fmt;
 use std::future::{Future, ready};
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,11 +26,12 @@ use crate::hold::{Held, Started};
 use crate::key::CacheKey;
 use crate::outcome::Outcome;
 use crate::policy::{
-    Admitted, Decision, Forward, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Stored, contradicts,
+    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select, Stored,
+    contradicts,
 };
 use crate::reason::Reason;
 use crate::request::RequestView;
-use crate::route::{KeySource, Route};
+use crate::route::{ErasedKeyBuilder, KeySource, Route};
 use crate::rule::{Kind, Principal};
 use crate::store::{Abandon, Intent};
 use crate::telemetry::Watch;
@@ -85,28 +88,40 @@ impl Route {
     /// # Errors
     ///
     /// Only those of the handler. The store's are logged.
-    #[expect(
-        clippy::manual_async_fn,
-        reason = "the future of an async fn would have room for the call twice"
-    )]
-    pub fn handle<C: Call>(self: Arc<Self>, call: C) -> impl Future<Output = Reply<C>> + Send + 'static {
+    pub fn handle<C: Call>(self: Arc<Self>, call: C) -> Answering<C::Body, C::Error> {
         // A hit is what must be fast. What else may come of a request needs much more room, and takes it only then.
-        async move {
-            let watch = Watch::new(&self.shared, &call);
-            let seen = match self.look(call.view()).await {
-                Seen::Answer(response, outcome) => {
-                    self.tally(call.pattern(), |counters| {
-                        watch.answered(counters, outcome, response.status())
-                    });
-                    return Ok(response.map(ReplyBody::full));
-                }
-                seen => seen,
-            };
-            let watch = watch.keep(self.tally(call.pattern(), Arc::clone));
-            let (reply, outcome) = self.settle(seen, call, 1).await;
-            watch.answered(outcome, status_of::<C, _>(&reply));
-            reply
+        let watch = Watch::new(&self.shared, &call);
+        match self.look_at_once(call.view()) {
+            Looked::Seen(Seen::Answer(response, outcome)) => {
+                Answering::now(Ok(self.answered(&call, watch, response, outcome)))
+            }
+            looked => Answering::later(async move {
+                let seen = match self.look_further(looked, call.view()).await {
+                    Seen::Answer(response, outcome) => {
+                        return Ok(self.answered(&call, watch, response, outcome));
+                    }
+                    seen => seen,
+                };
+                let watch = watch.keep(&self.shared.telemetry, self.tally(call.pattern(), Arc::clone));
+                let (reply, outcome) = self.settle(seen, call, 1).await;
+                watch.answered(outcome, status_of::<C, _>(&reply));
+                reply
+            }),
         }
+    }
+
+    /// What is stored answers.
+    fn answered<C: Call>(
+        self: &Arc<Self>,
+        call: &C,
+        watch: Watch,
+        response: Response<Bytes>,
+        outcome: Outcome,
+    ) -> Response<ReplyBody<C::Body>> {
+        self.tally(call.pattern(), |counters| {
+            watch.answered(&self.shared.telemetry, counters, outcome, response.status());
+        });
+        response.map(ReplyBody::full)
     }
 
     /// Answers a request that what is stored doesn't. Each way to do it takes the room that it needs, and no more.
@@ -143,7 +158,8 @@ impl Route {
     /// Looks once more: what was waited for, or found where nothing was expected, is not for this request.
     async fn again<C: Call>(self: &Arc<Self>, call: C, looks: usize) -> Counted<C> {
         self.foresight.looks_again();
-        let seen = self.look(call.view()).await;
+        let looked = self.look_at_once(call.view());
+        let seen = self.look_further(looked, call.view()).await;
         self.settle(seen, call, looks + 1).await
     }
 
@@ -159,25 +175,61 @@ impl Route {
         (Ok(response), outcome)
     }
 
-    /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
-    async fn look(&self, request: RequestView<'_>) -> Seen {
+    /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies: as far
+    /// as that needs no waiting.
+    fn look_at_once(&self, request: RequestView<'_>) -> Looked {
         let span = match self.policy.rule().kind {
             Kind::Read => spans::get(&self.policy.rule().space),
             Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::NONE,
         };
         let lookup = match self.policy.on_request(&request) {
-            OnRequest::Bypass(mark) => return Seen::Bypass(mark).told(&span),
-            OnRequest::Forward(forward) => return Seen::Write(forward),
+            OnRequest::Bypass(mark) => return Looked::Seen(Seen::Bypass(mark).told(&span)),
+            OnRequest::Forward(forward) => return Looked::Seen(Seen::Write(forward)),
             OnRequest::Lookup(lookup) => lookup,
         };
-        let Some(key) = self.key(&request, lookup.principal()).await else {
-            return Seen::Bypass(lookup.without_key()).told(&span);
+        let key = match self.key_at_once(&request, lookup.principal()) {
+            Keyed::Key(key) => key,
+            Keyed::None => return Looked::Seen(Seen::Bypass(lookup.without_key()).told(&span)),
+            Keyed::Later(_) => return Looked::Keyless(lookup, span),
         };
         span.key(&key);
-        let found = if lookup.may_be_foreseen() && self.foresight.sees_a_miss() {
+        if self.foresees_a_miss(&lookup) {
+            return Looked::Nowhere(lookup, key, span);
+        }
+        let Some(bytes) = self.shared.store.at_hand(&key) else { return Looked::Nowhere(lookup, key, span) };
+        self.foresight.looks_again();
+        let select = match lookup.on_entry(read(&bytes), &request, self.shared.now()) {
+            OnEntry::Decided(decision) => return Looked::Seen(Seen::of(decision, key, None, &span)),
+            OnEntry::Select(select) => select,
+        };
+        let target = key.variant(select.secondary_key(&request));
+        let Some(bytes) = self.shared.store.at_hand(&target) else {
+            return Looked::Selected(select, key, target, span);
+        };
+        let decision = select.on_entry(read(&bytes), &request, self.shared.now());
+        Looked::Seen(Seen::of(decision, key, Some(target), &span))
+    }
+
+    /// Goes on from there.
+    async fn look_further(&self, looked: Looked, request: RequestView<'_>) -> Seen {
+        let (lookup, key, span) = match looked {
+            Looked::Seen(seen) => return seen,
+            Looked::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
+                Some(key) => {
+                    span.key(&key);
+                    (lookup, key, span)
+                }
+                None => return Seen::Bypass(lookup.without_key()).told(&span),
+            },
+            Looked::Nowhere(lookup, key, span) => (lookup, key, span),
+            Looked::Selected(select, key, target, span) => {
+                return self.look_for_variant(select, key, target, span, request).await;
+            }
+        };
+        let found = if self.foresees_a_miss(&lookup) {
             Ok(None)
         } else {
-            let found = span.around(self.read_record(&key)).await;
+            let found = span.around(self.fetch_record(&key)).await;
             if !matches!(found, Ok(None)) {
                 self.foresight.looks_again();
             }
@@ -188,14 +240,37 @@ impl Route {
             OnEntry::Select(select) => select,
         };
         let target = key.variant(select.secondary_key(&request));
+        self.look_for_variant(select, key, target, span, request).await
+    }
+
+    async fn look_for_variant(
+        &self,
+        select: Select,
+        key: CacheKey,
+        target: CacheKey,
+        span: Span,
+        request: RequestView<'_>,
+    ) -> Seen {
         let found = span.around(self.read_record(&target)).await;
         Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target), &span)
     }
 
+    fn foresees_a_miss(&self, lookup: &Lookup) -> bool {
+        lookup.may_be_foreseen() && self.foresight.sees_a_miss()
+    }
+
     pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
-        match self.shared.store.get(key).await {
+        match self.shared.store.at_hand(key) {
+            Some(bytes) => read(&bytes),
+            None => self.fetch_record(key).await,
+        }
+    }
+
+    /// A record that is not at hand.
+    async fn fetch_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
+        match self.shared.store.fetch(key).await {
             Ok(None) => Ok(None),
-            Ok(Some(bytes)) => Record::decode(&bytes).map(Some).ok_or(Reason::Unreadable),
+            Ok(Some(bytes)) => read(&bytes),
             Err(error) => {
                 self.shared.store_failed("get", key.name(), &error);
                 Err(Reason::Down)
@@ -491,13 +566,24 @@ impl Route {
         request: &RequestView<'_>,
         principal: Option<Principal>,
     ) -> Option<CacheKey> {
+        match self.key_at_once(request, principal) {
+            Keyed::Key(key) => Some(key),
+            Keyed::None => None,
+            Keyed::Later(build) => {
+                let suffix = build.build(request).await?;
+                Some(self.policy.rule().chosen_key(&suffix, request, principal))
+            }
+        }
+    }
+
+    fn key_at_once(&self, request: &RequestView<'_>, principal: Option<Principal>) -> Keyed<'_> {
         let rule = self.policy.rule();
-        let suffix = match &self.key_source {
-            KeySource::Uri => return Some(rule.key(request, principal)),
-            KeySource::Sync(build) => build(request)?,
-            KeySource::Async(build) => build.build(request).await?,
-        };
-        Some(rule.chosen_key(&suffix, request, principal))
+        match &self.key_source {
+            KeySource::Uri => Keyed::Key(rule.key(request, principal)),
+            KeySource::Sync(build) => build(request)
+                .map_or(Keyed::None, |suffix| Keyed::Key(rule.chosen_key(&suffix, request, principal))),
+            KeySource::Async(build) => Keyed::Later(&**build),
+        }
     }
 
     /// Says once a route that its author should say whose the responses are.
@@ -552,6 +638,76 @@ fn unavailable<C: Call>() -> Counted<C> {
     let mut response = Response::new(ReplyBody::full(Bytes::new()));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     (Ok(response), Outcome::ERROR)
+}
+
+/// The future of an answer: of one that is there already, or of one that takes more than a look into memory.
+///
+/// What is to be had without waiting is looked for when [`Route::handle`] is called; all the rest happens when this is polled.
+#[must_use = "nothing is answered unless it is polled"]
+pub struct Answering<B: Body, E>(State<B, E>);
+
+type Answer<B, E> = Result<Response<ReplyBody<B>>, E>;
+
+enum State<B: Body, E> {
+    /// Until it is taken.
+    Now(Option<Answer<B, E>>),
+    Later(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
+}
+
+impl<B: Body, E> Answering<B, E> {
+    const fn now(reply: Answer<B, E>) -> Self {
+        Self(State::Now(Some(reply)))
+    }
+
+    fn later(reply: impl Future<Output = Answer<B, E>> + Send + 'static) -> Self {
+        Self(State::Later(Box::pin(reply)))
+    }
+}
+
+// Nothing in it is ever pinned but what is in the box.
+impl<B: Body, E> Unpin for Answering<B, E> {}
+
+impl<B: Body, E> Future for Answering<B, E> {
+    type Output = Answer<B, E>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            // As a future does that has been polled to its end.
+            State::Now(reply) => reply.take().map_or(Poll::Pending, Poll::Ready),
+            State::Later(reply) => reply.as_mut().poll(context),
+        }
+    }
+}
+
+impl<B: Body, E> fmt::Debug for Answering<B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Answering").finish_non_exhaustive()
+    }
+}
+
+/// What a record says. `Err` if it is none.
+fn read(bytes: &Bytes) -> Result<Option<Record>, Reason> {
+    Record::decode(bytes).map(Some).ok_or(Reason::Unreadable)
+}
+
+/// The key of a request, as far as that needs no waiting.
+enum Keyed<'a> {
+    Key(CacheKey),
+    None,
+    Later(&'a dyn ErasedKeyBuilder),
+}
+
+/// How far a look came without waiting.
+#[expect(clippy::large_enum_variant, reason = "what is seen at once is mostly a hit, which is not to allocate")]
+enum Looked {
+    /// To the end.
+    Seen(Seen),
+    /// The key has to be waited for.
+    Keyless(Lookup, Span),
+    /// Nothing is at hand, or a miss is foreseen.
+    Nowhere(Lookup, CacheKey, Span),
+    /// The resource varies, and the variant is not at hand.
+    Selected(Select, CacheKey, CacheKey, Span),
 }
 
 /// What became of a look at a request and into the store.

@@ -120,7 +120,7 @@ pub use {
     clock::{Clock, ManualClock, SystemClock},
     coder::{Coder, CoderError, Json, MessagePack},
     config::ConfigError,
-    exchange::{Call, Reply},
+    exchange::{Answering, Call, Reply},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},
     stats::Stats,

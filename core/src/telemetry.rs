@@ -256,18 +256,16 @@ impl Route {
 }
 
 /// One request, from when it came until it is answered. A client that hangs up before is not counted.
-pub(crate) struct Watch<'a> {
-    telemetry: &'a Telemetry,
+pub(crate) struct Watch {
     /// If somebody looks on.
     #[cfg(feature = "console")]
     asked: Option<Box<history::Asked>>,
 }
 
-impl<'a> Watch<'a> {
+impl Watch {
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
-    pub(crate) fn new<C: Call>(shared: &'a Shared, call: &C) -> Self {
+    pub(crate) fn new<C: Call>(shared: &Shared, call: &C) -> Self {
         Self {
-            telemetry: &shared.telemetry,
             #[cfg(feature = "console")]
             asked: shared.telemetry.history.get().map(|_| {
                 let (now, request) = (shared.now(), call.view());
@@ -278,23 +276,30 @@ impl<'a> Watch<'a> {
 
     /// It is answered.
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
-    pub(crate) fn answered(self, counters: &RouteCounters, outcome: Outcome, answer: StatusCode) {
-        self.telemetry.answered(counters, outcome);
+    pub(crate) fn answered(
+        self,
+        telemetry: &Telemetry,
+        counters: &RouteCounters,
+        outcome: Outcome,
+        answer: StatusCode,
+    ) {
+        telemetry.answered(counters, outcome);
         #[cfg(feature = "console")]
-        if let (Some(history), Some(asked)) = (self.telemetry.history.get(), self.asked) {
+        if let (Some(history), Some(asked)) = (telemetry.history.get(), self.asked) {
             history.note(counters, *asked, outcome, answer);
         }
     }
 
     /// It goes on to the handler, which takes the request and with it what tells where it counts.
-    pub(crate) fn keep(self, counters: Arc<RouteCounters>) -> WatchFurther<'a> {
-        WatchFurther { watch: Some(self), counters }
+    pub(crate) fn keep(self, telemetry: &Telemetry, counters: Arc<RouteCounters>) -> WatchFurther<'_> {
+        WatchFurther { watch: Some(self), telemetry, counters }
     }
 }
 
 /// A request that is with the handler. If that panics, it counts as an error.
 pub(crate) struct WatchFurther<'a> {
-    watch: Option<Watch<'a>>,
+    watch: Option<Watch>,
+    telemetry: &'a Telemetry,
     counters: Arc<RouteCounters>,
 }
 
@@ -306,7 +311,7 @@ impl WatchFurther<'_> {
 
     fn note(&mut self, outcome: Outcome, answer: StatusCode) {
         if let Some(watch) = self.watch.take() {
-            watch.answered(&self.counters, outcome, answer);
+            watch.answered(self.telemetry, &self.counters, outcome, answer);
         }
     }
 }

@@ -107,12 +107,12 @@ impl SharedCache {
             let seen = match self.look(call.view()).await {
                 Seen::Answer(answer) => {
                     let (reply, outcome) = answered::<C>(answer);
-                    watch.answered(&self.counters, outcome, status_of::<C, _>(&reply));
+                    watch.answered(&self.shared.telemetry, &self.counters, outcome, status_of::<C, _>(&reply));
                     return reply;
                 }
                 seen => seen,
             };
-            let watch = watch.keep(Arc::clone(&self.counters));
+            let watch = watch.keep(&self.shared.telemetry, Arc::clone(&self.counters));
             let (reply, outcome) = Box::pin(Arc::clone(&self).settle(seen, call)).await;
             watch.answered(outcome, status_of::<C, _>(&reply));
             reply

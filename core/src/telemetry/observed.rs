@@ -26,10 +26,21 @@ impl ObservedStore {
     }
 
     pub(crate) async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        if let Some(value) = self.store.at_hand(key) {
-            self.telemetry.called(Operation::Get, None, true);
-            return Ok(Some(value));
+        match self.at_hand(key) {
+            Some(value) => Ok(Some(value)),
+            None => self.fetch(key).await,
         }
+    }
+
+    /// A value that is there without waiting.
+    pub(crate) fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+        let value = self.store.at_hand(key)?;
+        self.telemetry.called(Operation::Get, None, true);
+        Some(value)
+    }
+
+    /// A value that is not at hand.
+    pub(crate) async fn fetch(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         self.call(Operation::Get, self.store.get(key)).await
     }
 
