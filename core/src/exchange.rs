@@ -26,8 +26,8 @@ use crate::hold::{Held, Started};
 use crate::key::CacheKey;
 use crate::outcome::Outcome;
 use crate::policy::{
-    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select, Stored,
-    contradicts,
+    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select,
+    Stored, contradicts,
 };
 use crate::reason::Reason;
 use crate::request::RequestView;
@@ -95,19 +95,22 @@ impl Route {
             Looked::Seen(Seen::Answer(response, outcome)) => {
                 Answering::now(Ok(self.answered(&call, watch, response, outcome)))
             }
-            looked => Answering::later(async move {
-                let seen = match self.look_further(looked, call.view()).await {
-                    Seen::Answer(response, outcome) => {
-                        return Ok(self.answered(&call, watch, response, outcome));
-                    }
-                    seen => seen,
-                };
-                let watch = watch.keep(&self.shared.telemetry, self.tally(call.pattern(), Arc::clone));
-                let (reply, outcome) = self.settle(seen, call, 1).await;
-                watch.answered(outcome, status_of::<C, _>(&reply));
-                reply
+            Looked::Seen(seen) => Answering::later(self.go_on(seen, call, watch)),
+            Looked::Further(further) => Answering::later(async move {
+                match self.look_further(further, call.view()).await {
+                    Seen::Answer(response, outcome) => Ok(self.answered(&call, watch, response, outcome)),
+                    seen => Box::pin(self.go_on(seen, call, watch)).await,
+                }
             }),
         }
+    }
+
+    /// Answers a request that what is stored doesn't, and counts it.
+    async fn go_on<C: Call>(self: Arc<Self>, seen: Seen, call: C, watch: Watch) -> Reply<C> {
+        let watch = watch.keep(&self.shared.telemetry, self.tally(call.pattern(), Arc::clone));
+        let (reply, outcome) = self.settle(seen, call, 1).await;
+        watch.answered(outcome, status_of::<C, _>(&reply));
+        reply
     }
 
     /// What is stored answers.
@@ -158,8 +161,10 @@ impl Route {
     /// Looks once more: what was waited for, or found where nothing was expected, is not for this request.
     async fn again<C: Call>(self: &Arc<Self>, call: C, looks: usize) -> Counted<C> {
         self.foresight.looks_again();
-        let looked = self.look_at_once(call.view());
-        let seen = self.look_further(looked, call.view()).await;
+        let seen = match self.look_at_once(call.view()) {
+            Looked::Seen(seen) => seen,
+            Looked::Further(further) => self.look_further(further, call.view()).await,
+        };
         self.settle(seen, call, looks + 1).await
     }
 
@@ -190,13 +195,11 @@ impl Route {
         let key = match self.key_at_once(&request, lookup.principal()) {
             Keyed::Key(key) => key,
             Keyed::None => return Looked::Seen(Seen::Bypass(lookup.without_key()).told(&span)),
-            Keyed::Later(_) => return Looked::Keyless(lookup, span),
+            Keyed::Later(_) => return Looked::further(Further::Keyless(lookup, span)),
         };
         span.key(&key);
-        if self.foresees_a_miss(&lookup) {
-            return Looked::Nowhere(lookup, key, span);
-        }
-        let Some(bytes) = self.shared.store.at_hand(&key) else { return Looked::Nowhere(lookup, key, span) };
+        let at_hand = if self.foresees_a_miss(&lookup) { None } else { self.shared.store.at_hand(&key) };
+        let Some(bytes) = at_hand else { return Looked::further(Further::Missing(lookup, key, span)) };
         self.foresight.looks_again();
         let select = match lookup.on_entry(read(&bytes), &request, self.shared.now()) {
             OnEntry::Decided(decision) => return Looked::Seen(Seen::of(decision, key, None, &span)),
@@ -204,26 +207,25 @@ impl Route {
         };
         let target = key.variant(select.secondary_key(&request));
         let Some(bytes) = self.shared.store.at_hand(&target) else {
-            return Looked::Selected(select, key, target, span);
+            return Looked::further(Further::Selected(select, key, target, span));
         };
         let decision = select.on_entry(read(&bytes), &request, self.shared.now());
         Looked::Seen(Seen::of(decision, key, Some(target), &span))
     }
 
     /// Goes on from there.
-    async fn look_further(&self, looked: Looked, request: RequestView<'_>) -> Seen {
-        let (lookup, key, span) = match looked {
-            Looked::Seen(seen) => return seen,
-            Looked::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
+    async fn look_further(&self, further: Box<Further>, request: RequestView<'_>) -> Seen {
+        let (lookup, key, span) = match *further {
+            Further::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
                 Some(key) => {
                     span.key(&key);
                     (lookup, key, span)
                 }
                 None => return Seen::Bypass(lookup.without_key()).told(&span),
             },
-            Looked::Nowhere(lookup, key, span) => (lookup, key, span),
-            Looked::Selected(select, key, target, span) => {
-                return self.look_for_variant(select, key, target, span, request).await;
+            Further::Missing(lookup, key, span) => (lookup, key, span),
+            Further::Selected(select, key, target, span) => {
+                return Box::pin(self.look_for_variant(select, key, target, span, request)).await;
             }
         };
         let found = if self.foresees_a_miss(&lookup) {
@@ -240,7 +242,7 @@ impl Route {
             OnEntry::Select(select) => select,
         };
         let target = key.variant(select.secondary_key(&request));
-        self.look_for_variant(select, key, target, span, request).await
+        Box::pin(self.look_for_variant(select, key, target, span, request)).await
     }
 
     async fn look_for_variant(
@@ -698,14 +700,28 @@ enum Keyed<'a> {
 }
 
 /// How far a look came without waiting.
-#[expect(clippy::large_enum_variant, reason = "what is seen at once is mostly a hit, which is not to allocate")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "what is seen at once is mostly a hit, which is not to allocate"
+)]
 enum Looked {
     /// To the end.
     Seen(Seen),
-    /// The key has to be waited for.
+    Further(Box<Further>),
+}
+
+impl Looked {
+    fn further(further: Further) -> Self {
+        Self::Further(Box::new(further))
+    }
+}
+
+/// What a look has to wait for.
+enum Further {
+    /// The key.
     Keyless(Lookup, Span),
-    /// Nothing is at hand, or a miss is foreseen.
-    Nowhere(Lookup, CacheKey, Span),
+    /// What lies under it: nothing is at hand, or a miss is foreseen.
+    Missing(Lookup, CacheKey, Span),
     /// The resource varies, and the variant is not at hand.
     Selected(Select, CacheKey, CacheKey, Span),
 }

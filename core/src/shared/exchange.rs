@@ -107,7 +107,12 @@ impl SharedCache {
             let seen = match self.look(call.view()).await {
                 Seen::Answer(answer) => {
                     let (reply, outcome) = answered::<C>(answer);
-                    watch.answered(&self.shared.telemetry, &self.counters, outcome, status_of::<C, _>(&reply));
+                    watch.answered(
+                        &self.shared.telemetry,
+                        &self.counters,
+                        outcome,
+                        status_of::<C, _>(&reply),
+                    );
                     return reply;
                 }
                 seen => seen,

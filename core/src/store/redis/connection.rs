@@ -201,7 +201,8 @@ impl Connection {
     {
         let node = match (&self.servers, at) {
             (Servers::Cluster(cluster), At::Key(key)) => {
-                return cluster.run(key, deadline, resend, send).await;
+                // On the heap, so that a single server's calls needn't have room for it.
+                return Box::pin(cluster.run(key, deadline, resend, send)).await;
             }
             (Servers::One(node), At::Key(_)) => node,
             #[cfg(feature = "redis-pool")]
