@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -209,4 +210,24 @@ async fn a_service_that_is_not_ready_is_not_called() {
 
     let service = cache(&Larder::memory()).ttl(60).layer(Closed);
     assert_eq!(service.oneshot(ask(Method::GET, "/x")).await.unwrap_err(), Lost(0));
+}
+
+/// What lies in this process is found when the service is called: nobody has to wait, and no runtime is asked.
+#[test]
+fn what_is_at_hand_answers_at_once() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answering = service_fn(async |request: Request<()>| {
+        let varies = request.uri().path() == "/varied";
+        let answer = Response::builder().header("vary", if varies { "accept-language" } else { "" });
+        Ok::<_, Infallible>(answer.body(Full::<Bytes>::from("kept")).unwrap())
+    });
+    let mut service = cache(&Larder::memory()).ttl(60).layer(answering);
+    for path in ["/plain", "/varied"] {
+        let first = runtime.block_on(service.clone().oneshot(ask(Method::GET, path))).unwrap();
+        assert_eq!(word(&first), "MISS");
+        for method in [Method::GET, Method::HEAD] {
+            let answer = service.call(ask(method, path)).now_or_never().expect("no waiting").unwrap();
+            assert_eq!(word(&answer), "HIT", "{path}");
+        }
+    }
 }
