@@ -266,13 +266,13 @@ impl RedisStore {
         let lease = names::lease(key);
         let mut token: [u8; 16] = random()?;
         token[0] = kind[0];
+        let hold = span(hold).max(1).to_string();
         if intent == Intent::Fill
-            && let Some(begin) = self.take_by_guess(key, &lease, token, hold).await?
+            && let Some(begin) = self.take_by_guess(key, &lease, token, &hold).await?
         {
             return Ok(begin);
         }
         let fresh: [u8; 8] = random()?;
-        let hold = span(hold).max(1).to_string();
         let call = Call {
             script: &scripts::BEGIN,
             keys: &with_nonce(&[key.name(), &lease], key),
@@ -313,12 +313,11 @@ impl RedisStore {
         key: &CacheKey,
         lease: &str,
         token: [u8; 16],
-        hold: Duration,
+        hold: &str,
     ) -> Result<Option<Begin>, StoreError> {
         let nonce = names::nonce_of(key);
         let Some(fence) = self.inner.nonces.get(nonce.unwrap_or(key.prefix())) else { return Ok(None) };
         let ours = [&fence[..], b"F", &token].concat();
-        let hold = span(hold).max(1).to_string();
         let names = [Some(lease), Some(key.name()), nonce];
         let mut pipe = redis::Pipeline::with_capacity(2);
         pipe.add_command(wire::command(
