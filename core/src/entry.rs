@@ -33,6 +33,9 @@ const VALUE: u8 = b'B';
 /// Version, kind, status, flags, three times 8 bytes, the lengths of head and body.
 const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 4 + 8;
 
+/// Status, flags and three times 8 bytes lie between the kind of a record and the lengths of its head and body.
+const LENGTHS_AT: usize = 2 + 1 + 8 + 8 + 8;
+
 /// The lengths of a field's name and value.
 const FIELD_FIXED: usize = 2 + 4;
 
@@ -70,19 +73,31 @@ impl Entry {
     /// What is left of the freshness lifetime in whole seconds of age, or `None` when it has no end.
     #[must_use]
     pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
-        self.ttl.map(|ttl| ttl.saturating_sub(Duration::from_secs(self.age(now).as_secs())))
+        self.remaining_at(self.age(now))
+    }
+
+    pub(crate) fn remaining_at(&self, age: Duration) -> Option<Duration> {
+        self.ttl.map(|ttl| ttl.saturating_sub(Duration::from_secs(age.as_secs())))
     }
 
     /// Whether its freshness lifetime is over.
     #[must_use]
     pub fn is_expired(&self, now: SystemTime) -> bool {
-        self.ttl.is_some_and(|ttl| self.age(now) >= ttl)
+        self.is_expired_at(self.age(now))
+    }
+
+    pub(crate) fn is_expired_at(&self, age: Duration) -> bool {
+        self.ttl.is_some_and(|ttl| age >= ttl)
     }
 
     /// For how long its freshness lifetime has been over; nothing while it isn't.
     #[must_use]
     pub fn staleness(&self, now: SystemTime) -> Duration {
-        self.ttl.map_or(Duration::ZERO, |ttl| self.age(now).saturating_sub(ttl))
+        self.staleness_at(self.age(now))
+    }
+
+    pub(crate) fn staleness_at(&self, age: Duration) -> Duration {
+        self.ttl.map_or(Duration::ZERO, |ttl| age.saturating_sub(ttl))
     }
 
     /// The record for a store. Copies the body once.
@@ -163,6 +178,20 @@ pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
 }
 
 fn decode_response(bytes: &Bytes) -> Option<Entry> {
+    let body_at = body_at(bytes)?;
+    read_response(bytes, body_at, bytes.slice(body_at..))
+}
+
+/// Where the body of a stored response begins in its record. `None` for another record, and for one that is cut off.
+pub(crate) fn body_at(record: &[u8]) -> Option<usize> {
+    let mut lengths = Reader { rest: record.strip_prefix(&[VERSION, RESPONSE])?.get(LENGTHS_AT..)? };
+    let body_at = RESPONSE_FIXED.checked_add(lengths.u32()? as usize)?;
+    let body_len = usize::try_from(lengths.u64()?).ok()?;
+    (record.len() == body_at.checked_add(body_len)?).then_some(body_at)
+}
+
+/// Reads what comes before the body, which ends at `body_at`.
+pub(crate) fn read_response(bytes: &Bytes, body_at: usize, body: Bytes) -> Option<Entry> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;
     let [flags] = fixed.array()?;
@@ -175,16 +204,9 @@ fn decode_response(bytes: &Bytes) -> Option<Entry> {
         millis => Some(Duration::from_millis(millis)),
     };
     let variant = fixed.u64()?;
-    let head_len = fixed.u32()? as usize;
-    let body_len = usize::try_from(fixed.u64()?).ok()?;
-    let body_at = RESPONSE_FIXED.checked_add(head_len)?;
-    if bytes.len() != body_at.checked_add(body_len)? {
-        return None;
-    }
-
     let headers = read_head(bytes, RESPONSE_FIXED..body_at)?;
     let must_revalidate = flags & MUST_REVALIDATE != 0;
-    Some(Entry { status, headers, body: bytes.slice(body_at..), stored_at, ttl, variant, must_revalidate })
+    Some(Entry { status, headers, body, stored_at, ttl, variant, must_revalidate })
 }
 
 /// How many bytes a head takes.

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
@@ -201,16 +201,15 @@ impl Route {
         let at_hand = if self.foresees_a_miss(&lookup) { None } else { self.shared.store.at_hand(&key) };
         let Some(bytes) = at_hand else { return Looked::further(Further::Missing(lookup, key, span)) };
         self.foresight.looks_again();
-        let select = match lookup.on_entry(read(&bytes), &request, self.shared.now()) {
-            OnEntry::Decided(decision) => return Looked::Seen(Seen::of(decision, key, None, &span)),
-            OnEntry::Select(select) => select,
+        let (select, key) = match self.on_found(lookup, Ok(Some(bytes)), key, &request, &span) {
+            Ok(seen) => return Looked::Seen(seen),
+            Err(varies) => varies,
         };
         let target = key.variant(select.secondary_key(&request));
         let Some(bytes) = self.shared.store.at_hand(&target) else {
             return Looked::further(Further::Selected(select, key, target, span));
         };
-        let decision = select.on_entry(read(&bytes), &request, self.shared.now());
-        Looked::Seen(Seen::of(decision, key, Some(target), &span))
+        Looked::Seen(self.on_variant(select, Ok(Some(bytes)), key, target, &request, &span))
     }
 
     /// Goes on from there.
@@ -231,15 +230,15 @@ impl Route {
         let found = if self.foresees_a_miss(&lookup) {
             Ok(None)
         } else {
-            let found = span.around(self.fetch_record(&key)).await;
+            let found = span.around(self.fetch(&key)).await;
             if !matches!(found, Ok(None)) {
                 self.foresight.looks_again();
             }
             found
         };
-        let select = match lookup.on_entry(found, &request, self.shared.now()) {
-            OnEntry::Decided(decision) => return Seen::of(decision, key, None, &span),
-            OnEntry::Select(select) => select,
+        let (select, key) = match self.on_found(lookup, found, key, &request, &span) {
+            Ok(seen) => return seen,
+            Err(varies) => varies,
         };
         let target = key.variant(select.secondary_key(&request));
         Box::pin(self.look_for_variant(select, key, target, span, request)).await
@@ -253,31 +252,82 @@ impl Route {
         span: Span,
         request: RequestView<'_>,
     ) -> Seen {
-        let found = span.around(self.read_record(&target)).await;
-        Seen::of(select.on_entry(found, &request, self.shared.now()), key, Some(target), &span)
+        let found = match self.shared.store.at_hand(&target) {
+            Some(bytes) => Ok(Some(bytes)),
+            None => span.around(self.fetch(&target)).await,
+        };
+        self.on_variant(select, found, key, target, &request, &span)
+    }
+
+    /// What lay under the key of the request. `Err` if the resource varies.
+    fn on_found(
+        &self,
+        lookup: Lookup,
+        found: Result<Option<Bytes>, Reason>,
+        key: CacheKey,
+        request: &RequestView<'_>,
+        span: &Span,
+    ) -> Result<Seen, (Select, CacheKey)> {
+        let now = self.shared.now();
+        if let Some(answer) = self.ready((&lookup, 0), &found, request, now, span) {
+            return Ok(answer);
+        }
+        match lookup.on_entry(found.and_then(read), request, now) {
+            OnEntry::Decided(decision) => Ok(Seen::of(decision, key, None, span)),
+            OnEntry::Select(select) => Err((select, key)),
+        }
+    }
+
+    /// What lay under the secondary key.
+    fn on_variant(
+        &self,
+        select: Select,
+        found: Result<Option<Bytes>, Reason>,
+        key: CacheKey,
+        target: CacheKey,
+        request: &RequestView<'_>,
+        span: &Span,
+    ) -> Seen {
+        let now = self.shared.now();
+        if let Some(answer) = self.ready(select.asked(), &found, request, now, span) {
+            return answer;
+        }
+        Seen::of(select.on_entry(found.and_then(read), request, now), key, Some(target), span)
+    }
+
+    /// The answer to this request, if what was found is popular.
+    fn ready(
+        &self,
+        asked: (&Lookup, u64),
+        found: &Result<Option<Bytes>, Reason>,
+        request: &RequestView<'_>,
+        now: SystemTime,
+        span: &Span,
+    ) -> Option<Seen> {
+        let Ok(Some(bytes)) = found else { return None };
+        // Who looks on wants to know more than is ready.
+        let answer = span.is_none().then(|| self.popular.answer(asked, bytes, request, now))??;
+        Some(Seen::Answer(answer, Outcome::HIT))
     }
 
     fn foresees_a_miss(&self, lookup: &Lookup) -> bool {
-        lookup.may_be_foreseen() && self.foresight.sees_a_miss()
+        lookup.is_plain() && self.foresight.sees_a_miss()
     }
 
     pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
-        match self.shared.store.at_hand(key) {
-            Some(bytes) => read(&bytes),
-            None => self.fetch_record(key).await,
-        }
+        let found = match self.shared.store.at_hand(key) {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.fetch(key).await,
+        };
+        found.and_then(read)
     }
 
-    /// A record that is not at hand.
-    async fn fetch_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
-        match self.shared.store.fetch(key).await {
-            Ok(None) => Ok(None),
-            Ok(Some(bytes)) => read(&bytes),
-            Err(error) => {
-                self.shared.store_failed("get", key.name(), &error);
-                Err(Reason::Down)
-            }
-        }
+    /// The bytes of a record that is not at hand.
+    async fn fetch(&self, key: &CacheKey) -> Result<Option<Bytes>, Reason> {
+        self.shared.store.fetch(key).await.map_err(|error| {
+            self.shared.store_failed("get", key.name(), &error);
+            Reason::Down
+        })
     }
 
     async fn follow(&self, follow: Follow, forward: Forward) -> Followed {
@@ -688,8 +738,8 @@ impl<B: Body, E> fmt::Debug for Answering<B, E> {
 }
 
 /// What a record says. `Err` if it is none.
-fn read(bytes: &Bytes) -> Result<Option<Record>, Reason> {
-    Record::decode(bytes).map(Some).ok_or(Reason::Unreadable)
+fn read(found: Option<Bytes>) -> Result<Option<Record>, Reason> {
+    found.map(|bytes| Record::decode(&bytes).ok_or(Reason::Unreadable)).transpose()
 }
 
 /// The key of a request, as far as that needs no waiting.

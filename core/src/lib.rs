@@ -91,6 +91,8 @@ mod hold;
 #[cfg(feature = "runtime")]
 mod larder;
 #[cfg(feature = "runtime")]
+mod popular;
+#[cfg(feature = "runtime")]
 pub mod route;
 #[cfg(feature = "runtime")]
 pub mod stats;

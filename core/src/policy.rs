@@ -53,6 +53,11 @@ use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::store::Intent;
 use crate::vary::{SecondaryKey, Variants, selecting_fields};
 
+#[cfg(feature = "runtime")]
+mod ready;
+#[cfg(feature = "runtime")]
+pub(crate) use ready::Ready;
+
 // As constants they are read when this is compiled.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -307,11 +312,12 @@ impl Lookup {
         Mark::bypass(&self.rule, Reason::Keyless)
     }
 
-    /// Whether a miss could be acted upon without having looked: the store is asked for the right to fill then, and answers
-    /// with what it finds instead. Not so for who wants something else of the cache than any answer, or a part of it; and a
-    /// HEAD fills nothing.
+    /// Whether any answer will do, and all of it: the request gives no directives, asks for no part, and is no HEAD.
+    ///
+    /// A miss of such a request may be acted upon without having looked: the store is asked for the right to fill then, and
+    /// answers with what it finds instead.
     #[must_use]
-    pub fn may_be_foreseen(&self) -> bool {
+    pub fn is_plain(&self) -> bool {
         self.directives == RequestDirectives::default() && !self.is_head && !self.is_range
     }
 
@@ -341,7 +347,8 @@ impl Lookup {
         request: &RequestView<'_>,
         now: SystemTime,
     ) -> Decision {
-        let refusal = unacceptable(&self.directives, &entry, now);
+        let age = entry.age(now);
+        let refusal = unacceptable(&self.directives, &entry, age);
         let not_modified = self.is_conditional && client_has(request.headers, &entry);
         let is_head = self.is_head;
         let selection = if self.is_range && !not_modified {
@@ -349,12 +356,12 @@ impl Lookup {
         } else {
             Selection::Whole
         };
-        let hit = |rule, entry| Hit { rule, entry, now, not_modified, is_head, selection, collapsed: false };
+        let hit = |rule, entry| Hit { rule, entry, age, not_modified, is_head, selection, collapsed: false };
         let answer = if not_modified { Decision::NotModified } else { Decision::Hit };
         match refusal {
             None => answer(hit(self.rule, entry)),
             Some(Reason::Expired) if !entry.must_revalidate && self.directives.min_fresh.is_none() => {
-                let staleness = entry.staleness(now);
+                let staleness = entry.staleness_at(age);
                 let within = |limit: Option<Duration>| limit.is_some_and(|limit| staleness < limit);
                 // RFC 9111 §5.2.1.2.
                 let max_stale = self.directives.max_stale.map(Duration::from_secs);
@@ -420,18 +427,18 @@ impl Lookup {
 }
 
 /// Why a stored response can't be used for this request (RFC 9111 §4), if so.
-fn unacceptable(directives: &RequestDirectives, entry: &Entry, now: SystemTime) -> Option<Reason> {
+fn unacceptable(directives: &RequestDirectives, entry: &Entry, age: Duration) -> Option<Reason> {
     if directives.no_cache {
         return Some(Reason::NoCache);
     }
-    let is_older = |max| entry.age(now) > Duration::from_secs(max);
+    let is_older = |max| age > Duration::from_secs(max);
     if directives.wants_new() || directives.max_age.is_some_and(is_older) {
         return Some(Reason::MaxAge);
     }
-    if entry.is_expired(now) {
+    if entry.is_expired_at(age) {
         return Some(Reason::Expired);
     }
-    let remaining = || entry.ttl.map(|ttl| ttl.saturating_sub(entry.age(now)));
+    let remaining = || entry.ttl.map(|ttl| ttl.saturating_sub(age));
     let too_short = |min| remaining().is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
 }
@@ -466,6 +473,12 @@ impl Select {
         self.variants.secondary_key(request.headers)
     }
 
+    /// What is looked for, and by which record: see [`Lookup::on_ready`].
+    #[cfg(feature = "runtime")]
+    pub(crate) const fn asked(&self) -> (&Lookup, u64) {
+        (&self.lookup, self.variants.id)
+    }
+
     /// Decides about what lay under the secondary key.
     #[must_use]
     pub fn on_entry(
@@ -497,7 +510,7 @@ impl Select {
 pub struct Hit {
     rule: Arc<Rule>,
     entry: Entry,
-    now: SystemTime,
+    age: Duration,
     not_modified: bool,
     is_head: bool,
     selection: Selection,
@@ -520,17 +533,17 @@ impl Hit {
     /// What is left of its freshness lifetime, or `None` when that has no end.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
-        self.entry.remaining(self.now)
+        self.entry.remaining_at(self.age)
     }
 
     /// The response to send: 304 with few fields if the client has it, 206 or 416 if it asks for a part, else the stored
     /// one.
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
-        let Self { rule, entry, now, not_modified, is_head, selection, collapsed } = self;
-        let (remaining, staleness) = (entry.remaining(now), entry.staleness(now));
+        let Self { rule, entry, age, not_modified, is_head, selection, collapsed } = self;
+        let (remaining, staleness) = (entry.remaining_at(age), entry.staleness_at(age));
         // Whoever gets a stale answer must not go on using it for as long again.
-        let stale_too = !entry.must_revalidate && !entry.is_expired(now);
+        let stale_too = !entry.must_revalidate && !entry.is_expired_at(age);
         let mut headers = entry.headers;
         headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too));
         let mut mark = Mark::hit(rule, remaining, staleness);
@@ -697,12 +710,13 @@ impl Forward {
             return Err(self);
         };
         let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
-        if entry.variant != expected || unacceptable(&self.directives, &entry, now).is_some() {
+        let age = entry.age(now);
+        if entry.variant != expected || unacceptable(&self.directives, &entry, age).is_some() {
             return Err(self);
         }
         let not_modified = client_has(request, &entry);
         let (is_head, selection) = (self.is_head, Selection::Whole);
-        Ok(Hit { rule: self.rule, entry, now, not_modified, is_head, selection, collapsed: false })
+        Ok(Hit { rule: self.rule, entry, age, not_modified, is_head, selection, collapsed: false })
     }
 
     /// Takes from the handler's request what makes it conditional, or one for a part; a read is answered with 304

@@ -20,6 +20,11 @@ pub(crate) struct Span {
 impl Span {
     pub(crate) const NONE: Self = Self { span: tracing::Span::none() };
 
+    /// Whether nobody looks.
+    pub(crate) fn is_none(&self) -> bool {
+        self.span.is_none()
+    }
+
     /// Does the work within the span.
     pub(crate) fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         tracing::Instrument::instrument(work, self.span.clone())
@@ -33,6 +38,12 @@ impl Span {
 #[cfg(not(feature = "tracing"))]
 impl Span {
     pub(crate) const NONE: Self = Self {};
+
+    /// Whether nobody looks.
+    #[expect(clippy::unused_self, reason = "as with the feature")]
+    pub(crate) const fn is_none(&self) -> bool {
+        true
+    }
 
     /// Does the work.
     pub(crate) const fn around<F: Future>(&self, work: F) -> F {
