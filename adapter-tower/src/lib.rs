@@ -5,6 +5,9 @@
 //! a whole service, whose answers decide (RFC 9111). The service under them must be `Clone`; its
 //! body only needs to be `Send`. Errors of the service pass through, and so do the request's extensions.
 //!
+//! Only a request that gets to the service waits until that is ready, in its call: hits take no part in a concurrency limit
+//! under the cache, and load is to be shed under it too.
+//!
 //! ```
 //! # #[cfg(feature = "memory")]
 //! # #[tokio::main(flavor = "current_thread")]

@@ -1,6 +1,7 @@
 //! The service around a service. It shows the request to the route, runs the inner service when it is told to, and
 //! decides nothing.
 
+use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -67,20 +68,25 @@ where
     type Error = S::Error;
     type Future = Answering<ResBody, S::Error>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+    /// Always: what is stored is answered even if the inner service is busy. Who has to wait for that waits in the call.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let service = take_ready(&mut self.inner);
-        Arc::clone(&self.route).handle(TowerCall { service, request, uri: self.uri })
+        match self.route.look(view::<U, _>(&request), U::pattern(request.extensions())) {
+            Ok(response) => Answering::ready(response),
+            Err(unanswered) => {
+                let service = self.inner.clone();
+                unanswered.go_on(TowerCall { service, request, uri: self.uri })
+            }
+        }
     }
 }
 
-/// The service that was polled ready is the one to call; the clone that stays in its place need not be.
-pub(crate) fn take_ready<S: Clone>(service: &mut S) -> S {
-    let clone = service.clone();
-    std::mem::replace(service, clone)
+fn view<U: UriSource, B>(request: &Request<B>) -> RequestView<'_> {
+    let view = RequestView::from(request);
+    view.with_uri(U::uri(view.uri, view.extensions))
 }
 
 /// A request and the service that will answer it if the cache doesn't.
@@ -107,8 +113,7 @@ where
     type Error = S::Error;
 
     fn view(&self) -> RequestView<'_> {
-        let view = RequestView::from(&self.request);
-        view.with_uri(U::uri(view.uri, view.extensions))
+        view::<U, _>(&self.request)
     }
 
     fn pattern(&self) -> Option<&str> {
@@ -120,6 +125,7 @@ where
     }
 
     async fn run(mut self) -> Result<Response<ResBody>, S::Error> {
+        poll_fn(|context| self.service.poll_ready(context)).await?;
         self.service.call(self.request).await
     }
 }

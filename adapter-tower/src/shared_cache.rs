@@ -12,7 +12,7 @@ use larder_core::shared::{SharedBody, SharedCache, SharedRule};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::service::{TowerCall, take_ready};
+use crate::service::TowerCall;
 
 /// A shared cache (RFC 9111) around a whole service: a gateway, a reverse proxy, or an application whose answers say
 /// themselves how long they may be kept. Their own fields rule: `Cache-Control`, `Expires`, `Vary`, `ETag` and so on.
@@ -114,12 +114,12 @@ where
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+    /// Always: what is stored is answered even if the inner service is busy. Who has to wait for that waits in the call.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let service = take_ready(&mut self.inner);
-        Box::pin(Arc::clone(&self.cache).handle(TowerCall::new(service, request)))
+        Box::pin(Arc::clone(&self.cache).handle(TowerCall::new(self.inner.clone(), request)))
     }
 }

@@ -5,10 +5,11 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -17,7 +18,10 @@ use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use larder_tower::{Larder, ReplyBody, cache, cache_evict, cache_put};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 type Answer<B> = Response<ReplyBody<B>>;
 
@@ -166,12 +170,12 @@ impl Service<Request<()>> for Strict {
 }
 
 #[tokio::test]
-async fn the_service_that_was_ready_is_the_one_that_is_called() {
+async fn a_service_is_called_only_once_it_is_ready() {
     let larder = Larder::memory();
     let strict = Strict::default();
     let mut read = cache(&larder).ttl(60).layer(strict.clone());
     let mut put = cache_put(&larder).ttl(60).layer(strict.clone());
-    // One service, called again and again: after each call its clone must be polled anew.
+    // One service, called again and again: each call makes a clone of it ready.
     for (uri, expected) in [("/a", "MISS"), ("/a", "HIT"), ("/b", "MISS"), ("/b", "HIT"), ("/c", "MISS")] {
         let answer = read.ready().await.unwrap().call(ask(Method::GET, uri)).await.unwrap();
         assert_eq!(word(&answer), expected, "{uri}");
@@ -210,6 +214,28 @@ async fn a_service_that_is_not_ready_is_not_called() {
 
     let service = cache(&Larder::memory()).ttl(60).layer(Closed);
     assert_eq!(service.oneshot(ask(Method::GET, "/x")).await.unwrap_err(), Lost(0));
+}
+
+#[tokio::test]
+async fn a_service_that_is_busy_keeps_nobody_from_what_is_stored() {
+    let busy = Arc::new(Semaphore::new(1));
+    let limited = ServiceBuilder::new()
+        .layer(cache(&Larder::memory()).ttl(60))
+        .layer(GlobalConcurrencyLimitLayer::with_semaphore(Arc::clone(&busy)))
+        .service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("made"))));
+    let ask = |path| limited.clone().oneshot(ask(Method::GET, path));
+    assert_eq!(word(&ask("/kept").await.unwrap()), "MISS");
+    let taken = busy.clone().acquire_owned().await.unwrap();
+    assert_eq!(word(&ask("/kept").await.unwrap()), "HIT");
+    let mut waiting = pin!(ask("/new"));
+    assert!(timeout(Duration::from_millis(50), waiting.as_mut()).await.is_err(), "the limit holds");
+    drop(taken);
+    assert_eq!(word(&waiting.await.unwrap()), "MISS");
+    // A hit reserves nothing that somebody else needs.
+    let mut idle = limited.clone();
+    let hit = idle.ready().await.unwrap().call(Request::get("/kept").body(()).unwrap()).await.unwrap();
+    assert_eq!(word(&hit), "HIT");
+    assert_eq!(busy.available_permits(), 1);
 }
 
 /// What lies in this process is found when the service is called: nobody has to wait, and no runtime is asked.

@@ -4,6 +4,12 @@
 //! write runs its handler and then stores or evicts. Fills and writes run in tasks of their own: a client that hangs up
 //! takes nobody's answer away and leaves no old value behind. Whatever the store does, the handler's answer is delivered.
 
+#![expect(
+    clippy::large_enum_variant,
+    clippy::result_large_err,
+    reason = "what is seen at once is mostly a hit, which is not to allocate"
+)]
+
 use std::fmt;
 use std::future::{Future, ready};
 use std::panic::resume_unwind;
@@ -89,19 +95,29 @@ impl Route {
     ///
     /// Only those of the handler. The store's are logged.
     pub fn handle<C: Call>(self: Arc<Self>, call: C) -> Answering<C::Body, C::Error> {
-        // A hit is what must be fast. What else may come of a request needs much more room, and takes it only then.
-        let watch = Watch::new(&self.shared, &call);
-        match self.look_at_once(call.view()) {
+        match self.look(call.view(), call.pattern()) {
+            Ok(response) => Answering::ready(response),
+            Err(unanswered) => unanswered.go_on(call),
+        }
+    }
+
+    /// Answers one request, if that takes no more than a look into memory: the first half of [`handle`](Self::handle), for
+    /// adapters for whom it costs something to put a [`Call`] together. `pattern` is what [`Call::pattern`] would say.
+    ///
+    /// # Errors
+    ///
+    /// Nothing that answers is at hand: go on with what this returns.
+    pub fn look(
+        self: &Arc<Self>,
+        request: RequestView<'_>,
+        pattern: Option<&str>,
+    ) -> Result<Response<Bytes>, Unanswered> {
+        let watch = Watch::new(&self.shared, &request);
+        match self.look_at_once(request) {
             Looked::Seen(Seen::Answer(response, outcome)) => {
-                Answering::now(Ok(self.answered(&call, watch, response, outcome)))
+                Ok(self.answered(pattern, watch, response, outcome))
             }
-            Looked::Seen(seen) => Answering::later(self.go_on(seen, call, watch)),
-            Looked::Further(further) => Answering::later(async move {
-                match self.look_further(further, call.view()).await {
-                    Seen::Answer(response, outcome) => Ok(self.answered(&call, watch, response, outcome)),
-                    seen => Box::pin(self.go_on(seen, call, watch)).await,
-                }
-            }),
+            looked => Err(Unanswered { route: Arc::clone(self), watch, looked }),
         }
     }
 
@@ -114,17 +130,17 @@ impl Route {
     }
 
     /// What is stored answers.
-    fn answered<C: Call>(
+    fn answered(
         self: &Arc<Self>,
-        call: &C,
+        pattern: Option<&str>,
         watch: Watch,
         response: Response<Bytes>,
         outcome: Outcome,
-    ) -> Response<ReplyBody<C::Body>> {
-        self.tally(call.pattern(), |counters| {
+    ) -> Response<Bytes> {
+        self.tally(pattern, |counters| {
             watch.answered(&self.shared.telemetry, counters, outcome, response.status());
         });
-        response.map(ReplyBody::full)
+        response
     }
 
     /// Answers a request that what is stored doesn't. Each way to do it takes the room that it needs, and no more.
@@ -692,6 +708,40 @@ fn unavailable<C: Call>() -> Counted<C> {
     (Ok(response), Outcome::ERROR)
 }
 
+/// A request that [`Route::look`] found no answer for.
+#[must_use = "nobody answers the request unless it goes on"]
+pub struct Unanswered {
+    route: Arc<Route>,
+    watch: Watch,
+    looked: Looked,
+}
+
+impl Unanswered {
+    /// Answers the request, which `call` must hold: the second half of [`Route::handle`].
+    pub fn go_on<C: Call>(self, call: C) -> Answering<C::Body, C::Error> {
+        let Self { route, watch, looked } = self;
+        // What is in memory answers most requests. What else may come of one needs much more room, and takes it only then.
+        match looked {
+            Looked::Seen(seen) => Answering::later(route.go_on(seen, call, watch)),
+            Looked::Further(further) => Answering::later(async move {
+                match route.look_further(further, call.view()).await {
+                    Seen::Answer(response, outcome) => {
+                        let response = route.answered(call.pattern(), watch, response, outcome);
+                        Ok(response.map(ReplyBody::full))
+                    }
+                    seen => Box::pin(route.go_on(seen, call, watch)).await,
+                }
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unanswered").field("route", &self.route).finish_non_exhaustive()
+    }
+}
+
 /// The future of an answer: of one that is there already, or of one that takes more than a look into memory.
 ///
 /// What is to be had without waiting is looked for when [`Route::handle`] is called; all the rest happens when this is polled.
@@ -707,8 +757,9 @@ enum State<B: Body, E> {
 }
 
 impl<B: Body, E> Answering<B, E> {
-    const fn now(reply: Answer<B, E>) -> Self {
-        Self(State::Now(Some(reply)))
+    /// The answer that [`Route::look`] found.
+    pub fn ready(response: Response<Bytes>) -> Self {
+        Self(State::Now(Some(Ok(response.map(ReplyBody::full)))))
     }
 
     fn later(reply: impl Future<Output = Answer<B, E>> + Send + 'static) -> Self {
@@ -750,10 +801,6 @@ enum Keyed<'a> {
 }
 
 /// How far a look came without waiting.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "what is seen at once is mostly a hit, which is not to allocate"
-)]
 enum Looked {
     /// To the end.
     Seen(Seen),

@@ -122,7 +122,7 @@ pub use {
     clock::{Clock, ManualClock, SystemClock},
     coder::{Coder, CoderError, Json, MessagePack},
     config::ConfigError,
-    exchange::{Answering, Call, Reply},
+    exchange::{Answering, Call, Reply, Unanswered},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},
     stats::Stats,

@@ -23,10 +23,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::exchange::Call;
 use crate::larder::Shared;
 use crate::outcome::{Outcome, Status};
 use crate::reason::Reason;
+use crate::request::RequestView;
 use crate::route::Route;
 use crate::rule::Kind;
 use crate::stats::{
@@ -264,13 +264,14 @@ pub(crate) struct Watch {
 
 impl Watch {
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
-    pub(crate) fn new<C: Call>(shared: &Shared, call: &C) -> Self {
+    pub(crate) fn new(shared: &Shared, request: &RequestView<'_>) -> Self {
         Self {
             #[cfg(feature = "console")]
-            asked: shared.telemetry.history.get().map(|_| {
-                let (now, request) = (shared.now(), call.view());
-                Box::new(history::Asked::new(now, request.method, request.uri))
-            }),
+            asked: shared
+                .telemetry
+                .history
+                .get()
+                .map(|_| Box::new(history::Asked::new(shared.now(), request.method, request.uri))),
         }
     }
 
