@@ -2,53 +2,68 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::Shared;
 
-/// Work for a task of its own. Boxed before anything else: it has room for every way in which a fill can go, many kilobytes,
-/// and on its way into a task and out of it again it would be copied a dozen times.
+/// Work that can be moved into a task of its own while it is under way. It has room for every way in which a fill can go, many
+/// kilobytes, so that it is on the heap from the beginning.
 pub(crate) type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// What a handler panicked with.
 pub(crate) type Panic = Box<dyn Any + Send>;
 
-impl Shared {
-    /// Runs on when the client is gone, but not for ever: then no longer than a fill may take, and what comes of it is
-    /// `given_up`, as it is when the runtime shuts down. A panic comes back to the caller.
-    pub(crate) async fn detached<T: Send + 'static>(
-        &self,
-        work: Task<T>,
-        given_up: fn() -> T,
-    ) -> Result<T, Panic> {
-        let client = Arc::new(());
-        let (here, limit) = (Arc::downgrade(&client), self.timing.max_fill);
-        let abandoned = async move {
-            loop {
-                tokio::time::sleep(limit).await;
-                if here.strong_count() == 0 {
-                    break;
-                }
+/// Work that is done where the client waits for it, and goes on in a task of its own when the client hangs up: dropped, this
+/// leaves it to the background. A panic comes back to the caller.
+pub(crate) struct Detached<T: Send + 'static> {
+    /// Until it is done, or has panicked.
+    work: Option<Task<T>>,
+    shared: Arc<Shared>,
+    span: tracing::Span,
+    _tracked: TaskTrackerToken,
+}
+
+impl<T: Send + 'static> Future for Detached<T> {
+    type Output = Result<T, Panic>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // As a future does that has been polled to its end.
+        let Some(mut work) = self.work.take() else { return Poll::Pending };
+        // Nobody sees what a panic left half done: then the work is dropped here, and gives back what it holds.
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),
+            Ok(Poll::Pending) => {
+                self.work = Some(work);
+                Poll::Pending
             }
-        };
-        let work = async move {
-            tokio::select! {
-                biased;
-                done = work => done,
-                () = abandoned => given_up(),
-            }
-        };
-        let joined = self.tasks.spawn(work.in_current_span()).await;
-        drop(client);
-        match joined {
-            Ok(done) => Ok(done),
-            // Else the runtime is shutting down.
-            Err(error) => error.try_into_panic().map_or_else(|_| Ok(given_up()), Err),
+            Err(panic) => Poll::Ready(Err(panic)),
         }
+    }
+}
+
+impl<T: Send + 'static> Drop for Detached<T> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            let work = async move { drop(work.await) };
+            self.shared.in_background(Box::pin(
+                work.instrument(std::mem::replace(&mut self.span, tracing::Span::none())),
+            ));
+        }
+    }
+}
+
+impl Shared {
+    /// Runs on when the client is gone, but then no longer than a fill may take.
+    pub(crate) fn detached<T: Send + 'static>(self: &Arc<Self>, work: Task<T>) -> Detached<T> {
+        let (work, shared, span) = (Some(work), Arc::clone(self), tracing::Span::current());
+        Detached { work, shared, span, _tracked: self.tasks.token() }
     }
 
     /// Runs for nobody, and no longer than a fill may take.

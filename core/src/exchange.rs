@@ -1,8 +1,8 @@
 //! The one place that joins the policy and the store: from a request to its answer, top to bottom.
 //!
 //! A read looks into the store; what it finds answers, and what it doesn't find is filled by one request for all. A
-//! write runs its handler and then stores or evicts. Fills and writes run in tasks of their own: a client that hangs up
-//! takes nobody's answer away and leaves no old value behind. Whatever the store does, the handler's answer is delivered.
+//! write runs its handler and then stores or evicts. Fills and writes go on without their client: one that
+//! hangs up takes nobody's answer away and leaves no old value behind. Whatever the store does, the handler's answer is delivered.
 
 #![expect(
     clippy::large_enum_variant,
@@ -413,7 +413,7 @@ impl Route {
                 }
             }
         });
-        self.shared.detached(work, unavailable::<C>).await.unwrap_or_else(|panic| resume_unwind(panic))
+        self.shared.detached(work).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
@@ -571,7 +571,7 @@ impl Route {
             unknown.disarm();
             counted
         });
-        match self.shared.detached(work, unavailable::<C>).await {
+        match self.shared.detached(work).await {
             Ok(counted) => counted,
             Err(panic) => {
                 // The task does it too, for a client that is gone. This one shall not see the panic before.
@@ -700,12 +700,6 @@ fn passed<C: Call>(response: Response<ReplyBody<C::Body>>, pass: &Pass) -> Count
 fn answered<C: Call>(admitted: Admitted, stored: Stored) -> Counted<C> {
     let outcome = Outcome::miss(admitted.reason(stored));
     (Ok(admitted.into_response(stored).map(ReplyBody::full)), outcome)
-}
-
-fn unavailable<C: Call>() -> Counted<C> {
-    let mut response = Response::new(ReplyBody::full(Bytes::new()));
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    (Ok(response), Outcome::ERROR)
 }
 
 /// A request that [`Route::look`] found no answer for.

@@ -10,7 +10,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Response, StatusCode, Uri, response};
+use http::{Response, Uri, response};
 use http_body::Body;
 use tracing::Instrument;
 
@@ -489,7 +489,7 @@ impl SharedCache {
 
     /// Goes on without the client. A panic of the service goes on in the caller.
     async fn detached<C: Call>(&self, work: Task<Counted<C>>) -> Counted<C> {
-        let done = self.shared.detached(work, unavailable::<C>).await;
+        let done = self.shared.detached(work).await;
         done.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
@@ -542,12 +542,6 @@ fn give_up(held: Option<Held>, lead: Option<Lead>, failed: bool) {
         held.abandon(if uncacheable { Abandon::Uncacheable(UNCACHEABLE_FOR) } else { Abandon::Failed });
     }
     land(lead, if failed { Landing::Failed } else { Landing::Alone });
-}
-
-fn unavailable<C: Call>() -> Counted<C> {
-    let mut response = Response::new(SharedBody::full(Bytes::new()));
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    (Ok(response), Outcome::ERROR)
 }
 
 /// What became of a look at a request and into the store.
