@@ -2,12 +2,13 @@
 //! others follow. And updates of the same key queue.
 
 use std::collections::HashMap;
-use std::collections::hash_map::{Entry, RandomState};
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use tokio::sync::watch;
 
 use crate::key::CacheKey;
@@ -21,7 +22,7 @@ pub(crate) struct Flights {
     hasher: RandomState,
 }
 
-type Shard = HashMap<CacheKey, watch::Receiver<Option<Landing>>>;
+type Shard = HashMap<CacheKey, watch::Receiver<Option<Landing>>, RandomState>;
 
 /// How a flight ended, for those who followed it.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ pub(crate) enum Role {
 impl Flights {
     pub(crate) fn new() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, hasher: RandomState::new() }
+        Self { shards, hasher: RandomState::default() }
     }
 
     /// Follows the flight for this key, or leads a new one.
@@ -91,7 +92,10 @@ impl Lead {
 
     pub(crate) fn land(mut self, landing: Landing) {
         self.close();
-        self.sender.send_replace(Some(landing));
+        // Closed, it gains no followers, and mostly there are none to tell.
+        if self.sender.receiver_count() > 0 {
+            self.sender.send_replace(Some(landing));
+        }
     }
 }
 
@@ -137,7 +141,7 @@ pub(crate) struct Updates {
 
 impl Updates {
     pub(crate) fn new() -> Self {
-        Self { queues: [const { tokio::sync::Mutex::const_new(()) }; SHARDS], hasher: RandomState::new() }
+        Self { queues: [const { tokio::sync::Mutex::const_new(()) }; SHARDS], hasher: RandomState::default() }
     }
 
     /// The queue for a key. Keys share queues, which costs an update a little time at most.
@@ -147,5 +151,6 @@ impl Updates {
 }
 
 fn shard(hasher: &RandomState, key: &CacheKey) -> usize {
-    usize::try_from(hasher.hash_one(key) % SHARDS as u64).unwrap_or(0)
+    // By other bits than the map in the shard goes by.
+    usize::try_from((hasher.hash_one(key) >> 32) % SHARDS as u64).unwrap_or(0)
 }

@@ -18,6 +18,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use foldhash::fast::RandomState;
+
 use crate::key::{CacheKey, KeySpace};
 use crate::store::{Abandon, Begin, Intent, Lease};
 
@@ -82,7 +84,7 @@ impl LeaseTable {
 /// The leases of one group, by key suffix.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    held: HashMap<Box<str>, Held>,
+    held: HashMap<Box<str>, Held, RandomState>,
     sweep: Sweep,
 }
 

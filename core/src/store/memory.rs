@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
@@ -398,7 +399,7 @@ struct Group {
 #[derive(Default)]
 struct Room {
     /// The suffixes of its entries. While a room is locked, no entry is missing from it.
-    names: HashSet<Arc<str>>,
+    names: HashSet<Arc<str>, RandomState>,
     leases: Leases,
 }
 
