@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,7 +203,7 @@ impl<C: Coder> CacheBackend<C> {
                 }
             };
             // An error drops the lead and the lease: those who wait look again, and one of them tries.
-            let value = held.renewing(compute()).await?;
+            let value = held.renewing(pin!(compute())).await?;
             match self.encode(&value) {
                 Ok(record) => {
                     lead.close();

@@ -13,7 +13,7 @@
 use std::fmt;
 use std::future::{Future, ready};
 use std::panic::resume_unwind;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -449,7 +449,8 @@ impl Route {
         lead: Option<Lead>,
     ) -> Counted<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
-        let (status, counted) = match held.renewing(self.produce(forward, call)).await {
+        let produced = held.renewing(pin!(self.produce(forward, call))).await;
+        let (status, counted) = match produced {
             Produced::Admitted(mut admitted) => {
                 let stored = self.store(&mut admitted, &place, held, lead).await;
                 return answered::<C>(*admitted, stored);
@@ -547,7 +548,7 @@ impl Route {
             // until the cache agrees with it.
             let unknown = EvictOnDrop::new(&route.shared, &target);
             let produced = match &held {
-                Some(held) => held.renewing(route.produce(forward, call)).await,
+                Some(held) => held.renewing(pin!(route.produce(forward, call))).await,
                 None => route.produce(forward, call).await,
             };
             let counted = match produced {

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,9 +123,10 @@ pub(crate) struct Held {
 
 impl Held {
     /// Runs `work` and renews the lease meanwhile, up to the longest time a fill may take.
-    pub(crate) async fn renewing<T>(&self, work: impl Future<Output = T>) -> T {
+    ///
+    /// Pinned, because the work is large, and would be in here twice.
+    pub(crate) async fn renewing<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
         let Some(lease) = &self.lease else { return work.await };
-        let mut work = pin!(work);
         let renewals = async {
             let every = self.shared.timing.hold / 3;
             let mut held_for = Duration::ZERO;
@@ -143,7 +144,7 @@ impl Held {
         };
         tokio::select! {
             biased;
-            done = &mut work => done,
+            done = work.as_mut() => done,
             never = renewals => match never {},
         }
     }

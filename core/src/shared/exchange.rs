@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::panic::resume_unwind;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -267,7 +268,7 @@ impl SharedCache {
         forward.prepare(call.headers_mut());
         let sent = self.shared.now();
         let reply = match &held {
-            Some(held) => held.renewing(call.run()).await,
+            Some(held) => held.renewing(pin!(call.run())).await,
             None => call.run().await,
         };
         let now = self.shared.now();
@@ -354,7 +355,7 @@ impl SharedCache {
     async fn keep_reading<B: Body>(self: Arc<Self>, admit: Admit, keeper: Keeper<B>, work: Work) {
         let reading = keeper.read(self.shared.timing.max_fill);
         let complete = match &work.held {
-            Some(held) => held.renewing(reading).await,
+            Some(held) => held.renewing(pin!(reading)).await,
             None => reading.await,
         };
         let complete = match complete {
@@ -443,7 +444,7 @@ impl SharedCache {
             };
             let sent = cache.shared.now();
             let reply = match &held {
-                Some(held) => held.renewing(call.run()).await,
+                Some(held) => held.renewing(pin!(call.run())).await,
                 None => call.run().await,
             };
             let response = match reply {
