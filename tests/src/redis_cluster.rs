@@ -95,11 +95,13 @@ impl RedisCluster {
         for replica in MASTERS..self.nodes.len() {
             self.cli(replica, &["cluster", "replicate", &self.ids[replica - MASTERS]]);
         }
+        // A replica that a node still takes for a master looks like a failover.
         until("the cluster serves", || {
             (0..self.nodes.len()).all(|node| {
                 let linked = node < MASTERS
                     || self.cli(node, &["info", "replication"]).contains("master_link_status:up");
-                linked && self.serves(node)
+                let known = self.cli(node, &["cluster", "nodes"]).matches("slave").count();
+                linked && self.serves(node) && known == self.nodes.len() - MASTERS
             })
         });
     }

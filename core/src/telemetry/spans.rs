@@ -22,7 +22,7 @@ impl Span {
 
     /// Whether nobody looks.
     pub(crate) fn is_none(&self) -> bool {
-        self.span.is_none()
+        self.span.is_disabled()
     }
 
     /// Does the work within the span.
