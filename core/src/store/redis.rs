@@ -254,7 +254,17 @@ impl LeaseStore for RedisStore {
 /// The commands themselves, for callers that know what to do about their failure.
 impl RedisStore {
     /// Takes a lease.
+    ///
+    /// What asks for one is never sent twice, but a connection that broke while nobody used it is no reason to give up: so
+    /// there is a second attempt, at another lease with another nonce.
     async fn take(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+        match self.take_once(key, intent, hold).await {
+            Err(StoreError::Unavailable(_)) => self.take_once(key, intent, hold).await,
+            begin => begin,
+        }
+    }
+
+    async fn take_once(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
         /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
         const LOOKS: usize = 3;
 
@@ -327,7 +337,7 @@ impl RedisStore {
         let doubt = Doubt::new(self, Stake::Lease(lease, token));
         let Inner { options, connection, .. } = &*self.inner;
         let (_, found): (Value, Vec<Option<Bytes>>) =
-            connection.pipeline(At::Key(key.name()), &pipe, options.fill_deadline).await?;
+            connection.pipeline_once(At::Key(key.name()), &pipe, options.fill_deadline).await?;
         let mut found = found.into_iter();
         let (held, entry, present) = (found.next().flatten(), found.next().flatten(), found.next().flatten());
         if nonce.is_some() && present.as_deref() != Some(&fence) {

@@ -80,12 +80,32 @@ impl Connection {
         pipe: &redis::Pipeline,
         deadline: Duration,
     ) -> Result<T, StoreError> {
+        self.replies(at, pipe, deadline, true).await
+    }
+
+    /// The same, for what must not be sent twice: see [`Call::may_be_sent_twice`].
+    pub(super) async fn pipeline_once<T: FromRedisValue>(
+        &self,
+        at: At<'_>,
+        pipe: &redis::Pipeline,
+        deadline: Duration,
+    ) -> Result<T, StoreError> {
+        self.replies(at, pipe, deadline, false).await
+    }
+
+    async fn replies<T: FromRedisValue>(
+        &self,
+        at: At<'_>,
+        pipe: &redis::Pipeline,
+        deadline: Duration,
+        resend: bool,
+    ) -> Result<T, StoreError> {
         let send = |mut conn: Wire, asking| async move {
             let replies: Vec<Value> =
                 several(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
             Ok(from_redis_value(Value::Array(replies))?)
         };
-        self.run(at, deadline, true, send).await
+        self.run(at, deadline, resend, send).await
     }
 
     /// Removes these keys, wherever they are, and counts those that were there.

@@ -42,9 +42,10 @@ impl Call<'_> {
     }
 
     /// Whether it means the same to be run twice. A commit that ran gave its lease back, and would be refused the second
-    /// time, as if it had never been run.
+    /// time, as if it had never been run. And a lease, or the nonce that it made, would come back after an eviction that
+    /// revoked it in between.
     pub(super) fn may_be_sent_twice(&self) -> bool {
-        !std::ptr::eq(self.script, &*COMMIT) && !std::ptr::eq(self.script, &*COMMIT_SMALL)
+        ![&BEGIN, &COMMIT, &COMMIT_SMALL].into_iter().any(|script| std::ptr::eq(self.script, &**script))
     }
 
     fn command(&self, verb: &str, script: &str) -> Cmd {
