@@ -327,6 +327,32 @@ async fn a_commit_whose_answer_is_lost_is_not_made_twice() {
     }
 }
 
+/// In the same words it would bring back what an eviction revoked between the two: the lease, or the nonce that it made.
+#[tokio::test]
+async fn a_lease_is_never_asked_for_twice_in_the_same_words() {
+    // By a script, and by a guess.
+    for (group, is_known) in [(Some("g"), false), (Some("g"), true), (None, true)] {
+        let (server, proxy, store) = behind_a_proxy().await;
+        if is_known {
+            store.begin(&key(group, "before"), Intent::Fill, HOLD).await.unwrap();
+        }
+        let _: String = raw(&server, &["CONFIG", "SET", "slowlog-log-slower-than", "0"]).await;
+        proxy.turn(Weather::CutAfter("wanted"));
+        store.begin(&key(group, "wanted"), Intent::Fill, HOLD).await.unwrap_err();
+        proxy.turn(Weather::Fair);
+        type Logged = (u64, u64, u64, Vec<Vec<u8>>, String, String);
+        let log: Vec<Logged> = raw(&server, &["SLOWLOG", "GET", "-1"]).await;
+        let asks = |words: &Vec<Vec<u8>>| {
+            let has = |word: &str| words.iter().any(|own| own == word.as_bytes());
+            let is_about_it = words.iter().any(|word| word.windows(6).any(|part| part == b"wanted"));
+            is_about_it && (has("EVALSHA") || has("NX"))
+        };
+        let asked: Vec<_> = log.into_iter().map(|logged| logged.3).filter(asks).collect();
+        assert_eq!(asked.len(), 2, "{group:?} {is_known}: one attempt, and one more: {asked:?}");
+        assert_ne!(asked[0], asked[1]);
+    }
+}
+
 #[tokio::test]
 async fn a_fill_whose_commit_never_arrived_gives_its_lease_back() {
     for (group, (value, mark)) in [Some("g"), None].into_iter().zip(committed()) {
