@@ -214,8 +214,9 @@ impl Route {
             Keyed::Later(_) => return Looked::further(Further::Keyless(lookup, span)),
         };
         span.key(&key);
-        let at_hand = if self.foresees_a_miss(&lookup) { None } else { self.shared.store.at_hand(&key) };
-        let Some(bytes) = at_hand else { return Looked::further(Further::Missing(lookup, key, span)) };
+        let Some(bytes) = self.shared.store.at_hand(&key) else {
+            return Looked::further(Further::Missing(lookup, key, span));
+        };
         self.foresight.looks_again();
         let (select, key) = match self.on_found(lookup, Ok(Some(bytes)), key, &request, &span) {
             Ok(seen) => return Looked::Seen(seen),
@@ -812,7 +813,7 @@ impl Looked {
 enum Further {
     /// The key.
     Keyless(Lookup, Span),
-    /// What lies under it: nothing is at hand, or a miss is foreseen.
+    /// What lies under it, for nothing is at hand.
     Missing(Lookup, CacheKey, Span),
     /// The resource varies, and the variant is not at hand.
     Selected(Select, CacheKey, CacheKey, Span),
