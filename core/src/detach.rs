@@ -52,9 +52,7 @@ impl<T: Send + 'static> Drop for Detached<T> {
     fn drop(&mut self) {
         if let Some(work) = self.work.take() {
             let work = async move { drop(work.await) };
-            self.shared.in_background(Box::pin(
-                work.instrument(std::mem::replace(&mut self.span, tracing::Span::none())),
-            ));
+            self.shared.in_background(Box::pin(work.instrument(self.span.clone())));
         }
     }
 }

@@ -269,10 +269,7 @@ impl Route {
         span: Span,
         request: RequestView<'_>,
     ) -> Seen {
-        let found = match self.shared.store.at_hand(&target) {
-            Some(bytes) => Ok(Some(bytes)),
-            None => span.around(self.fetch(&target)).await,
-        };
+        let found = span.around(self.find(&target)).await;
         self.on_variant(select, found, key, target, &request, &span)
     }
 
@@ -332,11 +329,15 @@ impl Route {
     }
 
     pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
-        let found = match self.shared.store.at_hand(key) {
+        self.find(key).await.and_then(read)
+    }
+
+    /// The bytes of a record, at hand or not.
+    async fn find(&self, key: &CacheKey) -> Result<Option<Bytes>, Reason> {
+        match self.shared.store.at_hand(key) {
             Some(bytes) => Ok(Some(bytes)),
             None => self.fetch(key).await,
-        };
-        found.and_then(read)
+        }
     }
 
     /// The bytes of a record that is not at hand.

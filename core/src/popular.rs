@@ -153,14 +153,19 @@ mod tests {
         Request::get("/").body(()).unwrap()
     }
 
+    fn looked_up<'a>(policy: &CachePolicy, request: &'a Request<()>) -> (RequestView<'a>, Lookup) {
+        let view = RequestView::from(request);
+        let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!("no look-up") };
+        (view, lookup)
+    }
+
     fn ask(
         (popular, policy): (&Popular, &CachePolicy),
         record: &Bytes,
         request: &Request<()>,
         now: SystemTime,
     ) -> Option<Response<Bytes>> {
-        let view = RequestView::from(request);
-        let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!("no look-up") };
+        let (view, lookup) = looked_up(policy, request);
         popular.answer((&lookup, 0), record, &view, now)
     }
 
@@ -171,8 +176,7 @@ mod tests {
         request: &Request<()>,
         now: SystemTime,
     ) -> Option<Response<Bytes>> {
-        let view = RequestView::from(request);
-        let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!("no look-up") };
+        let (view, lookup) = looked_up(policy, request);
         match lookup.on_entry(Ok(Record::decode(record)), &view, now) {
             OnEntry::Decided(Decision::Hit(hit) | Decision::NotModified(hit)) => Some(hit.into_response()),
             _ => None,
