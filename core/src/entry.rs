@@ -33,9 +33,6 @@ const VALUE: u8 = b'B';
 /// Version, kind, status, flags, three times 8 bytes, the lengths of head and body.
 const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 4 + 8;
 
-/// Status, flags and three times 8 bytes lie between the kind of a record and the lengths of its head and body.
-const LENGTHS_AT: usize = 2 + 1 + 8 + 8 + 8;
-
 /// The lengths of a field's name and value.
 const FIELD_FIXED: usize = 2 + 4;
 
@@ -178,20 +175,6 @@ pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
 }
 
 fn decode_response(bytes: &Bytes) -> Option<Entry> {
-    let body_at = body_at(bytes)?;
-    read_response(bytes, body_at, bytes.slice(body_at..))
-}
-
-/// Where the body of a stored response begins in its record. `None` for another record, and for one that is cut off.
-pub(crate) fn body_at(record: &[u8]) -> Option<usize> {
-    let mut lengths = Reader { rest: record.strip_prefix(&[VERSION, RESPONSE])?.get(LENGTHS_AT..)? };
-    let body_at = RESPONSE_FIXED.checked_add(lengths.u32()? as usize)?;
-    let body_len = usize::try_from(lengths.u64()?).ok()?;
-    (record.len() == body_at.checked_add(body_len)?).then_some(body_at)
-}
-
-/// Reads what comes before the body, which ends at `body_at`.
-pub(crate) fn read_response(bytes: &Bytes, body_at: usize, body: Bytes) -> Option<Entry> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;
     let [flags] = fixed.array()?;
@@ -204,7 +187,13 @@ pub(crate) fn read_response(bytes: &Bytes, body_at: usize, body: Bytes) -> Optio
         millis => Some(Duration::from_millis(millis)),
     };
     let variant = fixed.u64()?;
+    let body_at = RESPONSE_FIXED.checked_add(fixed.u32()? as usize)?;
+    let body_len = usize::try_from(fixed.u64()?).ok()?;
+    if bytes.len() != body_at.checked_add(body_len)? {
+        return None;
+    }
     let headers = read_head(bytes, RESPONSE_FIXED..body_at)?;
+    let body = bytes.slice(body_at..);
     let must_revalidate = flags & MUST_REVALIDATE != 0;
     Some(Entry { status, headers, body, stored_at, ttl, variant, must_revalidate })
 }

@@ -17,7 +17,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
@@ -283,9 +283,6 @@ impl Route {
         span: &Span,
     ) -> Result<Seen, (Select, CacheKey)> {
         let now = self.shared.now();
-        if let Some(answer) = self.ready((&lookup, 0), &found, request, now, span) {
-            return Ok(answer);
-        }
         match lookup.on_entry(found.and_then(read), request, now) {
             OnEntry::Decided(decision) => Ok(Seen::of(decision, key, None, span)),
             OnEntry::Select(select) => Err((select, key)),
@@ -303,25 +300,7 @@ impl Route {
         span: &Span,
     ) -> Seen {
         let now = self.shared.now();
-        if let Some(answer) = self.ready(select.asked(), &found, request, now, span) {
-            return answer;
-        }
         Seen::of(select.on_entry(found.and_then(read), request, now), key, Some(target), span)
-    }
-
-    /// The answer to this request, if what was found is popular.
-    fn ready(
-        &self,
-        asked: (&Lookup, u64),
-        found: &Result<Option<Bytes>, Reason>,
-        request: &RequestView<'_>,
-        now: SystemTime,
-        span: &Span,
-    ) -> Option<Seen> {
-        let Ok(Some(bytes)) = found else { return None };
-        // Who looks on wants to know more than is ready.
-        let answer = span.is_none().then(|| self.popular.answer(asked, bytes, request, now))??;
-        Some(Seen::Answer(answer, Outcome::HIT))
     }
 
     fn foresees_a_miss(&self, lookup: &Lookup) -> bool {

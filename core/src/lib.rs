@@ -91,7 +91,6 @@ mod hold;
 #[cfg(feature = "runtime")]
 mod larder;
 #[cfg(feature = "runtime")]
-mod popular;
 #[cfg(feature = "runtime")]
 pub mod route;
 #[cfg(feature = "runtime")]

@@ -53,11 +53,6 @@ use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::store::Intent;
 use crate::vary::{SecondaryKey, Variants, selecting_fields};
 
-#[cfg(feature = "runtime")]
-mod ready;
-#[cfg(feature = "runtime")]
-pub(crate) use ready::Ready;
-
 // As constants they are read when this is compiled.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -471,12 +466,6 @@ impl Select {
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
         self.variants.secondary_key(request.headers)
-    }
-
-    /// What is looked for, and by which record: see [`Lookup::on_ready`].
-    #[cfg(feature = "runtime")]
-    pub(crate) const fn asked(&self) -> (&Lookup, u64) {
-        (&self.lookup, self.variants.id)
     }
 
     /// Decides about what lay under the secondary key.

@@ -16,7 +16,6 @@ use crate::foresight::Foresight;
 use crate::key::KeySpace;
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::CachePolicy;
-use crate::popular::Popular;
 use crate::request::RequestView;
 use crate::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::telemetry::Tally;
@@ -32,7 +31,6 @@ pub struct Route {
     pub(crate) key_source: KeySource,
     pub(crate) tally: Tally,
     pub(crate) foresight: Foresight,
-    pub(crate) popular: Popular,
     /// Whether the author was told to declare whose the responses are.
     pub(crate) warned: AtomicBool,
 }
@@ -179,9 +177,8 @@ impl RouteOptions {
             rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
             let (key_source, tally) = (key_source.clone(), Tally::new(name.clone()));
-            let (foresight, popular, warned) =
-                (Foresight::default(), Popular::default(), AtomicBool::new(false));
-            Arc::new(Route { shared, policy, key_source, tally, foresight, popular, warned })
+            let (foresight, warned) = (Foresight::default(), AtomicBool::new(false));
+            Arc::new(Route { shared, policy, key_source, tally, foresight, warned })
         };
         Arc::clone(route.get_or_init(finish))
     }

@@ -20,11 +20,6 @@ pub(crate) struct Span {
 impl Span {
     pub(crate) const NONE: Self = Self { span: tracing::Span::none() };
 
-    /// Whether nobody looks.
-    pub(crate) fn is_none(&self) -> bool {
-        self.span.is_disabled()
-    }
-
     /// Does the work within the span.
     pub(crate) fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         tracing::Instrument::instrument(work, self.span.clone())
@@ -38,12 +33,6 @@ impl Span {
 #[cfg(not(feature = "tracing"))]
 impl Span {
     pub(crate) const NONE: Self = Self {};
-
-    /// Whether nobody looks.
-    #[expect(clippy::unused_self, reason = "as with the feature")]
-    pub(crate) const fn is_none(&self) -> bool {
-        true
-    }
 
     /// Does the work.
     pub(crate) const fn around<F: Future>(&self, work: F) -> F {
