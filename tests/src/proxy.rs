@@ -1,7 +1,8 @@
 //! A TCP proxy that misbehaves on demand.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,6 +18,8 @@ pub enum Weather {
     Fair,
     /// It passes after this time, and what follows waits behind it.
     Slow(Duration),
+    /// Answers pass at this rate, in bytes per second. All connections share it.
+    Throttled(u64),
     /// It waits until the weather changes. Connections are accepted all the same.
     BlackHole,
     /// Answers are replaced by nonsense.
@@ -32,7 +35,17 @@ pub enum Weather {
 pub struct Proxy {
     port: u16,
     weather: watch::Sender<Weather>,
+    line: Arc<Line>,
     task: JoinHandle<()>,
+}
+
+/// What all connections share.
+#[derive(Debug, Default)]
+struct Line {
+    /// How many bytes of answers have passed.
+    answered: AtomicU64,
+    /// Held by the connection whose answer passes while the line is throttled.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Proxy {
@@ -41,12 +54,14 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let own = listener.local_addr().expect("its number").port();
         let (weather, forecast) = watch::channel(Weather::Fair);
+        let line = Arc::<Line>::default();
+        let shared = Arc::clone(&line);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, port, forecast.clone()));
+                tokio::spawn(serve(client, port, forecast.clone(), Arc::clone(&shared)));
             }
         });
-        Self { port: own, weather, task }
+        Self { port: own, weather, line, task }
     }
 
     /// Where it listens, as a URL.
@@ -59,6 +74,12 @@ impl Proxy {
     pub fn turn(&self, weather: Weather) {
         self.weather.send_replace(weather);
     }
+
+    /// How many bytes of answers have passed on all connections.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.line.answered.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Proxy {
@@ -67,7 +88,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>) {
+async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>, line: Arc<Line>) {
     let Ok(server) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await else { return };
     for stream in [&client, &server] {
         let _ = stream.set_nodelay(true);
@@ -75,8 +96,8 @@ async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>)
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let doomed = AtomicBool::new(false);
     tokio::select! {
-        () = pump(from_client, to_server, forecast.clone(), &doomed, false) => {}
-        () = pump(from_server, to_client, forecast, &doomed, true) => {}
+        () = pump(from_client, to_server, forecast.clone(), &doomed, None) => {}
+        () = pump(from_server, to_client, forecast, &doomed, Some(&line)) => {}
     }
 }
 
@@ -85,8 +106,9 @@ async fn pump(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut forecast: watch::Receiver<Weather>,
     doomed: &AtomicBool,
-    are_answers: bool,
+    answers: Option<&Line>,
 ) {
+    let are_answers = answers.is_some();
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
         // The proxy is gone, and with it whatever it held back.
@@ -114,8 +136,30 @@ async fn pump(
         } else {
             &bytes[..count]
         };
-        if to.write_all(passed).await.is_err() {
+        let written = match (weather, answers) {
+            (Weather::Throttled(rate), Some(line)) => throttled(&mut to, passed, rate, line).await,
+            _ => to.write_all(passed).await,
+        };
+        if written.is_err() {
             return;
         }
+        if let Some(line) = answers {
+            line.answered.fetch_add(passed.len() as u64, Ordering::SeqCst);
+        }
     }
+}
+
+/// Writes at this rate, in bytes per second, in pieces of a few milliseconds.
+async fn throttled(
+    to: &mut tokio::net::tcp::OwnedWriteHalf,
+    bytes: &[u8],
+    rate: u64,
+    line: &Line,
+) -> std::io::Result<()> {
+    for piece in bytes.chunks(16 * 1024) {
+        let _turn = line.turn.lock().await;
+        sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64)).await;
+        to.write_all(piece).await?;
+    }
+    Ok(())
 }

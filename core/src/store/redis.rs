@@ -54,6 +54,7 @@ mod ears;
 #[cfg(feature = "redis-pool")]
 mod lent;
 mod link;
+mod meter;
 mod names;
 pub(crate) mod options;
 mod scripts;

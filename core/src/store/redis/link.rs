@@ -5,7 +5,7 @@
 //! ```text
 //!   Cold ──first call──▶ Joining ──────▶ Up
 //!                        ▲     │         │ │
-//!                        │  attempt      │ │ three commands in a row got no answer
+//!                        │  attempt      │ │ three commands in a row got no answer, and nothing else came either
 //!                        │  failed       │ ▼
 //!                        │     └──────▶ Open ──probe answered──▶ Up
 //!                        └── it broke ───┘
@@ -14,25 +14,31 @@
 //! While `Joining`, calls wait for the outcome as long as their own deadline lets them: it usually takes a millisecond.
 //! While `Open`, calls fail at once and cost nothing; one task probes, at most a second apart. A probe is a new
 //! connection and a `PING`, which a server that hangs or still loads its data does not answer.
+//!
+//! A connection that still delivers bytes is slow, not dead: what waits behind a large value runs into its own deadline, but
+//! that says nothing about the server. Connections of a pool aren't ours to watch, and every timeout counts there.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, ProtocolVersion,
-    RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, from_redis_value,
+    AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult,
+    ServerErrorKind, from_redis_value,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::meter::{Delivered, Metered};
 use super::options::{Address, RedisOptions};
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
@@ -77,7 +83,9 @@ impl Node {
         known.max().unwrap_or(Breaker::Idle)
     }
 
-    /// Sends, and waits for the answer until the deadline: what the server said, or that it said nothing.
+    /// Sends, and waits for the answer: what the server said, or that it said nothing.
+    ///
+    /// If `until` lies beyond the deadline, the deadline begins anew whenever the connection delivered something within it.
     pub(super) async fn run<T, F, Fut>(
         &self,
         until: Instant,
@@ -155,7 +163,38 @@ struct Live {
     pause: Duration,
 }
 
+/// What a connection did while a command waited in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    /// It delivered something else.
+    Busy,
+    /// It delivered nothing.
+    Dead,
+}
+
 impl Live {
+    /// Waits for an answer, for one deadline after another while the connection delivers, until `until` at most.
+    async fn answer<T>(
+        &self,
+        mut answer: Pin<&mut impl Future<Output = T>>,
+        until: Instant,
+        deadline: Duration,
+    ) -> Result<T, Silence> {
+        loop {
+            let delivered = self.line.delivered();
+            let turn = until.min(Instant::now() + deadline);
+            if let Ok(answer) = timeout_at(turn, answer.as_mut()).await {
+                return Ok(answer);
+            }
+            if self.line.delivered() == delivered {
+                return Err(Silence::Dead);
+            }
+            if turn == until {
+                return Err(Silence::Busy);
+            }
+        }
+    }
+
     /// How long to wait before the first probe: not at all, unless servers come up and fail in quick succession.
     fn next_pause(&self) -> Duration {
         if self.since.elapsed() < STEADY { longer(self.pause) } else { Duration::ZERO }
@@ -184,10 +223,13 @@ impl Link {
     {
         let mut again = resend;
         loop {
-            let live = self.live(until).await?;
-            match timeout_at(until, async { send(live.line.wire().await?).await }).await {
-                Err(_) => {
-                    self.struck(&live);
+            let live = self.live(until.min(Instant::now() + deadline)).await?;
+            let sent = pin!(async { send(live.line.wire().await?).await });
+            match live.answer(sent, until, deadline).await {
+                Err(silence) => {
+                    if silence == Silence::Dead {
+                        self.struck(&live);
+                    }
                     return Err(StoreError::Timeout(deadline));
                 }
                 Ok(Err(error)) if is_broken(&error) => {
@@ -334,9 +376,8 @@ impl Link {
 
 /// Where calls get their connections from.
 pub(super) enum Line {
-    /// All share this one. The task serves it, if the library does not keep that itself: left alone, it would wait for
-    /// the answers of a server that hangs.
-    Own { conn: MultiplexedConnection, _driver: Option<AbortOnDropHandle<()>> },
+    /// All share this one. The task serves it: left alone, it would wait for the answers of a server that hangs.
+    Own { conn: MultiplexedConnection, delivered: Delivered, _driver: AbortOnDropHandle<()> },
     /// Each borrows one.
     #[cfg(feature = "redis-pool")]
     Lent(Pool, Reach),
@@ -349,6 +390,15 @@ impl Line {
             Self::Own { conn, .. } => Ok(Wire::Own(conn.clone())),
             #[cfg(feature = "redis-pool")]
             Self::Lent(pool, reach) => pool.lend(*reach).await,
+        }
+    }
+
+    /// How many bytes it has delivered, as far as that is known.
+    fn delivered(&self) -> u64 {
+        match self {
+            Self::Own { delivered, .. } => delivered.bytes(),
+            #[cfg(feature = "redis-pool")]
+            Self::Lent(..) => 0,
         }
     }
 }
@@ -488,25 +538,11 @@ impl Dialer {
         config: AsyncConnectionConfig,
     ) -> RedisResult<Line> {
         if self.options.tls {
-            self.tls(address, &handshake, config).await
-        } else {
-            self.plain(address, handshake, config).await
+            return self.tls(address, &handshake, config).await;
         }
-    }
-
-    async fn plain(
-        &self,
-        address: &Address,
-        handshake: RedisConnectionInfo,
-        config: AsyncConnectionConfig,
-    ) -> RedisResult<Line> {
-        let info = ConnectionAddr::Tcp(address.host.clone(), address.port)
-            .into_connection_info()?
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true))
-            .set_redis_settings(handshake);
-        let client = Client::open(info)?;
-        let conn = client.get_multiplexed_async_connection_with_config(&config).await?;
-        Ok(Line::Own { conn, _driver: None })
+        let stream = TcpStream::connect((&*address.host, address.port)).await?;
+        stream.set_nodelay(true)?;
+        line(stream, &handshake, config).await
     }
 
     #[cfg(feature = "redis-tls")]
@@ -520,15 +556,25 @@ impl Dialer {
         let tls = tls
             .as_ref()
             .map_err(|error| (ErrorKind::InvalidClientConfig, "TLS is not set up well", error.clone()))?;
-        let stream = tls.connect(&address.host, address.port).await?;
-        let (conn, driver) = MultiplexedConnection::new_with_config(handshake, stream, config).await?;
-        Ok(Line::Own { conn, _driver: Some(AbortOnDropHandle::new(tokio::spawn(driver))) })
+        line(tls.connect(&address.host, address.port).await?, handshake, config).await
     }
 
     #[cfg(not(feature = "redis-tls"))]
     async fn tls(&self, _: &Address, _: &RedisConnectionInfo, _: AsyncConnectionConfig) -> RedisResult<Line> {
         Err((ErrorKind::InvalidClientConfig, "TLS needs the feature `redis-tls`").into())
     }
+}
+
+/// Speaks Redis on a stream.
+async fn line(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    handshake: &RedisConnectionInfo,
+    config: AsyncConnectionConfig,
+) -> RedisResult<Line> {
+    let delivered = Delivered::default();
+    let stream = Metered::new(stream, delivered.clone());
+    let (conn, driver) = MultiplexedConnection::new_with_config(handshake, stream, config).await?;
+    Ok(Line::Own { conn, delivered, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
 }
 
 /// Deadlines are ours: the library's would drop the answer but keep a dead connection.
