@@ -5,8 +5,9 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
+use tokio::runtime::Handle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
 
@@ -74,6 +75,19 @@ impl Shared {
         self.spawn(work.in_current_span());
     }
 
+    /// Runs in the background, and begins here: what needs no waiting is done when this returns. A store in memory has
+    /// evicted by then, before the answer of whoever gave up reaches its client.
+    fn begin_at_once(&self, mut work: Task<()>) {
+        // Without a runtime a store that keeps time would panic, and a panic in a panic aborts.
+        if Handle::try_current().is_ok() && !std::thread::panicking() {
+            let mut context = Context::from_waker(Waker::noop());
+            if work.as_mut().poll(&mut context).is_ready() {
+                return;
+            }
+        }
+        self.spawn(work);
+    }
+
     pub(crate) async fn evict(&self, target: &Target) {
         match target {
             Target::Key(key) => self.evict_key(key).await,
@@ -110,7 +124,7 @@ impl Drop for EvictOnDrop<'_> {
     fn drop(&mut self) {
         if self.armed {
             let (shared, target) = (Arc::clone(self.shared), self.target.clone());
-            self.shared.spawn(async move { shared.evict(&target).await });
+            self.shared.begin_at_once(Box::pin(async move { shared.evict(&target).await }));
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::key::CacheKey;
 use crate::outcome::Outcome;
 use crate::policy::{
     Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select,
-    Stored, contradicts,
+    Stored, contradicts, leaves_outcome_unknown,
 };
 use crate::reason::Reason;
 use crate::request::RequestView;
@@ -533,7 +533,12 @@ impl Route {
                 None => route.produce(forward, call).await,
             };
             let counted = match produced {
-                Produced::Error(error) => failed::<C, _>(error),
+                Produced::Error(error) => {
+                    if leaves_outcome_unknown(C::status_of(&error)) {
+                        route.shared.evict(&target).await;
+                    }
+                    failed::<C, _>(error)
+                }
                 // Only reads have something stale to answer with.
                 Produced::Stale(response) => stood_in::<C>(response),
                 Produced::Passed(response, pass) => {
@@ -553,14 +558,16 @@ impl Route {
             unknown.disarm();
             counted
         });
-        match self.shared.detached(work).await {
-            Ok(counted) => counted,
-            Err(panic) => {
-                // The task does it too, for a client that is gone. This one shall not see the panic before.
-                self.shared.evict(&evicted).await;
-                resume_unwind(panic)
-            }
+        // A caller that gives up, as a timeout outside does, answers its client before the handler is done. What is stored
+        // must not be served after that answer; the handler goes on, and its end stores or evicts.
+        let given_up = EvictOnDrop::new(&self.shared, &evicted);
+        let done = self.shared.detached(work).await;
+        if done.is_err() {
+            // Before the caller sees the panic, and answers its client.
+            self.shared.evict(&evicted).await;
         }
+        given_up.disarm();
+        done.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.

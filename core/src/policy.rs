@@ -795,10 +795,10 @@ impl Forward {
         OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts, not_modified: false })
     }
 
-    /// Success stores or evicts; failure leaves everything as it was.
+    /// Success stores or evicts. A refusal leaves everything as it was, and an unknown outcome evicts.
     fn on_written(self, response: &response::Parts, length: BodyLength) -> OnResponse {
         if !is_success(response.status) {
-            return self.pass(Reason::Failed, false);
+            return self.pass(Reason::Failed, leaves_outcome_unknown(response.status));
         }
         let representation = [StatusCode::OK, StatusCode::CREATED, StatusCode::NON_AUTHORITATIVE_INFORMATION];
         let refusal = self
@@ -818,7 +818,8 @@ impl Forward {
 
     fn on_evicting(self, response: &response::Parts) -> OnResponse {
         let success = is_success(response.status);
-        self.pass(if success { self.reason } else { Reason::Failed }, success)
+        let evicts = success || leaves_outcome_unknown(response.status);
+        self.pass(if success { self.reason } else { Reason::Failed }, evicts)
     }
 }
 
@@ -832,6 +833,13 @@ pub(crate) fn may_be_stood_in_for(status: StatusCode) -> bool {
 #[must_use]
 pub fn contradicts(status: StatusCode) -> bool {
     is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
+}
+
+/// Whether a write answered with this status may have changed something all the same. A timeout or an error can come
+/// between the change and the answer (RFC 9110 §15.5.9, §15.6); any other 4xx is a refusal.
+#[must_use]
+pub fn leaves_outcome_unknown(status: StatusCode) -> bool {
+    status == StatusCode::REQUEST_TIMEOUT || status.as_u16() >= 500
 }
 
 /// A handler that redirects after a change has made the change.

@@ -370,14 +370,15 @@ macro_rules! route_layers {
 
         /// Stores what a handler that writes answered under the key of a GET of the same URI.
         ///
-        /// The handler runs first. If it failed (4xx, 5xx, an error), what is stored stays; if it succeeded with
-        /// something that can't be stored, the key is evicted.
+        /// The handler runs first. If it refused (4xx but 408), what is stored stays. If it succeeded with something that
+        /// can't be stored, or its outcome is unknown (408, 5xx, an error, a panic, a timeout), the key is evicted.
         #[track_caller]
         pub fn cache_put(larder: &$crate::Larder) -> CachePut {
             CachePut { options: $crate::route::RouteOptions::new(larder, $crate::Kind::Write) }
         }
 
-        /// Evicts after the handler succeeded (2xx or 3xx).
+        /// Evicts after the handler succeeded (2xx or 3xx), and when its outcome is unknown (408, 5xx, an error, a panic, a
+        /// timeout).
         #[track_caller]
         pub fn cache_evict(larder: &$crate::Larder) -> CacheEvict {
             CacheEvict {

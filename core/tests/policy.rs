@@ -1529,8 +1529,14 @@ fn writes() -> Reasons {
             "new",
             Nothing(Reason::Failed),
         ),
-        ("a failure", AS_IT_IS, &[], 500, &[], "new", Nothing(Reason::Failed)),
-        ("one that is none of its own", AS_IT_IS, &[], 503, &[], "", Nothing(Reason::Failed)),
+        ("a refusal as too large", AS_IT_IS, &[], 413, &[], "", Nothing(Reason::Failed)),
+        ("too many requests", AS_IT_IS, &[], 429, &[], "", Nothing(Reason::Failed)),
+        ("a timeout before or after the change", AS_IT_IS, &[], 408, &[], "", Evicts(Reason::Failed)),
+        ("an error before or after the change", AS_IT_IS, &[], 500, &[], "new", Evicts(Reason::Failed)),
+        ("a proxy's error", AS_IT_IS, &[], 502, &[], "", Evicts(Reason::Failed)),
+        ("an overloaded service", AS_IT_IS, &[], 503, &[], "", Evicts(Reason::Failed)),
+        ("a proxy's timeout", AS_IT_IS, &[], 504, &[], "", Evicts(Reason::Failed)),
+        ("a status of no standard", AS_IT_IS, &[], 599, &[], "", Evicts(Reason::Failed)),
     ];
     let mut seen = Reasons::new();
     for (why, tweak, request_fields, status, fields, body, expected) in table {
@@ -1631,14 +1637,18 @@ fn evictions() -> Reasons {
             (400, false),
             (404, false),
             (412, false),
-            (500, false),
+            (429, false),
+            (408, true),
+            (500, true),
+            (502, true),
+            (504, true),
         ] {
             // Credentials, `no-store` and what the answer says keep nothing from being evicted.
             let delete = request(Method::DELETE, &[("cookie", "a=1"), ("cache-control", "no-store")]);
             let forward = forward(rule(kind), &delete);
             assert_eq!(forward.intent(), None);
             let (pass, headers) = answered(forward, status, &[("set-cookie", "a=1")], "gone").unwrap_err();
-            let reason = if evicts { Reason::Method } else { Reason::Failed };
+            let reason = if status < 400 { Reason::Method } else { Reason::Failed };
             assert_eq!((pass.evicts(), pass.mark().reason()), (evicts, Some(reason)), "{status}");
             assert_eq!(headers["x-redis-cache"], "BYPASS");
             assert!(!headers.contains_key(CACHE_CONTROL));
@@ -1649,7 +1659,7 @@ fn evictions() -> Reasons {
 }
 
 #[test]
-fn success_evicts_and_failure_does_not() {
+fn success_and_unknown_outcomes_evict_and_refusals_do_not() {
     evictions();
 }
 

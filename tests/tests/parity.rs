@@ -284,13 +284,23 @@ fn writing() -> Vec<Row> {
             .on(delete("/x"), status(422).text("DELETE 3"))
             .on(post("/x"), status(422).text("POST 4"))
             .on(get("/x"), hit("GET 1")),
-        warm("a write that failed changes nothing")
+        warm("a write that failed evicts, for it may have changed something")
             .writes(says(500, &[]).content(Content::Failed))
             .on(put("/x"), status(500).text("failed"))
+            .on(get("/x"), miss("GET 3"))
             .on(delete("/x"), status(500).text("failed"))
+            .on(get("/x"), miss("GET 5"))
             .on(post("/x"), status(500).text("failed"))
-            .on(get("/x"), hit("GET 1"))
-            .runs(4),
+            .on(get("/x"), miss("GET 7"))
+            .runs(7),
+        warm("a write that was answered with a proxy's timeout evicts")
+            .writes(says(504, &[]))
+            .on(put("/x"), status(504).says("BYPASS").because("failed").text("PUT 2"))
+            .on(get("/x"), miss("GET 3"))
+            .on(delete("/x"), status(504).text("DELETE 4"))
+            .on(get("/x"), miss("GET 5"))
+            .on(post("/x"), status(504).text("POST 6"))
+            .on(get("/x"), miss("GET 7")),
         warm("evicting a key")
             .on(get("/x?a=1"), miss("GET 2"))
             .on(get("/y"), miss("GET 3"))

@@ -1,0 +1,104 @@
+//! Writes whose outcome is unknown: after a timeout, a panic or an error the handler may have changed something, so that what
+//! is stored is evicted. A refusal changes nothing.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get as get_route};
+use http::Method;
+use larder_axum::{Larder, cache, cache_evict, cache_put};
+use larder_tests::in_process::{get, send};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+
+const SOON: Duration = Duration::from_millis(50);
+
+/// How a write goes on after it has changed the value.
+#[derive(Clone, Copy, Debug)]
+enum After {
+    Answers(u16),
+    Panics,
+    Hangs,
+}
+
+/// A value that is read with GET and changed with PUT (write-through), DELETE (evicts the key) and POST (evicts the group).
+/// `within` is a layer between the cache and the handler that writes.
+fn app(larder: &Larder, after: After, within: fn(MethodRouter) -> MethodRouter) -> Router {
+    let value = Arc::new(AtomicU64::new(0));
+    let reads = Arc::clone(&value);
+    let read = move || async move { reads.load(Ordering::SeqCst).to_string() };
+    let write = move || async move {
+        value.fetch_add(1, Ordering::SeqCst);
+        match after {
+            After::Answers(status) => StatusCode::from_u16(status).unwrap().into_response(),
+            After::Panics => panic!("after the change"),
+            After::Hangs => pending::<Response>().await,
+        }
+    };
+    let put = within(axum::routing::put(write.clone())).layer(cache_put(larder).group("g").ttl(60));
+    let delete = within(axum::routing::delete(write.clone())).layer(cache_evict(larder).group("g").key());
+    let post = within(axum::routing::post(write)).layer(cache_evict(larder).group("g").whole_group());
+    let read = get_route(read.layer(cache(larder).group("g").ttl(60)));
+    Router::new().route("/x", read.merge(put).merge(delete).merge(post))
+}
+
+async fn check(app: &Router, expected: StatusCode) {
+    for (changes, method) in (1..).zip([Method::PUT, Method::DELETE, Method::POST]) {
+        get(app, "/x").await;
+        assert_eq!(get(app, "/x").await.cache(), "HIT");
+        assert_eq!(send(app, method.clone(), "/x", &[]).await.status, expected, "{method}");
+        let read = get(app, "/x").await;
+        assert_eq!((read.cache(), read.text()), ("MISS", &*changes.to_string()), "{method} {expected}");
+    }
+}
+
+const NOTHING: fn(MethodRouter) -> MethodRouter = |route| route;
+
+#[tokio::test]
+async fn statuses_that_leave_the_outcome_open_evict() {
+    for status in [408, 500, 502, 503, 504, 507, 599] {
+        let app = app(&Larder::memory(), After::Answers(status), NOTHING);
+        check(&app, StatusCode::from_u16(status).unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn refusals_leave_everything_as_it_is() {
+    for status in [400, 401, 403, 404, 405, 409, 410, 412, 413, 422, 429, 451] {
+        let app = app(&Larder::memory(), After::Answers(status), NOTHING);
+        get(&app, "/x").await;
+        for method in [Method::PUT, Method::DELETE, Method::POST] {
+            send(&app, method.clone(), "/x", &[]).await;
+            assert_eq!(get(&app, "/x").await.cache(), "HIT", "{method} {status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_between_the_cache_and_the_handler_evicts() {
+    let within: fn(MethodRouter) -> MethodRouter =
+        |route| route.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SOON));
+    check(&app(&Larder::memory(), After::Hangs, within), StatusCode::REQUEST_TIMEOUT).await;
+}
+
+#[tokio::test]
+async fn a_timeout_outside_the_cache_evicts_before_its_answer() {
+    for status in [StatusCode::REQUEST_TIMEOUT, StatusCode::GATEWAY_TIMEOUT] {
+        let app = app(&Larder::memory(), After::Hangs, NOTHING);
+        check(&app.layer(TimeoutLayer::with_status_code(status, SOON)), status).await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_evicts_wherever_it_is_caught() {
+    let within: fn(MethodRouter) -> MethodRouter = |route| route.layer(CatchPanicLayer::new());
+    check(&app(&Larder::memory(), After::Panics, within), StatusCode::INTERNAL_SERVER_ERROR).await;
+    let app = app(&Larder::memory(), After::Panics, NOTHING).layer(CatchPanicLayer::new());
+    check(&app, StatusCode::INTERNAL_SERVER_ERROR).await;
+}
