@@ -348,8 +348,9 @@ impl Shared {
     }
 
     async fn evict_key_within(&self, key: &CacheKey) -> bool {
-        // The record goes first: from then on nobody finds its variants, and what remains of them is only garbage.
-        let record = self.store.get(key).await;
+        // The record goes first: from then on no request finds its variants. A copy of the record may miss the latest of
+        // them, which would stay in the store as garbage.
+        let record = self.store.get_shared(key).await;
         let deleted = self.store.delete(key).await;
         if let Err(error) = &deleted {
             self.store_failed("delete", key.name(), error);

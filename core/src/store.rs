@@ -17,6 +17,7 @@
 //! * `get` answers `None` for what expired, was deleted, or whose group was deleted since it was written.
 //! * `delete`, `delete_group` and `set` revoke every lease and ticket on what they touch, also on keys that hold no entry yet.
 //! * A lease lives beside the entry, never in its place: the old entry stays readable during a refresh.
+//! * After `begin` answered a lease, `get` on that store is not older than the lease, also where reads are answered from a copy.
 //! * A time to live of `None` means no expiry. `Some(Duration::ZERO)` is already over: the write removes the entry.
 //! * A value that can't be kept (too large, no room) is an `Ok` for `set` and an `Ok(false)` for `commit`, and
 //!   whatever the key held before is gone: an old value must not survive the write that replaced it.
@@ -87,6 +88,12 @@ pub trait CacheStore: Send + Sync + 'static {
         None
     }
 
+    /// The value under `key` as every user of the store sees it: what [`get`](Self::get) answers, but never from a copy.
+    /// Override it in a store that keeps copies of what other processes may change.
+    fn get_shared(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send {
+        self.get(key)
+    }
+
     /// Whether a valid entry is there. Override it where that is cheaper than reading the value.
     fn has(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send {
         async { Ok(self.get(key).await?.is_some()) }
@@ -113,6 +120,11 @@ pub trait CacheStore: Send + Sync + 'static {
 /// A store that takes part in the fill protocol itself, so that it holds between processes too.
 pub trait LeaseStore: CacheStore {
     /// Asks to fill, refresh or overwrite `key`. A lease that is neither committed nor abandoned runs out after `hold`.
+    ///
+    /// After it answered [`Begin::Lease`], [`get`](CacheStore::get), [`at_hand`](CacheStore::at_hand) and
+    /// [`has`](CacheStore::has) of this store are not older than the lease. The holder reads the entry it is going to
+    /// replace, and builds on it. A store that answers from a copy drops the copy of `key` first, and keeps no copy that
+    /// was read before.
     fn begin(
         &self,
         key: &CacheKey,

@@ -20,6 +20,8 @@ pub enum Weather {
     Slow(Duration),
     /// Answers pass at this rate, in bytes per second. All connections share it.
     Throttled(u64),
+    /// It passes, but what comes after this time on connections that asked for invalidation messages.
+    LateNews(Duration),
     /// It waits until the weather changes. Connections are accepted all the same.
     BlackHole,
     /// Answers are replaced by nonsense.
@@ -94,10 +96,10 @@ async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>,
         let _ = stream.set_nodelay(true);
     }
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    let doomed = AtomicBool::new(false);
+    let (doomed, listens) = (AtomicBool::new(false), AtomicBool::new(false));
     tokio::select! {
-        () = pump(from_client, to_server, forecast.clone(), &doomed, None) => {}
-        () = pump(from_server, to_client, forecast, &doomed, Some(&line)) => {}
+        () = pump(from_client, to_server, forecast.clone(), &doomed, &listens, None) => {}
+        () = pump(from_server, to_client, forecast, &doomed, &listens, Some(&line)) => {}
     }
 }
 
@@ -106,6 +108,7 @@ async fn pump(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut forecast: watch::Receiver<Weather>,
     doomed: &AtomicBool,
+    listens: &AtomicBool,
     answers: Option<&Line>,
 ) {
     let are_answers = answers.is_some();
@@ -120,6 +123,15 @@ async fn pump(
             sleep(delay).await;
         }
         let has = |words: &str| bytes[..count].windows(words.len()).any(|window| window == words.as_bytes());
+        if !are_answers && has("TRACKING") {
+            listens.store(true, Ordering::SeqCst);
+        }
+        if let Weather::LateNews(delay) = weather
+            && are_answers
+            && listens.load(Ordering::SeqCst)
+        {
+            sleep(delay).await;
+        }
         if let Weather::CutBefore(words) = weather
             && has(words)
         {

@@ -4,13 +4,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::Router;
+use axum::handler::Handler;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get as get_route;
+use futures_util::future::{BoxFuture, ready};
+use http::{HeaderMap, Method};
 use larder_core::store::redis::MAX_STALE;
 use larder_core::store::suite::{self, Subject};
-use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, TieredStore};
+use larder_core::{CacheKey, CacheStore, KeySpace, Larder, RedisOptions, RedisStore, TieredStore};
+use larder_tests::in_process::send;
+use larder_tests::proxy::{Proxy, Weather};
 use larder_tests::redis_server::{RedisServer, calls, patient};
 use larder_tests::tier::{self, CAPACITY, MINUTE, SLACK, all_go, becomes, keys, waiters_are_woken};
+use larder_tower::SharedCacheLayer;
 use redis::aio::MultiplexedConnection;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
+use tower::Layer as _;
 
 fn options(server: &RedisServer) -> RedisOptions {
     // How soon it connects again is what some of these are about.
@@ -64,6 +75,143 @@ async fn it_keeps_the_fill_protocol() {
     let server = RedisServer::start();
     let store = RedisStore::new(options(&server)).with_local("suite", CAPACITY);
     suite::run_leases(&Subject::new(store)).await;
+}
+
+/// Two tiers over one Redis, behind a proxy that delivers invalidation messages late.
+async fn late_tiers(server: &RedisServer, delay: Duration, prefix: &str) -> (Proxy, [TieredStore; 2]) {
+    let proxy = Proxy::to(server.port()).await;
+    proxy.turn(Weather::LateNews(delay));
+    let options = || patient(RedisOptions::from_url(&proxy.url()).unwrap());
+    let stores = [(); 2].map(|()| RedisStore::new(options()).with_local(prefix, CAPACITY));
+    for (n, store) in stores.iter().enumerate() {
+        let key = KeySpace::new(prefix, Some("warm")).unwrap().key(&n.to_string());
+        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        tier::comes_here(store, &key, Duration::from_secs(10)).await;
+    }
+    (proxy, stores)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_the_fill_protocol_with_late_messages() {
+    let server = RedisServer::start();
+    let (_proxy, [mine, other]) = late_tiers(&server, Duration::from_millis(20), "suite").await;
+    let prefix = KeySpace::new("suite", None).unwrap();
+    mine.delete_group(&prefix).await.unwrap();
+    suite::run_leases(&Subject::new(mine).beside(other).rounds(100)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_update_is_lost_however_late_messages_are() {
+    for delay in [0, 5, 100].map(Duration::from_millis) {
+        let server = RedisServer::start();
+        let (_proxy, stores) = late_tiers(&server, delay, "p").await;
+        let [one, two] = stores.map(|store| Larder::builder().prefix("p").leased(store).backend().group("g"));
+        for round in 0..40u64 {
+            assert_eq!(one.try_get("n").await.unwrap(), (round > 0).then_some(2 * round), "{delay:?}");
+            for backend in [&two, &one] {
+                backend.update("n", 60, |n: Option<u64>| n.unwrap_or(0) + 1).await.unwrap();
+            }
+        }
+        assert_eq!(two.update("n", 60, |n| n.unwrap_or(0)).await.unwrap(), 80, "{delay:?}");
+    }
+}
+
+/// A resource in two languages and more, whose handler answers with the version it read. A request for `slow` reads it and
+/// then waits for `go`.
+#[derive(Clone, Default)]
+struct Resource {
+    version: Arc<AtomicU64>,
+    slow: Arc<[Notify; 2]>,
+}
+
+impl Resource {
+    async fn read(self, slow_varies_by: &'static str, headers: HeaderMap) -> Response {
+        let is_slow = headers.get("accept-language").is_some_and(|language| language == "slow");
+        let version = self.version.load(Ordering::SeqCst).to_string();
+        let [reading, go] = &*self.slow;
+        if is_slow {
+            reading.notify_one();
+            go.notified().await;
+        }
+        let vary = if is_slow { slow_varies_by } else { "accept-language" };
+        ([("vary", vary), ("cache-control", "max-age=600")], version).into_response()
+    }
+
+    fn get(
+        &self,
+        slow_varies_by: &'static str,
+    ) -> impl Fn(HeaderMap) -> BoxFuture<'static, Response> + Clone + Send + 'static {
+        let resource = self.clone();
+        move |headers| Box::pin(resource.clone().read(slow_varies_by, headers))
+    }
+
+    fn change(&self) -> impl Fn() -> BoxFuture<'static, ()> + Clone + Send + 'static {
+        let version = Arc::clone(&self.version);
+        move || {
+            version.fetch_add(1, Ordering::SeqCst);
+            Box::pin(ready(()))
+        }
+    }
+}
+
+/// A variant that was read before another process evicted the resource does not bring the resource back.
+async fn a_late_variant_stays_out(app: impl Fn(&Larder, &Resource) -> Router) {
+    let server = RedisServer::start();
+    let (_proxy, stores) = late_tiers(&server, Duration::from_millis(150), "redis:larder:cache").await;
+    let plain = RedisStore::new(options(&server));
+    let resource = Resource::default();
+    let [one, two] = stores.map(|store| app(&Larder::builder().leased(store), &resource));
+    let three = app(&Larder::builder().leased(plain), &resource);
+    let ask = async |app: &Router, language| {
+        let fields = [("accept-language", language), ("host", "shop.example")];
+        send(app, Method::GET, "/r", &fields).await.text().to_owned()
+    };
+    for _ in 0..5 {
+        assert_eq!(ask(&one, "en").await, "0");
+        // What was written is kept when its own message has come, and it is read again.
+        sleep(Duration::from_millis(350)).await;
+    }
+    let late = {
+        let one = one.clone();
+        tokio::spawn(async move {
+            let fields = [("accept-language", "slow"), ("host", "shop.example")];
+            send(&one, Method::GET, "/r", &fields).await.text().to_owned()
+        })
+    };
+    let [reading, go] = &*resource.slow;
+    reading.notified().await;
+    send(&two, Method::POST, "/r", &[("host", "shop.example")]).await;
+    go.notify_one();
+    assert_eq!(late.await.unwrap(), "0", "it was asked for before");
+    sleep(MAX_STALE + SLACK).await;
+    go.notify_one();
+    for app in [&one, &two, &three] {
+        for language in ["slow", "en"] {
+            assert_eq!(ask(app, language).await, "1", "{language}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_variant_does_not_bring_back_an_evicted_route() {
+    a_late_variant_stays_out(|larder, resource| {
+        let read = resource.get("accept-language").layer(larder_axum::cache(larder).ttl(600));
+        let change = resource.change().layer(larder_axum::cache_evict(larder).key());
+        Router::new().route("/r", get_route(read).post(change))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_variant_does_not_bring_back_what_the_shared_cache_evicted() {
+    for slow_varies_by in ["accept-language", "accept-language, x-other"] {
+        a_late_variant_stays_out(|larder, resource| {
+            let route = get_route(resource.get(slow_varies_by)).post(resource.change());
+            let app = Router::new().route("/r", route);
+            Router::new().fallback_service(SharedCacheLayer::new(larder).layer(app))
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

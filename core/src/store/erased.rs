@@ -13,6 +13,7 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 
 
 pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
+    fn get_shared<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
     fn at_hand(&self, key: &CacheKey) -> Option<Bytes>;
     fn set<'a>(&'a self, key: &'a CacheKey, value: Bytes, ttl: Option<Duration>) -> Boxed<'a, ()>;
     fn delete<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
@@ -37,6 +38,10 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
 impl<S: LeaseStore> ErasedStore for S {
     fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>> {
         Box::pin(self.get(key))
+    }
+
+    fn get_shared<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>> {
+        Box::pin(self.get_shared(key))
     }
 
     fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {

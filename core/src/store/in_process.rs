@@ -91,6 +91,10 @@ impl<S: CacheStore> CacheStore for InProcess<S> {
         self.store.get(key).await
     }
 
+    async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        self.store.get_shared(key).await
+    }
+
     fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
         self.store.at_hand(key)
     }

@@ -117,6 +117,8 @@ const AFTER_SHORT: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Subject<S> {
     store: Arc<S>,
+    /// Another process's view of the same entries, or the same store.
+    other: Arc<S>,
     clock: Option<ManualClock>,
     rounds: u32,
     prefix: String,
@@ -126,8 +128,10 @@ impl<S: CacheStore> Subject<S> {
     /// A store in real time: to let something expire, tests sleep, for up to 250 ms at a time.
     #[must_use]
     pub fn new(store: S) -> Self {
+        let store = Arc::new(store);
         Self {
-            store: Arc::new(store),
+            other: Arc::clone(&store),
+            store,
             clock: None,
             rounds: 200,
             prefix: format!("suite:{:016x}", fastrand::u64(..)),
@@ -138,6 +142,13 @@ impl<S: CacheStore> Subject<S> {
     #[must_use]
     pub fn with_clock(store: S, clock: ManualClock) -> Self {
         Self { clock: Some(clock), ..Self::new(store) }
+    }
+
+    /// Another process's view of the same entries, for stores that are shared between processes. Give one that hears of
+    /// changes late to a store that keeps copies.
+    #[must_use]
+    pub fn beside(self, other: S) -> Self {
+        Self { other: Arc::new(other), ..self }
     }
 
     /// How many evictions a race runs through, 200 unless told, and a tenth of that many times calls at random.
@@ -184,6 +195,17 @@ impl<S: CacheStore> Subject<S> {
     async fn holds_nothing(&self, key: &CacheKey, why: &str) {
         assert_eq!(self.get(key).await, None, "{key}: {why}");
         assert!(!self.store.has(key).await.unwrap(), "`has` disagrees with `get` on {key}: {why}");
+    }
+
+    /// Reads until the store has a copy, if it keeps any.
+    async fn warm(store: &S, key: &CacheKey) {
+        for _ in 0..100 {
+            let _ = store.get(key).await.unwrap();
+            if store.at_hand(key).is_some() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn clean_up(&self) {
@@ -328,6 +350,8 @@ cases! {
     a_write_ticket_replaces_a_fill
     a_write_ticket_leaves_the_entry_alone
     readers_do_not_wait_for_a_write
+    a_read_under_a_lease_is_not_older_than_the_lease
+    a_read_that_began_before_a_lease_is_not_kept_under_it
     a_released_ticket_frees_the_key
     evictions_revoke_a_ticket
     of_two_overlapping_writes_neither_commits
@@ -1096,6 +1120,71 @@ pub async fn readers_do_not_wait_for_a_write<S: LeaseStore>(subject: &Subject<S>
     subject.is_busy(&key, "a write is under way").await;
     assert!(subject.commit(&key, &ticket, "v").await, "readers harmed the ticket");
     subject.is_free(&key, "the write is over").await;
+    subject.clean_up().await;
+}
+
+/// Whoever holds a lease reads what every process sees, however late the store hears of changes: the last value, and nothing
+/// after an eviction.
+pub async fn a_read_under_a_lease_is_not_older_than_the_lease<S: LeaseStore>(subject: &Subject<S>) {
+    for space in [subject.ungrouped(), subject.group("g")] {
+        let key = space.key("counter");
+        subject.set(&key, "0").await;
+        for round in 0..subject.rounds / 4 {
+            let [mine, other] = match round % 2 {
+                0 => [&subject.store, &subject.other],
+                _ => [&subject.other, &subject.store],
+            };
+            Subject::warm(&**mine, &key).await;
+            let expected = match round % 5 {
+                3 => other.delete(&key).await.map(|_| None),
+                4 => other.delete_group(&space).await.map(|_| None),
+                _ => {
+                    let value = Bytes::from(round.to_string());
+                    other.set(&key, value.clone(), Some(LONG)).await.map(|()| Some(value))
+                }
+            }
+            .unwrap();
+            let intent = if round % 3 == 0 { Intent::Write } else { Intent::Refresh };
+            let Begin::Lease(lease) = mine.begin(&key, intent, LONG).await.unwrap() else {
+                panic!("no process holds {key}");
+            };
+            assert_eq!(
+                mine.at_hand(&key).or(expected.clone()),
+                expected,
+                "{key}: a copy is older than the lease"
+            );
+            assert_eq!(
+                mine.has(&key).await.unwrap(),
+                expected.is_some(),
+                "{key}: `has` is older than the lease"
+            );
+            assert_eq!(mine.get(&key).await.unwrap(), expected, "{key}: `get` is older than the lease");
+            let next = Bytes::from(format!("{round} again"));
+            assert!(
+                mine.commit(&key, &lease, next, Some(LONG)).await.unwrap(),
+                "{key}: the lease is the only one"
+            );
+        }
+    }
+    subject.clean_up().await;
+}
+
+/// A read that is answered late is not kept as a copy that a later lease would find.
+pub async fn a_read_that_began_before_a_lease_is_not_kept_under_it<S: LeaseStore>(subject: &Subject<S>) {
+    let key = subject.group("g").key("late");
+    for round in 0..subject.rounds / 4 {
+        subject.set(&key, "old").await;
+        let mut early = std::pin::pin!(subject.store.get(&key));
+        let early_value = futures_util::poll!(&mut early);
+        let new = Bytes::from(round.to_string());
+        subject.other.set(&key, new.clone(), Some(LONG)).await.unwrap();
+        let lease = subject.lease(&key, Intent::Refresh).await;
+        if early_value.is_pending() {
+            let _ = early.await.unwrap();
+        }
+        assert_eq!(subject.get(&key).await, Some(new), "{key}: `get` is older than the lease");
+        subject.abandon(&key, &lease, Abandon::Failed).await;
+    }
     subject.clean_up().await;
 }
 

@@ -44,6 +44,11 @@ impl ObservedStore {
         self.call(Operation::Get, self.store.get(key)).await
     }
 
+    /// A value as every process sees it.
+    pub(crate) async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        self.call(Operation::Get, self.store.get_shared(key)).await
+    }
+
     pub(crate) async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
         self.call(Operation::Has, self.store.has(key)).await
     }

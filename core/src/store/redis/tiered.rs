@@ -3,7 +3,7 @@
 //! # How it stays coherent
 //!
 //! A connection of its own asks Redis to tell it of every change under the prefix (`CLIENT TRACKING ON BCAST`), in a
-//! cluster one to each master, and each message removes what it names. Three rules make that safe:
+//! cluster one to each master, and each message removes what it names. Four rules make that safe:
 //!
 //! * **A fence.** A value that was read may be outdated before it is kept. So the epoch of the key's stripe is taken
 //!   *before* Redis is asked, every message advances it, and what was read is kept only if it is still the same.
@@ -12,6 +12,8 @@
 //!   to somebody else are noticed by the time alone. New connections start with nothing.
 //! * **Own changes don't wait for their message.** Whatever this process writes or evicts is removed here, and fenced,
 //!   after Redis confirmed it and before the caller hears of it. What Redis didn't confirm is bypassed until it does.
+//! * **A lease reads from Redis.** Whoever takes a lease builds on what it reads next, so the copy of the key is removed, and
+//!   fenced, before the caller has the lease.
 //!
 //! An entry of a group also carries its group's epoch, which advances with every message about the group's nonce.
 
@@ -101,6 +103,10 @@ impl CacheStore for TieredStore {
         Ok(Some(value))
     }
 
+    async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        self.redis.get(key).await
+    }
+
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let _change = Change::of_key(&self.local, key);
         self.redis.set(key, value, ttl).await
@@ -137,7 +143,12 @@ impl CacheStore for TieredStore {
 
 impl LeaseStore for TieredStore {
     async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
-        self.redis.begin(key, intent, hold).await
+        let begun = self.redis.begin(key, intent, hold).await?;
+        if matches!(begun, Begin::Lease(_)) {
+            // The holder builds on what it reads now. The message about another process's change may still be on its way.
+            self.local.forget(key.name());
+        }
+        Ok(begun)
     }
 
     async fn commit(
@@ -303,9 +314,7 @@ impl Local {
     fn remove(&self, scope: Scope<'_>) {
         match scope {
             Scope::Key(name) => {
-                let mut epoch = self.stripe(name);
-                *epoch += 1;
-                self.entries.remove(name);
+                self.forget(name);
                 self.news_of(name).notify_waiters();
             }
             Scope::Group(nonce) => {
@@ -318,6 +327,13 @@ impl Local {
                 self.entries.clear();
             }
         }
+    }
+
+    /// Drops the copy of an entry, and any that was read before now.
+    fn forget(&self, name: &str) {
+        let mut epoch = self.stripe(name);
+        *epoch += 1;
+        self.entries.remove(name);
     }
 
     fn group_epoch(&self, key: &CacheKey) -> u64 {
