@@ -115,7 +115,10 @@ impl Cache {
         let origin = origin.address;
         let service = layer.layer(service_fn(move |mut request: Request<Incoming>| {
             let client = client.clone();
-            let target: Uri = format!("http://{origin}{}", request.uri()).parse().unwrap();
+            let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+            let target: Uri = format!("http://{origin}{path}").parse().unwrap();
+            let scheme = request.uri().scheme_str().unwrap_or("none").parse().unwrap();
+            request.headers_mut().insert("x-scheme", scheme);
             *request.uri_mut() = target;
             async move {
                 Ok::<_, Infallible>(match client.request(request).await {
@@ -446,4 +449,184 @@ async fn what_became_of_requests_is_counted() {
         (Status::Collapsed, 2),
     ];
     assert_eq!(all, expected, "{:?}", counted.reasons);
+}
+
+/// Stores `GET` and expects a hit, so that what comes after it says what became of that.
+async fn warm(cache: &Cache, request: &str) {
+    cache.ask(request).await;
+    let hit = cache.ask(request).await;
+    assert!(hit.contains("; hit"), "{request} {hit}");
+}
+
+#[tokio::test]
+async fn write_with_unknown_outcome_evicts() {
+    let broken = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n";
+    let answers =
+        ["408 Request Timeout", "500 Internal Server Error", "502 Bad Gateway", "504 Gateway Timeout", "-"];
+    for answer in answers {
+        let origin = Origin::start(move |head, before| match (head.starts_with("GET"), answer) {
+            (true, _) => vec![whole("cache-control: max-age=60", &format!("version {before}"))],
+            // Closed within the head.
+            (false, "-") => vec![Send(broken.into())],
+            (false, _) => {
+                vec![Send(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"))]
+            }
+        })
+        .await;
+        let cache = Cache::before(&origin).await;
+        for method in ["PUT", "POST", "DELETE", "PATCH"] {
+            warm(&cache, "GET /p HTTP/1.1").await;
+            cache.ask(&format!("{method} /p HTTP/1.1\r\ncontent-length: 0")).await;
+            let next = cache.ask("GET /p HTTP/1.1").await;
+            assert!(next.contains("fwd=uri-miss"), "{method} {answer}: {next}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn refused_write_leaves_what_is_stored() {
+    let origin = Origin::start(|head, _| match head.starts_with("GET") {
+        true => vec![whole("cache-control: max-age=60", "as it was")],
+        false => {
+            vec![Send("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".into())]
+        }
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    warm(&cache, "GET /p HTTP/1.1").await;
+    cache.ask("PUT /p HTTP/1.1\r\ncontent-length: 0").await;
+    assert!(cache.ask("GET /p HTTP/1.1").await.contains("; hit"));
+}
+
+/// Answers with what it was asked for, for a minute.
+async fn echo() -> Origin {
+    Origin::start(|head, _| {
+        let field =
+            |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("-").to_owned();
+        let line = head.lines().next().unwrap_or_default();
+        let target = line.split(' ').nth(1).unwrap_or_default();
+        let (scheme, host) = (field("x-scheme: "), field("x-forwarded-host: "));
+        match line.starts_with("GET") {
+            true => vec![whole("cache-control: max-age=60", &format!("{scheme} {host} {target}"))],
+            false => vec![Send("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n".into())],
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn spellings_are_apart_and_evicted_together() {
+    let spellings = [
+        "/users/a@b.example/x?q=a+b&c=,",
+        "/users/a%40b.example/x?q=a+b&c=,",
+        "/users/%61%40b.example/x?q=a+b&c=,",
+        "/users/a@b.example/x?q=a%20b&c=%2c",
+        "/users/a@b.example/x?q=a%20b&c=%2C",
+        "/users/a@b.example/x?q=a+b&c=,&",
+        "/users/y/../a@b.example/x?q=a+b&c=,",
+        "/users/y/%2e%2e/a@b.example/x?q=a+b&c=,",
+    ];
+    let origin = echo().await;
+    let cache = Cache::before(&origin).await;
+    for evicted_by in spellings {
+        for spelling in spellings {
+            // Each has the answer of its own handler, and is cached.
+            cache.ask(&format!("GET {spelling} HTTP/1.1")).await;
+        }
+        for spelling in spellings {
+            let hit = cache.ask(&format!("GET {spelling} HTTP/1.1")).await;
+            assert!(hit.contains("; hit") && hit.ends_with(&format!(" {spelling}")), "{spelling} {hit}");
+        }
+        assert!(cache.ask(&format!("DELETE {evicted_by} HTTP/1.1")).await.starts_with("HTTP/1.1 204"));
+        for spelling in spellings {
+            let miss = cache.ask(&format!("GET {spelling} HTTP/1.1")).await;
+            assert!(miss.contains("fwd="), "{spelling} after DELETE {evicted_by}: {miss}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn forwarding_fields_poison_nothing() {
+    let origin = echo().await;
+    let cache = Cache::before(&origin).await;
+    let evil = cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: evil.example").await;
+    assert!(evil.ends_with("evil.example /a"), "{evil}");
+    let honest = cache.ask("GET /a HTTP/1.1").await;
+    assert!(honest.ends_with(" - /a"), "{honest}");
+    assert!(cache.ask("GET /a HTTP/1.1").await.contains("; hit"));
+    let evil = cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: evil.example").await;
+    assert!(evil.ends_with("evil.example /a"), "{evil}");
+    let worse = cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: worse.example").await;
+    assert!(worse.ends_with("worse.example /a"), "{worse}");
+    // A proxy that repeats what the key says costs nothing.
+    let repeated =
+        cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: shop.example\r\nx-forwarded-proto: http").await;
+    assert!(repeated.contains("; hit") && repeated.ends_with(" - /a"), "{repeated}");
+    // All of it goes at once.
+    cache.ask("DELETE /a HTTP/1.1").await;
+    let evil = cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: evil.example").await;
+    assert!(evil.contains("fwd="), "{evil}");
+}
+
+#[tokio::test]
+async fn schemes_are_apart_and_evicted_together() {
+    let origin = echo().await;
+    let cache = Cache::before(&origin).await;
+    let (http, https) = ("GET http://shop.example/a HTTP/1.1", "GET https://shop.example/a HTTP/1.1");
+    for (request, scheme) in [(http, "http"), (https, "https")] {
+        warm(&cache, request).await;
+        let hit = cache.ask(request).await;
+        assert!(hit.contains(&format!("\r\n\r\n{scheme} ")), "{hit}");
+    }
+    cache.ask("PUT /a HTTP/1.1\r\ncontent-length: 0").await;
+    for request in [http, https] {
+        assert!(cache.ask(request).await.contains("fwd=uri-miss"), "{request}");
+    }
+}
+
+#[tokio::test]
+async fn cookies_and_credentials_stay_with_their_client() {
+    let origin = Origin::start(|_, before| {
+        vec![whole(&format!("cache-control: max-age=60\r\nset-cookie: session={before}"), "welcome")]
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    for visitor in 0..3 {
+        let answer = cache.ask("GET / HTTP/1.1").await;
+        assert!(answer.contains(&format!("set-cookie: session={visitor}\r\n")), "{answer}");
+        assert!(answer.contains("detail=set-cookie"), "{answer}");
+    }
+    let origin = Origin::start(|head, _| {
+        let key = head.lines().find_map(|line| line.strip_prefix("x-api-key: ")).unwrap_or("none");
+        vec![whole("cache-control: max-age=60", &format!("for {key}"))]
+    })
+    .await;
+    let cache = Cache::before(&origin).await;
+    for key in ["key-1", "key-2"] {
+        let answer = cache.ask(&format!("GET / HTTP/1.1\r\nx-api-key: {key}")).await;
+        assert!(answer.ends_with(&format!("for {key}")), "{answer}");
+    }
+    assert!(cache.ask("GET / HTTP/1.1").await.ends_with("for none"));
+}
+
+#[tokio::test]
+async fn length_beside_transfer_coding_is_ignored() {
+    let answer = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 3\r\n\
+                  transfer-encoding: chunked\r\n\r\n9\r\nfirstlast\r\n0\r\n\r\n";
+    let origin = Origin::start(move |_, _| vec![Send(answer.into())]).await;
+    let cache = Cache::before(&origin).await;
+    for expected in ["fwd=", "; hit"] {
+        let answer = cache.ask("GET / HTTP/1.1").await;
+        assert!(answer.contains(expected) && answer.contains("firstlast"), "{answer}");
+        assert!(!answer.contains("content-length: 3\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn write_that_offers_another_protocol_evicts() {
+    let origin = echo().await;
+    let cache = Cache::before(&origin).await;
+    warm(&cache, "GET /a HTTP/1.1").await;
+    cache.ask("PUT /a HTTP/1.1\r\ncontent-length: 0\r\nupgrade: h2c").await;
+    assert!(cache.ask("GET /a HTTP/1.1").await.contains("fwd=uri-miss"));
 }

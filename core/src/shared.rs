@@ -22,6 +22,7 @@ mod partial;
 pub mod policy;
 mod reference;
 mod stored;
+mod target;
 
 #[cfg(feature = "runtime")]
 mod body;
@@ -30,11 +31,13 @@ mod exchange;
 
 use std::time::Duration;
 
+use http::uri::Scheme;
 use http::{HeaderName, Uri};
 
 use crate::key::{self, CacheKey, KeySpace};
 use crate::request::RequestView;
 use crate::rule::{DEFAULT_MAX_BODY, host};
+use target::Unkeyed;
 
 pub use policy::SharedPolicy;
 pub use stored::{Part, SharedRecord, StoredResponse};
@@ -63,8 +66,16 @@ pub struct SharedRule {
     /// For how long a stale response is used while it is refreshed, unless the response says itself
     /// (`stale-while-revalidate`, RFC 5861 §3) or forbids it. Zero.
     pub stale_while_revalidate: Duration,
-    /// What to do with responses that set a cookie.
+    /// What to do with responses that set a cookie. Never stored.
     pub set_cookie: SetCookie,
+    /// Request fields that carry credentials as `Authorization` does: the answer to a request with one of them is stored
+    /// only if it says `public`, `s-maxage` or `must-revalidate` (§3.5). `X-Api-Key` and other usual names, see
+    /// [`CREDENTIAL_FIELDS`](Self::CREDENTIAL_FIELDS). `Cookie` isn't among them: §3 lets the answer decide. Add it for an
+    /// origin that answers by cookie and doesn't say `private`.
+    pub credential_fields: Vec<HeaderName>,
+    /// Where the scheme in the key comes from: `http://a/` and `https://a/` are different resources (RFC 9110 §4.2.1,
+    /// §4.2.2). The URI's own.
+    pub scheme: SchemeSource,
     /// Fields that come before `Cache-Control` and `Expires` for this cache, the first of them that a response has
     /// (RFC 9213), such as `CDN-Cache-Control`. None.
     pub targeted: Vec<HeaderName>,
@@ -75,15 +86,60 @@ pub struct SharedRule {
 /// What to do with responses that set a cookie. RFC 9111 has no rule of its own for them (§7.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SetCookie {
-    /// Store one that says explicitly how long it is fresh, cookie and all, as RFC 9111 has it: its origin knows what it
-    /// does.
+    /// Never store one: the next visitor would get this one's session. Nor is a cookie kept that comes with a 304: it is
+    /// for the client whose request was validated.
     #[default]
-    IfExplicit,
-    /// Never store one, for origins that may not know.
     Never,
+    /// Store one that says explicitly how long it is fresh, cookie and all. Only for origins whose cookies are meant for
+    /// everybody.
+    IfExplicit,
+}
+
+/// Where the scheme of a request's URI comes from. A request in origin form (RFC 9112 §3.2.1) doesn't say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SchemeSource {
+    /// From the URI, `http` if it has none. HTTP/2 requests have one.
+    #[default]
+    Uri,
+    /// It is always this one, whatever the URI says: for a listener that serves one scheme.
+    Always(Scheme),
+    /// From `X-Forwarded-Proto`, else from `proto` in `Forwarded` (RFC 7239 §5.4), else from the URI. Only behind a proxy
+    /// that sets one of them on every request: a client could choose it otherwise.
+    ///
+    /// Without this option, requests whose `X-Forwarded-Proto` isn't the scheme in the key have variants of their own: that
+    /// is as safe, and costs a second look into the store for each hit.
+    Forwarded,
 }
 
 impl SharedRule {
+    /// The usual names of fields with credentials, beside `Authorization`.
+    pub const CREDENTIAL_FIELDS: &[&str] = &[
+        "api-key",
+        "cf-access-jwt-assertion",
+        "client-cert",
+        "client-cert-chain",
+        "proxy-authorization",
+        "ssl-client-cert",
+        "x-access-token",
+        "x-amzn-oidc-accesstoken",
+        "x-amzn-oidc-data",
+        "x-amzn-oidc-identity",
+        "x-api-key",
+        "x-auth-request-access-token",
+        "x-auth-request-email",
+        "x-auth-request-user",
+        "x-auth-token",
+        "x-client-cert",
+        "x-forwarded-access-token",
+        "x-forwarded-client-cert",
+        "x-forwarded-email",
+        "x-forwarded-preferred-username",
+        "x-forwarded-user",
+        "x-goog-iap-jwt-assertion",
+        "x-remote-user",
+        "x-ssl-client-cert",
+    ];
+
     /// The usual rule.
     #[must_use]
     pub fn new(space: KeySpace) -> Self {
@@ -96,26 +152,58 @@ impl SharedRule {
             stale_if_error: HOUR,
             stale_while_revalidate: Duration::ZERO,
             set_cookie: SetCookie::default(),
+            credential_fields: Self::CREDENTIAL_FIELDS.iter().copied().map(HeaderName::from_static).collect(),
+            scheme: SchemeSource::default(),
             targeted: Vec::new(),
             cache_status: Some("Larder".into()),
         }
     }
 
-    /// The key of a request: its target URI (§2), to the letter, and its host. The query keeps its order: only an origin
-    /// knows whether it matters.
+    /// The key of a request: its target URI (§2) in one canonical spelling, its scheme and its host. The query keeps its
+    /// order: only an origin knows whether it matters.
+    ///
+    /// A request by another spelling has the key that [`key_apart`](Self::key_apart) makes, and so has one with a field that
+    /// may send it elsewhere, such as an `X-Forwarded-Host` that isn't the host. Under that key each of them is a variant of
+    /// its own: no spelling is answered with what another one got.
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>) -> CacheKey {
-        self.key_of(request.uri, &host(request))
+        self.key_beside(request, &Unkeyed::of(request, &self.scheme))
     }
 
-    /// The key of a URI at a host. A URI of an absolute form has a host of its own, which isn't looked at.
+    #[cfg(feature = "runtime")]
+    fn scheme_of<'a>(&'a self, request: &RequestView<'a>) -> std::borrow::Cow<'a, str> {
+        target::scheme(request, &self.scheme)
+    }
+
+    fn key_beside(&self, request: &RequestView<'_>, unkeyed: &Unkeyed) -> CacheKey {
+        let scheme = target::scheme(request, &self.scheme);
+        self.key_made(&scheme, request.uri, &host(request), !unkeyed.is_empty())
+    }
+
+    /// The key of a URI under a scheme and at a host. A URI of an absolute form has a scheme and a host of its own, which
+    /// aren't looked at.
     #[must_use]
-    pub fn key_of(&self, uri: &Uri, host: &str) -> CacheKey {
-        let target = uri.path_and_query().map_or("/", |target| target.as_str());
-        self.space.key_with(target.len() + host.len() + 6, |out| {
+    pub fn key_of(&self, scheme: &str, uri: &Uri, host: &str) -> CacheKey {
+        self.key_made(scheme, uri, host, false)
+    }
+
+    /// The key of the requests for a URI that the usual answer may not be for. An invalidation needs both keys.
+    #[must_use]
+    pub fn key_apart(&self, scheme: &str, uri: &Uri, host: &str) -> CacheKey {
+        self.key_made(scheme, uri, host, true)
+    }
+
+    fn key_made(&self, scheme: &str, uri: &Uri, host: &str, apart: bool) -> CacheKey {
+        let target = target::canonical(target::target_of(uri));
+        self.space.key_with(target.len() + scheme.len() + host.len() + 9, |out| {
             // Unlike the keys of routes these begin with a slash and end in a site, so that both can share a store.
-            key::write_chosen(out, target);
-            key::write_part(out, "site", host);
+            key::write_chosen(out, &target);
+            key::write_part(out, "site", scheme);
+            out.push_str("://");
+            key::write_chosen(out, host);
+            if apart {
+                key::write_part(out, "apart", "");
+            }
         })
     }
 }

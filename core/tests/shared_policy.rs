@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use http::header::COOKIE;
+use http::uri::Scheme;
 use http::{HeaderName, Method, Response, StatusCode, request};
 use larder_core::policy::BodyLength;
 use larder_core::shared::policy::{
     Admitted, Decision, Fate, OnRecord, OnRequest, OnResponse, OriginFailed, Placement, SharedPolicy,
 };
-use larder_core::shared::{SetCookie, SharedRecord, SharedRule, StoredResponse};
+use larder_core::shared::{SchemeSource, SetCookie, SharedRecord, SharedRule, StoredResponse};
 use larder_core::{KeySpace, Reason, RequestView, Variants};
 
 use engine::{Fields, now, request, response};
@@ -224,6 +226,7 @@ fn ages() {
 fn what_is_stored() {
     const FRESH: (&str, &str) = ("cache-control", "max-age=60");
     const CREDENTIALS: Fields<'_> = &[("authorization", "Basic eA==")];
+    const API_KEY: Fields<'_> = &[("x-api-key", "key-1")];
     let rows: &[(&str, Fields<'_>, u16, Fields<'_>, Result<(), Reason>)] = &[
         ("§3 explicitly fresh", &[], 200, &[FRESH], Ok(())),
         ("§3 any final status", &[], 599, &[FRESH], Ok(())),
@@ -285,7 +288,23 @@ fn what_is_stored() {
             Err(Reason::Authorization),
         ),
         ("§4.1 Vary: *", &[], 200, &[FRESH, ("vary", "accept, *")], Err(Reason::Vary)),
-        ("§7.3 a cookie, explicitly fresh", &[], 200, &[FRESH, ("set-cookie", "a=b")], Ok(())),
+        (
+            "§7.3 a cookie, explicitly fresh",
+            &[],
+            200,
+            &[FRESH, ("set-cookie", "a=b")],
+            Err(Reason::SetCookie),
+        ),
+        (
+            "§5.2.2.7 a cookie that is withheld by name",
+            &[],
+            200,
+            &[("cache-control", "max-age=60, private=\"set-cookie\""), ("set-cookie", "a=b")],
+            Ok(()),
+        ),
+        ("§3.5 credentials in another field", API_KEY, 200, &[FRESH], Err(Reason::Authorization)),
+        ("§3.5 and public", API_KEY, 200, &[("cache-control", "public, max-age=60")], Ok(())),
+        ("§3 cookies: the answer decides", &[("cookie", "a=b")], 200, &[FRESH], Ok(())),
         (
             "§7.3 a cookie by guess",
             &[],
@@ -318,8 +337,18 @@ fn what_the_rule_says_about_storing() {
         SharedPolicy::new(Arc::new(rule))
     };
     let cookie: Fields<'_> = &[("cache-control", "max-age=60"), ("set-cookie", "a=b")];
-    let never = changed(|rule| rule.set_cookie = SetCookie::Never);
-    assert_eq!(store_under(&never, &get(&[]), 200, cookie).unwrap_err(), "set-cookie");
+    assert_eq!(store_under(&policy(), &get(&[]), 200, cookie).unwrap_err(), "set-cookie");
+    let explicit = changed(|rule| rule.set_cookie = SetCookie::IfExplicit);
+    let kept = store_under(&explicit, &get(&[]), 200, cookie).unwrap();
+    assert!(kept.sets_cookie && kept.headers["set-cookie"] == "a=b");
+    let guessed: Fields<'_> = &[("last-modified", A_THOUSAND_SECONDS_AGO), ("set-cookie", "a=b")];
+    assert_eq!(store_under(&explicit, &get(&[]), 200, guessed).unwrap_err(), "set-cookie");
+    let by_session = changed(|rule| rule.credential_fields.push(COOKIE));
+    let session = get(&[("cookie", "a=b")]);
+    let fresh: Fields<'_> = &[("cache-control", "max-age=60")];
+    assert_eq!(store_under(&by_session, &session, 200, fresh).unwrap_err(), "authorization");
+    let without = changed(|rule| rule.credential_fields.clear());
+    assert!(store_under(&without, &get(&[("x-api-key", "key-1")]), 200, fresh).is_ok());
     let small = changed(|rule| rule.max_body = 9);
     assert_eq!(store_under(&small, &get(&[]), 200, &[("cache-control", "max-age=60")]).unwrap_err(), "size");
     let certain = changed(|rule| rule.heuristic_limit = Duration::ZERO);
@@ -375,12 +404,11 @@ fn which_fields_are_stored() {
         ("transfer-encoding", "chunked"),
         ("upgrade", "x"),
         ("age", "1"),
-        ("set-cookie", "a=b"),
     ]);
     let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     // §3.1; and RFC 9110 §6.6.1: the date when it came.
-    assert_eq!(names, ["cache-control", "date", "set-cookie", "x-e", "x-e"]);
+    assert_eq!(names, ["cache-control", "date", "x-e", "x-e"]);
     assert_eq!(stored.headers["date"], NOW);
 }
 
@@ -485,6 +513,8 @@ fn requests_that_are_not_looked_up() {
         ("RFC 9110 §9.2.1", Method::OPTIONS, &[], "bypass"),
         ("§4.4", Method::POST, &[], "write"),
         ("§4.4", Method::DELETE, &[], "write"),
+        ("§4.4 whatever it offers to switch to", Method::PUT, &[("upgrade", "h2c")], "write"),
+        ("§4.4 a write in disguise", Method::GET, &[("x-http-method-override", "DELETE")], "write"),
         ("§4.4 of unknown safety", Method::from_bytes(b"M-SEARCH").unwrap(), &[], "write"),
         ("§4", Method::HEAD, &[], "lookup"),
     ];
@@ -918,8 +948,13 @@ fn writes_invalidate() {
     let rows: &[(&str, u16, Fields<'_>, bool, &[&str])] = &[
         ("§4.4 success", 200, &[], true, &[]),
         ("§4.4 success", 303, &[], true, &[]),
-        ("§4.4 no success", 500, &[("location", "/x")], false, &[]),
         ("§4.4 no success", 404, &[], false, &[]),
+        ("§4.4 no success", 409, &[("location", "/x")], false, &[]),
+        ("it may have taken effect", 408, &[], true, &[]),
+        ("it may have taken effect", 500, &[("location", "/x")], true, &[]),
+        ("it may have taken effect", 502, &[], true, &[]),
+        ("it may have taken effect", 504, &[], true, &[]),
+        ("it may have taken effect", 599, &[], true, &[]),
         ("§4.4 Location", 201, &[("location", "/x?y")], true, &["/x?y"]),
         ("§4.4 Content-Location", 200, &[("content-location", "8")], true, &["/things/8"]),
         (
@@ -1032,6 +1067,8 @@ fn who_may_wait_for_whom() {
             false,
         ),
         ("credentials", &[("authorization", "x")], None, false),
+        ("credentials", &[("x-api-key", "x")], None, false),
+        ("another host, maybe", &[("x-forwarded-host", "elsewhere.example")], None, false),
         ("a part", &[("range", "bytes=0-1")], None, false),
         ("a condition of its own", &[("if-none-match", "\"a\"")], None, false),
         ("which is replaced by ours", &[("if-none-match", "\"a\"")], Some(fresh), true),
@@ -1051,26 +1088,176 @@ fn who_may_wait_for_whom() {
 }
 
 #[test]
-fn keys_are_the_target_and_the_host() {
+fn keys_are_the_target_the_scheme_and_the_host() {
     let key = |uri: &str, host: &str| {
         let mut request = get(&[("host", host)]);
         request.uri = uri.parse().unwrap();
         rule().key(&RequestView::from(&request)).name().to_owned()
     };
-    assert_eq!(key("/a/b?z=1&a=2", "Shop.example"), "p:/a/b?z=1&a=2|site=shop.example");
+    assert_eq!(key("/a/b?z=1&a=2", "Shop.example"), "p:/a/b?z=1&a=2|site=http://shop.example");
     let keys = [
         key("/a?x=1&y=2", "h"),
         key("/a?y=2&x=1", "h"),
         key("/a", "h"),
-        key("/a?", "h"),
         key("/a/", "h"),
         key("/a", "i"),
-        key("/a%7Csite=h", "h"),
+        key("/a%7Csite=http://h", "h"),
+        key("https://h/a", "h"),
+        key("ftp://h/a", "h"),
+        key("/a%2Fb", "h"),
+        key("/a/b", "h"),
     ];
     let distinct: std::collections::HashSet<_> = keys.iter().collect();
     assert_eq!(distinct.len(), keys.len(), "{keys:?}");
     let uri = "/a".parse().unwrap();
-    assert_eq!(rule().key_of(&uri, "h").name(), key("/a", "h"));
+    assert_eq!(rule().key_of("http", &uri, "h").name(), key("/a", "h"));
+    assert_eq!(rule().key_of("https", &uri, "h").name(), key("https://h/a", "h"));
+}
+
+#[test]
+fn keys_have_the_scheme_that_the_rule_names() {
+    let scheme = |source: SchemeSource, uri: &str, fields: Fields<'_>| {
+        let rule = SharedRule { scheme: source, ..rule() };
+        let mut request = get(fields);
+        request.uri = uri.parse().unwrap();
+        let key = rule.key(&RequestView::from(&request)).name().to_owned();
+        key.rsplit_once("|site=").unwrap().1.split_once("://").unwrap().0.to_owned()
+    };
+    let forwarded: Fields<'_> = &[("x-forwarded-proto", "HTTPS")];
+    let rows = [
+        (SchemeSource::Uri, "/a", forwarded, "http"),
+        (SchemeSource::Uri, "https://h/a", &[], "https"),
+        (SchemeSource::Always(Scheme::HTTPS), "http://h/a", &[], "https"),
+        (SchemeSource::Forwarded, "/a", forwarded, "https"),
+        (SchemeSource::Forwarded, "/a", &[("forwarded", "for=1.2.3.4; proto=https")], "https"),
+        (SchemeSource::Forwarded, "https://h/a", &[("x-forwarded-proto", "http")], "http"),
+        (SchemeSource::Forwarded, "https://h/a", &[("x-forwarded-proto", "gopher")], "https"),
+        (SchemeSource::Forwarded, "/a", &[], "http"),
+    ];
+    for (source, uri, fields, expected) in rows {
+        assert_eq!(scheme(source.clone(), uri, fields), expected, "{source:?} {uri} {fields:?}");
+    }
+}
+
+/// A request with these fields, and where its answer goes when this is known.
+fn placed(uri: &str, fields: Fields<'_>, known: Option<SharedRecord>) -> (Reason, Placement) {
+    let mut request = get(fields);
+    request.uri = uri.parse().unwrap();
+    let view = RequestView::from(&request);
+    let OnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!("not looked up") };
+    let decision = match lookup.on_record(Ok(known), &view, now()) {
+        OnRecord::Decided(decision) => decision,
+        OnRecord::Select(select) => select.on_record(Ok(None), &view, now()),
+    };
+    let Decision::Forward(forward) = decision else { panic!("answered") };
+    let reason = forward.reason();
+    let parts = response(200, &[("cache-control", "max-age=60")]);
+    match forward.on_response(&parts, BodyLength::Known(0), now(), now()) {
+        OnResponse::Admit(admit) => (reason, admit.with_body(Bytes::new()).place(7)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn spellings_and_forwarding_fields_select_variants() {
+    let rows: &[(&str, Fields<'_>, &str)] = &[
+        ("/thing%73/7", &[], "larder-spelling"),
+        ("/things/7?a=%62", &[], "larder-spelling"),
+        ("/things/7?", &[], "larder-spelling"),
+        ("/things/7", &[("x-forwarded-host", "elsewhere.example")], "x-forwarded-host"),
+        ("/things/7", &[("x-forwarded-proto", "https")], "x-forwarded-proto"),
+        ("/things/7", &[("x-original-url", "/admin")], "x-original-url"),
+        ("/things/7", &[("x-rewrite-url", "/admin")], "x-rewrite-url"),
+    ];
+    for (uri, fields, name) in rows {
+        // Nothing is known.
+        let (reason, placement) = placed(uri, fields, None);
+        let Placement::FirstVariant(secondary, variants) = placement else { panic!("{placement:?}") };
+        assert_eq!(
+            (reason, variants.names().len(), variants.names()[0].as_str()),
+            (Reason::Absent, 1, *name)
+        );
+        // The usual request doesn't get it.
+        let (reason, placement) = placed("/things/7", &[], Some(SharedRecord::Variants(variants.clone())));
+        let Placement::NewVariant(listed) = placement else { panic!("{placement:?}") };
+        assert!(
+            reason == Reason::Variant && listed.secondary_keys().count() == 2 && listed.id() == variants.id()
+        );
+        // Nor another unusual one.
+        let other = match *name {
+            "larder-spelling" => placed("/%74hings/7", &[], Some(SharedRecord::Variants(variants.clone()))),
+            name => placed("/things/7", &[(name, "other")], Some(SharedRecord::Variants(variants.clone()))),
+        };
+        assert!(matches!(other.1, Placement::NewVariant(_)), "{other:?}");
+        // The same one does.
+        let again = placed(uri, fields, Some(SharedRecord::Variants(variants.clone())));
+        assert!(matches!(again.1, Placement::Target), "{again:?}");
+        assert_eq!(variants.secondary_keys().collect::<Vec<_>>(), [secondary]);
+        // What is stored for the usual request doesn't answer it.
+        let (reason, placement) = placed(uri, fields, stored(&[("cache-control", "max-age=60")]));
+        assert!(
+            reason == Reason::Variant && matches!(placement, Placement::FirstVariant(..)),
+            "{placement:?}"
+        );
+        // A list that doesn't tell them apart yet is widened.
+        let narrow = Variants::new(3, vec![HeaderName::from_static("accept")]);
+        let (_, placement) = placed(uri, fields, Some(SharedRecord::Variants(narrow)));
+        assert!(matches!(placement, Placement::Widened(_, _, 3)), "{placement:?}");
+    }
+    // A client can't pose as another spelling.
+    let (_, placement) = placed("/thing%73/7", &[], None);
+    let Placement::FirstVariant(_, variants) = placement else { panic!("{placement:?}") };
+    let posing: Fields<'_> = &[("larder-spelling", "/thing%73/7")];
+    let (_, placement) = placed("/things/7", posing, Some(SharedRecord::Variants(variants)));
+    assert!(matches!(placement, Placement::NewVariant(_)), "{placement:?}");
+}
+
+#[test]
+fn filled_meanwhile_answers_only_the_same_spelling() {
+    let mut request = get(&[]);
+    request.uri = "/thing%73/7".parse().unwrap();
+    let Decision::Forward(forward) = ask(&policy(), &request, None, now()) else { panic!() };
+    assert!(forward.on_filled(stored(&[("cache-control", "max-age=60")]), now()).is_err());
+    let Decision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
+    assert!(forward.on_filled(stored(&[("cache-control", "max-age=60")]), now()).is_ok());
+}
+
+#[test]
+fn a_post_to_another_spelling_answers_no_later_gets() {
+    let answer: Fields<'_> = &[("cache-control", "max-age=60"), ("content-location", "/thing%73/7")];
+    let mut request = request(Method::POST, &[]);
+    request.uri = "/thing%73/7".parse().unwrap();
+    let OnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
+    let found = write.on_response(&response(200, answer), BodyLength::Known(10), now(), now());
+    assert!(matches!(&found, OnResponse::Pass(pass) if pass.evicts()), "{found:?}");
+}
+
+#[test]
+fn cookies_of_a_304_are_for_one_client() {
+    let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
+    let later = now() + seconds(100);
+    let told: Fields<'_> = &[("set-cookie", "a=b"), ("set-cookie", "c=d")];
+    let found = answer(&policy(), &get(&[]), stored(fields), (304, told), later);
+    let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+    let Some(SharedRecord::Response(kept)) = SharedRecord::decode(&freshened.record()) else { panic!() };
+    assert!(freshened.fate() == Fate::Store && !kept.sets_cookie && !kept.headers.contains_key("set-cookie"));
+    let response = freshened.into_answer().unwrap().into_response();
+    let cookies: Vec<_> = response.headers().get_all("set-cookie").iter().collect();
+    assert_eq!(cookies, ["a=b", "c=d"]);
+}
+
+#[test]
+fn a_stored_cookie_answers_only_where_the_rule_allows_it() {
+    let explicit = SharedPolicy::new(Arc::new(SharedRule { set_cookie: SetCookie::IfExplicit, ..rule() }));
+    let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("set-cookie", "a=b")];
+    let record = || {
+        let kept = store_under(&explicit, &get(&[]), 200, fields).unwrap();
+        Some(SharedRecord::Response(Box::new(kept)))
+    };
+    assert_eq!(word(&ask(&explicit, &get(&[]), record(), now())), "answer");
+    assert_eq!(word(&ask(&policy(), &get(&[]), record(), now())), "set-cookie");
+    let Decision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
+    assert!(forward.on_filled(record(), now()).is_err());
 }
 
 #[test]

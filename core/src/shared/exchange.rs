@@ -11,13 +11,15 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Response, Uri, response};
+use futures_util::future::join_all;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Response, Uri, response};
 use http_body::Body;
 use tracing::Instrument;
 
 use super::body::{Keeper, SharedBody, Unkept, keep};
 use super::policy::{
-    Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse, Pass,
+    Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse,
     Placement, SharedPolicy, Write,
 };
 use super::{SharedRecord, SharedRule};
@@ -81,10 +83,18 @@ impl SharedCache {
         self.policy.rule()
     }
 
-    /// Removes what is stored for a URI of a host, every variant of it. If the store is down it is logged, and the store
-    /// retries what it can.
+    /// Removes what is stored for a URI of a host: every variant of it, under `http` and under `https`, whatever spelling
+    /// of the URI it was asked for by. If the store is down it is logged, and the store retries what it can.
     pub async fn evict(&self, uri: &Uri, host: &str) {
-        self.shared.evict_key(&self.rule().key_of(uri, host)).await;
+        self.evict_all(&self.keys_of(&["http", "https"], uri, host)).await;
+    }
+
+    /// What is stored for a URI under both schemes. A service mostly serves the same under both, so that a write under one
+    /// evicts both; RFC 9111 §4.4 allows more to be invalidated.
+    fn keys_of(&self, schemes: &[&str], uri: &Uri, host: &str) -> Vec<CacheKey> {
+        let rule = self.rule();
+        let keys = |scheme| [rule.key_of(scheme, uri, host), rule.key_apart(scheme, uri, host)];
+        schemes.iter().copied().flat_map(keys).collect()
     }
 
     /// Answers one request.
@@ -172,7 +182,7 @@ impl SharedCache {
             OnRequest::Write(write) => return Seen::Write(write, self.rule().key(&request)),
             OnRequest::Lookup(lookup) => lookup,
         };
-        let key = self.rule().key(&request);
+        let key = lookup.key(&request);
         let found = self.read_record(&key).await;
         let select = match lookup.on_record(found, &request, self.shared.now()) {
             OnRecord::Decided(decision) => return Seen::of(decision, key, None),
@@ -282,7 +292,8 @@ impl SharedCache {
                 };
             }
         };
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
+        without_false_length(&mut parts.headers);
         let length = length_of(&parts.headers, &body);
         match forward.on_response(&parts, length, sent, now) {
             OnResponse::ServeStale(answer) => {
@@ -298,7 +309,9 @@ impl SharedCache {
                 }
             }
             OnResponse::Pass(pass) => {
-                self.evict_for(&pass, &place.target, "").await;
+                if pass.evicts() {
+                    self.shared.evict_key(&place.target).await;
+                }
                 give_up(held, lead, parts.status.is_server_error());
                 passed::<C>(pass.mark(), parts, body)
             }
@@ -434,10 +447,19 @@ impl SharedCache {
     async fn write<C: Call>(self: &Arc<Self>, write: Write, key: CacheKey, call: C) -> Counted<C> {
         let cache = Arc::clone(self);
         let site = host(&call.view());
+        // The first is where the answer may be stored.
+        let mut keys = vec![key.clone()];
+        let own = self.rule().scheme_of(&call.view());
+        for other in self.keys_of(&["http", "https", &own], call.view().uri, &site) {
+            if !keys.contains(&other) {
+                keys.push(other);
+            }
+        }
         self.detached::<C>(Box::pin(async move {
-            // Until the origin has answered, nobody knows what it did.
-            let target = Target::Key(key.clone());
-            let unknown = EvictOnDrop::new(&cache.shared, &target);
+            // Until the origin has answered, it may have done anything.
+            let targets: Vec<Target> = keys.iter().cloned().map(Target::Key).collect();
+            let unknown: Vec<EvictOnDrop<'_>> =
+                targets.iter().map(|target| EvictOnDrop::new(&cache.shared, target)).collect();
             let held = match write.may_store() {
                 true => cache.shared.start(&key, Intent::Write, None).await.held(),
                 false => None,
@@ -450,26 +472,33 @@ impl SharedCache {
             let response = match reply {
                 Ok(response) => response,
                 Err(error) => {
-                    cache.shared.evict_key(&key).await;
-                    unknown.disarm();
+                    cache.evict_all(&keys).await;
+                    unknown.into_iter().for_each(EvictOnDrop::disarm);
                     return failed::<C, _>(error);
                 }
             };
-            let (parts, body) = response.into_parts();
+            let (mut parts, body) = response.into_parts();
+            without_false_length(&mut parts.headers);
             let length = length_of(&parts.headers, &body);
             let counted = match write.on_response(&parts, length, sent, cache.shared.now()) {
                 // One answer can't stand for all variants.
                 OnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
+                    cache.evict_all(&keys[1..]).await;
                     let place = Place::new(key.clone(), None);
                     let work = Work { held, lead: None, place, is_write: true };
                     cache.keep::<C>(admit, parts, body, length, work).await
                 }
                 OnResponse::Admit(admit) => {
-                    cache.shared.evict_key(&key).await;
+                    cache.evict_all(&keys).await;
                     passed::<C>(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
                 }
                 OnResponse::Pass(pass) => {
-                    cache.evict_for(&pass, &key, &site).await;
+                    if pass.evicts() {
+                        cache.evict_all(&keys).await;
+                    }
+                    for uri in pass.also() {
+                        cache.evict(uri, &site).await;
+                    }
                     passed::<C>(pass.mark(), parts, body)
                 }
                 // Writes have nothing stored to answer with.
@@ -478,10 +507,15 @@ impl SharedCache {
                     (Ok(Response::from_parts(parts, SharedBody::own(body))), outcome)
                 }
             };
-            unknown.disarm();
+            unknown.into_iter().for_each(EvictOnDrop::disarm);
             counted
         }))
         .await
+    }
+
+    async fn evict_all(&self, keys: &[CacheKey]) {
+        // At once: each is a round trip or two.
+        join_all(keys.iter().map(|key| self.shared.evict_key(key))).await;
     }
 
     async fn varies(&self, key: &CacheKey) -> bool {
@@ -492,15 +526,6 @@ impl SharedCache {
     async fn detached<C: Call>(&self, work: Task<Counted<C>>) -> Counted<C> {
         let done = self.shared.detached(work).await;
         done.unwrap_or_else(|panic| resume_unwind(panic))
-    }
-
-    async fn evict_for(&self, pass: &Pass, key: &CacheKey, site: &str) {
-        if pass.evicts() {
-            self.shared.evict_key(key).await;
-            for uri in pass.also() {
-                self.evict(uri, site).await;
-            }
-        }
     }
 }
 
@@ -532,6 +557,13 @@ fn passed<C: Call>(mark: &Mark, mut parts: response::Parts, body: C::Body) -> Co
 fn answered<C: Call>(answer: Answer) -> Counted<C> {
     let outcome = answer.outcome();
     (Ok(answer.into_response().map(SharedBody::full)), outcome)
+}
+
+/// RFC 9112 §6.3: beside `Transfer-Encoding` a `Content-Length` doesn't count, and isn't passed on.
+fn without_false_length(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
 }
 
 /// Nothing is stored. If the origin failed the next request may try at once; else the others aren't kept waiting, for their

@@ -41,9 +41,11 @@ use super::mark::CACHE_STATUS;
 use super::partial::{Cut, combine, cut, part_of};
 use super::reference::same_site;
 use super::stored::{SharedRecord, StoredResponse};
+use super::target::{Unkeyed, overrides_method};
 use super::{SetCookie, SharedRule};
 use crate::directives::RequestDirectives;
 use crate::etag::request_matches;
+use crate::key::CacheKey;
 #[cfg(feature = "runtime")]
 use crate::outcome::Outcome;
 use crate::policy::{BodyLength, may_be_stood_in_for, only};
@@ -169,19 +171,30 @@ impl SharedPolicy {
         if let Some(reason) = not_for_caches(request, present, &directives) {
             return OnRequest::Bypass(Mark::forwarded(rule, reason));
         }
-        if is_read(request.method) {
-            OnRequest::Lookup(Lookup { rule, directives, present, is_head: request.method == Method::HEAD })
+        // A read that the origin may take for something else is treated as that.
+        if is_read(request.method) && !overrides_method(request.headers) {
+            let unkeyed = Unkeyed::of(request, &rule.scheme);
+            let is_head = request.method == Method::HEAD;
+            OnRequest::Lookup(Lookup { rule, directives, present, unkeyed, is_head })
         } else {
             OnRequest::Write(Write {
                 rule,
                 target: request.uri.clone(),
                 host: host(request),
                 request: request.headers.clone(),
-                may_store: request.method == Method::POST && !directives.no_store,
-                has_authorization: present.authorization,
+                may_store: request.method == Method::POST
+                    && !directives.no_store
+                    && !overrides_method(request.headers)
+                    && Unkeyed::of(request, &self.rule.scheme).is_empty(),
+                has_credentials: has_credentials(present, request.headers, &self.rule),
             })
         }
     }
+}
+
+/// §3.5, for any field that the rule says carries credentials.
+fn has_credentials(present: Present, headers: &HeaderMap, rule: &SharedRule) -> bool {
+    present.authorization || headers.keys().any(|name| rule.credential_fields.contains(name))
 }
 
 fn is_read(method: &Method) -> bool {
@@ -197,9 +210,10 @@ fn not_for_caches(
     // These change nothing, and have no answer to keep (RFC 9110 §9.2.1, §9.2.3).
     if [Method::OPTIONS, Method::TRACE].contains(request.method) {
         Some(Reason::Method)
-    } else if present.upgrade || request.method == Method::CONNECT {
+    } else if request.method == Method::CONNECT || (present.upgrade && is_read(request.method)) {
         Some(Reason::Upgrade)
     } else if !is_read(request.method) {
+        // A write invalidates whatever protocol it offers to switch to: curl offers HTTP/2 with each request.
         None
     } else if present.content && crate::policy::has_content(request.headers) {
         Some(Reason::Content)
@@ -219,10 +233,17 @@ pub struct Lookup {
     rule: Arc<SharedRule>,
     directives: RequestDirectives,
     present: Present,
+    unkeyed: Unkeyed,
     is_head: bool,
 }
 
 impl Lookup {
+    /// The key under which to look.
+    #[must_use]
+    pub fn key(&self, request: &RequestView<'_>) -> CacheKey {
+        self.rule.key_beside(request, &self.unkeyed)
+    }
+
     /// Decides about what lay under the key. `Err` says why nothing could be read.
     #[must_use]
     pub fn on_record(
@@ -234,6 +255,10 @@ impl Lookup {
         OnRecord::Decided(match found {
             Ok(Some(SharedRecord::Variants(variants))) => {
                 return OnRecord::Select(Select { lookup: self, variants });
+            }
+            // No answer without a list: it couldn't be told which of these requests it is for.
+            Ok(Some(SharedRecord::Response(_))) if !self.unkeyed.is_empty() => {
+                self.forward(Reason::Variant, None, None, request).replacing()
             }
             Ok(Some(SharedRecord::Response(stored))) if stored.variant == 0 => {
                 self.on_stored(stored, None, request, now)
@@ -252,6 +277,10 @@ impl Lookup {
         request: &RequestView<'_>,
         now: SystemTime,
     ) -> Decision {
+        if stored.sets_cookie && self.rule.set_cookie == SetCookie::Never {
+            // Another process stores it by another rule.
+            return self.forward(Reason::SetCookie, None, variants, request).replacing();
+        }
         let Some(shape) = Shape::of(request.headers, self.is_head, &stored) else {
             return self.forward(Reason::Incomplete, Some(stored), variants, request);
         };
@@ -289,19 +318,33 @@ impl Lookup {
             Reason::Absent | Reason::Variant | Reason::Down if !self.directives.wants_new() => Intent::Fill,
             _ => Intent::Refresh,
         };
+        let mut fields = request.headers.clone();
+        self.unkeyed.write(&mut fields);
         Decision::Forward(Forward {
+            has_credentials: has_credentials(self.present, request.headers, &self.rule),
             rule: self.rule,
             reason,
             detail: reason,
             directives: self.directives,
             present: self.present,
+            unkeyed: self.unkeyed,
             is_head: self.is_head,
-            request: request.headers.clone(),
+            request: fields,
             intent,
             variants,
             stored,
             is_background: false,
         })
+    }
+}
+
+impl Decision {
+    /// The same, where something is stored already that has to go.
+    fn replacing(self) -> Self {
+        match self {
+            Self::Forward(forward) => Self::Forward(Forward { intent: Intent::Refresh, ..forward }),
+            decision => decision,
+        }
     }
 }
 
@@ -358,7 +401,8 @@ impl Select {
     /// Under which secondary key the request's variant lies.
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
-        self.variants.normalised_key(request.headers)
+        let fields = self.lookup.unkeyed.selecting(request.headers, self.variants.names());
+        self.variants.normalised_key(&fields)
     }
 
     /// Decides about what lay under the secondary key.
@@ -371,17 +415,16 @@ impl Select {
     ) -> Decision {
         let Self { lookup, variants } = self;
         match found {
+            // The list doesn't tell this request from others yet.
+            Ok(_) if !lookup.unkeyed.is_covered_by(variants.names()) => {
+                lookup.forward(Reason::Variant, None, Some(variants), request).replacing()
+            }
             Ok(Some(SharedRecord::Response(stored))) if stored.variant == variants.id => {
                 lookup.on_stored(stored, Some(variants), request, now)
             }
             Ok(None) => lookup.forward(Reason::Variant, None, Some(variants), request),
             // A variant of an earlier record. It is there all the same, and has to be replaced.
-            Ok(Some(_)) => match lookup.forward(Reason::Variant, None, Some(variants), request) {
-                Decision::Forward(forward) => {
-                    Decision::Forward(Forward { intent: Intent::Refresh, ..forward })
-                }
-                decision => decision,
-            },
+            Ok(Some(_)) => lookup.forward(Reason::Variant, None, Some(variants), request).replacing(),
             Err(reason) => lookup.forward(reason, None, Some(variants), request),
         }
     }
@@ -438,6 +481,8 @@ pub struct Answer {
     is_head: bool,
     /// What is stored, and what of it to send. Without it the answer is 504 (§5.2.1.7).
     from: Option<(Box<StoredResponse>, Shape)>,
+    /// What a 304 sets for this client, which isn't stored.
+    cookies: Vec<HeaderValue>,
 }
 
 impl Answer {
@@ -451,18 +496,22 @@ impl Answer {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         // In whole seconds of age, so that it goes with `Age`.
         let ttl = seconds(stored.lifetime).saturating_sub(seconds(stored.age(now)));
-        Self { mark: Mark::hit(rule, ttl), now, is_head, from: Some((stored, shape)) }
+        Self { mark: Mark::hit(rule, ttl), now, is_head, from: Some((stored, shape)), cookies: Vec::new() }
     }
 
     const fn unsatisfiable(rule: Arc<SharedRule>, reason: Reason) -> Self {
         let mark = Mark::forwarded(rule, reason);
-        Self { mark, now: SystemTime::UNIX_EPOCH, is_head: false, from: None }
+        Self { mark, now: SystemTime::UNIX_EPOCH, is_head: false, from: None, cookies: Vec::new() }
     }
 
     /// The same, but the request went to the origin or waited for one that did.
     fn after(mut self, mark: Mark) -> Self {
         self.mark = mark;
         self
+    }
+
+    fn with_cookies(self, cookies: Vec<HeaderValue>) -> Self {
+        Self { cookies, ..self }
     }
 
     /// Says that the request waited for another one's answer (RFC 9211 §2.6).
@@ -507,6 +556,9 @@ impl Answer {
         };
         // §5.1.
         headers.insert(AGE, HeaderValue::from(age));
+        for cookie in self.cookies {
+            headers.append(SET_COOKIE, cookie);
+        }
         self.mark.stamp(&mut headers);
         if has_length(status) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -546,6 +598,8 @@ pub struct Forward {
     detail: Reason,
     directives: RequestDirectives,
     present: Present,
+    unkeyed: Unkeyed,
+    has_credentials: bool,
     is_head: bool,
     request: HeaderMap,
     intent: Intent,
@@ -583,11 +637,12 @@ impl Forward {
     }
 
     /// Whether requests like this one may wait for its answer, and this one for theirs. Only where that is likely to answer
-    /// them: an answer to a request with credentials, for a part, under a condition of its own, or one that was never
-    /// fresh, mostly isn't for others. And who asks for something newer gets it from the origin.
+    /// them: an answer to a request with credentials, for a part, under a condition of its own, to an unusual spelling of
+    /// the URI, or one that was never fresh, mostly isn't for others. And who asks for something newer gets it from the origin.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        let is_plain = !self.is_head && !self.present.range && !self.present.authorization;
+        let is_plain =
+            !self.is_head && !self.present.range && !self.has_credentials && self.unkeyed.is_empty();
         let will_be_fresh =
             self.stored.as_ref().is_none_or(|stored| !stored.no_cache && stored.lifetime > Duration::ZERO);
         let is_content_with_any = !self.directives.wants_new()
@@ -629,10 +684,16 @@ impl Forward {
     /// if it can't be answered with that.
     pub fn on_filled(self, record: Option<SharedRecord>, now: SystemTime) -> Result<Answer, Self> {
         let Some(SharedRecord::Response(stored)) = record else { return Err(self) };
+        let names = self.variants.as_ref().map_or(&[][..], Variants::names);
+        if !self.unkeyed.is_covered_by(names) {
+            return Err(self);
+        }
         let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
         match Shape::of(&self.request, self.is_head, &stored) {
             Some(shape)
-                if stored.variant == expected && unusable(&self.directives, &stored, now).is_none() =>
+                if stored.variant == expected
+                    && !(stored.sets_cookie && self.rule.set_cookie == SetCookie::Never)
+                    && unusable(&self.directives, &stored, now).is_none() =>
             {
                 Ok(Answer::hit(self.rule, stored, shape, self.is_head, now).collapsed(self.reason))
             }
@@ -694,10 +755,13 @@ impl Forward {
             // §3.3: what can't be placed can't be kept.
             Some(Reason::Range)
         } else {
-            unstorable(response, length, &control, freshness, self.present.authorization, &self.rule)
+            unstorable(response, length, &control, freshness, self.has_credentials, &self.rule)
         };
         match (refusal, selecting_fields(&response.headers)) {
-            (None, Ok(names)) => {
+            (None, Ok(mut names)) => {
+                names.extend_from_slice(self.unkeyed.names());
+                names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+                names.dedup();
                 let stored = StoredResponse {
                     part,
                     ..made_of(response.status, &response.headers, &control, freshness, now, &self.rule)
@@ -726,13 +790,15 @@ impl Forward {
         let Some(mut stored) = self.stored else {
             return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
         };
-        update(&mut stored, &response.headers, times, &self.rule);
+        let cookies = update(&mut stored, &response.headers, times, &self.rule);
         let now = times.received;
         let shape = Shape::of(&self.request, self.is_head, &stored);
-        let fate = Fate::of(&stored, self.present.authorization, &self.rule);
+        let fate = Fate::of(&stored, self.has_credentials, &self.rule);
         let mark = if fate == Fate::Store { mark.stored() } else { mark };
         let answer = shape.map(|shape| {
-            Answer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now).after(mark.clone())
+            Answer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now)
+                .after(mark.clone())
+                .with_cookies(cookies)
         });
         OnResponse::Freshened(Freshened { mark, stored, fate, answer })
     }
@@ -751,8 +817,9 @@ impl Forward {
             response.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let same_length = length.is_none_or(|length: usize| length == stored.body.len());
         if is_whole && same_length && same(ETAG) && same(LAST_MODIFIED) {
-            update(&mut stored, &response.headers, times, &self.rule);
-            let fate = Fate::of(&stored, self.present.authorization, &self.rule);
+            // The client gets the answer to the HEAD itself, cookies and all.
+            let _cookies = update(&mut stored, &response.headers, times, &self.rule);
+            let fate = Fate::of(&stored, self.has_credentials, &self.rule);
             let mark = if fate == Fate::Store { mark.stored() } else { mark };
             OnResponse::Freshened(Freshened { mark, stored, fate, answer: None })
         } else {
@@ -773,7 +840,7 @@ fn unstorable(
     length: BodyLength,
     control: &Control,
     freshness: Freshness,
-    has_authorization: bool,
+    has_credentials: bool,
     rule: &SharedRule,
 ) -> Option<Reason> {
     let said = &control.directives;
@@ -784,9 +851,10 @@ fn unstorable(
         Some(Reason::Status)
     } else if withholds(control) {
         Some(Reason::Withheld)
-    } else if has_authorization && !is_for_all(control) {
+    } else if has_credentials && !is_for_all(control) {
         Some(Reason::Authorization)
     } else if response.headers.contains_key(SET_COOKIE)
+        && !control.qualified.fields.contains(&SET_COOKIE)
         && (rule.set_cookie == SetCookie::Never || !freshness.is_explicit)
     {
         Some(Reason::SetCookie)
@@ -834,6 +902,7 @@ fn made_of(
     fields::date(&mut headers, now);
     StoredResponse {
         status,
+        sets_cookie: headers.contains_key(SET_COOKIE),
         headers,
         body: Bytes::new(),
         received: now,
@@ -856,9 +925,22 @@ fn stale_for(said: Option<u64>, rule: Duration) -> Duration {
     said.map_or(rule, |seconds| Duration::from_secs(seconds.min(1 << 31)))
 }
 
-/// Gives a stored response the fields of a newer one, and what follows from them.
-fn update(stored: &mut StoredResponse, response: &HeaderMap, times: Exchanged, rule: &SharedRule) {
-    let withheld = Control::of(response, rule).qualified.fields;
+/// Gives a stored response the fields of a newer one, and what follows from them. Returns the cookies that the newer one
+/// sets and that aren't stored.
+fn update(
+    stored: &mut StoredResponse,
+    response: &HeaderMap,
+    times: Exchanged,
+    rule: &SharedRule,
+) -> Vec<HeaderValue> {
+    let mut withheld = Control::of(response, rule).qualified.fields;
+    let cookies = match rule.set_cookie {
+        SetCookie::Never => {
+            withheld.push(SET_COOKIE);
+            response.get_all(SET_COOKIE).iter().cloned().collect()
+        }
+        SetCookie::IfExplicit => Vec::new(),
+    };
     // §4.2.3: its own `Age`, and a `Date` that isn't the old one's.
     stored.headers.remove(DATE);
     freshen(&mut stored.headers, response, &withheld);
@@ -876,6 +958,7 @@ fn update(stored: &mut StoredResponse, response: &HeaderMap, times: Exchanged, r
         part: stored.part.take(),
         ..made
     };
+    cookies
 }
 
 /// What becomes of a stored response that was validated.
@@ -890,11 +973,11 @@ pub enum Fate {
 }
 
 impl Fate {
-    fn of(stored: &StoredResponse, has_authorization: bool, rule: &SharedRule) -> Self {
+    fn of(stored: &StoredResponse, has_credentials: bool, rule: &SharedRule) -> Self {
         let control = Control::of(&stored.headers, rule);
         if withholds(&control) {
             Self::Evict
-        } else if has_authorization && !is_for_all(&control) {
+        } else if has_credentials && !is_for_all(&control) {
             Self::Leave
         } else {
             Self::Store
@@ -1112,6 +1195,12 @@ impl Admitted {
     }
 }
 
+/// Whether an answer to a write doesn't say if it took effect: something on the way gave up, or the origin failed after it
+/// had begun.
+fn leaves_open(status: StatusCode) -> bool {
+    status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()
+}
+
 /// A request that may change something at the origin.
 #[derive(Debug)]
 #[must_use]
@@ -1121,7 +1210,7 @@ pub struct Write {
     host: String,
     request: HeaderMap,
     may_store: bool,
-    has_authorization: bool,
+    has_credentials: bool,
 }
 
 impl Write {
@@ -1131,8 +1220,8 @@ impl Write {
         self.may_store
     }
 
-    /// Decides about the origin's answer. Nothing is invalidated by an error (§4.4); but if there was no answer, nobody
-    /// knows, and to invalidate is safe.
+    /// Decides about the origin's answer. Nothing is invalidated by a client's error (§4.4). After a 408 or a server error,
+    /// or without an answer, the change may have been made all the same, so that this invalidates too.
     #[must_use]
     pub fn on_response(
         self,
@@ -1150,7 +1239,8 @@ impl Write {
             });
         }
         if !(response.status.is_success() || response.status.is_redirection()) {
-            return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
+            let evicts = leaves_open(response.status);
+            return OnResponse::Pass(Pass { mark, evicts, also: Vec::new() });
         }
         let spoken_of = |name| same_site(&response.headers, &name, &self.target, &self.host);
         let content_location = spoken_of(CONTENT_LOCATION);
@@ -1169,8 +1259,7 @@ impl Write {
             && freshness.is_explicit
             && content_location.as_ref().is_some_and(is_the_target)
             && selecting_fields(&response.headers) == Ok(Vec::new())
-            && unstorable(response, length, &control, freshness, self.has_authorization, &self.rule)
-                .is_none();
+            && unstorable(response, length, &control, freshness, self.has_credentials, &self.rule).is_none();
         if is_for_gets {
             return OnResponse::Admit(Admit {
                 stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),

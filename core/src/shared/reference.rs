@@ -45,7 +45,7 @@ fn resolve(base: &Uri, reference: &str) -> String {
 }
 
 /// RFC 3986 §5.2.4.
-fn without_dots(target: &str) -> String {
+pub(super) fn without_dots(target: &str) -> String {
     let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.split('/').skip(1).peekable();

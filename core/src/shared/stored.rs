@@ -7,7 +7,7 @@
 //! ```text
 //! shared   1 'S' status:2 flags:1 received:8 initial_age:8 lifetime:8 while_revalidate:8 if_error:8 variant:8
 //!          part head_len:4 body_len:8 head body
-//!          flags = 1 forbids_stale | 2 no_cache | 4 a part, else `part` is empty
+//!          flags = 1 forbids_stale | 2 no_cache | 4 a part, else `part` is empty | 8 sets a cookie
 //!          part  = first:8 claimed:8 complete:8 asked_len:2 asked        complete: 2^64-1 = unknown
 //! ```
 //!
@@ -28,6 +28,7 @@ const SHARED: u8 = b'S';
 const FORBIDS_STALE: u8 = 1;
 const NO_CACHE: u8 = 2;
 const PART: u8 = 4;
+const SETS_COOKIE: u8 = 8;
 
 const UNKNOWN: u64 = u64::MAX;
 
@@ -57,6 +58,8 @@ pub struct StoredResponse {
     pub forbids_stale: bool,
     /// Whether it must be validated before each use (§5.2.2.4).
     pub no_cache: bool,
+    /// Whether `Set-Cookie` is among its fields.
+    pub sets_cookie: bool,
     /// Which [`Variants`] record this is a variant of; 0 for a response that doesn't vary.
     pub variant: u64,
     /// Which part of the body is known; `None` for all of it.
@@ -113,7 +116,8 @@ impl StoredResponse {
         out.put_u8(
             flag(self.forbids_stale, FORBIDS_STALE)
                 | flag(self.no_cache, NO_CACHE)
-                | flag(self.part.is_some(), PART),
+                | flag(self.part.is_some(), PART)
+                | flag(self.sets_cookie, SETS_COOKIE),
         );
         out.put_u64(to_millis(self.received));
         for time in [self.initial_age, self.lifetime, self.stale_while_revalidate, self.stale_if_error] {
@@ -139,7 +143,7 @@ impl StoredResponse {
         let mut reader = Reader { rest: bytes.get(2..)? };
         let status = StatusCode::from_u16(reader.u16()?).ok()?;
         let [flags] = reader.array()?;
-        if flags & !(FORBIDS_STALE | NO_CACHE | PART) != 0 {
+        if flags & !(FORBIDS_STALE | NO_CACHE | PART | SETS_COOKIE) != 0 {
             return None;
         }
         let received = from_millis(reader.u64()?)?;
@@ -173,6 +177,7 @@ impl StoredResponse {
             stale_if_error,
             forbids_stale: flags & FORBIDS_STALE != 0,
             no_cache: flags & NO_CACHE != 0,
+            sets_cookie: flags & SETS_COOKIE != 0,
             variant,
             part,
         })
@@ -217,10 +222,14 @@ mod tests {
         (
             (200u16..600, proptest::collection::vec(field, 0..8), body(), 0u64..4_000_000_000_000),
             (millis(), millis(), millis(), millis()),
-            (any::<bool>(), any::<bool>(), any::<u64>(), proptest::option::of(part)),
+            (any::<[bool; 3]>(), any::<u64>(), proptest::option::of(part)),
         )
             .prop_map(
-                |((status, fields, body, received), times, (forbids_stale, no_cache, variant, part))| {
+                |(
+                    (status, fields, body, received),
+                    times,
+                    ([forbids_stale, no_cache, sets_cookie], variant, part),
+                )| {
                     StoredResponse {
                         status: StatusCode::from_u16(status).unwrap(),
                         headers: fields
@@ -237,6 +246,7 @@ mod tests {
                         stale_if_error: times.3,
                         forbids_stale,
                         no_cache,
+                        sets_cookie,
                         variant,
                         part,
                     }

@@ -1,0 +1,366 @@
+//! What of a request's target is in its key, and what has to select among the answers under that key.
+//!
+//! A key holds the target in one canonical spelling, so that a write to any spelling of a URI invalidates all of them. But
+//! origins may tell spellings apart: their routers see the raw path. So requests whose target is spelled differently, or
+//! whose fields may send them elsewhere, have a second key, under which each of them is a variant, as if the answer had said
+//! `Vary`. The canonical form may therefore unite more than RFC 3986 §6.2.2 does: what is united is invalidated together,
+//! and is never answered with one response. And with a second key they neither replace the usual answer nor keep requests
+//! for it waiting.
+
+use std::borrow::Cow;
+
+use http::header::FORWARDED;
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+
+use super::SchemeSource;
+use crate::request::RequestView;
+use crate::rule::host;
+
+/// Stands for the spelling of the target among the names of the fields that select a variant.
+const SPELLING: HeaderName = HeaderName::from_static("larder-spelling");
+
+const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
+
+/// What selects an answer beside the key and the fields in its `Vary`. Empty for nearly all requests.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unkeyed {
+    names: Vec<HeaderName>,
+    /// The target as it came, if it is not in canonical spelling.
+    spelling: Option<HeaderValue>,
+}
+
+impl Unkeyed {
+    pub(super) fn of(request: &RequestView<'_>, source: &SchemeSource) -> Self {
+        let mut unkeyed = Self::default();
+        let target = target_of(request.uri);
+        if let Cow::Owned(_) = canonical(target) {
+            // A target in a URI holds no control characters.
+            unkeyed.spelling = HeaderValue::from_str(target).ok();
+            unkeyed.names.push(SPELLING);
+        }
+        for name in request.headers.keys() {
+            if may_send_elsewhere(name) && !repeats_the_key(name, request, source) {
+                unkeyed.names.push(name.clone());
+            }
+        }
+        unkeyed
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    pub(super) fn names(&self) -> &[HeaderName] {
+        &self.names
+    }
+
+    /// Whether a resource that varies by these fields tells this request from others.
+    pub(super) fn is_covered_by(&self, names: &[HeaderName]) -> bool {
+        self.names.iter().all(|name| names.contains(name))
+    }
+
+    /// Writes the spelling beside the fields, where a secondary key finds it.
+    pub(super) fn write(&self, headers: &mut HeaderMap) {
+        match &self.spelling {
+            Some(spelling) => headers.insert(SPELLING, spelling.clone()),
+            // A client has no say in it.
+            None => headers.remove(SPELLING),
+        };
+    }
+
+    /// The fields from which a secondary key is made.
+    pub(super) fn selecting<'a>(&self, headers: &'a HeaderMap, names: &[HeaderName]) -> Cow<'a, HeaderMap> {
+        if !names.contains(&SPELLING) {
+            return Cow::Borrowed(headers);
+        }
+        let mut headers = headers.clone();
+        self.write(&mut headers);
+        Cow::Owned(headers)
+    }
+}
+
+/// Fields by which frameworks and servers find another host, scheme or path than the request line and `Host` say.
+fn may_send_elsewhere(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    match name.as_bytes() {
+        [b'f' | b'x', ..] => matches!(
+            name,
+            "forwarded"
+                | "front-end-https"
+                | "x-forwarded-host"
+                | "x-forwarded-port"
+                | "x-forwarded-prefix"
+                | "x-forwarded-proto"
+                | "x-forwarded-protocol"
+                | "x-forwarded-scheme"
+                | "x-forwarded-server"
+                | "x-forwarded-ssl"
+                | "x-forwarded-uri"
+                | "x-host"
+                | "x-original-host"
+                | "x-original-uri"
+                | "x-original-url"
+                | "x-rewrite-url"
+                | "x-script-name"
+                | "x-url-scheme"
+        ),
+        _ => false,
+    }
+}
+
+/// Fields by which frameworks take a request for one with another method.
+pub(super) fn overrides_method(headers: &HeaderMap) -> bool {
+    headers
+        .keys()
+        .any(|name| matches!(name.as_str(), "x-http-method-override" | "x-http-method" | "x-method-override"))
+}
+
+/// Whether a field says no more than the key does: a proxy in front of this cache repeats the host, the scheme and the port
+/// that the client asked for.
+fn repeats_the_key(name: &HeaderName, request: &RequestView<'_>, source: &SchemeSource) -> bool {
+    let Some(value) = the_one(request.headers, name) else { return false };
+    let is_scheme = |value: &str| value.eq_ignore_ascii_case(&scheme(request, source));
+    let is_host = |value: &str| value.eq_ignore_ascii_case(&host(request));
+    match name.as_str() {
+        X_FORWARDED_PROTO | "x-forwarded-protocol" | "x-forwarded-scheme" | "x-url-scheme" => {
+            is_scheme(value)
+        }
+        "x-forwarded-host" | "x-original-host" | "x-host" => is_host(value),
+        "x-forwarded-port" => {
+            value
+                == host(request).rsplit_once(':').map_or_else(
+                    || if is_scheme("https") { "443" } else { "80" }.to_owned(),
+                    |(_, port)| port.to_owned(),
+                )
+        }
+        "x-forwarded-uri" | "x-original-uri" => value == target_of(request.uri),
+        "forwarded" => parameters(value).all(|(name, value)| match () {
+            () if name.eq_ignore_ascii_case("proto") => is_scheme(value),
+            () if name.eq_ignore_ascii_case("host") => is_host(value),
+            () => true,
+        }),
+        _ => false,
+    }
+}
+
+/// The scheme of the resource that a request asks for (RFC 9110 §4.2), in lower case.
+pub(super) fn scheme<'a>(request: &RequestView<'a>, source: &'a SchemeSource) -> Cow<'a, str> {
+    let of_uri = || request.uri.scheme_str().unwrap_or("http");
+    let scheme = match source {
+        SchemeSource::Uri => of_uri(),
+        SchemeSource::Always(scheme) => scheme.as_str(),
+        SchemeSource::Forwarded => forwarded_scheme(request.headers).map_or_else(of_uri, Scheme::as_str),
+    };
+    // `http` keeps the two usual ones in lower case.
+    if scheme.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(scheme.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(scheme)
+    }
+}
+
+/// What the proxy in front says: `X-Forwarded-Proto`, or `proto` in the one element of `Forwarded` (RFC 7239 §5.4).
+fn forwarded_scheme(headers: &HeaderMap) -> Option<&'static Scheme> {
+    const PROTO: HeaderName = HeaderName::from_static(X_FORWARDED_PROTO);
+    let said = the_one(headers, &PROTO).or_else(|| {
+        let mut parameters = parameters(the_one(headers, &FORWARDED)?);
+        parameters.find(|(name, _)| name.eq_ignore_ascii_case("proto")).map(|(_, value)| value)
+    })?;
+    [&Scheme::HTTP, &Scheme::HTTPS].into_iter().find(|scheme| said.eq_ignore_ascii_case(scheme.as_str()))
+}
+
+/// `name=value`, with or without quotes, of all elements.
+fn parameters(field: &str) -> impl Iterator<Item = (&str, &str)> {
+    field.split([',', ';']).filter_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        Some((name.trim(), value.trim().trim_matches('"')))
+    })
+}
+
+/// The value of a field that is there once.
+fn the_one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    Some(value.to_str().ok()?.trim())
+}
+
+pub(super) fn target_of(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |target| target.as_str())
+}
+
+/// One spelling for all spellings of a target that some origin takes for the same: escapes only where RFC 3986 §3.3 and §3.4
+/// ask for them, no dot segments (§5.2.4), and of a form (a query) neither empty pairs nor `=` without a value, with `+` for
+/// a space. Borrowed if that is how it is spelled.
+pub(super) fn canonical(target: &str) -> Cow<'_, str> {
+    if is_canonical(target) {
+        return Cow::Borrowed(target);
+    }
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let mut spelled = String::with_capacity(target.len());
+    respell(&mut spelled, path, Part::Path);
+    if spelled.contains("/.") {
+        spelled = super::reference::without_dots(&spelled);
+    }
+    let mut pairs = query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty());
+    if let Some(first) = pairs.next() {
+        let mut separator = '?';
+        for pair in std::iter::once(first).chain(pairs) {
+            spelled.push(separator);
+            separator = '&';
+            let pair = match pair.split_once('=') {
+                Some((name, "")) => name,
+                _ => pair,
+            };
+            respell(&mut spelled, pair, Part::Query);
+        }
+    }
+    if spelled == target { Cow::Borrowed(target) } else { Cow::Owned(spelled) }
+}
+
+/// Whether nothing in a target calls for a closer look, which is usual.
+fn is_canonical(target: &str) -> bool {
+    let (mut before, mut is_query) = (b' ', false);
+    for &byte in target.as_bytes() {
+        let is_usual = match (byte, before) {
+            (b'?', _) if !is_query => {
+                is_query = true;
+                true
+            }
+            (b'.', b'/') => is_query,
+            (b'&', b'?' | b'&' | b'=') => !is_query,
+            _ if is_query => Part::Query.may_hold(byte) || matches!(byte, b'&' | b'=' | b'+'),
+            _ => byte == b'/' || Part::Path.may_hold(byte),
+        };
+        if !is_usual {
+            return false;
+        }
+        before = byte;
+    }
+    !(is_query && matches!(before, b'?' | b'&' | b'='))
+}
+
+/// Where a text stands, and so which characters in it need no escape.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Path,
+    Query,
+}
+
+impl Part {
+    /// RFC 3986 §3.3 and §3.4, but for what separates pairs and stands for a space in forms.
+    const fn may_hold(self, byte: u8) -> bool {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => true,
+            b'!' | b'$' | b'\'' | b'(' | b')' | b'*' | b',' | b';' | b':' | b'@' => true,
+            b'&' | b'=' | b'+' => matches!(self, Self::Path),
+            b'/' | b'?' => matches!(self, Self::Query),
+            _ => false,
+        }
+    }
+}
+
+fn respell(out: &mut String, text: &str, part: Part) {
+    let bytes = text.as_bytes();
+    let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = (byte == b'%').then(|| digit(at + 1).zip(digit(at + 2))).flatten();
+        let escaped = escaped.and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
+        match (escaped, byte) {
+            (Some(b' '), _) if part == Part::Query => out.push('+'),
+            (Some(byte), _) if part.may_hold(byte) => out.push(char::from(byte)),
+            (None, b'/' | b'&' | b'=' | b'+' | b'%') => out.push(char::from(byte)),
+            (None, byte) if part.may_hold(byte) => out.push(char::from(byte)),
+            (Some(byte), _) | (None, byte) => out.push_str(&format!("%{byte:02X}")),
+        }
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    #[test]
+    fn canonical_unites_spellings() {
+        let rows: &[(&str, &[&str])] = &[
+            ("/p/7", &["/p/%37", "/%70/7", "/x/../p/7", "/./p/7", "/x/%2e%2E/p/7", "/p/7?", "/p/7?&"]),
+            ("/users/a@b.example", &["/users/a%40b.example", "/users/a%40b%2Eexample"]),
+            ("/a,b:c'(d)*!$&+=;", &["/a%2cb%3Ac%27%28d%29%2A%21%24%26%2b%3D%3b"]),
+            ("/%C3%A9%20x%2Fy", &["/%c3%a9%20x%2fy"]),
+            ("/s?q=a+b", &["/s?q=a%20b", "/s?q=a+b&", "/s?&q=%61+b", "/%73?q=a%20b"]),
+            ("/s?q", &["/s?q=", "/s?&q=&"]),
+            ("/s?at=/x?y:@,", &["/s?at=%2Fx%3fy%3A%40%2c"]),
+            ("/s?a=%26%3D%2B%25", &["/s?a=%26%3d%2b%25"]),
+            ("/100%", &[]),
+            ("/100%zz?a=%", &[]),
+            ("*", &[]),
+        ];
+        for (expected, spellings) in rows {
+            assert!(matches!(canonical(expected), Cow::Borrowed(_)), "{expected}");
+            for spelling in *spellings {
+                let found = canonical(spelling);
+                assert_eq!(&found, expected, "{spelling}");
+                assert!(matches!(found, Cow::Owned(_)), "{spelling}");
+            }
+        }
+        let apart =
+            ["/a/b", "/a%2Fb", "/a%252Fb", "/a?b", "/a%3Fb", "/a?b=1&c=2", "/a?c=2&b=1", "/a/", "/A/b"];
+        let found: std::collections::HashSet<_> = apart.iter().map(|target| canonical(target)).collect();
+        assert_eq!(found.len(), apart.len());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn canonical_is_canonical(target in "/[a-b/.%2eEfF?&=+:@-]{0,12}") {
+            let once = canonical(&target).into_owned();
+            // A bare `%` may end up before two digits; then it is read as an escape the second time.
+            let has_bare = once.split('%').skip(1).any(|rest| {
+                rest.len() < 2 || !rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit)
+            });
+            proptest::prop_assume!(!has_bare && !target.contains("%%"));
+            proptest::prop_assert_eq!(canonical(&once), once.as_str());
+            proptest::prop_assert_eq!(is_canonical(&target) || once == target, matches!(canonical(&target), Cow::Borrowed(_)));
+        }
+    }
+
+    #[test]
+    fn fields_that_repeat_the_key_select_nothing() {
+        let names = |uri: &str, fields: &[(&str, &str)], source: &SchemeSource| {
+            let mut request = Request::get(uri).header("host", "Shop.example:8443");
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            let request = request.body(()).unwrap();
+            let unkeyed = Unkeyed::of(&RequestView::from(&request), source);
+            unkeyed.names().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let https = SchemeSource::Always(Scheme::HTTPS);
+        let rows: &[(&str, &[(&str, &str)], &SchemeSource, &str)] = &[
+            ("/a", &[("accept", "x"), ("x-forwarded-for", "1.2.3.4")], &SchemeSource::Uri, ""),
+            ("/%61", &[], &SchemeSource::Uri, "larder-spelling"),
+            ("/a", &[("x-forwarded-proto", "http")], &SchemeSource::Uri, ""),
+            ("/a", &[("x-forwarded-proto", "https")], &SchemeSource::Uri, "x-forwarded-proto"),
+            ("/a", &[("x-forwarded-proto", "https")], &https, ""),
+            ("/a", &[("x-forwarded-proto", "https")], &SchemeSource::Forwarded, ""),
+            ("/a", &[("x-forwarded-proto", "https, http")], &SchemeSource::Forwarded, "x-forwarded-proto"),
+            ("/a", &[("x-forwarded-host", "shop.example:8443")], &https, ""),
+            ("/a", &[("x-forwarded-host", "evil.example")], &https, "x-forwarded-host"),
+            ("/a", &[("x-forwarded-port", "8443")], &https, ""),
+            ("/a", &[("forwarded", "for=1.2.3.4;Proto=https;host=\"shop.example:8443\"")], &https, ""),
+            ("/a", &[("forwarded", "for=1.2.3.4, host=evil.example")], &https, "forwarded"),
+            ("/a", &[("forwarded", "proto=http"), ("forwarded", "proto=https")], &https, "forwarded"),
+            (
+                "/a",
+                &[("x-original-url", "/a"), ("x-rewrite-url", "/b")],
+                &https,
+                "x-original-url x-rewrite-url",
+            ),
+        ];
+        for (uri, fields, source, expected) in rows {
+            assert_eq!(names(uri, fields, source), *expected, "{uri} {fields:?} {source:?}");
+        }
+    }
+}
