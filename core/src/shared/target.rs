@@ -338,7 +338,8 @@ mod tests {
             unkeyed.names().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         let https = SchemeSource::Always(Scheme::HTTPS);
-        let rows: &[(&str, &[(&str, &str)], &SchemeSource, &str)] = &[
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a SchemeSource, &'a str);
+        let rows: &[Row<'_>] = &[
             ("/a", &[("accept", "x"), ("x-forwarded-for", "1.2.3.4")], &SchemeSource::Uri, ""),
             ("/%61", &[], &SchemeSource::Uri, "larder-spelling"),
             ("/a", &[("x-forwarded-proto", "http")], &SchemeSource::Uri, ""),
