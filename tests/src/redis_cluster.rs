@@ -84,9 +84,11 @@ impl RedisCluster {
             }
         }
         for master in 0..MASTERS {
-            let share = |of: usize| (usize::from(SLOTS) * of / MASTERS).to_string();
-            let last = (usize::from(SLOTS) * (master + 1) / MASTERS - 1).to_string();
-            self.cli(master, &["cluster", "addslotsrange", &share(master), &last]);
+            let share = |of: usize| usize::from(SLOTS) * of / MASTERS;
+            // One by one: Redis 6 has no `ADDSLOTSRANGE`.
+            let slots: Vec<_> = (share(master)..share(master + 1)).map(|slot| slot.to_string()).collect();
+            let slots = slots.iter().map(String::as_str);
+            self.cli(master, &["cluster", "addslots"].into_iter().chain(slots).collect::<Vec<_>>());
         }
         until("the nodes know each other", || {
             (0..self.nodes.len())

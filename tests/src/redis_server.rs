@@ -4,6 +4,7 @@ use larder_core::RedisOptions;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -154,6 +155,39 @@ fn ping(port: u16) -> Option<[u8; 5]> {
     let mut reply = [0; 5];
     stream.read_exact(&mut reply).ok()?;
     Some(reply)
+}
+
+/// The version of the `redis-server` in `PATH`, as major and minor: `(7, 0)`. Valkey counts on from 7.2.
+#[must_use]
+pub fn version() -> (u32, u32) {
+    static VERSION: LazyLock<(u32, u32)> = LazyLock::new(|| {
+        let output =
+            Command::new("redis-server").arg("--version").output().expect("redis-server to be installed");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let numbers = text.split_once("v=").and_then(|(_, rest)| {
+            let mut numbers = rest.split('.').map(str::parse);
+            Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+        });
+        numbers.expect("redis-server --version to begin with a version")
+    });
+    *VERSION
+}
+
+/// The options that allow `DEBUG`. Redis 6 always does, and doesn't know the option.
+#[must_use]
+pub fn allow_debug() -> &'static [&'static str] {
+    if version() >= (7, 0) { &["--enable-debug-command", "yes"] } else { &[] }
+}
+
+/// The rules of `ACL SETUSER` that take one subcommand away from a user who may run everything. Redis 6 can't take away
+/// single subcommands: there the whole command goes, and those that are `needed` are given back.
+#[must_use]
+pub fn deny(command: &str, subcommand: &str, needed: &[&str]) -> Vec<String> {
+    if version() >= (7, 0) {
+        return vec![format!("-{command}|{subcommand}")];
+    }
+    let given_back = needed.iter().map(|other| format!("+{command}|{other}"));
+    std::iter::once(format!("-{command}")).chain(given_back).collect()
 }
 
 /// With deadlines that a machine with other work to do keeps too, for tests that are not about them.

@@ -15,7 +15,7 @@ use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, Larder, RedisOptions, RedisStore, TieredStore};
 use larder_tests::in_process::send;
 use larder_tests::proxy::{Proxy, Weather};
-use larder_tests::redis_server::{RedisServer, calls, patient};
+use larder_tests::redis_server::{RedisServer, calls, deny, patient};
 use larder_tests::tier::{self, CAPACITY, MINUTE, SLACK, all_go, becomes, keys, waiters_are_woken};
 use larder_tower::SharedCacheLayer;
 use redis::aio::MultiplexedConnection;
@@ -411,7 +411,8 @@ async fn trackers(conn: &mut MultiplexedConnection) -> Vec<String> {
 async fn without_tracking_everything_is_read_from_redis() {
     let server = RedisServer::start();
     let mut conn = raw(&server).await;
-    ask(&mut conn, "ACL SETUSER al on >pw ~* &* +@all -client|tracking").await;
+    let denied = deny("client", "tracking", &[]).join(" ");
+    ask(&mut conn, &format!("ACL SETUSER al on >pw ~* &* +@all {denied}")).await;
     let store = RedisStore::new(options(&server).username("al").password("pw")).with_local("p", CAPACITY);
     for key in keys() {
         store.set(&key, "1".into(), MINUTE).await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore};
-use larder_tests::redis_server::RedisServer;
+use larder_tests::redis_server::{RedisServer, allow_debug};
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
@@ -137,7 +137,7 @@ async fn evicting_a_group_does_not_depend_on_everything_else() {
     const ENTRIES: usize = 100;
     const ROUNDS: usize = 20;
 
-    let server = RedisServer::with_args(&["--enable-debug-command", "yes"]);
+    let server = RedisServer::with_args(allow_debug());
     let (store, conn) = (patient(&server), connect(&server).await);
     let group = KeySpace::new("p", Some("g")).unwrap();
     let mut medians = Vec::new();

@@ -262,7 +262,9 @@ async fn several(
     asking: bool,
 ) -> RedisResult<Vec<RedisResult<Value>>> {
     if !asking {
-        return conn.several(pipe).await;
+        let mut replies = conn.several(pipe).await?;
+        keep_together(&mut replies);
+        return Ok(replies);
     }
     // `ASKING` is good for one command, and a shared connection must not put another's in between.
     let mut asked = redis::pipe();
@@ -270,6 +272,25 @@ async fn several(
         asked.cmd("ASKING").add_command(cmd.clone());
     }
     Ok(conn.several(&asked).await?.into_iter().skip(1).step_by(2).collect())
+}
+
+/// Keeps a pipe on one node while its slot moves: once a command was carried out here, those after it aren't sent ahead
+/// (`ASK`), since the whole pipe would be repeated there. A lease would be on both nodes then, and the slot could not be
+/// moved. The pipe waits instead (`TRYAGAIN`).
+///
+/// Redis 6 sends every command ahead that misses one of its keys; newer servers only those that miss all of them.
+fn keep_together(replies: &mut [RedisResult<Value>]) {
+    let mut is_begun = false;
+    for reply in replies {
+        match reply {
+            Ok(_) => is_begun = true,
+            Err(error) if is_begun && matches!(Detour::of(error), Some(Detour::Ask(_))) => {
+                *error =
+                    (ErrorKind::Server(ServerErrorKind::TryAgain), "the slot's keys are on two nodes").into();
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 fn is_no_script(error: &RedisError) -> bool {
