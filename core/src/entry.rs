@@ -174,7 +174,18 @@ pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
     bytes.starts_with(&[VERSION, VALUE, coder]).then(|| bytes.slice(3..))
 }
 
+/// Reads a response from the beginning of its record, which is so many bytes long: an entry with what is there of the body,
+/// and where the body begins in the record. `None` if the record is no response, or what comes before the body isn't all there.
+#[cfg(feature = "runtime")]
+pub(crate) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
+    bytes.starts_with(&[VERSION, RESPONSE]).then(|| read_response(bytes, length))?
+}
+
 fn decode_response(bytes: &Bytes) -> Option<Entry> {
+    read_response(bytes, bytes.len()).map(|(entry, _)| entry)
+}
+
+fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;
     let [flags] = fixed.array()?;
@@ -189,13 +200,13 @@ fn decode_response(bytes: &Bytes) -> Option<Entry> {
     let variant = fixed.u64()?;
     let body_at = RESPONSE_FIXED.checked_add(fixed.u32()? as usize)?;
     let body_len = usize::try_from(fixed.u64()?).ok()?;
-    if bytes.len() != body_at.checked_add(body_len)? {
+    if length != body_at.checked_add(body_len)? || bytes.len() < body_at {
         return None;
     }
     let headers = read_head(bytes, RESPONSE_FIXED..body_at)?;
     let body = bytes.slice(body_at..);
     let must_revalidate = flags & MUST_REVALIDATE != 0;
-    Some(Entry { status, headers, body, stored_at, ttl, variant, must_revalidate })
+    Some((Entry { status, headers, body, stored_at, ttl, variant, must_revalidate }, body_at))
 }
 
 /// How many bytes a head takes.
@@ -379,6 +390,21 @@ mod tests {
         bytes[RESPONSE_FIXED - 8..].copy_from_slice(&0u64.to_be_bytes());
         bytes.extend(head);
         assert_eq!(Record::decode(&bytes.into()), None);
+    }
+
+    #[test]
+    #[cfg(feature = "runtime")]
+    fn the_beginning_of_a_record_is_enough_for_all_but_the_body() {
+        let (entry, whole) = (sample(), sample().encode());
+        let body_at = whole.len() - entry.body.len();
+        for there in 0..=whole.len() {
+            let read = read_beginning(&whole.slice(..there), whole.len());
+            let expected = (there >= body_at)
+                .then(|| (Entry { body: whole.slice(body_at..there), ..entry.clone() }, body_at));
+            assert_eq!(read, expected, "{there} bytes");
+        }
+        assert_eq!(read_beginning(&whole, whole.len() + 1), None, "of another length than it says");
+        assert_eq!(read_beginning(&Variants::new(7, Vec::new()).encode(), 1000), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::future::{Future, ready};
+use std::ops::Range;
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -26,14 +27,14 @@ use tracing::warn;
 
 use crate::body::{ReplyBody, collect, length_of};
 use crate::detach::{EvictOnDrop, Target};
-use crate::entry::Record;
+use crate::entry::{self, Record};
 use crate::flight::{Follow, Landing, Lead, Role};
 use crate::hold::{Held, Started};
 use crate::key::CacheKey;
 use crate::outcome::Outcome;
 use crate::policy::{
-    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select,
-    Stored, contradicts, leaves_outcome_unknown,
+    Admitted, Decision, Forward, Lookup, Mark, Needs, OnEntry, OnRequest, OnResponse, Pass, Placement,
+    Select, Stored, contradicts, leaves_outcome_unknown,
 };
 use crate::reason::Reason;
 use crate::request::RequestView;
@@ -48,6 +49,12 @@ pub(crate) const LOOKS: usize = 3;
 
 /// For how long the requests for an answer that can't be shared don't wait for each other.
 pub(crate) const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
+
+/// How much of a record is read first where that may be all that is needed, in bytes. Small records come whole with it.
+const HEAD: usize = 4096;
+
+/// The largest part of a body that is always read alone, in bytes.
+const SMALL_PART: u64 = 64 * 1024;
 
 /// One request and the handler for it: what an adapter wraps.
 ///
@@ -218,7 +225,7 @@ impl Route {
             return Looked::further(Further::Missing(lookup, key, span));
         };
         self.foresight.looks_again();
-        let (select, key) = match self.on_found(lookup, Ok(Some(bytes)), key, &request, &span) {
+        let (select, key) = match self.on_found(lookup, read(Some(bytes)), key, &request, &span) {
             Ok(seen) => return Looked::Seen(seen),
             Err(varies) => varies,
         };
@@ -226,12 +233,12 @@ impl Route {
         let Some(bytes) = self.shared.store.at_hand(&target) else {
             return Looked::further(Further::Selected(select, key, target, span));
         };
-        Looked::Seen(self.on_variant(select, Ok(Some(bytes)), key, target, &request, &span))
+        Looked::Seen(self.on_variant(select, read(Some(bytes)), key, target, &request, &span))
     }
 
     /// Goes on from there.
     async fn look_further(&self, further: Box<Further>, request: RequestView<'_>) -> Seen {
-        let (lookup, key, span) = match *further {
+        let (mut lookup, key, span) = match *further {
             Further::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
                 Some(key) => {
                     span.key(&key);
@@ -247,7 +254,7 @@ impl Route {
         let found = if self.foresees_a_miss(&lookup) {
             Ok(None)
         } else {
-            let found = span.around(self.fetch(&key)).await;
+            let found = span.around(self.fetch_for(&mut lookup, &key, &request)).await;
             if !matches!(found, Ok(None)) {
                 self.foresight.looks_again();
             }
@@ -263,13 +270,16 @@ impl Route {
 
     async fn look_for_variant(
         &self,
-        select: Select,
+        mut select: Select,
         key: CacheKey,
         target: CacheKey,
         span: Span,
         request: RequestView<'_>,
     ) -> Seen {
-        let found = span.around(self.find(&target)).await;
+        let found = match self.shared.store.at_hand(&target) {
+            Some(bytes) => read(Some(bytes)),
+            None => span.around(self.fetch_for(select.lookup_mut(), &target, &request)).await,
+        };
         self.on_variant(select, found, key, target, &request, &span)
     }
 
@@ -277,13 +287,13 @@ impl Route {
     fn on_found(
         &self,
         lookup: Lookup,
-        found: Result<Option<Bytes>, Reason>,
+        found: Result<Option<Record>, Reason>,
         key: CacheKey,
         request: &RequestView<'_>,
         span: &Span,
     ) -> Result<Seen, (Select, CacheKey)> {
         let now = self.shared.now();
-        match lookup.on_entry(found.and_then(read), request, now) {
+        match lookup.on_entry(found, request, now) {
             OnEntry::Decided(decision) => Ok(Seen::of(decision, key, None, span)),
             OnEntry::Select(select) => Err((select, key)),
         }
@@ -293,14 +303,14 @@ impl Route {
     fn on_variant(
         &self,
         select: Select,
-        found: Result<Option<Bytes>, Reason>,
+        found: Result<Option<Record>, Reason>,
         key: CacheKey,
         target: CacheKey,
         request: &RequestView<'_>,
         span: &Span,
     ) -> Seen {
         let now = self.shared.now();
-        Seen::of(select.on_entry(found.and_then(read), request, now), key, Some(target), span)
+        Seen::of(select.on_entry(found, request, now), key, Some(target), span)
     }
 
     fn foresees_a_miss(&self, lookup: &Lookup) -> bool {
@@ -325,6 +335,67 @@ impl Route {
             self.shared.store_failed("get", key.name(), &error);
             Reason::Down
         })
+    }
+
+    /// A record that is not at hand. Of a large response it may hold no more than the request needs, and then the lookup
+    /// knows.
+    async fn fetch_for(
+        &self,
+        lookup: &mut Lookup,
+        key: &CacheKey,
+        request: &RequestView<'_>,
+    ) -> Result<Option<Record>, Reason> {
+        if lookup.may_need_less()
+            && let Some(found) = Box::pin(self.fetch_excerpt(lookup, key, request)).await?
+        {
+            return Ok(found);
+        }
+        self.fetch(key).await.and_then(read)
+    }
+
+    /// Reads the head of a response first, and of its body only what the request needs. `None` if the whole record has to be
+    /// read.
+    async fn fetch_excerpt(
+        &self,
+        lookup: &mut Lookup,
+        key: &CacheKey,
+        request: &RequestView<'_>,
+    ) -> Result<Option<Option<Record>>, Reason> {
+        let store = &self.shared.store;
+        let down = |error| {
+            self.shared.store_failed("get", key.name(), &error);
+            Reason::Down
+        };
+        let found = match store.get_head(key, HEAD).await.map_err(down)? {
+            None => return Ok(Some(None)),
+            Some(head) if head.is_whole() => return read(Some(head.bytes)).map(Some),
+            Some(head) => head,
+        };
+        let Some((mut entry, body_at)) = entry::read_beginning(&found.bytes, found.length) else {
+            return Ok(None);
+        };
+        let length = found.length - body_at;
+        entry.body = match lookup.needs(&entry, length as u64, request) {
+            Needs::Nothing => Bytes::new(),
+            // The positions lie within something that was in memory once.
+            Needs::Part(part) if is_worth_reading_alone(&part, length as u64) => {
+                let place = |position: u64| body_at + usize::try_from(position).unwrap_or(length);
+                let range = place(part.start)..place(part.end);
+                // What comes before the body tells one response from another: when it was stored, its length, its tag.
+                let head = found.bytes.slice(..body_at);
+                match found.cut(&head, range.clone()) {
+                    Some(part) => part,
+                    None => match store.get_range(key, &head, range).await.map_err(down)? {
+                        Some(part) => part,
+                        // It is another one by now.
+                        None => return Ok(None),
+                    },
+                }
+            }
+            Needs::Part(_) | Needs::Whole => return Ok(None),
+        };
+        lookup.expect_excerpt(length as u64);
+        Ok(Some(Some(Record::Response(entry))))
     }
 
     async fn follow(&self, follow: Follow, forward: Forward) -> Followed {
@@ -769,6 +840,13 @@ impl<B: Body, E> fmt::Debug for Answering<B, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Answering").finish_non_exhaustive()
     }
+}
+
+/// Returns `true` if a part of a body of this length is read without the rest. A large part isn't: readers of the whole share
+/// one reading, so that many requests for large parts cost less that way.
+fn is_worth_reading_alone(part: &Range<u64>, length: u64) -> bool {
+    let part = part.end - part.start;
+    part <= SMALL_PART || part <= length / 4
 }
 
 /// What a record says. `Err` if it is none.

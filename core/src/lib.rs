@@ -106,7 +106,7 @@ pub use policy::CachePolicy;
 pub use reason::Reason;
 pub use request::RequestView;
 pub use rule::{Audience, DEFAULT_MAX_BODY, Kind, Principal, PrincipalOf, PrincipalSecret, Rule};
-pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError};
+pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError, ValueHead};
 pub use ttl::Ttl;
 pub use vary::{MAX_VARIANTS, SecondaryKey, Variants};
 

@@ -21,6 +21,8 @@
 //!
 //! Every way past the cache has a [`Reason`]. The diagram in ARCHITECTURE.md is drawn from what a test observed.
 //!
+//! An entry that is shown to a `Lookup` needn't hold the whole body: `Lookup::needs` says how much of it the answer takes.
+//!
 //! Not here: what a key is ([`Rule::key`]), who waits for whom, and when the store may be trusted to have written. That
 //! is the exchange's part.
 
@@ -198,6 +200,7 @@ impl CachePolicy {
                 is_head: request.method == Method::HEAD,
                 // RFC 9110 §14.2: on another method than GET it means nothing.
                 is_range: present.range && request.method == Method::GET,
+                length: None,
             }),
             Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
         }
@@ -293,6 +296,20 @@ pub struct Lookup {
     is_conditional: bool,
     is_head: bool,
     is_range: bool,
+    /// The length of the stored body, if the entry that will be shown holds no more of it than this request needs.
+    length: Option<u64>,
+}
+
+/// What of the body of a stored response its answer needs.
+#[cfg(feature = "runtime")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Nothing: it is an answer to a HEAD, a 304 or a 416.
+    Nothing,
+    /// The bytes at these positions: it is a 206.
+    Part(std::ops::Range<u64>),
+    /// All of it.
+    Whole,
 }
 
 impl Lookup {
@@ -314,6 +331,34 @@ impl Lookup {
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.directives == RequestDirectives::default() && !self.is_head && !self.is_range
+    }
+
+    /// Returns `true` if an answer from the store may need less than a whole body.
+    #[cfg(feature = "runtime")]
+    pub(crate) const fn may_need_less(&self) -> bool {
+        self.is_head || self.is_conditional || self.is_range
+    }
+
+    /// What the answer needs of the body of this response, which is `length` bytes long. The entry's own body isn't looked at.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn needs(&self, entry: &Entry, length: u64, request: &RequestView<'_>) -> Needs {
+        if self.is_head || (self.is_conditional && client_has(request.headers, entry)) {
+            return Needs::Nothing;
+        }
+        if !self.is_range {
+            return Needs::Whole;
+        }
+        match selection(request.headers, entry, length) {
+            Selection::Whole => Needs::Whole,
+            Selection::Part(part) => Needs::Part(part.positions_in_body()),
+            Selection::Unsatisfiable => Needs::Nothing,
+        }
+    }
+
+    /// Says that the entry about which it decides next holds only what it [needs](Self::needs) of a body of this length.
+    #[cfg(feature = "runtime")]
+    pub(crate) const fn expect_excerpt(&mut self, length: u64) {
+        self.length = Some(length);
     }
 
     /// Decides about what lay under the key. `Err` says why nothing could be read.
@@ -346,12 +391,22 @@ impl Lookup {
         let refusal = unacceptable(&self.directives, &entry, age);
         let not_modified = self.is_conditional && client_has(request.headers, &entry);
         let is_head = self.is_head;
+        let length = self.length.unwrap_or(entry.body.len() as u64);
         let selection = if self.is_range && !not_modified {
-            selection(request.headers, &entry)
+            selection(request.headers, &entry, length)
         } else {
             Selection::Whole
         };
-        let hit = |rule, entry| Hit { rule, entry, age, not_modified, is_head, selection, collapsed: false };
+        let hit = |rule, entry| Hit {
+            rule,
+            entry,
+            length,
+            age,
+            not_modified,
+            is_head,
+            selection,
+            collapsed: false,
+        };
         let answer = if not_modified { Decision::NotModified } else { Decision::Hit };
         match refusal {
             None => answer(hit(self.rule, entry)),
@@ -444,10 +499,10 @@ fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
     entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
-/// What of the stored response the request selects. Only a 200 is a whole body to cut (RFC 9110 §14.2).
-fn selection(request: &HeaderMap, entry: &Entry) -> Selection {
+/// What of a stored response, whose body is `length` bytes long, the request selects. Only a 200 is a whole body to cut (RFC 9110 §14.2).
+fn selection(request: &HeaderMap, entry: &Entry, length: u64) -> Selection {
     if entry.status == StatusCode::OK && range::if_range_holds(request, &entry.headers, entry.stored_at) {
-        range::select(request, entry.body.len() as u64)
+        range::select(request, length)
     } else {
         Selection::Whole
     }
@@ -462,6 +517,12 @@ pub struct Select {
 }
 
 impl Select {
+    /// The request that looks for the variant.
+    #[cfg(feature = "runtime")]
+    pub(crate) const fn lookup_mut(&mut self) -> &mut Lookup {
+        &mut self.lookup
+    }
+
     /// Under which secondary key the request's variant lies.
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
@@ -499,6 +560,8 @@ impl Select {
 pub struct Hit {
     rule: Arc<Rule>,
     entry: Entry,
+    /// The length of the stored body, of which the entry holds at least what the answer needs.
+    length: u64,
     age: Duration,
     not_modified: bool,
     is_head: bool,
@@ -513,7 +576,7 @@ impl Hit {
         self
     }
 
-    /// The stored response.
+    /// The stored response. Of its body no more may be here than the answer needs.
     #[must_use]
     pub const fn entry(&self) -> &Entry {
         &self.entry
@@ -529,7 +592,7 @@ impl Hit {
     /// one.
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
-        let Self { rule, entry, age, not_modified, is_head, selection, collapsed } = self;
+        let Self { rule, entry, length, age, not_modified, is_head, selection, collapsed } = self;
         let (remaining, staleness) = (entry.remaining_at(age), entry.staleness_at(age));
         // Whoever gets a stale answer must not go on using it for as long again.
         let stale_too = !entry.must_revalidate && !entry.is_expired_at(age);
@@ -543,7 +606,7 @@ impl Hit {
         if is_head && !not_modified {
             // Servers send the length of what GET would have sent (RFC 9110 §9.3.2), unless it can have none (§8.6).
             if entry.status != StatusCode::NO_CONTENT {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
             body = Bytes::new();
         }
@@ -553,13 +616,15 @@ impl Hit {
             Selection::Part(part) => {
                 status = StatusCode::PARTIAL_CONTENT;
                 headers.insert(CONTENT_RANGE, part.content_range());
-                body = part.cut(&body);
+                if body.len() as u64 == length {
+                    body = part.cut(&body);
+                }
             }
             Selection::Unsatisfiable => {
                 status = StatusCode::RANGE_NOT_SATISFIABLE;
                 headers = only(headers, |name| is_about_the_exchange(name, &mark.rule));
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-                headers.insert(CONTENT_RANGE, range::unsatisfied(body.len() as u64));
+                headers.insert(CONTENT_RANGE, range::unsatisfied(length));
                 body = Bytes::new();
             }
         }
@@ -705,7 +770,8 @@ impl Forward {
         }
         let not_modified = client_has(request, &entry);
         let (is_head, selection) = (self.is_head, Selection::Whole);
-        Ok(Hit { rule: self.rule, entry, age, not_modified, is_head, selection, collapsed: false })
+        let length = entry.body.len() as u64;
+        Ok(Hit { rule: self.rule, entry, length, age, not_modified, is_head, selection, collapsed: false })
     }
 
     /// Takes from the handler's request what makes it conditional, or one for a part; a read is answered with 304

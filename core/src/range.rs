@@ -48,6 +48,12 @@ impl Part {
         (self.first, self.last)
     }
 
+    /// Where its bytes lie in the body.
+    #[cfg(feature = "runtime")]
+    pub(crate) const fn positions_in_body(&self) -> std::ops::Range<u64> {
+        self.first..self.last + 1
+    }
+
     /// The value of `Content-Range` (RFC 9110 §14.4).
     #[must_use]
     pub fn content_range(&self) -> HeaderValue {

@@ -41,6 +41,7 @@ pub mod suite;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -94,6 +95,34 @@ pub trait CacheStore: Send + Sync + 'static {
         self.get(key)
     }
 
+    /// The beginning of the value under `key`, at least `limit` bytes of it unless the value is shorter, and its length.
+    ///
+    /// For callers that may need no more than that of a large value. Override it, and [`get_range`](Self::get_range) with it,
+    /// in a store that can read a part without reading the whole. What it answers is as current as what
+    /// [`get`](Self::get) answers.
+    fn get_head(
+        &self,
+        key: &CacheKey,
+        limit: usize,
+    ) -> impl Future<Output = Result<Option<ValueHead>, StoreError>> + Send {
+        let _ = limit;
+        async { Ok(self.get(key).await?.map(ValueHead::whole)) }
+    }
+
+    /// The bytes in `range` of the value under `key`, if that value begins with `head`. `None` if there is no such value any
+    /// more, or it ends within `range`.
+    ///
+    /// `head` tells versions of a value apart: all bytes are of one that began with it. Callers take it from
+    /// [`get_head`](Self::get_head), long enough to differ between any two values.
+    fn get_range(
+        &self,
+        key: &CacheKey,
+        head: &Bytes,
+        range: Range<usize>,
+    ) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send {
+        async move { Ok(self.get(key).await?.and_then(|value| ValueHead::whole(value).cut(head, range))) }
+    }
+
     /// Whether a valid entry is there. Override it where that is cheaper than reading the value.
     fn has(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send {
         async { Ok(self.get(key).await?.is_some()) }
@@ -114,6 +143,35 @@ pub trait CacheStore: Send + Sync + 'static {
     /// Lets go of connections. Called once, by `Larder::close`, when no more calls will come.
     fn close(&self) -> impl Future<Output = ()> + Send {
         async {}
+    }
+}
+
+/// The beginning of a value, and how long the whole is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueHead {
+    /// The value up to some position.
+    pub bytes: Bytes,
+    /// The length of the value, in bytes.
+    pub length: usize,
+}
+
+impl ValueHead {
+    /// A value of which nothing is missing.
+    #[must_use]
+    pub fn whole(value: Bytes) -> Self {
+        Self { length: value.len(), bytes: value }
+    }
+
+    /// Returns `true` if nothing of the value is missing.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.bytes.len() == self.length
+    }
+
+    /// The bytes in `range`, if the value begins with `head` and they are here.
+    pub(crate) fn cut(&self, head: &[u8], range: Range<usize>) -> Option<Bytes> {
+        let is_here = range.start <= range.end && range.end <= self.bytes.len();
+        (is_here && self.bytes.starts_with(head)).then(|| self.bytes.slice(range))
     }
 }
 

@@ -148,15 +148,15 @@ async fn pump(
         } else {
             &bytes[..count]
         };
+        if let Some(line) = answers {
+            line.answered.fetch_add(passed.len() as u64, Ordering::SeqCst);
+        }
         let written = match (weather, answers) {
             (Weather::Throttled(rate), Some(line)) => throttled(&mut to, passed, rate, line).await,
             _ => to.write_all(passed).await,
         };
         if written.is_err() {
             return;
-        }
-        if let Some(line) = answers {
-            line.answered.fetch_add(passed.len() as u64, Ordering::SeqCst);
         }
     }
 }

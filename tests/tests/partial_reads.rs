@@ -1,18 +1,31 @@
 //! Requests that need only a part of a large value, over connections that are slow: what they read from Redis, and what that
 //! does to others.
 
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
+use axum::handler::Handler;
+use axum::routing::get as get_route;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use larder_core::store::{Breaker, Health};
-use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore};
+use http::{HeaderMap, Method, StatusCode};
+use larder_axum::{Larder, cache, cache_evict};
+use larder_core::store::{Breaker, Health, MemoryStore, ValueHead};
+use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, StoreError};
+use larder_tests::in_process::{Answer, Runs, get, send};
 use larder_tests::proxy::{Proxy, Weather};
-use larder_tests::redis_server::RedisServer;
-use tokio::time::Instant;
+use larder_tests::redis_server::{RedisServer, patient};
+use tokio::time::{Instant, sleep};
 
 /// The length of a large value.
 const LARGE: usize = 900_000;
+
+/// What a request may read from Redis that needs no more than the head of a large value, in bytes.
+const LITTLE: u64 = 16 * 1024;
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
@@ -38,6 +51,17 @@ impl Far {
     fn store(&self) -> RedisStore {
         RedisStore::new(self.options())
     }
+
+    fn larder(&self) -> Larder {
+        Larder::builder().leased(RedisStore::new(patient(self.options())))
+    }
+
+    /// What passed from Redis while this ran, in bytes.
+    async fn cost<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
+        let before = self.proxy.answered();
+        let done = work.await;
+        (done, self.proxy.answered() - before)
+    }
 }
 
 fn key(group: Option<&str>, suffix: &str) -> CacheKey {
@@ -46,11 +70,387 @@ fn key(group: Option<&str>, suffix: &str) -> CacheKey {
 
 /// A body whose every eight bytes say where they are.
 fn body() -> Bytes {
-    (0..LARGE / 8).flat_map(|at| format!("{at:08}").into_bytes()).collect()
+    (0..LARGE / 8).map(|at| format!("{at:08}")).collect::<String>().into()
 }
 
 fn breaker(health: &Health) -> Breaker {
     health.servers[0].breaker
+}
+
+const TAG: &str = "\"v1\"";
+
+/// Large pages in a group, in none, and one that varies; and a small one.
+fn app(larder: &Larder, runs: &Runs) -> Router {
+    let page = |varies: bool| {
+        let runs = runs.clone();
+        move |headers: HeaderMap| async move {
+            runs.count();
+            let _ = headers;
+            let mut answer = HeaderMap::new();
+            answer.insert("etag", TAG.parse().unwrap());
+            if varies {
+                answer.insert("vary", "accept-language".parse().unwrap());
+            }
+            (answer, body())
+        }
+    };
+    let small = {
+        let runs = runs.clone();
+        move || async move {
+            runs.count();
+            "small"
+        }
+    };
+    Router::new()
+        .route("/grouped", get_route(page(false).layer(cache(larder).group("g").ttl(60))))
+        .route("/plain", get_route(page(false).layer(cache(larder).ttl(60))))
+        .route("/varied", get_route(page(true).layer(cache(larder).group("g").ttl(60))))
+        .route("/small/{n}", get_route(small.layer(cache(larder).group("small").ttl(60))))
+}
+
+const PAGES: [&str; 3] = ["/grouped", "/plain", "/varied"];
+
+/// A request, and what its answer is.
+struct Case {
+    name: &'static str,
+    method: Method,
+    fields: &'static [(&'static str, &'static str)],
+    status: StatusCode,
+    body: Range<usize>,
+    is_cheap: bool,
+}
+
+impl Case {
+    fn get(
+        name: &'static str,
+        fields: &'static [(&'static str, &'static str)],
+        status: StatusCode,
+        body: Range<usize>,
+    ) -> Self {
+        let is_cheap = body.len() < 1024;
+        Self { name, method: Method::GET, fields, status, body, is_cheap }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    use StatusCode as S;
+    vec![
+        Case { method: Method::HEAD, ..Case::get("HEAD", &[], S::OK, 0..0) },
+        Case { method: Method::HEAD, ..Case::get("HEAD, ranged", &[("range", "bytes=0-0")], S::OK, 0..0) },
+        Case {
+            method: Method::HEAD,
+            ..Case::get("HEAD, conditional", &[("if-none-match", TAG)], S::NOT_MODIFIED, 0..0)
+        },
+        Case::get("the same tag", &[("if-none-match", TAG)], S::NOT_MODIFIED, 0..0),
+        Case::get("any tag", &[("if-none-match", "*")], S::NOT_MODIFIED, 0..0),
+        Case::get("another tag", &[("if-none-match", "\"v0\"")], S::OK, 0..LARGE),
+        Case::get("first byte", &[("range", "bytes=0-0")], S::PARTIAL_CONTENT, 0..1),
+        Case::get("a byte near the head", &[("range", "bytes=1000-1000")], S::PARTIAL_CONTENT, 1000..1001),
+        Case::get("across the head", &[("range", "bytes=3500-4500")], S::PARTIAL_CONTENT, 3500..4501),
+        Case::get("in the middle", &[("range", "bytes=450000-450007")], S::PARTIAL_CONTENT, 450_000..450_008),
+        Case::get("the last bytes", &[("range", "bytes=-8")], S::PARTIAL_CONTENT, LARGE - 8..LARGE),
+        Case::get("all of it", &[("range", "bytes=0-")], S::PARTIAL_CONTENT, 0..LARGE),
+        Case::get("beyond it", &[("range", "bytes=900000-")], S::RANGE_NOT_SATISFIABLE, 0..0),
+        Case::get("two ranges", &[("range", "bytes=0-0,5-5")], S::OK, 0..LARGE),
+        Case::get(
+            "a range of this version",
+            &[("range", "bytes=8-15"), ("if-range", TAG)],
+            S::PARTIAL_CONTENT,
+            8..16,
+        ),
+        Case::get(
+            "a range of another version",
+            &[("range", "bytes=8-15"), ("if-range", "\"v0\"")],
+            S::OK,
+            0..LARGE,
+        ),
+        Case::get(
+            "a range of what the client has",
+            &[("range", "bytes=8-15"), ("if-none-match", TAG)],
+            S::NOT_MODIFIED,
+            0..0,
+        ),
+    ]
+}
+
+fn check(page: &str, case: &Case, answer: &Answer) {
+    let what = format!("{page}, {}", case.name);
+    assert_eq!(answer.cache(), "HIT", "{what}");
+    assert_eq!(answer.status, case.status, "{what}");
+    assert_eq!(
+        answer.header("etag"),
+        if case.status == StatusCode::RANGE_NOT_SATISFIABLE { "" } else { TAG },
+        "{what}"
+    );
+    assert!(answer.body == body()[case.body.clone()], "{what}: {} bytes", answer.body.len());
+    let Range { start, end } = case.body;
+    let range = match case.status {
+        StatusCode::PARTIAL_CONTENT => format!("bytes {start}-{}/{LARGE}", end - 1),
+        StatusCode::RANGE_NOT_SATISFIABLE => format!("bytes */{LARGE}"),
+        _ => String::new(),
+    };
+    assert_eq!(answer.header("content-range"), range, "{what}");
+    if case.method == Method::HEAD && case.status == StatusCode::OK {
+        assert_eq!(answer.header("content-length"), LARGE.to_string(), "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_read_no_more_of_a_large_value_than_they_need() {
+    let far = Far::start().await;
+    let runs = Runs::new();
+    let app = app(&far.larder(), &runs);
+    for page in PAGES {
+        get(&app, page).await;
+        let (whole, cost) = far.cost(get(&app, page)).await;
+        assert!(whole.body == body() && cost > LARGE as u64, "{page}");
+        for case in cases() {
+            let (answer, cost) = far.cost(send(&app, case.method.clone(), page, case.fields)).await;
+            check(page, &case, &answer);
+            let limit = if case.is_cheap { LITTLE } else { LARGE as u64 + LITTLE };
+            assert!(cost < limit, "{page}, {}: {cost} bytes", case.name);
+        }
+    }
+    assert_eq!(runs.total(), PAGES.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tier_keeps_heads_and_gives_way_to_whole_values() {
+    let far = Far::start().await;
+    let warm = app(&far.larder(), &Runs::new());
+    let runs = Runs::new();
+    let larder = Larder::builder().redis_with_local(patient(far.options()), 16 << 20);
+    let app = app(&larder, &runs);
+    for page in PAGES {
+        get(&warm, page).await;
+        // Until changes are heard, nothing is kept.
+        let start = Instant::now();
+        loop {
+            let (_, cost) = far.cost(send(&app, Method::HEAD, page, &[])).await;
+            if cost == 0 {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(5), "{page}: the head is never kept");
+            sleep(Duration::from_millis(20)).await;
+        }
+        for whole in [false, true] {
+            if whole {
+                assert!(get(&app, page).await.body == body(), "{page}");
+            }
+            for case in cases().iter().filter(|case| whole || case.is_cheap) {
+                let (answer, cost) = far.cost(send(&app, case.method.clone(), page, case.fields)).await;
+                check(page, case, &answer);
+                assert!(cost < LITTLE, "{page}, {}: {cost} bytes", case.name);
+            }
+        }
+    }
+    assert_eq!(runs.total(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_are_as_current_as_whole_values() {
+    for tier in [false, true] {
+        let far = Far::start().await;
+        let mine = if tier {
+            Larder::builder().redis_with_local(patient(far.options()), 16 << 20)
+        } else {
+            far.larder()
+        };
+        let version = Arc::new(AtomicUsize::new(1));
+        let page = {
+            let version = version.clone();
+            move || async move {
+                let tag = format!("\"v{}\"", version.load(Ordering::SeqCst));
+                ([("etag", tag)], body())
+            }
+        };
+        let change = {
+            let version = version.clone();
+            move || async move { version.fetch_add(1, Ordering::SeqCst).to_string() }
+        };
+        let app = Router::new().route(
+            "/x",
+            get_route(page.layer(cache(&mine).group("h").ttl(60)))
+                .delete(change.clone().layer(cache_evict(&mine).group("h").key()))
+                .post(change.layer(cache_evict(&mine).group("h").whole_group())),
+        );
+        for write in [Method::DELETE, Method::POST].into_iter().cycle().take(20) {
+            get(&app, "/x").await;
+            let tag = format!("\"v{}\"", version.load(Ordering::SeqCst));
+            assert_eq!(send(&app, Method::HEAD, "/x", &[]).await.header("etag"), tag);
+            send(&app, write, "/x", &[]).await;
+            let now = send(&app, Method::HEAD, "/x", &[]).await;
+            assert_ne!(now.header("etag"), tag, "an answer from before the eviction");
+            let same = send(&app, Method::GET, "/x", &[("if-none-match", &tag)]).await;
+            assert_eq!(same.status, StatusCode::OK);
+        }
+    }
+}
+
+/// A store whose values change between the reading of their head and that of a part.
+struct Shifting {
+    store: MemoryStore,
+    next: Bytes,
+    shifts: AtomicBool,
+    parts: AtomicUsize,
+}
+
+impl CacheStore for Shifting {
+    async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
+        let value = self.store.get(key).await?;
+        Ok(value.map(|value| ValueHead { length: value.len(), bytes: value.slice(..limit.min(value.len())) }))
+    }
+
+    async fn get_range(
+        &self,
+        key: &CacheKey,
+        head: &Bytes,
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.parts.fetch_add(1, Ordering::SeqCst);
+        if self.shifts.load(Ordering::SeqCst) {
+            self.store.set(key, self.next.clone(), MINUTE).await?;
+        }
+        let value = self.store.get(key).await?;
+        Ok(value.filter(|value| value.starts_with(head)).map(|value| value.slice(range)))
+    }
+
+    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
+        self.store.set(key, value, ttl).await
+    }
+
+    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        self.store.delete(key).await
+    }
+
+    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
+        self.store.delete_group(group).await
+    }
+}
+
+#[tokio::test]
+async fn a_part_is_never_cut_from_another_version_than_its_head() {
+    // What a store holds for the second version, as the cache itself would have written it.
+    let record = {
+        let store = MemoryStore::new();
+        let larder = Larder::builder().leased(store.clone());
+        get(&versioned(&larder, "b"), "/x").await;
+        let key = larder.key_for("g", &"/x".parse().unwrap()).unwrap();
+        store.get(&key).await.unwrap().unwrap()
+    };
+    let shifting = Shifting {
+        store: MemoryStore::new(),
+        next: record,
+        shifts: AtomicBool::new(false),
+        parts: AtomicUsize::new(0),
+    };
+    let shifting = Arc::new(shifting);
+    let app = versioned(&Larder::new(Shared(shifting.clone())), "a");
+    get(&app, "/x").await;
+    let range = [("range", "bytes=500000-500003")];
+    let before = send(&app, Method::GET, "/x", &range).await;
+    assert_eq!((before.text(), before.header("etag")), ("aaaa", "\"a\""));
+    assert_eq!(shifting.parts.load(Ordering::SeqCst), 1, "the part was read alone");
+    shifting.shifts.store(true, Ordering::SeqCst);
+    let between = send(&app, Method::GET, "/x", &range).await;
+    assert_eq!((between.text(), between.header("etag")), ("bbbb", "\"b\""));
+    assert_eq!(between.cache(), "HIT");
+}
+
+/// A page that is one letter over and over, and says so in its tag.
+fn versioned(larder: &Larder, letter: &'static str) -> Router {
+    let page = move || async move { ([("etag", format!("\"{letter}\""))], letter.repeat(LARGE)) };
+    Router::new().route("/x", get_route(page.layer(cache(larder).group("g").ttl(60))))
+}
+
+/// A store that tests keep a hand on.
+struct Shared(Arc<Shifting>);
+
+impl CacheStore for Shared {
+    async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        self.0.get(key).await
+    }
+
+    async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
+        self.0.get_head(key, limit).await
+    }
+
+    async fn get_range(
+        &self,
+        key: &CacheKey,
+        head: &Bytes,
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.0.get_range(key, head, range).await
+    }
+
+    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
+        self.0.set(key, value, ttl).await
+    }
+
+    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        self.0.delete(key).await
+    }
+
+    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
+        self.0.delete_group(group).await
+    }
+}
+
+/// What 150 requests a second do to others on a slow line, where a whole value takes most of the deadline.
+async fn flood(method: Method, fields: &[(&str, &str)]) {
+    let far = Far::start().await;
+    let runs = Runs::new();
+    // Ten times the default, for machines with other work to do.
+    let options =
+        far.options().read_deadline(Duration::from_millis(500)).fill_deadline(Duration::from_secs(5));
+    let larder = Larder::builder().leased(RedisStore::new(options));
+    let app = app(&larder, &runs);
+    get(&app, "/grouped").await;
+    for n in 0..20 {
+        get(&app, &format!("/small/{n}")).await;
+    }
+    let warmed = runs.total();
+    far.proxy.turn(Weather::Throttled(SLOWEST));
+    let flooding = async {
+        let mut hits = 0;
+        for _ in 0..30 {
+            let answers = join_all((0..5).map(|_| send(&app, method.clone(), "/grouped", fields))).await;
+            hits += answers.iter().filter(|answer| answer.cache() == "HIT").count();
+            sleep(Duration::from_millis(33)).await;
+        }
+        hits
+    };
+    let others = async {
+        let mut hits = 0;
+        for n in 0..400 {
+            hits += usize::from(get(&app, &format!("/small/{}", n % 20)).await.cache() == "HIT");
+            sleep(Duration::from_millis(2)).await;
+        }
+        hits
+    };
+    let (hits, others) = tokio::join!(flooding, others);
+    assert_eq!((hits, others, runs.total() - warmed), (150, 400, 0), "{method} {fields:?}");
+    assert_eq!(breaker(&larder.stats().store.health), Breaker::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_heads_of_a_large_value_leave_others_their_hits() {
+    flood(Method::HEAD, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_validations_of_a_large_value_leave_others_their_hits() {
+    flood(Method::GET, &[("if-none-match", TAG)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_parts_of_a_large_value_leave_others_their_hits() {
+    flood(Method::GET, &[("range", "bytes=700000-700000")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

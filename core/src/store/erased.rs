@@ -1,12 +1,13 @@
 //! The private twin of [`LeaseStore`] that can be a trait object, so that no type parameter spreads from the store.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Abandon, Begin, Health, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Begin, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -15,6 +16,13 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
     fn get_shared<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
     fn at_hand(&self, key: &CacheKey) -> Option<Bytes>;
+    fn get_head<'a>(&'a self, key: &'a CacheKey, limit: usize) -> Boxed<'a, Option<ValueHead>>;
+    fn get_range<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        head: &'a Bytes,
+        range: Range<usize>,
+    ) -> Boxed<'a, Option<Bytes>>;
     fn set<'a>(&'a self, key: &'a CacheKey, value: Bytes, ttl: Option<Duration>) -> Boxed<'a, ()>;
     fn delete<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
     fn delete_group<'a>(&'a self, group: &'a KeySpace) -> Boxed<'a, u64>;
@@ -46,6 +54,19 @@ impl<S: LeaseStore> ErasedStore for S {
 
     fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
         self.at_hand(key)
+    }
+
+    fn get_head<'a>(&'a self, key: &'a CacheKey, limit: usize) -> Boxed<'a, Option<ValueHead>> {
+        Box::pin(self.get_head(key, limit))
+    }
+
+    fn get_range<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        head: &'a Bytes,
+        range: Range<usize>,
+    ) -> Boxed<'a, Option<Bytes>> {
+        Box::pin(self.get_range(key, head, range))
     }
 
     fn set<'a>(&'a self, key: &'a CacheKey, value: Bytes, ttl: Option<Duration>) -> Boxed<'a, ()> {

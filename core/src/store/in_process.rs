@@ -1,6 +1,7 @@
 //! The fill protocol for stores that don't have one: [`InProcess`].
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::sync::{
 };
 
 use super::leases::{LeaseTable, head_of, stripe};
-use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::clock::Clock;
 use crate::key::{CacheKey, KeySpace};
 
@@ -97,6 +98,19 @@ impl<S: CacheStore> CacheStore for InProcess<S> {
 
     fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
         self.store.at_hand(key)
+    }
+
+    async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
+        self.store.get_head(key, limit).await
+    }
+
+    async fn get_range(
+        &self,
+        key: &CacheKey,
+        head: &Bytes,
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.store.get_range(key, head, range).await
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {

@@ -65,6 +65,7 @@ mod tls;
 mod wire;
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ use self::connection::{At, Connection};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::scripts::Call;
 pub use self::tiered::{MAX_STALE, TieredStore};
-use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
 
 /// Keeps entries in Redis. Clones are cheap and share their connections.
@@ -127,6 +128,33 @@ impl RedisStore {
 impl CacheStore for RedisStore {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         if self.is_in_doubt(key) { Ok(None) } else { self.read(key).await }
+    }
+
+    async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
+        if self.is_in_doubt(key) {
+            return Ok(None);
+        }
+        match self.read_head(key, limit).await {
+            // What it is, or what this user may do, is for the ordinary read to find out.
+            Err(StoreError::Refused(_)) => Ok(self.read(key).await?.map(ValueHead::whole)),
+            head => Ok(head?.map(|(head, _)| head)),
+        }
+    }
+
+    async fn get_range(
+        &self,
+        key: &CacheKey,
+        head: &Bytes,
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        if range.is_empty() {
+            // Redis has no such range.
+            let found = self.get_head(key, head.len()).await?;
+            return Ok(found
+                .filter(|found| range.end <= found.length)
+                .and_then(|found| found.cut(head, 0..0)));
+        }
+        if self.is_in_doubt(key) { Ok(None) } else { self.read_range(key, head, range).await }
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
@@ -457,9 +485,71 @@ impl RedisStore {
             _ => None,
         };
         let Some(value) = value else { return Ok(None) };
-        // It answers -1 for no end, and -2 for what is gone by now.
-        let left = if left == -1 { None } else { Some(Duration::from_millis(left.try_into().unwrap_or(0))) };
-        Ok(Some((value, left)))
+        Ok(Some((value, remaining(left))))
+    }
+
+    /// The beginning of a value, and how long it will still be there, which is never too long.
+    ///
+    /// These are several commands, and the value may be replaced in between. The entry is read before the nonce, so an entry
+    /// of that nonce was valid when it was read. Its length may be another one's: callers compare it with what the value says
+    /// about itself.
+    async fn read_head(
+        &self,
+        key: &CacheKey,
+        limit: usize,
+    ) -> Result<Option<(ValueHead, Option<Duration>)>, StoreError> {
+        let Inner { options, connection, .. } = &*self.inner;
+        let name = key.name();
+        let limit = limit.max(1);
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(name).arg(0).arg(limit - 1 + fence_len(key));
+        pipe.cmd("STRLEN").arg(name).cmd("PTTL").arg(name);
+        let (bytes, length, left) = if let Some(nonce) = names::nonce_of(key) {
+            pipe.cmd("GET").arg(nonce);
+            let (record, length, left, nonce): (Bytes, usize, i64, Option<Bytes>) =
+                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            let Some(value) = nonce.and_then(|nonce| valid_under(&nonce, &record)) else { return Ok(None) };
+            (value, length.saturating_sub(fence_len(key)), left)
+        } else {
+            let (value, length, left): (Bytes, usize, i64) =
+                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            if value.is_empty() {
+                // An empty value and none look the same.
+                let found = if left == GONE { None } else { self.read_with_expiry(key).await? };
+                return Ok(found.map(|(value, left)| (ValueHead::whole(value), left)));
+            }
+            (value, length, left)
+        };
+        // What is shorter than it might be is all there is.
+        let length = if bytes.len() < limit { bytes.len() } else { length.max(bytes.len()) };
+        Ok(Some((ValueHead { bytes, length }, remaining(left))))
+    }
+
+    /// The part is read before what the value begins with, and that before the nonce. A value that begins with `head` in the
+    /// end did so all the time: it was never another one in between, for no two values begin with the same.
+    async fn read_range(
+        &self,
+        key: &CacheKey,
+        head: &[u8],
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let Inner { options, connection, .. } = &*self.inner;
+        let (name, fence) = (key.name(), fence_len(key));
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(name).arg(range.start + fence).arg(range.end - 1 + fence);
+        pipe.cmd("GETRANGE").arg(name).arg(0).arg((head.len() + fence).max(1) - 1);
+        let (part, found) = if let Some(nonce) = names::nonce_of(key) {
+            pipe.cmd("GET").arg(nonce);
+            let (part, found, nonce): (Bytes, Bytes, Option<Bytes>) =
+                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            (part, nonce.and_then(|nonce| valid_under(&nonce, &found)))
+        } else {
+            let (part, found): (Bytes, Bytes) =
+                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            (part, Some(found))
+        };
+        let is_same = found.is_some_and(|found| found.starts_with(head));
+        Ok((is_same && part.len() == range.len()).then_some(part))
     }
 
     async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {
@@ -550,6 +640,19 @@ fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a
 
 fn mget<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Cmd {
     wire::command(std::iter::once("MGET").chain(names).map(str::as_bytes))
+}
+
+/// How many bytes of an entry come before its value.
+fn fence_len(key: &CacheKey) -> usize {
+    if key.group().is_some() { 8 } else { 0 }
+}
+
+/// What `PTTL` answers for a key that is not there.
+const GONE: i64 = -2;
+
+/// What `PTTL` says: `None` for no end. What is gone by now has nothing left.
+fn remaining(left: i64) -> Option<Duration> {
+    (left != -1).then(|| Duration::from_millis(left.try_into().unwrap_or(0)))
 }
 
 /// The value of an entry of a group, if the group's nonce is the one that it was written under.

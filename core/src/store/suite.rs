@@ -301,6 +301,8 @@ cases! {
     a_value_comes_back
     any_bytes_are_a_value
     a_large_value_comes_back
+    the_head_of_a_value_is_its_beginning
+    a_range_is_of_the_value_that_begins_so
     any_characters_are_a_key
     look_alike_keys_are_apart
     set_replaces
@@ -396,6 +398,66 @@ pub async fn a_large_value_comes_back<S: CacheStore>(subject: &Subject<S>) {
     let value: Bytes = (0..1_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     subject.store.set(&key, value.clone(), Some(LONG)).await.unwrap();
     assert!(subject.get(&key).await == Some(value), "a value of 1 MB did not come back as it was");
+    subject.clean_up().await;
+}
+
+/// `get_head` answers the beginning and the length of what `get` answers, and nothing where that answers nothing.
+pub async fn the_head_of_a_value_is_its_beginning<S: CacheStore>(subject: &Subject<S>) {
+    const LIMIT: usize = 100;
+    for space in [subject.ungrouped(), subject.group("g")] {
+        let key = space.key("head");
+        let head = async || subject.store.get_head(&key, LIMIT).await.unwrap();
+        assert_eq!(head().await, None, "never written");
+        for length in [0, 1, LIMIT - 1, LIMIT, LIMIT + 1, 10_000] {
+            let value: Bytes = (0..length).map(|at| at.to_le_bytes()[0]).collect();
+            subject.store.set(&key, value.clone(), Some(LONG)).await.unwrap();
+            let Some(found) = head().await else { panic!("no head of a value of {length} bytes") };
+            assert_eq!(found.length, length, "the length of the whole value");
+            assert!(found.bytes.len() >= length.min(LIMIT), "less than the limit of {length} bytes");
+            assert!(value.starts_with(&found.bytes), "not the beginning of {length} bytes");
+        }
+        subject.store.delete(&key).await.unwrap();
+        assert_eq!(head().await, None, "deleted");
+        subject.set(&key, "again").await;
+        subject.store.delete_group(&space).await.unwrap();
+        assert_eq!(head().await, None, "its group was deleted");
+    }
+    subject.clean_up().await;
+}
+
+/// `get_range` answers bytes of the value that begins as asked, and nothing once there is another or none.
+pub async fn a_range_is_of_the_value_that_begins_so<S: CacheStore>(subject: &Subject<S>) {
+    for space in [subject.ungrouped(), subject.group("g")] {
+        let key = space.key("range");
+        let (old, new) = (Bytes::from_static(b"old: 0123456789"), Bytes::from_static(b"new: 0123456789"));
+        let cut = async |head: &'static [u8], range| {
+            subject.store.get_range(&key, &Bytes::from_static(head), range).await.unwrap()
+        };
+        assert_eq!(cut(b"old", 5..8).await, None, "never written");
+        subject.store.set(&key, old.clone(), Some(LONG)).await.unwrap();
+        for (range, expected) in [
+            (0..3, Some("old")),
+            (5..8, Some("012")),
+            (14..15, Some("9")),
+            (0..15, Some("old: 0123456789")),
+            (5..5, Some("")),
+            (0..0, Some("")),
+            (14..16, None),
+            (20..21, None),
+        ] {
+            let found = cut(b"old", range.clone()).await;
+            assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{range:?}");
+        }
+        assert_eq!(cut(b"", 5..8).await.as_deref(), Some(&b"012"[..]), "every value begins with nothing");
+        subject.store.set(&key, new, Some(LONG)).await.unwrap();
+        assert_eq!(cut(b"old", 5..8).await, None, "a value that begins otherwise");
+        assert_eq!(cut(b"new", 5..8).await.as_deref(), Some(&b"012"[..]));
+        subject.store.delete(&key).await.unwrap();
+        assert_eq!(cut(b"", 5..8).await, None, "deleted");
+        subject.store.set(&key, old, Some(LONG)).await.unwrap();
+        subject.store.delete_group(&space).await.unwrap();
+        assert_eq!(cut(b"old", 5..8).await, None, "its group was deleted");
+    }
     subject.clean_up().await;
 }
 

@@ -1,6 +1,7 @@
 //! The store as everybody here sees it: each call is counted, and so is what it wrote or evicted.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use super::{Eviction, Operation, Telemetry, Write};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::erased::ErasedStore;
-use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError};
+use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError, ValueHead};
 
 /// A store, watched.
 pub(crate) struct ObservedStore {
@@ -47,6 +48,25 @@ impl ObservedStore {
     /// A value as every process sees it.
     pub(crate) async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         self.call(Operation::Get, self.store.get_shared(key)).await
+    }
+
+    /// The beginning of a value that is not at hand.
+    pub(crate) async fn get_head(
+        &self,
+        key: &CacheKey,
+        limit: usize,
+    ) -> Result<Option<ValueHead>, StoreError> {
+        self.call(Operation::Get, self.store.get_head(key, limit)).await
+    }
+
+    /// A part of the value that begins like this.
+    pub(crate) async fn get_range(
+        &self,
+        key: &CacheKey,
+        head: &Bytes,
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        self.call(Operation::Get, self.store.get_range(key, head, range)).await
     }
 
     pub(crate) async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {

@@ -19,6 +19,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,7 +40,7 @@ use super::link::Dialer;
 use super::names;
 use crate::key::{CacheKey, KeySpace};
 use crate::store::leases::head_of;
-use crate::store::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
+use crate::store::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 
 /// For how long what is here may be out of date when Redis can't be heard. While it can, it is less than a millisecond.
 pub const MAX_STALE: Duration = Duration::from_secs(1);
@@ -99,12 +100,48 @@ impl CacheStore for TieredStore {
         }
         let asked = self.local.now();
         let Some((value, left)) = self.redis.read_with_expiry(key).await? else { return Ok(None) };
-        self.local.keep(key, &ticket, &value, left.map(|left| asked + left));
+        self.local.keep(key, &ticket, &ValueHead::whole(value.clone()), left.map(|left| asked + left));
         Ok(Some(value))
     }
 
     async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         self.redis.get(key).await
+    }
+
+    async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
+        if self.redis.is_in_doubt(key) {
+            return Ok(None);
+        }
+        if let Some(head) = self.local.head(key).filter(|head| head.is_whole() || head.bytes.len() >= limit) {
+            return Ok(Some(head));
+        }
+        let Some(ticket) = self.local.ticket(key) else { return self.redis.get_head(key, limit).await };
+        // Only now: from here on an eviction revokes the ticket.
+        if self.redis.is_in_doubt(key) {
+            return Ok(None);
+        }
+        let asked = self.local.now();
+        let (head, left) = match self.redis.read_head(key, limit).await {
+            Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
+            head => match head? {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+        };
+        self.local.keep(key, &ticket, &head, left.map(|left| asked + left));
+        Ok(Some(head))
+    }
+
+    async fn get_range(
+        &self,
+        key: &CacheKey,
+        head: &Bytes,
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        match self.at_hand(key) {
+            Some(value) => Ok(ValueHead::whole(value).cut(head, range)),
+            None => self.redis.get_range(key, head, range).await,
+        }
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
@@ -241,7 +278,8 @@ struct Listener {
 
 #[derive(Clone)]
 struct Kept {
-    value: Bytes,
+    /// The value, or the beginning of one of which only that was read.
+    head: ValueHead,
     expires: Option<Duration>,
     group_epoch: u64,
 }
@@ -251,7 +289,7 @@ struct Weigh;
 
 impl Weighter<Box<str>, Kept> for Weigh {
     fn weight(&self, name: &Box<str>, kept: &Kept) -> u64 {
-        OVERHEAD + name.len() as u64 + kept.value.len() as u64
+        OVERHEAD + name.len() as u64 + kept.head.bytes.len() as u64
     }
 }
 
@@ -283,13 +321,18 @@ impl Local {
     }
 
     fn get(&self, key: &CacheKey) -> Option<Bytes> {
+        self.head(key).filter(ValueHead::is_whole).map(|head| head.bytes)
+    }
+
+    /// A value, or the beginning of one.
+    fn head(&self, key: &CacheKey) -> Option<ValueHead> {
         let now = self.now();
         if !self.is_valid_at(now) {
             return None;
         }
         let kept = self.entries.get(key.name())?;
         let is_over = kept.expires.is_some_and(|expires| expires <= now);
-        (!is_over && kept.group_epoch == self.group_epoch(key)).then_some(kept.value)
+        (!is_over && kept.group_epoch == self.group_epoch(key)).then_some(kept.head)
     }
 
     /// To be taken before Redis is asked. `None` for what isn't tracked, or not now.
@@ -303,10 +346,11 @@ impl Local {
         key.name().starts_with(&*self.head).then_some(ticket)
     }
 
-    fn keep(&self, key: &CacheKey, ticket: &Ticket, value: &Bytes, expires: Option<Duration>) {
+    fn keep(&self, key: &CacheKey, ticket: &Ticket, head: &ValueHead, expires: Option<Duration>) {
         let epoch = self.stripe(key.name());
-        if *epoch == ticket.epoch {
-            let kept = Kept { value: value.clone(), expires, group_epoch: ticket.group_epoch };
+        // The beginning of a value doesn't replace the whole.
+        if *epoch == ticket.epoch && (head.is_whole() || self.get(key).is_none()) {
+            let kept = Kept { head: head.clone(), expires, group_epoch: ticket.group_epoch };
             self.entries.insert(key.name().into(), kept);
         }
     }
