@@ -99,6 +99,8 @@ reasons! {
     Stream = "stream",
     /// The body is larger than the limit.
     Size = "size",
+    /// Too many bytes of other answers are being kept right now.
+    Budget = "budget",
     /// The body is empty, and a write-through has nothing to store.
     Empty = "empty",
     /// The answer to a HEAD has no body to store.

@@ -27,6 +27,8 @@ mod target;
 #[cfg(feature = "runtime")]
 mod body;
 #[cfg(feature = "runtime")]
+mod budget;
+#[cfg(feature = "runtime")]
 mod exchange;
 
 use std::time::Duration;
@@ -48,6 +50,9 @@ pub use {
     exchange::{SharedCache, SharedReply},
 };
 
+/// How many bytes of bodies a shared cache holds while they are being kept, unless configured otherwise.
+const DEFAULT_MAX_HELD: u64 = 64 * 1024 * 1024;
+
 /// What RFC 9111 leaves to a shared cache.
 #[derive(Clone, Debug)]
 pub struct SharedRule {
@@ -55,6 +60,9 @@ pub struct SharedRule {
     pub space: KeySpace,
     /// The largest body that is stored, in bytes. Larger ones flow through. 10 MiB.
     pub max_body: u64,
+    /// How many bytes of bodies may be held at once while they are being kept, in this process. A body counts until it is
+    /// stored and its client has read it. What would be too much flows through unstored, with the reason `budget`. 64 MiB.
+    pub max_held: u64,
     /// The longest freshness lifetime that is guessed from `Last-Modified` for a response that says nothing itself
     /// (§4.2.2). A day; zero guesses nothing.
     pub heuristic_limit: Duration,
@@ -147,6 +155,7 @@ impl SharedRule {
         Self {
             space,
             max_body: DEFAULT_MAX_BODY,
+            max_held: DEFAULT_MAX_HELD,
             heuristic_limit: HOUR * 24,
             keep_stale: HOUR * 24,
             stale_if_error: HOUR,

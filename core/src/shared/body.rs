@@ -1,17 +1,22 @@
 //! Bodies of a shared cache's answers: stored ones, the origin's own, and the origin's own while it is being kept.
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use super::budget::{Budget, Holder, Share};
 use crate::body::{join, owned};
 use crate::policy::BodyLength;
 
@@ -30,18 +35,9 @@ pin_project! {
     enum Inner<B: Body> {
         Full { bytes: Bytes },
         Own { #[pin] body: B },
-        Kept { pieces: UnboundedReceiver<Piece<B>>, remaining: Option<u64>, ended: bool },
+        Kept { pipe: ReadEnd<B>, remaining: Option<u64>, ended: bool },
         Rest { rest: Pin<Box<B>> },
     }
-}
-
-/// What the one who keeps a body hands on.
-enum Piece<B: Body> {
-    Frame(Frame<Bytes>),
-    /// It turned out too long to be kept. From here on the client reads it itself.
-    Rest(Pin<Box<B>>),
-    Error(B::Error),
-    End,
 }
 
 impl<B: Body> SharedBody<B> {
@@ -77,7 +73,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let piece = match self.as_mut().project().inner.project() {
+        let end = match self.as_mut().project().inner.project() {
             InnerProjection::Full { bytes } if bytes.is_empty() => return Poll::Ready(None),
             InnerProjection::Full { bytes } => {
                 return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))));
@@ -85,29 +81,28 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
             InnerProjection::Own { body } => return body.poll_frame(context).map(own_frame),
             InnerProjection::Rest { rest } => return rest.as_mut().poll_frame(context).map(own_frame),
             InnerProjection::Kept { ended: true, .. } => return Poll::Ready(None),
-            InnerProjection::Kept { pieces, remaining, ended } => {
-                let piece = ready!(pieces.poll_recv(context));
-                match (&piece, remaining) {
-                    (Some(Piece::Frame(frame)), Some(remaining)) => {
-                        let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
-                        *remaining = remaining.saturating_sub(sent);
-                    }
-                    (Some(Piece::Frame(_)), None) => {}
-                    _ => *ended = true,
+            InnerProjection::Kept { pipe, remaining, ended } => match pipe.0.read(context) {
+                Read::Nothing => return Poll::Pending,
+                Read::Frame(frame) => {
+                    let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
+                    *remaining = remaining.map(|remaining| remaining.saturating_sub(sent));
+                    return Poll::Ready(Some(Ok(frame)));
                 }
-                piece
-            }
+                Read::End(end) => {
+                    *ended = true;
+                    end
+                }
+            },
         };
-        match piece {
-            Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
-            Some(Piece::Rest(rest)) => {
+        match end {
+            End::Whole => Poll::Ready(None),
+            End::Rest(rest) => {
                 self.set(Self { inner: Inner::Rest { rest } });
                 self.poll_frame(context)
             }
-            Some(Piece::Error(error)) => Poll::Ready(Some(Err(error.into()))),
-            Some(Piece::End) => Poll::Ready(None),
+            End::Error(error) => Poll::Ready(Some(Err(error.into()))),
             // Never let what was cut pass for whole.
-            None => Poll::Ready(Some(Err("the response was given up on".into()))),
+            End::Cut => Poll::Ready(Some(Err("the response was given up on".into()))),
         }
     }
 
@@ -140,44 +135,205 @@ fn own_frame<D: Buf, E: Into<BoxError>>(
     })
 }
 
-/// Splits a body: what the client reads, at once and as it comes, and what keeps it meanwhile.
-pub(crate) fn keep<B: Body>(body: B, length: BodyLength, limit: u64) -> (SharedBody<B>, Keeper<B>) {
-    let (client, pieces) = unbounded_channel();
+/// What lies between the keeper of a body and the client that reads it.
+struct Pipe<B: Body> {
+    state: Mutex<State<B>>,
+    client_gone: Notify,
+}
+
+struct State<B: Body> {
+    /// What the client hasn't read of a body that is still coming.
+    frames: VecDeque<Frame<Bytes>>,
+    /// The body once it is complete, in place of the frames: the same bytes that are stored.
+    whole: Option<Bytes>,
+    /// How much of it the client may have already, in bytes, and how much it has read.
+    released: usize,
+    read: usize,
+    trailers: Option<HeaderMap>,
+    end: Option<End<B>>,
+    reader: Option<Waker>,
+    last_read: Instant,
+    /// Until the client has read what is held, or is gone.
+    share: Option<Share>,
+}
+
+/// How a body ends.
+enum End<B: Body> {
+    Whole,
+    Error(B::Error),
+    /// It isn't kept any longer. From here on the client reads it itself.
+    Rest(Pin<Box<B>>),
+    /// What should have ended it is gone.
+    Cut,
+}
+
+enum Read<B: Body> {
+    Nothing,
+    Frame(Frame<Bytes>),
+    End(End<B>),
+}
+
+impl<B: Body> Pipe<B> {
+    fn state(&self) -> MutexGuard<'_, State<B>> {
+        // Nothing in here panics halfway.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, context: &Context<'_>) -> Read<B> {
+        let mut state = self.state();
+        state.last_read = Instant::now();
+        if let Some(frame) = state.frames.pop_front() {
+            state.read += frame.data_ref().map_or(0, Bytes::len);
+            return Read::Frame(frame);
+        }
+        let (read, released) = (state.read, state.released);
+        if let Some(whole) = state.whole.as_ref().filter(|_| read < released) {
+            let piece = whole.slice(read..released);
+            state.read = released;
+            return Read::Frame(Frame::data(piece));
+        }
+        if matches!(state.end, Some(End::Whole))
+            && let Some(trailers) = state.trailers.take()
+        {
+            return Read::Frame(Frame::trailers(trailers));
+        }
+        match state.end.take() {
+            Some(end) => {
+                state.share = None;
+                Read::End(end)
+            }
+            None => {
+                state.reader = Some(context.waker().clone());
+                Read::Nothing
+            }
+        }
+    }
+
+    /// Changes the state and wakes the client.
+    fn write(&self, change: impl FnOnce(&mut State<B>)) {
+        let reader = {
+            let mut state = self.state();
+            change(&mut state);
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+impl<B: Body + Send> Holder for Pipe<B>
+where
+    B::Error: Send,
+{
+    fn give_up(&self, stalled: Duration) {
+        self.write(|state| {
+            // While the body is coming its client need not have anything to read.
+            if state.end.is_some() && state.last_read.elapsed() >= stalled {
+                state.frames.clear();
+                state.whole = None;
+                state.end = Some(End::Cut);
+                state.share = None;
+            }
+        });
+    }
+}
+
+/// The client's end.
+struct ReadEnd<B: Body>(Arc<Pipe<B>>);
+
+impl<B: Body> Drop for ReadEnd<B> {
+    fn drop(&mut self) {
+        self.0.write(|state| {
+            state.frames.clear();
+            state.whole = None;
+        });
+        self.0.client_gone.notify_one();
+    }
+}
+
+/// The keeper's end. Dropped before it has ended the body, it cuts it.
+struct WriteEnd<B: Body>(Arc<Pipe<B>>);
+
+impl<B: Body> WriteEnd<B> {
+    fn end(&self, end: End<B>) {
+        self.0.write(|state| state.end = Some(end));
+    }
+}
+
+impl<B: Body> Drop for WriteEnd<B> {
+    fn drop(&mut self) {
+        self.0.write(|state| {
+            state.end.get_or_insert(End::Cut);
+        });
+    }
+}
+
+/// Splits a body: what the client reads, at once and as it comes, and what keeps it meanwhile. `Err` gives the body back when
+/// there is no room for it in the budget.
+pub(crate) fn keep<B>(
+    body: B,
+    length: BodyLength,
+    limit: u64,
+    budget: &Arc<Budget>,
+) -> Result<(SharedBody<B>, Keeper<B>), B>
+where
+    B: Body<Error: Send> + Send + 'static,
+{
     let remaining = body.size_hint().exact();
     let expected = match length {
         BodyLength::Known(length) => Some(length),
         BodyLength::Unknown => None,
     };
+    let Some(share) = budget.share(expected.unwrap_or(0)) else { return Err(body) };
+    let pipe = Arc::new(Pipe {
+        state: Mutex::new(State {
+            frames: VecDeque::new(),
+            whole: None,
+            released: 0,
+            read: 0,
+            trailers: None,
+            end: None,
+            reader: None,
+            last_read: Instant::now(),
+            share: Some(share),
+        }),
+        client_gone: Notify::new(),
+    });
+    let holder: Arc<dyn Holder> = pipe.clone();
+    budget.register(&holder, expected);
+    let client = WriteEnd(Arc::clone(&pipe));
     let keeper = Keeper { body: Box::pin(body), client, limit, expected, chunks: Vec::new(), length: 0 };
-    (SharedBody { inner: Inner::Kept { pieces, remaining, ended: false } }, keeper)
+    Ok((SharedBody { inner: Inner::Kept { pipe: ReadEnd(pipe), remaining, ended: false } }, keeper))
 }
 
-/// Reads a body to its end, hands every frame on, and keeps them. The client's channel needs no bound of its own: what lies
-/// in it is kept anyway, and that is bounded.
+/// Reads a body to its end, hands every frame on, and keeps them. What the client hasn't read is kept anyway, and bounded by
+/// the limit and the budget.
 pub(crate) struct Keeper<B: Body> {
     body: Pin<Box<B>>,
-    client: UnboundedSender<Piece<B>>,
+    client: WriteEnd<B>,
     limit: u64,
     expected: Option<u64>,
     chunks: Vec<Bytes>,
     length: u64,
 }
 
-/// A body that was read to its end. The client doesn't know yet: first the response is stored, so that whoever has read it
-/// finds it in the cache.
+/// A body that was read to its end. The client doesn't know yet: first the response is stored, so that a client that has read
+/// all of it finds it in the cache.
 pub(crate) struct Complete<B: Body> {
     pub(crate) body: Bytes,
-    held_back: Vec<Frame<Bytes>>,
-    client: UnboundedSender<Piece<B>>,
+    client: WriteEnd<B>,
 }
 
 impl<B: Body> Complete<B> {
-    /// Lets the client have the end.
-    pub(crate) fn release(self) {
-        for frame in self.held_back {
-            let _: Result<(), _> = self.client.send(Piece::Frame(frame));
-        }
-        let _: Result<(), _> = self.client.send(Piece::End);
+    /// Lets the client have the end. From here on it reads `stored`, if that is the body: it is held once, not twice.
+    pub(crate) fn release(self, stored: Option<Bytes>) {
+        let whole = stored.filter(|stored| stored.len() == self.body.len()).unwrap_or(self.body);
+        self.client.0.write(|state| {
+            state.released = whole.len();
+            state.whole = Some(whole);
+            state.end.get_or_insert(End::Whole);
+        });
     }
 }
 
@@ -186,62 +342,101 @@ impl<B: Body> Complete<B> {
 pub(crate) enum Unkept {
     /// The body broke off, or the client is gone and it still goes on.
     Broken,
+    /// It is longer than the limit, or than what the budget has left.
     TooLong,
 }
 
 impl<B: Body> Keeper<B> {
     /// Reads on until the end. For a client that is gone, no longer than `patience`.
     pub(crate) async fn read(mut self, patience: Duration) -> Result<Complete<B>, Unkept> {
-        let client = self.client.clone();
-        tokio::select! {
+        let pipe = Arc::clone(&self.client.0);
+        let end = tokio::select! {
             biased;
-            end = self.read_on() => match end {
-                Ok(held_back) => Ok(Complete { body: join(&self.chunks), held_back, client }),
-                Err(Some(last)) => {
-                    let _: Result<(), _> = client.send(last);
-                    Err(Unkept::Broken)
-                }
-                Err(None) => {
-                    // The client takes over.
-                    let _: Result<(), _> = client.send(Piece::Rest(self.body));
-                    Err(Unkept::TooLong)
-                }
-            },
-            () = lonely(&client, patience) => Err(Unkept::Broken),
+            end = self.read_on() => end,
+            () = lonely(&pipe.client_gone, patience) => return Err(Unkept::Broken),
+        };
+        match end {
+            Ok(held_back) => {
+                let body = join(&std::mem::take(&mut self.chunks));
+                self.client.0.write(|state| {
+                    state.frames.clear();
+                    state.released = body.len() - held_back.data.as_ref().map_or(0, Bytes::len);
+                    state.trailers = held_back.trailers;
+                    state.whole = Some(body.clone());
+                });
+                Ok(Complete { body, client: self.client })
+            }
+            Err(Some(end)) => {
+                self.client.end(end);
+                Err(Unkept::Broken)
+            }
+            Err(None) => {
+                // The client takes over.
+                self.client.end(End::Rest(self.body));
+                Err(Unkept::TooLong)
+            }
         }
     }
 
     /// Up to the end, whose frames are held back. `Err` says how it ends instead; `None` that it is too long.
-    async fn read_on(&mut self) -> Result<Vec<Frame<Bytes>>, Option<Piece<B>>> {
-        let mut held_back = Vec::new();
+    async fn read_on(&mut self) -> Result<HeldBack, Option<End<B>>> {
+        let mut held_back = HeldBack::default();
         loop {
             let frame = match self.body.frame().await {
                 None if self.expected.is_none_or(|expected| expected == self.length) => return Ok(held_back),
                 // A body that says how long it is and then isn't is no body.
-                None => return Err(Some(Piece::End)),
-                Some(Err(error)) => return Err(Some(Piece::Error(error))),
+                None => return Err(Some(End::Whole)),
+                Some(Err(error)) => return Err(Some(End::Error(error))),
                 Some(Ok(frame)) => owned(frame),
             };
-            if let Some(data) = frame.data_ref() {
-                self.length = self.length.saturating_add(data.len() as u64);
-                self.chunks.push(data.clone());
-            }
-            // Clients that know the length have read the body before they are told that it ends.
-            let is_last = self.expected == Some(self.length);
-            if is_last || frame.is_trailers() {
-                held_back.push(frame);
+            let data = match frame.into_data() {
+                Ok(data) => data,
+                Err(frame) => {
+                    held_back.trailers = frame.into_trailers().ok();
+                    continue;
+                }
+            };
+            if data.is_empty() {
                 continue;
             }
-            let _: Result<(), _> = self.client.send(Piece::Frame(frame));
-            if self.length > self.limit {
+            // It goes on though it should have ended.
+            if let Some(data) = held_back.data.take() {
+                self.hand_on(data);
+            }
+            self.length = self.length.saturating_add(data.len() as u64);
+            self.chunks.push(data.clone());
+            // Clients that know the length have read the body before they are told that it ends.
+            if self.expected == Some(self.length) {
+                held_back.data = Some(data);
+                continue;
+            }
+            let has_room = self.hand_on(data);
+            if self.length > self.limit || !has_room {
                 return Err(None);
             }
         }
     }
+
+    /// Lets the client have a piece. False if the budget has no room for more.
+    fn hand_on(&self, data: Bytes) -> bool {
+        let mut has_room = true;
+        self.client.0.write(|state| {
+            has_room = state.share.as_mut().is_none_or(|share| share.grow_to(self.length));
+            state.frames.push_back(Frame::data(data));
+        });
+        has_room
+    }
+}
+
+/// The end of a body, which waits until the body is stored.
+#[derive(Default)]
+struct HeldBack {
+    data: Option<Bytes>,
+    trailers: Option<HeaderMap>,
 }
 
 /// Until the client has been gone for a while.
-async fn lonely<B: Body>(client: &UnboundedSender<Piece<B>>, patience: Duration) {
-    client.closed().await;
+async fn lonely(client_gone: &Notify, patience: Duration) {
+    client_gone.notified().await;
     tokio::time::sleep(patience).await;
 }

@@ -18,6 +18,7 @@ use http_body::Body;
 use tracing::Instrument;
 
 use super::body::{Keeper, SharedBody, Unkept, keep};
+use super::budget::Budget;
 use super::policy::{
     Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse,
     Placement, SharedPolicy, Write,
@@ -50,6 +51,7 @@ const HEAD_ROOM: u64 = 16 * 1024;
 pub struct SharedCache {
     shared: Arc<Shared>,
     policy: SharedPolicy,
+    budget: Arc<Budget>,
     counters: Arc<RouteCounters>,
 }
 
@@ -74,7 +76,8 @@ impl SharedCache {
         let largest = shared.store.max_value_bytes();
         rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
         let counters = shared.telemetry.shared_cache();
-        Self { shared, policy: SharedPolicy::new(Arc::new(rule)), counters }
+        let budget = Budget::new(rule.max_held);
+        Self { shared, policy: SharedPolicy::new(Arc::new(rule)), budget, counters }
     }
 
     /// The rule it follows.
@@ -353,13 +356,24 @@ impl SharedCache {
             let mark = admit.mark().clone().unstored();
             return passed::<C>(&mark, parts, body);
         }
-        admit.mark().stamp(&mut parts.headers);
         let outcome = admit.mark().passed(parts.status);
         if length == BodyLength::Known(0) && body.is_end_stream() {
-            self.store(admit.with_body(Bytes::new()), work).await;
+            admit.mark().stamp(&mut parts.headers);
+            self.store(admit.with_body(Bytes::new()), &Bytes::new(), work).await;
             return (Ok(Response::from_parts(parts, SharedBody::full(Bytes::new()))), outcome);
         }
-        let (client, keeper) = keep(body, length, admit.max_body());
+        let (client, keeper) = match keep(body, length, admit.max_body(), &self.budget) {
+            Ok(kept) => kept,
+            Err(body) => {
+                if work.is_write {
+                    self.shared.evict_key(&work.place.base).await;
+                }
+                give_up(work.held, work.lead, false);
+                let mark = admit.mark().clone().unstored().because(Reason::Budget);
+                return passed::<C>(&mark, parts, body);
+            }
+        };
+        admit.mark().stamp(&mut parts.headers);
         let cache = Arc::clone(self);
         self.shared.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
         (Ok(Response::from_parts(parts, client)), outcome)
@@ -380,22 +394,30 @@ impl SharedCache {
                 return give_up(work.held, work.lead, unkept == Unkept::Broken);
             }
         };
-        self.store(admit.with_body(complete.body.clone()), work).await;
-        complete.release();
+        let body = complete.body.clone();
+        let stored = self.store(admit.with_body(body), &complete.body, work).await;
+        complete.release(stored);
     }
 
-    /// Stores a response where it belongs, and tells those who wait.
-    async fn store(&self, mut admitted: Admitted, work: Work) {
+    /// Stores a response where it belongs, and tells those who wait. Returns the body as it lies in the record, so that it
+    /// need not be held twice.
+    async fn store(&self, mut admitted: Admitted, body: &Bytes, work: Work) -> Option<Bytes> {
         let Work { held, mut lead, place, is_write } = work;
-        let Some(held) = held else { return land(lead, Landing::Alone) };
+        let Some(held) = held else {
+            land(lead, Landing::Alone);
+            return None;
+        };
         if let Some(lead) = &mut lead {
             lead.close();
         }
         let ttl = Some(admitted.retention());
-        let stored = match admitted.place(self.shared.fresh_id()) {
-            Placement::Target => held.commit(admitted.record(), ttl).await,
+        let placement = admitted.place(self.shared.fresh_id());
+        let record = admitted.record();
+        let within = admitted.body_within(&record, body);
+        let stored = match placement {
+            Placement::Target => held.commit(record, ttl).await,
             Placement::NewVariant(variants) => {
-                let stored = held.commit(admitted.record(), ttl).await;
+                let stored = held.commit(record, ttl).await;
                 if stored == Stored::Yes {
                     let kept_for = Some(admitted.variants_retention());
                     self.shared.list_variant(&place.base, &variants, kept_for).await;
@@ -403,12 +425,12 @@ impl SharedCache {
                 stored
             }
             Placement::FirstVariant(secondary, variants) => {
-                let variant = (place.base.variant(secondary), admitted.record(), ttl);
+                let variant = (place.base.variant(secondary), record, ttl);
                 held.commit_first_variant(variant, &variants, Some(admitted.variants_retention())).await
             }
             Placement::Widened(secondary, variants, instead_of) => {
                 held.abandon(Abandon::Failed);
-                self.widen(&admitted, &place.base, secondary, &variants, instead_of).await
+                self.widen(&admitted, record, &place.base, (secondary, &variants), instead_of).await
             }
             Placement::Nowhere => {
                 held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
@@ -420,15 +442,16 @@ impl SharedCache {
         }
         let serves_others = stored == Stored::Yes && admitted.is_fresh();
         land(lead, if serves_others { Landing::Again } else { Landing::Alone });
+        within
     }
 
     /// Replaces the record of variants, if it is still the one that the response was made for.
     async fn widen(
         &self,
         admitted: &Admitted,
+        record: Bytes,
         base: &CacheKey,
-        secondary: SecondaryKey,
-        variants: &Variants,
+        (secondary, variants): (SecondaryKey, &Variants),
         instead_of: u64,
     ) -> Stored {
         let Ok(Begun::Held(held)) = self.shared.begin(base, Intent::Refresh).await else {
@@ -438,7 +461,7 @@ impl SharedCache {
             Ok(Some(SharedRecord::Variants(found))) if found.id() == instead_of => {}
             _ => return Stored::Evicted,
         }
-        let variant = (base.variant(secondary), admitted.record(), Some(admitted.retention()));
+        let variant = (base.variant(secondary), record, Some(admitted.retention()));
         held.commit_first_variant(variant, variants, Some(admitted.variants_retention())).await
     }
 

@@ -1134,6 +1134,14 @@ pub enum Placement {
 }
 
 impl Admitted {
+    /// The body within its record, if it is this one and not what several parts were put together to.
+    #[cfg(feature = "runtime")]
+    pub(super) fn body_within(&self, record: &Bytes, body: &Bytes) -> Option<Bytes> {
+        let stored = &self.stored.body;
+        let is_this = stored.as_ptr() == body.as_ptr() && stored.len() == body.len();
+        is_this.then(|| record.slice(record.len().saturating_sub(body.len())..))
+    }
+
     /// Where it belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
     ///
     /// A resource whose responses vary by different fields at times varies by all of them: that is never wrong, while to go

@@ -1,0 +1,69 @@
+//! Which header fields go on to the next hop (RFC 9110 §7.6).
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{HeaderMap, HeaderValue, Version};
+
+/// RFC 9110 §7.6.1: removes what is for the next hop alone, and what `Connection` says is.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // RFC 9112 §6.3: beside a transfer coding a length doesn't count, and must not be passed on.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    for name in
+        elements(headers, &CONNECTION).filter_map(|name| name.parse::<HeaderName>().ok()).collect::<Vec<_>>()
+    {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Whether a request asks for a WebSocket (RFC 6455 §4.1). Other protocols are not switched to: over `h2c` requests would go
+/// past the cache and these rules.
+pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let is = |name, expected: &str| elements(headers, name).any(|found| found.eq_ignore_ascii_case(expected));
+    is(&CONNECTION, "upgrade") && is(&UPGRADE, "websocket")
+}
+
+/// Asks for a WebSocket, or agrees to it.
+pub(crate) fn say_websocket(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// RFC 9110 §7.6.3.
+pub(crate) fn add_via(headers: &mut HeaderMap, received: Version) {
+    let version = if received == Version::HTTP_10 { "1.0" } else { "1.1" };
+    add(headers, &VIA, &format!("{version} larder"));
+}
+
+/// Adds an element to a list.
+pub(crate) fn add(headers: &mut HeaderMap, name: &HeaderName, element: &str) {
+    if let Ok(value) = HeaderValue::from_str(element) {
+        headers.append(name, value);
+    }
+}
+
+/// What TRACE must not send back (RFC 9110 §9.3.8).
+pub(crate) fn is_secret(name: &HeaderName) -> bool {
+    [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name)
+}
+
+fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let fields = headers.get_all(name).iter().filter_map(|field| field.to_str().ok());
+    fields.flat_map(|field| field.split(',')).map(str::trim)
+}
