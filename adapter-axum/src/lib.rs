@@ -49,11 +49,13 @@
 pub mod guide;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::extract::{FromRef, FromRequestParts, MatchedPath, OriginalUri};
 use http::request::Parts;
 use http::{Extensions, Uri};
-use larder_tower::{CacheService, UriSource};
+use larder_core::shared::{SharedCache, SharedRule};
+use larder_tower::{CacheService, SharedCacheService, UriSource};
 use tower_layer::Layer;
 
 pub use larder_core::{self as core, *};
@@ -95,6 +97,67 @@ impl<S, Target: core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
 
     fn layer(&self, inner: S) -> Self::Service {
         CacheService::new(inner, self.route())
+    }
+}
+
+/// A shared cache (RFC 9111) around a router, whose handlers' own `Cache-Control` says how long their answers may be kept.
+///
+/// It is what `larder_tower::SharedCacheLayer` is, and is documented there, but for the keys: these are made from the URI that
+/// the client sent, also under [`Router::nest`](axum::Router::nest).
+///
+/// ```
+/// # #[cfg(feature = "memory")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use axum::{Router, body::{Body, to_bytes}, http::{Request, header::CACHE_CONTROL}, routing::get};
+/// use larder_axum::{Larder, SharedCacheLayer};
+/// use tower::ServiceExt;
+///
+/// let shared = SharedCacheLayer::new(&Larder::memory());
+/// let version = |name: &'static str| {
+///     Router::new().route("/items", get(async move || ([(CACHE_CONTROL, "max-age=60")], name))).layer(shared.clone())
+/// };
+/// let app: Router = Router::new().nest("/v1", version("one")).nest("/v2", version("two"));
+///
+/// for (uri, expected) in [("/v1/items", "one"), ("/v2/items", "two")] {
+///     let request = Request::get(uri).body(Body::empty()).unwrap();
+///     let answer = app.clone().oneshot(request).await.unwrap();
+///     assert_eq!(to_bytes(answer.into_body(), 100).await.unwrap(), expected);
+/// }
+/// # }
+/// # #[cfg(not(feature = "memory"))] fn main() {}
+/// ```
+#[derive(Clone, Debug)]
+pub struct SharedCacheLayer {
+    cache: Arc<SharedCache>,
+}
+
+impl SharedCacheLayer {
+    /// A shared cache with the usual rule.
+    #[must_use]
+    pub fn new(larder: &Larder) -> Self {
+        Self { cache: Arc::new(SharedCache::new(larder)) }
+    }
+
+    /// A shared cache whose rule `change` has changed.
+    #[must_use]
+    #[track_caller]
+    pub fn with_rule(larder: &Larder, change: impl FnOnce(&mut SharedRule)) -> Self {
+        Self { cache: Arc::new(SharedCache::with_rule(larder, change)) }
+    }
+
+    /// The cache itself, to evict from it.
+    #[must_use]
+    pub const fn cache(&self) -> &Arc<SharedCache> {
+        &self.cache
+    }
+}
+
+impl<S> Layer<S> for SharedCacheLayer {
+    type Service = SharedCacheService<S, BeforeNesting>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        SharedCacheService::new(inner, Arc::clone(&self.cache))
     }
 }
 

@@ -96,7 +96,7 @@ pub(crate) struct TowerCall<S, ReqBody, U> {
     uri: PhantomData<fn() -> U>,
 }
 
-impl<S, ReqBody> TowerCall<S, ReqBody, AsReceived> {
+impl<S, ReqBody, U> TowerCall<S, ReqBody, U> {
     pub(crate) const fn new(service: S, request: Request<ReqBody>) -> Self {
         Self { service, request, uri: PhantomData }
     }

@@ -1,6 +1,8 @@
 //! A shared cache around a whole service.
 
 use std::error::Error;
+use std::fmt;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,7 +14,7 @@ use larder_core::shared::{SharedBody, SharedCache, SharedRule};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::service::TowerCall;
+use crate::service::{AsReceived, TowerCall, UriSource};
 
 /// A shared cache (RFC 9111) around a whole service: a gateway, a reverse proxy, or an application whose answers say
 /// themselves how long they may be kept. Their own fields rule: `Cache-Control`, `Expires`, `Vary`, `ETag` and so on.
@@ -23,6 +25,9 @@ use crate::service::TowerCall;
 /// asked so far, is not safe here: answers that are one user's have to say `private`.
 ///
 /// Answers are passed on as they come, while they are being kept. A store that fails costs hits and no answers.
+///
+/// Keys are made from the request's URI as it gets here. In an axum router use `larder_axum::SharedCacheLayer`: under `nest`
+/// this one would see only the end of each path, and take `/v1/items` and `/v2/items` for one resource.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]
@@ -87,7 +92,7 @@ impl<S> Layer<S> for SharedCacheLayer {
     type Service = SharedCacheService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        SharedCacheService { inner, cache: Arc::clone(&self.cache) }
+        SharedCacheService::new(inner, Arc::clone(&self.cache))
     }
 }
 
@@ -95,18 +100,41 @@ impl<S> Layer<S> for SharedCacheLayer {
 ///
 /// The service inside says that there was no answer by an error, or by
 /// [`OriginFailed`](larder_core::shared::policy::OriginFailed) in the extensions of the response that it makes instead.
-#[derive(Clone, Debug)]
-pub struct SharedCacheService<S> {
+pub struct SharedCacheService<S, U = AsReceived> {
     inner: S,
     cache: Arc<SharedCache>,
+    source: PhantomData<fn() -> U>,
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for SharedCacheService<S>
+impl<S, U> SharedCacheService<S, U> {
+    /// Answers the requests to `inner` through `cache`.
+    pub const fn new(inner: S, cache: Arc<SharedCache>) -> Self {
+        Self { inner, cache, source: PhantomData }
+    }
+}
+
+impl<S: Clone, U> Clone for SharedCacheService<S, U> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), Arc::clone(&self.cache))
+    }
+}
+
+impl<S: fmt::Debug, U> fmt::Debug for SharedCacheService<S, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedCacheService")
+            .field("inner", &self.inner)
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, U, ReqBody, ResBody> Service<Request<ReqBody>> for SharedCacheService<S, U>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>, Future: Send, Error: Send>
         + Clone
         + Send
         + 'static,
+    U: UriSource,
     ReqBody: Send + 'static,
     ResBody: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>> + Send> + Send + 'static,
 {
@@ -120,6 +148,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        Box::pin(Arc::clone(&self.cache).handle(TowerCall::new(self.inner.clone(), request)))
+        let call = TowerCall::<_, _, U>::new(self.inner.clone(), request);
+        Box::pin(Arc::clone(&self.cache).handle(call))
     }
 }

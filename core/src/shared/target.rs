@@ -202,16 +202,18 @@ pub(super) fn canonical(target: &str) -> Cow<'_, str> {
     if spelled.contains("/.") {
         spelled = super::reference::without_dots(&spelled);
     }
-    let mut pairs = query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty());
+    let pairs = query.into_iter().flat_map(|query| query.split('&'));
+    let mut pairs = pairs
+        .map(|pair| match pair.split_once('=') {
+            Some((name, "")) => name,
+            _ => pair,
+        })
+        .filter(|pair| !pair.is_empty());
     if let Some(first) = pairs.next() {
         let mut separator = '?';
         for pair in std::iter::once(first).chain(pairs) {
             spelled.push(separator);
             separator = '&';
-            let pair = match pair.split_once('=') {
-                Some((name, "")) => name,
-                _ => pair,
-            };
             respell(&mut spelled, pair, Part::Query);
         }
     }
@@ -286,7 +288,20 @@ mod tests {
     #[test]
     fn canonical_unites_spellings() {
         let rows: &[(&str, &[&str])] = &[
-            ("/p/7", &["/p/%37", "/%70/7", "/x/../p/7", "/./p/7", "/x/%2e%2E/p/7", "/p/7?", "/p/7?&"]),
+            (
+                "/p/7",
+                &[
+                    "/p/7?=",
+                    "/p/7?=&&",
+                    "/p/%37",
+                    "/%70/7",
+                    "/x/../p/7",
+                    "/./p/7",
+                    "/x/%2e%2E/p/7",
+                    "/p/7?",
+                    "/p/7?&",
+                ],
+            ),
             ("/users/a@b.example", &["/users/a%40b.example", "/users/a%40b%2Eexample"]),
             ("/a,b:c'(d)*!$&+=;", &["/a%2cb%3Ac%27%28d%29%2A%21%24%26%2b%3D%3b"]),
             ("/%C3%A9%20x%2Fy", &["/%c3%a9%20x%2fy"]),
