@@ -1,5 +1,7 @@
 //! What must not get as far as the cache: requests that are none, and those that end here.
 
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HOST, MAX_FORWARDS};
 use http::uri::Authority;
@@ -10,16 +12,16 @@ use crate::fields::is_secret;
 use crate::serve::OwnBody;
 
 /// The request as the cache shall see it, or the answer to one that goes no further.
-pub(crate) fn admit<B>(mut request: Request<B>) -> Result<Request<B>, Response<OwnBody>> {
+pub(crate) fn admit<B>(mut request: Request<B>) -> ControlFlow<Response<OwnBody>, Request<B>> {
     if request.method() == Method::CONNECT {
-        return Err(refusal(StatusCode::METHOD_NOT_ALLOWED));
+        return ControlFlow::Break(refusal(StatusCode::METHOD_NOT_ALLOWED));
     }
     if !name_host(&mut request) {
-        return Err(refusal(StatusCode::BAD_REQUEST));
+        return ControlFlow::Break(refusal(StatusCode::BAD_REQUEST));
     }
     match count_forward(&mut request) {
-        Forwards::Left => Ok(request),
-        Forwards::None => Err(final_answer(&request)),
+        Forwards::Left => ControlFlow::Continue(request),
+        Forwards::None => ControlFlow::Break(final_answer(&request)),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
@@ -60,8 +61,8 @@ impl Service {
 
     async fn answer(self, request: Request<Incoming>) -> Result<Answer, Infallible> {
         match admit(request) {
-            Ok(request) => self.cached.oneshot(request).await,
-            Err(answer) => Ok(answer.map(SharedBody::own)),
+            ControlFlow::Continue(request) => self.cached.oneshot(request).await,
+            ControlFlow::Break(answer) => Ok(answer.map(SharedBody::own)),
         }
     }
 }

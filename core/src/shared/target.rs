@@ -329,15 +329,12 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn canonical_is_canonical(target in "/[a-b/.%2eEfF?&=+:@-]{0,12}") {
-            let once = canonical(&target).into_owned();
-            // A bare `%` may end up before two digits; then it is read as an escape the second time.
-            let has_bare = once.split('%').skip(1).any(|rest| {
-                rest.len() < 2 || !rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit)
-            });
-            proptest::prop_assume!(!has_bare && !target.contains("%%"));
-            proptest::prop_assert_eq!(canonical(&once), once.as_str());
-            proptest::prop_assert_eq!(is_canonical(&target) || once == target, matches!(canonical(&target), Cow::Borrowed(_)));
+        fn canonical_is_canonical(
+            target in "/([ab2:@,-]|/|[.]|[?]|&|=|[+]|%2e|%2E|%61|%46|%40|%20|%2f|%3d|%25|%c3|%C3){0,10}"
+        ) {
+            let once = canonical(&target);
+            proptest::prop_assert!(matches!(canonical(&once), Cow::Borrowed(_)), "{} {}", once, canonical(&once));
+            proptest::prop_assert_eq!(once == target, matches!(once, Cow::Borrowed(_)));
         }
     }
 
