@@ -168,7 +168,8 @@ async fn throttled(
     rate: u64,
     line: &Line,
 ) -> std::io::Result<()> {
-    for piece in bytes.chunks(16 * 1024) {
+    let piece = usize::try_from(rate / 250).unwrap_or(usize::MAX).max(1024);
+    for piece in bytes.chunks(piece) {
         let _turn = line.turn.lock().await;
         sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64)).await;
         to.write_all(piece).await?;

@@ -18,7 +18,7 @@ use larder_core::store::{Breaker, Health, MemoryStore, ValueHead};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, StoreError};
 use larder_tests::in_process::{Answer, Runs, get, send};
 use larder_tests::proxy::{Proxy, Weather};
-use larder_tests::redis_server::{RedisServer, patient};
+use larder_tests::redis_server::{RedisServer, calls, patient};
 use tokio::time::{Instant, sleep};
 
 /// The length of a large value.
@@ -29,19 +29,20 @@ const LITTLE: u64 = 16 * 1024;
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// 20 Mbit/s, in bytes per second.
+/// 100 and 20 Mbit/s, in bytes per second.
+const SLOW: u64 = 12_500_000;
 const SLOWEST: u64 = 2_500_000;
 
 /// A Redis behind a line that counts and throttles.
 struct Far {
     proxy: Proxy,
-    _redis: RedisServer,
+    redis: RedisServer,
 }
 
 impl Far {
     async fn start() -> Self {
         let redis = RedisServer::start();
-        Self { proxy: Proxy::to(redis.port()).await, _redis: redis }
+        Self { proxy: Proxy::to(redis.port()).await, redis }
     }
 
     fn options(&self) -> RedisOptions {
@@ -451,6 +452,98 @@ async fn many_validations_of_a_large_value_leave_others_their_hits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_parts_of_a_large_value_leave_others_their_hits() {
     flood(Method::GET, &[("range", "bytes=700000-700000")]).await;
+}
+
+/// All callers get the value, and it comes twice at most: for the first of them, and for those that came meanwhile.
+async fn readers_share(far: &Far, store: &impl CacheStore) {
+    let keys = [key(Some("g"), "large"), key(None, "large")];
+    for key in &keys {
+        store.set(key, body(), MINUTE).await.unwrap();
+    }
+    far.proxy.turn(Weather::Throttled(SLOW));
+    for key in &keys {
+        let (values, cost) = far.cost(join_all((0..12).map(|_| store.get(key)))).await;
+        assert!(values.into_iter().all(|value| value.unwrap() == Some(body())), "{key}");
+        assert!(cost < 2 * LARGE as u64 + LITTLE, "{key}: {cost} bytes");
+        store.delete(key).await.unwrap();
+        let values = join_all((0..3).map(|_| store.get(key))).await;
+        assert!(values.into_iter().all(|value| value.unwrap().is_none()), "{key}");
+    }
+    far.proxy.turn(Weather::Fair);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_a_large_value_share_readings() {
+    let far = Far::start().await;
+    let store = RedisStore::new(patient(far.options()));
+    readers_share(&far, &store).await;
+    readers_share(&far, &store.with_local("p", 16 << 20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reading_that_began_before_an_eviction_answers_nobody_who_came_after() {
+    let far = Far::start().await;
+    let store = RedisStore::new(patient(far.options()));
+    let other = RedisStore::new(patient(RedisOptions::from_url(&far.redis.url()).unwrap()));
+    let key = key(Some("g"), "large");
+    for round in 0..5 {
+        store.set(&key, body(), MINUTE).await.unwrap();
+        far.proxy.turn(Weather::Throttled(SLOWEST));
+        let before = tokio::spawn({
+            let (store, key) = (store.clone(), key.clone());
+            async move { store.get(&key).await }
+        });
+        sleep(Duration::from_millis(30)).await;
+        other.delete(&key).await.unwrap();
+        let after = join_all((0..3).map(|_| store.get(&key))).await;
+        assert!(
+            after.into_iter().all(|value| value.unwrap().is_none()),
+            "older than the eviction, round {round}"
+        );
+        assert!(before.await.unwrap().unwrap() == Some(body()), "the reading was not under way");
+        far.proxy.turn(Weather::Fair);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_value_is_asked_for_once_while_it_is_on_its_way() {
+    let far = Far::start().await;
+    let store = far.store();
+    let key = key(Some("g"), "large");
+    RedisStore::new(patient(far.options())).set(&key, body(), MINUTE).await.unwrap();
+    let _ = store.get(&key).await;
+    far.proxy.turn(Weather::Throttled(SLOWEST));
+    let start = Instant::now();
+    let mut timeouts = 0;
+    while start.elapsed() < Duration::from_secs(2) {
+        let values = join_all((0..12).map(|_| store.get(&key))).await;
+        timeouts += values.iter().filter(|value| matches!(value, Err(StoreError::Timeout(_)))).count();
+    }
+    assert!(timeouts > 100, "readers don't wait longer than their deadline: {timeouts} timeouts");
+    let client = redis::Client::open(far.redis.url()).unwrap();
+    let mut direct = client.get_multiplexed_async_connection().await.unwrap();
+    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut direct).await.unwrap();
+    // One takes a third of a second.
+    assert!(calls(&stats, "mget") < 20, "{} times", calls(&stats, "mget"));
+    assert_eq!(breaker(&store.health()), Breaker::Closed);
+}
+
+#[tokio::test]
+async fn a_store_outlives_the_runtime_of_its_readings() {
+    let far = Far::start().await;
+    let store = RedisStore::new(patient(far.options()));
+    let key = key(Some("g"), "large");
+    store.set(&key, body(), MINUTE).await.unwrap();
+    far.proxy.turn(Weather::Throttled(SLOWEST));
+    let (other, name) = (store.clone(), key.clone());
+    let cut_short = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let get = async { tokio::time::timeout(Duration::from_millis(30), other.get(&name)).await };
+        assert!(runtime.block_on(get).is_err());
+    });
+    tokio::task::spawn_blocking(|| cut_short.join().unwrap()).await.unwrap();
+    far.proxy.turn(Weather::Fair);
+    assert!(store.get(&key).await.unwrap() == Some(body()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

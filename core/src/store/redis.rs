@@ -57,6 +57,7 @@ mod link;
 mod meter;
 mod names;
 pub(crate) mod options;
+mod readings;
 mod scripts;
 mod sweep;
 mod tiered;
@@ -77,6 +78,7 @@ use tokio::time::Instant;
 use self::amends::{Amends, Doubt, Stake};
 use self::connection::{At, Connection};
 pub use self::options::{RedisOptions, RedisUrlError};
+use self::readings::{Found, Readings};
 use self::scripts::Call;
 pub use self::tiered::{MAX_STALE, TieredStore};
 use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
@@ -105,6 +107,7 @@ struct Inner {
     /// The nonces of groups when they were last seen, by their names, and under the prefix what stands for one outside any
     /// group: guesses, checked wherever they are used. The first lease of each is taken by the script.
     nonces: Cache<Box<str>, [u8; 8]>,
+    readings: Readings,
 }
 
 impl RedisStore {
@@ -119,7 +122,13 @@ impl RedisStore {
                 }
             };
             let connection = Connection::new(&options, Arc::new(recall));
-            Inner { options, connection, amends: Amends::default(), nonces: Cache::new(GUESSES) }
+            Inner {
+                options,
+                connection,
+                amends: Amends::default(),
+                nonces: Cache::new(GUESSES),
+                readings: Readings::default(),
+            }
         });
         Self { inner }
     }
@@ -127,7 +136,16 @@ impl RedisStore {
 
 impl CacheStore for RedisStore {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        if self.is_in_doubt(key) { Ok(None) } else { self.read(key).await }
+        if self.is_in_doubt(key) {
+            return Ok(None);
+        }
+        if self.inner.readings.expect_large(key) {
+            // On the heap, so that the readers of small values needn't have room for it.
+            return Ok(Box::pin(self.read_shared(key)).await?.map(|(value, _)| value));
+        }
+        let found = self.read(key).await?;
+        self.inner.readings.saw(key, found.as_ref().map_or(0, Bytes::len));
+        Ok(found)
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
@@ -450,6 +468,7 @@ impl RedisStore {
             };
             self.upload(&tmp, &record, call).await?
         };
+        self.inner.readings.saw(key, value.len());
         Ok(stored == 1 && fits)
     }
 
@@ -465,11 +484,36 @@ impl RedisStore {
         Ok(record.zip(nonce).and_then(|(record, nonce)| valid_under(&nonce, &record)))
     }
 
+    /// A value and its expiry, read once for all who ask for it at the same time if it is large.
+    async fn read_whole(&self, key: &CacheKey) -> Result<Found, StoreError> {
+        if self.inner.readings.expect_large(key) {
+            return Box::pin(self.read_shared(key)).await;
+        }
+        let found = self.read_with_expiry(key, self.inner.options.read_deadline).await?;
+        self.inner.readings.saw(key, found.as_ref().map_or(0, |(value, _)| value.len()));
+        Ok(found)
+    }
+
+    async fn read_shared(&self, key: &CacheKey) -> Result<Found, StoreError> {
+        let weak = self.downgrade();
+        let read = move |key: CacheKey| {
+            let inner = weak.upgrade();
+            async move {
+                let inner = inner.ok_or_else(|| StoreError::unavailable("the store was dropped"))?;
+                Self::from_inner(inner).read_with_expiry(&key, LONGEST_READING).await
+            }
+        };
+        let deadline = self.inner.options.read_deadline;
+        match self.inner.readings.share(key, deadline, read).await {
+            Some(found) => found,
+            None => self.read_with_expiry(key, deadline).await,
+        }
+    }
+
     /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
-    async fn read_with_expiry(
-        &self,
-        key: &CacheKey,
-    ) -> Result<Option<(Bytes, Option<Duration>)>, StoreError> {
+    ///
+    /// It takes `longest` at most, if that is more than the deadline and the connection delivers all the time.
+    async fn read_with_expiry(&self, key: &CacheKey, longest: Duration) -> Result<Found, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
         let mut pipe = redis::pipe();
         match names::nonce_of(key) {
@@ -477,8 +521,9 @@ impl RedisStore {
             None => pipe.cmd("MGET").arg(key.name()),
         };
         pipe.cmd("PTTL").arg(key.name());
-        let (found, left): (Vec<Option<Bytes>>, i64) =
-            connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await?;
+        let (found, left): (Vec<Option<Bytes>>, i64) = connection
+            .pipeline_while_delivered(At::Key(key.name()), &pipe, options.read_deadline, longest)
+            .await?;
         let value = match &*found {
             [Some(value)] => Some(value.clone()),
             [Some(record), Some(nonce)] => valid_under(nonce, record),
@@ -515,13 +560,18 @@ impl RedisStore {
                 connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
             if value.is_empty() {
                 // An empty value and none look the same.
-                let found = if left == GONE { None } else { self.read_with_expiry(key).await? };
+                let found = if left == GONE {
+                    None
+                } else {
+                    self.read_with_expiry(key, options.read_deadline).await?
+                };
                 return Ok(found.map(|(value, left)| (ValueHead::whole(value), left)));
             }
             (value, length, left)
         };
         // What is shorter than it might be is all there is.
         let length = if bytes.len() < limit { bytes.len() } else { length.max(bytes.len()) };
+        self.inner.readings.saw(key, length);
         Ok(Some((ValueHead { bytes, length }, remaining(left))))
     }
 
@@ -694,6 +744,9 @@ fn span(duration: Duration) -> i64 {
 
 /// How many groups' nonces are remembered.
 const GUESSES: usize = 1024;
+
+/// For how long a large value is read while it is delivered, though those who asked for it have run out of time.
+const LONGEST_READING: Duration = Duration::from_secs(10);
 
 /// The largest body that is sent as an argument of its script, in bytes.
 const SMALL: usize = 4096;

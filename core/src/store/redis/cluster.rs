@@ -159,10 +159,11 @@ impl Cluster {
         }
     }
 
-    /// Sends to whoever has the key, wherever that leads to, until the deadline.
+    /// Sends to whoever has the key, wherever that leads to, until then. See [`Node::run`] about the deadline.
     pub(super) async fn run<T, F, Fut>(
         self: &Arc<Self>,
         key: &str,
+        until: Instant,
         deadline: Duration,
         resend: bool,
         send: F,
@@ -171,7 +172,6 @@ impl Cluster {
         F: Fn(Wire, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
-        let until = Instant::now() + deadline;
         let slot = slot(key);
         let (mut node, mut asking) = (self.owner(slot, until).await?, false);
         let mut detours = 0;

@@ -80,7 +80,18 @@ impl Connection {
         pipe: &redis::Pipeline,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        self.replies(at, pipe, deadline, true).await
+        self.replies(at, pipe, (deadline, deadline), true).await
+    }
+
+    /// The same, but the deadline begins anew whenever something was delivered within it, until `longest` is over.
+    pub(super) async fn pipeline_while_delivered<T: FromRedisValue>(
+        &self,
+        at: At<'_>,
+        pipe: &redis::Pipeline,
+        deadline: Duration,
+        longest: Duration,
+    ) -> Result<T, StoreError> {
+        self.replies(at, pipe, (deadline, longest), true).await
     }
 
     /// The same, for what must not be sent twice: see [`Call::may_be_sent_twice`].
@@ -90,14 +101,14 @@ impl Connection {
         pipe: &redis::Pipeline,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        self.replies(at, pipe, deadline, false).await
+        self.replies(at, pipe, (deadline, deadline), false).await
     }
 
     async fn replies<T: FromRedisValue>(
         &self,
         at: At<'_>,
         pipe: &redis::Pipeline,
-        deadline: Duration,
+        (deadline, longest): (Duration, Duration),
         resend: bool,
     ) -> Result<T, StoreError> {
         let send = |mut conn: Wire, asking| async move {
@@ -105,7 +116,7 @@ impl Connection {
                 several(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
             Ok(from_redis_value(Value::Array(replies))?)
         };
-        self.run(at, deadline, resend, send).await
+        self.run_while_delivered(at, deadline, longest, resend, send).await
     }
 
     /// Removes these keys, wherever they are, and counts those that were there.
@@ -207,7 +218,6 @@ impl Connection {
         }
     }
 
-    /// Sends to whom it is for. The flag that `send` gets says that the key is just moving in there.
     async fn run<T, F, Fut>(
         &self,
         at: At<'_>,
@@ -219,17 +229,33 @@ impl Connection {
         F: Fn(Wire, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
+        self.run_while_delivered(at, deadline, deadline, resend, send).await
+    }
+
+    /// Sends to whom it is for. The flag that `send` gets says that the key is just moving in there.
+    async fn run_while_delivered<T, F, Fut>(
+        &self,
+        at: At<'_>,
+        deadline: Duration,
+        longest: Duration,
+        resend: bool,
+        send: F,
+    ) -> Result<T, StoreError>
+    where
+        F: Fn(Wire, bool) -> Fut,
+        Fut: Future<Output = RedisResult<T>>,
+    {
+        let until = Instant::now() + longest.max(deadline);
         let node = match (&self.servers, at) {
             (Servers::Cluster(cluster), At::Key(key)) => {
                 // On the heap, so that a single server's calls needn't have room for it.
-                return Box::pin(cluster.run(key, deadline, resend, send)).await;
+                return Box::pin(cluster.run(key, until, deadline, resend, send)).await;
             }
             (Servers::One(node), At::Key(_)) => node,
             #[cfg(feature = "redis-pool")]
             (Servers::Lent(cluster), At::Key(_)) => cluster.any(),
             (_, At::Node(node)) => node,
         };
-        let until = Instant::now() + deadline;
         node.run(until, deadline, resend, |conn| send(conn, false)).await?.map_err(StoreError::refused)
     }
 }

@@ -213,6 +213,11 @@ impl RedisOptions {
     }
 
     /// How long `get` and `has` wait: 50 ms by default. What takes longer is a miss.
+    ///
+    /// A connection that is slow but still delivers is not given up for that. Values of 64 KiB and more are read once at a
+    /// time in this process, and such a reading goes on when those who asked have stopped waiting. On a line that needs
+    /// longer than this for the largest values, raise it or lower [`max_value_bytes`](Self::max_value_bytes): what never
+    /// comes in time is never a hit.
     #[must_use]
     pub fn read_deadline(self, read_deadline: Duration) -> Self {
         Self { read_deadline, ..self }

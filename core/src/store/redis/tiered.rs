@@ -99,7 +99,7 @@ impl CacheStore for TieredStore {
             return Ok(None);
         }
         let asked = self.local.now();
-        let Some((value, left)) = self.redis.read_with_expiry(key).await? else { return Ok(None) };
+        let Some((value, left)) = self.redis.read_whole(key).await? else { return Ok(None) };
         self.local.keep(key, &ticket, &ValueHead::whole(value.clone()), left.map(|left| asked + left));
         Ok(Some(value))
     }
