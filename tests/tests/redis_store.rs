@@ -208,6 +208,135 @@ async fn a_group_is_counted_and_swept() {
     assert_eq!(bench.names().await, BTreeSet::from(left));
 }
 
+/// Writes a value of every type that isn't ours under a name.
+async fn write_foreign(bench: &Bench, name: &str, kind: &str) {
+    let _: redis::Value = bench.ask(&["DEL", name]).await;
+    let command: &[&str] = match kind {
+        "list" => &["RPUSH", name, "x"],
+        "hash" => &["HSET", name, "x", "y"],
+        "set" => &["SADD", name, "x"],
+        "sorted set" => &["ZADD", name, "1", "x"],
+        "stream" => &["XADD", name, "*", "x", "y"],
+        _ => &["SET", name, "a string"],
+    };
+    let _: redis::Value = bench.ask(command).await;
+}
+
+const FOREIGN: [&str; 5] = ["list", "hash", "set", "sorted set", "stream"];
+
+#[tokio::test]
+async fn a_foreign_type_under_a_key_is_a_miss_and_is_replaced() {
+    let bench = Bench::new().await;
+    let tiered = RedisStore::new(patient(&bench.server)).with_local("p", 1 << 20);
+    for kind in FOREIGN {
+        for key in both("a") {
+            bench.set(&key, "1").await;
+            write_foreign(&bench, key.name(), kind).await;
+            assert_eq!(bench.get(&key).await, None, "{kind} {key}");
+            assert_eq!(tiered.get(&key).await.unwrap(), None, "{kind} {key}");
+            let lease = bench.lease(&key, Intent::Fill).await;
+            assert!(bench.commit(&key, &lease, "2").await, "{kind} {key}");
+            assert_eq!(bench.get(&key).await.unwrap(), "2", "{kind} {key}");
+            write_foreign(&bench, key.name(), kind).await;
+            bench.set(&key, "3").await;
+            assert_eq!(bench.get(&key).await.unwrap(), "3", "{kind} {key}");
+            write_foreign(&bench, key.name(), kind).await;
+            assert!(!bench.store.delete(&key).await.unwrap(), "{kind} {key}: it was no value");
+            assert_eq!(bench.ask::<u64>(&["EXISTS", key.name()]).await, 0, "{kind} {key}");
+            // The same in a process that knows no nonce yet.
+            write_foreign(&bench, key.name(), kind).await;
+            let fresh = RedisStore::new(patient(&bench.server));
+            let begun = fresh.begin(&key, Intent::Fill, HOLD).await.unwrap();
+            assert!(matches!(begun, Begin::Lease(_)), "{kind} {key}: {begun:?}");
+            fresh.delete(&key).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn foreign_types_in_the_bookkeeping_fail_nothing() {
+    let bench = Bench::new().await;
+    let large = "x".repeat(100_000);
+    for kind in FOREIGN.into_iter().chain(["string"]) {
+        for name in ["p:{g}", "p-idx:{g}", "p-lease:{g}:a", "p-lease:{p:a}", "p-tmp:{g}:left"] {
+            for key in both("a") {
+                let why = format!("{kind} under {name}, {key}");
+                for value in ["1", &large] {
+                    write_foreign(&bench, name, kind).await;
+                    bench.store.set(&key, value.to_owned().into(), MINUTE).await.expect(&why);
+                    assert_eq!(bench.get(&key).await.unwrap(), value, "{why}");
+                    bench.store.set(&key, value.to_owned().into(), None).await.expect(&why);
+                }
+                let lease = bench.lease(&key, Intent::Refresh).await;
+                write_foreign(&bench, name, kind).await;
+                assert!(bench.store.renew(&key, &lease, HOLD).await.is_ok(), "{why}");
+                assert!(bench.store.commit(&key, &lease, "2".into(), MINUTE).await.is_ok(), "{why}");
+                let lease = bench.lease(&key, Intent::Write).await;
+                write_foreign(&bench, name, kind).await;
+                bench.store.abandon(&key, &lease, Abandon::Failed).await.expect(&why);
+                write_foreign(&bench, name, kind).await;
+                bench.store.delete(&key).await.expect(&why);
+                assert_eq!(bench.get(&key).await, None, "{why}");
+                bench.set(&key, "3").await;
+                write_foreign(&bench, name, kind).await;
+                bench.store.delete_group(&space("p", Some("g"))).await.expect(&why);
+                assert_eq!(bench.get(&key).await.is_some(), key.group().is_none(), "{why}");
+                bench.set(&key, "4").await;
+                write_foreign(&bench, name, kind).await;
+                bench.store.delete_group(&space("p", None)).await.expect(&why);
+                assert_eq!(bench.get(&key).await, None, "{why}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_interrupted_eviction_of_a_group_leaves_nothing() {
+    let bench = Bench::new().await;
+    let group = space("p", Some("g"));
+    // Another process fills and evicts, and is gone in the middle of that.
+    for (round, prefix_goes) in [(0, false), (1, true)] {
+        for number in 0..2_000 {
+            bench.store.set(&group.key(&format!("k{number}")), "x".into(), None).await.unwrap();
+        }
+        let other = RedisStore::new(patient(&bench.server));
+        other.get(&group.key("k0")).await.unwrap();
+        // Its first command is through, and no other will be: it never says what was left.
+        let script = redis::Script::new(concat!(
+            include_str!("../../core/src/store/redis/lua/prelude.lua"),
+            include_str!("../../core/src/store/redis/lua/drop_group.lua")
+        ));
+        let mut dropped = script.prepare_invoke();
+        for key in ["p:{g}", "p-idx:{g}", "p-tmp:{g}:00", "p-tmp:{g}:left"] {
+            dropped.key(key);
+        }
+        let _: redis::Value = dropped.invoke_async(&mut bench.raw.clone()).await.unwrap();
+        drop(other);
+        assert_eq!(bench.get(&group.key("k1")).await, None, "evicted by the first command");
+        assert_eq!(bench.names().await.len(), 2_002, "round {round}: nothing is unlinked yet");
+        bench.set(&group.key("k2"), "new").await;
+        let evicted = if prefix_goes { space("p", None) } else { group.clone() };
+        bench.store.delete_group(&evicted).await.unwrap();
+        assert_eq!(bench.names().await, BTreeSet::new(), "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn an_eviction_that_is_dropped_is_finished() {
+    let bench = Bench::new().await;
+    let group = space("p", Some("g"));
+    for number in 0..4_000 {
+        bench.store.set(&group.key(&format!("k{number}")), "x".into(), None).await.unwrap();
+    }
+    let evicting = tokio::time::timeout(Duration::from_millis(4), bench.store.delete_group(&group)).await;
+    let start = tokio::time::Instant::now();
+    while !bench.names().await.is_empty() {
+        let left = bench.names().await.len();
+        assert!(start.elapsed() < Duration::from_secs(5), "{left} names are left: {evicting:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn sweeping_leaves_what_was_written_since() {
     let bench = Bench::new().await;

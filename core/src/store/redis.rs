@@ -5,7 +5,10 @@
 //! Every group has a *nonce*, eight random bytes under a key of its own, and every entry begins with the nonce under
 //! which it was written. An entry counts only while the two agree, so deleting the nonce invalidates the whole group
 //! at once, whatever happens afterwards to the entries. An index remembers what there is to clean up; it may be
-//! incomplete, after Redis itself evicted some of it for want of memory, without anything stale becoming visible.
+//! incomplete, after Redis itself evicted some of it for want of memory, without anything stale becoming visible. An eviction
+//! that does not come to its end leaves the index, and the next eviction of the group goes on with it.
+//!
+//! What another program wrote under a name of this store, of another type than ours, is a miss and is replaced.
 //!
 //! Leases carry the nonce too: a fill that began before its group was evicted can't be committed after it.
 //!
@@ -72,7 +75,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quick_cache::sync::Cache;
-use redis::{Cmd, RedisWrite, ToRedisArgs, Value};
+use redis::{Cmd, RedisError, RedisWrite, ToRedisArgs, Value};
 use tokio::time::Instant;
 
 use self::amends::{Amends, Doubt, Stake};
@@ -228,13 +231,16 @@ impl CacheStore for RedisStore {
         }
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
-            let exists = redis::cmd("EXISTS").arg(key.name()).take();
-            return connection.command(At::Key(key.name()), &exists, options.read_deadline).await;
+            let kind = redis::cmd("TYPE").arg(key.name()).take();
+            let kind: String = connection.command(At::Key(key.name()), &kind, options.read_deadline).await?;
+            return Ok(kind == "string");
         };
         let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
-        let (fence, nonce): (Bytes, Option<Bytes>) =
-            connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await?;
+        pipe.cmd("MGET").arg(nonce).cmd("GETRANGE").arg(key.name()).arg(0).arg(7);
+        let both = connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await;
+        let Some(([nonce], fence)) = unless_foreign::<([Option<Bytes>; 1], Bytes)>(both)? else {
+            return Ok(false);
+        };
         Ok(nonce.is_some_and(|nonce| nonce == fence))
     }
 
@@ -476,7 +482,8 @@ impl RedisStore {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = names::nonce_of(key) else {
             let get = wire::command([b"GET", key.name().as_bytes()].into_iter());
-            return connection.command(At::Key(key.name()), &get, options.read_deadline).await;
+            let value = connection.command(At::Key(key.name()), &get, options.read_deadline).await;
+            return Ok(unless_foreign(value)?.flatten());
         };
         let both = mget([key.name(), nonce].into_iter());
         let (record, nonce): (Option<Bytes>, Option<Bytes>) =
@@ -551,13 +558,19 @@ impl RedisStore {
         pipe.cmd("STRLEN").arg(name).cmd("PTTL").arg(name);
         let (bytes, length, left) = if let Some(nonce) = names::nonce_of(key) {
             pipe.cmd("GET").arg(nonce);
-            let (record, length, left, nonce): (Bytes, usize, i64, Option<Bytes>) =
-                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
+            let Some((record, length, left, nonce)) =
+                unless_foreign::<(Bytes, usize, i64, Option<Bytes>)>(read)?
+            else {
+                return Ok(None);
+            };
             let Some(value) = nonce.and_then(|nonce| valid_under(&nonce, &record)) else { return Ok(None) };
             (value, length.saturating_sub(fence_len(key)), left)
         } else {
-            let (value, length, left): (Bytes, usize, i64) =
-                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
+            let Some((value, length, left)) = unless_foreign::<(Bytes, usize, i64)>(read)? else {
+                return Ok(None);
+            };
             if value.is_empty() {
                 // An empty value and none look the same.
                 let found = if left == GONE {
@@ -590,12 +603,14 @@ impl RedisStore {
         pipe.cmd("GETRANGE").arg(name).arg(0).arg((head.len() + fence).max(1) - 1);
         let (part, found) = if let Some(nonce) = names::nonce_of(key) {
             pipe.cmd("GET").arg(nonce);
-            let (part, found, nonce): (Bytes, Bytes, Option<Bytes>) =
-                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
+            let Some((part, found, nonce)) = unless_foreign::<(Bytes, Bytes, Option<Bytes>)>(read)? else {
+                return Ok(None);
+            };
             (part, nonce.and_then(|nonce| valid_under(&nonce, &found)))
         } else {
-            let (part, found): (Bytes, Bytes) =
-                connection.pipeline(At::Key(name), &pipe, options.read_deadline).await?;
+            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
+            let Some((part, found)) = unless_foreign::<(Bytes, Bytes)>(read)? else { return Ok(None) };
             (part, Some(found))
         };
         let is_same = found.is_some_and(|found| found.starts_with(head));
@@ -703,6 +718,19 @@ const GONE: i64 = -2;
 /// What `PTTL` says: `None` for no end. What is gone by now has nothing left.
 fn remaining(left: i64) -> Option<Duration> {
     (left != -1).then(|| Duration::from_millis(left.try_into().unwrap_or(0)))
+}
+
+/// `None` for what holds something else than a string, which another program wrote there. It is no value of ours, and the next
+/// write replaces it.
+fn unless_foreign<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match reply {
+        Err(StoreError::Refused(error))
+            if error.downcast_ref::<RedisError>().and_then(RedisError::code) == Some("WRONGTYPE") =>
+        {
+            Ok(None)
+        }
+        reply => reply.map(Some),
+    }
 }
 
 /// The value of an entry of a group, if the group's nonce is the one that it was written under.

@@ -8,6 +8,7 @@
 //! | `p-idx:{g}` | the group's entries: suffix, and when it expires in ms since 1970 | sorted set |
 //! | `p-lease:{g}:suffix`, `p-lease:{p:suffix}` | nonce (8), kind (`F`ill, `W`rite, `U`ncacheable), token (16) | string |
 //! | `p-tmp:{g}:token`, `p-tmp:{p:suffix}:token` | a body on its way, or a group's index on its way out | string, sorted set |
+//! | `p-tmp:{g}:left` | the indexes of a group on their way out, each with the nonce of its entries | hash |
 //!
 //! Everything about an entry shares its hash tag, and so its slot in a cluster. The bookkeeping begins with `p-`
 //! rather than `p:` so that invalidation messages for `p:` concern values and nonces only.
@@ -53,6 +54,13 @@ pub(super) fn tmp_in(prefix: &str, tag: &str, token: &[u8; 16]) -> String {
     name
 }
 
+/// The evictions of a group that are not over: its indexes on their way out.
+pub(super) fn left(prefix: &str, group: &str) -> String {
+    [prefix, "-tmp:{", group, LEFT].concat()
+}
+
+const LEFT: &str = "}:left";
+
 /// A pattern for `SCAN` that finds everything a prefix owns, and a little more: [`Owned::of`] tells which.
 pub(super) fn pattern(prefix: &str) -> String {
     // The hyphen stands first: between two characters it would be a range.
@@ -78,7 +86,7 @@ fn literally(text: &str) -> String {
 /// What a name means to one prefix.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Owned<'a> {
-    /// The nonce or the index of this group.
+    /// The nonce or the index of this group, or what evictions of it left.
     Group(&'a str),
     /// An entry of this group.
     Grouped(&'a str),
@@ -98,6 +106,9 @@ impl<'a> Owned<'a> {
         }
         if let Some(group) = rest.strip_prefix("-idx:{") {
             return group.strip_suffix('}').map(Self::Group);
+        }
+        if let Some(group) = rest.strip_prefix("-tmp:{") {
+            return group.strip_suffix(LEFT).filter(|group| !group.contains(['{', '}'])).map(Self::Group);
         }
         let rest = rest.strip_prefix(':')?;
         match rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
@@ -128,6 +139,7 @@ mod tests {
                     assert_eq!(tag(nonce_of(&key).unwrap()), expected);
                     assert_eq!(nonce_of(&key).unwrap(), nonce(&key.space()));
                     assert_eq!(tag(&index("p:q", group)), expected);
+                    assert_eq!(tag(&left("p:q", group)), expected);
                 }
             }
         }
@@ -145,6 +157,8 @@ mod tests {
             ("a:b-lease:{g}:x", Some(Owned::Lease)),
             ("a:b-lease:{a:b:x}", Some(Owned::Lease)),
             ("a:b-tmp:{g}:00", None),
+            ("a:b-tmp:{a:b:x}:00", None),
+            ("a:b-tmp:{g}:left", Some(Owned::Group("g"))),
             ("a:bc:x", None),
             ("a:b-c:x", None),
             ("a:b-c:{g}:x", None),

@@ -83,4 +83,6 @@ scripts! {
     DROP_GROUP = "lua/drop_group.lua";
     /// Unlinks what a dropped group left behind.
     SWEEP = "lua/sweep.lua";
+    /// Forgets a list of what a dropped group left behind.
+    SWEPT = "lua/swept.lua";
 }

@@ -27,21 +27,23 @@ impl RedisStore {
         }
     }
 
-    /// The first command is the eviction: from there on nothing of the group is valid. The rest gives memory back.
+    /// The first command is the eviction: from there on nothing of the group is valid. The rest gives memory back, also
+    /// what earlier evictions of the group left that did not come to their end.
     async fn evict_group(&self, space: &KeySpace, group: &str) -> Result<u64, StoreError> {
         let dropped = self.drop_group(space.prefix(), group).await?;
-        let mut count = match &dropped.doomed {
-            Some(doomed) => self.sweep_listed(space, doomed, &dropped.nonce).await?,
-            None => 0,
-        };
+        let mut count = 0;
+        for (doomed, nonce) in &dropped.lists {
+            count += self.sweep_listed(space, doomed, nonce).await?;
+            self.forget_list(space.prefix(), group, doomed).await?;
+        }
         if self.inner.options.evict_foreign {
             count += self.sweep_foreign(space).await?;
         }
         Ok(count)
     }
 
-    /// Removes what the index of a group listed.
-    async fn sweep_listed(&self, space: &KeySpace, doomed: &str, old: &Bytes) -> Result<u64, StoreError> {
+    /// Removes what a list of entries names, and counts those that were valid under the nonce that they were listed with.
+    async fn sweep_listed(&self, space: &KeySpace, doomed: &str, nonce: &Bytes) -> Result<u64, StoreError> {
         let mut count = 0;
         for start in (0..).step_by(CHUNK) {
             let mut range = redis::cmd("ZRANGE");
@@ -53,14 +55,21 @@ impl RedisStore {
                 .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
                 .collect();
             if !entries.is_empty() {
-                count += self.sweep(names::nonce(space), Counting::ValidUnder(old), &entries).await?;
+                count += self.sweep(names::nonce(space), Counting::ValidUnder(nonce), &entries).await?;
             }
             if entries.len() < CHUNK {
                 break;
             }
         }
-        self.unlink(&[doomed]).await?;
         Ok(count)
+    }
+
+    /// To be called when everything on the list is gone: until then, the next eviction of the group goes on with it.
+    async fn forget_list(&self, prefix: &str, group: &str, doomed: &str) -> Result<(), StoreError> {
+        let left = names::left(prefix, group);
+        let call = Call { script: &scripts::SWEPT, keys: &[&left, doomed], args: &[] };
+        let _: i64 = self.call(call, self.deadline()).await?;
+        Ok(())
     }
 
     /// Removes whatever else is called like an entry of a group, unless it is a valid one.
@@ -83,7 +92,7 @@ impl RedisStore {
     /// everything that is there all the time; a fill that begins during the first pass began after this eviction did,
     /// so it may stay or go.
     async fn wipe(&self, prefix: &str) -> Result<u64, StoreError> {
-        let mut nonces = HashMap::new();
+        let (mut nonces, mut lists) = (HashMap::new(), Vec::new());
         let mut scan = Scan::begin(self, names::pattern(prefix)).await?;
         while let Some(page) = scan.next(self).await? {
             let mut leases = Vec::new();
@@ -93,10 +102,7 @@ impl RedisStore {
                     Some(Owned::Group(group)) if !nonces.contains_key(group) => {
                         let dropped = self.drop_group(prefix, group).await?;
                         nonces.insert(group.to_owned(), dropped.nonce);
-                        // The second pass finds the entries without it.
-                        if let Some(doomed) = &dropped.doomed {
-                            self.unlink(&[doomed]).await?;
-                        }
+                        lists.extend(dropped.lists.into_iter().map(|(doomed, _)| (group.to_owned(), doomed)));
                     }
                     _ => {}
                 }
@@ -126,15 +132,19 @@ impl RedisStore {
                 }
             }
         }
+        // The second pass found the entries without them. Should it not come to its end, the next eviction needs them.
+        for (group, doomed) in &lists {
+            self.forget_list(prefix, group, doomed).await?;
+        }
         Ok(count)
     }
 
     async fn drop_group(&self, prefix: &str, group: &str) -> Result<Dropped, StoreError> {
         let (nonce, index) = (format!("{prefix}:{{{group}}}"), names::index(prefix, group));
-        let doomed = names::tmp_in(prefix, group, &random()?);
-        let call = Call { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed], args: &[] };
-        let (nonce, listed): (Bytes, bool) = self.call(call, self.deadline()).await?;
-        Ok(Dropped { nonce, doomed: listed.then_some(doomed) })
+        let (doomed, left) = (names::tmp_in(prefix, group, &random()?), names::left(prefix, group));
+        let call = Call { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed, &left], args: &[] };
+        let (nonce, lists): (Bytes, Vec<(String, Bytes)>) = self.call(call, self.deadline()).await?;
+        Ok(Dropped { nonce, lists })
     }
 
     /// Removes those of these entries that are not valid.
@@ -177,8 +187,8 @@ enum Counting<'a> {
 struct Dropped {
     /// The nonce that was valid until then, or nothing.
     nonce: Bytes,
-    /// Where its index is now, if it had one.
-    doomed: Option<String>,
+    /// Where its index is now, if it had one, and those that earlier evictions left: each with the nonce of its entries.
+    lists: Vec<(String, Bytes)>,
 }
 
 /// A walk over the names in the database that may be a prefix's, on every node of a cluster.

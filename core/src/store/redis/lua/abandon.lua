@@ -1,5 +1,5 @@
 -- KEYS lease   ARGV token uncacheable_for
-local held = redis.call('GET', KEYS[1])
+local held = redis.call('MGET', KEYS[1])[1]
 -- What was given back as uncacheable leaves a mark with its token, and is no lease any more.
 if not held or string.sub(held, 10) ~= ARGV[1] or string.sub(held, 9, 9) == 'U' then return 0 end
 local ms = tonumber(ARGV[2])

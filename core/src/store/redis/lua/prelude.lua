@@ -35,10 +35,21 @@ local function holds(lease, nonce, fence, token)
   return not nonce or present == fence
 end
 
+-- What another program wrote under our names, of another type, must fail nothing: it holds no value, and is replaced.
+
+-- Whether a key is of this type. One of another type is removed.
+local function drop_unless(key, kind)
+  local found = redis.call('TYPE', key).ok
+  if found ~= kind and found ~= 'none' then redis.call('UNLINK', key) end
+  return found == kind
+end
+
+-- Removes an entry, and answers 1 if it was there.
 local function remove(entry, index, suffix)
-  local removed = redis.call('UNLINK', entry)
-  if index then redis.call('ZREM', index, suffix) end
-  return removed
+  local was_there = redis.call('TYPE', entry).ok == 'string'
+  redis.call('UNLINK', entry)
+  if index then redis.pcall('ZREM', index, suffix) end
+  return was_there and 1 or 0
 end
 
 -- Puts an entry that was just written on its group's list. A `ttl` below zero means no expiry. One in eight, by the last
@@ -47,18 +58,23 @@ local function enlist(ttl, nonce, index, suffix, token)
   if not index then return end
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local left = ttl > 0 and redis.call('PTTL', index)
+  local score = ttl > 0 and now + ttl or '+inf'
+  if type(redis.pcall('ZADD', index, score, suffix)) == 'table' then
+    -- It is no sorted set.
+    redis.call('UNLINK', index)
+    redis.call('ZADD', index, score, suffix)
+    left = left and -2
+  end
   if string.byte(token, -1) % 8 == 0 then
     local over = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. now, 'LIMIT', 0, 128)
     if #over > 0 then redis.call('ZREM', index, unpack(over)) end
   end
-  if ttl > 0 then
-    local left = redis.call('PTTL', index)
-    redis.call('ZADD', index, now + ttl, suffix)
+  if left then
     -- It answers -2 for what was not there, and -1 for no end.
     if left == -2 or (left >= 0 and left < ttl) then redis.call('PEXPIRE', index, 2 * ttl + 60000) end
     keep(nonce, ttl)
   else
-    redis.call('ZADD', index, '+inf', suffix)
     redis.call('PERSIST', index)
     redis.call('PERSIST', nonce)
   end

@@ -2,7 +2,7 @@
 -- Unlinks the entries that are not valid under the present nonce, and counts those that were valid under the old one, or
 -- all of them.
 -- An entry committed since, under a new nonce, stays.
-local present = redis.call('GET', KEYS[1])
+local present = redis.call('MGET', KEYS[1])[1]
 local count, gone = 0, {}
 for i = 2, #KEYS do
   -- What is not even a string is not valid either.
