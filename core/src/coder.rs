@@ -1,9 +1,13 @@
 //! How a backend's values become bytes.
 
+mod faithful;
+
 use std::error::Error;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use self::faithful::Format;
 
 /// Turns values into bytes and back.
 ///
@@ -35,7 +39,7 @@ pub trait Coder: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// When the value has no such bytes.
+    /// When the value has no such bytes, or would be read back as another one. [`Json`] and [`MessagePack`] refuse that.
     fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError>;
 
     /// The value of bytes.
@@ -47,6 +51,9 @@ pub trait Coder: Clone + Send + Sync + 'static {
 }
 
 /// JSON: readable in the store, the default.
+///
+/// Numbers come back to the last bit. What JSON would turn into something else is an error: numbers that aren't finite, `Some` of
+/// what is written as `null`, keys of a map that are no strings or numbers, and values nested deeper than 128 levels.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
@@ -56,6 +63,7 @@ impl Coder for Json {
     }
 
     fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError> {
+        faithful::check(value, Format::Json).map_err(CoderError::new)?;
         serde_json::to_vec(value).map_err(CoderError::new)
     }
 
@@ -69,6 +77,9 @@ impl Coder for Json {
 const MAX_DEPTH: usize = 128;
 
 /// MessagePack, with the names of fields: smaller and faster than JSON, and as tolerant of added fields.
+///
+/// Numbers that aren't finite and keys of any type come back too. `Some` of what is written as `nil`, and values nested deeper
+/// than 128 levels, are an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MessagePack;
 
@@ -78,6 +89,7 @@ impl Coder for MessagePack {
     }
 
     fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError> {
+        faithful::check(value, Format::MessagePack).map_err(CoderError::new)?;
         rmp_serde::to_vec_named(value).map_err(CoderError::new)
     }
 
