@@ -2,7 +2,7 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][,host[:port]…][/db]`; wins over the next five | none |
+//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][,host[:port]…][/db]`, or `unix://[[username]:password@]/path`; `?db=` and the like as in [`RedisOptions::from_url`]; wins over the next five | none |
 //! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB` | the same, in parts | none, 6379, 0 |
 //! | `REDIS_USERNAME`, `REDIS_PASSWORD` | whom to log in as | none |
 //! | `REDIS_CLUSTER` | whether it is a Redis Cluster; several hosts are one anyway | false |
@@ -72,7 +72,8 @@ impl Larder {
         }
     }
 
-    /// A cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`. Connects when it is first used.
+    /// A cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`, or any that
+    /// [`RedisOptions::from_url`] understands. Connects when it is first used.
     ///
     /// # Errors
     ///
@@ -267,6 +268,14 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             let problem = "several hosts are a cluster, which contradicts REDIS_CLUSTER=false".to_owned();
             return Err(ConfigError::Secret { variable: place, problem });
         }
+        if options.is_socket() {
+            for variable in ["REDIS_CLUSTER", "REDIS_SSL"] {
+                if self.flag(variable)? == Some(true) {
+                    let problem = "not over a Unix socket, which REDIS_URL names".to_owned();
+                    return Err(ConfigError::Secret { variable, problem });
+                }
+            }
+        }
         let options = if asked == Some(true) { options.cluster(true) } else { options };
         if options.is_cluster() && options.database() != 0 {
             let variable = if place == "REDIS_URL" { "REDIS_URL" } else { "REDIS_DB" };
@@ -431,6 +440,8 @@ mod tests {
             ("REDIS_HOST", "other", RedisOptions::new("other", 6379)),
             ("REDIS_HOST", "a,b:7001", RedisOptions::new("a", 6379).node("b", 7001)),
             ("REDIS_URL", "redis://other:7000/2", RedisOptions::new("other", 7000).db(2)),
+            ("REDIS_URL", "redis://other:7000/1?db=2", RedisOptions::new("other", 7000).db(2)),
+            ("REDIS_URL", "unix:///run/redis.sock?db=2", RedisOptions::new("/run/redis.sock", 0).db(2)),
             ("REDIS_PORT", "7000", RedisOptions::new("h", 7000)),
             ("REDIS_DB", "3", base().db(3)),
             ("REDIS_USERNAME", "alice", base().username("alice")),
@@ -489,6 +500,15 @@ mod tests {
             (&[("REDIS_SENTINEL", "true")], "REDIS_SENTINEL"),
             (&[("REDIS_LOCAL_CACHE_BYTES", "1")], "REDIS_LOCAL_CACHE_BYTES"),
             (&[("REDIS_URL", "http://secret@x")], "REDIS_URL"),
+            (
+                &[("REDIS_URL", "redis://:secret@x?protocol=3")],
+                "REDIS_URL: not a valid Redis URL: the parameter `protocol`",
+            ),
+            (&[("REDIS_URL", "unix:///secret"), ("REDIS_SSL", "true")], "REDIS_SSL: not over a Unix socket"),
+            (
+                &[("REDIS_URL", "unix:///secret"), ("REDIS_CLUSTER", "1")],
+                "REDIS_CLUSTER: not over a Unix socket",
+            ),
             (&[("REDIS_HOST", "h"), ("REDIS_SSL", "maybe")], "REDIS_SSL=\"maybe\""),
         ] {
             let message = from(vars).unwrap_err().to_string();

@@ -537,12 +537,34 @@ impl Dialer {
         handshake: RedisConnectionInfo,
         config: AsyncConnectionConfig,
     ) -> RedisResult<Line> {
+        if let Some(path) = address.socket() {
+            return self.socket(path, &handshake, config).await;
+        }
         if self.options.tls {
             return self.tls(address, &handshake, config).await;
         }
         let stream = TcpStream::connect((&*address.host, address.port)).await?;
         stream.set_nodelay(true)?;
         line(stream, &handshake, config).await
+    }
+
+    #[cfg(unix)]
+    async fn socket(
+        &self,
+        path: &str,
+        handshake: &RedisConnectionInfo,
+        config: AsyncConnectionConfig,
+    ) -> RedisResult<Line> {
+        if self.options.tls || self.options.cluster {
+            let problem = "a Unix socket has neither TLS nor a cluster behind it";
+            return Err((ErrorKind::InvalidClientConfig, problem).into());
+        }
+        line(tokio::net::UnixStream::connect(path).await?, handshake, config).await
+    }
+
+    #[cfg(not(unix))]
+    async fn socket(&self, _: &str, _: &RedisConnectionInfo, _: AsyncConnectionConfig) -> RedisResult<Line> {
+        Err((ErrorKind::InvalidClientConfig, "this system has no Unix sockets").into())
     }
 
     #[cfg(feature = "redis-tls")]

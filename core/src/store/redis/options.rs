@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
 
 #[cfg(feature = "redis-pool")]
@@ -100,22 +101,39 @@ impl RedisOptions {
     /// `redis://[[username]:password@]host[:port][/db]`, or `rediss://` for TLS. Several hosts, with commas in between,
     /// are nodes of a [cluster](Self::cluster): `redis://10.0.0.1:7000,10.0.0.2:7000`.
     ///
+    /// `redis+unix://[[username]:password@]/path`, or `unix://…`, for a server that listens on a Unix socket.
+    ///
+    /// The parameters `db`, `username` (or `user`) and `password` (or `pass`) say the same, and win: `?db=2`. Every other one,
+    /// and a fragment, is an error. What has a meaning in URLs is written with percent signs, in a password too: `%3F` for `?`.
+    ///
     /// # Errors
     ///
-    /// When the text is not such a URL, or names a database of a cluster. The error never repeats the URL, which may
-    /// hold a password.
+    /// When the text is not such a URL, says what isn't known, or names a database of a cluster. The error names the parameter
+    /// and never repeats the URL, which may hold a password.
     pub fn from_url(url: &str) -> Result<Self, RedisUrlError> {
-        // The client library can't parse `rediss:` unless it is built with TLS; the rest of the URL is the same.
-        let (tls, rest) = match url.split_once("://") {
-            Some(("redis", rest)) => (false, rest),
-            Some(("rediss", rest)) => (true, rest),
+        let (scheme, rest) = url.split_once("://").ok_or(RedisUrlError::Scheme)?;
+        let (rest, parameters) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+        let options = match scheme {
+            "redis" => Self::from_hosts(rest)?,
+            "rediss" => Self::from_hosts(rest)?.tls(true),
+            "redis+unix" | "unix" => Self::from_socket(rest)?,
             _ => return Err(RedisUrlError::Scheme),
         };
-        // Nor does it know of several hosts. Commas elsewhere, in a password, are left alone.
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let start = rest[..end].rfind('@').map_or(0, |at| at + 1);
-        let (first, others) = rest[start..end].split_once(',').unwrap_or((&rest[start..end], ""));
-        let plain = format!("redis://{}{first}{}", &rest[..start], &rest[end..]);
+        let options = options.with_parameters(parameters)?;
+        if options.cluster && options.db != 0 {
+            return Err(RedisUrlError::Invalid("a cluster has no other database than 0".into()));
+        }
+        Ok(options)
+    }
+
+    /// `[[username]:password@]host[:port][,host[:port]…][/db]`
+    fn from_hosts(text: &str) -> Result<Self, RedisUrlError> {
+        // The client library does not know of several hosts. Commas elsewhere, in a password, are left alone.
+        let end = text.find('/').unwrap_or(text.len());
+        let start = text[..end].rfind('@').map_or(0, |at| at + 1);
+        let (first, others) = text[start..end].split_once(',').unwrap_or((&text[start..end], ""));
+        // It can't parse `rediss:` unless it is built with TLS; the rest of the URL is the same.
+        let plain = format!("redis://{}{first}{}", &text[..start], &text[end..]);
         let info = plain.into_connection_info().map_err(|error| RedisUrlError::Invalid(error.to_string()))?;
         let ConnectionAddr::Tcp(host, port) = info.addr() else {
             return Err(RedisUrlError::Scheme);
@@ -127,7 +145,6 @@ impl RedisOptions {
             db,
             username: settings.username().map(str::to_owned),
             password: settings.password().map(str::to_owned),
-            tls,
             ..Self::new(host.as_str(), *port)
         };
         if first.len() < end - start {
@@ -136,11 +153,67 @@ impl RedisOptions {
                     .ok_or_else(|| RedisUrlError::Invalid("one of the hosts".into()))?;
                 options = options.node(address.host, address.port);
             }
-            if db != 0 {
-                return Err(RedisUrlError::Invalid("a cluster has no other database than 0".into()));
-            }
         }
         Ok(options)
+    }
+
+    /// `[[username]:password@]/path`
+    fn from_socket(text: &str) -> Result<Self, RedisUrlError> {
+        if !cfg!(unix) {
+            return Err(RedisUrlError::Invalid("this system has no Unix sockets".into()));
+        }
+        let (login, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+        let path = decoded(path)?;
+        if path.len() < 2 || path.contains('\0') {
+            return Err(RedisUrlError::Invalid("a Unix socket has an absolute path".into()));
+        }
+        let options = Self::new(path, 0);
+        let Some(login) = login.strip_suffix('@') else {
+            return match login {
+                "" => Ok(options),
+                _ => Err(RedisUrlError::Invalid("a Unix socket has no host: unix:///path".into())),
+            };
+        };
+        let (username, password) = match login.split_once(':') {
+            Some((username, password)) => (username, Some(password)),
+            None => (login, None),
+        };
+        Ok(Self {
+            username: Some(decoded(username)?).filter(|username| !username.is_empty()),
+            password: password.map(decoded).transpose()?.filter(|password| !password.is_empty()),
+            ..options
+        })
+    }
+
+    /// `?name=value&…`, or nothing.
+    fn with_parameters(mut self, text: &str) -> Result<Self, RedisUrlError> {
+        let invalid = |problem: String| Err(RedisUrlError::Invalid(problem));
+        // What follows the host would be the rest of a password, then.
+        if text.contains('@') {
+            return invalid("`?`, `#`, and `@` in a parameter, are written %3F, %23 and %40".into());
+        }
+        let (query, fragment) =
+            text.split_once('#').map_or((text, None), |(query, rest)| (query, Some(rest)));
+        if let Some(fragment) = fragment {
+            return invalid(format!("the fragment {} has no meaning", named(fragment)));
+        }
+        for parameter in query.trim_start_matches('?').split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let value = decoded(&value.replace('+', "%20"))?;
+            self = match name {
+                "db" => match value.parse() {
+                    Ok(db) => self.db(db),
+                    Err(_) => return invalid("the parameter `db` is not the number of a database".into()),
+                },
+                "user" | "username" => self.username(value),
+                "pass" | "password" => self.password(value),
+                name => {
+                    let known = "db, username and password are";
+                    return invalid(format!("the parameter {} is not known; {known}", named(name)));
+                }
+            };
+        }
+        Ok(self)
     }
 
     /// Whether this is a Redis Cluster: the host is one of its nodes, from which the others become known. Off by default.
@@ -268,6 +341,11 @@ impl RedisOptions {
         &self.addresses
     }
 
+    /// Whether the server listens on a Unix socket.
+    pub(crate) fn is_socket(&self) -> bool {
+        self.addresses.iter().any(|address| address.socket().is_some())
+    }
+
     pub(crate) fn is_cluster(&self) -> bool {
         self.cluster
     }
@@ -332,7 +410,20 @@ impl fmt::Debug for RedisOptions {
 /// The port of Redis when none is named.
 pub(crate) const DEFAULT_PORT: u16 = 6379;
 
-/// Where a server listens.
+/// Without percent signs.
+fn decoded(text: &str) -> Result<String, RedisUrlError> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Into::into).map_err(|_| RedisUrlError::Invalid("not UTF-8".into()))
+}
+
+/// The name of a parameter, if it looks like one. Anything else might be a secret in the wrong place.
+fn named(name: &str) -> String {
+    let is_name = (1..=40).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    if is_name { format!("`{name}`") } else { "that is given".to_owned() }
+}
+
+/// Where a server listens: a host and a port, or the path of a Unix socket as the host. No host begins with a slash.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
     pub(crate) host: String,
@@ -340,6 +431,11 @@ pub(crate) struct Address {
 }
 
 impl Address {
+    /// The path, if it is a Unix socket.
+    pub(super) fn socket(&self) -> Option<&str> {
+        self.host.starts_with('/').then_some(&*self.host)
+    }
+
     /// `host:port` as nodes of a cluster write it: the host may be empty, and is not bracketed.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
@@ -372,7 +468,10 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        match self.socket() {
+            Some(path) => f.write_str(path),
+            None => write!(f, "{}:{}", self.host, self.port),
+        }
     }
 }
 
@@ -401,8 +500,8 @@ impl Default for TlsOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisUrlError {
-    /// Neither `redis://` nor `rediss://`.
-    #[error("a Redis URL begins with redis:// or rediss://")]
+    /// None of `redis://`, `rediss://`, `redis+unix://` and `unix://`.
+    #[error("a Redis URL begins with redis://, rediss://, redis+unix:// or unix://")]
     Scheme,
     /// The rest of the URL makes no sense.
     #[error("not a valid Redis URL: {0}")]
@@ -435,6 +534,54 @@ mod tests {
     }
 
     #[test]
+    fn parameters_are_obeyed_or_refused_by_name() {
+        let options =
+            RedisOptions::from_url("redis://bob:x@h/1?db=2&username=al+ice&password=p%40s%2Bs").unwrap();
+        assert_eq!(options.db, 2);
+        assert_eq!(
+            (options.username.as_deref(), options.password.as_deref()),
+            (Some("al ice"), Some("p@s+s"))
+        );
+        let options = RedisOptions::from_url("rediss://h:7?&user=alice&pass=x&").unwrap();
+        assert_eq!((format!("{:?}", options.addresses), options.tls), ("[h:7]".to_owned(), true));
+        assert_eq!((options.username.as_deref(), options.password.as_deref()), (Some("alice"), Some("x")));
+        assert!(RedisOptions::from_url("redis://a,b?db=0").unwrap().cluster);
+        for (url, named) in [
+            ("redis://h?protocol=resp3", "`protocol`"),
+            ("redis://h/2?ssl_cert_reqs=none", "`ssl_cert_reqs`"),
+            ("redis://h?db=1&timeout=5", "`timeout`"),
+            ("redis://h?DB=1", "`DB`"),
+            ("redis://h?db=x", "`db`"),
+            ("redis://h#insecure", "`insecure`"),
+            ("redis://h?db=1#insecure", "`insecure`"),
+            ("unix:///run/redis.sock?virtual_host=1", "`virtual_host`"),
+        ] {
+            let error = RedisOptions::from_url(url).unwrap_err().to_string();
+            assert!(error.contains(named), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn sockets_have_a_path() {
+        for scheme in ["unix", "redis+unix"] {
+            let url = format!("{scheme}://al%20ice:p%40ss@/run/re%20dis.sock?db=3");
+            let options = RedisOptions::from_url(&url).unwrap();
+            assert_eq!(
+                (format!("{:?}", options.addresses), options.db),
+                ("[/run/re dis.sock]".to_owned(), 3)
+            );
+            assert_eq!(
+                (options.username.as_deref(), options.password.as_deref()),
+                (Some("al ice"), Some("p@ss"))
+            );
+            assert!(options.is_socket() && !options.tls && !options.cluster);
+        }
+        let options = RedisOptions::from_url("unix:///s?pass=x").unwrap();
+        assert_eq!((options.username.as_deref(), options.password.as_deref()), (None, Some("x")));
+    }
+
+    #[test]
     fn several_hosts_are_a_cluster() {
         let options = RedisOptions::from_url("redis://al,ice:p,w@a:1,b,[::1]:3/0").unwrap();
         assert_eq!(format!("{:?}", options.addresses), "[a:1, b:6379, ::1:3]");
@@ -455,7 +602,21 @@ mod tests {
             "redis://:secret@h/x",
             "redis://:secret@h:99999999",
             "redis://:secret@h/-1",
-            "redis+unix:///secret",
+            "redis+unix://secret",
+            "redis+unix://secret/path",
+            "unix://",
+            "unix:///",
+            "unix://host:6379/path",
+            "unix:///path?protocol=secret",
+            "redis://:se?cret@h",
+            "redis://:pass?secret=x@h",
+            "redis://h#secret word",
+            "redis://h?secret word",
+            "redis://h?db=secret",
+            "redis://h?db=-1",
+            "redis://h?db=",
+            "redis://h?password=%ff",
+            "redis://a,b?db=2",
             "redis://:secret@a,b/3",
             "redis://:secret@a,",
             "redis://:secret@a,b:x",
