@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use crate::coder::{Coder, CoderError, Json};
@@ -29,6 +30,8 @@ const UPDATE_PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// Every method comes twice. The plain one never fails: a store that is down reads as a miss and is logged. The one
 /// with `try_` tells a miss from a failure.
+///
+/// What writes or evicts goes on in the background if its future is dropped, and [`Larder::close`] waits for it.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]
@@ -119,9 +122,11 @@ impl<C: Coder> CacheBackend<C> {
     }
 
     /// The value, or else what `compute` gives, which is then stored. Callers in all processes that share the store
-    /// wait for the one that computes; an error of `compute` is its caller's alone, and the next one tries.
+    /// wait for the one that computes, for [`max_wait`](crate::LarderBuilder::max_wait) at most, and then compute for themselves.
     ///
-    /// If the store is down, everybody computes.
+    /// An error of `compute` is its caller's alone. Those who waited for it in this process compute at once and side by side, as
+    /// they do if the key is evicted meanwhile, and what one of them computed is stored. If the store is down, every caller
+    /// computes.
     ///
     /// # Errors
     ///
@@ -158,6 +163,9 @@ impl<C: Coder> CacheBackend<C> {
         T: Serialize + DeserializeOwned,
         F: Future<Output = Result<T, E>>,
     {
+        let until = Instant::now() + self.shared().timing.max_wait;
+        // One computation of another caller that comes to nothing is waited for, not each in turn.
+        let mut waits = true;
         loop {
             let intent = match self.shared().store.get(name).await {
                 Ok(Some(bytes)) => match self.decode(&bytes) {
@@ -173,24 +181,35 @@ impl<C: Coder> CacheBackend<C> {
             };
             let mut lead = match self.shared().flights.join(name) {
                 Role::Lead(lead) => lead,
-                Role::Follow(follow) => match self.shared().follow(follow).await {
-                    Some(Landing::Filled(bytes)) => match self.decode(&bytes) {
-                        Ok(Some(value)) => return Ok(value),
-                        _ => return compute().await,
-                    },
-                    Some(Landing::Again) => continue,
-                    Some(Landing::Failed | Landing::Alone) | None => return compute().await,
-                },
+                Role::Follow(_) if !waits => return compute().await,
+                Role::Follow(follow) => {
+                    match self
+                        .shared()
+                        .follow_for(follow, until.saturating_duration_since(Instant::now()))
+                        .await
+                    {
+                        Some(Landing::Filled(bytes)) => match self.decode(&bytes) {
+                            Ok(Some(value)) => return Ok(value),
+                            _ => return compute().await,
+                        },
+                        Some(Landing::Again) => continue,
+                        // All of them compute at once, and one of them stores what it computed.
+                        Some(Landing::Failed) => {
+                            waits = false;
+                            continue;
+                        }
+                        Some(Landing::Alone) | None => return compute().await,
+                    }
+                }
             };
-            let held = match self
-                .shared()
-                .start(name, intent, Some(&|bytes| self.decode::<T>(bytes).is_ok_and(|v| v.is_some())))
-                .await
-            {
+            let is_value = |bytes: &Bytes| self.decode::<T>(bytes).is_ok_and(|value| value.is_some());
+            let awaited = waits.then_some(&is_value as &(dyn Fn(&Bytes) -> bool + Send + Sync));
+            let limit = until.saturating_duration_since(Instant::now());
+            let held = match self.shared().start_within(name, intent, awaited, limit).await {
                 Started::Held(held) => held,
                 Started::Found(bytes) => {
                     let value = self.decode(&bytes);
-                    // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
+                    // A caller that joined meanwhile may have come after an eviction of this, and looks for itself.
                     lead.land(Landing::Again);
                     match value {
                         Ok(Some(value)) => return Ok(value),
@@ -202,17 +221,26 @@ impl<C: Coder> CacheBackend<C> {
                     return compute().await;
                 }
             };
-            // An error drops the lead and the lease: those who wait look again, and one of them tries.
-            let value = held.renewing(pin!(compute())).await?;
+            // If this future is dropped here, the lead and the lease are: those who wait look again, and one of them leads.
+            let value = match held.renewing(pin!(compute())).await {
+                Ok(value) => value,
+                Err(error) => {
+                    held.fail(lead);
+                    return Err(error);
+                }
+            };
             match self.encode(&value) {
                 Ok(record) => {
                     lead.close();
-                    let stored = held.commit(record.clone(), ttl).await;
-                    lead.land(match stored {
-                        Stored::Yes => Landing::Filled(record),
-                        Stored::Evicted => Landing::Again,
-                        Stored::Failed => Landing::Alone,
-                    });
+                    let storing = async move {
+                        let stored = held.commit(record.clone(), ttl).await;
+                        lead.land(match stored {
+                            Stored::Yes => Landing::Filled(record),
+                            Stored::Evicted => Landing::Failed,
+                            Stored::Failed => Landing::Alone,
+                        });
+                    };
+                    self.shared().to_the_end(storing).await;
                 }
                 Err(error) => {
                     warn!(key = name.name(), %error, "a value can't be stored");
@@ -243,14 +271,20 @@ impl<C: Coder> CacheBackend<C> {
     ) -> Result<(), CacheError> {
         let (key, ttl) = (self.space.key(key), self.lifetime(ttl));
         let span = spans::backend::set(&key, ttl);
-        let set = async { Ok(self.shared().store.set(&key, self.encode(value)?, ttl).await?) };
+        let set = async {
+            let (shared, record) = (Arc::clone(self.shared()), self.encode(value)?);
+            Ok(self.shared().to_the_end(async move { shared.store.set(&key, record, ttl).await }).await?)
+        };
         let set = span.around(set).await;
         span.result(["stored", "stored"], set.as_ref().map(|()| true));
         set
     }
 
     /// Changes a value, or makes one where there is none, and answers the new one. Atomic, also between processes:
-    /// of any number of updates none is lost. `change` may run more than once.
+    /// of any number of updates none is lost. `change` may run more than once. Updates of one key queue in this process; other
+    /// keys don't wait for them.
+    ///
+    /// Dropped before it writes, it changes nothing. Once it writes, it goes on in the background.
     ///
     /// # Errors
     ///
@@ -264,13 +298,14 @@ impl<C: Coder> CacheBackend<C> {
     ) -> Result<T, CacheError> {
         let name = self.space.key(key);
         let lifetime = self.lifetime(ttl);
+        let until = Instant::now() + UPDATE_PATIENCE;
         let attempt = async {
-            let _queued = self.shared().updates.queue(&name).lock().await;
-            self.update_queued(&name, lifetime, change).await
+            let place = self.shared().updates.join(&name);
+            let Ok(_turn) = timeout_at(until, place.turn()).await else { return Err(CacheError::Contended) };
+            self.update_queued(&name, lifetime, until, change).await
         };
         let span = spans::backend::update(&name, lifetime);
-        let attempt = span.around(tokio::time::timeout(UPDATE_PATIENCE, attempt));
-        let updated = attempt.await.unwrap_or(Err(CacheError::Contended));
+        let updated = span.around(attempt).await;
         span.result(["stored", "stored"], updated.as_ref().map(|_| true));
         updated
     }
@@ -279,19 +314,29 @@ impl<C: Coder> CacheBackend<C> {
         &self,
         key: &CacheKey,
         ttl: Option<Duration>,
+        until: Instant,
         mut change: impl FnMut(Option<T>) -> T,
     ) -> Result<T, CacheError> {
         let mut pause = Duration::from_millis(1);
         loop {
             // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it. An
             // error gives it back.
-            if let Begun::Held(held) = self.shared().begin(key, Intent::Refresh).await? {
-                let new = change(self.read_again_if_slow(key).await?);
-                if held.try_commit(self.encode(&new)?, ttl).await? {
+            let begin = async {
+                match self.shared().begin(key, Intent::Refresh).await? {
+                    Begun::Held(held) => Ok(Some((held, self.read_again_if_slow(key).await?))),
+                    Begun::Found(_) | Begun::Filling | Begun::Busy => Ok::<_, CacheError>(None),
+                }
+            };
+            if let Some((held, old)) = timeout_at(until, begin).await.map_err(|_| CacheError::Contended)?? {
+                let new = change(old);
+                let record = self.encode(&new)?;
+                // No deadline cuts this short: whether the change was made would be unknown.
+                if self.shared().to_the_end(async move { held.try_commit(record, ttl).await }).await? {
                     return Ok(new);
                 }
             }
-            self.shared().store.changed(key, pause).await;
+            let changed = timeout_at(until, self.shared().store.changed(key, pause)).await;
+            changed.map_err(|_| CacheError::Contended)?;
             pause = (pause * 2).min(Duration::from_millis(16));
         }
     }
@@ -322,7 +367,9 @@ impl<C: Coder> CacheBackend<C> {
     pub async fn try_delete(&self, key: &str) -> Result<bool, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::delete(&key);
-        let deleted = span.around(self.shared().store.delete(&key)).await;
+        let shared = Arc::clone(self.shared());
+        let delete = self.shared().to_the_end(async move { shared.store.delete(&key).await });
+        let deleted = span.around(delete).await;
         span.result(["deleted", "absent"], deleted.as_ref().copied());
         Ok(deleted?)
     }
@@ -365,7 +412,9 @@ impl<C: Coder> CacheBackend<C> {
             );
         }
         let span = spans::backend::delete_group(&self.space);
-        let deleted = span.around(self.shared().store.delete_group(&self.space)).await;
+        let (shared, space) = (Arc::clone(self.shared()), self.space.clone());
+        let delete = self.shared().to_the_end(async move { shared.store.delete_group(&space).await });
+        let deleted = span.around(delete).await;
         span.result(["deleted", "absent"], deleted.as_ref().map(|count| *count > 0));
         Ok(deleted?)
     }

@@ -133,20 +133,54 @@ impl Follow {
     }
 }
 
-/// Where updates of this process queue, so that they don't poll the store against each other.
+/// The queues of updates in this process, one for each key that is being updated, so that updates don't poll the store against
+/// each other.
+#[derive(Clone)]
 pub(crate) struct Updates {
-    queues: [tokio::sync::Mutex<()>; SHARDS],
+    shards: Arc<[Mutex<HashMap<CacheKey, Queue, RandomState>>]>,
     hasher: RandomState,
 }
 
+type Queue = Arc<tokio::sync::Mutex<()>>;
+
 impl Updates {
     pub(crate) fn new() -> Self {
-        Self { queues: [const { tokio::sync::Mutex::const_new(()) }; SHARDS], hasher: RandomState::default() }
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, hasher: RandomState::default() }
     }
 
-    /// The queue for a key. Keys share queues, which costs an update a little time at most.
-    pub(crate) fn queue(&self, key: &CacheKey) -> &tokio::sync::Mutex<()> {
-        &self.queues[shard(&self.hasher, key)]
+    /// A place in the queue of a key.
+    pub(crate) fn join(&self, key: &CacheKey) -> Queued {
+        let queue = self.shard(key).entry(key.clone()).or_default().clone();
+        Queued { updates: self.clone(), key: key.clone(), queue }
+    }
+
+    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, Queue, RandomState>> {
+        self.shards[shard(&self.hasher, key)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the queue of a key. The last one to leave removes the queue.
+pub(crate) struct Queued {
+    updates: Updates,
+    key: CacheKey,
+    queue: Queue,
+}
+
+impl Queued {
+    /// Waits for this update's turn, which lasts until the guard is dropped.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.queue.lock().await
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        let mut shard = self.updates.shard(&self.key);
+        // The shard's and this one. New ones come from the shard, which is locked.
+        if Arc::strong_count(&self.queue) == 2 {
+            shard.remove(&self.key);
+        }
     }
 }
 

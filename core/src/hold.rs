@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::flight::{Landing, Lead};
 use crate::key::CacheKey;
 use crate::larder::Shared;
 use crate::policy::Stored;
@@ -46,9 +47,20 @@ impl Shared {
         intent: Intent,
         awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
     ) -> Started {
+        self.start_within(key, intent, awaited, self.timing.max_wait).await
+    }
+
+    /// The same, with another limit.
+    pub(crate) async fn start_within(
+        self: &Arc<Self>,
+        key: &CacheKey,
+        intent: Intent,
+        awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
+        limit: Duration,
+    ) -> Started {
         let began = tokio::time::Instant::now();
         let mut waited = false;
-        let started = self.start_after(key, intent, awaited, began, &mut waited).await;
+        let started = self.start_after(key, intent, awaited, (began, limit), &mut waited).await;
         if waited {
             self.telemetry.waited(began.elapsed(), !matches!(started, Started::Found(_)));
         }
@@ -60,7 +72,7 @@ impl Shared {
         key: &CacheKey,
         intent: Intent,
         awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
-        began: tokio::time::Instant,
+        (began, limit): (tokio::time::Instant, Duration),
         waited: &mut bool,
     ) -> Started {
         let mut pause = FIRST_PAUSE;
@@ -71,7 +83,7 @@ impl Shared {
                 Ok(Begun::Filling) => {
                     let Some(is_awaited) = awaited else { return Started::Without(Reason::Busy) };
                     *waited = true;
-                    if began.elapsed() >= self.timing.max_wait {
+                    if began.elapsed() >= limit {
                         return Started::Without(Reason::Waited);
                     }
                     self.store.changed(key, pause).await;
@@ -103,6 +115,14 @@ impl Shared {
             Begin::Filling => Begun::Filling,
             Begin::Busy => Begun::Busy,
         })
+    }
+}
+
+impl Shared {
+    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) {
+        if let Err(error) = self.store.abandon(key, lease, why).await {
+            self.store_failed("abandon", key.name(), &error);
+        }
     }
 }
 
@@ -191,14 +211,20 @@ impl Held {
         self.give_back(why);
     }
 
+    /// Gives the lease back after a failure, in the background, and then lets those who wait try.
+    pub(crate) fn fail(mut self, lead: Lead) {
+        let Some(lease) = self.lease.take() else { return lead.land(Landing::Failed) };
+        let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+        self.shared.spawn(async move {
+            shared.abandon(&key, &lease, Abandon::Failed).await;
+            lead.land(Landing::Failed);
+        });
+    }
+
     fn give_back(&mut self, why: Abandon) {
         if let Some(lease) = self.lease.take() {
             let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
-            self.shared.spawn(async move {
-                if let Err(error) = shared.store.abandon(&key, &lease, why).await {
-                    shared.store_failed("abandon", key.name(), &error);
-                }
-            });
+            self.shared.spawn(async move { shared.abandon(&key, &lease, why).await });
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -79,8 +80,11 @@ impl Larder {
     }
 
     /// Evicts one entry, whatever it is. If the store is down it is logged, and the store retries what it can.
+    ///
+    /// Goes on in the background if this future is dropped.
     pub async fn evict(&self, key: &CacheKey) {
-        self.shared.evict_key(key).await;
+        let (shared, key) = (Arc::clone(&self.shared), key.clone());
+        self.shared.to_the_end(async move { shared.evict_key(&key).await }).await;
     }
 
     /// The prefix of all keys that don't have one of their own.
@@ -245,6 +249,8 @@ impl LarderBuilder {
     /// On a store that takes part in the fill protocol itself.
     #[must_use]
     pub fn leased(self, store: impl LeaseStore) -> Larder {
+        // Two services that share a Redis and a prefix answer for each other, and the log of each shows it.
+        tracing::info!(prefix = &*self.defaults.prefix, store = store.health().store, "the cache is set up");
         let telemetry = Arc::new(Telemetry::default());
         Larder {
             shared: Arc::new(Shared {
@@ -367,6 +373,14 @@ impl Shared {
         deleted.is_ok()
     }
 
+    /// Does work to its end, also without its caller. A panic goes on in the caller.
+    pub(crate) async fn to_the_end<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        self.detached(Box::pin(work)).await.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
     /// Evicts every entry of a group. False if the store didn't confirm it.
     pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
         let span = spans::evict_group(space);
@@ -400,8 +414,13 @@ impl Shared {
 
     /// Waits for the fill that another request here is at.
     pub(crate) async fn follow(&self, follow: Follow) -> Option<Landing> {
+        self.follow_for(follow, self.timing.max_wait).await
+    }
+
+    /// The same, for so long at most.
+    pub(crate) async fn follow_for(&self, follow: Follow, limit: Duration) -> Option<Landing> {
         let started = Instant::now();
-        let landing = spans::wait().around(follow.wait(self.timing.max_wait)).await;
+        let landing = spans::wait().around(follow.wait(limit)).await;
         self.telemetry.waited(started.elapsed(), !matches!(landing, Some(Landing::Filled(_))));
         landing
     }

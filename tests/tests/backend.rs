@@ -1,6 +1,7 @@
 //! `CacheBackend` on every store.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -8,6 +9,7 @@ use larder_axum::{CacheBackend, CacheError, Json, Larder, MessagePack, StoreErro
 use larder_tests::in_process::Runs;
 use larder_tests::on_every_store;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Item {
@@ -101,7 +103,40 @@ on_every_store! {
             if run == 1 { Err("first") } else { Ok(run) }
         }))).await;
         assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 1);
-        assert_eq!(answers.iter().filter(|answer| **answer == Ok(2)).count(), 9);
+        // The others compute at once, and what one of them computed is stored.
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 9);
+        let stored = backend.get::<usize>("k").await.expect("one of them stores");
+        assert!(answers.contains(&Ok(stored)));
+    }
+
+    async fn computations_that_fail_are_not_run_one_after_another(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        let start = Instant::now();
+        let answers = join_all((0..30).map(|_| backend.get_or_set("k", 60, || async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            Err::<u64, _>("failed")
+        }))).await;
+        assert!(answers.iter().all(|answer| *answer == Err("failed")));
+        assert!(start.elapsed() < Duration::from_millis(1400), "{:?}", start.elapsed());
+    }
+
+    async fn computations_under_frequent_evictions_are_not_run_one_after_another(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        let evictor = backend.clone();
+        let evicting = tokio::spawn(async move {
+            loop {
+                evictor.delete("k").await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let start = Instant::now();
+        let answers = join_all((0..30).map(|_| backend.get_or_set("k", 60, || async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            Ok::<_, ()>(7)
+        }))).await;
+        evicting.abort();
+        assert!(answers.iter().all(|answer| *answer == Ok(7)));
+        assert!(start.elapsed() < Duration::from_millis(1400), "{:?}", start.elapsed());
     }
 
     async fn a_computation_that_is_dropped_strands_nobody(fixture) {
@@ -144,6 +179,94 @@ on_every_store! {
         setting.await.unwrap();
         let last = backend.get::<u64>("k").await.unwrap();
         assert!((199_000..199_201).contains(&last), "{last}");
+    }
+
+    async fn floats_come_back_as_they_went(fixture) {
+        let backend = fixture.larder.backend();
+        let packed = backend.coder(MessagePack);
+        let mut numbers = vec![1.577_777_777_777_000_1, 0.1 + 0.2, -0.0, f64::MIN_POSITIVE, 5e-324, f64::MAX];
+        numbers.extend((0..2000).map(|_| f64::from_bits(fastrand::u64(..))).filter(|number| number.is_finite()));
+        let bits = |numbers: &[f64]| numbers.iter().map(|number| number.to_bits()).collect::<Vec<_>>();
+        backend.try_set("json", &numbers, 60).await.unwrap();
+        packed.try_set("packed", &numbers, 60).await.unwrap();
+        assert_eq!(bits(&backend.get::<Vec<f64>>("json").await.unwrap()), bits(&numbers));
+        assert_eq!(bits(&packed.get::<Vec<f64>>("packed").await.unwrap()), bits(&numbers));
+        let same = backend.update("json", 60, |numbers: Option<Vec<f64>>| numbers.unwrap()).await.unwrap();
+        assert_eq!(bits(&same), bits(&numbers));
+        assert_eq!(bits(&backend.get::<Vec<f64>>("json").await.unwrap()), bits(&numbers));
+    }
+
+    async fn what_cannot_be_read_back_is_an_error(fixture) {
+        let backend = fixture.larder.backend();
+        backend.set("k", &1.5, 60).await;
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(!backend.set("k", &number, 60).await);
+            assert!(matches!(backend.try_set("k", &vec![Some(number)], 60).await, Err(CacheError::Coder(_))));
+            let updated = backend.update("k", 60, |_: Option<f64>| number).await;
+            assert!(matches!(updated, Err(CacheError::Coder(_))), "{updated:?}");
+            assert_eq!(backend.get::<f64>("k").await, Some(1.5), "what was there stays");
+        }
+        assert!(matches!(backend.try_set("k", &Some(None::<u8>), 60).await, Err(CacheError::Coder(_))));
+    }
+
+    async fn a_stuck_update_holds_no_other_key(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        // A computation that hangs holds the key, and an update of it waits.
+        let (holder, computing) = (backend.clone(), Arc::new(tokio::sync::Notify::new()));
+        let begun = Arc::clone(&computing);
+        let holding = tokio::spawn(async move {
+            let hang = || async move {
+                begun.notify_one();
+                std::future::pending::<Result<u64, ()>>().await
+            };
+            holder.get_or_set("stuck", 60, hang).await
+        });
+        computing.notified().await;
+        let stuck = backend.clone();
+        let updating = tokio::spawn(async move { stuck.update("stuck", 60, |n: Option<u64>| n.unwrap_or(0)).await });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let start = Instant::now();
+        for n in 0..256 {
+            backend.update(&format!("k{n}"), 60, |n: Option<u64>| n.unwrap_or(0) + 1).await.unwrap();
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        updating.abort();
+        holding.abort();
+    }
+
+    async fn writes_run_to_their_end_without_their_caller(fixture) {
+        let backend = fixture.larder.backend().group("g");
+        for n in 0..50 {
+            backend.set("k", &0, 60).await;
+            let mut setting = Box::pin(backend.set("k", &n, 60));
+            let _ = futures_util::poll!(&mut setting);
+            drop(setting);
+            let mut updating = Box::pin(backend.update("u", 60, |old: Option<u64>| old.unwrap_or(0) + 1));
+            let _ = futures_util::poll!(&mut updating);
+            drop(updating);
+            backend.set("gone", &n, 60).await;
+            let mut deleting = Box::pin(backend.delete("gone"));
+            let _ = futures_util::poll!(&mut deleting);
+            drop(deleting);
+            for (key, expected) in [("k", Some(n)), ("gone", None)] {
+                let start = Instant::now();
+                while backend.get::<u64>(key).await != expected {
+                    assert!(start.elapsed() < Duration::from_secs(2), "{key} of round {n}");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }
+        for n in 0..4000u64 {
+            backend.set(&format!("k{n}"), &n, 0).await;
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(4), backend.delete_group()).await;
+        fixture.larder.close().await;
+        if let Some(redis) = &fixture.redis {
+            let client = redis::Client::open(redis.url()).unwrap();
+            let mut raw = client.get_multiplexed_async_connection().await.unwrap();
+            let left: u64 = redis::cmd("DBSIZE").query_async(&mut raw).await.unwrap();
+            assert_eq!(left, 0, "`close` waits for what was begun");
+        }
     }
 
     async fn a_route_s_response_can_be_deleted_but_not_read(fixture) {

@@ -88,8 +88,16 @@ impl SharedCache {
 
     /// Removes what is stored for a URI of a host: every variant of it, under `http` and under `https`, whatever spelling
     /// of the URI it was asked for by. If the store is down it is logged, and the store retries what it can.
+    ///
+    /// Goes on in the background if this future is dropped.
     pub async fn evict(&self, uri: &Uri, host: &str) {
-        self.evict_all(&self.keys_of(&["http", "https"], uri, host)).await;
+        let (shared, keys) = (Arc::clone(&self.shared), self.keys_of(&["http", "https"], uri, host));
+        let evict = async move {
+            for key in &keys {
+                shared.evict_key(key).await;
+            }
+        };
+        self.shared.to_the_end(evict).await;
     }
 
     /// What is stored for a URI under both schemes. A service mostly serves the same under both, so that a write under one
