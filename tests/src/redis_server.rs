@@ -197,6 +197,13 @@ pub fn patient(options: RedisOptions) -> RedisOptions {
     options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long)
 }
 
+/// A connection that waits as long as it takes, for what looks on from outside.
+pub async fn looking_on(url: &str) -> redis::aio::MultiplexedConnection {
+    let config = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let client = redis::Client::open(url).expect("a URL");
+    client.get_multiplexed_async_connection_with_config(&config).await.expect("a connection")
+}
+
 /// How often a command was called, according to `INFO commandstats`.
 #[must_use]
 pub fn calls(stats: &str, command: &str) -> u64 {
