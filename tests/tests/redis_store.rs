@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use larder_core::{
-    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Lease, LeaseStore, RedisOptions, RedisStore,
-    StoreError,
+    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
+    RedisStore, StoreError,
 };
 use larder_tests::redis_server::{self, RedisServer};
 use redis::aio::MultiplexedConnection;
@@ -206,6 +206,38 @@ async fn a_group_is_counted_and_swept() {
     assert_eq!(bench.store.delete_group(&group).await.unwrap(), 774);
     let left = ["p:{h}", "p:{h}:k1", "p-idx:{h}", "p:k1"].map(str::to_owned);
     assert_eq!(bench.names().await, BTreeSet::from(left));
+}
+
+#[tokio::test]
+async fn a_server_is_reached_through_its_unix_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("re dis.sock");
+    let path = path.to_str().unwrap();
+    let bench = Bench::with_args(&["--unixsocket", path, "--requirepass", "p@ss"]).await;
+    let (path, key) = (path.replace(' ', "%20"), space("redis:larder:cache", None).key("a"));
+    for url in [
+        format!("unix://:p%40ss@{path}?db=2"),
+        format!("redis+unix://{path}?db=2&password=p%40ss"),
+        format!("unix://default:p%40ss@{path}?db=2"),
+    ] {
+        let store = RedisStore::new(redis_server::patient(RedisOptions::from_url(&url).unwrap()));
+        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        let larder = Larder::from_vars(|name| (name == "REDIS_URL").then(|| url.clone())).unwrap();
+        assert!(larder.backend().try_has("a").await.unwrap());
+        let tiered = store.clone().with_local("redis:larder:cache", 1 << 20);
+        larder_tests::tier::comes_here(&tiered, &key, Duration::from_secs(10)).await;
+        assert!(store.health().servers[0].address.ends_with("re dis.sock"));
+        let by_port =
+            RedisOptions::from_url(&format!("redis://127.0.0.1:{}/2?pass=p@ss", bench.server.port()));
+        assert!(by_port.is_err(), "`@` is written %40");
+        let by_port =
+            RedisOptions::from_url(&format!("redis://127.0.0.1:{}?db=2&pass=p%40ss", bench.server.port()));
+        let by_port = RedisStore::new(redis_server::patient(by_port.unwrap()));
+        assert!(by_port.delete(&key).await.unwrap(), "it is in database 2");
+        assert!(!store.has(&key).await.unwrap());
+    }
+    let wrong = RedisStore::new(RedisOptions::from_url("unix:///no/such/socket").unwrap());
+    assert!(matches!(wrong.get(&key).await, Err(StoreError::Unavailable(_))));
 }
 
 /// Writes a value of every type that isn't ours under a name.

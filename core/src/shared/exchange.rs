@@ -92,11 +92,7 @@ impl SharedCache {
     /// Goes on in the background if this future is dropped.
     pub async fn evict(&self, uri: &Uri, host: &str) {
         let (shared, keys) = (Arc::clone(&self.shared), self.keys_of(&["http", "https"], uri, host));
-        let evict = async move {
-            for key in &keys {
-                shared.evict_key(key).await;
-            }
-        };
+        let evict = async move { join_all(keys.iter().map(|key| shared.evict_key(key))).await };
         self.shared.to_the_end(evict).await;
     }
 
