@@ -156,7 +156,7 @@ async fn consult(kinds: [&'static str; PROCESSES], seconds: u64) {
     let mut truth = looking_on(&oracle.url()).await;
     let mut lost = Vec::new();
     for n in STEADY.into_iter().chain([VANISHING]) {
-        let counters = if n % 2 == 0 { backend.group("u") } else { backend.clone() };
+        let counters = if n.is_multiple_of(2) { backend.group("u") } else { backend.clone() };
         let left = counters.try_get::<u64>(&format!("u{n}")).await.unwrap().unwrap_or(0);
         let mut ask = async |what: &str| -> u64 {
             let name = format!("{what}:u{n}");

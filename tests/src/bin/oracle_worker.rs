@@ -200,7 +200,7 @@ impl<S: LeaseStore + Clone> Worker<S> {
 
     /// Values of a backend, in a group and in none.
     fn values(&self, n: u64) -> CacheBackend {
-        if n % 2 == 0 { self.backend.group("b") } else { self.backend.clone() }
+        if n.is_multiple_of(2) { self.backend.group("b") } else { self.backend.clone() }
     }
 
     async fn read_value(&self, n: u64) {
@@ -221,7 +221,7 @@ impl<S: LeaseStore + Clone> Worker<S> {
         let version = self.truth.change(&name).await;
         let values = self.values(n);
         let confirmed = match fastrand::u8(0..4) {
-            0 if n % 2 == 0 => values.try_delete_group().await.is_ok(),
+            0 if n.is_multiple_of(2) => values.try_delete_group().await.is_ok(),
             _ => values.try_delete(&name).await.is_ok(),
         };
         if confirmed {
@@ -230,7 +230,7 @@ impl<S: LeaseStore + Clone> Worker<S> {
     }
 
     fn lease_key(n: u64) -> larder_core::CacheKey {
-        KeySpace::new(PREFIX, (n % 2 == 0).then_some("l")).unwrap().key(&format!("l{n}"))
+        KeySpace::new(PREFIX, (n.is_multiple_of(2)).then_some("l")).unwrap().key(&format!("l{n}"))
     }
 
     async fn read_under_a_lease(&self, n: u64) {
@@ -291,7 +291,7 @@ impl<S: LeaseStore + Clone> Worker<S> {
     async fn update(&self, n: u64) {
         let name = format!("u{n}");
         self.truth.ask("INCR", format!("tried:{name}")).await;
-        let counters = if n % 2 == 0 { self.backend.group("u") } else { self.backend.clone() };
+        let counters = if n.is_multiple_of(2) { self.backend.group("u") } else { self.backend.clone() };
         if fastrand::bool() {
             // A tier keeps a copy, which the update must not build on.
             let _ = counters.try_get::<u64>(&name).await;
