@@ -51,7 +51,7 @@ pub mod guide;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{FromRef, FromRequestParts, MatchedPath, OriginalUri};
+use axum::extract::{FromRef, FromRequestParts, MatchedPath, NestedPath, OriginalUri};
 use http::request::Parts;
 use http::{Extensions, Uri};
 use larder_core::shared::{SharedCache, SharedRule};
@@ -71,9 +71,25 @@ impl UriSource for BeforeNesting {
         extensions.get::<OriginalUri>().map_or(current, |OriginalUri(uri)| uri)
     }
 
+    fn key_uri(current: &Uri, extensions: &Extensions) -> KeyUri {
+        let Some(OriginalUri(sent)) = extensions.get::<OriginalUri>() else { return KeyUri::AsSent };
+        if is_same(sent, current) {
+            return KeyUri::AsSent;
+        }
+        KeyUri::of(sent, current, extensions.get::<NestedPath>().map(NestedPath::as_str))
+    }
+
     fn pattern(extensions: &Extensions) -> Option<&str> {
         extensions.get::<MatchedPath>().map(MatchedPath::as_str)
     }
+}
+
+/// Whether these are the same bytes in memory, so that nothing can have changed or cut one of them. A lone `/` is always the
+/// same.
+fn is_same(sent: &Uri, current: &Uri) -> bool {
+    let whole = |uri: &Uri| uri.path_and_query().map(|path| std::ptr::from_ref(path.as_str()));
+    current.path().len() > 1
+        && whole(sent).is_some_and(|sent| whole(current).is_some_and(|it| std::ptr::eq(it, sent)))
 }
 
 impl<S> Layer<S> for Cache {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
-use larder_core::{Call, ReplyBody, RequestView, Route};
+use larder_core::{Call, KeyUri, ReplyBody, RequestView, Route};
 use poem::http::header::CONTENT_LENGTH;
 use poem::http::{self, HeaderMap, HeaderValue, StatusCode, Uri};
 use poem::{Body, Endpoint, Error, IntoResponse, PathPattern, Request, Response, ResponseParts, Result};
@@ -35,8 +35,9 @@ impl<E> fmt::Debug for CacheEndpoint<E> {
 impl<E: Endpoint + 'static> Endpoint for CacheEndpoint<E> {
     type Output = Response;
 
-    async fn call(&self, request: Request) -> Result<Response> {
-        let call = PoemCall { endpoint: Arc::clone(&self.inner), request };
+    async fn call(&self, mut request: Request) -> Result<Response> {
+        let (key_uri, has_content) = (key_uri(&request), has_content(&mut request));
+        let call = PoemCall { endpoint: Arc::clone(&self.inner), request, key_uri, has_content };
         Arc::clone(&self.route).handle(call).await.map(response)
     }
 }
@@ -45,6 +46,8 @@ impl<E: Endpoint + 'static> Endpoint for CacheEndpoint<E> {
 struct PoemCall<E> {
     endpoint: Arc<E>,
     request: Request,
+    key_uri: KeyUri,
+    has_content: bool,
 }
 
 /// What is inside poem's own body. Taking it out and putting it back copies nothing.
@@ -55,11 +58,10 @@ impl<E: Endpoint + 'static> Call for PoemCall<E> {
     type Error = Error;
 
     fn view(&self) -> RequestView<'_> {
-        view(&self.request)
-    }
-
-    fn pattern(&self) -> Option<&str> {
-        self.request.data::<PathPattern>().map(|PathPattern(pattern)| &**pattern)
+        let view = view(&self.request);
+        view.with_key_uri(view.uri, &self.key_uri)
+            .with_pattern(pattern(&self.request))
+            .with_content(self.has_content)
     }
 
     fn headers_mut(&mut self) -> &mut HeaderMap {
@@ -76,18 +78,38 @@ impl<E: Endpoint + 'static> Call for PoemCall<E> {
 }
 
 pub(crate) fn view(request: &Request) -> RequestView<'_> {
-    RequestView {
-        method: request.method(),
-        uri: uri(request),
-        headers: request.headers(),
-        extensions: request.extensions(),
-    }
+    RequestView::new(request.method(), sent(request), request.headers(), request.extensions())
 }
 
 /// The URI that the client sent, which routers cut. A request that came from no server has none: it is `/` then.
-fn uri(request: &Request) -> &Uri {
+fn sent(request: &Request) -> &Uri {
     let original = request.original_uri();
     if original == "/" { request.uri() } else { original }
+}
+
+fn key_uri(request: &Request) -> KeyUri {
+    let (sent, seen) = (sent(request), request.uri());
+    match pattern(request) {
+        // Outside of all routers nothing is cut.
+        None => KeyUri::of(sent, seen, None),
+        Some(pattern) => match KeyUri::mount_of(pattern, seen.path()) {
+            Some(mount) => KeyUri::of(sent, seen, Some(mount)),
+            // Some of it was cut, but nothing says how much.
+            None => KeyUri::of(sent, seen, Some("*")),
+        },
+    }
+}
+
+fn pattern(request: &Request) -> Option<&str> {
+    request.data::<PathPattern>().map(|PathPattern(pattern)| &**pattern)
+}
+
+/// poem shows a body only to those who take it.
+fn has_content(request: &mut Request) -> bool {
+    let body = request.take_body();
+    let has_content = !body.is_empty();
+    request.set_body(body);
+    has_content
 }
 
 fn response(answer: http::Response<ReplyBody<Inner>>) -> Response {

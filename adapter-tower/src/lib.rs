@@ -2,8 +2,8 @@
 //! `http::Request` and answers with an `http::Response`.
 //!
 //! [`cache`], [`cache_put`] and [`cache_evict`] make layers for routes, whose authors decide; [`SharedCacheLayer`] goes around
-//! a whole service, whose answers decide (RFC 9111). The service under them must be `Clone`; its
-//! body only needs to be `Send`. Errors of the service pass through, and so do the request's extensions.
+//! a whole service, whose answers decide (RFC 9111). The service under them must be `Clone`; the
+//! request's body is an `http_body::Body`, which says whether there is content. Errors of the service pass through, and so do the request's extensions.
 //!
 //! Only a request that gets to the service waits until that is ready, in its call: hits take no part in a concurrency limit
 //! under the cache, and load is to be shed under it too.
@@ -22,11 +22,11 @@
 //! let larder = Larder::memory();
 //! let service = ServiceBuilder::new()
 //!     .layer(cache(&larder).group("greetings").ttl(60))
-//!     .service_fn(|_: Request<()>| async {
+//!     .service_fn(|_: Request<Full<Bytes>>| async {
 //!         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("hello"))))
 //!     });
 //!
-//! let get = || Request::get("/hello").body(()).unwrap();
+//! let get = || Request::get("/hello").body(Full::default()).unwrap();
 //! let first = service.clone().oneshot(get()).await.unwrap();
 //! assert_eq!(first.headers()["x-redis-cache"], "MISS");
 //! let second = service.clone().oneshot(get()).await.unwrap();

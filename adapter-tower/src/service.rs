@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use http::{Extensions, HeaderMap, Request, Response, Uri};
 use http_body::Body;
-use larder_core::{Answering, Call, ReplyBody, RequestView, Route};
+use larder_core::{Answering, Call, KeyUri, ReplyBody, RequestView, Route};
 use tower_service::Service;
 
 /// A service with a cache around it.
@@ -32,11 +32,16 @@ impl<S: Clone, U> Clone for CacheService<S, U> {
     }
 }
 
-/// What a framework's router knows of a request: the URI that the client sent, where routers on the way have cut it, and
-/// the pattern that led here.
+/// What a framework's router knows of a request: the URI that the client sent, where routers on the way have cut it, the
+/// pattern that led here, and what else was changed.
 pub trait UriSource: 'static {
     /// That URI, given the one the request has now.
     fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri;
+
+    /// The URI that keys are made from, where that isn't the one that the client sent: see [`KeyUri`].
+    fn key_uri(_current: &Uri, _extensions: &Extensions) -> KeyUri {
+        KeyUri::AsSent
+    }
 
     /// The pattern, such as `/products/{id}`, if a router left it with the request.
     fn pattern(_extensions: &Extensions) -> Option<&str> {
@@ -61,7 +66,7 @@ where
         + Send
         + 'static,
     U: UriSource,
-    ReqBody: Send + 'static,
+    ReqBody: Body + Send + 'static,
     ResBody: Body<Data: Send, Error: Send> + Send + 'static,
 {
     type Response = Response<ReplyBody<ResBody>>;
@@ -74,31 +79,41 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        match self.route.look(view::<U, _>(&request), U::pattern(request.extensions())) {
+        let key_uri = U::key_uri(request.uri(), request.extensions());
+        match self.route.look(view::<U, _>(&request, &key_uri)) {
             Ok(response) => Answering::ready(response),
             Err(unanswered) => {
                 let service = self.inner.clone();
-                unanswered.go_on(TowerCall { service, request, uri: self.uri })
+                unanswered.go_on(TowerCall { service, request, key_uri, source: self.uri })
             }
         }
     }
 }
 
-fn view<U: UriSource, B>(request: &Request<B>) -> RequestView<'_> {
+fn view<'a, U: UriSource, B: Body>(request: &'a Request<B>, key_uri: &'a KeyUri) -> RequestView<'a> {
     let view = RequestView::from(request);
-    view.with_uri(U::uri(view.uri, view.extensions))
+    view.with_key_uri(U::uri(view.uri, view.extensions), key_uri)
+        .with_pattern(U::pattern(view.extensions))
+        .with_content(has_content(request.body()))
+}
+
+/// A body that isn't at its end has content, unless it says that there are no bytes.
+fn has_content(body: &impl Body) -> bool {
+    !body.is_end_stream() && body.size_hint().exact() != Some(0)
 }
 
 /// A request and the service that will answer it if the cache doesn't.
 pub(crate) struct TowerCall<S, ReqBody, U> {
     service: S,
     request: Request<ReqBody>,
-    uri: PhantomData<fn() -> U>,
+    key_uri: KeyUri,
+    source: PhantomData<fn() -> U>,
 }
 
-impl<S, ReqBody, U> TowerCall<S, ReqBody, U> {
-    pub(crate) const fn new(service: S, request: Request<ReqBody>) -> Self {
-        Self { service, request, uri: PhantomData }
+impl<S, ReqBody, U: UriSource> TowerCall<S, ReqBody, U> {
+    pub(crate) fn new(service: S, request: Request<ReqBody>) -> Self {
+        let key_uri = U::key_uri(request.uri(), request.extensions());
+        Self { service, request, key_uri, source: PhantomData }
     }
 }
 
@@ -106,18 +121,14 @@ impl<S, U, ReqBody, ResBody> Call for TowerCall<S, ReqBody, U>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>, Future: Send, Error: Send> + Send + 'static,
     U: UriSource,
-    ReqBody: Send + 'static,
+    ReqBody: Body + Send + 'static,
     ResBody: Body<Data: Send, Error: Send> + Send + 'static,
 {
     type Body = ResBody;
     type Error = S::Error;
 
     fn view(&self) -> RequestView<'_> {
-        view::<U, _>(&self.request)
-    }
-
-    fn pattern(&self) -> Option<&str> {
-        U::pattern(self.request.extensions())
+        view::<U, _>(&self.request, &self.key_uri)
     }
 
     fn headers_mut(&mut self) -> &mut HeaderMap {

@@ -47,12 +47,12 @@ use crate::service::{AsReceived, TowerCall, UriSource};
 ///     rule.stale_if_error = Duration::from_secs(600);
 ///     rule.targeted = vec![HeaderName::from_static("cdn-cache-control")];
 /// });
-/// let service = ServiceBuilder::new().layer(cache).service_fn(|_: Request<()>| async {
+/// let service = ServiceBuilder::new().layer(cache).service_fn(|_: Request<Full<Bytes>>| async {
 ///     let answer = Response::builder().header("cache-control", "max-age=60");
 ///     Ok::<_, Infallible>(answer.body(Full::new(Bytes::from("hello"))).unwrap())
 /// });
 ///
-/// let get = || Request::get("/hello").body(()).unwrap();
+/// let get = || Request::get("/hello").body(Full::default()).unwrap();
 /// let first = service.clone().oneshot(get()).await.unwrap();
 /// assert_eq!(first.headers()["cache-status"], "Larder; fwd=uri-miss; stored; detail=absent");
 /// // It is stored when it was read to its end.
@@ -135,7 +135,7 @@ where
         + Send
         + 'static,
     U: UriSource,
-    ReqBody: Send + 'static,
+    ReqBody: Body + Send + 'static,
     ResBody: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>> + Send> + Send + 'static,
 {
     type Response = Response<SharedBody<ResBody>>;

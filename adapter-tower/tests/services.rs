@@ -16,7 +16,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use larder_tower::{Larder, ReplyBody, cache, cache_evict, cache_put};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -25,8 +25,8 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 type Answer<B> = Response<ReplyBody<B>>;
 
-fn ask(method: Method, uri: &str) -> Request<()> {
-    Request::builder().method(method).uri(uri).body(()).unwrap()
+fn ask(method: Method, uri: &str) -> Request<Empty<Bytes>> {
+    Request::builder().method(method).uri(uri).body(Empty::new()).unwrap()
 }
 
 fn word<B>(answer: &Response<B>) -> &str {
@@ -45,12 +45,13 @@ struct Lost(usize);
 async fn errors_pass_through_and_change_nothing() {
     let larder = Larder::memory();
     let runs = Arc::new(AtomicUsize::new(0));
-    let failing = service_fn(move |_: Request<()>| {
+    let failing = service_fn(move |_: Request<Empty<Bytes>>| {
         let run = runs.fetch_add(1, Ordering::SeqCst) + 1;
         async move { Err::<Response<Full<Bytes>>, _>(Lost(run)) }
     });
-    let answering =
-        service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("kept"))));
+    let answering = service_fn(async |_: Request<Empty<Bytes>>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("kept")))
+    });
 
     // A failed fill is nobody's answer: the next one runs again.
     let read = cache(&larder).group("g").ttl(60).layer(failing.clone());
@@ -101,7 +102,7 @@ impl Body for Unshared {
 #[tokio::test]
 async fn bodies_need_not_be_sync() {
     let larder = Larder::memory();
-    let service = service_fn(async |request: Request<()>| {
+    let service = service_fn(async |request: Request<Empty<Bytes>>| {
         let length = (request.uri().path() == "/known").then_some(6);
         Ok::<_, Infallible>(Response::new(Unshared::new(&["one", "two"], length)))
     });
@@ -120,7 +121,7 @@ async fn extensions_of_outer_layers_reach_the_handler() {
     #[derive(Clone, Debug, PartialEq)]
     struct User(&'static str);
     let larder = Larder::memory();
-    let service = service_fn(async |request: Request<()>| {
+    let service = service_fn(async |request: Request<Empty<Bytes>>| {
         let User(name) = request.extensions().get().unwrap();
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(*name)))
     });
@@ -152,7 +153,7 @@ impl Clone for Strict {
     }
 }
 
-impl Service<Request<()>> for Strict {
+impl Service<Request<Empty<Bytes>>> for Strict {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
@@ -162,7 +163,7 @@ impl Service<Request<()>> for Strict {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<()>) -> Self::Future {
+    fn call(&mut self, _: Request<Empty<Bytes>>) -> Self::Future {
         assert!(std::mem::take(&mut self.ready), "called without being ready");
         self.calls.fetch_add(1, Ordering::SeqCst);
         Box::pin(async { Ok(Response::new(Full::from("ready"))) })
@@ -198,7 +199,7 @@ async fn a_service_that_is_not_ready_is_not_called() {
     #[derive(Clone)]
     struct Closed;
 
-    impl Service<Request<()>> for Closed {
+    impl Service<Request<Empty<Bytes>>> for Closed {
         type Response = Response<Full<Bytes>>;
         type Error = Lost;
         type Future = BoxFuture<'static, Result<Self::Response, Lost>>;
@@ -207,7 +208,7 @@ async fn a_service_that_is_not_ready_is_not_called() {
             Poll::Ready(Err(Lost(0)))
         }
 
-        fn call(&mut self, _: Request<()>) -> Self::Future {
+        fn call(&mut self, _: Request<Empty<Bytes>>) -> Self::Future {
             unreachable!()
         }
     }
@@ -222,7 +223,9 @@ async fn a_service_that_is_busy_keeps_nobody_from_what_is_stored() {
     let limited = ServiceBuilder::new()
         .layer(cache(&Larder::memory()).ttl(60))
         .layer(GlobalConcurrencyLimitLayer::with_semaphore(Arc::clone(&busy)))
-        .service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("made"))));
+        .service_fn(async |_: Request<Empty<Bytes>>| {
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("made")))
+        });
     let ask = |path| limited.clone().oneshot(ask(Method::GET, path));
     assert_eq!(word(&ask("/kept").await.unwrap()), "MISS");
     let taken = busy.clone().acquire_owned().await.unwrap();
@@ -233,7 +236,8 @@ async fn a_service_that_is_busy_keeps_nobody_from_what_is_stored() {
     assert_eq!(word(&waiting.await.unwrap()), "MISS");
     // A hit reserves nothing that somebody else needs.
     let mut idle = limited.clone();
-    let hit = idle.ready().await.unwrap().call(Request::get("/kept").body(()).unwrap()).await.unwrap();
+    let hit =
+        idle.ready().await.unwrap().call(Request::get("/kept").body(Empty::new()).unwrap()).await.unwrap();
     assert_eq!(word(&hit), "HIT");
     assert_eq!(busy.available_permits(), 1);
 }
@@ -242,7 +246,7 @@ async fn a_service_that_is_busy_keeps_nobody_from_what_is_stored() {
 #[test]
 fn what_is_at_hand_answers_at_once() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let answering = service_fn(async |request: Request<()>| {
+    let answering = service_fn(async |request: Request<Empty<Bytes>>| {
         let varies = request.uri().path() == "/varied";
         let answer = Response::builder().header("vary", if varies { "accept-language" } else { "" });
         Ok::<_, Infallible>(answer.body(Full::<Bytes>::from("kept")).unwrap())

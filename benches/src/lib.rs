@@ -23,9 +23,9 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_TYPE, HOST, REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Empty, Full};
 use larder_core::route::RouteOptions;
-use larder_core::{Call, Entry, Kind, Larder, RequestView, Route};
+use larder_core::{Call, Entry, Kind, Larder, Provenance, RequestView, Route};
 
 pub use machine::machine;
 pub use redis_server::RedisServer;
@@ -51,8 +51,8 @@ pub fn body(len: usize) -> Bytes {
 
 /// A GET with the fields that browsers send.
 #[must_use]
-pub fn get(uri: &str) -> Request<()> {
-    let mut request = Request::get(uri).body(()).expect("a valid URI");
+pub fn get(uri: &str) -> Request<Empty<Bytes>> {
+    let mut request = Request::get(uri).body(Empty::new()).expect("a valid URI");
     *request.headers_mut() = [
         (HOST, "shop.example"),
         (USER_AGENT, "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
@@ -95,6 +95,7 @@ pub fn entry(body: Bytes, fields: usize) -> Entry {
         ttl: Some(TTL),
         variant: 0,
         must_revalidate: false,
+        provenance: Provenance { is_canonical: true, ..Provenance::default() },
     }
 }
 
@@ -108,7 +109,7 @@ pub fn route(larder: &Larder) -> Arc<Route> {
 #[derive(Clone, Debug)]
 pub struct Direct {
     /// The request.
-    pub request: Request<()>,
+    pub request: Request<Empty<Bytes>>,
     /// The body of the handler's answer.
     pub body: Bytes,
 }

@@ -44,7 +44,7 @@ fn a_hit_from_memory_allocates_this_often() {
         let larder = Larder::memory();
         runtime().block_on(route(&larder).handle(call.clone())).unwrap();
 
-        let handler = service_fn(|_: http::Request<()>| async {
+        let handler = service_fn(|_: http::Request<http_body_util::Empty<bytes::Bytes>>| async {
             Ok::<_, std::convert::Infallible>(response(body(0)).map(http_body_util::Full::new))
         });
         let mut service = cache(&larder).group("products").ttl(TTL).layer(handler);

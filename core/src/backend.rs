@@ -19,6 +19,7 @@ use crate::hold::{Begun, Started};
 use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::Stored;
+use crate::provenance::Provenance;
 use crate::store::{Abandon, Intent, StoreError};
 use crate::telemetry::spans;
 use crate::ttl::Ttl;
@@ -179,8 +180,9 @@ impl<C: Coder> CacheBackend<C> {
                     return compute().await;
                 }
             };
-            let mut lead = match self.shared().flights.join(name) {
+            let mut lead = match self.shared().flights.join(name, Provenance::default()) {
                 Role::Lead(lead) => lead,
+                Role::Apart => return compute().await,
                 Role::Follow(_) if !waits => return compute().await,
                 Role::Follow(follow) => {
                     match self

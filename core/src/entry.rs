@@ -1,15 +1,15 @@
 //! Stored responses, and the bytes they are stored as.
 //!
-//! # Layout, version 1
+//! # Layout
 //!
-//! Big-endian numbers. The first byte is the version, the second says what the record is. Whatever can't be read, for
+//! Big-endian numbers. The first byte is the version of the kind, the second says what the record is. Whatever can't be read, for
 //! being damaged or from another version, is a miss and never an error: old and new deployments overlap.
 //!
 //! ```text
-//! response   1 'R' status:2 flags:1 stored_at:8 ttl:8 variant:8 head_len:4 body_len:8 head body
+//! response   2 'R' status:2 flags:1 stored_at:8 ttl:8 variant:8 pattern:8 head_len:4 body_len:8 head body
 //!            head = (name_len:2 value_len:4 name value)*       times in milliseconds; ttl 0 = no expiry
-//!            flags = 1 must_revalidate
-//! variants   1 'V' id:8 names:1 (len:2 name)* secondary_keys:2 (key:16)*
+//!            flags = 1 must_revalidate | 2 is_canonical | 4 is_chosen
+//! variants   2 'V' id:8 flags:1 pattern:8 names:1 (len:2 name)* secondary_keys:2 (key:16)*
 //! value      1 'B' coder:1 bytes                               what a CacheBackend stores
 //! shared     1 'S' …                                           what a shared cache stores: see `shared/stored.rs`
 //! ```
@@ -22,16 +22,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::provenance::Provenance;
 use crate::vary::Variants;
 
+/// The version of values and of what shared caches store.
 pub(crate) const VERSION: u8 = 1;
+/// The version of what routes store. Version 1 had no provenance.
+const ROUTE_VERSION: u8 = 2;
 const RESPONSE: u8 = b'R';
 const VARIANTS: u8 = b'V';
 #[cfg(feature = "runtime")]
 const VALUE: u8 = b'B';
 
-/// Version, kind, status, flags, three times 8 bytes, the lengths of head and body.
-const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 4 + 8;
+/// Version, kind, status, flags, four times 8 bytes, the lengths of head and body.
+const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 8 + 4 + 8;
 
 /// The lengths of a field's name and value.
 const FIELD_FIXED: usize = 2 + 4;
@@ -40,6 +44,8 @@ const FIELD_FIXED: usize = 2 + 4;
 const ADDED_BY_A_HIT: usize = 3;
 
 const MUST_REVALIDATE: u8 = 1;
+const IS_CANONICAL: u8 = 2;
+const IS_CHOSEN: u8 = 4;
 
 /// A stored response (RFC 9111 §3).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +64,8 @@ pub struct Entry {
     pub variant: u64,
     /// Whether the handler said that it must not be used once it is stale (RFC 9111 §5.2.2.2).
     pub must_revalidate: bool,
+    /// Which requests it may answer.
+    pub provenance: Provenance,
 }
 
 impl Entry {
@@ -102,13 +110,14 @@ impl Entry {
     pub fn encode(&self) -> Bytes {
         let head_len = head_len(&self.headers);
         let mut out = BytesMut::with_capacity(RESPONSE_FIXED + head_len + self.body.len());
-        out.put_u8(VERSION);
+        out.put_u8(ROUTE_VERSION);
         out.put_u8(RESPONSE);
         out.put_u16(self.status.as_u16());
-        out.put_u8(if self.must_revalidate { MUST_REVALIDATE } else { 0 });
+        out.put_u8(flag(MUST_REVALIDATE, self.must_revalidate) | flags_of(self.provenance));
         out.put_u64(to_millis(self.stored_at));
         out.put_u64(self.ttl.map_or(0, |ttl| saturating_millis(ttl).max(1)));
         out.put_u64(self.variant);
+        out.put_u64(self.provenance.pattern);
         out.put_u32(u32::try_from(head_len).unwrap_or(u32::MAX));
         out.put_u64(self.body.len() as u64);
         put_head(&mut out, &self.headers);
@@ -131,8 +140,8 @@ impl Record {
     #[must_use]
     pub fn decode(bytes: &Bytes) -> Option<Self> {
         match bytes.get(..2)? {
-            [VERSION, RESPONSE] => decode_response(bytes).map(Self::Response),
-            [VERSION, VARIANTS] => decode_variants(bytes).map(Self::Variants),
+            [ROUTE_VERSION, RESPONSE] => decode_response(bytes).map(Self::Response),
+            [ROUTE_VERSION, VARIANTS] => decode_variants(bytes).map(Self::Variants),
             _ => None,
         }
     }
@@ -143,9 +152,11 @@ impl Variants {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
-        out.put_u8(VERSION);
+        out.put_u8(ROUTE_VERSION);
         out.put_u8(VARIANTS);
         out.put_u64(self.id);
+        out.put_u8(flags_of(self.provenance));
+        out.put_u64(self.provenance.pattern);
         out.put_u8(u8::try_from(self.names.len()).unwrap_or(u8::MAX));
         for name in &self.names {
             out.put_u16(u16::try_from(name.as_str().len()).unwrap_or(u16::MAX));
@@ -178,7 +189,7 @@ pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
 /// and where the body begins in the record. `None` if the record is no response, or what comes before the body isn't all there.
 #[cfg(feature = "runtime")]
 pub(crate) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
-    bytes.starts_with(&[VERSION, RESPONSE]).then(|| read_response(bytes, length))?
+    bytes.starts_with(&[ROUTE_VERSION, RESPONSE]).then(|| read_response(bytes, length))?
 }
 
 fn decode_response(bytes: &Bytes) -> Option<Entry> {
@@ -189,7 +200,7 @@ fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;
     let [flags] = fixed.array()?;
-    if flags & !MUST_REVALIDATE != 0 {
+    if flags & !(MUST_REVALIDATE | IS_CANONICAL | IS_CHOSEN) != 0 {
         return None;
     }
     let stored_at = from_millis(fixed.u64()?)?;
@@ -198,6 +209,7 @@ fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
         millis => Some(Duration::from_millis(millis)),
     };
     let variant = fixed.u64()?;
+    let provenance = provenance_of(flags, fixed.u64()?);
     let body_at = RESPONSE_FIXED.checked_add(fixed.u32()? as usize)?;
     let body_len = usize::try_from(fixed.u64()?).ok()?;
     if length != body_at.checked_add(body_len)? || bytes.len() < body_at {
@@ -206,7 +218,20 @@ fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
     let headers = read_head(bytes, RESPONSE_FIXED..body_at)?;
     let body = bytes.slice(body_at..);
     let must_revalidate = flags & MUST_REVALIDATE != 0;
-    Some((Entry { status, headers, body, stored_at, ttl, variant, must_revalidate }, body_at))
+    let entry = Entry { status, headers, body, stored_at, ttl, variant, must_revalidate, provenance };
+    Some((entry, body_at))
+}
+
+const fn flag(flag: u8, is_set: bool) -> u8 {
+    if is_set { flag } else { 0 }
+}
+
+const fn flags_of(provenance: Provenance) -> u8 {
+    flag(IS_CANONICAL, provenance.is_canonical) | flag(IS_CHOSEN, provenance.is_chosen)
+}
+
+const fn provenance_of(flags: u8, pattern: u64) -> Provenance {
+    Provenance { pattern, is_canonical: flags & IS_CANONICAL != 0, is_chosen: flags & IS_CHOSEN != 0 }
 }
 
 /// How many bytes a head takes.
@@ -269,6 +294,11 @@ impl Iterator for Fields<'_> {
 fn decode_variants(bytes: &Bytes) -> Option<Variants> {
     let mut reader = Reader { rest: bytes.get(2..)? };
     let id = reader.u64()?;
+    let [flags] = reader.array()?;
+    if flags & !(IS_CANONICAL | IS_CHOSEN) != 0 {
+        return None;
+    }
+    let provenance = provenance_of(flags, reader.u64()?);
     let names = usize::from(reader.take(1)?[0]);
     let names = (0..names)
         .map(|_| {
@@ -279,7 +309,7 @@ fn decode_variants(bytes: &Bytes) -> Option<Variants> {
     let keys = usize::from(reader.u16()?);
     let secondary_keys =
         (0..keys).map(|_| reader.take(16)?.try_into().ok()).collect::<Option<Vec<[u8; 16]>>>()?;
-    reader.rest.is_empty().then_some(Variants { id, names, secondary_keys })
+    reader.rest.is_empty().then_some(Variants { id, provenance, names, secondary_keys })
 }
 
 /// Takes numbers off the front of a slice that may be shorter than it claims.
@@ -337,9 +367,10 @@ mod tests {
             0u64..4_000_000_000_000,
             proptest::option::of(1u64..10_000_000),
             any::<u64>(),
-            any::<bool>(),
+            any::<[bool; 3]>(),
+            any::<u64>(),
         )
-            .prop_map(|(status, fields, body, stored_at, ttl, variant, must_revalidate)| Entry {
+            .prop_map(|(status, fields, body, stored_at, ttl, variant, flags, pattern)| Entry {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: fields
                     .into_iter()
@@ -349,7 +380,8 @@ mod tests {
                 stored_at: from_millis(stored_at).unwrap(),
                 ttl: ttl.map(Duration::from_millis),
                 variant,
-                must_revalidate,
+                must_revalidate: flags[0],
+                provenance: Provenance { pattern, is_canonical: flags[1], is_chosen: flags[2] },
             })
     }
 
@@ -362,6 +394,7 @@ mod tests {
             ttl: Some(Duration::from_secs(60)),
             variant: 0,
             must_revalidate: false,
+            provenance: Provenance::default(),
         }
     }
 
@@ -424,8 +457,10 @@ mod tests {
             }
             let longer = Bytes::from([&whole[..], b"x"].concat());
             assert_eq!(Record::decode(&longer), None);
-            let newer = Bytes::from([&[VERSION + 1], &whole[1..]].concat());
-            assert_eq!(Record::decode(&newer), None);
+            for other in [ROUTE_VERSION - 1, ROUTE_VERSION + 1] {
+                let bytes = Bytes::from([&[other], &whole[1..]].concat());
+                assert_eq!(Record::decode(&bytes), None);
+            }
         }
     }
 
@@ -446,7 +481,7 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0usize..4) {
             if bytes.len() > 2 && kind < 3 {
-                bytes[..2].copy_from_slice(&[VERSION, [b'R', b'V', b'B'][kind]]);
+                bytes[..2].copy_from_slice(&[[ROUTE_VERSION, ROUTE_VERSION, VERSION][kind], [b'R', b'V', b'B'][kind]]);
             }
             let _ = Record::decode(&bytes.into());
         }

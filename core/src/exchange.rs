@@ -69,14 +69,9 @@ pub trait Call: Send + 'static {
     /// What the handler returns instead of an answer.
     type Error: Send + 'static;
 
-    /// The request, with the URI that the client sent.
+    /// The request, with the URI that its key is made from ([`KeyUri`](crate::KeyUri)), the pattern that the framework's router
+    /// matched, and whether there is content.
     fn view(&self) -> RequestView<'_>;
-
-    /// The pattern of the framework's router that led here, such as `/products/{id}`: what the route is called in metrics
-    /// unless it has a name of its own.
-    fn pattern(&self) -> Option<&str> {
-        None
-    }
 
     /// The fields of the request that the handler will see.
     fn headers_mut(&mut self) -> &mut HeaderMap;
@@ -102,27 +97,23 @@ impl Route {
     ///
     /// Only those of the handler. The store's are logged.
     pub fn handle<C: Call>(self: Arc<Self>, call: C) -> Answering<C::Body, C::Error> {
-        match self.look(call.view(), call.pattern()) {
+        match self.look(call.view()) {
             Ok(response) => Answering::ready(response),
             Err(unanswered) => unanswered.go_on(call),
         }
     }
 
     /// Answers one request, if that takes no more than a look into memory: the first half of [`handle`](Self::handle), for
-    /// adapters for whom it costs something to put a [`Call`] together. `pattern` is what [`Call::pattern`] would say.
+    /// adapters for whom it costs something to put a [`Call`] together.
     ///
     /// # Errors
     ///
     /// Nothing that answers is at hand: go on with what this returns.
-    pub fn look(
-        self: &Arc<Self>,
-        request: RequestView<'_>,
-        pattern: Option<&str>,
-    ) -> Result<Response<Bytes>, Unanswered> {
+    pub fn look(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Unanswered> {
         let watch = Watch::new(&self.shared, &request);
         match self.look_at_once(request) {
             Looked::Seen(Seen::Answer(response, outcome)) => {
-                Ok(self.answered(pattern, watch, response, outcome))
+                Ok(self.answered(request.pattern, watch, response, outcome))
             }
             looked => Err(Unanswered { route: Arc::clone(self), watch, looked }),
         }
@@ -130,7 +121,7 @@ impl Route {
 
     /// Answers a request that what is stored doesn't, and counts it.
     async fn go_on<C: Call>(self: Arc<Self>, seen: Seen, call: C, watch: Watch) -> Reply<C> {
-        let watch = watch.keep(&self.shared.telemetry, self.tally(call.pattern(), Arc::clone));
+        let watch = watch.keep(&self.shared.telemetry, self.tally(call.view().pattern, Arc::clone));
         let (reply, outcome) = self.settle(seen, call, 1).await;
         watch.answered(outcome, status_of::<C, _>(&reply));
         reply
@@ -163,10 +154,15 @@ impl Route {
             }
             // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
             Seen::Miss(forward, _) if forward.reason() == Reason::Down => Box::pin(self.alone(forward, call)),
+            Seen::Miss(forward, _) if forward.holds_up_others() => {
+                Box::pin(self.alone(forward.because(Reason::Spelling), call))
+            }
             Seen::Miss(forward, place) if !forward.is_shared() => {
                 Box::pin(self.fill(forward, place, call, None, looks))
             }
-            Seen::Miss(forward, place) => match self.shared.flights.join(&place.target) {
+            Seen::Miss(forward, place) => match self.shared.flights.join(&place.target, forward.provenance())
+            {
+                Role::Apart => Box::pin(self.alone(forward.because(Reason::Busy), call)),
                 Role::Lead(lead) => Box::pin(self.fill(forward, place, call, Some(lead), looks)),
                 Role::Follow(follow) => Box::pin(async move {
                     match self.follow(follow, forward).await {
@@ -471,7 +467,7 @@ impl Route {
     /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
     fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: Place, call: C) {
         let Some(intent) = forward.intent() else { return };
-        let Role::Lead(lead) = self.shared.flights.join(&place.target) else { return };
+        let Role::Lead(lead) = self.shared.flights.join(&place.target, forward.provenance()) else { return };
         let route = Arc::clone(self);
         let work = Box::pin(async move {
             if let Started::Held(held) = route.shared.start(&place.target, intent, None).await {
@@ -488,7 +484,9 @@ impl Route {
             Some(Record::Response(entry)) => !entry.is_expired(self.shared.now()),
             _ => false,
         };
-        let awaited = forward.is_shared().then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
+        // What another pattern's request fills is not for this one.
+        let waits = forward.is_shared() && forward.reason() != Reason::Pattern;
+        let awaited = waits.then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
         self.shared.start(key, intent, awaited).await
     }
 
@@ -501,6 +499,12 @@ impl Route {
         lead: Option<Lead>,
     ) -> Counted<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
+        // A spelling that another route may have must not keep that route's requests from being stored.
+        let uncacheable = if forward.provenance().is_canonical {
+            Abandon::Uncacheable(UNCACHEABLE_FOR)
+        } else {
+            Abandon::Failed
+        };
         let produced = held.renewing(pin!(self.produce(forward, call))).await;
         let (status, counted) = match produced {
             Produced::Admitted(mut admitted) => {
@@ -518,7 +522,7 @@ impl Route {
             if replaces && contradicts(status) {
                 self.shared.evict_key(&place.target).await;
             }
-            held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
+            held.abandon(uncacheable);
             land(lead, Landing::Alone);
         }
         counted
@@ -644,8 +648,9 @@ impl Route {
     /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
     async fn write_through(&self, admitted: &Admitted, target: &Target, held: Option<Held>) -> Stored {
         let (Target::Key(key), Some(held)) = (target, held) else { return Stored::Failed };
-        // One answer can't stand for all variants.
-        if matches!(self.read_record(key).await, Ok(Some(Record::Variants(_)))) {
+        if let Ok(Some(record)) = self.read_record(key).await
+            && !admitted.may_replace(&record)
+        {
             return Stored::Evicted;
         }
         let span = spans::put(key, admitted.retention());
@@ -780,7 +785,7 @@ impl Unanswered {
             Looked::Further(further) => Answering::later(async move {
                 match route.look_further(further, call.view()).await {
                     Seen::Answer(response, outcome) => {
-                        let response = route.answered(call.pattern(), watch, response, outcome);
+                        let response = route.answered(call.view().pattern, watch, response, outcome);
                         Ok(response.map(ReplyBody::full))
                     }
                     seen => Box::pin(route.go_on(seen, call, watch)).await,

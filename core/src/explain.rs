@@ -422,6 +422,15 @@ fn advice(reason: Reason) -> Option<&'static str> {
              .private_by(..)."
         }
         Reason::Anonymous => "Private routes are for requests that say whose they are.",
+        Reason::Spelling => {
+            "Put the cache around handlers rather than around a router, and let the router tell its pattern."
+        }
+        Reason::Rewritten => {
+            "Rewrite outside of the nested router, or nest it under a path without parameters."
+        }
+        Reason::Pattern => {
+            "Routes that share entries on purpose use the same .key_by(..); else give them groups of their own."
+        }
         Reason::Keyless => "Its answer for this request was None.",
         Reason::Status => "To store responses with this status, say .also(status, ttl).",
         Reason::SetCookie => "Set cookies on another route, or in a layer outside the cache.",

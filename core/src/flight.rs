@@ -12,6 +12,7 @@ use foldhash::fast::RandomState;
 use tokio::sync::watch;
 
 use crate::key::CacheKey;
+use crate::provenance::Provenance;
 
 const SHARDS: usize = 64;
 
@@ -22,7 +23,13 @@ pub(crate) struct Flights {
     hasher: RandomState,
 }
 
-type Shard = HashMap<CacheKey, watch::Receiver<Option<Landing>>, RandomState>;
+type Shard = HashMap<CacheKey, Flight, RandomState>;
+
+/// One that can be joined, by requests that its answer may be for.
+struct Flight {
+    provenance: Provenance,
+    landing: watch::Receiver<Option<Landing>>,
+}
 
 /// How a flight ended, for those who followed it.
 #[derive(Clone, Debug)]
@@ -41,6 +48,8 @@ pub(crate) enum Landing {
 pub(crate) enum Role {
     Lead(Lead),
     Follow(Follow),
+    /// Another route's request fills the same key. Its answer isn't for this one, which doesn't wait.
+    Apart,
 }
 
 impl Flights {
@@ -50,15 +59,16 @@ impl Flights {
     }
 
     /// Follows the flight for this key, or leads a new one.
-    pub(crate) fn join(&self, key: &CacheKey) -> Role {
+    pub(crate) fn join(&self, key: &CacheKey, provenance: Provenance) -> Role {
         match self.shard(key).entry(key.clone()) {
+            Entry::Occupied(flight) if !flight.get().provenance.serves(provenance) => Role::Apart,
             Entry::Occupied(flight) => {
-                let landing = flight.get().clone();
+                let landing = flight.get().landing.clone();
                 Role::Follow(Follow { flights: self.clone(), key: key.clone(), landing })
             }
             Entry::Vacant(vacant) => {
-                let (sender, receiver) = watch::channel(None);
-                vacant.insert(receiver);
+                let (sender, landing) = watch::channel(None);
+                vacant.insert(Flight { provenance, landing });
                 Role::Lead(Lead { flights: self.clone(), key: key.clone(), sender, open: true })
             }
         }
@@ -84,7 +94,10 @@ impl Lead {
         if std::mem::take(&mut self.open) {
             let mut shard = self.flights.shard(&self.key);
             // A follower may have closed it, and somebody else may have begun another one since.
-            if shard.get(&self.key).is_some_and(|flight| flight.same_channel(&self.sender.subscribe())) {
+            if shard
+                .get(&self.key)
+                .is_some_and(|flight| flight.landing.same_channel(&self.sender.subscribe()))
+            {
                 shard.remove(&self.key);
             }
         }
@@ -125,7 +138,7 @@ impl Follow {
         .await;
         landed.unwrap_or_else(|_| {
             let mut shard = self.flights.shard(&self.key);
-            if shard.get(&self.key).is_some_and(|flight| flight.same_channel(&self.landing)) {
+            if shard.get(&self.key).is_some_and(|flight| flight.landing.same_channel(&self.landing)) {
                 shard.remove(&self.key);
             }
             None

@@ -23,7 +23,8 @@
 //!
 //! An entry that is shown to a `Lookup` needn't hold the whole body: `Lookup::needs` says how much of it the answer takes.
 //!
-//! Not here: what a key is ([`Rule::key`]), who waits for whom, and when the store may be trusted to have written. That
+//! Not here: what a key is ([`Rule::key`]), which requests share an entry ([`Provenance`]), who waits for whom, and when the
+//! store may be trusted to have written. That
 //! is the exchange's part.
 
 #![expect(
@@ -48,6 +49,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 use crate::directives::{RequestDirectives, ResponseDirectives, list};
 use crate::entry::{Entry, Record};
 use crate::etag::{Validators, request_matches, weak_etag};
+use crate::provenance::{self, Provenance};
 use crate::range::{self, Selection};
 use crate::reason::Reason;
 use crate::request::{Present, RequestView};
@@ -187,7 +189,8 @@ impl CachePolicy {
         let directives = directives_of(request, present);
         let refusal = not_for_caches(request, present)
             .or_else(|| directives.no_store.then_some(Reason::NoStore))
-            .or_else(|| credentials_without_audience(&self.rule.audience, present));
+            .or_else(|| credentials_without_audience(&self.rule.audience, present))
+            .or_else(|| without_certain_handler(request));
         if let Some(reason) = refusal {
             return OnRequest::Bypass(Mark::bypass(&self.rule, reason));
         }
@@ -196,6 +199,7 @@ impl CachePolicy {
                 rule: Arc::clone(&self.rule),
                 directives,
                 principal,
+                pattern: provenance::pattern_of(request),
                 is_conditional: present.validators,
                 is_head: request.method == Method::HEAD,
                 // RFC 9110 §14.2: on another method than GET it means nothing.
@@ -216,7 +220,8 @@ impl CachePolicy {
         let unstorable = directives_of(request, present)
             .no_store
             .then_some(Reason::NoStore)
-            .or_else(|| credentials_without_audience(&self.rule.audience, present));
+            .or_else(|| credentials_without_audience(&self.rule.audience, present))
+            .or_else(|| without_certain_handler(request));
         let principal = match self.rule.kind {
             // A group is evicted whole, whoever asks.
             Kind::EvictGroup => Ok(None),
@@ -229,6 +234,7 @@ impl CachePolicy {
                 directives: RequestDirectives::default(),
                 unstorable,
                 principal,
+                provenance: Provenance::of(request, self.rule.is_chosen),
                 request: None,
                 is_head: false,
                 intent: Intent::Write,
@@ -260,7 +266,7 @@ fn not_for_caches(request: &RequestView<'_>, present: Present) -> Option<Reason>
         Some(Reason::Method)
     } else if present.upgrade {
         Some(Reason::Upgrade)
-    } else if present.content && has_content(request.headers) {
+    } else if request.has_content || (present.content && has_content(request.headers)) {
         Some(Reason::Content)
     } else if present.preconditions {
         Some(Reason::Precondition)
@@ -271,6 +277,17 @@ fn not_for_caches(request: &RequestView<'_>, present: Present) -> Option<Reason>
 
 pub(crate) fn has_content(request: &HeaderMap) -> bool {
     request.contains_key(TRANSFER_ENCODING) || request.get(CONTENT_LENGTH).is_some_and(|len| len != "0")
+}
+
+/// Requests of which it isn't certain that their handler is the one that other requests with their key have.
+fn without_certain_handler(request: &RequestView<'_>) -> Option<Reason> {
+    if request.is_obscured {
+        Some(Reason::Rewritten)
+    } else if provenance::pattern_of(request) == 0 && !provenance::is_canonical(request) {
+        Some(Reason::Spelling)
+    } else {
+        None
+    }
 }
 
 /// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
@@ -293,6 +310,8 @@ pub struct Lookup {
     rule: Arc<Rule>,
     directives: RequestDirectives,
     principal: Option<Principal>,
+    /// A hash of the pattern that led here, or 0.
+    pattern: u64,
     is_conditional: bool,
     is_head: bool,
     is_range: bool,
@@ -370,7 +389,10 @@ impl Lookup {
         now: SystemTime,
     ) -> OnEntry {
         match found {
-            Ok(Some(Record::Variants(variants))) => OnEntry::Select(Select { lookup: self, variants }),
+            Ok(Some(Record::Variants(variants))) if self.is_served_by(variants.provenance, request) => {
+                OnEntry::Select(Select { lookup: self, variants })
+            }
+            Ok(Some(Record::Variants(_))) => OnEntry::Decided(self.displace(None, request)),
             Ok(Some(Record::Response(entry))) if entry.variant == 0 => {
                 OnEntry::Decided(self.on_response(entry, None, request, now))
             }
@@ -387,6 +409,9 @@ impl Lookup {
         request: &RequestView<'_>,
         now: SystemTime,
     ) -> Decision {
+        if !self.is_served_by(entry.provenance, request) {
+            return self.displace(variants, request);
+        }
         let age = entry.age(now);
         let refusal = unacceptable(&self.directives, &entry, age);
         let not_modified = self.is_conditional && client_has(request.headers, &entry);
@@ -440,6 +465,25 @@ impl Lookup {
         }
     }
 
+    fn provenance(&self, request: &RequestView<'_>) -> Provenance {
+        let (pattern, is_chosen) = (self.pattern, self.rule.is_chosen);
+        Provenance { pattern, is_canonical: provenance::is_canonical(request), is_chosen }
+    }
+
+    /// Whether what was stored with this provenance may answer. Nearly always the patterns are the same.
+    fn is_served_by(&self, stored: Provenance, request: &RequestView<'_>) -> bool {
+        stored.pattern == self.pattern || stored.serves(self.provenance(request))
+    }
+
+    /// What is stored is another pattern's. Only the canonical spelling replaces it: any client can choose others.
+    fn displace(self, variants: Option<Variants>, request: &RequestView<'_>) -> Decision {
+        if provenance::is_canonical(request) {
+            self.miss(Reason::Pattern, variants, request)
+        } else {
+            Decision::Bypass(Mark::bypass(&self.rule, Reason::Pattern))
+        }
+    }
+
     fn miss(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Decision {
         // RFC 9111 §5.2.1.7.
         if self.directives.only_if_cached {
@@ -454,14 +498,18 @@ impl Lookup {
 
     fn into_forward(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Forward {
         let intent = match reason {
-            Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Unreadable | Reason::Expired => {
-                Intent::Refresh
-            }
+            Reason::NoCache
+            | Reason::MaxAge
+            | Reason::MinFresh
+            | Reason::Unreadable
+            | Reason::Expired
+            | Reason::Pattern => Intent::Refresh,
             // Nothing is there, but somebody may be filling it with an answer that is older than this request.
             _ if self.directives.wants_new() => Intent::Refresh,
             _ => Intent::Fill,
         };
         Forward {
+            provenance: self.provenance(request),
             rule: self.rule,
             reason,
             directives: self.directives,
@@ -707,6 +755,7 @@ pub struct Forward {
     directives: RequestDirectives,
     unstorable: Option<Reason>,
     principal: Option<Principal>,
+    provenance: Provenance,
     /// The fields of a request that reads; a write's answer depends on none.
     request: Option<HeaderMap>,
     is_head: bool,
@@ -751,6 +800,12 @@ impl Forward {
         self.principal
     }
 
+    /// Which requests the answer may be for, once it is stored.
+    #[must_use]
+    pub const fn provenance(&self) -> Provenance {
+        self.provenance
+    }
+
     /// Under which secondary key the answer will be stored, if the resource is already known to vary.
     #[must_use]
     pub fn secondary_key(&self) -> Option<SecondaryKey> {
@@ -765,7 +820,10 @@ impl Forward {
         };
         let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
         let age = entry.age(now);
-        if entry.variant != expected || unacceptable(&self.directives, &entry, age).is_some() {
+        if entry.variant != expected
+            || !entry.provenance.serves(self.provenance)
+            || unacceptable(&self.directives, &entry, age).is_some()
+        {
             return Err(self);
         }
         let not_modified = client_has(request, &entry);
@@ -799,6 +857,16 @@ impl Forward {
         self.intent().is_some()
             && !self.directives.wants_new()
             && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down)
+    }
+
+    /// Whether the run of this request would keep others waiting that don't get its answer: it isn't shared, and the canonical
+    /// spelling of its path may be another route's.
+    #[must_use]
+    pub fn holds_up_others(&self) -> bool {
+        self.intent().is_some()
+            && !self.is_shared()
+            && !self.provenance.is_canonical
+            && matches!(self.reason, Reason::Absent | Reason::Variant)
     }
 
     /// Another request ran the handler, which failed: what is stored answers though it is stale, if that is allowed.
@@ -1022,7 +1090,9 @@ impl Admit {
         };
         let directives = ResponseDirectives::of(&parts.headers);
         let must_revalidate = directives.must_revalidate || directives.proxy_revalidate;
-        let entry = Entry { status, headers, body, stored_at: now, ttl, variant: 0, must_revalidate };
+        let provenance = forward.provenance;
+        let entry =
+            Entry { status, headers, body, stored_at: now, ttl, variant: 0, must_revalidate, provenance };
         let request = forward.request.unwrap_or_default();
         let validators =
             if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
@@ -1085,7 +1155,8 @@ impl Admitted {
         match self.known.take() {
             None if self.names.is_empty() => Placement::Plain,
             None => {
-                let mut variants = Variants::new(fresh_id.max(1), self.names.clone());
+                let mut variants =
+                    Variants::new(fresh_id.max(1), self.names.clone()).by(self.entry.provenance);
                 let secondary = variants.secondary_key(&self.request);
                 self.entry.variant = variants.id;
                 variants.add(secondary);
@@ -1109,6 +1180,17 @@ impl Admitted {
         self.rule.longest_retention()
     }
 
+    /// Whether a write's answer may replace what is stored. One that isn't spelled canonically never replaces what another
+    /// pattern stored, and one answer can't stand for all variants: then an eviction has to do.
+    #[must_use]
+    pub fn may_replace(&self, stored: &Record) -> bool {
+        let provenance = self.entry.provenance;
+        match stored {
+            Record::Variants(_) => false,
+            Record::Response(entry) => provenance.is_canonical || entry.provenance.serves(provenance),
+        }
+    }
+
     /// The record for the store.
     #[must_use]
     pub fn record(&self) -> Bytes {
@@ -1119,9 +1201,8 @@ impl Admitted {
     #[must_use]
     pub const fn reason(&self, outcome: Stored) -> Reason {
         match (outcome, self.reason) {
-            (Stored::Evicted, Reason::Busy | Reason::Waited) | (Stored::Yes | Stored::Failed, _) => {
-                self.reason
-            }
+            (Stored::Evicted, Reason::Busy | Reason::Waited | Reason::Spelling)
+            | (Stored::Yes | Stored::Failed, _) => self.reason,
             (Stored::Evicted, _) => Reason::Evicted,
         }
     }

@@ -58,6 +58,12 @@ reasons! {
     /// The key builder gave no key.
     Keyless = "keyless",
 
+    /// The path isn't spelled canonically, and the router's pattern that led to the handler isn't known: the same resource
+    /// under another spelling may have another handler.
+    Spelling = "spelling",
+    /// The URI was rewritten on its way to the handler, under a prefix that isn't known.
+    Rewritten = "rewritten",
+
     // About the lookup: there is nothing that may be used.
     /// Nothing is stored.
     Absent = "absent",
@@ -73,6 +79,8 @@ reasons! {
     Variant = "variant",
     /// What is stored is damaged, from another version, or no response.
     Unreadable = "unreadable",
+    /// What is stored came from another route of the same key: the router's pattern is another one.
+    Pattern = "pattern",
     /// The store failed, or took too long.
     Down = "down",
     /// Somebody changes the resource right now, or its answer was just found to be uncacheable.

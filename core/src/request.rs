@@ -3,34 +3,80 @@
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 
-/// A borrowed view of a request. `uri` is the one the client asked for, not what a nested router left of it.
+use crate::key_uri::KeyUri;
+
+/// A borrowed view of a request.
 ///
 /// ```
 /// use http::Request;
 /// use larder_core::RequestView;
 ///
 /// let request = Request::get("/products/7").body(())?;
-/// let view = RequestView::from(&request);
+/// let view = RequestView::from(&request).with_pattern(Some("/products/{id}"));
 /// assert_eq!(view.uri.path(), "/products/7");
 /// # Ok::<(), http::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct RequestView<'a> {
     /// The method.
     pub method: &'a Method,
-    /// The URI that the client sent.
+    /// The URI that keys are made from: the one that the client sent, also in a nested router, which leaves only the end of it.
+    /// If something else than nesting changed it on its way to the handler, it is what the handler sees, with the path in front
+    /// that routers have cut: see [`KeyUri`](crate::KeyUri).
     pub uri: &'a Uri,
     /// The header fields.
     pub headers: &'a HeaderMap,
     /// What outer layers attached, such as an authenticated user.
     pub extensions: &'a Extensions,
+    /// The pattern of the framework's router that led here, such as `/products/{id}`: see
+    /// [`provenance`](crate::provenance).
+    pub pattern: Option<&'a str>,
+    /// Whether the body says that there is content. HTTP/2 needs no field for that.
+    pub has_content: bool,
+    /// Whether `uri` may differ from what the handler sees, because something rewrote it under a prefix that isn't known.
+    pub is_obscured: bool,
 }
 
 impl<'a> RequestView<'a> {
+    /// A request of which no more is known than this.
+    #[must_use]
+    pub const fn new(
+        method: &'a Method,
+        uri: &'a Uri,
+        headers: &'a HeaderMap,
+        extensions: &'a Extensions,
+    ) -> Self {
+        Self { method, uri, headers, extensions, pattern: None, has_content: false, is_obscured: false }
+    }
+
     /// The same request under another URI: adapters put the original one back this way.
     #[must_use]
     pub const fn with_uri(self, uri: &'a Uri) -> Self {
         Self { uri, ..self }
+    }
+
+    /// The same request with the URI that its key is made from, given the one that the client sent.
+    #[must_use]
+    pub const fn with_key_uri(self, sent: &'a Uri, key_uri: &'a KeyUri) -> Self {
+        match key_uri {
+            KeyUri::AsSent => Self { uri: sent, ..self },
+            KeyUri::Rewritten(uri) => Self { uri, ..self },
+            KeyUri::Unknown => Self { uri: sent, is_obscured: true, ..self },
+        }
+    }
+
+    /// The same request with the pattern that the framework's router matched.
+    #[must_use]
+    pub const fn with_pattern(self, pattern: Option<&'a str>) -> Self {
+        Self { pattern, ..self }
+    }
+
+    /// The same request with what its body says of itself: `true` unless it is known to be empty. A cache doesn't answer a GET
+    /// with content.
+    #[must_use]
+    pub const fn with_content(self, has_content: bool) -> Self {
+        Self { has_content, ..self }
     }
 
     /// The token of `Authorization: Bearer …`, if that is how the request was authenticated (RFC 6750 §2.1).
@@ -46,23 +92,13 @@ impl<'a> RequestView<'a> {
 
 impl<'a, B> From<&'a Request<B>> for RequestView<'a> {
     fn from(request: &'a Request<B>) -> Self {
-        Self {
-            method: request.method(),
-            uri: request.uri(),
-            headers: request.headers(),
-            extensions: request.extensions(),
-        }
+        Self::new(request.method(), request.uri(), request.headers(), request.extensions())
     }
 }
 
 impl<'a> From<&'a Parts> for RequestView<'a> {
     fn from(parts: &'a Parts) -> Self {
-        Self {
-            method: &parts.method,
-            uri: &parts.uri,
-            headers: &parts.headers,
-            extensions: &parts.extensions,
-        }
+        Self::new(&parts.method, &parts.uri, &parts.headers, &parts.extensions)
     }
 }
 

@@ -249,17 +249,18 @@ impl RouteOptions {
     }
 
     /// A synchronous key builder.
-    pub fn key_by(
-        mut self,
-        build: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static,
-    ) -> Self {
-        self.change().key_source = KeySource::Sync(Arc::new(build));
-        self
+    pub fn key_by(self, build: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.choose_keys(KeySource::Sync(Arc::new(build)))
     }
 
     /// An asynchronous key builder.
-    pub fn key_by_async(mut self, build: impl KeyBuilder) -> Self {
-        self.change().key_source = KeySource::Async(Arc::new(build));
+    pub fn key_by_async(self, build: impl KeyBuilder) -> Self {
+        self.choose_keys(KeySource::Async(Arc::new(build)))
+    }
+
+    fn choose_keys(mut self, by: KeySource) -> Self {
+        let said = self.change();
+        (said.key_source, said.rule.is_chosen) = (by, true);
         self
     }
 

@@ -39,6 +39,8 @@ pub struct Rule {
     pub params: Option<Vec<String>>,
     /// Whether the host is part of the key.
     pub by_host: bool,
+    /// Whether a key builder chooses the keys, so that routes with other patterns may share entries.
+    pub is_chosen: bool,
     /// The field that says HIT, MISS or BYPASS; `None` for no such field.
     pub status_header: Option<HeaderName>,
     /// Whether `Cache-Status` (RFC 9211) says it too, with the reason.
@@ -161,6 +163,7 @@ impl Rule {
             jitter: 0.0,
             params: None,
             by_host: false,
+            is_chosen: false,
             status_header: Some(HeaderName::from_static("x-redis-cache")),
             cache_status: false,
         }

@@ -7,6 +7,7 @@ use http::header::{ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENC
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::directives::list;
+use crate::provenance::Provenance;
 
 /// More fields than this in `Vary`, and the response is not stored.
 const MAX_NAMES: usize = 16;
@@ -18,6 +19,8 @@ pub const MAX_VARIANTS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variants {
     pub(crate) id: u64,
+    /// Which requests it is for.
+    pub(crate) provenance: Provenance,
     pub(crate) names: Vec<HeaderName>,
     pub(crate) secondary_keys: Vec<[u8; 16]>,
 }
@@ -25,8 +28,14 @@ pub struct Variants {
 impl Variants {
     /// A resource that varies by these fields. `id` tells this record from every other that lay under the same key.
     #[must_use]
-    pub const fn new(id: u64, names: Vec<HeaderName>) -> Self {
-        Self { id, names, secondary_keys: Vec::new() }
+    pub fn new(id: u64, names: Vec<HeaderName>) -> Self {
+        Self { id, provenance: Provenance::default(), names, secondary_keys: Vec::new() }
+    }
+
+    /// The same, found by requests of this provenance.
+    #[must_use]
+    pub fn by(self, provenance: Provenance) -> Self {
+        Self { provenance, ..self }
     }
 
     /// What the variants carry to show that they belong to this record.

@@ -14,12 +14,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, StatusCode, request};
+use http::{Method, StatusCode, Uri, request};
 use larder_core::policy::{
     Admitted, BodyLength, Decision, Forward, Hit, Lookup, OnEntry, OnRequest, OnResponse, Pass, Placement,
     Select, Stored,
 };
-use larder_core::{Audience, CachePolicy, Entry, Kind, MAX_VARIANTS, Reason, Record, Rule, Variants};
+use larder_core::{
+    Audience, CachePolicy, Entry, Kind, MAX_VARIANTS, Provenance, Reason, Record, RequestView, Rule, Variants,
+};
 
 use engine::{Fields, TTL, entry, now, request, response, rule};
 
@@ -181,8 +183,11 @@ const DIRECTIVES: [Fields<'static>; 6] = [
 ];
 
 /// The last of these selects no variant that is listed, where there are too many.
-const OTHERS: [Fields<'static>; 7] = [
+const OTHERS: [Fields<'static>; 10] = [
     &[],
+    &[(TEST_SPELLED, "under an unknown pattern")],
+    &[(TEST_SPELLED, "under a known pattern")],
+    &[(TEST_OBSCURED, "")],
     &[("upgrade", "websocket")],
     &[("range", "bytes=0-1")],
     &[("content-length", "3")],
@@ -190,6 +195,25 @@ const OTHERS: [Fields<'static>; 7] = [
     &[("if-none-match", "\"e\"")],
     &[("accept-language", "tlh")],
 ];
+
+/// Fields that stand for what else an adapter knows of a request.
+const TEST_SPELLED: &str = "test-spelled";
+const TEST_OBSCURED: &str = "test-obscured";
+
+fn view(request: &request::Parts) -> RequestView<'_> {
+    let mut view = RequestView::from(request);
+    view.is_obscured = request.headers.contains_key(TEST_OBSCURED);
+    match request.headers.get(TEST_SPELLED).map(|how| how.to_str().unwrap()) {
+        None => view,
+        Some("under a known pattern") => view.with_uri(spelled()).with_pattern(Some("/things/{id}")),
+        Some(_) => view.with_uri(spelled()),
+    }
+}
+
+fn spelled() -> &'static Uri {
+    static SPELLED: OnceLock<Uri> = OnceLock::new();
+    SPELLED.get_or_init(|| Uri::from_static("/things/%37"))
+}
 
 const STATUSES: [u16; 5] = [200, 204, 303, 404, 500];
 
@@ -229,6 +253,7 @@ fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
         response(aged(TTL.as_secs() + WHILE_REFRESHED)),
         response(aged(TTL.as_secs() + IF_FAILED)),
         response(Entry { variant: id + 1, ..aged(0) }),
+        response(Entry { provenance: Provenance { pattern: 1, ..Provenance::default() }, ..aged(0) }),
     ];
     founds.extend(records_of_variants().iter().cloned().map(Record::Variants).map(Some).map(Ok));
     founds
@@ -306,18 +331,18 @@ fn triples<A: Copy, B: Copy, C: Copy>(
 
 impl Observed {
     fn request(&mut self, policy: &CachePolicy, request: &request::Parts) {
-        let lookup = || match policy.on_request(&request.into()) {
+        let lookup = || match policy.on_request(&view(request)) {
             OnRequest::Lookup(lookup) => lookup,
             other => panic!("{other:?}"),
         };
-        match policy.on_request(&request.into()) {
+        match policy.on_request(&view(request)) {
             OnRequest::Bypass(mark) => {
                 self.edge(State::Start, "on_request", State::Bypass, mark.reason().map(Reason::as_str));
             }
             OnRequest::Forward(forward) => {
                 let state = State::of(forward.kind());
                 self.edge(State::Start, "on_request", state, None);
-                let forward = || match policy.on_request(&request.into()) {
+                let forward = || match policy.on_request(&view(request)) {
                     OnRequest::Forward(forward) => forward,
                     other => panic!("{other:?}"),
                 };
@@ -340,7 +365,7 @@ impl Observed {
         found: &Result<Option<Record>, Reason>,
         request: &request::Parts,
     ) {
-        let again = || lookup().on_entry(found.clone(), &request.into(), now());
+        let again = || lookup().on_entry(found.clone(), &view(request), now());
         match again() {
             OnEntry::Decided(_) => {
                 let decide = || match again() {
@@ -358,9 +383,7 @@ impl Observed {
                     }
                 };
                 for found in founds(VARIANTS_ID) {
-                    self.decision(State::Select, &|| {
-                        select().on_entry(found.clone(), &request.into(), now())
-                    });
+                    self.decision(State::Select, &|| select().on_entry(found.clone(), &view(request), now()));
                 }
             }
         }

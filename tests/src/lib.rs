@@ -2,6 +2,7 @@
 //! every program has to get through.
 
 pub mod certificates;
+pub mod framework;
 pub mod http;
 pub mod in_process;
 pub mod parity;

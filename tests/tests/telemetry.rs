@@ -162,14 +162,14 @@ async fn those_who_wait_for_another_are_counted() {
 #[tokio::test]
 async fn routes_without_a_router_have_names_or_none() {
     let larder = Larder::memory();
-    let handler = tower::service_fn(|_: Request<()>| async {
+    let handler = tower::service_fn(|_: Request<axum::body::Body>| async {
         Ok::<_, Infallible>(Response::new(http_body_util::Full::new(bytes::Bytes::from("tea"))))
     });
     for name in [None, Some("tea"), Some("tea")] {
         let cache = larder_tower::cache(&larder).ttl(60);
         let cache = name.map_or(cache.clone(), |name| cache.name(name));
         let service = tower::ServiceBuilder::new().layer(cache).service(handler);
-        service.oneshot(Request::get("/").body(()).unwrap()).await.unwrap();
+        service.oneshot(Request::get("/").body(axum::body::Body::empty()).unwrap()).await.unwrap();
     }
     let stats = larder.stats();
     assert_eq!(of(&stats, "unnamed", Kind::Read).requests.miss, 1);

@@ -2,9 +2,11 @@
 //!
 //! The request is made and the response dropped outside the measured time, for both.
 
+use bytes::Bytes;
 use divan::{Bencher, black_box};
 use http::header::{AUTHORIZATION, ETAG, IF_NONE_MATCH};
 use http::{HeaderValue, Request};
+use http_body_util::Empty;
 use larder_axum::cache;
 use larder_benches::{Direct, LARGE, PATH, SMALL, TTL, at_once, body, get, response, route, runtime};
 use larder_core::{Call, Larder};
@@ -46,7 +48,7 @@ mod tower_service {
     #[divan::bench(args = SIZES)]
     fn bare(bencher: Bencher<'_, '_>, len: usize) {
         let body = body(len);
-        let mut service = service_fn(move |_: Request<()>| {
+        let mut service = service_fn(move |_: Request<Empty<Bytes>>| {
             let body = body.clone();
             Box::pin(async move { Ok::<_, std::convert::Infallible>(response(body)) })
         });
@@ -61,7 +63,7 @@ mod tower_service {
         let call = call(len);
         let body = call.body.clone();
         let mut service = cache(&filled(&call)).group("products").ttl(TTL).layer(service_fn(
-            move |_: Request<()>| {
+            move |_: Request<Empty<Bytes>>| {
                 let body = body.clone();
                 async move { Ok::<_, std::convert::Infallible>(response(body).map(http_body_util::Full::new)) }
             },

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use divan::{Bencher, black_box};
 use http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use http::{HeaderValue, Request, response};
+use http_body_util::Empty;
 use larder_benches::{PATH, SMALL, TTL, body, entry, get, response};
 use larder_core::policy::{BodyLength, CachePolicy, Decision, OnEntry, OnRequest, OnResponse};
 use larder_core::{Entry, KeySpace, Kind, Record, RequestView, Rule};
@@ -32,7 +33,7 @@ fn read(bytes: &Bytes) -> Entry {
     }
 }
 
-fn revalidating() -> Request<()> {
+fn revalidating() -> Request<Empty<Bytes>> {
     let mut request = get(PATH);
     request.headers_mut().insert(IF_NONE_MATCH, stored().headers[ETAG].clone());
     request
@@ -46,7 +47,12 @@ fn answered() -> response::Parts {
     parts
 }
 
-fn decide(policy: &CachePolicy, request: &Request<()>, entry: Option<Entry>, now: SystemTime) -> Decision {
+fn decide(
+    policy: &CachePolicy,
+    request: &Request<Empty<Bytes>>,
+    entry: Option<Entry>,
+    now: SystemTime,
+) -> Decision {
     let view = RequestView::from(request);
     let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!("no lookup") };
     let OnEntry::Decided(decision) = lookup.on_entry(Ok(entry.map(Record::Response)), &view, now) else {

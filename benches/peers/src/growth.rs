@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Empty, Full};
 use larder_axum::{Call, Larder, MemoryStore, RequestView, Route};
 use larder_benches::{Interval, at_once, get, route, runtime};
 use serde::Serialize;
@@ -40,7 +40,7 @@ const SLICE: Duration = Duration::from_millis(100);
 /// A request, and what the handler answers to it.
 #[derive(Clone)]
 struct Direct {
-    request: Request<()>,
+    request: Request<Empty<Bytes>>,
     fields: HeaderMap,
     body: Bytes,
 }

@@ -33,6 +33,7 @@ use crate::key::{CacheKey, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::outcome::Outcome;
 use crate::policy::{BodyLength, Stored};
+use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::rule::host;
@@ -159,8 +160,9 @@ impl SharedCache {
             if !forward.is_shared() {
                 return self.fetch(forward, place, call, None).await;
             }
-            let follow = match self.shared.flights.join(&place.target) {
+            let follow = match self.shared.flights.join(&place.target, Provenance::default()) {
                 Role::Lead(lead) => return self.fetch(forward, place, call, Some(lead)).await,
+                Role::Apart => return self.fetch(forward, place, call, None).await,
                 Role::Follow(follow) => follow,
             };
             let forward = match self.shared.follow(follow).await {
@@ -262,7 +264,7 @@ impl SharedCache {
 
     /// Validates what is stale in the background. One request does it; if another process does, nothing needs doing.
     fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: Place, call: C) {
-        let Role::Lead(lead) = self.shared.flights.join(&place.target) else { return };
+        let Role::Lead(lead) = self.shared.flights.join(&place.target, Provenance::default()) else { return };
         let cache = Arc::clone(self);
         let work = Box::pin(async move {
             if let Started::Held(held) = cache.shared.start(&place.target, forward.intent(), None).await {

@@ -183,6 +183,7 @@ impl SharedPolicy {
                 host: host(request),
                 request: request.headers.clone(),
                 may_store: request.method == Method::POST
+                    && !request.is_obscured
                     && !directives.no_store
                     && !overrides_method(request.headers)
                     && Unkeyed::of(request, &self.rule.scheme).is_empty(),
@@ -215,11 +216,13 @@ fn not_for_caches(
     } else if !is_read(request.method) {
         // A write invalidates whatever protocol it offers to switch to: curl offers HTTP/2 with each request.
         None
-    } else if present.content && crate::policy::has_content(request.headers) {
+    } else if request.has_content || (present.content && crate::policy::has_content(request.headers)) {
         Some(Reason::Content)
     } else if present.preconditions {
         // §4.3.2: for the origin to evaluate.
         Some(Reason::Precondition)
+    } else if request.is_obscured {
+        Some(Reason::Rewritten)
     } else {
         // §5.2.1.5.
         directives.no_store.then_some(Reason::NoStore)

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, request, response};
-use larder_core::{Entry, KeySpace, Kind, Rule};
+use larder_core::{Entry, KeySpace, Kind, Provenance, Rule};
 
 pub(crate) type Fields<'a> = &'a [(&'a str, &'a str)];
 
@@ -53,5 +53,7 @@ pub(crate) fn entry(fields: Fields<'_>) -> Entry {
         ttl: Some(TTL),
         variant: 0,
         must_revalidate: false,
+        // As `Provenance::of` has it for `request()`, whose pattern isn't known.
+        provenance: Provenance { is_canonical: true, ..Provenance::default() },
     }
 }

@@ -1,0 +1,159 @@
+//! A GET with content goes past the cache, also over HTTP/2, which needs no field to announce it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::routing::get as get_route;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use larder_axum::Larder;
+use larder_tests::in_process::{Answer, Runs};
+use poem::EndpointExt;
+use tokio::net::{TcpListener, TcpStream};
+use tower::{Layer, ServiceExt};
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+fn none() -> Body {
+    Empty::new().boxed_unsync()
+}
+
+/// Frames without a length. The last one never comes if `ends` is false.
+fn frames(text: &'static str, ends: bool) -> Body {
+    let frame = stream::iter([Ok(Frame::data(Bytes::from(text)))]);
+    if ends {
+        StreamBody::new(frame).boxed_unsync()
+    } else {
+        StreamBody::new(frame.chain(stream::pending())).boxed_unsync()
+    }
+}
+
+/// Serves HTTP/2 without TLS.
+async fn serve<S, B>(service: S) -> SocketAddr
+where
+    S: tower::Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = TowerToHyperService::new(service.clone());
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(async move { server.serve_connection(TokioIo::new(stream), service).await });
+        }
+    });
+    address
+}
+
+async fn connect(address: SocketAddr) -> SendRequest<Body> {
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn ask(client: &SendRequest<Body>, body: Body) -> Answer {
+    let request = Request::get("http://shop.example/search").body(body).unwrap();
+    let response = client.clone().send_request(request).await.unwrap();
+    Answer::of(response.map(axum::body::Body::new)).await
+}
+
+/// A handler answers with the content and the number of its run.
+async fn services() -> Vec<(&'static str, SocketAddr)> {
+    let larder = Larder::memory();
+    let runs = Runs::new();
+    let handler =
+        move |body: Bytes| async move { format!("{} {}", String::from_utf8_lossy(&body), runs.count()) };
+    let axum = Router::new()
+        .route("/search", get_route(handler.layer(larder_axum::cache(&larder).group("axum").ttl(60))));
+
+    let runs = Runs::new();
+    let poem = poem::Route::new().at(
+        "/search",
+        poem::get(poem::endpoint::make(move |mut request: poem::Request| {
+            let runs = runs.clone();
+            async move {
+                let text = request.take_body().into_string().await.unwrap();
+                Ok::<_, poem::Error>(format!("{text} {}", runs.count()))
+            }
+        }))
+        .with(larder_poem::cache(&larder).group("poem").ttl(60)),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let poem_address = listener.local_addr().unwrap();
+    let acceptor = poem::listener::TcpAcceptor::from_tokio(listener).unwrap();
+    tokio::spawn(async move { poem::Server::new_with_acceptor(acceptor).run(poem).await.unwrap() });
+
+    let plain = || {
+        let runs = Runs::new();
+        tower::service_fn(move |request: Request<Incoming>| {
+            let runs = runs.clone();
+            async move {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let text = format!("{} {}", String::from_utf8_lossy(&body), runs.count());
+                let answer = Response::builder().header("cache-control", "max-age=60");
+                Ok::<_, Infallible>(answer.body(Full::<Bytes>::from(text)).unwrap())
+            }
+        })
+    };
+    let tower = larder_tower::cache(&larder).group("tower").ttl(60).layer(plain());
+    let shared = larder_tower::SharedCacheLayer::new(&larder).layer(plain());
+    vec![
+        (
+            "axum",
+            serve(axum.map_request(|request: Request<Incoming>| request.map(axum::body::Body::new))).await,
+        ),
+        ("poem", poem_address),
+        ("tower", serve(tower).await),
+        ("shared", serve(shared).await),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_without_a_length_are_content() {
+    for (name, address) in services().await {
+        let client = connect(address).await;
+        for run in [1, 2] {
+            let answer = ask(&client, frames("pears", true)).await;
+            assert_eq!(answer.text(), format!("pears {run}"), "{name}");
+        }
+        for _ in 0..2 {
+            assert_eq!(
+                ask(&client, none()).await.text(),
+                " 3",
+                "{name}: an empty GET is not a search, and is cached"
+            );
+        }
+        assert_eq!(ask(&client, frames("pears", true)).await.text(), "pears 4", "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_never_ends_holds_up_no_other_request() {
+    for (name, address) in services().await {
+        let client = connect(address).await;
+        let stuck = client.clone();
+        let stuck = tokio::spawn(async move { ask(&stuck, frames("pears", false)).await });
+        // Until the server has it.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let answer = tokio::time::timeout(Duration::from_secs(3), ask(&client, none())).await;
+        assert_eq!(answer.expect(name).text(), " 1", "{name}");
+        stuck.abort();
+    }
+}

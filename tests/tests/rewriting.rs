@@ -1,0 +1,211 @@
+//! What changes the URI on its way to the handler: the key says what the handler sees, and evictions reach it.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Path;
+use axum::handler::Handler;
+use axum::routing::get as get_route;
+use http::{Method, Request, Uri};
+use larder_axum::{Larder, cache, cache_evict, cache_put};
+use larder_tests::framework::{App, larder, said};
+use larder_tests::in_process::Runs;
+use poem::EndpointExt;
+use tower::ServiceBuilder;
+use tower::util::MapRequestLayer;
+
+fn with_uri<B>(mut request: Request<B>, uri: String) -> Request<B> {
+    *request.uri_mut() = uri.parse::<Uri>().unwrap();
+    request
+}
+
+/// `/home` of `two.example` becomes `/two.example/home`.
+fn host_to_path<B>(request: Request<B>) -> Request<B> {
+    let host = request.headers()["host"].to_str().unwrap().to_owned();
+    let path = request.uri().path_and_query().unwrap().to_string();
+    with_uri(request, format!("/{host}{path}"))
+}
+
+/// `?lang=`, from `Accept-Language`.
+fn with_language<B>(request: Request<B>) -> Request<B> {
+    let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
+    let path = request.uri().path().to_owned();
+    with_uri(request, format!("{path}?lang={language}"))
+}
+
+fn without_slashes<B>(request: Request<B>) -> Request<B> {
+    let mut path = request.uri().path().trim_end_matches('/').to_owned();
+    while path.contains("//") {
+        path = path.replace("//", "/");
+    }
+    with_uri(request, if path.is_empty() { "/".to_owned() } else { path })
+}
+
+/// A GET is answered with the URI that the handler sees, and the number of its run.
+fn shown(larder: &Larder, path: &str) -> Router {
+    let runs = Runs::new();
+    let show = move |uri: Uri| async move { format!("{uri} {}", runs.count()) };
+    let route = get_route(show.clone().layer(cache(larder).group("g").ttl(60)))
+        .put(show.clone().layer(cache_put(larder).group("g").ttl(60)))
+        .delete(show.layer(cache_evict(larder).group("g").key()));
+    Router::new().route(path, route)
+}
+
+fn behind(map: fn(Request<Body>) -> Request<Body>, inner: Router) -> App {
+    App::axum(
+        Router::new().fallback_service(ServiceBuilder::new().layer(MapRequestLayer::new(map)).service(inner)),
+    )
+}
+
+const ONE: &[(&str, &str)] = &[("host", "one.example")];
+const TWO: &[(&str, &str)] = &[("host", "two.example")];
+
+#[tokio::test]
+async fn a_page_by_host_is_that_hosts() {
+    let larder = larder();
+    let shops = ["/one.example", "/two.example"];
+    let nested = shops.iter().fold(Router::new(), |app, shop| app.nest(shop, shown(&larder, "/home")));
+    let named = |Path(shop): Path<String>| async move { format!("/{shop}/home 1") };
+    let patterns =
+        Router::new().route("/{shop}/home", get_route(named.layer(cache(&larder).group("p").ttl(60))));
+    for inner in [shown(&larder, "/{shop}/home"), patterns, nested] {
+        larder.backend().group("g").delete_group().await;
+        let app = behind(host_to_path, inner);
+        let (mut texts, mut words) = (Vec::new(), Vec::new());
+        for host in [ONE, TWO, ONE, TWO] {
+            let answer = app.send_with(Method::GET, "/home", host).await;
+            words.push(answer.cache().to_owned());
+            texts.push(answer.text().to_owned());
+        }
+        assert_eq!(words, ["MISS", "MISS", "HIT", "HIT"], "{texts:?}");
+        assert_eq!((&texts[0], &texts[1]), (&texts[2], &texts[3]));
+    }
+    // And evicted by either name.
+    let app = behind(host_to_path, shown(&larder, "/{shop}/home"));
+    app.send_with(Method::GET, "/home", TWO).await;
+    app.send_with(Method::DELETE, "/home", ONE).await;
+    assert_eq!(said(&app.send_with(Method::GET, "/home", ONE).await), "MISS absent");
+    assert_eq!(said(&app.send_with(Method::GET, "/home", TWO).await), "HIT", "another host's stays");
+}
+
+#[tokio::test]
+async fn under_a_mount_with_parameters_what_is_rewritten_is_not_cached() {
+    let larder = larder();
+    let named = |Path(shop): Path<String>| async move { shop };
+    let inner = Router::new().route(
+        "/home",
+        get_route(named.layer(cache(&larder).ttl(60))).put(named.layer(cache_put(&larder).ttl(60))),
+    );
+    let app = behind(host_to_path, Router::new().nest("/{shop}", inner));
+    for (host, text) in [(ONE, "one.example"), (TWO, "two.example"), (ONE, "one.example")] {
+        let answer = app.send_with(Method::GET, "/home", host).await;
+        assert_eq!((said(&answer).as_str(), answer.text()), ("BYPASS rewritten", text));
+    }
+    assert_eq!(said(&app.send_with(Method::PUT, "/home", ONE).await), "BYPASS rewritten");
+    // Where nothing is rewritten, parameters in the mount are no trouble.
+    let named = |Path(shop): Path<String>| async move { shop };
+    let inner = Router::new().route("/home", get_route(named.layer(cache(&larder).ttl(60))));
+    let app = App::axum(Router::new().nest("/{shop}", inner));
+    for (uri, expected) in [("/a/home", "MISS absent"), ("/b/home", "MISS absent"), ("/a/home", "HIT")] {
+        assert_eq!(said(&app.get(uri).await), expected, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn an_added_parameter_is_in_the_key() {
+    let larder = larder();
+    let around = MapRequestLayer::new(with_language::<Body>);
+    for app in [
+        App::axum(shown(&larder, "/page").layer(around.clone())),
+        App::axum(Router::new().nest("/shop", shown(&larder, "/shop/page").layer(around.clone()))),
+        App::axum(Router::new().nest("/shop", shown(&larder, "/page").layer(around))),
+    ]
+    .into_iter()
+    .zip(["/page", "/shop/shop/page", "/shop/page"])
+    {
+        let (app, uri) = app;
+        let ask = async |language| app.send_with(Method::GET, uri, &[("accept-language", language)]).await;
+        let (german, french) = (ask("de").await, ask("fr").await);
+        assert_eq!((said(&german).as_str(), said(&french).as_str()), ("MISS absent", "MISS absent"), "{uri}");
+        assert!(german.text().contains("lang=de") && french.text().contains("lang=fr"));
+        let (german, french) = (ask("de").await, ask("fr").await);
+        assert!(german.text().contains("lang=de") && french.text().contains("lang=fr"));
+        assert_eq!((german.cache(), french.cache()), ("HIT", "HIT"), "{uri}");
+        app.send_with(Method::DELETE, uri, &[("accept-language", "fr")]).await;
+        assert_eq!((ask("de").await.cache(), ask("fr").await.cache()), ("HIT", "MISS"), "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn paths_that_are_normalised_on_the_way_are_one_resource() {
+    let inner = |larder: &Larder| shown(larder, "/p/{id}");
+    for (app, mount) in [
+        (behind(without_slashes, inner(&larder())), ""),
+        (
+            App::axum(
+                Router::new().nest(
+                    "/shop",
+                    Router::new().fallback_service(
+                        ServiceBuilder::new()
+                            .layer(MapRequestLayer::new(without_slashes::<Body>))
+                            .service(inner(&larder())),
+                    ),
+                ),
+            ),
+            "/shop",
+        ),
+        (poem_shown(&larder(), None), ""),
+        (poem_shown(&larder(), Some("/shop")), "/shop"),
+    ] {
+        let at = |path: &str| format!("{mount}{path}");
+        for (read, write) in [("/p/7/", "/p/7"), ("/p/7", "/p/7/"), ("/p//7", "/p/7"), ("//p/7", "/p/7/")] {
+            let said = async |method, path: &str| said(&app.send(method, &at(path)).await);
+            assert_eq!(said(Method::GET, read).await, "MISS absent", "{mount} {read}");
+            assert_eq!(said(Method::GET, write).await, "HIT", "{mount} {write}");
+            said(Method::DELETE, write).await;
+            assert_eq!(said(Method::GET, read).await, "MISS absent", "{mount} {read} after {write}");
+            said(Method::PUT, write).await;
+            assert_eq!(said(Method::GET, read).await, "HIT", "{mount} {read} after {write}");
+            said(Method::DELETE, read).await;
+        }
+    }
+}
+
+/// The same in poem, with its own middleware.
+fn poem_shown(larder: &Larder, mount: Option<&str>) -> App {
+    use poem::middleware::{NormalizePath, TrailingSlash};
+
+    let runs = Runs::new();
+    let show = std::sync::Arc::new(poem::endpoint::make_sync(move |request| {
+        format!("{} {}", request.uri(), runs.count())
+    }));
+    let routes = poem::Route::new().at(
+        "/p/:id",
+        poem::get(std::sync::Arc::clone(&show).with(larder_poem::cache(larder).group("g").ttl(60)))
+            .put(std::sync::Arc::clone(&show).with(larder_poem::cache_put(larder).group("g").ttl(60)))
+            .delete(show.with(larder_poem::cache_evict(larder).group("g").key())),
+    );
+    let normalized = routes.with(NormalizePath::new(TrailingSlash::Trim));
+    match mount {
+        Some(mount) => App::poem(poem::Route::new().nest(mount, normalized)),
+        None => App::poem(normalized),
+    }
+}
+
+#[tokio::test]
+async fn poem_knows_what_was_rewritten_too() {
+    let larder = larder();
+    let page = poem::endpoint::make_sync(|request| request.uri().path().to_owned());
+    let routes =
+        poem::Route::new().at("/:shop/home", poem::get(page.with(larder_poem::cache(&larder).ttl(60))));
+    let app = App::poem(routes.before(|mut request: poem::Request| async move {
+        let host = request.header("host").unwrap().to_owned();
+        *request.uri_mut() = format!("/{host}{}", request.uri().path()).parse().unwrap();
+        Ok(request)
+    }));
+    for expected in ["MISS absent", "HIT"] {
+        for (host, path) in [(ONE, "/one.example/home"), (TWO, "/two.example/home")] {
+            let answer = app.send_with(Method::GET, "/home", host).await;
+            assert_eq!((said(&answer).as_str(), answer.text()), (expected, path));
+        }
+    }
+}
