@@ -187,10 +187,11 @@ impl CachePolicy {
     fn on_read(&self, request: &RequestView<'_>) -> OnRequest {
         let present = Present::of(request.headers);
         let directives = directives_of(request, present);
+        let pattern = provenance::pattern_of(request);
         let refusal = not_for_caches(request, present)
             .or_else(|| directives.no_store.then_some(Reason::NoStore))
             .or_else(|| credentials_without_audience(&self.rule.audience, present))
-            .or_else(|| without_certain_handler(request));
+            .or_else(|| without_certain_handler(request, pattern));
         if let Some(reason) = refusal {
             return OnRequest::Bypass(Mark::bypass(&self.rule, reason));
         }
@@ -199,7 +200,7 @@ impl CachePolicy {
                 rule: Arc::clone(&self.rule),
                 directives,
                 principal,
-                pattern: provenance::pattern_of(request),
+                pattern,
                 is_conditional: present.validators,
                 is_head: request.method == Method::HEAD,
                 // RFC 9110 §14.2: on another method than GET it means nothing.
@@ -217,11 +218,12 @@ impl CachePolicy {
             return OnRequest::Bypass(Mark::bypass(&self.rule, Reason::Method));
         }
         let present = Present::of(request.headers);
+        let provenance = Provenance::of(request, self.rule.is_chosen);
         let unstorable = directives_of(request, present)
             .no_store
             .then_some(Reason::NoStore)
             .or_else(|| credentials_without_audience(&self.rule.audience, present))
-            .or_else(|| without_certain_handler(request));
+            .or_else(|| without_certain_handler(request, provenance.pattern));
         let principal = match self.rule.kind {
             // A group is evicted whole, whoever asks.
             Kind::EvictGroup => Ok(None),
@@ -234,7 +236,7 @@ impl CachePolicy {
                 directives: RequestDirectives::default(),
                 unstorable,
                 principal,
-                provenance: Provenance::of(request, self.rule.is_chosen),
+                provenance,
                 request: None,
                 is_head: false,
                 intent: Intent::Write,
@@ -280,10 +282,10 @@ pub(crate) fn has_content(request: &HeaderMap) -> bool {
 }
 
 /// Requests of which it isn't certain that their handler is the one that other requests with their key have.
-fn without_certain_handler(request: &RequestView<'_>) -> Option<Reason> {
+fn without_certain_handler(request: &RequestView<'_>, pattern: u64) -> Option<Reason> {
     if request.is_obscured {
         Some(Reason::Rewritten)
-    } else if provenance::pattern_of(request) == 0 && !provenance::is_canonical(request) {
+    } else if pattern == 0 && !provenance::is_canonical(request) {
         Some(Reason::Spelling)
     } else {
         None
