@@ -1051,6 +1051,39 @@ fn resources_that_vary() {
     assert_eq!(variants.names(), ["accept-language", "origin"]);
 }
 
+#[test]
+fn negotiated_codings_say_so_downstream() {
+    let said = |known: Option<Variants>, fields: Fields<'_>| {
+        let request = get(&[("accept-encoding", "gzip")]);
+        let view = RequestView::from(&request);
+        let OnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!() };
+        let decision = match lookup.on_record(Ok(known.map(SharedRecord::Variants)), &view, now()) {
+            OnRecord::Decided(decision) => decision,
+            OnRecord::Select(select) => select.on_record(Ok(None), &view, now()),
+        };
+        let Decision::Forward(forward) = decision else { panic!() };
+        let parts = response(200, fields);
+        let found = forward.on_response(&parts, BodyLength::Known(0), now(), now());
+        let OnResponse::Admit(admit) = found else { panic!("{found:?}") };
+        let mut passed = parts.headers;
+        admit.stamp(&mut passed);
+        let kept = record_of(&admit.with_body(Bytes::new())).headers;
+        let vary = |headers: &http::HeaderMap| {
+            let fields = headers.get_all("vary").iter().map(|field| field.to_str().unwrap().to_owned());
+            fields.collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(vary(&passed), vary(&kept));
+        vary(&kept)
+    };
+    let fresh = ("cache-control", "max-age=60");
+    let known = || Some(Variants::new(7, vec![HeaderName::from_static("accept-encoding")]));
+    assert_eq!(said(None, &[fresh]), "");
+    assert_eq!(said(None, &[fresh, ("content-encoding", "gzip")]), "Accept-Encoding");
+    assert_eq!(said(known(), &[fresh]), "Accept-Encoding");
+    assert_eq!(said(known(), &[fresh, ("vary", "origin")]), "origin, Accept-Encoding");
+    assert_eq!(said(known(), &[fresh, ("vary", "Accept-ENCODING")]), "Accept-ENCODING");
+}
+
 // ----------------------------------------------------------------------------------------------------------- the rest
 
 #[test]

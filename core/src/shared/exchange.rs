@@ -364,7 +364,7 @@ impl SharedCache {
         }
         let outcome = admit.mark().passed(parts.status);
         if length == BodyLength::Known(0) && body.is_end_stream() {
-            admit.mark().stamp(&mut parts.headers);
+            admit.stamp(&mut parts.headers);
             self.store(admit.with_body(Bytes::new()), &Bytes::new(), work).await;
             return (Ok(Response::from_parts(parts, SharedBody::full(Bytes::new()))), outcome);
         }
@@ -379,7 +379,7 @@ impl SharedCache {
                 return passed::<C>(&mark, parts, body);
             }
         };
-        admit.mark().stamp(&mut parts.headers);
+        admit.stamp(&mut parts.headers);
         let cache = Arc::clone(self);
         self.shared.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
         (Ok(Response::from_parts(parts, client)), outcome)

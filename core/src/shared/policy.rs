@@ -30,8 +30,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, DATE, ETAG, EXPIRES, HeaderName,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE, SET_COOKIE, VARY,
+    ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, DATE, ETAG,
+    EXPIRES, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE,
+    SET_COOKIE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, response};
 
@@ -43,7 +44,7 @@ use super::reference::same_site;
 use super::stored::{SharedRecord, StoredResponse};
 use super::target::{Unkeyed, overrides_method};
 use super::{SetCookie, SharedRule};
-use crate::directives::RequestDirectives;
+use crate::directives::{RequestDirectives, list};
 use crate::etag::request_matches;
 use crate::key::CacheKey;
 #[cfg(feature = "runtime")]
@@ -765,12 +766,19 @@ impl Forward {
                 names.extend_from_slice(self.unkeyed.names());
                 names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
                 names.dedup();
-                let stored = StoredResponse {
+                let known = self.variants.as_ref().map_or(&[][..], Variants::names);
+                let is_negotiated = names.contains(&ACCEPT_ENCODING) || known.contains(&ACCEPT_ENCODING);
+                let adds_vary = is_negotiated && !varies_by_coding(&response.headers);
+                let mut stored = StoredResponse {
                     part,
                     ..made_of(response.status, &response.headers, &control, freshness, now, &self.rule)
                 };
+                if adds_vary {
+                    vary_by_coding(&mut stored.headers);
+                }
                 OnResponse::Admit(Admit {
                     stored,
+                    adds_vary,
                     names,
                     known: self.variants,
                     previous: self.stored,
@@ -928,6 +936,18 @@ fn stale_for(said: Option<u64>, rule: Duration) -> Duration {
     said.map_or(rule, |seconds| Duration::from_secs(seconds.min(1 << 31)))
 }
 
+/// Whether a response says that it was selected by `Accept-Encoding`, or by anything.
+fn varies_by_coding(headers: &HeaderMap) -> bool {
+    let names = headers.get_all(VARY).iter().flat_map(|field| list(field.as_bytes()));
+    names
+        .into_iter()
+        .any(|name| name == b"*" || name.eq_ignore_ascii_case(ACCEPT_ENCODING.as_str().as_bytes()))
+}
+
+fn vary_by_coding(headers: &mut HeaderMap) {
+    headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
 /// Gives a stored response the fields of a newer one, and what follows from them. Returns the cookies that the newer one
 /// sets and that aren't stored.
 fn update(
@@ -944,9 +964,13 @@ fn update(
         }
         SetCookie::IfExplicit => Vec::new(),
     };
+    let was_negotiated = varies_by_coding(&stored.headers);
     // §4.2.3: its own `Age`, and a `Date` that isn't the old one's.
     stored.headers.remove(DATE);
     freshen(&mut stored.headers, response, &withheld);
+    if was_negotiated && !varies_by_coding(&stored.headers) {
+        vary_by_coding(&mut stored.headers);
+    }
     fields::date(&mut stored.headers, times.received);
     let mut dated = stored.headers.clone();
     for age in response.get_all(AGE) {
@@ -1080,6 +1104,8 @@ impl Pass {
 #[must_use]
 pub struct Admit {
     stored: StoredResponse,
+    /// Whether the response is one of several codings and doesn't say so.
+    adds_vary: bool,
     names: Vec<HeaderName>,
     known: Option<Variants>,
     previous: Option<Box<StoredResponse>>,
@@ -1093,6 +1119,15 @@ impl Admit {
         &self.mark
     }
 
+    /// Writes into the fields of the response what the cache has to say: its mark, and that the response was selected by
+    /// `Accept-Encoding`, which caches downstream have to know.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
+        if self.adds_vary {
+            vary_by_coding(headers);
+        }
+        self.mark.stamp(headers);
+    }
+
     /// The largest body worth keeping, in bytes.
     #[must_use]
     pub fn max_body(&self) -> u64 {
@@ -1101,7 +1136,7 @@ impl Admit {
 
     /// The body is complete.
     pub fn with_body(self, body: Bytes) -> Admitted {
-        let Self { mut stored, names, known, previous, request, mark } = self;
+        let Self { mut stored, names, known, previous, request, mark, adds_vary: _ } = self;
         stored.body = body;
         if let Some(previous) = &previous {
             combine(&mut stored, previous);
@@ -1274,6 +1309,7 @@ impl Write {
         if is_for_gets {
             return OnResponse::Admit(Admit {
                 stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),
+                adds_vary: false,
                 names: Vec::new(),
                 known: None,
                 previous: None,
