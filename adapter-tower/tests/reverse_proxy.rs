@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use larder_tower::Larder;
-use larder_tower::core::shared::SetCookie;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
@@ -30,7 +29,7 @@ async fn proxy_to(origin: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let proxy = proxy::Proxy::to(&format!("http://{origin}")).unwrap();
-    let service = serve::Service::new(&Larder::memory(), proxy, SetCookie::Never);
+    let service = serve::Service::new(&Larder::memory(), proxy, |_| {});
     tokio::spawn(serve::serve(listener, service, std::future::pending()));
     address
 }

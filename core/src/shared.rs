@@ -74,6 +74,9 @@ pub struct SharedRule {
     /// For how long a stale response is used while it is refreshed, unless the response says itself
     /// (`stale-while-revalidate`, RFC 5861 §3) or forbids it. Zero.
     pub stale_while_revalidate: Duration,
+    /// Whether a write evicts that was answered with 408 or a server error, so that it isn't known if it took effect. §4.4 asks
+    /// for that after a success only. True. A write without an answer always evicts.
+    pub evict_on_error: bool,
     /// What to do with responses that set a cookie. Never stored.
     pub set_cookie: SetCookie,
     /// Request fields that carry credentials as `Authorization` does: the answer to a request with one of them is stored
@@ -160,6 +163,7 @@ impl SharedRule {
             keep_stale: HOUR * 24,
             stale_if_error: HOUR,
             stale_while_revalidate: Duration::ZERO,
+            evict_on_error: true,
             set_cookie: SetCookie::default(),
             credential_fields: Self::CREDENTIAL_FIELDS.iter().copied().map(HeaderName::from_static).collect(),
             scheme: SchemeSource::default(),

@@ -980,6 +980,17 @@ fn writes_invalidate() {
 }
 
 #[test]
+fn server_error_evicts_unless_the_rule_says_otherwise() {
+    let policy = SharedPolicy::new(Arc::new(SharedRule { evict_on_error: false, ..rule() }));
+    let request = request(Method::PUT, &[]);
+    for (status, evicts) in [(500, false), (408, false), (204, true)] {
+        let OnRequest::Write(write) = policy.on_request(&RequestView::from(&request)) else { panic!() };
+        let found = write.on_response(&response(status, &[]), BodyLength::Known(0), now(), now());
+        assert!(matches!(&found, OnResponse::Pass(pass) if pass.evicts() == evicts), "{status} {found:?}");
+    }
+}
+
+#[test]
 fn nobody_knows_what_a_write_without_an_answer_did() {
     let request = request(Method::DELETE, &[]);
     let OnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };

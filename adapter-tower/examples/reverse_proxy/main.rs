@@ -2,7 +2,8 @@
 //!
 //! `cargo run -p larder-tower --example reverse_proxy` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`) and asks
 //! `ORIGIN` (by default `http://127.0.0.1:8000`). It caches in memory, unless the environment names a Redis. Bodies stream both
-//! ways, and WebSockets pass. `STORE_SET_COOKIE=true` stores answers that set a cookie if they say how long they are fresh.
+//! ways, and WebSockets pass. `RFC9111_DEFAULTS=true` gives up what Larder does for safety beyond RFC 9111: answers that set a cookie
+//! are stored if they say how long they are fresh, and a write that ends in a server error evicts nothing.
 //!
 //! It never sends a request twice: when a connection breaks after the request was written, the origin may or may not have
 //! acted on it, so that the answer is 502, or a stale one that is stored. Interim (1xx) responses end here, for hyper's server
@@ -33,11 +34,13 @@ use tokio::net::TcpListener;
 async fn main() -> Result<(), Box<dyn Error>> {
     let larder = Larder::from_env()?;
     let origin = env::var("ORIGIN").unwrap_or_else(|_| "http://127.0.0.1:8000".to_owned());
-    let set_cookie = match env::var("STORE_SET_COOKIE").as_deref() {
-        Ok("true") => SetCookie::IfExplicit,
-        _ => SetCookie::Never,
-    };
-    let service = serve::Service::new(&larder, proxy::Proxy::to(&origin)?, set_cookie);
+    let by_the_letter = env::var("RFC9111_DEFAULTS").is_ok_and(|value| value == "true");
+    let service = serve::Service::new(&larder, proxy::Proxy::to(&origin)?, |rule| {
+        if by_the_letter {
+            rule.set_cookie = SetCookie::IfExplicit;
+            rule.evict_on_error = false;
+        }
+    });
     let address = env::var("LISTEN_ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = TcpListener::bind(address).await?;
     announce(&listener)?;

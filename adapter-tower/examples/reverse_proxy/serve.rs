@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use larder_tower::core::shared::{SchemeSource, SetCookie, SharedBody};
+use larder_tower::core::shared::{SchemeSource, SharedBody, SharedRule};
 use larder_tower::{Larder, SharedCacheLayer};
 use tokio::net::TcpListener;
 use tower::util::BoxCloneSyncService;
@@ -44,13 +44,13 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(larder: &Larder, proxy: Proxy, set_cookie: SetCookie) -> Self {
+    pub(crate) fn new(larder: &Larder, proxy: Proxy, change: impl FnOnce(&mut SharedRule)) -> Self {
         let cache = SharedCacheLayer::with_rule(larder, |rule| {
             // Lifetimes for caches like this one, which the origin doesn't mean for browsers (RFC 9213).
             rule.targeted = vec![HeaderName::from_static("cdn-cache-control")];
-            rule.set_cookie = set_cookie;
             // The origin is told so too, whatever a client writes into its request line.
             rule.scheme = SchemeSource::Always(Scheme::HTTP);
+            change(rule);
         });
         let ask = move |request| {
             let proxy = proxy.clone();

@@ -1285,7 +1285,7 @@ impl Write {
             });
         }
         if !(response.status.is_success() || response.status.is_redirection()) {
-            let evicts = leaves_open(response.status);
+            let evicts = self.rule.evict_on_error && leaves_open(response.status);
             return OnResponse::Pass(Pass { mark, evicts, also: Vec::new() });
         }
         let spoken_of = |name| same_site(&response.headers, &name, &self.target, &self.host);
