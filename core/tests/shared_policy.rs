@@ -19,7 +19,7 @@ use larder_core::shared::policy::{
     Admitted, Decision, Fate, OnRecord, OnRequest, OnResponse, OriginFailed, Placement, SharedPolicy,
 };
 use larder_core::shared::{SchemeSource, SetCookie, SharedRecord, SharedRule, StoredResponse};
-use larder_core::{KeySpace, Reason, RequestView, Variants};
+use larder_core::{KeySpace, KeyUri, Reason, RequestView, Variants};
 
 use engine::{Fields, now, request, response};
 
@@ -526,6 +526,27 @@ fn requests_that_are_not_looked_up() {
             OnRequest::Write(_) => "write",
         };
         assert_eq!(found, *expected, "{what} {method}");
+    }
+}
+
+#[test]
+fn rewritten_requests_are_not_looked_up_and_write_evicts() {
+    let unknown = KeyUri::Unknown;
+    for (method, expected) in [(Method::GET, "bypass"), (Method::POST, "write")] {
+        let request = request(method, &[]);
+        let view = RequestView::from(&request).with_key_uri(&request.uri, &unknown);
+        let found = match policy().on_request(&view) {
+            OnRequest::Bypass(mark) => {
+                let mut headers = http::HeaderMap::new();
+                mark.stamp(&mut headers);
+                assert_eq!(headers["cache-status"], "Larder; fwd=bypass; detail=rewritten");
+                "bypass"
+            }
+            OnRequest::Lookup(_) => "lookup",
+            OnRequest::Write(write) if write.may_store() => "stores",
+            OnRequest::Write(_) => "write",
+        };
+        assert_eq!(found, expected);
     }
 }
 

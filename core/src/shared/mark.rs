@@ -150,7 +150,9 @@ const fn forward_reason(reason: Reason) -> &'static str {
         Reason::Expired => "stale",
         Reason::Incomplete => "partial",
         Reason::Method => "method",
-        Reason::NoStore | Reason::Upgrade | Reason::Content | Reason::Precondition => "bypass",
+        Reason::NoStore | Reason::Upgrade | Reason::Content | Reason::Precondition | Reason::Rewritten => {
+            "bypass"
+        }
         _ => "miss",
     }
 }

@@ -187,6 +187,7 @@ impl SharedPolicy {
                     && !request.is_obscured
                     && !directives.no_store
                     && !overrides_method(request.headers)
+                    && !request.is_obscured
                     && Unkeyed::of(request, &self.rule.scheme).is_empty(),
                 has_credentials: has_credentials(present, request.headers, &self.rule),
             })
@@ -219,6 +220,8 @@ fn not_for_caches(
         None
     } else if request.has_content || (present.content && crate::policy::has_content(request.headers)) {
         Some(Reason::Content)
+    } else if request.is_obscured {
+        Some(Reason::Rewritten)
     } else if present.preconditions {
         // §4.3.2: for the origin to evaluate.
         Some(Reason::Precondition)
