@@ -187,7 +187,6 @@ impl SharedPolicy {
                     && !request.is_obscured
                     && !directives.no_store
                     && !overrides_method(request.headers)
-                    && !request.is_obscured
                     && Unkeyed::of(request, &self.rule.scheme).is_empty(),
                 has_credentials: has_credentials(present, request.headers, &self.rule),
             })
@@ -225,8 +224,6 @@ fn not_for_caches(
     } else if present.preconditions {
         // §4.3.2: for the origin to evaluate.
         Some(Reason::Precondition)
-    } else if request.is_obscured {
-        Some(Reason::Rewritten)
     } else {
         // §5.2.1.5.
         directives.no_store.then_some(Reason::NoStore)
