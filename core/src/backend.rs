@@ -165,6 +165,7 @@ impl<C: Coder> CacheBackend<C> {
         F: Future<Output = Result<T, E>>,
     {
         let until = Instant::now() + self.shared().timing.max_wait;
+        let left = || until.saturating_duration_since(Instant::now());
         // One computation of another caller that comes to nothing is waited for, not each in turn.
         let mut waits = true;
         loop {
@@ -185,11 +186,7 @@ impl<C: Coder> CacheBackend<C> {
                 Role::Apart => return compute().await,
                 Role::Follow(_) if !waits => return compute().await,
                 Role::Follow(follow) => {
-                    match self
-                        .shared()
-                        .follow_for(follow, until.saturating_duration_since(Instant::now()))
-                        .await
-                    {
+                    match self.shared().follow_for(follow, left()).await {
                         Some(Landing::Filled(bytes)) => match self.decode(&bytes) {
                             Ok(Some(value)) => return Ok(value),
                             _ => return compute().await,
@@ -206,8 +203,7 @@ impl<C: Coder> CacheBackend<C> {
             };
             let is_value = |bytes: &Bytes| self.decode::<T>(bytes).is_ok_and(|value| value.is_some());
             let awaited = waits.then_some(&is_value as &(dyn Fn(&Bytes) -> bool + Send + Sync));
-            let limit = until.saturating_duration_since(Instant::now());
-            let held = match self.shared().start_within(name, intent, awaited, limit).await {
+            let held = match self.shared().start_within(name, intent, awaited, left()).await {
                 Started::Held(held) => held,
                 Started::Found(bytes) => {
                     let value = self.decode(&bytes);

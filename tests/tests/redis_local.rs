@@ -214,6 +214,28 @@ async fn a_late_variant_does_not_bring_back_what_the_shared_cache_evicted() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_eviction_removes_variants_that_this_process_has_not_heard_of() {
+    let server = RedisServer::start();
+    let (_proxy, stores) = late_tiers(&server, Duration::from_millis(150), "redis:larder:cache").await;
+    let resource = Resource::default();
+    let [one, two] = stores.map(|store| {
+        let larder = Larder::builder().leased(store);
+        let read = resource.get("accept-language").layer(larder_axum::cache(&larder).ttl(600));
+        let change = resource.change().layer(larder_axum::cache_evict(&larder).key());
+        Router::new().route("/r", get_route(read).post(change))
+    });
+    for _ in 0..5 {
+        send(&one, Method::GET, "/r", &[("accept-language", "en")]).await;
+        sleep(Duration::from_millis(350)).await;
+    }
+    send(&two, Method::GET, "/r", &[("accept-language", "fr")]).await;
+    send(&one, Method::POST, "/r", &[]).await;
+    let keys = redis::cmd("KEYS").arg("redis:larder:cache:r*").take();
+    let left: Vec<String> = keys.query_async(&mut raw(&server).await).await.unwrap();
+    assert!(left.is_empty(), "variants without a record stay until they expire: {left:?}");
+}
+
 #[tokio::test]
 async fn what_another_process_changes_is_gone_here() {
     let server = RedisServer::start();

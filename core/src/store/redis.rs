@@ -236,9 +236,9 @@ impl CacheStore for RedisStore {
             return Ok(kind == "string");
         };
         let mut pipe = redis::pipe();
-        pipe.cmd("MGET").arg(nonce).cmd("GETRANGE").arg(key.name()).arg(0).arg(7);
+        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
         let both = connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await;
-        let Some(([nonce], fence)) = unless_foreign::<([Option<Bytes>; 1], Bytes)>(both)? else {
+        let Some((fence, nonce)) = unless_foreign::<(Bytes, Option<Bytes>)>(both)? else {
             return Ok(false);
         };
         Ok(nonce.is_some_and(|nonce| nonce == fence))

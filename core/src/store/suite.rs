@@ -1185,7 +1185,7 @@ pub async fn readers_do_not_wait_for_a_write<S: LeaseStore>(subject: &Subject<S>
     subject.clean_up().await;
 }
 
-/// Whoever holds a lease reads what every process sees, however late the store hears of changes: the last value, and nothing
+/// The holder of a lease reads what every process sees, however late the store hears of changes: the last value, and nothing
 /// after an eviction.
 pub async fn a_read_under_a_lease_is_not_older_than_the_lease<S: LeaseStore>(subject: &Subject<S>) {
     for space in [subject.ungrouped(), subject.group("g")] {

@@ -12,7 +12,7 @@
 //!   to somebody else are noticed by the time alone. New connections start with nothing.
 //! * **Own changes don't wait for their message.** Whatever this process writes or evicts is removed here, and fenced,
 //!   after Redis confirmed it and before the caller hears of it. What Redis didn't confirm is bypassed until it does.
-//! * **A lease reads from Redis.** Whoever takes a lease builds on what it reads next, so the copy of the key is removed, and
+//! * **A lease reads from Redis.** The holder of a lease builds on what it reads next, so the copy of the key is removed, and
 //!   fenced, before the caller has the lease.
 //!
 //! An entry of a group also carries its group's epoch, which advances with every message about the group's nonce.
