@@ -12,7 +12,6 @@
 
 use std::fmt;
 use std::future::{Future, ready};
-use std::ops::Range;
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -27,14 +26,15 @@ use tracing::warn;
 
 use crate::body::{ReplyBody, collect, length_of};
 use crate::detach::{EvictOnDrop, Target};
-use crate::entry::{self, Record};
+use crate::entry::{self, Entry, Record};
+use crate::excerpt::Excerpt;
 use crate::flight::{Follow, Landing, Lead, Role};
 use crate::hold::{Held, Started};
 use crate::key::CacheKey;
 use crate::outcome::Outcome;
 use crate::policy::{
-    Admitted, Decision, Forward, Lookup, Mark, Needs, OnEntry, OnRequest, OnResponse, Pass, Placement,
-    Select, Stored, contradicts, leaves_outcome_unknown,
+    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select,
+    Stored, contradicts, leaves_outcome_unknown,
 };
 use crate::reason::Reason;
 use crate::request::RequestView;
@@ -49,12 +49,6 @@ pub(crate) const LOOKS: usize = 3;
 
 /// For how long the requests for an answer that can't be shared don't wait for each other.
 pub(crate) const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
-
-/// How much of a record is read first where that may be all that is needed, in bytes. Small records come whole with it.
-const HEAD: usize = 4096;
-
-/// The largest part of a body that is always read alone, in bytes.
-const SMALL_PART: u64 = 64 * 1024;
 
 /// One request and the handler for it: what an adapter wraps.
 ///
@@ -341,57 +335,18 @@ impl Route {
         key: &CacheKey,
         request: &RequestView<'_>,
     ) -> Result<Option<Record>, Reason> {
-        if lookup.may_need_less()
-            && let Some(found) = Box::pin(self.fetch_excerpt(lookup, key, request)).await?
-        {
-            return Ok(found);
+        if lookup.may_need_less() {
+            let needs = |entry: &Entry, length| lookup.needs(entry, length, request);
+            match Box::pin(self.shared.excerpt(key, entry::read_beginning, needs)).await? {
+                Excerpt::Whole(found) => return read(found),
+                Excerpt::Part(entry, body, length) => {
+                    lookup.expect_excerpt(length);
+                    return Ok(Some(Record::Response(Entry { body, ..entry })));
+                }
+                Excerpt::TooLittle => {}
+            }
         }
         self.fetch(key).await.and_then(read)
-    }
-
-    /// Reads the head of a response first, and of its body only what the request needs. `None` if the whole record has to be
-    /// read.
-    async fn fetch_excerpt(
-        &self,
-        lookup: &mut Lookup,
-        key: &CacheKey,
-        request: &RequestView<'_>,
-    ) -> Result<Option<Option<Record>>, Reason> {
-        let store = &self.shared.store;
-        let down = |error| {
-            self.shared.store_failed("get", key.name(), &error);
-            Reason::Down
-        };
-        let found = match store.get_head(key, HEAD).await.map_err(down)? {
-            None => return Ok(Some(None)),
-            Some(head) if head.is_whole() => return read(Some(head.bytes)).map(Some),
-            Some(head) => head,
-        };
-        let Some((mut entry, body_at)) = entry::read_beginning(&found.bytes, found.length) else {
-            return Ok(None);
-        };
-        let length = found.length - body_at;
-        entry.body = match lookup.needs(&entry, length as u64, request) {
-            Needs::Nothing => Bytes::new(),
-            // The positions lie within something that was in memory once.
-            Needs::Part(part) if is_worth_reading_alone(&part, length as u64) => {
-                let place = |position: u64| body_at + usize::try_from(position).unwrap_or(length);
-                let range = place(part.start)..place(part.end);
-                // What comes before the body tells one response from another: when it was stored, its length, its tag.
-                let head = found.bytes.slice(..body_at);
-                match found.cut(&head, range.clone()) {
-                    Some(part) => part,
-                    None => match store.get_range(key, &head, range).await.map_err(down)? {
-                        Some(part) => part,
-                        // It is another one by now.
-                        None => return Ok(None),
-                    },
-                }
-            }
-            Needs::Part(_) | Needs::Whole => return Ok(None),
-        };
-        lookup.expect_excerpt(length as u64);
-        Ok(Some(Some(Record::Response(entry))))
     }
 
     async fn follow(&self, follow: Follow, forward: Forward) -> Followed {
@@ -845,13 +800,6 @@ impl<B: Body, E> fmt::Debug for Answering<B, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Answering").finish_non_exhaustive()
     }
-}
-
-/// Returns `true` if a part of a body of this length is read without the rest. A large part isn't: readers of the whole share
-/// one reading, so that many requests for large parts cost less that way.
-fn is_worth_reading_alone(part: &Range<u64>, length: u64) -> bool {
-    let part = part.end - part.start;
-    part <= SMALL_PART || part <= length / 4
 }
 
 /// What a record says. `Err` if it is none.

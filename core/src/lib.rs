@@ -83,6 +83,8 @@ pub mod console;
 #[cfg(feature = "runtime")]
 mod detach;
 #[cfg(feature = "runtime")]
+mod excerpt;
+#[cfg(feature = "runtime")]
 mod exchange;
 #[cfg(feature = "runtime")]
 mod flight;

@@ -20,12 +20,13 @@ use tracing::Instrument;
 use super::body::{Keeper, SharedBody, Unkept, keep};
 use super::budget::Budget;
 use super::policy::{
-    Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Mark, OnRecord, OnRequest, OnResponse,
-    Placement, SharedPolicy, Write,
+    Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Lookup, Mark, OnRecord, OnRequest,
+    OnResponse, Placement, SharedPolicy, Write,
 };
-use super::{SharedRecord, SharedRule};
+use super::{SharedRecord, SharedRule, StoredResponse};
 use crate::body::length_of;
 use crate::detach::{EvictOnDrop, Target, Task};
+use crate::excerpt::Excerpt;
 use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, failed, land, status_of};
 use crate::flight::{Landing, Lead, Role};
 use crate::hold::{Begun, Held, Started};
@@ -186,26 +187,51 @@ impl SharedCache {
 
     /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
     async fn look(&self, request: RequestView<'_>) -> Seen {
-        let lookup = match self.policy.on_request(&request) {
+        let mut lookup = match self.policy.on_request(&request) {
             OnRequest::Bypass(mark) => return Seen::Bypass(mark),
             OnRequest::Write(write) => return Seen::Write(write, self.rule().key(&request)),
             OnRequest::Lookup(lookup) => lookup,
         };
         let key = lookup.key(&request);
-        let found = self.read_record(&key).await;
-        let select = match lookup.on_record(found, &request, self.shared.now()) {
+        let found = self.read_for(&mut lookup, &key, &request).await;
+        let mut select = match lookup.on_record(found, &request, self.shared.now()) {
             OnRecord::Decided(decision) => return Seen::of(decision, key, None),
             OnRecord::Select(select) => select,
         };
         let target = key.variant(select.secondary_key(&request));
-        let found = self.read_record(&target).await;
+        let found = self.read_for(select.lookup_mut(), &target, &request).await;
         Seen::of(select.on_record(found, &request, self.shared.now()), key, Some(target))
+    }
+
+    /// A record. Of a large response it may hold no more than the request needs, and then the lookup knows.
+    async fn read_for(
+        &self,
+        lookup: &mut Lookup,
+        key: &CacheKey,
+        request: &RequestView<'_>,
+    ) -> Result<Option<SharedRecord>, Reason> {
+        if !lookup.may_need_less() {
+            return self.read_record(key).await;
+        }
+        if let Some(bytes) = self.shared.store.at_hand(key) {
+            return read(bytes).map(Some);
+        }
+        let now = self.shared.now();
+        let needs = |stored: &StoredResponse, length| lookup.needs(stored, length, request, now);
+        match Box::pin(self.shared.excerpt(key, StoredResponse::read_beginning, needs)).await? {
+            Excerpt::Whole(found) => found.map(read).transpose(),
+            Excerpt::Part(stored, body, length) => {
+                lookup.expect_excerpt(length);
+                Ok(Some(SharedRecord::Response(Box::new(StoredResponse { body, ..stored }))))
+            }
+            Excerpt::TooLittle => self.read_record(key).await,
+        }
     }
 
     async fn read_record(&self, key: &CacheKey) -> Result<Option<SharedRecord>, Reason> {
         match self.shared.store.get(key).await {
             Ok(None) => Ok(None),
-            Ok(Some(bytes)) => SharedRecord::decode(&bytes).map(Some).ok_or(Reason::Unreadable),
+            Ok(Some(bytes)) => read(bytes).map(Some),
             Err(error) => {
                 self.shared.store_failed("get", key.name(), &error);
                 Err(Reason::Down)
@@ -604,6 +630,11 @@ fn give_up(held: Option<Held>, lead: Option<Lead>, failed: bool) {
         held.abandon(if uncacheable { Abandon::Uncacheable(UNCACHEABLE_FOR) } else { Abandon::Failed });
     }
     land(lead, if failed { Landing::Failed } else { Landing::Alone });
+}
+
+/// What a record says. `Err` if it is none.
+fn read(bytes: Bytes) -> Result<SharedRecord, Reason> {
+    SharedRecord::decode(&bytes).ok_or(Reason::Unreadable)
 }
 
 /// What became of a look at a request and into the store.

@@ -25,21 +25,36 @@ pub(crate) enum Cut {
     Missing,
 }
 
-/// Cuts what a GET asks for out of a stored response.
-pub(crate) fn cut(request: &HeaderMap, stored: &StoredResponse) -> Cut {
+/// What a GET asks for of a stored response that is whole, and so many bytes long.
+pub(crate) fn selection(request: &HeaderMap, stored: &StoredResponse, complete: u64) -> Selection {
+    if stored.status == StatusCode::OK && is_asked_for_a_part(request, stored) {
+        range::select(request, complete)
+    } else {
+        Selection::Whole
+    }
+}
+
+/// Returns `true` if there is a `Range` that counts for this response.
+fn is_asked_for_a_part(request: &HeaderMap, stored: &StoredResponse) -> bool {
     // Every stored response has a date.
-    let answered_at = stored.headers.get(DATE).and_then(http_date).unwrap_or(UNIX_EPOCH);
-    let wanted = request.get(RANGE).filter(|_| range::if_range_holds(request, &stored.headers, answered_at));
+    let answered_at = || stored.headers.get(DATE).and_then(http_date).unwrap_or(UNIX_EPOCH);
+    request.contains_key(RANGE) && range::if_range_holds(request, &stored.headers, answered_at())
+}
+
+/// Cuts what a GET asks for out of a stored response. Its body is `complete` bytes long, of which no more may be here than
+/// what is cut.
+pub(crate) fn cut(request: &HeaderMap, stored: &StoredResponse, complete: u64) -> Cut {
+    let wanted = request.get(RANGE).filter(|_| is_asked_for_a_part(request, stored));
     match (&stored.part, wanted) {
-        (None, Some(_)) if stored.status == StatusCode::OK => {
-            let complete = stored.body.len() as u64;
-            match range::select(request, complete) {
-                Selection::Whole => Cut::Whole,
-                Selection::Part(part) => Cut::Part(part.cut(&stored.body), part.content_range()),
-                Selection::Unsatisfiable => Cut::Unsatisfiable(range::unsatisfied(complete)),
+        (None, _) => match selection(request, stored, complete) {
+            Selection::Whole => Cut::Whole,
+            Selection::Part(part) => {
+                let is_whole = stored.body.len() as u64 == complete;
+                let body = if is_whole { part.cut(&stored.body) } else { stored.body.clone() };
+                Cut::Part(body, part.content_range())
             }
-        }
-        (None, _) => Cut::Whole,
+            Selection::Unsatisfiable => Cut::Unsatisfiable(range::unsatisfied(complete)),
+        },
         (Some(part), Some(wanted)) => cut_part(request, wanted, stored, part),
         // §3.3: an incomplete response answers no request for all of it.
         (Some(_), None) => Cut::Missing,

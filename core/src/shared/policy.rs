@@ -39,6 +39,8 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, response};
 use super::fields::{self, freshen, storable};
 use super::freshness::{Control, Exchanged, Freshness, http_date, is_heuristically_cacheable};
 use super::mark::CACHE_STATUS;
+#[cfg(feature = "runtime")]
+use super::partial::selection;
 use super::partial::{Cut, combine, cut, part_of};
 use super::reference::same_site;
 use super::stored::{SharedRecord, StoredResponse};
@@ -49,7 +51,11 @@ use crate::etag::request_matches;
 use crate::key::CacheKey;
 #[cfg(feature = "runtime")]
 use crate::outcome::Outcome;
+#[cfg(feature = "runtime")]
+use crate::policy::Needs;
 use crate::policy::{BodyLength, may_be_stood_in_for, only};
+#[cfg(feature = "runtime")]
+use crate::range::Selection;
 use crate::reason::Reason;
 use crate::request::{Present, RequestView};
 use crate::rule::host;
@@ -176,7 +182,7 @@ impl SharedPolicy {
         if is_read(request.method) && !overrides_method(request.headers) {
             let unkeyed = Unkeyed::of(request, &rule.scheme);
             let is_head = request.method == Method::HEAD;
-            OnRequest::Lookup(Lookup { rule, directives, present, unkeyed, is_head })
+            OnRequest::Lookup(Lookup { rule, directives, present, unkeyed, is_head, length: None })
         } else {
             OnRequest::Write(Write {
                 rule,
@@ -239,9 +245,46 @@ pub struct Lookup {
     present: Present,
     unkeyed: Unkeyed,
     is_head: bool,
+    /// The length of the stored body, if the response that will be shown holds no more of it than this request needs.
+    length: Option<u64>,
 }
 
 impl Lookup {
+    /// Returns `true` if an answer from the store may need less than a whole body.
+    #[cfg(feature = "runtime")]
+    pub(super) const fn may_need_less(&self) -> bool {
+        self.is_head || self.present.validators || self.present.range
+    }
+
+    /// What the answer needs of the body of this response, which is `length` bytes long. A response that doesn't answer as it
+    /// is may be validated and stored again, which needs all of it.
+    #[cfg(feature = "runtime")]
+    pub(super) fn needs(
+        &self,
+        stored: &StoredResponse,
+        length: u64,
+        request: &RequestView<'_>,
+        now: SystemTime,
+    ) -> Needs {
+        if stored.part.is_some() || unusable(&self.directives, stored, now).is_some() {
+            return Needs::Whole;
+        }
+        if self.is_head || client_has(request.headers, stored) {
+            return Needs::Nothing;
+        }
+        match selection(request.headers, stored, length) {
+            Selection::Whole => Needs::Whole,
+            Selection::Part(part) => Needs::Part(part.positions_in_body()),
+            Selection::Unsatisfiable => Needs::Nothing,
+        }
+    }
+
+    /// Says that the response about which it decides next holds only what it [needs](Self::needs) of a body of this length.
+    #[cfg(feature = "runtime")]
+    pub(super) const fn expect_excerpt(&mut self, length: u64) {
+        self.length = Some(length);
+    }
+
     /// The key under which to look.
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>) -> CacheKey {
@@ -285,7 +328,8 @@ impl Lookup {
             // Another process stores it by another rule.
             return self.forward(Reason::SetCookie, None, variants, request).replacing();
         }
-        let Some(shape) = Shape::of(request.headers, self.is_head, &stored) else {
+        let length = self.length.unwrap_or(stored.body.len() as u64);
+        let Some(shape) = Shape::within(request.headers, self.is_head, &stored, length) else {
             return self.forward(Reason::Incomplete, Some(stored), variants, request);
         };
         let answer =
@@ -336,7 +380,8 @@ impl Lookup {
             request: fields,
             intent,
             variants,
-            stored,
+            // Without its whole body it can't be stored again.
+            stored: stored.filter(|_| self.length.is_none()),
             is_background: false,
         })
     }
@@ -402,6 +447,12 @@ pub struct Select {
 }
 
 impl Select {
+    /// The request that looks for the variant.
+    #[cfg(feature = "runtime")]
+    pub(super) const fn lookup_mut(&mut self) -> &mut Lookup {
+        &mut self.lookup
+    }
+
     /// Under which secondary key the request's variant lies.
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
@@ -438,6 +489,8 @@ impl Select {
 #[derive(Clone, Debug)]
 enum Shape {
     Whole,
+    /// The answer to a HEAD, and how long the body is that a GET would get.
+    Head(u64),
     NotModified,
     Part(Bytes, HeaderValue),
     Unsatisfiable(HeaderValue),
@@ -446,11 +499,17 @@ enum Shape {
 impl Shape {
     /// RFC 9110 §13.2.2: first the preconditions, then the range. `None` if what is stored isn't enough.
     fn of(request: &HeaderMap, is_head: bool, stored: &StoredResponse) -> Option<Self> {
-        let cut = if is_head && stored.part.is_none() { Cut::Whole } else { cut(request, stored) };
+        Self::within(request, is_head, stored, stored.body.len() as u64)
+    }
+
+    /// The same of a body of this length, of which no more may be here than is needed.
+    fn within(request: &HeaderMap, is_head: bool, stored: &StoredResponse, length: u64) -> Option<Self> {
+        let cut = if is_head && stored.part.is_none() { Cut::Whole } else { cut(request, stored, length) };
         if cut != Cut::Missing && client_has(request, stored) {
             return Some(Self::NotModified);
         }
         Some(match cut {
+            Cut::Whole if is_head => Self::Head(length),
             Cut::Whole => Self::Whole,
             Cut::Part(body, range) => Self::Part(body, range),
             Cut::Unsatisfiable(range) => Self::Unsatisfiable(range),
@@ -542,8 +601,13 @@ impl Answer {
         };
         let age = stored.age(self.now).as_secs();
         let StoredResponse { status, mut headers, body, .. } = *stored;
+        let mut length = None;
         let (status, body) = match shape {
             Shape::Whole => (status, body),
+            Shape::Head(complete) => {
+                length = Some(complete);
+                (status, Bytes::new())
+            }
             Shape::NotModified => {
                 headers = for_not_modified(headers);
                 (StatusCode::NOT_MODIFIED, Bytes::new())
@@ -565,7 +629,7 @@ impl Answer {
         }
         self.mark.stamp(&mut headers);
         if has_length(status) {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length.unwrap_or(body.len() as u64)));
         } else {
             headers.remove(CONTENT_LENGTH);
         }

@@ -139,7 +139,19 @@ impl StoredResponse {
         out.freeze()
     }
 
+    /// Reads a response from the beginning of its record, which is so many bytes long: with what is there of the body, and
+    /// where the body begins in the record. `None` if the record is none of a shared cache, or what comes before the body isn't
+    /// all there.
+    #[cfg(feature = "runtime")]
+    pub(super) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Self, usize)> {
+        bytes.starts_with(&[VERSION, SHARED]).then(|| Self::read(bytes, length))?
+    }
+
     fn decode(bytes: &Bytes) -> Option<Self> {
+        Self::read(bytes, bytes.len()).map(|(stored, _)| stored)
+    }
+
+    fn read(bytes: &Bytes, length: usize) -> Option<(Self, usize)> {
         let mut reader = Reader { rest: bytes.get(2..)? };
         let status = StatusCode::from_u16(reader.u16()?).ok()?;
         let [flags] = reader.array()?;
@@ -163,10 +175,10 @@ impl StoredResponse {
         let body_len = usize::try_from(reader.u64()?).ok()?;
         let head_at = bytes.len() - reader.rest.len();
         let body_at = head_at.checked_add(head_len)?;
-        if bytes.len() != body_at.checked_add(body_len)? {
+        if length != body_at.checked_add(body_len)? || bytes.len() < body_at {
             return None;
         }
-        Some(Self {
+        let stored = Self {
             status,
             headers: read_head(bytes, head_at..body_at)?,
             body: bytes.slice(body_at..),
@@ -180,7 +192,8 @@ impl StoredResponse {
             sets_cookie: flags & SETS_COOKIE != 0,
             variant,
             part,
-        })
+        };
+        Some((stored, body_at))
     }
 }
 
@@ -258,6 +271,20 @@ mod tests {
         #[test]
         fn what_is_written_is_read(stored in stored()) {
             prop_assert_eq!(SharedRecord::decode(&stored.encode()), Some(SharedRecord::Response(Box::new(stored))));
+        }
+
+        #[test]
+        #[cfg(feature = "runtime")]
+        fn the_beginning_of_a_record_is_enough_for_all_but_the_body(
+            stored in stored(),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let whole = stored.encode();
+            let (there, body_at) = (at.index(whole.len() + 1), whole.len() - stored.body.len());
+            let read = StoredResponse::read_beginning(&whole.slice(..there), whole.len());
+            let expected = (there >= body_at)
+                .then(|| (StoredResponse { body: whole.slice(body_at..there), ..stored }, body_at));
+            prop_assert_eq!(read, expected);
         }
 
         #[test]

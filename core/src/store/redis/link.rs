@@ -223,7 +223,7 @@ impl Link {
     {
         let mut again = resend;
         loop {
-            let live = self.live(until.min(Instant::now() + deadline)).await?;
+            let live = self.live(until, deadline).await?;
             let sent = pin!(async { send(live.line.wire().await?).await });
             match live.answer(sent, until, deadline).await {
                 Err(silence) => {
@@ -250,10 +250,11 @@ impl Link {
     }
 
     /// A connection to send on. Waits only while the first attempt to connect is under way.
-    async fn live(self: &Arc<Self>, until: Instant) -> Result<Arc<Live>, StoreError> {
+    async fn live(self: &Arc<Self>, until: Instant, deadline: Duration) -> Result<Arc<Live>, StoreError> {
         if let Some(known) = self.state.borrow().live() {
             return known;
         }
+        let until = until.min(Instant::now() + deadline);
         let mut changes = self.state.subscribe();
         loop {
             if let Some(known) = changes.borrow_and_update().live() {
