@@ -609,8 +609,9 @@ async fn large_values_on_a_slow_line_leave_the_breaker_closed() {
     let far = Far::start().await;
     let store = far.store();
     let (large, small) = (key(Some("g"), "large"), key(None, "small"));
-    store.set(&large, body(), MINUTE).await.unwrap();
-    store.set(&small, "small".into(), MINUTE).await.unwrap();
+    let writer = RedisStore::new(patient(far.options()));
+    writer.set(&large, body(), MINUTE).await.unwrap();
+    writer.set(&small, "small".into(), MINUTE).await.unwrap();
     far.proxy.turn(Weather::Throttled(SLOWEST));
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
