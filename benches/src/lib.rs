@@ -96,6 +96,9 @@ pub fn entry(body: Bytes, fields: usize) -> Entry {
         variant: 0,
         must_revalidate: false,
         provenance: Provenance { is_canonical: true, ..Provenance::default() },
+        proxy_revalidate: false,
+        for_origin: false,
+        tells_credentials: true,
     }
 }
 

@@ -8,7 +8,8 @@
 //! ```text
 //! response   2 'R' status:2 flags:1 stored_at:8 ttl:8 variant:8 pattern:8 head_len:4 body_len:8 head body
 //!            head = (name_len:2 value_len:4 name value)*       times in milliseconds; ttl 0 = no expiry
-//!            flags = 1 must_revalidate | 2 is_canonical | 4 is_chosen
+//!            flags = 1 must_revalidate | 2 is_canonical | 4 is_chosen | 8 proxy_revalidate | 16 for_origin
+//!                    | 32 tells_credentials
 //! variants   2 'V' id:8 flags:1 pattern:8 names:1 (len:2 name)* secondary_keys:2 (key:16)*
 //! value      1 'B' coder:1 bytes                               what a CacheBackend stores
 //! shared     1 'S' …                                           what a shared cache stores: see `shared/stored.rs`
@@ -46,6 +47,9 @@ const ADDED_BY_A_HIT: usize = 3;
 const MUST_REVALIDATE: u8 = 1;
 const IS_CANONICAL: u8 = 2;
 const IS_CHOSEN: u8 = 4;
+const PROXY_REVALIDATE: u8 = 8;
+const FOR_ORIGIN: u8 = 16;
+const TELLS_CREDENTIALS: u8 = 32;
 
 /// A stored response (RFC 9111 §3).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +70,12 @@ pub struct Entry {
     pub must_revalidate: bool,
     /// Which requests it may answer.
     pub provenance: Provenance,
+    /// Whether the handler said the same to shared caches (RFC 9111 §5.2.2.8).
+    pub proxy_revalidate: bool,
+    /// Whether the request that it answered named an `Origin` (RFC 6454 §7).
+    pub for_origin: bool,
+    /// Whether its `Vary` names `Authorization` and `Cookie`, as that of an undeclared route does.
+    pub tells_credentials: bool,
 }
 
 impl Entry {
@@ -105,6 +115,21 @@ impl Entry {
         self.ttl.map_or(Duration::ZERO, |ttl| age.saturating_sub(ttl))
     }
 
+    /// Whether it must not be used once it is stale, by this cache.
+    pub(crate) const fn forbids_stale(&self) -> bool {
+        self.must_revalidate || self.proxy_revalidate
+    }
+
+    fn flags(&self) -> u8 {
+        let flags = [
+            (self.must_revalidate, MUST_REVALIDATE),
+            (self.proxy_revalidate, PROXY_REVALIDATE),
+            (self.for_origin, FOR_ORIGIN),
+            (self.tells_credentials, TELLS_CREDENTIALS),
+        ];
+        flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum()
+    }
+
     /// The record for a store. Copies the body once.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -113,7 +138,7 @@ impl Entry {
         out.put_u8(ROUTE_VERSION);
         out.put_u8(RESPONSE);
         out.put_u16(self.status.as_u16());
-        out.put_u8(flag(MUST_REVALIDATE, self.must_revalidate) | flags_of(self.provenance));
+        out.put_u8(self.flags() | flags_of(self.provenance));
         out.put_u64(to_millis(self.stored_at));
         out.put_u64(self.ttl.map_or(0, |ttl| saturating_millis(ttl).max(1)));
         out.put_u64(self.variant);
@@ -200,7 +225,7 @@ fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;
     let [flags] = fixed.array()?;
-    if flags & !(MUST_REVALIDATE | IS_CANONICAL | IS_CHOSEN) != 0 {
+    if flags & !(MUST_REVALIDATE | IS_CANONICAL | IS_CHOSEN | PROXY_REVALIDATE | FOR_ORIGIN | TELLS_CREDENTIALS) != 0 {
         return None;
     }
     let stored_at = from_millis(fixed.u64()?)?;
@@ -217,8 +242,20 @@ fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
     }
     let headers = read_head(bytes, RESPONSE_FIXED..body_at)?;
     let body = bytes.slice(body_at..);
-    let must_revalidate = flags & MUST_REVALIDATE != 0;
-    let entry = Entry { status, headers, body, stored_at, ttl, variant, must_revalidate, provenance };
+    let is_set = |flag| flags & flag != 0;
+    let entry = Entry {
+        status,
+        headers,
+        body,
+        stored_at,
+        ttl,
+        variant,
+        must_revalidate: is_set(MUST_REVALIDATE),
+        provenance,
+        proxy_revalidate: is_set(PROXY_REVALIDATE),
+        for_origin: is_set(FOR_ORIGIN),
+        tells_credentials: is_set(TELLS_CREDENTIALS),
+    };
     Some((entry, body_at))
 }
 
@@ -367,7 +404,7 @@ mod tests {
             0u64..4_000_000_000_000,
             proptest::option::of(1u64..10_000_000),
             any::<u64>(),
-            any::<[bool; 3]>(),
+            any::<[bool; 6]>(),
             any::<u64>(),
         )
             .prop_map(|(status, fields, body, stored_at, ttl, variant, flags, pattern)| Entry {
@@ -382,6 +419,9 @@ mod tests {
                 variant,
                 must_revalidate: flags[0],
                 provenance: Provenance { pattern, is_canonical: flags[1], is_chosen: flags[2] },
+                proxy_revalidate: flags[3],
+                for_origin: flags[4],
+                tells_credentials: flags[5],
             })
     }
 
@@ -395,6 +435,9 @@ mod tests {
             variant: 0,
             must_revalidate: false,
             provenance: Provenance::default(),
+            proxy_revalidate: false,
+            for_origin: false,
+            tells_credentials: false,
         }
     }
 

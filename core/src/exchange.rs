@@ -504,31 +504,35 @@ impl Route {
         let ttl = admitted.retention();
         let placement = admitted.place(self.shared.fresh_id());
         let (stored, landing) = match placement {
-            Placement::Plain | Placement::Variant => {
+            Placement::Target => {
                 let record = admitted.record();
                 (held.commit(record.clone(), ttl).await, Landing::Filled(record))
             }
-            Placement::NewVariant(variants) => {
+            Placement::NewVariant(secondary, id) => {
                 let record = admitted.record();
-                let stored = held.commit(record.clone(), ttl).await;
-                if stored == Stored::Yes {
-                    self.shared.list_variant(&place.base, &variants, admitted.variants_retention()).await;
-                }
+                let stored = match held.commit(record.clone(), ttl).await {
+                    Stored::Yes => {
+                        let kept_for = admitted.variants_retention();
+                        self.shared.list_variant(&place.base, secondary, id, kept_for).await
+                    }
+                    stored => stored,
+                };
                 (stored, Landing::Filled(record))
             }
+            Placement::Widened(secondary, variants, instead_of) => {
+                self.shared.known_to_vary.insert(&place.base);
+                held.abandon(Abandon::Failed);
+                let variant = (place.base.variant(secondary), admitted.record(), ttl);
+                let kept_for = admitted.variants_retention();
+                let stored = self.shared.widen(&place.base, variant, &variants, instead_of, kept_for).await;
+                (stored, Landing::Again)
+            }
             Placement::FirstVariant(secondary, variants) => {
+                self.shared.known_to_vary.insert(&place.base);
                 let variant = (place.base.variant(secondary), admitted.record(), ttl);
                 let stored =
                     held.commit_first_variant(variant, &variants, admitted.variants_retention()).await;
                 (stored, Landing::Again)
-            }
-            Placement::Nowhere => {
-                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
-                (Stored::Failed, Landing::Alone)
-            }
-            Placement::Changed => {
-                self.shared.evict_key(&place.base).await;
-                (Stored::Evicted, Landing::Again)
             }
         };
         let landing = match stored {
@@ -603,7 +607,15 @@ impl Route {
     /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
     async fn write_through(&self, admitted: &Admitted, target: &Target, held: Option<Held>) -> Stored {
         let (Target::Key(key), Some(held)) = (target, held) else { return Stored::Failed };
-        if let Ok(Some(record)) = self.read_record(key).await
+        // One answer can't stand for all variants, and the record that leads to them may just have expired.
+        if self.shared.known_to_vary.contains(key) {
+            return Stored::Evicted;
+        }
+        let found = self.read_record(key).await;
+        if matches!(found, Ok(Some(Record::Variants(_)))) {
+            self.shared.known_to_vary.insert(key);
+        }
+        if let Ok(Some(record)) = found
             && !admitted.may_replace(&record)
         {
             return Stored::Evicted;
@@ -616,7 +628,7 @@ impl Route {
 
     /// Runs the handler and asks the policy about its answer.
     async fn produce<C: Call>(&self, forward: Forward, mut call: C) -> Produced<C> {
-        forward.make_unconditional(call.headers_mut());
+        forward.prepare(call.headers_mut());
         let response = match call.run().await {
             Ok(response) => response,
             Err(error) => {
@@ -676,7 +688,7 @@ impl Route {
 
     /// Says once a route that its author should say whose the responses are.
     fn warn_undeclared(&self, reason: Option<Reason>) {
-        let undeclared = matches!(reason, Some(Reason::Authorization | Reason::Cookie));
+        let undeclared = matches!(reason, Some(Reason::Authorization | Reason::Cookie | Reason::Credentials));
         if undeclared && !self.warned.swap(true, Ordering::Relaxed) {
             warn!(
                 reason = reason.map(Reason::as_str),

@@ -215,24 +215,24 @@ impl<'a> Explain<'a> {
         let retention = admitted.retention();
         let placement = if self.policy.rule().kind == Kind::Write {
             // One answer can't stand for all variants, which the store finds out.
-            Placement::Plain
+            Placement::Target
         } else {
             admitted.place(1)
         };
         let (decision, text) = match placement {
-            Placement::Plain => ("Plain", "It is stored under the key."),
-            Placement::Variant => ("Variant", "It is stored as a variant that was known already."),
-            Placement::NewVariant(_) => ("NewVariant", "It is stored as a new variant."),
-            Placement::FirstVariant(..) => ("FirstVariant", "It is stored as the first variant."),
-            Placement::Nowhere => ("Nowhere", "It isn't stored: there are too many variants."),
-            Placement::Changed => {
-                ("Changed", "It isn't stored: it varies by other fields than before, and those are evicted.")
+            Placement::Target => {
+                ("Target", "It is stored under the key, or as a variant that was known already.")
             }
+            Placement::NewVariant(..) => ("NewVariant", "It is stored as a new variant."),
+            Placement::FirstVariant(..) => ("FirstVariant", "It is stored as the first variant."),
+            Placement::Widened(..) => (
+                "Widened",
+                "It is stored as the first variant by more fields than before. The older ones are gone.",
+            ),
         };
         told.step("place", decision, None, text);
-        told.told.stores = !matches!(decision, "Nowhere" | "Changed");
-        told.told.evicts = decision == "Changed";
-        told.told.kept_for = if told.told.stores { retention } else { None };
+        told.told.stores = true;
+        told.told.kept_for = retention;
         told.ends(Status::Miss, Some(admitted.reason(Stored::Yes)));
     }
 }

@@ -19,12 +19,14 @@ use crate::entry::Record;
 use crate::flight::{Flights, Follow, Landing, Updates};
 use crate::hold::Begun;
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
+use crate::policy::Stored;
+use crate::remembered::RememberedKeys;
 use crate::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
 use crate::stats::Stats;
 use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
 use crate::telemetry::{ObservedStore, Telemetry, spans};
 use crate::ttl::Ttl;
-use crate::vary::Variants;
+use crate::vary::{SecondaryKey, Variants};
 
 /// A cache: a store, and what its routes have in common. Cheap to clone; clones are the same cache.
 ///
@@ -190,6 +192,14 @@ impl LarderBuilder {
         self
     }
 
+    /// Request fields that carry credentials in this service, beside the usual ones that [the
+    /// guide](crate::guide::safety#credentials) lists. Undeclared routes don't cache requests with them, and the handlers of
+    /// public routes don't see them.
+    pub fn credential_fields(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.defaults.credential_fields = names.into_iter().collect();
+        self
+    }
+
     /// For how long a fill or a write keeps others off without a sign of life; it is renewed while its handler runs. 5 s
     /// by default. After the process that holds it was killed, others wait for this long.
     /// At least 100 ms.
@@ -258,6 +268,7 @@ impl LarderBuilder {
                 telemetry,
                 flights: Flights::new(),
                 updates: Updates::new(),
+                known_to_vary: RememberedKeys::default(),
                 tasks: TaskTracker::new(),
                 defaults: self.defaults,
                 timing: self.timing,
@@ -277,6 +288,7 @@ pub(crate) struct Defaults {
     pub(crate) status_header: Option<HeaderName>,
     pub(crate) cache_status: bool,
     pub(crate) secret: PrincipalSecret,
+    pub(crate) credential_fields: Arc<[HeaderName]>,
 }
 
 impl Default for Defaults {
@@ -288,6 +300,7 @@ impl Default for Defaults {
             status_header: Some(HeaderName::from_static("x-redis-cache")),
             cache_status: false,
             secret: PrincipalSecret::default(),
+            credential_fields: Arc::new([]),
         }
     }
 }
@@ -315,6 +328,8 @@ pub(crate) struct Shared {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) flights: Flights,
     pub(crate) updates: Updates,
+    /// Resources that had variants: the answer to a write stands for none of them.
+    pub(crate) known_to_vary: RememberedKeys,
     pub(crate) tasks: TaskTracker,
     pub(crate) defaults: Defaults,
     pub(crate) timing: Timing,
@@ -392,23 +407,73 @@ impl Shared {
         deleted.is_ok()
     }
 
-    /// Writes down that a variant exists, so that there can't be too many. If anything comes between, it stays
-    /// unlisted, and the next one is listed.
+    /// Lists a variant that was just stored in the record with this id, so that there can't be too many. If another request
+    /// holds the record, the variant stays unlisted.
+    ///
+    /// [`Stored::Evicted`] if that record is gone: the variant was stored after an eviction of the resource, and nothing
+    /// leads to it.
     pub(crate) async fn list_variant(
         self: &Arc<Self>,
         base: &CacheKey,
-        listed: &Variants,
+        secondary: SecondaryKey,
+        id: u64,
         ttl: Option<Duration>,
-    ) {
-        let Ok(Begun::Held(held)) = self.begin(base, Intent::Refresh).await else { return };
+    ) -> Stored {
+        let held = match self.begin(base, Intent::Refresh).await {
+            Ok(Begun::Held(held)) => Some(held),
+            Ok(_) | Err(_) => None,
+        };
         // Under the lease, and only if it is still the same record: an eviction must not be undone. What others have
         // listed meanwhile stays.
-        if let Ok(Some(bytes)) = self.store.get(base).await
-            && let Some(Record::Variants(mut found)) = Record::decode(&bytes)
-            && found.id() == listed.id()
-        {
-            found.add_all(listed);
-            held.commit(found.encode(), ttl).await;
+        let Some(mut found) = self.variants_of(base).await.filter(|found| found.id() == id) else {
+            self.delete_variant(base, secondary).await;
+            return Stored::Evicted;
+        };
+        let Some(held) = held else { return Stored::Yes };
+        let oldest = found.add(secondary);
+        let stored = held.commit(found.encode(), ttl).await;
+        if let Some(oldest) = oldest.filter(|_| stored == Stored::Yes) {
+            self.delete_variant(base, oldest).await;
+        }
+        stored
+    }
+
+    /// Stores a variant and replaces the record with the id `instead_of` by one that leads to it, if that record is still
+    /// there.
+    pub(crate) async fn widen(
+        self: &Arc<Self>,
+        base: &CacheKey,
+        variant: (CacheKey, Bytes, Option<Duration>),
+        variants: &Variants,
+        instead_of: u64,
+        ttl: Option<Duration>,
+    ) -> Stored {
+        let Ok(Begun::Held(held)) = self.begin(base, Intent::Refresh).await else { return Stored::Evicted };
+        let Some(found) = self.variants_of(base).await.filter(|found| found.id() == instead_of) else {
+            return Stored::Evicted;
+        };
+        let stored = held.commit_first_variant(variant, variants, ttl).await;
+        if stored == Stored::Yes {
+            for orphan in found.secondary_keys() {
+                self.delete_variant(base, orphan).await;
+            }
+        }
+        stored
+    }
+
+    /// The record of variants under a key, if there is one.
+    async fn variants_of(&self, base: &CacheKey) -> Option<Variants> {
+        match Record::decode(&self.store.get(base).await.ok()??) {
+            Some(Record::Variants(found)) => Some(found),
+            _ => None,
+        }
+    }
+
+    /// Removes a variant that nothing leads to, to free its room.
+    async fn delete_variant(&self, base: &CacheKey, secondary: SecondaryKey) {
+        let key = base.variant(secondary);
+        if let Err(error) = self.store.delete(&key).await {
+            self.store_failed("delete", key.name(), &error);
         }
     }
 

@@ -47,6 +47,7 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod credentials;
 pub mod directives;
 mod entry;
 mod etag;
@@ -95,6 +96,7 @@ mod hold;
 #[cfg(feature = "runtime")]
 mod larder;
 #[cfg(feature = "runtime")]
+mod remembered;
 #[cfg(feature = "runtime")]
 pub mod route;
 #[cfg(feature = "runtime")]

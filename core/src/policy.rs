@@ -39,13 +39,14 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
-    IF_UNMODIFIED_SINCE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCESS_CONTROL_ALLOW_ORIGIN, AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE,
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, ORIGIN,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
+use crate::credentials::replaces_target;
 use crate::directives::{RequestDirectives, ResponseDirectives, list};
 use crate::entry::{Entry, Record};
 use crate::etag::{Validators, request_matches, weak_etag};
@@ -55,7 +56,9 @@ use crate::reason::Reason;
 use crate::request::{Present, RequestView};
 use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::store::Intent;
-use crate::vary::{SecondaryKey, Variants, selecting_fields};
+use crate::vary::{SecondaryKey, Variants, selecting_fields, tell_vary};
+
+pub use crate::vary::Placement;
 
 // As constants they are read when this is compiled.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -190,7 +193,7 @@ impl CachePolicy {
         let pattern = provenance::pattern_of(request);
         let refusal = not_for_caches(request, present)
             .or_else(|| directives.no_store.then_some(Reason::NoStore))
-            .or_else(|| credentials_without_audience(&self.rule.audience, present))
+            .or_else(|| credentials_without_audience(&self.rule, request.headers, present))
             .or_else(|| without_certain_handler(request, pattern));
         if let Some(reason) = refusal {
             return OnRequest::Bypass(Mark::bypass(&self.rule, reason));
@@ -203,6 +206,7 @@ impl CachePolicy {
                 pattern,
                 is_conditional: present.validators,
                 is_head: request.method == Method::HEAD,
+                is_cross_origin: present.origin,
                 // RFC 9110 §14.2: on another method than GET it means nothing.
                 is_range: present.range && request.method == Method::GET,
                 length: None,
@@ -219,10 +223,13 @@ impl CachePolicy {
         }
         let present = Present::of(request.headers);
         let provenance = Provenance::of(request, self.rule.is_chosen);
+        let replaces =
+            |name: &HeaderName| replaces_target(name.as_str()) && !self.rule.passed_fields.contains(name);
         let unstorable = directives_of(request, present)
             .no_store
             .then_some(Reason::NoStore)
-            .or_else(|| credentials_without_audience(&self.rule.audience, present))
+            .or_else(|| credentials_without_audience(&self.rule, request.headers, present))
+            .or_else(|| request.headers.keys().any(replaces).then_some(Reason::Override))
             .or_else(|| without_certain_handler(request, provenance.pattern));
         let principal = match self.rule.kind {
             // A group is evicted whole, whoever asks.
@@ -250,7 +257,7 @@ impl CachePolicy {
     fn principal(&self, request: &RequestView<'_>) -> Result<Option<Principal>, Reason> {
         match &self.rule.audience {
             Audience::Undeclared | Audience::Public => Ok(None),
-            Audience::Private(of) => {
+            Audience::Private(of, _) => {
                 let name = of(request).ok_or(Reason::Anonymous)?;
                 Ok(Some(Principal::new(&self.secret, &name)))
             }
@@ -293,13 +300,16 @@ fn without_certain_handler(request: &RequestView<'_>, pattern: u64) -> Option<Re
 }
 
 /// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
-fn credentials_without_audience(audience: &Audience, present: Present) -> Option<Reason> {
-    if !matches!(audience, Audience::Undeclared) {
+fn credentials_without_audience(rule: &Rule, request: &HeaderMap, present: Present) -> Option<Reason> {
+    let more = &rule.credential_fields;
+    if !matches!(rule.audience, Audience::Undeclared) {
         None
     } else if present.authorization {
         Some(Reason::Authorization)
     } else if present.cookie {
         Some(Reason::Cookie)
+    } else if present.credentials || more.iter().any(|name| request.contains_key(name)) {
+        Some(Reason::Credentials)
     } else {
         None
     }
@@ -317,6 +327,7 @@ pub struct Lookup {
     is_conditional: bool,
     is_head: bool,
     is_range: bool,
+    is_cross_origin: bool,
     /// The length of the stored body, if the entry that will be shown holds no more of it than this request needs.
     length: Option<u64>,
 }
@@ -414,6 +425,9 @@ impl Lookup {
         if !self.is_served_by(entry.provenance, request) {
             return self.displace(variants, request);
         }
+        if self.is_cross_origin && may_lack_cors(&entry, variants.as_ref()) {
+            return self.miss_to_replace(Reason::Variant, variants, request);
+        }
         let age = entry.age(now);
         let refusal = unacceptable(&self.directives, &entry, age);
         let not_modified = self.is_conditional && client_has(request.headers, &entry);
@@ -437,7 +451,7 @@ impl Lookup {
         let answer = if not_modified { Decision::NotModified } else { Decision::Hit };
         match refusal {
             None => answer(hit(self.rule, entry)),
-            Some(Reason::Expired) if !entry.must_revalidate && self.directives.min_fresh.is_none() => {
+            Some(Reason::Expired) if !entry.forbids_stale() && self.directives.min_fresh.is_none() => {
                 let staleness = entry.staleness_at(age);
                 let within = |limit: Option<Duration>| limit.is_some_and(|limit| staleness < limit);
                 // RFC 9111 §5.2.1.2.
@@ -498,6 +512,19 @@ impl Lookup {
         Decision::Miss(self.into_forward(reason, variants, request))
     }
 
+    /// A miss though something is stored, which has to be replaced.
+    fn miss_to_replace(
+        self,
+        reason: Reason,
+        variants: Option<Variants>,
+        request: &RequestView<'_>,
+    ) -> Decision {
+        match self.miss(reason, variants, request) {
+            Decision::Miss(forward) => Decision::Miss(Forward { intent: Intent::Refresh, ..forward }),
+            decision => decision,
+        }
+    }
+
     fn into_forward(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Forward {
         let intent = match reason {
             Reason::NoCache
@@ -541,6 +568,14 @@ fn unacceptable(directives: &RequestDirectives, entry: &Entry, age: Duration) ->
     let remaining = || entry.ttl.map(|ttl| ttl.saturating_sub(age));
     let too_short = |min| remaining().is_some_and(|remaining| remaining < Duration::from_secs(min));
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+}
+
+/// Whether a stored response may be without the fields that let in a request's origin (Fetch §3.3.3), because it answered a
+/// request that named none. A handler that says `Vary: Origin` only where there is an `Origin` gives such responses.
+fn may_lack_cors(entry: &Entry, variants: Option<&Variants>) -> bool {
+    !entry.for_origin
+        && !entry.headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN)
+        && !variants.is_some_and(|variants| variants.names.contains(&ORIGIN))
 }
 
 /// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
@@ -595,10 +630,7 @@ impl Select {
             Ok(None) => lookup.miss(Reason::Variant, Some(variants), request),
             // A variant of an earlier record, which was deleted and its variants with it. It is there all the same, and
             // has to be replaced.
-            Ok(Some(_)) => match lookup.miss(Reason::Variant, Some(variants), request) {
-                Decision::Miss(forward) => Decision::Miss(Forward { intent: Intent::Refresh, ..forward }),
-                decision => decision,
-            },
+            Ok(Some(_)) => lookup.miss_to_replace(Reason::Variant, Some(variants), request),
             Err(reason) => lookup.miss(reason, Some(variants), request),
         }
     }
@@ -645,9 +677,15 @@ impl Hit {
         let Self { rule, entry, length, age, not_modified, is_head, selection, collapsed } = self;
         let (remaining, staleness) = (entry.remaining_at(age), entry.staleness_at(age));
         // Whoever gets a stale answer must not go on using it for as long again.
-        let stale_too = !entry.must_revalidate && !entry.is_expired_at(age);
+        let stale_too = !entry.forbids_stale() && !entry.is_expired_at(age);
+        let revalidation = Revalidation::of(&entry);
         let mut headers = entry.headers;
-        headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too));
+        // What another deployment stored, under another rule, may lack them.
+        let tells_all = entry.tells_credentials && rule.credential_fields.is_empty();
+        if !(tells_all || matches!(rule.audience, Audience::Public)) {
+            tell_vary(&mut headers, rule.told_fields());
+        }
+        headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too, revalidation));
         let mut mark = Mark::hit(rule, remaining, staleness);
         mark.collapsed = collapsed;
         mark.stamp(&mut headers);
@@ -825,6 +863,7 @@ impl Forward {
         if entry.variant != expected
             || !entry.provenance.serves(self.provenance)
             || unacceptable(&self.directives, &entry, age).is_some()
+            || (request.contains_key(ORIGIN) && may_lack_cors(&entry, self.variants.as_ref()))
         {
             return Err(self);
         }
@@ -834,11 +873,23 @@ impl Forward {
         Ok(Hit { rule: self.rule, entry, length, age, not_modified, is_head, selection, collapsed: false })
     }
 
-    /// Takes from the handler's request what makes it conditional, or one for a part; a read is answered with 304
-    /// afterwards, from the whole response. A write's preconditions stay.
-    pub fn make_unconditional(&self, request: &mut HeaderMap) {
-        if self.rule.kind == Kind::Read && !self.is_head && !request.is_empty() {
+    /// Takes from the handler's request what its response must not depend on.
+    ///
+    /// - What makes a read conditional, or one for a part: it is answered with 304 afterwards, from the whole response. A
+    ///   write's preconditions stay.
+    /// - On a public route credentials, and on a private one those that the principal doesn't come from. A write keeps
+    ///   them, for its handler to check.
+    /// - What changes where a request goes, such as `X-Forwarded-Host`, unless the host is part of the key.
+    pub fn prepare(&self, request: &mut HeaderMap) {
+        if request.is_empty() {
+            return;
+        }
+        if self.rule.kind == Kind::Read && !self.is_head {
             remove_all(request, &CONDITIONAL);
+        }
+        if request.keys().any(|name| self.rule.hides(name)) {
+            let seen = std::mem::take(request);
+            *request = only(seen, |name| !self.rule.hides(name));
         }
     }
 
@@ -1079,6 +1130,8 @@ impl Admit {
     pub fn on_body(self, mut parts: response::Parts, body: Bytes, now: SystemTime) -> Admitted {
         let Self { forward, names, .. } = self;
         let rule = forward.rule;
+        let known = forward.variants.as_ref().map_or(&[][..], |variants| &variants.names);
+        tell_vary(&mut parts.headers, names.iter().chain(known).chain(rule.told_fields()));
         let etag = parts.headers.entry(ETAG).or_insert_with(|| weak_etag(&body)).clone();
         let (status, ttl) = match rule.kind {
             // What a GET would answer now is this representation, whatever the write said about itself.
@@ -1087,15 +1140,30 @@ impl Admit {
         };
         let ttl = ttl.map(|ttl| jittered(ttl, rule.jitter, &etag, now));
         let headers = match rule.kind {
-            Kind::Write => representation_fields(&parts.headers),
+            Kind::Write => {
+                let mut fields = representation_fields(&parts.headers);
+                tell_vary(&mut fields, rule.told_fields());
+                fields
+            }
             _ => storable_fields(&parts.headers, &rule),
         };
-        let directives = ResponseDirectives::of(&parts.headers);
-        let must_revalidate = directives.must_revalidate || directives.proxy_revalidate;
+        let ResponseDirectives { must_revalidate, proxy_revalidate, .. } =
+            ResponseDirectives::of(&parts.headers);
         let provenance = forward.provenance;
-        let entry =
-            Entry { status, headers, body, stored_at: now, ttl, variant: 0, must_revalidate, provenance };
         let request = forward.request.unwrap_or_default();
+        let entry = Entry {
+            status,
+            headers,
+            body,
+            stored_at: now,
+            ttl,
+            variant: 0,
+            must_revalidate,
+            proxy_revalidate,
+            provenance,
+            for_origin: request.contains_key(ORIGIN),
+            tells_credentials: matches!(rule.audience, Audience::Undeclared),
+        };
         let validators =
             if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
         Admitted {
@@ -1126,53 +1194,30 @@ pub struct Admitted {
     validators: Validators,
 }
 
-/// Where an entry belongs.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// Under the key of the request.
-    Plain,
-    /// Under the secondary key that was asked for; the record under the key of the request lists it already.
-    Variant,
-    /// Under the secondary key that was asked for, and then this record, which lists it, under the key of the request.
-    NewVariant(Variants),
-    /// Under this secondary key, and then the record, which is the first, under the key of the request.
-    FirstVariant(SecondaryKey, Variants),
-    /// Nowhere: there are too many variants.
-    Nowhere,
-    /// Nowhere: the resource varies by other fields than it did. What is stored under the key of the request is void.
-    Changed,
-}
-
 impl Admitted {
     /// How long the store shall keep it: its freshness lifetime, and for as long after that as it may still be of use.
     /// `None` means without end.
     #[must_use]
     pub fn retention(&self) -> Option<Duration> {
-        let stale_for = if self.entry.must_revalidate { Duration::ZERO } else { self.rule.stale_for() };
+        let stale_for = if self.entry.forbids_stale() { Duration::ZERO } else { self.rule.stale_for() };
         self.entry.ttl.map(|ttl| ttl.saturating_add(stale_for))
     }
 
     /// Where the entry belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
     pub fn place(&mut self, fresh_id: u64) -> Placement {
-        match self.known.take() {
-            None if self.names.is_empty() => Placement::Plain,
-            None => {
-                let mut variants =
-                    Variants::new(fresh_id.max(1), self.names.clone()).by(self.entry.provenance);
-                let secondary = variants.secondary_key(&self.request);
-                self.entry.variant = variants.id;
-                variants.add(secondary);
-                Placement::FirstVariant(secondary, variants)
+        let key = |variants: &Variants| variants.secondary_key(&self.request);
+        let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
+        self.entry.variant = variant;
+        // The record leads only the requests to its variants that they may answer.
+        let provenance = self.entry.provenance;
+        match placement {
+            Placement::FirstVariant(secondary, variants) => {
+                Placement::FirstVariant(secondary, variants.by(provenance))
             }
-            Some(known) if known.names != self.names => Placement::Changed,
-            Some(mut known) => {
-                self.entry.variant = known.id;
-                match known.add(known.secondary_key(&self.request)) {
-                    None => Placement::Variant,
-                    Some(true) => Placement::NewVariant(known),
-                    Some(false) => Placement::Nowhere,
-                }
+            Placement::Widened(secondary, variants, instead_of) => {
+                Placement::Widened(secondary, variants.by(provenance), instead_of)
             }
+            placement => placement,
         }
     }
 
@@ -1216,12 +1261,10 @@ impl Admitted {
         let reason = self.reason(outcome);
         let Self { rule, entry, mut parts, validators, .. } = self;
         let control = match outcome {
-            Stored::Evicted => HeaderValue::from_static(if rule.audience.is_private() {
-                "private, no-cache"
-            } else {
-                "no-cache"
-            }),
-            Stored::Yes | Stored::Failed => cache_control(&rule, entry.ttl, !entry.must_revalidate),
+            Stored::Evicted => no_cache(&rule),
+            Stored::Yes | Stored::Failed => {
+                cache_control(&rule, entry.ttl, !entry.forbids_stale(), Revalidation::of(&entry))
+            }
         };
         parts.headers.insert(CACHE_CONTROL, control);
         parts.headers.remove(EXPIRES);
@@ -1299,8 +1342,18 @@ impl Mark {
         }
         let is_personal = matches!(
             self.reason,
-            Some(Reason::Authorization | Reason::Cookie | Reason::Anonymous | Reason::SetCookie)
+            Some(
+                Reason::Authorization
+                    | Reason::Cookie
+                    | Reason::Credentials
+                    | Reason::Anonymous
+                    | Reason::SetCookie
+            )
         );
+        // A hit's are in the stored response.
+        if self.word != "HIT" {
+            tell_vary(headers, self.rule.told_fields());
+        }
         // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
         // 9111 §4.2.2). The handler's own word stands.
         if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
@@ -1345,41 +1398,69 @@ impl Mark {
     }
 }
 
+/// What a handler's `Cache-Control` says about stale responses, which is passed on (RFC 9111 §5.2.2.2, §5.2.2.8).
+#[derive(Clone, Copy, Debug)]
+struct Revalidation {
+    must: bool,
+    proxy: bool,
+}
+
+impl Revalidation {
+    const fn of(entry: &Entry) -> Self {
+        Self { must: entry.must_revalidate, proxy: entry.proxy_revalidate }
+    }
+}
+
 /// `Cache-Control` on a route's responses. Without an end there is nothing to count down: ask each time, with the ETag.
 ///
 /// `stale_too` adds for how long others may use the response after that (RFC 5861).
-fn cache_control(rule: &Rule, remaining: Option<Duration>, stale_too: bool) -> HeaderValue {
+fn cache_control(
+    rule: &Rule,
+    remaining: Option<Duration>,
+    stale_too: bool,
+    revalidation: Revalidation,
+) -> HeaderValue {
     let told = match (remaining, rule.downstream_ttl) {
         (Some(remaining), Some(downstream)) => Some(remaining.min(downstream)),
         (remaining, downstream) => remaining.or(downstream),
     };
-    let private = rule.audience.is_private();
-    match told {
-        None if private => HeaderValue::from_static("private, no-cache"),
-        None => HeaderValue::from_static("no-cache"),
-        Some(told) => {
-            // Even the greatest numbers leave room. On the stack, so that the value is the only allocation.
-            let mut text = [0; 128];
-            let mut rest = &mut text[..];
-            let mut push = |name: &str, time: Duration| {
-                let mut digits = itoa::Buffer::new();
-                let seconds = digits.format(time.as_secs());
-                rest.write_all(name.as_bytes()).and_then(|()| rest.write_all(seconds.as_bytes())).is_ok()
-            };
-            push(if private { "private, max-age=" } else { "max-age=" }, told);
-            let stale = [
-                (", stale-while-revalidate=", rule.stale_while_revalidate),
-                (", stale-if-error=", rule.stale_if_error),
-            ];
-            for (name, limit) in stale.into_iter().filter(|_| stale_too) {
-                if let Some(limit) = limit {
-                    push(name, limit);
-                }
-            }
-            let len = 128 - rest.len();
-            HeaderValue::from_bytes(&text[..len]).unwrap_or_else(|_| HeaderValue::from_static("no-cache"))
+    let Some(told) = told else { return no_cache(rule) };
+    // Even the greatest numbers leave room. On the stack, so that the value is the only allocation.
+    let mut text = [0; 160];
+    let mut rest = &mut text[..];
+    let mut push = |words: &str, time: Option<Duration>| {
+        let mut digits = itoa::Buffer::new();
+        let seconds = time.map_or("", |time| digits.format(time.as_secs()));
+        rest.write_all(words.as_bytes()).and_then(|()| rest.write_all(seconds.as_bytes())).is_ok()
+    };
+    let begins = match rule.audience {
+        Audience::Undeclared => "max-age=",
+        // RFC 9111 §3.5: shared caches may use it for requests with `Authorization`, too.
+        Audience::Public => "public, max-age=",
+        Audience::Private(..) => "private, max-age=",
+    };
+    push(begins, Some(told));
+    let stale = [
+        (", stale-while-revalidate=", rule.stale_while_revalidate),
+        (", stale-if-error=", rule.stale_if_error),
+    ];
+    for (name, limit) in stale.into_iter().filter(|(_, limit)| stale_too && limit.is_some()) {
+        push(name, limit);
+    }
+    for (words, is_said) in
+        [(", must-revalidate", revalidation.must), (", proxy-revalidate", revalidation.proxy)]
+    {
+        if is_said {
+            push(words, None);
         }
     }
+    let len = 160 - rest.len();
+    HeaderValue::from_bytes(&text[..len]).unwrap_or_else(|_| no_cache(rule))
+}
+
+/// Keep it, but ask each time.
+fn no_cache(rule: &Rule) -> HeaderValue {
+    HeaderValue::from_static(if rule.audience.is_private() { "private, no-cache" } else { "no-cache" })
 }
 
 /// Shortens a lifetime by a fraction between nothing and `jitter`, drawn from the entry itself.

@@ -53,6 +53,8 @@ reasons! {
     Authorization = "authorization",
     /// It carries `Cookie`, and the route was declared neither public nor private.
     Cookie = "cookie",
+    /// It carries other credentials, such as `X-Api-Key`, and the route was declared neither public nor private.
+    Credentials = "credentials",
     /// The route is private and the request names nobody.
     Anonymous = "anonymous",
     /// The key builder gave no key.
@@ -95,6 +97,8 @@ reasons! {
     Failed = "failed",
     /// Responses with this status are not stored.
     Status = "status",
+    /// A write's request names another method or URI in a field, so that its answer may belong elsewhere.
+    Override = "override",
     /// The response sets a cookie.
     SetCookie = "set-cookie",
     /// The handler's own `Cache-Control` says `no-store`, `no-cache` or `private`.

@@ -3,6 +3,7 @@
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 
+use crate::credentials::is_other_credential;
 use crate::key_uri::KeyUri;
 
 /// A borrowed view of a request.
@@ -116,6 +117,9 @@ pub(crate) struct Present {
     pub(crate) content: bool,
     pub(crate) authorization: bool,
     pub(crate) cookie: bool,
+    /// Another field with credentials.
+    pub(crate) credentials: bool,
+    pub(crate) origin: bool,
     pub(crate) range: bool,
     pub(crate) upgrade: bool,
 }
@@ -131,9 +135,10 @@ impl Present {
                 "content-length" | "transfer-encoding" => found.content = true,
                 "authorization" => found.authorization = true,
                 "cookie" => found.cookie = true,
+                "origin" => found.origin = true,
                 "range" => found.range = true,
                 "upgrade" => found.upgrade = true,
-                _ => {}
+                other => found.credentials |= is_other_credential(other),
             }
         }
         found

@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderName, StatusCode};
 
 use crate::foresight::Foresight;
 use crate::key::KeySpace;
@@ -144,6 +145,7 @@ impl RouteOptions {
             max_body: defaults.max_body,
             status_header: defaults.status_header.clone(),
             cache_status: defaults.cache_status,
+            credential_fields: Arc::clone(&defaults.credential_fields),
             ..Rule::new(kind, space)
         };
         let said = Said {
@@ -245,7 +247,29 @@ impl RouteOptions {
 
     /// Private to what this names.
     pub fn private_by(self, of: PrincipalOf) -> Self {
-        self.audience(Audience::Private(of))
+        self.audience(Audience::Private(of, vec![AUTHORIZATION, COOKIE]))
+    }
+
+    /// The request fields that the principal comes from.
+    #[track_caller]
+    pub fn principal_from(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let names = field_names(names);
+        match &mut self.change().rule.audience {
+            Audience::Private(_, from) => *from = names,
+            Audience::Undeclared | Audience::Public => {
+                refuse(&"principal_from(..) needs private_by(..) before it");
+            }
+        }
+        self
+    }
+
+    /// Public, and the handler sees these fields all the same.
+    #[track_caller]
+    pub fn public_with(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let rule = &mut self.change().rule;
+        rule.audience = Audience::Public;
+        rule.passed_fields = field_names(names);
+        self
     }
 
     /// A synchronous key builder.
@@ -309,6 +333,16 @@ impl RouteOptions {
         self.change().rule.jitter = fraction;
         self
     }
+}
+
+/// The names of fields, which are literals.
+#[track_caller]
+fn field_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<HeaderName> {
+    let name = |name: &str| {
+        HeaderName::from_bytes(name.as_bytes())
+            .unwrap_or_else(|_| refuse(&format!("{name:?} is no field name")))
+    };
+    names.into_iter().map(|text| name(text.as_ref())).collect()
 }
 
 /// What a `CacheEvict` must know before it is a layer.
@@ -509,16 +543,34 @@ macro_rules! route_layers {
     };
 
     (@audience) => {
-        /// Everybody gets the same: `Authorization` and `Cookie` don't keep a request from the cache.
+        /// Every client gets the same response: credentials don't keep a request from the cache.
         ///
-        /// Say it only if it is true. Without it, and without `private`, such requests bypass the cache.
+        /// This is enforced: the handler whose response may be stored sees no `Authorization`, no `Cookie` and none of the
+        /// other fields that carry credentials, nor those that change where a request goes, such as `X-Forwarded-Host`
+        /// (unless [`by_host`](Self::by_host) makes the host part of the key). A write-through keeps its credentials, and
+        /// what it stores is what its writer got. What a layer outside attached to the request can't be hidden.
+        ///
+        /// Without it, and without `private`, requests with credentials bypass the cache.
         pub fn public(mut self) -> Self {
             self.options = self.options.audience($crate::Audience::Public);
             self
         }
 
+        /// As [`public`](Self::public), but the handler sees these fields of the request. Its response must not depend on
+        /// them: every client gets it.
+        ///
+        /// # Panics
+        ///
+        /// When a name is none that a field can have.
+        #[track_caller]
+        pub fn public_with(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            self.options = self.options.public_with(names);
+            self
+        }
+
         /// Each holder of a Bearer token has a copy of their own, and browsers alone may keep it (`Cache-Control:
-        /// private`). Requests without a token bypass the cache.
+        /// private`, `Vary: Authorization`). Requests without a token bypass the cache. The handler sees no other
+        /// credentials than the token.
         ///
         /// This authorises nobody: a hit doesn't ask the handler, so check the token outside the cache. Two tokens of
         /// one user are two principals, and are evicted separately.
@@ -533,6 +585,19 @@ macro_rules! route_layers {
             principal: impl Fn(&$crate::RequestView<'_>) -> Option<String> + Send + Sync + 'static,
         ) -> Self {
             self.options = self.options.private_by(::std::sync::Arc::new(principal));
+            self
+        }
+
+        /// Names the request fields that the principal of [`private_by`](Self::private_by) comes from. By default these
+        /// are `Authorization` and `Cookie`. `Vary` tells the names to browsers, so that they don't give one user's
+        /// response to the next. The handler sees no other credentials.
+        ///
+        /// # Panics
+        ///
+        /// Without a `private_by` before it, or when a name is none that a field can have.
+        #[track_caller]
+        pub fn principal_from(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            self.options = self.options.principal_from(names);
             self
         }
 

@@ -4,8 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, StatusCode};
 
+use crate::credentials::{ORIGIN_FIELDS, is_credential, replaces_target};
 use crate::key::{self, CacheKey, KeySpace, Params};
 use crate::request::RequestView;
 
@@ -25,6 +27,10 @@ pub struct Rule {
     pub also: Vec<(StatusCode, Option<Duration>)>,
     /// Whose the responses are.
     pub audience: Audience,
+    /// Request fields that carry credentials beside the usual ones.
+    pub credential_fields: Arc<[HeaderName]>,
+    /// Request fields that the handler sees although they carry credentials or change where a request goes.
+    pub passed_fields: Vec<HeaderName>,
     /// The largest body that is stored, in bytes.
     pub max_body: u64,
     /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach. `None` tells what remains of `ttl`.
@@ -64,29 +70,36 @@ pub enum Kind {
 /// Tells whose a request is: a user's id, a tenant. `None` for nobody.
 pub type PrincipalOf = Arc<dyn Fn(&RequestView<'_>) -> Option<String> + Send + Sync>;
 
-/// Who may be given a response that somebody else's request produced.
+/// Who may be given a response that another client's request produced.
 #[derive(Clone, Default)]
 pub enum Audience {
-    /// The author didn't say: requests that carry `Authorization` or `Cookie` stay out of the cache.
+    /// The author didn't say: requests that carry credentials stay out of the cache.
     #[default]
     Undeclared,
-    /// Everybody: the handler gives everybody the same.
+    /// Every client. The handler sees no credentials, so that its response depends on none.
     Public,
-    /// Only the same principal, who becomes part of the key as a keyed hash.
-    Private(PrincipalOf),
+    /// Only the same principal, who becomes part of the key as a keyed hash. The names are those of the request fields that
+    /// the principal comes from: the handler sees no other credentials, and `Vary` tells the names to other caches.
+    Private(PrincipalOf, Vec<HeaderName>),
 }
 
 impl Audience {
     /// Only the holder of the same Bearer token. Two tokens of one user are two principals.
     #[must_use]
     pub fn bearer() -> Self {
-        Self::Private(Arc::new(|request| request.bearer_token().map(str::to_owned)))
+        Self::Private(Arc::new(|request| request.bearer_token().map(str::to_owned)), vec![AUTHORIZATION])
+    }
+
+    /// Only the principal that a function names, which comes from `Authorization` or `Cookie`.
+    #[must_use]
+    pub fn private_by(of: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self::Private(Arc::new(of), vec![AUTHORIZATION, COOKIE])
     }
 
     /// Whether responses are for one principal alone.
     #[must_use]
     pub const fn is_private(&self) -> bool {
-        matches!(self, Self::Private(_))
+        matches!(self, Self::Private(..))
     }
 }
 
@@ -95,7 +108,7 @@ impl fmt::Debug for Audience {
         f.write_str(match self {
             Self::Undeclared => "Undeclared",
             Self::Public => "Public",
-            Self::Private(_) => "Private(..)",
+            Self::Private(..) => "Private(..)",
         })
     }
 }
@@ -156,6 +169,8 @@ impl Rule {
             ttl: None,
             also: Vec::new(),
             audience: Audience::Undeclared,
+            credential_fields: Arc::new([]),
+            passed_fields: Vec::new(),
             max_body: DEFAULT_MAX_BODY,
             downstream_ttl: None,
             stale_while_revalidate: None,
@@ -201,11 +216,54 @@ impl Rule {
             suffix(out);
             if self.by_host {
                 key::write_part(out, "host", &host(request));
+                let forwarded = forwarded_origin(request);
+                if !forwarded.is_empty() {
+                    key::write_part(out, "proxy", &forwarded);
+                }
             }
             if let Some(Principal(hash)) = principal {
                 key::write_part(out, "user", &format!("{:032x}", u128::from_be_bytes(hash)));
             }
         })
+    }
+
+    /// Whether a field of a request carries credentials.
+    pub(crate) fn is_credential(&self, name: &HeaderName) -> bool {
+        is_credential(name.as_str()) || self.credential_fields.contains(name)
+    }
+
+    /// Whether a field is hidden from a handler whose response may be stored. A response that depended on it would go to
+    /// requests with another value.
+    pub(crate) fn hides(&self, name: &HeaderName) -> bool {
+        let names_origin = || !self.by_host && ORIGIN_FIELDS.contains(&name.as_str());
+        let hidden = match self.kind {
+            Kind::Read => {
+                let hides_credential = match &self.audience {
+                    // Requests with credentials stay out of the cache.
+                    Audience::Undeclared => false,
+                    Audience::Public => self.is_credential(name),
+                    Audience::Private(_, from) => self.is_credential(name) && !from.contains(name),
+                };
+                hides_credential || replaces_target(name.as_str()) || names_origin()
+            }
+            // A write has to be authorised by its handler. Its answer is for readers all the same.
+            Kind::Write => names_origin(),
+            Kind::EvictKey | Kind::EvictGroup => false,
+        };
+        hidden && !self.passed_fields.contains(name)
+    }
+
+    /// The request fields that `Vary` has to name on the route's responses: what this cache doesn't share between requests
+    /// that differ in them, no other cache may.
+    pub(crate) fn told_fields(&self) -> impl Iterator<Item = &HeaderName> {
+        static BOTH: [HeaderName; 2] = [AUTHORIZATION, COOKIE];
+        let (fields, more): (&[HeaderName], &[HeaderName]) = match &self.audience {
+            _ if matches!(self.kind, Kind::EvictKey | Kind::EvictGroup) => (&[], &[]),
+            Audience::Undeclared => (&BOTH, &self.credential_fields),
+            Audience::Public => (&[], &[]),
+            Audience::Private(_, from) => (from, &[]),
+        };
+        fields.iter().chain(more)
     }
 
     /// For how long a stored response is kept after its freshness lifetime.
@@ -227,6 +285,26 @@ impl Rule {
         }
         (status == StatusCode::OK).then_some(self.ttl)
     }
+}
+
+/// The origin that the client of a proxy asked for, as the fields of the proxy name it: every field with its length, so that
+/// no value can pose as another field. Empty without such fields. Of `Forwarded` only what names the origin counts, for the
+/// rest differs from client to client (RFC 7239 §5).
+fn forwarded_origin(request: &RequestView<'_>) -> String {
+    let mut text = String::new();
+    for name in ORIGIN_FIELDS {
+        for value in request.headers.get_all(name) {
+            let mut value = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+            if name == "forwarded" && !value.contains('"') {
+                let pairs = value.split([',', ';']).map(str::trim);
+                let pairs: Vec<_> =
+                    pairs.filter(|pair| pair.starts_with("host=") || pair.starts_with("proto=")).collect();
+                value = pairs.join(";");
+            }
+            text.push_str(&format!("{name}={}:{value};", value.len()));
+        }
+    }
+    text
 }
 
 /// The host that was asked for, in lower case (RFC 9110 §4.2.3). A request that names several has a key of its own: which
@@ -291,6 +369,27 @@ mod tests {
         assert_eq!(key("http://a.example/a", &[("host", "A.example")]), "p:a|host=a.example");
         assert_eq!(key("/a", &[]), "p:a|host=");
         assert_ne!(key("/a", &[("host", "x|user=1")]), "p:a|host=x|user=1");
+    }
+
+    /// What the handler may make links of is part of the key, and nothing else of `Forwarded`.
+    #[test]
+    fn with_the_host_the_origin_that_a_proxy_names_is_part_of_the_key() {
+        let rule = Rule { by_host: true, ..rule() };
+        let key = |fields: &[_]| rule.key(&RequestView::from(&parts("/a", fields)), None).name().to_owned();
+        let forwarded = key(&[("forwarded", "for=192.0.2.1;host=a.example;proto=https")]);
+        assert_eq!(forwarded, key(&[("forwarded", "host=a.example;for=192.0.2.2 ; Proto=https, for=_x")]));
+        let others: [&[(&str, &str)]; 6] = [
+            &[],
+            &[("forwarded", "host=b.example")],
+            &[("x-forwarded-host", "a.example")],
+            &[("x-forwarded-host", "a.example"), ("x-forwarded-proto", "https")],
+            &[("x-forwarded-host", "a.example;x-forwarded-proto=5:https;")],
+            &[("x-forwarded-for", "192.0.2.1"), ("x-forwarded-port", "81")],
+        ];
+        let keys: std::collections::HashSet<String> = others.iter().map(|fields| key(fields)).collect();
+        assert_eq!(keys.len(), others.len());
+        assert!(!keys.contains(&forwarded));
+        assert_eq!(key(&[("x-forwarded-for", "192.0.2.1")]), key(&[]));
     }
 
     #[test]

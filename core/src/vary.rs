@@ -3,7 +3,10 @@
 //! Under the resource's key lies a [`Variants`] record with the fields that select and an id. Each variant lies under
 //! a key of its own and carries the id: whoever deletes the record has deleted every variant with it.
 
-use http::header::{ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, VARY};
+use http::header::{
+    ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_ENCODING, ORIGIN,
+    VARY,
+};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::directives::list;
@@ -12,7 +15,7 @@ use crate::provenance::Provenance;
 /// More fields than this in `Vary`, and the response is not stored.
 const MAX_NAMES: usize = 16;
 
-/// More variants than this of one resource are not stored.
+/// A resource has at most so many variants. A new one takes the place of the oldest.
 pub const MAX_VARIANTS: usize = 64;
 
 /// Which request fields select a variant of a resource, and which variants there are.
@@ -56,34 +59,100 @@ impl Variants {
         SecondaryKey::of(&self.names, request)
     }
 
-    /// The same for a shared cache, which normalises what it may (RFC 9111 §4.1).
+    /// The secondary key of a request in a shared cache, which normalises what it may (RFC 9111 §4.1).
     pub(crate) fn normalised_key(&self, request: &HeaderMap) -> SecondaryKey {
         SecondaryKey::normalised(&self.names, request)
     }
 
-    /// The variants that are listed.
+    /// The variants that are listed, the oldest first.
     pub fn secondary_keys(&self) -> impl Iterator<Item = SecondaryKey> {
         self.secondary_keys.iter().copied().map(SecondaryKey)
     }
 
-    /// Adds the variants of another record of the same resource, as far as there is room.
-    pub fn add_all(&mut self, other: &Self) {
-        for key in other.secondary_keys() {
-            self.add(key);
-        }
+    /// Whether a variant is listed.
+    fn lists(&self, key: SecondaryKey) -> bool {
+        self.secondary_keys.contains(&key.0)
     }
 
-    /// Adds a variant to the list. `None` when it is there already; `Some(false)` when the list is full.
-    pub(crate) fn add(&mut self, key: SecondaryKey) -> Option<bool> {
-        if self.secondary_keys.contains(&key.0) {
+    /// Lists a variant. Returns the oldest one if that had to make room: otherwise a client with made-up languages could
+    /// keep every other variant out for good.
+    pub fn add(&mut self, key: SecondaryKey) -> Option<SecondaryKey> {
+        if self.lists(key) {
             return None;
         }
-        let room = self.secondary_keys.len() < MAX_VARIANTS;
-        if room {
-            self.secondary_keys.push(key.0);
-        }
-        Some(room)
+        let oldest = (self.secondary_keys.len() >= MAX_VARIANTS).then(|| self.secondary_keys.remove(0));
+        self.secondary_keys.push(key.0);
+        oldest.map(SecondaryKey)
     }
+}
+
+/// Where a response belongs.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Under the key that was asked for: that of the request, or the secondary key of a listed variant.
+    Target,
+    /// Under this secondary key, which was asked for. The record with this id, under the key of the request, has to list it.
+    NewVariant(SecondaryKey, u64),
+    /// Under this secondary key, and then the record, which is the first, under the key of the request.
+    FirstVariant(SecondaryKey, Variants),
+    /// Under this secondary key, and then the record under the key of the request, in place of the one with this id: the
+    /// resource varies by more fields than was known.
+    Widened(SecondaryKey, Variants, u64),
+}
+
+impl Placement {
+    /// Where a response that varies by `names` belongs, and the id of the record that leads to it (0 if it doesn't vary).
+    /// `fresh_id` becomes the id of a new record. `secondary_key` makes the key of the request.
+    ///
+    /// A resource whose responses vary by different fields at times varies by all of them (RFC 9111 §4.1): to go by the
+    /// latest response alone would make its variants push each other out.
+    pub(crate) fn of(
+        known: Option<&Variants>,
+        names: &[HeaderName],
+        fresh_id: u64,
+        secondary_key: impl Fn(&Variants) -> SecondaryKey,
+    ) -> (Self, u64) {
+        let begin = |names| {
+            let mut variants = Variants::new(fresh_id.max(1), names);
+            let secondary = secondary_key(&variants);
+            variants.add(secondary);
+            (secondary, variants)
+        };
+        match known {
+            None if names.is_empty() => (Self::Target, 0),
+            None => {
+                let (secondary, variants) = begin(names.to_vec());
+                let id = variants.id;
+                (Self::FirstVariant(secondary, variants), id)
+            }
+            Some(known) if names.iter().any(|name| !known.names.contains(name)) => {
+                let mut all = union(&known.names, names);
+                if all.len() > MAX_NAMES {
+                    all = names.to_vec();
+                }
+                let (secondary, variants) = begin(all);
+                let id = variants.id;
+                (Self::Widened(secondary, variants, known.id), id)
+            }
+            Some(known) => {
+                let secondary = secondary_key(known);
+                let placement =
+                    if known.lists(secondary) { Self::Target } else { Self::NewVariant(secondary, known.id) };
+                (placement, known.id)
+            }
+        }
+    }
+}
+
+/// The fields of both, sorted.
+pub(crate) fn union(some: &[HeaderName], others: &[HeaderName]) -> Vec<HeaderName> {
+    sorted([some, others].concat())
+}
+
+fn sorted(mut names: Vec<HeaderName>) -> Vec<HeaderName> {
+    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    names
 }
 
 /// A hash of the fields that select a variant. Their values may be secrets, so they never appear in a key themselves.
@@ -96,9 +165,9 @@ impl SecondaryKey {
     }
 
     /// RFC 9111 §4.1 allows what is known not to change a field's meaning. Where the elements of a list are weighted, their
-    /// order has none (RFC 9110 §12.5.4), and languages, codings and character sets are the same in any case.
+    /// order has none (RFC 9110 §12.5.4), and languages and character sets are the same in any case.
     fn normalised(names: &[HeaderName], request: &HeaderMap) -> Self {
-        Self::hash(names, request, |name| [ACCEPT_LANGUAGE, ACCEPT_ENCODING, ACCEPT_CHARSET].contains(name))
+        Self::hash(names, request, |name| [ACCEPT_LANGUAGE, ACCEPT_CHARSET].contains(name))
     }
 
     fn hash(names: &[HeaderName], request: &HeaderMap, is_set: impl Fn(&HeaderName) -> bool) -> Self {
@@ -109,6 +178,10 @@ impl SecondaryKey {
         };
         for name in names {
             part(name.as_str().as_bytes());
+            if *name == ACCEPT_ENCODING {
+                part(&accepted_codings(request));
+                continue;
+            }
             // Absent and empty are not the same; several fields are one list (RFC 9110 §5.3).
             let mut values = request.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
             part(if values.peek().is_some() { b"+" } else { b"-" });
@@ -134,8 +207,114 @@ impl SecondaryKey {
     }
 }
 
+/// Adds names to `Vary`, in one field, unless they are there or `*` says it all.
+pub(crate) fn tell_vary<'a>(response: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName>) {
+    let is_told = |name: &HeaderName| {
+        let told = response.get_all(VARY).iter().flat_map(|field| list(field.as_bytes()));
+        let mut told =
+            told.filter(|told| *told == b"*" || told.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        told.next().is_some()
+    };
+    let missing: Vec<&HeaderName> = names.filter(|name| !is_told(name)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let mut text = Vec::with_capacity(64);
+    for field in response.get_all(VARY) {
+        push_listed(&mut text, field.as_bytes());
+    }
+    for name in missing {
+        push_listed(&mut text, capitalised(name).as_bytes());
+    }
+    if let Ok(value) = HeaderValue::from_bytes(&text) {
+        response.insert(VARY, value);
+    }
+}
+
+fn push_listed(text: &mut Vec<u8>, more: &[u8]) {
+    if !text.is_empty() && !more.is_empty() {
+        text.extend_from_slice(b", ");
+    }
+    text.extend_from_slice(more);
+}
+
+/// A name as the RFCs write it: `Accept-Encoding`.
+fn capitalised(name: &HeaderName) -> String {
+    let mut begins = true;
+    let letters = name.as_str().chars().map(|letter| {
+        let letter = if begins { letter.to_ascii_uppercase() } else { letter };
+        begins = letter == '-';
+        letter
+    });
+    letters.collect()
+}
+
+/// The content codings that a request accepts, in one spelling (RFC 9110 §12.5.3): the registered ones, sorted, each with
+/// its rank among the weights. Servers compare weights, so only their order counts.
+///
+/// Codings that are refused say the same as absent ones, unless `*` allows the absent ones or the coding is `identity`. An
+/// unregistered coding is left out: [`selecting_fields`] keeps responses in such a coding from being stored.
+fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
+    let mut accepted: Vec<(Vec<u8>, u16)> = request
+        .get_all(ACCEPT_ENCODING)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .flat_map(list)
+        .map(|element| {
+            let mut parts = element.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+            let coding = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let coding = match &*coding {
+                // RFC 9110 §8.4.1.
+                b"x-gzip" => b"gzip".to_vec(),
+                b"x-compress" => b"compress".to_vec(),
+                _ => coding,
+            };
+            (coding, parts.find_map(weight).unwrap_or(1000))
+        })
+        .filter(|(coding, _)| coding == b"*" || coding == b"identity" || is_registered(coding))
+        .collect();
+    let has_any = accepted.iter().any(|(coding, _)| coding == b"*");
+    accepted.retain(|(coding, weight)| *weight > 0 || has_any || coding == b"identity");
+    accepted.sort_unstable();
+    accepted.dedup();
+    let mut weights: Vec<u16> =
+        accepted.iter().map(|(_, weight)| *weight).filter(|&weight| weight > 0).collect();
+    weights.sort_unstable();
+    weights.dedup();
+    let mut text = Vec::with_capacity(32);
+    // Absent and empty are not the same: without the field any coding is acceptable.
+    text.push(if request.contains_key(ACCEPT_ENCODING) { b'+' } else { b'-' });
+    for (coding, weight) in accepted {
+        let rank = weights.iter().filter(|&&other| other <= weight).count();
+        text.extend_from_slice(&coding);
+        text.extend_from_slice(format!("={rank},").as_bytes());
+    }
+    text
+}
+
+/// The content codings of IANA's registry that a response to any client may have (RFC 9110 §16.6.1).
+fn is_registered(coding: &[u8]) -> bool {
+    const REGISTERED: [&[u8]; 8] = [b"br", b"compress", b"dcb", b"dcz", b"deflate", b"exi", b"gzip", b"zstd"];
+    REGISTERED.contains(&coding)
+}
+
+/// The value of a parameter `q`, in thousandths (RFC 9110 §12.4.2). What can't be read counts as 1.
+fn weight(parameter: &[u8]) -> Option<u16> {
+    let (name, value) = parameter.split_at_checked(2)?;
+    if !name.eq_ignore_ascii_case(b"q=") {
+        return None;
+    }
+    let value: f32 = std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()?;
+    if !(0.0..=1.0).contains(&value) {
+        return None;
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between 0 and 1000")]
+    let thousandths = (value * 1000.0).round() as u16;
+    Some(thousandths)
+}
+
 /// By which request fields a response varies. `Err` when it can't be stored for that: `Vary: *`, a name that is
-/// none, too many names.
+/// none, too many names, a content coding that no registered name of `Accept-Encoding` stands for.
 pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, ()> {
     let mut names = Vec::new();
     for field in response.get_all(VARY) {
@@ -147,18 +326,25 @@ pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, 
         }
     }
     // A coding was chosen for this client. Handlers that forget to say so must not hand gzip to everybody.
-    if response.contains_key(CONTENT_ENCODING) {
+    for coding in response.get_all(CONTENT_ENCODING).iter().flat_map(|field| list(field.as_bytes())) {
+        let coding = coding.to_ascii_lowercase();
+        let known = [&b"identity"[..], b"x-gzip", b"x-compress", b"aws-chunked"];
+        if !is_registered(&coding) && !known.contains(&&*coding) {
+            return Err(());
+        }
         names.push(ACCEPT_ENCODING);
     }
-    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-    names.dedup();
+    // An origin was let in by name (Fetch §3.3.3). Another origin's browser would refuse the response.
+    if response.get(ACCESS_CONTROL_ALLOW_ORIGIN).is_some_and(|origin| origin != "*") {
+        names.push(ORIGIN);
+    }
+    let names = sorted(names);
     if names.len() > MAX_NAMES { Err(()) } else { Ok(names) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::ORIGIN;
 
     fn map(fields: &[(HeaderName, &str)]) -> HeaderMap {
         fields.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())).collect()
@@ -213,14 +399,80 @@ mod tests {
     }
 
     #[test]
-    fn variants_are_capped() {
+    fn the_oldest_variant_makes_room() {
         let mut variants = Variants::new(1, vec![ORIGIN]);
+        let key = |variants: &Variants, i: usize| variants.secondary_key(&map(&[(ORIGIN, &i.to_string())]));
         for i in 0..MAX_VARIANTS {
-            let key = variants.secondary_key(&map(&[(ORIGIN, &i.to_string())]));
-            assert_eq!(variants.add(key), Some(true));
-            assert_eq!(variants.add(key), None);
+            let key = key(&variants, i);
+            assert_eq!((variants.add(key), variants.add(key)), (None, None));
         }
-        let one_more = variants.secondary_key(&map(&[(ORIGIN, "more")]));
-        assert_eq!(variants.add(one_more), Some(false));
+        let (oldest, one_more) = (key(&variants, 0), key(&variants, MAX_VARIANTS));
+        assert_eq!(variants.add(one_more), Some(oldest));
+        assert_eq!(variants.secondary_keys().count(), MAX_VARIANTS);
+        assert!(variants.lists(one_more) && !variants.lists(oldest));
+    }
+
+    #[test]
+    fn vary_is_told_once_and_in_one_field() {
+        let names = [http::header::AUTHORIZATION, http::header::COOKIE];
+        for (said, expected) in [
+            (&[][..], &["Authorization, Cookie"][..]),
+            (&["accept-encoding"], &["accept-encoding, Authorization, Cookie"]),
+            (&["origin", "COOKIE, accept"], &["origin, COOKIE, accept, Authorization"]),
+            (&["cookie,authorization"], &["cookie,authorization"]),
+            (&["*"], &["*"]),
+            (&[""], &["Authorization, Cookie"]),
+        ] {
+            let mut response: HeaderMap = HeaderMap::new();
+            for value in said {
+                response.append(VARY, HeaderValue::from_static(value));
+            }
+            for _ in 0..2 {
+                tell_vary(&mut response, names.iter());
+                let told: Vec<_> =
+                    response.get_all(VARY).iter().map(|value| value.to_str().unwrap()).collect();
+                assert_eq!(told, expected, "{said:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn spellings_of_accept_encoding_share_a_variant() {
+        let variants = Variants::new(1, vec![ACCEPT_ENCODING]);
+        let key = |field: &str| variants.secondary_key(&map(&[(ACCEPT_ENCODING, field)]));
+        for same in [
+            &[
+                "gzip, br",
+                "br,gzip",
+                "GZIP;q=1.0, br;q=1",
+                "x-gzip, br",
+                "br, gzip, sdch",
+                "gzip, br, zstd;q=0",
+            ][..],
+            &["gzip;q=0.8, br;q=0.5", "br;q=0.2,gzip;q=0.9", "gzip, br;q=0.1"],
+            &["", "gzip;q=0", "unheard-of"],
+            &["identity;q=0, gzip", "gzip, Identity; q=0"],
+            &["*;q=0.5, gzip;q=0", "gzip;q=0.0, *"],
+        ] {
+            for spelling in same {
+                assert_eq!(key(spelling), key(same[0]), "{spelling:?} and {:?}", same[0]);
+                assert_eq!(variants.normalised_key(&map(&[(ACCEPT_ENCODING, spelling)])), key(same[0]));
+            }
+        }
+        let different =
+            ["", "gzip", "br", "gzip, br", "gzip;q=0.5, br", "gzip, identity;q=0", "*", "*, gzip;q=0"];
+        let keys: std::collections::HashSet<String> =
+            different.iter().map(|field| key(field).to_hex()).collect();
+        assert_eq!(keys.len(), different.len());
+        assert_ne!(key(""), variants.secondary_key(&map(&[])));
+    }
+
+    #[test]
+    fn what_was_chosen_for_one_client_varies_though_nothing_says_so() {
+        let fields = |response: &[(HeaderName, &str)]| selecting_fields(&map(response));
+        assert_eq!(fields(&[(ACCESS_CONTROL_ALLOW_ORIGIN, "https://a.example")]), Ok(vec![ORIGIN]));
+        assert_eq!(fields(&[(ACCESS_CONTROL_ALLOW_ORIGIN, "*")]), Ok(vec![]));
+        assert_eq!(fields(&[(CONTENT_ENCODING, "zstd")]), Ok(vec![ACCEPT_ENCODING]));
+        assert_eq!(fields(&[(CONTENT_ENCODING, "made-up")]), Err(()));
     }
 }

@@ -123,13 +123,18 @@ fn decoded(admitted: &Admitted) -> Entry {
     }
 }
 
-/// All fields but `Cache-Status`, which is checked here, as sorted lines.
+/// What `Vary` says on undeclared routes.
+const TELLS_CREDENTIALS: &str = "vary: Authorization, Cookie";
+
+/// All fields as sorted lines, but for `Cache-Status`, which is checked here, and the `Vary` of undeclared routes, for which
+/// [`what_this_cache_does_not_share_no_other_may`] looks.
 fn lines(headers: &HeaderMap) -> Vec<String> {
     check_cache_status(headers);
     let mut lines: Vec<String> = headers
         .iter()
         .filter(|(name, _)| *name != "cache-status")
         .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        .filter(|line| line != TELLS_CREDENTIALS)
         .collect();
     lines.sort();
     lines
@@ -177,7 +182,7 @@ fn check_cache_status(headers: &HeaderMap) {
 const UNDECLARED: Tweak = AS_IT_IS;
 const PUBLIC: Tweak = |rule| rule.audience = Audience::Public;
 const BEARER: Tweak = |rule| rule.audience = Audience::bearer();
-const PRIVATE: Tweak = |rule| rule.audience = Audience::Private(Arc::new(|_| Some("alice".to_owned())));
+const PRIVATE: Tweak = |rule| rule.audience = Audience::private_by(|_| Some("alice".to_owned()));
 
 fn requests() -> Reasons {
     let table: &[(&str, Tweak, Method, Fields<'_>, Option<Reason>)] = &[
@@ -240,6 +245,22 @@ fn requests() -> Reasons {
             Some(Reason::Authorization),
         ),
         ("any credentials", UNDECLARED, Method::GET, &[("cookie", "session=1")], Some(Reason::Cookie)),
+        ("an API key", UNDECLARED, Method::GET, &[("x-api-key", "key-1")], Some(Reason::Credentials)),
+        (
+            "a user whom a proxy names",
+            UNDECLARED,
+            Method::HEAD,
+            &[("x-amzn-oidc-identity", "alice")],
+            Some(Reason::Credentials),
+        ),
+        (
+            "credentials of the service's own",
+            |rule| rule.credential_fields = Arc::new([http::HeaderName::from_static("x-house-key")]),
+            Method::GET,
+            &[("x-house-key", "1")],
+            Some(Reason::Credentials),
+        ),
+        ("a public route hides them", PUBLIC, Method::GET, &[("x-api-key", "key-1")], None),
         ("an empty cookie is one", UNDECLARED, Method::HEAD, &[("cookie", "")], Some(Reason::Cookie)),
         (
             "the author said public",
@@ -326,6 +347,150 @@ fn what_is_personal_is_kept_from_other_caches_unless_the_handler_said_something_
     }
 }
 
+/// What a handler sees of a request, if its answer may be stored.
+#[test]
+fn handlers_see_nothing_that_other_clients_would_not_show() {
+    const ALL: &[(&str, &str)] = &[
+        ("accept", "*/*"),
+        ("authorization", "Bearer alice"),
+        ("cookie", "id=1"),
+        ("forwarded", "host=evil.example"),
+        ("x-api-key", "1"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-forwarded-host", "evil.example"),
+        ("x-forwarded-proto", "gopher"),
+        ("x-original-url", "/admin"),
+    ];
+    const BY_HOST: Tweak = |rule| {
+        PUBLIC(rule);
+        rule.by_host = true;
+    };
+    const WITH_COOKIE: Tweak = |rule| {
+        PUBLIC(rule);
+        rule.passed_fields = vec![http::header::COOKIE];
+    };
+    const ORIGIN: [&str; 3] = ["forwarded", "x-forwarded-host", "x-forwarded-proto"];
+    const ROUTES: [&str; 4] = ["forwarded", "x-forwarded-host", "x-forwarded-proto", "x-original-url"];
+    for (kind, tweak, hidden) in [
+        (Kind::Read, UNDECLARED, &ROUTES[..]),
+        (Kind::Read, PUBLIC, &[&ROUTES[..], &["authorization", "cookie", "x-api-key"]].concat()),
+        (Kind::Read, BY_HOST, &["x-original-url", "authorization", "cookie", "x-api-key"]),
+        (Kind::Read, WITH_COOKIE, &[&ROUTES[..], &["authorization", "x-api-key"]].concat()),
+        (Kind::Read, BEARER, &[&ROUTES[..], &["cookie", "x-api-key"]].concat()),
+        (Kind::Read, PRIVATE, &[&ROUTES[..], &["x-api-key"]].concat()),
+        // A write is authorised by its handler.
+        (Kind::Write, PUBLIC, &ORIGIN),
+        (Kind::Write, BEARER, &ORIGIN),
+        (Kind::EvictKey, PUBLIC, &[]),
+        (Kind::EvictGroup, PUBLIC, &[]),
+    ] {
+        for method in [Method::GET, Method::HEAD, Method::PUT] {
+            let is_read = method != Method::PUT;
+            if is_read != (kind == Kind::Read) {
+                continue;
+            }
+            // On an undeclared route a request with credentials doesn't get as far as this.
+            let asked: Vec<_> = ALL
+                .iter()
+                .copied()
+                .filter(|(name, _)| {
+                    !(kind == Kind::Read && matches!(tweaked(kind, tweak).audience, Audience::Undeclared))
+                        || !["authorization", "cookie", "x-api-key"].contains(name)
+                })
+                .collect();
+            let request = request(method.clone(), &asked);
+            let mut seen = request.headers.clone();
+            forward(tweaked(kind, tweak), &request).prepare(&mut seen);
+            let expected: Vec<&str> =
+                asked.iter().map(|(name, _)| *name).filter(|name| !hidden.contains(name)).collect();
+            let mut names: Vec<&str> = seen.keys().map(|name| name.as_str()).collect();
+            names.sort_unstable();
+            assert_eq!(names, expected, "{kind:?} {method} {:?}", tweaked(kind, tweak).audience);
+        }
+    }
+}
+
+/// RFC 9111 §4.1: a cache downstream doesn't know what this one keeps apart, unless `Vary` says so.
+#[test]
+fn what_this_cache_does_not_share_no_other_may() {
+    const NAMED: Tweak = |rule| {
+        rule.audience = Audience::Private(
+            Arc::new(|_| Some("alice".to_owned())),
+            vec![http::HeaderName::from_static("x-session")],
+        );
+    };
+    const HOUSE: Tweak = |rule| {
+        rule.credential_fields = Arc::new([http::HeaderName::from_static("x-house-key")]);
+    };
+    for (tweak, told) in [
+        (UNDECLARED, Some("Authorization, Cookie")),
+        (HOUSE, Some("Authorization, Cookie, X-House-Key")),
+        (PUBLIC, None),
+        (BEARER, Some("Authorization")),
+        (PRIVATE, Some("Authorization, Cookie")),
+        (NAMED, Some("X-Session")),
+    ] {
+        let fields: Fields<'_> = match told {
+            Some("Authorization") => &[("authorization", "Bearer t")],
+            _ => &[],
+        };
+        let vary = |headers: &HeaderMap| {
+            assert!(headers.get_all("vary").iter().count() < 2);
+            headers.get("vary").map(|value| value.to_str().unwrap().to_owned())
+        };
+        let get = request(Method::GET, fields);
+        let read = || forward(tweaked(Kind::Read, tweak), &get);
+        for own in [None, Some("accept-language")] {
+            let expected = match (own, told) {
+                (Some(own), Some(told)) => Some(format!("{own}, {told}")),
+                (own, told) => own.or(told).map(str::to_owned),
+            };
+            let answer: Vec<(&str, &str)> = own.map(|own| ("vary", own)).into_iter().collect();
+            let mut filled = admitted(read(), 200, &answer, "new");
+            assert_eq!(filled.place(7) == Placement::Target, own.is_none(), "selects by our own names");
+            let entry = decoded(&filled);
+            assert_eq!(vary(&entry.headers), expected);
+            for outcome in [Stored::Yes, Stored::Evicted, Stored::Failed] {
+                let filled = admitted(read(), 200, &answer, "new");
+                assert_eq!(vary(filled.into_response(outcome).headers()), expected);
+            }
+            // What is passed on says it, too, whatever it is.
+            let (_, headers) = answered(read(), 404, &answer, "new").unwrap_err();
+            assert_eq!(vary(&headers), expected);
+        }
+
+        let entry = decoded(&admitted(read(), 200, &[("etag", "\"e\"")], "new"));
+        // An entry of an earlier deployment may have been stored by another rule.
+        let public = decoded(&admitted(
+            forward(tweaked(Kind::Read, PUBLIC), &request(Method::GET, &[])),
+            200,
+            &[("etag", "\"e\"")],
+            "new",
+        ));
+        for (method, condition) in
+            [(Method::GET, None), (Method::HEAD, None), (Method::GET, Some(("if-none-match", "\"e\"")))]
+        {
+            let asked: Vec<_> = fields.iter().copied().chain(condition).collect();
+            let request = request(method, &asked);
+            for entry in [&entry, &public] {
+                let hit = match ask(tweaked(Kind::Read, tweak), &request, stored(entry.clone()), now()) {
+                    Decision::Hit(hit) | Decision::NotModified(hit) => hit,
+                    other => panic!("no hit: {other:?}"),
+                };
+                assert_eq!(vary(hit.into_response().headers()).as_deref(), told);
+            }
+        }
+
+        let put = request(Method::PUT, fields);
+        let written = admitted(forward(tweaked(Kind::Write, tweak), &put), 200, &[], "new");
+        assert_eq!(vary(&decoded(&written).headers).as_deref(), told);
+        assert_eq!(vary(written.into_response(Stored::Yes).headers()).as_deref(), told);
+        let delete = forward(tweaked(Kind::EvictKey, tweak), &request(Method::DELETE, fields));
+        let (_, headers) = answered(delete, 200, &[], "").unwrap_err();
+        assert_eq!(vary(&headers), None);
+    }
+}
+
 fn keyless() -> Reasons {
     let get = request(Method::GET, &[]);
     let read = lookup(rule(Kind::Read), &get).without_key();
@@ -362,9 +527,8 @@ fn the_principal_of_a_private_route_is_hashed_with_the_secret() {
     assert_ne!(of(BEARER, alice, &one), of(BEARER, alice, &other));
 
     let tenant: Tweak = |rule| {
-        rule.audience = Audience::Private(Arc::new(|request| {
-            Some(request.headers.get("x-tenant")?.to_str().ok()?.to_owned())
-        }));
+        rule.audience =
+            Audience::private_by(|request| Some(request.headers.get("x-tenant")?.to_str().ok()?.to_owned()));
     };
     assert_eq!(of(tenant, &[("x-tenant", "t1")], &one), Some(Principal::new(&one, "t1")));
 }
@@ -689,7 +853,7 @@ fn ranges() -> Reasons {
             Decision::Hit(hit) | Decision::NotModified(hit) => hit.into_response(),
             Decision::Stale(hit, forward) => {
                 let mut headers = headers(fields);
-                forward.make_unconditional(&mut headers);
+                forward.prepare(&mut headers);
                 assert!(headers.is_empty(), "{why}: the refresh is for the whole: {headers:?}");
                 hit.into_response()
             }
@@ -839,7 +1003,7 @@ fn what_a_304_says() {
             "cache-control: max-age=30",
             "content-location: /things/7.json",
             "etag: \"e\"",
-            "vary: origin",
+            "vary: origin, Authorization, Cookie",
             "x-redis-cache: HIT",
         ],
         "RFC 9110 §15.4.5"
@@ -893,13 +1057,13 @@ fn which_conditions_the_handler_sees() {
     ] {
         let request = request(method, CONDITIONS);
         let mut headers = request.headers.clone();
-        forward(rule(kind), &request).make_unconditional(&mut headers);
+        forward(rule(kind), &request).prepare(&mut headers);
         let expected = if stripped { engine::headers(&CONDITIONS[3..]) } else { request.headers };
         assert_eq!(headers, expected, "{kind:?}");
     }
     let put = request(Method::PUT, &[("if-match", "\"a\""), ("if-unmodified-since", MODIFIED)]);
     let mut headers = put.headers.clone();
-    forward(rule(Kind::Write), &put).make_unconditional(&mut headers);
+    forward(rule(Kind::Write), &put).prepare(&mut headers);
     assert_eq!(headers, put.headers);
 }
 
@@ -1389,14 +1553,23 @@ fn how_long_a_stale_answer_is_kept_and_what_others_are_told() {
         (AS_IT_IS, &[][..], 60, "max-age=60"),
         (WHILE_REFRESHED, &[], 70, "max-age=60, stale-while-revalidate=10"),
         (BOTH, &[], 80, "max-age=60, stale-while-revalidate=10, stale-if-error=20"),
-        (BOTH, revalidate, 60, "max-age=60"),
-        (BOTH, proxy, 60, "max-age=60"),
+        (BOTH, revalidate, 60, "max-age=60, must-revalidate"),
+        (BOTH, proxy, 60, "max-age=60, proxy-revalidate"),
+        (
+            |rule| {
+                BOTH(rule);
+                PUBLIC(rule);
+            },
+            &[("cache-control", "proxy-revalidate, must-revalidate")],
+            60,
+            "public, max-age=60, must-revalidate, proxy-revalidate",
+        ),
     ] {
         let filled =
             admitted(forward(tweaked(Kind::Read, tweak), &request(Method::GET, &[])), 200, fields, "new");
         assert_eq!(filled.retention(), Some(Duration::from_secs(kept)), "{told}");
         let entry = decoded(&filled);
-        assert_eq!(entry.must_revalidate, !fields.is_empty());
+        assert_eq!(entry.must_revalidate || entry.proxy_revalidate, !fields.is_empty());
         assert_eq!(filled.into_response(Stored::Yes).headers()[CACHE_CONTROL], told);
         let hit = hit(ask(tweaked(Kind::Read, tweak), &request(Method::GET, &[]), stored(entry), now()));
         assert_eq!(hit.into_response().headers()[CACHE_CONTROL], told, "also on a hit");
@@ -1445,7 +1618,8 @@ enum Effect {
 fn put_is_refused(rule: &Rule, fields: Fields<'_>) -> bool {
     let undeclared = matches!(rule.audience, Audience::Undeclared);
     fields.iter().any(|(name, value)| match *name {
-        "authorization" | "cookie" => undeclared,
+        "authorization" | "cookie" | "x-api-key" => undeclared,
+        "x-http-method-override" | "x-original-url" => true,
         "cache-control" => *value == "no-store",
         _ => false,
     })
@@ -1498,6 +1672,25 @@ fn writes() -> Reasons {
             Evicts(Reason::Authorization),
         ),
         ("also a cookie", UNDECLARED, &[("cookie", "a=1")], 200, &[], "new", Evicts(Reason::Cookie)),
+        ("also an API key", UNDECLARED, &[("x-api-key", "k")], 200, &[], "new", Evicts(Reason::Credentials)),
+        (
+            "another method in a field",
+            PUBLIC,
+            &[("x-http-method-override", "DELETE")],
+            200,
+            &[],
+            "new",
+            Evicts(Reason::Override),
+        ),
+        (
+            "another URI in a field",
+            AS_IT_IS,
+            &[("x-original-url", "/a")],
+            200,
+            &[],
+            "new",
+            Evicts(Reason::Override),
+        ),
         ("not on a declared one", PUBLIC, &[("authorization", "Bearer t")], 200, &[], "new", Stores),
         ("private to its writer", BEARER, &[("authorization", "Bearer t")], 200, &[], "new", Stores),
         (
@@ -1610,7 +1803,7 @@ fn what_a_write_stores() {
         ]
     );
     assert_eq!((entry.status, entry.variant, entry.ttl), (StatusCode::OK, 0, Some(TTL)));
-    assert_eq!(written.place(1), Placement::Plain);
+    assert_eq!(written.place(1), Placement::Target);
 
     // The writer gets its own answer, never a 304: preconditions of a PUT are its handler's business.
     let response = written.into_response(Stored::Yes);
@@ -1709,16 +1902,18 @@ fn variants() -> Reasons {
     let again = select(&french, &variants);
     assert_eq!(again.secondary_key(&(&french).into()), secondary);
     let response = hit(again.on_entry(stored(entry.clone()), &(&french).into(), now())).into_response();
-    assert_eq!(response.headers()["vary"], "accept-language", "others vary by it too");
+    assert_eq!(response.headers()["vary"], "accept-language, Authorization, Cookie", "others vary by it too");
 
     // Another one isn't there, and is listed.
     assert_ne!(select(&german, &variants).secondary_key(&(&german).into()), secondary);
-    let (Placement::NewVariant(both), second) = another_variant(&german, &variants, VARIES) else {
+    let (Placement::NewVariant(listed, 7), second) = another_variant(&german, &variants, VARIES) else {
         panic!("not listed");
     };
-    assert_eq!((both.id(), both.secondary_keys().count(), second.variant), (7, 2, 7));
+    assert_eq!(second.variant, 7);
+    let mut both = variants.clone();
+    assert_eq!(both.add(listed), None);
     // One that is listed but was lost, or refreshed, has its place.
-    assert_eq!(another_variant(&french, &both, VARIES).0, Placement::Variant);
+    assert_eq!(another_variant(&french, &both, VARIES).0, Placement::Target);
 
     // What was stored under a record that is gone is an orphan.
     let forward = miss(select(&french, &Variants::new(8, both.names().to_vec())).on_entry(
@@ -1765,35 +1960,49 @@ fn one_resource_several_answers() {
     variants();
 }
 
+/// RFC 9111 §4.1: an answer that varies by less leaves the other variants alone, and one that varies by more has them
+/// selected by all fields from then on.
 #[test]
-fn a_resource_that_varies_by_other_fields_than_before_begins_anew() {
+fn a_resource_varies_by_every_field_that_any_answer_named() {
     let (variants, ..) = first_variant(&speaking("fr"));
     let german = speaking("de");
-    for fields in [
-        &[][..],
-        &[("vary", "origin")],
-        &[("vary", "accept-language, origin")],
-        &[("vary", "accept-language"), ("content-encoding", "gzip")],
+    for (fields, expected) in [
+        (&[("vary", "origin")][..], &["accept-language", "origin"][..]),
+        (&[("vary", "accept-language, origin")], &["accept-language", "origin"]),
+        (
+            &[("vary", "accept-language"), ("content-encoding", "gzip")],
+            &["accept-encoding", "accept-language"],
+        ),
+        (&[("access-control-allow-origin", "https://a.example")], &["accept-language", "origin"]),
     ] {
-        assert_eq!(another_variant(&german, &variants, fields).0, Placement::Changed, "{fields:?}");
+        let (Placement::Widened(secondary, wider, 7), entry) = another_variant(&german, &variants, fields)
+        else {
+            panic!("{fields:?}");
+        };
+        assert_eq!(wider.names(), expected);
+        assert_eq!((wider.id(), entry.variant), (8, 8));
+        assert_eq!(wider.secondary_keys().collect::<Vec<_>>(), [secondary]);
     }
-    let same: Fields<'_> = &[("vary", "Accept-Language,"), ("vary", "ACCEPT-LANGUAGE")];
-    assert!(matches!(another_variant(&german, &variants, same).0, Placement::NewVariant(_)));
+    for fields in [&[][..], &[("vary", "Accept-Language,"), ("vary", "ACCEPT-LANGUAGE")]] {
+        assert!(matches!(another_variant(&german, &variants, fields).0, Placement::NewVariant(_, 7)));
+        assert_eq!(another_variant(&speaking("fr"), &variants, fields).0, Placement::Target);
+    }
 }
 
 #[test]
-fn variants_are_capped() {
-    let (mut variants, ..) = first_variant(&speaking("0"));
-    for language in 1..MAX_VARIANTS {
-        let (Placement::NewVariant(more), _) =
+fn the_oldest_variant_makes_room_for_a_new_one() {
+    let (mut variants, first, _) = first_variant(&speaking("0"));
+    let mut dropped = Vec::new();
+    for language in 1..=MAX_VARIANTS {
+        let (Placement::NewVariant(secondary, _), _) =
             another_variant(&speaking(&language.to_string()), &variants, VARIES)
         else {
-            panic!("{language} is not listed");
+            panic!("{language} is not stored");
         };
-        variants = more;
+        dropped.extend(variants.add(secondary));
     }
-    assert_eq!(another_variant(&speaking("one-more"), &variants, VARIES).0, Placement::Nowhere);
-    assert_eq!(another_variant(&speaking("0"), &variants, VARIES).0, Placement::Variant);
+    assert_eq!(dropped, [first]);
+    assert!(matches!(another_variant(&speaking("0"), &variants, VARIES).0, Placement::NewVariant(..)));
 }
 
 #[test]

@@ -167,7 +167,7 @@ impl Observed {
 const AUDIENCES: [fn() -> Audience; 3] = [
     || Audience::Undeclared,
     || Audience::Public,
-    || Audience::Private(Arc::new(|request| Some(request.headers.get("x-user")?.to_str().ok()?.to_owned()))),
+    || Audience::private_by(|request| Some(request.headers.get("x-user")?.to_str().ok()?.to_owned())),
 ];
 
 const CREDENTIALS: [Fields<'static>; 4] =
@@ -277,10 +277,10 @@ fn varying(count: usize) -> Variants {
         let Decision::Miss(forward) = select.on_entry(Ok(None), &view, now()) else { panic!() };
         let parts = response(200, &[("vary", "accept-language")]);
         let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(0)) else { panic!() };
-        let Placement::NewVariant(more) = admit.on_body(parts, Bytes::new(), now()).place(1) else {
+        let Placement::NewVariant(secondary, _) = admit.on_body(parts, Bytes::new(), now()).place(1) else {
             panic!()
         };
-        variants = more;
+        variants.add(secondary);
     }
     variants
 }
@@ -472,12 +472,10 @@ impl Observed {
 
     fn admitted(&mut self, mut admitted: Admitted) {
         let placement = match admitted.place(VARIANTS_ID) {
-            Placement::Plain => "plain",
-            Placement::Variant => "variant",
-            Placement::NewVariant(_) => "new variant",
+            Placement::Target => "target",
+            Placement::NewVariant(..) => "new variant",
             Placement::FirstVariant(..) => "first variant",
-            Placement::Nowhere => "nowhere",
-            Placement::Changed => "changed",
+            Placement::Widened(..) => "widened",
         };
         self.edge(State::Admitted, "place", State::Admitted, placement);
         let status = admitted.into_response(Stored::Yes).status();

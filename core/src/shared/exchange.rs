@@ -29,7 +29,7 @@ use crate::detach::{EvictOnDrop, Target, Task};
 use crate::excerpt::Excerpt;
 use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, failed, land, status_of};
 use crate::flight::{Landing, Lead, Role};
-use crate::hold::{Begun, Held, Started};
+use crate::hold::{Held, Started};
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::outcome::Outcome;
@@ -40,7 +40,6 @@ use crate::request::RequestView;
 use crate::rule::host;
 use crate::store::{Abandon, Intent};
 use crate::telemetry::{RouteCounters, Watch};
-use crate::vary::{SecondaryKey, Variants};
 
 /// What the fields of a response take beside its body, when the store limits both.
 const HEAD_ROOM: u64 = 16 * 1024;
@@ -448,13 +447,12 @@ impl SharedCache {
         let within = admitted.body_within(&record, body);
         let stored = match placement {
             Placement::Target => held.commit(record, ttl).await,
-            Placement::NewVariant(variants) => {
-                let stored = held.commit(record, ttl).await;
-                if stored == Stored::Yes {
-                    let kept_for = Some(admitted.variants_retention());
-                    self.shared.list_variant(&place.base, &variants, kept_for).await;
+            Placement::NewVariant(secondary, id) => {
+                let kept_for = Some(admitted.variants_retention());
+                match held.commit(record, ttl).await {
+                    Stored::Yes => self.shared.list_variant(&place.base, secondary, id, kept_for).await,
+                    stored => stored,
                 }
-                stored
             }
             Placement::FirstVariant(secondary, variants) => {
                 let variant = (place.base.variant(secondary), record, ttl);
@@ -462,11 +460,9 @@ impl SharedCache {
             }
             Placement::Widened(secondary, variants, instead_of) => {
                 held.abandon(Abandon::Failed);
-                self.widen(&admitted, record, &place.base, (secondary, &variants), instead_of).await
-            }
-            Placement::Nowhere => {
-                held.abandon(Abandon::Uncacheable(UNCACHEABLE_FOR));
-                Stored::Failed
+                let variant = (place.base.variant(secondary), record, ttl);
+                let kept_for = Some(admitted.variants_retention());
+                self.shared.widen(&place.base, variant, &variants, instead_of, kept_for).await
             }
         };
         if is_write && stored != Stored::Yes {
@@ -475,26 +471,6 @@ impl SharedCache {
         let serves_others = stored == Stored::Yes && admitted.is_fresh();
         land(lead, if serves_others { Landing::Again } else { Landing::Alone });
         within
-    }
-
-    /// Replaces the record of variants, if it is still the one that the response was made for.
-    async fn widen(
-        &self,
-        admitted: &Admitted,
-        record: Bytes,
-        base: &CacheKey,
-        (secondary, variants): (SecondaryKey, &Variants),
-        instead_of: u64,
-    ) -> Stored {
-        let Ok(Begun::Held(held)) = self.shared.begin(base, Intent::Refresh).await else {
-            return Stored::Failed;
-        };
-        match self.read_record(base).await {
-            Ok(Some(SharedRecord::Variants(found))) if found.id() == instead_of => {}
-            _ => return Stored::Evicted,
-        }
-        let variant = (base.variant(secondary), record, Some(admitted.retention()));
-        held.commit_first_variant(variant, variants, Some(admitted.variants_retention())).await
     }
 
     /// A request that may change something: once it succeeded, what is stored is evicted, or replaced by its answer (§4.4).

@@ -63,6 +63,7 @@ use crate::store::Intent;
 use crate::vary::{SecondaryKey, Variants, selecting_fields};
 
 pub use super::mark::Mark;
+pub use crate::vary::Placement;
 
 /// Put into the extensions of a response that the service made itself because the origin gave none: it could not be
 /// reached, or broke off, or took too long. It is never stored, what is stored may stand in for it, and after a write
@@ -1220,21 +1221,6 @@ pub struct Admitted {
     request: HeaderMap,
 }
 
-/// Where a response belongs.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// Under the key that was asked for, which is a secondary key if the resource is known to vary.
-    Target,
-    /// The same, and this record, which lists it, under the key of the request.
-    NewVariant(Variants),
-    /// Under this secondary key, and then the record, which is the first, under the key of the request.
-    FirstVariant(SecondaryKey, Variants),
-    /// The same, but the record takes the place of this one: the resource varies by more than was known.
-    Widened(SecondaryKey, Variants, u64),
-    /// Nowhere: there are too many variants.
-    Nowhere,
-}
-
 impl Admitted {
     /// The body within its record, if it is this one and not what several parts were put together to.
     #[cfg(feature = "runtime")]
@@ -1245,39 +1231,11 @@ impl Admitted {
     }
 
     /// Where it belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
-    ///
-    /// A resource whose responses vary by different fields at times varies by all of them: that is never wrong, while to go
-    /// by the latest alone (§4.1) would make its responses push each other out.
     pub fn place(&mut self, fresh_id: u64) -> Placement {
-        let first = |stored: &mut StoredResponse, names, request: &HeaderMap| {
-            let mut variants = Variants::new(fresh_id.max(1), names);
-            let secondary = variants.normalised_key(request);
-            stored.variant = variants.id;
-            variants.add(secondary);
-            (secondary, variants)
-        };
-        match self.known.take() {
-            None if self.names.is_empty() => Placement::Target,
-            None => {
-                let (secondary, variants) = first(&mut self.stored, self.names.clone(), &self.request);
-                Placement::FirstVariant(secondary, variants)
-            }
-            Some(known) if self.names.iter().any(|name| !known.names.contains(name)) => {
-                let mut names = [&known.names[..], &self.names[..]].concat();
-                names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-                names.dedup();
-                let (secondary, variants) = first(&mut self.stored, names, &self.request);
-                Placement::Widened(secondary, variants, known.id)
-            }
-            Some(mut known) => {
-                self.stored.variant = known.id;
-                match known.add(known.normalised_key(&self.request)) {
-                    None => Placement::Target,
-                    Some(true) => Placement::NewVariant(known),
-                    Some(false) => Placement::Nowhere,
-                }
-            }
-        }
+        let key = |variants: &Variants| variants.normalised_key(&self.request);
+        let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
+        self.stored.variant = variant;
+        placement
     }
 
     /// Whether the next request can be answered with it.

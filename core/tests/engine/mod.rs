@@ -55,5 +55,8 @@ pub(crate) fn entry(fields: Fields<'_>) -> Entry {
         must_revalidate: false,
         // As `Provenance::of` has it for `request()`, whose pattern isn't known.
         provenance: Provenance { is_canonical: true, ..Provenance::default() },
+        proxy_revalidate: false,
+        for_origin: false,
+        tells_credentials: false,
     }
 }

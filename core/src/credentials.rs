@@ -1,0 +1,192 @@
+//! Request fields that carry credentials, and fields that change which request a handler sees.
+//!
+//! A stored response goes to requests that never showed the credentials of the first one, and whose fields may send them
+//! elsewhere. So these fields keep a request out of the cache, or are hidden from the handler whose response may be stored:
+//! [`Rule`](crate::Rule) says which.
+
+/// Whether a field other than `Authorization` and `Cookie` usually carries credentials: a key, a token, a client certificate,
+/// or the user whom an authenticating proxy in front names. The name is in lower case.
+pub(crate) fn is_other_credential(name: &str) -> bool {
+    // The first letter comes first: it spares ordinary requests all comparisons.
+    match name.as_bytes().first() {
+        Some(b'x') => is_extension_credential(name),
+        Some(b'p') => matches!(name, "proxy-authorization" | "private-token"),
+        Some(b'a') => matches!(name, "access-token" | "api-key" | "apikey" | "auth-token"),
+        Some(b'c') => {
+            matches!(name, "client-cert" | "client-cert-chain" | "cf-authorization")
+                || name.starts_with("cf-access-")
+        }
+        Some(b's') => matches!(name, "session-token" | "signature") || name.starts_with("ssl-client-"),
+        Some(b'd') => name == "dpop",
+        Some(b'i') => name == "id-token",
+        Some(b'j') => name == "job-token",
+        Some(b'o') => name == "ocp-apim-subscription-key",
+        Some(b'r') => name == "remote-user",
+        Some(b't') => name == "token" || name.starts_with("tailscale-user-"),
+        _ => false,
+    }
+}
+
+fn is_extension_credential(name: &str) -> bool {
+    const NAMES: [&str; 33] = [
+        "x-access-token",
+        "x-api-key",
+        "x-api-token",
+        "x-apikey",
+        "x-arr-clientcert",
+        "x-auth-key",
+        "x-auth-token",
+        "x-authorization",
+        "x-authenticated-user",
+        "x-authenticated-userid",
+        "x-client-cert",
+        "x-credential-identifier",
+        "x-endpoint-api-userinfo",
+        "x-apigateway-api-userinfo",
+        "x-forwarded-access-token",
+        "x-forwarded-authorization",
+        "x-forwarded-client-cert",
+        "x-forwarded-email",
+        "x-forwarded-groups",
+        "x-forwarded-preferred-username",
+        "x-forwarded-user",
+        "x-functions-key",
+        "x-goog-api-key",
+        "x-goog-iap-jwt-assertion",
+        "x-id-token",
+        "x-jwt-assertion",
+        "x-rapidapi-key",
+        "x-session-id",
+        "x-session-token",
+        "x-shopify-access-token",
+        "x-userinfo",
+        "x-vault-token",
+        "x-webauth-user",
+    ];
+    const PREFIXES: [&str; 12] = [
+        "x-amz-security-",
+        "x-amzn-mtls-clientcert",
+        "x-amzn-oidc-",
+        "x-appengine-user-",
+        "x-auth-request-",
+        "x-client-certificate",
+        "x-consumer-",
+        "x-forwarded-tls-client-cert",
+        "x-goog-authenticated-user-",
+        "x-ms-client-principal",
+        "x-remote-",
+        "x-ssl-client-",
+    ];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether a field usually carries credentials.
+pub(crate) fn is_credential(name: &str) -> bool {
+    matches!(name, "authorization" | "cookie") || is_other_credential(name)
+}
+
+/// Whether a field replaces the method or the URI in some frameworks: the handler would answer another request than the one
+/// in the key.
+pub(crate) fn replaces_target(name: &str) -> bool {
+    matches!(
+        name,
+        "x-http-method"
+            | "x-http-method-override"
+            | "x-http-path-override"
+            | "x-method-override"
+            | "x-forwarded-method"
+            | "x-forwarded-path"
+            | "x-forwarded-uri"
+            | "x-original-method"
+            | "x-original-uri"
+            | "x-original-url"
+            | "x-override-url"
+            | "x-rewrite-url"
+    )
+}
+
+/// The fields with which a proxy names the origin that its client asked for. A handler makes absolute links of them.
+pub(crate) const ORIGIN_FIELDS: [&str; 15] = [
+    "forwarded",
+    "front-end-https",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-protocol",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-host",
+    "x-http-host-override",
+    "x-original-host",
+    "x-scheme",
+    "x-url-scheme",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usual_credentials_are_known() {
+        for name in [
+            "authorization",
+            "cookie",
+            "proxy-authorization",
+            "x-api-key",
+            "api-key",
+            "x-auth-token",
+            "x-access-token",
+            "x-forwarded-user",
+            "x-remote-user",
+            "remote-user",
+            "x-amzn-oidc-identity",
+            "x-amzn-oidc-data",
+            "cf-access-jwt-assertion",
+            "x-goog-iap-jwt-assertion",
+            "x-forwarded-access-token",
+            "x-client-cert",
+            "x-ssl-client-cert",
+            "x-ssl-client-verify",
+            "ssl-client-cert",
+            "ssl-client-subject-dn",
+            "client-cert",
+            "x-forwarded-client-cert",
+            "x-forwarded-tls-client-cert-info",
+        ] {
+            assert!(is_credential(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn ordinary_fields_are_none() {
+        for name in [
+            "accept",
+            "accept-encoding",
+            "cache-control",
+            "connection",
+            "content-type",
+            "dnt",
+            "host",
+            "if-none-match",
+            "origin",
+            "pragma",
+            "priority",
+            "range",
+            "referer",
+            "sec-fetch-mode",
+            "te",
+            "traceparent",
+            "user-agent",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-real-ip",
+            "x-request-id",
+            "x-requested-with",
+            "x-tenant",
+        ] {
+            assert!(!is_credential(name) && !replaces_target(name), "{name}");
+        }
+    }
+}

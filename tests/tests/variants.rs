@@ -1,0 +1,207 @@
+//! Resources that vary: each client gets what it can use, each variant is stored once, and no client keeps another's out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::HeaderMap;
+use axum::response::IntoResponse;
+use axum::routing::{get as get_route, put as put_route};
+use http::Method;
+use larder_axum::{Larder, cache, cache_evict, cache_put};
+use larder_tests::in_process::{Answer, Runs, get, send};
+use tokio::sync::Semaphore;
+
+/// A route whose handler makes its fields and body from the fields of the request.
+fn app(runs: &Runs, answer: fn(&HeaderMap) -> (Vec<(&'static str, String)>, String)) -> Router {
+    let runs = runs.clone();
+    let handler = move |headers: HeaderMap| async move {
+        runs.count();
+        let (fields, body) = answer(&headers);
+        let mut response = body.into_response();
+        for (name, value) in fields {
+            response.headers_mut().append(name, value.parse().unwrap());
+        }
+        response
+    };
+    Router::new().route("/x", get_route(handler.layer(cache(&Larder::memory()).public().ttl(60))))
+}
+
+fn field(headers: &HeaderMap, name: &str) -> String {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+async fn with(app: &Router, name: &str, value: &str) -> Answer {
+    send(app, Method::GET, "/x", &[(name, value)]).await
+}
+
+/// A handler that compresses, and says `Vary` only then.
+fn zips(headers: &HeaderMap) -> (Vec<(&'static str, String)>, String) {
+    if field(headers, "accept-encoding").contains("gzip") {
+        (vec![("content-encoding", "gzip".into())], "zipped".into())
+    } else {
+        (vec![], "plain".into())
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_vary_leaves_the_other_variants_alone() {
+    let runs = Runs::new();
+    let app = app(&runs, zips);
+    for _ in 0..4 {
+        assert_eq!(with(&app, "accept-encoding", "gzip").await.text(), "zipped");
+        assert_eq!(get(&app, "/x").await.text(), "plain");
+    }
+    assert_eq!(runs.total(), 2);
+    // Whoever is next has to know, even of the answer that didn't say so.
+    for answer in [get(&app, "/x").await, with(&app, "accept-encoding", "gzip").await] {
+        assert!(
+            answer.header("vary").to_ascii_lowercase().contains("accept-encoding"),
+            "{:?}",
+            answer.headers
+        );
+    }
+}
+
+#[tokio::test]
+async fn spellings_of_accept_encoding_run_the_handler_once() {
+    let runs = Runs::new();
+    let app = app(&runs, |headers| {
+        let (mut fields, body) = zips(headers);
+        fields.push(("vary", "accept-encoding".into()));
+        (fields, body)
+    });
+    for spelling in [
+        "gzip, deflate, br",
+        "br,deflate , GZIP",
+        "deflate;q=1.0, br;q=1, gzip",
+        "deflate, gzip, br, sdch, zstd;q=0",
+    ] {
+        assert_eq!(with(&app, "accept-encoding", spelling).await.text(), "zipped", "{spelling}");
+    }
+    assert_eq!(runs.total(), 1);
+}
+
+/// A handler that lets in every origin by name, and says `Vary` only to those that name one.
+fn cors(headers: &HeaderMap) -> (Vec<(&'static str, String)>, String) {
+    let origin = field(headers, "origin");
+    if origin.is_empty() {
+        (vec![], "x".into())
+    } else {
+        (vec![("access-control-allow-origin", origin), ("vary", "origin".into())], "x".into())
+    }
+}
+
+#[tokio::test]
+async fn vary_origin_that_is_said_only_sometimes_loses_neither_cors_fields_nor_hits() {
+    let (a, b) = ("https://a.example", "https://b.example");
+    // In any order, each kind of client costs two runs at most.
+    for order in [["", a, b], [a, "", b], [a, b, ""]] {
+        let runs = Runs::new();
+        let app = app(&runs, cors);
+        for round in 0..3 {
+            for origin in order {
+                let answer = if origin.is_empty() {
+                    get(&app, "/x").await
+                } else {
+                    with(&app, "origin", origin).await
+                };
+                assert_eq!(answer.header("access-control-allow-origin"), origin, "{order:?}, round {round}");
+                assert!(round < 2 || answer.cache() == "HIT", "{order:?}");
+            }
+        }
+        assert!(runs.total() <= 4, "{order:?}: {} runs", runs.total());
+    }
+}
+
+#[tokio::test]
+async fn requests_that_name_an_origin_are_hits_where_no_answer_depends_on_it() {
+    let runs = Runs::new();
+    let app = app(&runs, |_| (vec![], "x".into()));
+    get(&app, "/x").await;
+    with(&app, "origin", "https://a.example").await;
+    for origin in ["https://a.example", "https://b.example"] {
+        assert_eq!(with(&app, "origin", origin).await.cache(), "HIT");
+    }
+    assert_eq!(get(&app, "/x").await.cache(), "HIT");
+    assert_eq!(runs.total(), 2);
+}
+
+fn language(headers: &HeaderMap) -> (Vec<(&'static str, String)>, String) {
+    (vec![("vary", "accept-language".into())], field(headers, "accept-language"))
+}
+
+#[tokio::test]
+async fn made_up_languages_do_not_keep_a_real_one_out() {
+    let app = app(&Runs::new(), language);
+    for made_up in 0..200 {
+        with(&app, "accept-language", &format!("x-{made_up}")).await;
+    }
+    assert_eq!(with(&app, "accept-language", "en").await.cache(), "MISS");
+    assert_eq!(with(&app, "accept-language", "en").await.cache(), "HIT");
+    // The list is bounded all the same: what was stored first is gone.
+    assert_eq!(with(&app, "accept-language", "x-0").await.cache(), "MISS");
+}
+
+/// A route whose answers in German wait until they are let through.
+fn gated(larder: &Larder, gate: &Arc<Semaphore>) -> Router {
+    let gate = Arc::clone(gate);
+    let read = move |headers: HeaderMap| async move {
+        let language = field(&headers, "accept-language");
+        if language == "de" {
+            gate.acquire().await.unwrap().forget();
+        }
+        ([("vary", "accept-language")], language)
+    };
+    let evict = async || "evicted";
+    Router::new().route(
+        "/x",
+        get_route(read.layer(cache(larder).public().ttl(600))).delete(evict.layer(cache_evict(larder).key())),
+    )
+}
+
+#[tokio::test]
+async fn an_overtaken_answer_of_a_new_variant_says_so() {
+    let larder = Larder::builder().cache_status(true).leased(larder_axum::MemoryStore::new());
+    let gate = Arc::new(Semaphore::new(0));
+    let app = gated(&larder, &gate);
+    with(&app, "accept-language", "en").await;
+    let german = tokio::spawn({
+        let app = app.clone();
+        async move { with(&app, "accept-language", "de").await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    send(&app, Method::DELETE, "/x", &[]).await;
+    gate.add_permits(1);
+    let german = german.await.unwrap();
+    assert_eq!(german.header("cache-control"), "no-cache");
+    assert!(german.header("cache-status").ends_with("detail=evicted"), "{:?}", german.headers);
+    gate.add_permits(1);
+    assert_eq!(with(&app, "accept-language", "de").await.cache(), "MISS");
+}
+
+#[tokio::test]
+async fn a_put_without_vary_is_served_to_no_language_before_and_after_an_eviction() {
+    let larder = Larder::memory();
+    let read = async |headers: HeaderMap| ([("vary", "accept-language")], field(&headers, "accept-language"));
+    let write = async || "in the language of the writer";
+    let app = Router::new().route(
+        "/x",
+        get_route(read.layer(cache(&larder).public().ttl(60)))
+            .merge(put_route(write.layer(cache_put(&larder).public().ttl(60))))
+            .delete((async || "").layer(cache_evict(&larder).key())),
+    );
+    for evicted_before in [false, true] {
+        for language in ["en", "fr"] {
+            with(&app, "accept-language", language).await;
+        }
+        if evicted_before {
+            send(&app, Method::DELETE, "/x", &[]).await;
+        }
+        send(&app, Method::PUT, "/x", &[("accept-language", "de")]).await;
+        for language in ["en", "fr"] {
+            assert_eq!(with(&app, "accept-language", language).await.text(), language, "{evicted_before}");
+        }
+    }
+}
