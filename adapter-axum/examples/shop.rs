@@ -57,17 +57,30 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 fn routes(larder: &Larder) -> Router {
     Router::new()
-        // Read, write through and invalidate: all three address the key of the GET.
+        // Read, write through and invalidate: all three address the key of the GET. What changes a product also evicts the
+        // lists that show it, by a second layer around the first.
         .route(
             "/products/{id}",
             get(get_product.layer(cache(larder).group("products").ttl(300).public()))
-                .put(replace_product.layer(cache_put(larder).group("products").ttl(300).public()))
-                .delete(delete_product.layer(cache_evict(larder).group("products").key())),
+                .put(
+                    replace_product
+                        .layer(cache_put(larder).group("products").ttl(300).public())
+                        .layer(cache_evict(larder).group("product-lists").whole_group()),
+                )
+                .delete(
+                    delete_product
+                        .layer(cache_evict(larder).group("products").key())
+                        .layer(cache_evict(larder).group("product-lists").whole_group()),
+                ),
         )
-        .route("/products", get(list_products.layer(cache(larder).group("products").ttl(60).public())))
+        .route("/products", get(list_products.layer(cache(larder).group("product-lists").ttl(60).public())))
         .route(
             "/admin/clear-products",
-            post(clear_products.layer(cache_evict(larder).group("products").whole_group())),
+            post(
+                clear_products
+                    .layer(cache_evict(larder).group("products").whole_group())
+                    .layer(cache_evict(larder).group("product-lists").whole_group()),
+            ),
         )
         // No TTL: kept until it is evicted, and browsers ask each time whether it is still the same.
         .route("/config", get(config.layer(cache(larder).group("config").public())))

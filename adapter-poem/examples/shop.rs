@@ -53,17 +53,30 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 fn routes(larder: &Larder) -> impl Endpoint + use<> {
     Route::new()
-        // Read, write through and invalidate: all three address the key of the GET.
+        // Read, write through and invalidate: all three address the key of the GET. What changes a product also evicts the
+        // lists that show it, by a second layer around the first.
         .at(
             "/products/:id",
             get(get_product.with(cache(larder).group("products").ttl(300).public()))
-                .put(replace_product.with(cache_put(larder).group("products").ttl(300).public()))
-                .delete(delete_product.with(cache_evict(larder).group("products").key())),
+                .put(
+                    replace_product
+                        .with(cache_put(larder).group("products").ttl(300).public())
+                        .with(cache_evict(larder).group("product-lists").whole_group()),
+                )
+                .delete(
+                    delete_product
+                        .with(cache_evict(larder).group("products").key())
+                        .with(cache_evict(larder).group("product-lists").whole_group()),
+                ),
         )
-        .at("/products", get(list_products.with(cache(larder).group("products").ttl(60).public())))
+        .at("/products", get(list_products.with(cache(larder).group("product-lists").ttl(60).public())))
         .at(
             "/admin/clear-products",
-            post(clear_products.with(cache_evict(larder).group("products").whole_group())),
+            post(
+                clear_products
+                    .with(cache_evict(larder).group("products").whole_group())
+                    .with(cache_evict(larder).group("product-lists").whole_group()),
+            ),
         )
         // No TTL: kept until it is evicted, and browsers ask each time whether it is still the same.
         .at("/config", get(config.with(cache(larder).group("config").public())))

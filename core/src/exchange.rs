@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::LOCATION;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use tracing::warn;
@@ -39,7 +40,8 @@ use crate::policy::{
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::{ErasedKeyBuilder, KeySource, Route};
-use crate::rule::{Kind, Principal};
+use crate::rule::{Kind, Principal, host};
+use crate::shared::reference::same_site;
 use crate::store::{Abandon, Intent};
 use crate::telemetry::Watch;
 use crate::telemetry::spans::{self, Span};
@@ -188,7 +190,7 @@ impl Route {
             Ok(response) => response.map(ReplyBody::own),
             Err(error) => return failed::<C, _>(error),
         };
-        mark.stamp(response.headers_mut());
+        mark.stamp_response(&mut response);
         let outcome = Outcome::passed(mark.reason(), response.status());
         (Ok(response), outcome)
     }
@@ -554,6 +556,7 @@ impl Route {
             },
         };
         let (route, evicted) = (Arc::clone(self), target.clone());
+        let asked = Asked::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
             let held = match (&target, forward.intent()) {
                 (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
@@ -589,6 +592,9 @@ impl Route {
                     answered::<C>(*admitted, stored)
                 }
             };
+            if let Ok(response) = &counted.0 {
+                route.evict_created(&asked, &target, response.status(), response.headers()).await;
+            }
             unknown.disarm();
             counted
         });
@@ -602,6 +608,22 @@ impl Route {
         }
         given_up.disarm();
         done.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Evicts what is stored for a resource that a write created elsewhere (RFC 9110 §15.3.2): most likely that there was
+    /// none.
+    async fn evict_created(&self, asked: &Asked, target: &Target, status: StatusCode, response: &HeaderMap) {
+        if status != StatusCode::CREATED {
+            return;
+        }
+        let request = RequestView::from(&asked.request);
+        if let Some(created) = same_site(response, &LOCATION, request.uri, &host(&request))
+            && let Some(key) = self.key(&request.with_uri(&created), asked.principal).await
+            // What was written itself is stored or evicted already.
+            && !matches!(target, Target::Key(written) if *written == key)
+        {
+            self.shared.evict_key(&key).await;
+        }
     }
 
     /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
@@ -656,7 +678,7 @@ impl Route {
             pass.as_not_modified(&mut parts);
             response = Response::from_parts(parts, ReplyBody::full(Bytes::new()));
         }
-        pass.mark().stamp(response.headers_mut());
+        pass.mark().stamp_response(&mut response);
         Produced::Passed(response, pass)
     }
 
@@ -817,6 +839,23 @@ impl<B: Body, E> fmt::Debug for Answering<B, E> {
 /// What a record says. `Err` if it is none.
 fn read(found: Option<Bytes>) -> Result<Option<Record>, Reason> {
     found.map(|bytes| Record::decode(&bytes).ok_or(Reason::Unreadable)).transpose()
+}
+
+/// A request that writes, kept while its handler has it.
+struct Asked {
+    request: http::request::Parts,
+    principal: Option<Principal>,
+}
+
+impl Asked {
+    fn of(view: &RequestView<'_>, principal: Option<Principal>) -> Self {
+        let (mut request, ()) = http::Request::new(()).into_parts();
+        request.method = view.method.clone();
+        request.uri = view.uri.clone();
+        request.headers = view.headers.clone();
+        request.extensions = view.extensions.clone();
+        Self { request, principal }
+    }
 }
 
 /// The key of a request, as far as that needs no waiting.

@@ -1272,6 +1272,9 @@ impl Admitted {
         let mut mark = Mark::miss(&rule, reason);
         mark.stored = outcome == Stored::Yes;
         mark.stamp(&mut parts.headers);
+        if rule.kind == Kind::Write {
+            parts.extensions.insert(WrittenThrough);
+        }
         let not_modified = parts.status.is_success() && validators.match_response(&parts.headers);
         let response = Response::from_parts(parts, entry.body);
         if not_modified { into_not_modified(response, &rule) } else { response }
@@ -1288,6 +1291,10 @@ pub enum Stored {
     /// The store failed, or wasn't asked.
     Failed,
 }
+
+/// Lies in the extensions of a response whose status a write-through has stated.
+#[derive(Clone, Copy, Debug)]
+struct WrittenThrough;
 
 /// What the cache says about itself on a response that it did not make.
 #[derive(Clone, Debug)]
@@ -1332,6 +1339,25 @@ impl Mark {
         self.reason
     }
 
+    /// Writes it into a response. An eviction around or inside of a write-through leaves the status to that one, which says
+    /// what became of the answer.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn stamp_response<B>(&self, response: &mut Response<B>) {
+        match self.rule.kind {
+            Kind::EvictKey | Kind::EvictGroup if response.extensions().get::<WrittenThrough>().is_some() => {
+                if self.rule.cache_status {
+                    response.headers_mut().append(CACHE_STATUS, self.cache_status());
+                }
+            }
+            kind => {
+                self.stamp(response.headers_mut());
+                if kind == Kind::Write {
+                    response.extensions_mut().insert(WrittenThrough);
+                }
+            }
+        }
+    }
+
     /// Writes it into the fields of a response.
     pub fn stamp(&self, headers: &mut HeaderMap) {
         if let Some(name) = &self.rule.status_header {
@@ -1353,6 +1379,10 @@ impl Mark {
         // A hit's are in the stored response.
         if self.word != "HIT" {
             tell_vary(headers, self.rule.told_fields());
+        }
+        // The answer to an eviction isn't stored anywhere, and a write-through around it may store what its handler said.
+        if matches!(self.rule.kind, Kind::EvictKey | Kind::EvictGroup) {
+            return;
         }
         // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
         // 9111 §4.2.2). The handler's own word stands.

@@ -20,7 +20,7 @@ mod freshness;
 mod mark;
 mod partial;
 pub mod policy;
-mod reference;
+pub(crate) mod reference;
 mod stored;
 mod target;
 

@@ -170,8 +170,13 @@ const AUDIENCES: [fn() -> Audience; 3] = [
     || Audience::private_by(|request| Some(request.headers.get("x-user")?.to_str().ok()?.to_owned())),
 ];
 
-const CREDENTIALS: [Fields<'static>; 4] =
-    [&[], &[("authorization", "Bearer t")], &[("cookie", "a=1")], &[("x-user", "alice")]];
+const CREDENTIALS: [Fields<'static>; 5] = [
+    &[],
+    &[("authorization", "Bearer t")],
+    &[("cookie", "a=1")],
+    &[("x-api-key", "k")],
+    &[("x-user", "alice")],
+];
 
 const DIRECTIVES: [Fields<'static>; 6] = [
     &[],
@@ -183,12 +188,13 @@ const DIRECTIVES: [Fields<'static>; 6] = [
 ];
 
 /// The last of these selects no variant that is listed, where there are too many.
-const OTHERS: [Fields<'static>; 10] = [
+const OTHERS: [Fields<'static>; 11] = [
     &[],
     &[(TEST_SPELLED, "under an unknown pattern")],
     &[(TEST_SPELLED, "under a known pattern")],
     &[(TEST_OBSCURED, "")],
     &[("upgrade", "websocket")],
+    &[("x-http-method-override", "PATCH")],
     &[("range", "bytes=0-1")],
     &[("content-length", "3")],
     &[("if-match", "\"e\"")],
