@@ -347,12 +347,18 @@ fn telling_apart() -> Vec<Row> {
         Row::new("a public route is everybody's", &[Ttl(60), Public])
             .on(get("/x").with(ALICE.0, ALICE.1), miss("GET 1"))
             .on(get("/x").with("cookie", "a=1"), hit("GET 1"))
-            .on(get("/x"), hit("GET 1")),
+            .on(get("/x"), hit("GET 1").with("cache-control", "public, max-age=60").without("vary")),
+        Row::new("an undeclared route tells others what it doesn't share", &[Ttl(60)])
+            .on(get("/x").with("x-api-key", "k"), bypass("credentials", "GET 1"))
+            .on(get("/x"), miss("GET 2").with("vary", "Authorization, Cookie"))
+            .on(get("/x"), hit("GET 2").with("vary", "Authorization, Cookie"))
+            .on(put("/x"), miss("PUT 3").with("vary", "Authorization, Cookie"))
+            .on(get("/x"), hit("PUT 3").with("vary", "Authorization, Cookie")),
         Row::new("variants", &[Group("g"), Ttl(60)])
             .reads(says(200, &[("vary", "accept-language")]).content(Content::Echoed("accept-language")))
             .on(get("/x").with("accept-language", "en"), miss("en 1"))
             .on(get("/x").with("accept-language", "fr"), miss("fr 2").because("variant"))
-            .on(get("/x").with("accept-language", "en"), hit("en 1").with("vary", "accept-language"))
+            .on(get("/x").with("accept-language", "en"), hit("en 1").with("vary", "accept-language, Authorization, Cookie"))
             .on(get("/x").with("accept-language", "fr"), hit("fr 2"))
             .on(get("/x"), miss("none 3"))
             .on(delete("/x"), status(200))

@@ -14,19 +14,19 @@ use crate::shop::Shop;
 pub async fn a_miss_then_hits(shop: &Shop) {
     let miss = shop.get("/products/7").await.expect_miss();
     assert_eq!(miss.json(), product(7));
-    assert_eq!(miss.header("cache-control"), "max-age=300");
+    assert_eq!(miss.header("cache-control"), "public, max-age=300");
     assert_eq!(miss.header("content-type"), "application/json");
     assert_weak_etag(&miss);
     for _ in 0..3 {
         let hit = shop.get("/products/7").await.expect_hit();
         assert_same_representation(&hit, &miss);
         assert!(matches!(hit.max_age(), Some(297..=300)), "{hit:?}");
-        assert_eq!(hit.header("cache-control"), format!("max-age={}", hit.max_age().unwrap()));
+        assert_eq!(hit.header("cache-control"), format!("public, max-age={}", hit.max_age().unwrap()));
     }
     assert_eq!(shop.runs("get_product").await, 1);
 
     let list = shop.get("/products").await.expect_miss();
-    assert_eq!(list.header("cache-control"), "max-age=60");
+    assert_eq!(list.header("cache-control"), "public, max-age=60");
     assert_eq!(list.json(), (1..=10).map(product).collect::<serde_json::Value>());
     assert_same_representation(&shop.get("/products").await.expect_hit(), &list);
     assert_eq!(shop.get("/products?limit=2").await.expect_miss().json(), json!([product(1), product(2)]));

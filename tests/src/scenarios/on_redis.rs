@@ -46,9 +46,9 @@ pub async fn keys_and_lifetimes_are_the_documented_ones(shop: &Shop, redis: &mut
     for (key, seconds) in [
         ("{products}:products:7", 300),
         ("{products}:products:8", 300),
-        ("{products}:products:limit=2", 60),
-        ("{products}:products:a=2:limit=3:z=1", 60),
-        ("{products}:products", 60),
+        ("{product-lists}:products:limit=2", 60),
+        ("{product-lists}:products:a=2:limit=3:z=1", 60),
+        ("{product-lists}:products", 60),
         ("{slow}:slow:1", 300),
         ("greeting", 300),
         ("big", 300),
@@ -89,7 +89,8 @@ pub async fn look_alikes_have_the_documented_keys(shop: &Shop, redis: &mut Redis
         ("/products/9?x=", "products:9:x="),
         ("/products/9?b=2&a=1", "products:9:a=1:b=2"),
     ] {
-        let key = format!("{PREFIX}:{{products}}:{key}");
+        let group = if path.starts_with("/products?") { "product-lists" } else { "products" };
+        let key = format!("{PREFIX}:{{{group}}}:{key}");
         assert!(!connection.exists::<_, bool>(&key).await.unwrap(), "{key} is there before {path}");
         shop.get(path).await.expect_miss();
         assert!(connection.exists::<_, bool>(&key).await.unwrap(), "{path} did not make {key}");

@@ -7,16 +7,18 @@ use super::product;
 use crate::http::JSON;
 use crate::shop::Shop;
 
-/// A delete evicts the entry of its own path, and no other.
+/// A delete evicts the entry of its own path and the lists, and no other product.
 pub async fn deleting_evicts_one_key(shop: &Shop) {
     for path in ["/products/7", "/products/8", "/products/7?x=1", "/products"] {
         shop.get(path).await.expect_miss();
     }
     assert_eq!(shop.delete("/products/7").await.ok().json(), json!({ "deleted": 7 }));
     shop.get("/products/7").await.expect_status(StatusCode::NOT_FOUND);
-    for path in ["/products/8", "/products/7?x=1", "/products"] {
+    for path in ["/products/8", "/products/7?x=1"] {
         shop.get(path).await.expect_hit();
     }
+    // The lists show the product, and go with it.
+    shop.get("/products").await.expect_miss();
     // Deleting what isn't there, or isn't cached, is no failure.
     assert_eq!(shop.delete("/products/7").await.ok().json(), json!({ "deleted": 7 }));
     assert_eq!(shop.delete("/products/900").await.ok().json(), json!({ "deleted": 900 }));
@@ -60,7 +62,12 @@ pub async fn writing_through_is_a_hit(shop: &Shop) {
     for (round, name) in ["first", "second"].into_iter().enumerate() {
         let written = shop.put("/products/7", &json!({ "name": name, "price": 5 })).await.expect_miss();
         assert_eq!(written.json(), json!({ "id": 7, "name": name, "price": 5 }));
-        assert_eq!(written.header("cache-control"), "max-age=300");
+        assert_eq!(written.header("cache-control"), "public, max-age=300");
+        assert_eq!(written.headers.get_all("x-redis-cache").iter().count(), 1, "{written:?}");
+        // The list is as new as the product.
+        let list = shop.get("/products?limit=7").await.expect_miss().json();
+        assert_eq!(list[6], written.json());
+        shop.get("/products?limit=7").await.expect_hit();
         assert!(written.etag().starts_with("W/\""), "{written:?}");
         let hit = shop.get("/products/7").await.expect_hit();
         assert_eq!(hit.body, written.body);
