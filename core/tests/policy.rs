@@ -390,14 +390,9 @@ fn handlers_see_nothing_that_other_clients_would_not_show() {
                 continue;
             }
             // On an undeclared route a request with credentials doesn't get as far as this.
-            let asked: Vec<_> = ALL
-                .iter()
-                .copied()
-                .filter(|(name, _)| {
-                    !(kind == Kind::Read && matches!(tweaked(kind, tweak).audience, Audience::Undeclared))
-                        || !["authorization", "cookie", "x-api-key"].contains(name)
-                })
-                .collect();
+            let is_undeclared = matches!(tweaked(kind, tweak).audience, Audience::Undeclared);
+            let is_asked = |name| !is_undeclared || !["authorization", "cookie", "x-api-key"].contains(&name);
+            let asked: Vec<_> = ALL.iter().copied().filter(|(name, _)| is_asked(*name)).collect();
             let request = request(method.clone(), &asked);
             let mut seen = request.headers.clone();
             forward(tweaked(kind, tweak), &request).prepare(&mut seen);
@@ -2106,7 +2101,7 @@ fn every_reason_is_reached() {
     // engine hears of a commit is `Stored`, and the miss keeps the reason it had.
     const OF_THE_EXCHANGE: [Reason; 3] = [Reason::Busy, Reason::Waited, Reason::Evicted];
     // Reached in the tables of `shared_policy.rs`.
-    const OF_THE_SHARED_CACHE: [Reason; 2] = [Reason::Incomplete, Reason::Lifetime];
+    const OF_THE_SHARED_CACHE: [Reason; 3] = [Reason::Incomplete, Reason::Lifetime, Reason::Budget];
 
     let tables: [fn() -> Reasons; 9] =
         [requests, keyless, lookups, ranges, storing, writes, evictions, variants, spellings];

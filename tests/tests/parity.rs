@@ -358,7 +358,10 @@ fn telling_apart() -> Vec<Row> {
             .reads(says(200, &[("vary", "accept-language")]).content(Content::Echoed("accept-language")))
             .on(get("/x").with("accept-language", "en"), miss("en 1"))
             .on(get("/x").with("accept-language", "fr"), miss("fr 2").because("variant"))
-            .on(get("/x").with("accept-language", "en"), hit("en 1").with("vary", "accept-language, Authorization, Cookie"))
+            .on(
+                get("/x").with("accept-language", "en"),
+                hit("en 1").with("vary", "accept-language, Authorization, Cookie"),
+            )
             .on(get("/x").with("accept-language", "fr"), hit("fr 2"))
             .on(get("/x"), miss("none 3"))
             .on(delete("/x"), status(200))
