@@ -225,7 +225,10 @@ fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
     let mut fixed = Reader { rest: bytes.get(2..)? };
     let status = StatusCode::from_u16(fixed.u16()?).ok()?;
     let [flags] = fixed.array()?;
-    if flags & !(MUST_REVALIDATE | IS_CANONICAL | IS_CHOSEN | PROXY_REVALIDATE | FOR_ORIGIN | TELLS_CREDENTIALS) != 0 {
+    if flags
+        & !(MUST_REVALIDATE | IS_CANONICAL | IS_CHOSEN | PROXY_REVALIDATE | FOR_ORIGIN | TELLS_CREDENTIALS)
+        != 0
+    {
         return None;
     }
     let stored_at = from_millis(fixed.u64()?)?;
