@@ -15,6 +15,9 @@ pub mod backend {}
 #[doc = include_str!("docs/safety.md")]
 pub mod safety {}
 
+#[doc = include_str!("docs/redis.md")]
+pub mod redis {}
+
 #[doc = include_str!("docs/local.md")]
 pub mod local {}
 

@@ -24,11 +24,12 @@
 //!
 //! # What it needs
 //!
-//! A tokio runtime with I/O and time, though not before the first call. Redis 5 or newer, and a user who may run
+//! A tokio runtime with I/O and time, though not before the first call. Redis 6.2 or newer, and a user who may run
 //! `EVAL` and `EVALSHA`: without them nothing is stored, rather than stored unsafely.
 //!
-//! The tests run on Redis 7.0, alone and as a cluster of three masters and three replicas; other servers that speak its
-//! protocol, Valkey among them, have not been tried. The behaviour suite is public, to try one.
+//! The tests run on Redis 6.2, 7.0 and 8.2 and on Valkey 9.1, alone and as a cluster of three masters and three replicas. The
+//! [guide](crate::guide::redis) says what works where, and lists every command and key that a user of Redis needs. The
+//! behaviour suite is public, to try another server.
 //!
 //! # In a cluster
 //!
@@ -61,6 +62,7 @@ mod meter;
 mod names;
 pub(crate) mod options;
 mod readings;
+mod refusals;
 mod scripts;
 mod sweep;
 mod tiered;

@@ -16,6 +16,7 @@ use super::cluster::{Cluster, Detour, Layout};
 use super::lent::LentCluster;
 use super::link::{Dialer, Node, Recall};
 use super::options::{Address, RedisOptions};
+use super::refusals::{self, Refusals};
 use super::scripts::Call;
 use super::wire::Wire;
 use crate::store::{Breaker, StoreError};
@@ -24,6 +25,7 @@ use crate::store::{Breaker, StoreError};
 #[derive(Clone)]
 pub(super) struct Connection {
     servers: Servers,
+    refusals: Arc<Refusals>,
 }
 
 #[derive(Clone)]
@@ -49,16 +51,22 @@ impl Connection {
     /// `recall` is called when a server may have lost what it confirmed, before anything is read from it.
     pub(super) fn new(options: &RedisOptions, recall: Recall) -> Self {
         let dialer = Arc::new(Dialer::new(options.clone(), recall));
+        let refusals = dialer.refusals.clone();
         #[cfg(feature = "redis-pool")]
         if options.is_cluster() && options.pool.is_some() {
-            return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer))) };
+            return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer))), refusals };
         }
         let servers = if options.cluster {
             Servers::Cluster(Arc::new(Cluster::new(dialer)))
         } else {
             Servers::One(Arc::new(Node::new(&dialer, &options.addresses()[0])))
         };
-        Self { servers }
+        Self { servers, refusals }
+    }
+
+    /// The commands that were refused, for others that talk to the same servers.
+    pub(super) fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
     }
 
     /// Sends one command.
@@ -167,9 +175,10 @@ impl Connection {
         let pipe = &pipe;
         let send = |mut conn: Wire, asking| async move {
             let mut replies = several(&mut conn, pipe, asking).await?.into_iter();
-            // An upload to the wrong node is no upload, so whoever has the slot gets both once more.
+            // An upload to the wrong node is no upload, so whoever has the slot gets both once more. One that the user has no
+            // right to won't be any later.
             if let Some(Err(error)) = replies.next()
-                && Detour::of(&error).is_some()
+                && (Detour::of(&error).is_some() || refusals::is_refusal(&error))
             {
                 return Err(error);
             }

@@ -40,6 +40,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::meter::{Delivered, Metered};
 use super::options::{Address, RedisOptions};
+use super::refusals::Refusals;
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
 use super::wire::Wire;
@@ -240,6 +241,9 @@ impl Link {
                     again = false;
                 }
                 Ok(reply) => {
+                    if let Err(error) = &reply {
+                        self.dialer.refusals.note(&self.address, error);
+                    }
                     if live.strikes.load(Ordering::Relaxed) > 0 {
                         live.strikes.store(0, Ordering::Relaxed);
                     }
@@ -328,7 +332,10 @@ impl Link {
                 let Some(link) = link.upgrade() else { return };
                 match link.dialer.dial(&link.address).await {
                     Ok(line) => return link.came_up(line, pause),
-                    Err(error) => link.stays_down(&error),
+                    Err(error) => {
+                        link.dialer.refusals.note(&link.address, &error);
+                        link.stays_down(&error);
+                    }
                 }
                 pause = longer(pause);
             }
@@ -415,6 +422,7 @@ pub(super) struct Dialer {
     /// What every server said it was when it was last connected to.
     servers: Mutex<HashMap<Address, Identity>>,
     pub(super) recall: Recall,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 /// To be called when a server may have lost what it confirmed.
@@ -428,13 +436,14 @@ struct Identity {
 }
 
 impl Identity {
-    /// Or `None` for a user who may not ask.
-    async fn of(wire: &mut Wire) -> RedisResult<Option<Self>> {
+    /// Or `None` for a user who may not ask, which `refused` hears of.
+    async fn of(wire: &mut Wire, refused: impl Fn(&RedisError)) -> RedisResult<Option<Self>> {
         let mut pipe = redis::pipe();
         pipe.cmd("INFO").arg("server").cmd("INFO").arg("replication");
         let mut replies = wire.several(&pipe).await?.into_iter();
         let mut field = |name: &str| {
-            let text: String = from_redis_value(replies.next()?.ok()?).ok()?;
+            let reply = replies.next()?.inspect_err(&refused);
+            let text: String = from_redis_value(reply.ok()?).ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             Some(line.trim_end().to_owned())
         };
@@ -453,13 +462,18 @@ impl Dialer {
             reach: Reach::Key,
             servers: Mutex::default(),
             recall,
+            refusals: Arc::default(),
         }
     }
 
     /// Commands reach the master of this slot, through a cluster's pool.
     #[cfg(feature = "redis-pool")]
     pub(super) fn to_master(&self, slot: u16) -> Self {
-        Self { reach: Reach::Master(slot), ..Self::new(self.options.clone(), self.recall.clone()) }
+        Self {
+            reach: Reach::Master(slot),
+            refusals: self.refusals.clone(),
+            ..Self::new(self.options.clone(), self.recall.clone())
+        }
     }
 
     /// Connects, logs in and waits for the answer to a `PING`.
@@ -483,7 +497,8 @@ impl Dialer {
     /// Whether it answers, and whether it is the server that it was.
     async fn greet(&self, address: &Address, mut wire: Wire) -> RedisResult<()> {
         wire.one(&redis::cmd("PING")).await?;
-        if let Some(identity) = Identity::of(&mut wire).await? {
+        let refused = |error: &RedisError| self.refusals.note(address, error);
+        if let Some(identity) = Identity::of(&mut wire, refused).await? {
             let before = self.servers().insert(address.clone(), identity.clone());
             if before.is_some_and(|before| before != identity) {
                 tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");

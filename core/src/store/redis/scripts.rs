@@ -56,8 +56,17 @@ impl Call<'_> {
     }
 }
 
+/// The code of a script of this hash.
+pub(super) fn code(hash: &str) -> Option<&'static str> {
+    all().find(|script| script.sha == hash).map(|script| script.code)
+}
+
 macro_rules! scripts {
     ($($(#[$doc:meta])* $name:ident = $file:literal;)*) => {
+        fn all() -> impl Iterator<Item = &'static Script> {
+            [$(&$name),*].into_iter().map(|script| &**script)
+        }
+
         $(
             $(#[$doc])*
             pub(super) static $name: LazyLock<Script> =
@@ -85,4 +94,20 @@ scripts! {
     SWEEP = "lua/sweep.lua";
     /// Forgets a list of what a dropped group left behind.
     SWEPT = "lua/swept.lua";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::refusals::called_in;
+    use super::*;
+
+    /// Redis 6 and 7.0 say of a command that they refuse only on which line it is.
+    #[test]
+    fn no_line_of_a_script_calls_two_commands() {
+        for line in all().flat_map(|script| script.code.lines()) {
+            assert!(called_in(line).collect::<BTreeSet<_>>().len() <= 1, "{line}");
+        }
+    }
 }

@@ -78,7 +78,8 @@ impl RedisStore {
     /// always read from Redis.
     #[must_use]
     pub fn with_local(self, prefix: &str, bytes: u64) -> TieredStore {
-        let dialer = Dialer::new(self.inner.options.clone(), Arc::new(|| {}));
+        let mut dialer = Dialer::new(self.inner.options.clone(), Arc::new(|| {}));
+        dialer.refusals = self.inner.connection.refusals().clone();
         let local = Local::new(dialer, self.inner.connection.clone(), prefix, bytes);
         TieredStore { redis: self, local: Arc::new(local) }
     }
@@ -424,6 +425,7 @@ impl Local {
                 local.goes_deaf();
                 let pause = match ended {
                     Err(error) if !error.is_io_error() && !error.is_unrecoverable_error() => {
+                        local.dialer.refusals.note(&local.dialer.options.addresses()[0], &error);
                         if !std::mem::replace(&mut refused, true) {
                             tracing::warn!(%error, "Redis does not tell of changes; nothing is kept in this process");
                         }

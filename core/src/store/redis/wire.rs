@@ -8,6 +8,8 @@ use {
     redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
 };
 
+use super::refusals;
+
 /// A connection for one call. Dropped, a lent one goes back to its pool.
 pub(super) enum Wire {
     Own(MultiplexedConnection),
@@ -42,7 +44,7 @@ impl Wire {
                 Box::pin(conn.route_command(cmd.clone(), RoutingInfo::SingleNode(master))).await
             }
         };
-        reply?.extract_error()
+        reply.and_then(Value::extract_error).map_err(|error| refusals::named(cmd, error))
     }
 
     /// Sends several commands in one go. Each has a reply or an error of its own.
@@ -54,7 +56,10 @@ impl Wire {
             #[cfg(feature = "redis-pool")]
             Self::LentByCluster(conn, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
         };
-        Ok(replies?.into_iter().map(Value::extract_error).collect())
+        let replies = pipe.cmd_iter().zip(replies?);
+        let named =
+            |(cmd, reply): (&Cmd, Value)| reply.extract_error().map_err(|error| refusals::named(cmd, error));
+        Ok(replies.map(named).collect())
     }
 }
 

@@ -6,7 +6,11 @@ local held, known = both(lease, nonce)
 local fence = fence_of(nonce, known, ARGV[4], hold)
 if intent == 'F' then
   local found
-  if nonce then found = redis.pcall('GETRANGE', entry, 0, 7) == fence else found = redis.call('TYPE', entry).ok == 'string' end
+  if nonce then
+    found = tolerant('GETRANGE', entry, 0, 7) == fence
+  else
+    found = redis.call('TYPE', entry).ok == 'string'
+  end
   if found then return {'E', fence} end
 end
 if intent ~= 'W' then

@@ -13,7 +13,11 @@ if redis.call('EXISTS', tmp) == 0 then
   return 0
 end
 -- The expiry is set before the rename, so that the entry itself changes once.
-if ttl > 0 then redis.call('PEXPIRE', tmp, ttl) else redis.call('PERSIST', tmp) end
+if ttl > 0 then
+  redis.call('PEXPIRE', tmp, ttl)
+else
+  redis.call('PERSIST', tmp)
+end
 redis.call('RENAME', tmp, entry)
 enlist(ttl, nonce, index, suffix, ARGV[2])
 return 1

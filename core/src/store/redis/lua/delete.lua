@@ -4,6 +4,6 @@ local entry, lease, nonce, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 redis.call('DEL', lease)
 if not nonce then return remove(entry) end
 local fence = redis.call('MGET', nonce)[1]
-local valid = fence and redis.pcall('GETRANGE', entry, 0, 7) == fence
+local valid = fence and tolerant('GETRANGE', entry, 0, 7) == fence
 remove(entry, index, ARGV[1])
 return valid and 1 or 0

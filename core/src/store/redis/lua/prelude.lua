@@ -37,6 +37,16 @@ end
 
 -- What another program wrote under our names, of another type, must fail nothing: it holds no value, and is replaced.
 
+-- Calls a command for which a key of another type is no failure, but an answer. Other errors are the caller's: its line is
+-- what names a command that the user may not run.
+local function tolerant(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err and not string.find(reply.err, 'WRONGTYPE', 1, true) then
+    error(reply.err, 2)
+  end
+  return reply
+end
+
 -- Whether a key is of this type. One of another type is removed.
 local function drop_unless(key, kind)
   local found = redis.call('TYPE', key).ok
@@ -48,7 +58,7 @@ end
 local function remove(entry, index, suffix)
   local was_there = redis.call('TYPE', entry).ok == 'string'
   redis.call('UNLINK', entry)
-  if index then redis.pcall('ZREM', index, suffix) end
+  if index then tolerant('ZREM', index, suffix) end
   return was_there and 1 or 0
 end
 
@@ -60,7 +70,7 @@ local function enlist(ttl, nonce, index, suffix, token)
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local left = ttl > 0 and redis.call('PTTL', index)
   local score = ttl > 0 and now + ttl or '+inf'
-  if type(redis.pcall('ZADD', index, score, suffix)) == 'table' then
+  if type(tolerant('ZADD', index, score, suffix)) == 'table' then
     -- It is no sorted set.
     redis.call('UNLINK', index)
     redis.call('ZADD', index, score, suffix)

@@ -6,7 +6,7 @@ local present = redis.call('MGET', KEYS[1])[1]
 local count, gone = 0, {}
 for i = 2, #KEYS do
   -- What is not even a string is not valid either.
-  local fence = redis.pcall('GETRANGE', KEYS[i], 0, 7)
+  local fence = tolerant('GETRANGE', KEYS[i], 0, 7)
   if fence ~= '' and fence ~= present then
     if ARGV[2] or fence == ARGV[1] then count = count + 1 end
     gone[#gone + 1] = KEYS[i]
