@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use larder_core::{Call, KeyUri, ReplyBody, RequestView, Route};
 use poem::http::header::CONTENT_LENGTH;
-use poem::http::{self, HeaderMap, HeaderValue, StatusCode, Uri};
+use poem::http::{self, Extensions, HeaderMap, HeaderValue, StatusCode, Uri};
 use poem::{Body, Endpoint, Error, IntoResponse, PathPattern, Request, Response, ResponseParts, Result};
 
 /// An endpoint with a cache around it.
@@ -66,6 +66,10 @@ impl<E: Endpoint + 'static> Call for PoemCall<E> {
 
     fn headers_mut(&mut self) -> &mut HeaderMap {
         self.request.headers_mut()
+    }
+
+    fn extensions_mut(&mut self) -> &mut Extensions {
+        self.request.extensions_mut()
     }
 
     fn status_of(error: &Error) -> StatusCode {

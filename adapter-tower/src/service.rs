@@ -135,6 +135,10 @@ where
         self.request.headers_mut()
     }
 
+    fn extensions_mut(&mut self) -> &mut Extensions {
+        self.request.extensions_mut()
+    }
+
     async fn run(mut self) -> Result<Response<ResBody>, S::Error> {
         poll_fn(|context| self.service.poll_ready(context)).await?;
         self.service.call(self.request).await

@@ -129,6 +129,10 @@ impl Call for Direct {
         self.request.headers_mut()
     }
 
+    fn extensions_mut(&mut self) -> &mut http::Extensions {
+        self.request.extensions_mut()
+    }
+
     async fn run(self) -> Result<Response<Full<Bytes>>, Infallible> {
         Ok(response(self.body).map(Full::new))
     }

@@ -20,6 +20,7 @@ use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::Stored;
 use crate::provenance::Provenance;
+use crate::reentry;
 use crate::store::{Abandon, Intent, StoreError};
 use crate::telemetry::spans;
 use crate::ttl::Ttl;
@@ -164,6 +165,10 @@ impl<C: Coder> CacheBackend<C> {
         T: Serialize + DeserializeOwned,
         F: Future<Output = Result<T, E>>,
     {
+        // The handler, or the computation, that calls this is what would be waited for.
+        if reentry::is_running_here(self.shared(), name) {
+            return compute().await;
+        }
         let until = Instant::now() + self.shared().timing.max_wait;
         let left = || until.saturating_duration_since(Instant::now());
         // One computation of another caller that comes to nothing is waited for, not each in turn.
@@ -220,7 +225,9 @@ impl<C: Coder> CacheBackend<C> {
                 }
             };
             // If this future is dropped here, the lead and the lease are: those who wait look again, and one of them leads.
-            let value = match held.renewing(pin!(compute())).await {
+            let computing = pin!(compute());
+            let marked = pin!(reentry::compute(self.shared(), name, computing));
+            let value = match held.renewing(marked).await {
                 Ok(value) => value,
                 Err(error) => {
                     held.fail(lead);

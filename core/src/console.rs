@@ -184,8 +184,8 @@ impl Console {
         let (name, route) = pick(&routes, &asked, &request)?;
         let answer = asked.answer()?;
         let answer = answer.as_ref().map(|(parts, length)| (parts, *length));
-        let explanation = route.explain(RequestView::from(&request), answer).await;
-        let key = route_key(route, &request).await;
+        let explanation = route.explain(routed(name, &request), answer).await;
+        let key = route_key(route, &routed(name, &request)).await;
         let entry = match &key {
             Some(key) => self.look(key).await,
             None => Value::Null,
@@ -419,17 +419,22 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
+/// The request as the router hands it on, if the route is called by its pattern.
+fn routed<'a>(name: &'a str, request: &'a request::Parts) -> RequestView<'a> {
+    let is_pattern = matches(name, request.uri.path());
+    RequestView::from(request).with_pattern(is_pattern.then_some(name))
+}
+
 /// The key of a request, even if it would go past the cache.
-async fn route_key(route: &Route, request: &request::Parts) -> Option<CacheKey> {
-    let view = RequestView::from(request);
-    match route.policy.on_request(&view) {
-        OnRequest::Lookup(lookup) => route.key(&view, lookup.principal()).await,
+async fn route_key(route: &Route, view: &RequestView<'_>) -> Option<CacheKey> {
+    match route.policy.on_request(view) {
+        OnRequest::Lookup(lookup) => route.key(view, lookup.principal()).await,
         OnRequest::Forward(forward) if forward.kind() != Kind::EvictGroup => {
-            route.key(&view, forward.principal()).await
+            route.key(view, forward.principal()).await
         }
         OnRequest::Forward(_) => None,
         OnRequest::Bypass(_) if route.policy.rule().audience.is_private() => None,
-        OnRequest::Bypass(_) => route.key(&view, None).await,
+        OnRequest::Bypass(_) => route.key(view, None).await,
     }
 }
 

@@ -103,6 +103,16 @@ pub(crate) enum Target {
     Group(KeySpace),
 }
 
+impl Target {
+    /// The key, unless it is a whole group.
+    pub(crate) const fn key(&self) -> Option<&CacheKey> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Group(_) => None,
+        }
+    }
+}
+
 /// Evicts in the background unless it was disarmed.
 pub(crate) struct EvictOnDrop<'a> {
     shared: &'a Arc<Shared>,

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::LOCATION;
-use http::{HeaderMap, Response, StatusCode};
+use http::{Extensions, HeaderMap, Response, StatusCode};
 use http_body::Body;
 use tracing::warn;
 
@@ -38,6 +38,7 @@ use crate::policy::{
     Stored, contradicts, leaves_outcome_unknown,
 };
 use crate::reason::Reason;
+use crate::reentry;
 use crate::request::RequestView;
 use crate::route::{ErasedKeyBuilder, KeySource, Route};
 use crate::rule::{Kind, Principal, host};
@@ -71,6 +72,9 @@ pub trait Call: Send + 'static {
 
     /// The fields of the request that the handler will see.
     fn headers_mut(&mut self) -> &mut HeaderMap;
+
+    /// The extensions of the request that the handler will see, for a mark by which the same cache around it knows this run.
+    fn extensions_mut(&mut self) -> &mut Extensions;
 
     /// The status with which the framework will answer this error. An error that says nothing of its own is a 500.
     fn status_of(_error: &Self::Error) -> StatusCode {
@@ -142,6 +146,7 @@ impl Route {
         match seen {
             Seen::Answer(response, outcome) => at_once::<C>(response, outcome),
             Seen::Bypass(mark) => Box::pin(self.bypass(mark, call)),
+            Seen::Within => Box::pin(self.pass_through(call)),
             Seen::Write(forward) => Box::pin(self.write(forward, call)),
             Seen::Stale(response, forward, place) => {
                 let outcome = Outcome::stale(forward.reason());
@@ -149,23 +154,25 @@ impl Route {
                 at_once::<C>(response, outcome)
             }
             // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
-            Seen::Miss(forward, _) if forward.reason() == Reason::Down => Box::pin(self.alone(forward, call)),
-            Seen::Miss(forward, _) if forward.holds_up_others() => {
-                Box::pin(self.alone(forward.because(Reason::Spelling), call))
+            Seen::Miss(forward, place) if forward.reason() == Reason::Down => {
+                Box::pin(self.alone(forward, place, call))
+            }
+            Seen::Miss(forward, place) if forward.holds_up_others() => {
+                Box::pin(self.alone(forward.because(Reason::Spelling), place, call))
             }
             Seen::Miss(forward, place) if !forward.is_shared() => {
                 Box::pin(self.fill(forward, place, call, None, looks))
             }
             Seen::Miss(forward, place) => match self.shared.flights.join(&place.target, forward.provenance())
             {
-                Role::Apart => Box::pin(self.alone(forward.because(Reason::Busy), call)),
+                Role::Apart => Box::pin(self.alone(forward.because(Reason::Busy), place, call)),
                 Role::Lead(lead) => Box::pin(self.fill(forward, place, call, Some(lead), looks)),
                 Role::Follow(follow) => Box::pin(async move {
                     match self.follow(follow, forward).await {
                         Followed::Answer(response, outcome) => (Ok(response.map(ReplyBody::full)), outcome),
                         Followed::Again(_) if looks < LOOKS => self.again(call, looks).await,
                         Followed::Again(forward) | Followed::Alone(forward) => {
-                            self.alone(forward, call).await
+                            self.alone(forward, place, call).await
                         }
                     }
                 }),
@@ -185,7 +192,7 @@ impl Route {
 
     /// The cache takes no part, but says so.
     async fn bypass<C: Call>(&self, mark: Mark, call: C) -> Counted<C> {
-        self.warn_undeclared(mark.reason());
+        self.warn_undeclared(mark.reason(), call.view().pattern);
         let mut response = match call.run().await {
             Ok(response) => response.map(ReplyBody::own),
             Err(error) => return failed::<C, _>(error),
@@ -193,6 +200,26 @@ impl Route {
         mark.stamp_response(&mut response);
         let outcome = Outcome::passed(mark.reason(), response.status());
         (Ok(response), outcome)
+    }
+
+    /// The cache takes no part, and says nothing: the same cache is around this one, and says it.
+    async fn pass_through<C: Call>(&self, call: C) -> Counted<C> {
+        if !self.warned_nested.swap(true, Ordering::Relaxed) {
+            warn!(
+                route = self.label(call.view().pattern),
+                group = self.policy.rule().space.group(),
+                reason = Reason::Nested.as_str(),
+                "this cache runs the handler for the same key already, in a layer around this one or because the \
+                 handler asks for its own resource: the inner request passes through"
+            );
+        }
+        match call.run().await {
+            Ok(response) => {
+                let outcome = Outcome::passed(Some(Reason::Nested), response.status());
+                (Ok(response.map(ReplyBody::own)), outcome)
+            }
+            Err(error) => failed::<C, _>(error),
+        }
     }
 
     /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies: as far
@@ -213,6 +240,9 @@ impl Route {
             Keyed::Later(_) => return Looked::further(Further::Keyless(lookup, span)),
         };
         span.key(&key);
+        if reentry::is_running(&self.shared, &key, request.extensions) {
+            return Looked::Seen(Seen::Within.told(&span));
+        }
         let Some(bytes) = self.shared.store.at_hand(&key) else {
             return Looked::further(Further::Missing(lookup, key, span));
         };
@@ -234,6 +264,9 @@ impl Route {
             Further::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
                 Some(key) => {
                     span.key(&key);
+                    if reentry::is_running(&self.shared, &key, request.extensions) {
+                        return Seen::Within.told(&span);
+                    }
                     (lookup, key, span)
                 }
                 None => return Seen::Bypass(lookup.without_key()).told(&span),
@@ -370,9 +403,9 @@ impl Route {
     }
 
     /// Runs the handler for this request alone, and stores nothing.
-    async fn alone<C: Call>(&self, forward: Forward, call: C) -> Counted<C> {
+    async fn alone<C: Call>(&self, forward: Forward, place: Place, call: C) -> Counted<C> {
         let outcome = if forward.reason() == Reason::Down { Stored::Failed } else { Stored::Evicted };
-        match self.produce(forward, call).await {
+        match self.produce(forward, Some(&place.base), call).await {
             Produced::Error(error) => failed::<C, _>(error),
             Produced::Stale(response) => stood_in::<C>(response),
             Produced::Passed(response, pass) => passed::<C>(response, &pass),
@@ -407,14 +440,14 @@ impl Route {
                     match forward.on_filled(Record::decode(&record), route.shared.now()) {
                         Ok(hit) => (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT),
                         Err(_) if looks < LOOKS => route.again(call, looks).await,
-                        Err(forward) => route.alone(forward, call).await,
+                        Err(forward) => route.alone(forward, place, call).await,
                     }
                 }
                 Started::Without(reason) => {
                     route.foresight.looks_again();
                     // Nothing will be stored, so nobody needs to wait for it.
                     land(lead, Landing::Alone);
-                    route.alone(forward.because(reason), call).await
+                    route.alone(forward.because(reason), place, call).await
                 }
             }
         });
@@ -462,7 +495,7 @@ impl Route {
         } else {
             Abandon::Failed
         };
-        let produced = held.renewing(pin!(self.produce(forward, call))).await;
+        let produced = held.renewing(pin!(self.produce(forward, Some(&place.base), call))).await;
         let (status, counted) = match produced {
             Produced::Admitted(mut admitted) => {
                 let stored = self.store(&mut admitted, &place, held, lead).await;
@@ -551,10 +584,14 @@ impl Route {
         let target = match forward.kind() {
             Kind::EvictGroup => Target::Group(self.policy.rule().space.clone()),
             _ => match self.key(&call.view(), forward.principal()).await {
+                Some(key) if reentry::is_running(&self.shared, &key, call.view().extensions) => {
+                    return self.pass_through(call).await;
+                }
                 Some(key) => Target::Key(key),
                 None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
             },
         };
+        self.warn_undeclared(forward.unstorable(), call.view().pattern);
         let (route, evicted) = (Arc::clone(self), target.clone());
         let asked = Asked::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
@@ -566,8 +603,8 @@ impl Route {
             // until the cache agrees with it.
             let unknown = EvictOnDrop::new(&route.shared, &target);
             let produced = match &held {
-                Some(held) => held.renewing(pin!(route.produce(forward, call))).await,
-                None => route.produce(forward, call).await,
+                Some(held) => held.renewing(pin!(route.produce(forward, target.key(), call))).await,
+                None => route.produce(forward, target.key(), call).await,
             };
             let counted = match produced {
                 Produced::Error(error) => {
@@ -649,9 +686,15 @@ impl Route {
     }
 
     /// Runs the handler and asks the policy about its answer.
-    async fn produce<C: Call>(&self, forward: Forward, mut call: C) -> Produced<C> {
+    ///
+    /// `key` is what the answer may be stored or evicted under.
+    async fn produce<C: Call>(&self, forward: Forward, key: Option<&CacheKey>, mut call: C) -> Produced<C> {
         forward.prepare(call.headers_mut());
-        let response = match call.run().await {
+        let reply = match key {
+            Some(key) => reentry::run(&self.shared, key, call).await,
+            None => call.run().await,
+        };
+        let response = match reply {
             Ok(response) => response,
             Err(error) => {
                 return match forward.on_error(C::status_of(&error)) {
@@ -671,7 +714,6 @@ impl Route {
                 Err(body) => (admit.on_broken_body(), parts, body),
             },
         };
-        self.warn_undeclared(pass.mark().reason());
         let mut response = Response::from_parts(parts, body);
         if pass.is_not_modified() {
             let (mut parts, _) = response.into_parts();
@@ -709,10 +751,11 @@ impl Route {
     }
 
     /// Says once a route that its author should say whose the responses are.
-    fn warn_undeclared(&self, reason: Option<Reason>) {
+    fn warn_undeclared(&self, reason: Option<Reason>, pattern: Option<&str>) {
         let undeclared = matches!(reason, Some(Reason::Authorization | Reason::Cookie | Reason::Credentials));
         if undeclared && !self.warned.swap(true, Ordering::Relaxed) {
             warn!(
+                route = self.label(pattern),
                 reason = reason.map(Reason::as_str),
                 group = self.policy.rule().space.group(),
                 "requests with credentials bypass this route's cache: declare it .public() or .private()"
@@ -892,6 +935,8 @@ enum Further {
 enum Seen {
     Answer(Response<Bytes>, Outcome),
     Bypass(Mark),
+    /// The same cache runs the handler for this key already.
+    Within,
     Write(Forward),
     Stale(Response<Bytes>, Forward, Place),
     Miss(Forward, Place),
@@ -903,6 +948,7 @@ impl Seen {
         match &self {
             Self::Answer(_, outcome) => span.outcome(*outcome),
             Self::Bypass(mark) => span.outcome(Outcome::bypass(mark.reason())),
+            Self::Within => span.outcome(Outcome::bypass(Some(Reason::Nested))),
             Self::Write(_) => {}
             Self::Stale(_, forward, _) => span.outcome(Outcome::stale(forward.reason())),
             Self::Miss(forward, _) => span.outcome(Outcome::miss(forward.reason())),

@@ -15,6 +15,7 @@ use crate::outcome::Status;
 use crate::policy::{
     Admit, BodyLength, CachePolicy, Decision, Forward, Hit, OnEntry, OnRequest, OnResponse, Placement, Stored,
 };
+use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::rule::{Kind, Principal};
@@ -81,6 +82,7 @@ impl<'a> Explain<'a> {
         self,
         mut stored: impl FnMut(&CacheKey) -> Result<Option<Record>, Reason>,
     ) -> Explanation {
+        let mut stored = |key: &CacheKey| Ok(stored(key)?.map(|record| self.as_asked(record)));
         let mut told = Explanation::new(&self);
         match self.policy.on_request(&self.request) {
             OnRequest::Bypass(mark) => {
@@ -111,6 +113,19 @@ impl<'a> Explain<'a> {
             }
         }
         told
+    }
+
+    /// The record as a request sees it that goes through the router. Without its pattern the question is about one that leads to
+    /// the handler which is stored.
+    fn as_asked(&self, mut record: Record) -> Record {
+        if self.request.pattern.is_none() {
+            let own = Provenance::of(&self.request, self.policy.rule().is_chosen);
+            match &mut record {
+                Record::Response(entry) => entry.provenance = own,
+                Record::Variants(variants) => variants.provenance = own,
+            }
+        }
+        record
     }
 
     fn key_of(&self, principal: Option<Principal>) -> Option<CacheKey> {
@@ -431,6 +446,7 @@ fn advice(reason: Reason) -> Option<&'static str> {
         Reason::Pattern => {
             "Routes that share entries on purpose use the same .key_by(..); else give them groups of their own."
         }
+        Reason::Nested => "Layer the cache once around each handler.",
         Reason::Keyless => "Its answer for this request was None.",
         Reason::Status => "To store responses with this status, say .also(status, ttl).",
         Reason::SetCookie => "Set cookies on another route, or in a layer outside the cache.",

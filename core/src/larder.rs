@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::agreement::Agreement;
 use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
 use crate::entry::Record;
@@ -269,6 +270,7 @@ impl LarderBuilder {
                 flights: Flights::new(),
                 updates: Updates::new(),
                 known_to_vary: RememberedKeys::default(),
+                agreement: Agreement::default(),
                 tasks: TaskTracker::new(),
                 defaults: self.defaults,
                 timing: self.timing,
@@ -330,6 +332,7 @@ pub(crate) struct Shared {
     pub(crate) updates: Updates,
     /// Resources that had variants: the answer to a write stands for none of them.
     pub(crate) known_to_vary: RememberedKeys,
+    pub(crate) agreement: Agreement,
     pub(crate) tasks: TaskTracker,
     pub(crate) defaults: Defaults,
     pub(crate) timing: Timing,

@@ -70,6 +70,8 @@ mod ttl;
 mod vary;
 
 #[cfg(feature = "runtime")]
+mod agreement;
+#[cfg(feature = "runtime")]
 mod backend;
 #[cfg(feature = "runtime")]
 mod body;
@@ -95,6 +97,8 @@ mod foresight;
 mod hold;
 #[cfg(feature = "runtime")]
 mod larder;
+#[cfg(feature = "runtime")]
+mod reentry;
 #[cfg(feature = "runtime")]
 mod remembered;
 #[cfg(feature = "runtime")]

@@ -828,6 +828,12 @@ impl Forward {
         }
     }
 
+    /// Why a write-through won't be stored whatever its handler answers, if so.
+    #[must_use]
+    pub const fn unstorable(&self) -> Option<Reason> {
+        self.unstorable
+    }
+
     /// What the route does to the cache.
     #[must_use]
     pub fn kind(&self) -> Kind {

@@ -65,6 +65,8 @@ reasons! {
     Spelling = "spelling",
     /// The URI was rewritten on its way to the handler, under a prefix that isn't known.
     Rewritten = "rewritten",
+    /// The handler runs already for this key: the same cache is around it twice, or it asks for its own resource.
+    Nested = "nested",
 
     // About the lookup: there is nothing that may be used.
     /// Nothing is stored.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -34,6 +35,8 @@ pub struct Route {
     pub(crate) foresight: Foresight,
     /// Whether the author was told to declare whose the responses are.
     pub(crate) warned: AtomicBool,
+    /// Whether the author was told that the cache is around the handler twice.
+    pub(crate) warned_nested: AtomicBool,
 }
 
 impl fmt::Debug for Route {
@@ -130,6 +133,8 @@ struct Said {
     rule: Rule,
     key_source: KeySource,
     name: Option<Box<str>>,
+    /// Where in the program the route is.
+    made_at: &'static Location<'static>,
     /// Made when it is first asked for.
     route: OnceLock<Arc<Route>>,
 }
@@ -155,6 +160,7 @@ impl RouteOptions {
             rule,
             key_source: KeySource::Uri,
             name: None,
+            made_at: Location::caller(),
             route: OnceLock::new(),
         };
         Self { said: Arc::new(said) }
@@ -170,17 +176,19 @@ impl RouteOptions {
     /// The finished route.
     #[must_use]
     pub fn route(&self) -> Arc<Route> {
-        let Said { larder, rule, key_source, name, route, .. } = &*self.said;
+        let Said { larder, rule, key_source, name, made_at, route, .. } = &*self.said;
         let finish = || {
             let shared = Arc::clone(&larder.shared);
+            shared.agreement.compare(rule, key_source, name.as_deref(), made_at);
             let mut rule = rule.clone();
             // A record is a little longer than its body.
             let largest = shared.store.max_value_bytes();
             rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
             let (key_source, tally) = (key_source.clone(), Tally::new(name.clone()));
-            let (foresight, warned) = (Foresight::default(), AtomicBool::new(false));
-            Arc::new(Route { shared, policy, key_source, tally, foresight, warned })
+            let (foresight, warned, warned_nested) =
+                (Foresight::default(), AtomicBool::new(false), AtomicBool::new(false));
+            Arc::new(Route { shared, policy, key_source, tally, foresight, warned, warned_nested })
         };
         Arc::clone(route.get_or_init(finish))
     }

@@ -232,14 +232,19 @@ impl Tally {
 }
 
 impl Route {
+    /// What the route is called: its name, or else the pattern that a request matched.
+    pub(crate) fn label<'a>(&'a self, pattern: Option<&'a str>) -> &'a str {
+        self.tally.name.as_deref().or(pattern).unwrap_or(UNNAMED)
+    }
+
     /// The numbers of this route for requests that matched this pattern.
     pub(crate) fn tally<T>(
         self: &Arc<Self>,
         pattern: Option<&str>,
         with: impl FnOnce(&Arc<RouteCounters>) -> T,
     ) -> T {
-        let Tally { name, first, others } = &self.tally;
-        let name = name.as_deref().or(pattern).unwrap_or(UNNAMED);
+        let Tally { first, others, .. } = &self.tally;
+        let name = self.label(pattern);
         let first = first.get_or_init(|| self.shared.telemetry.route(self, name));
         if *first.name == *name {
             return with(first);

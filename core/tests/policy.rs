@@ -2099,7 +2099,7 @@ fn content_without_a_field_is_content() {
 fn every_reason_is_reached() {
     // These are about waiting for others and about what became of a commit, which only the exchange knows. What the
     // engine hears of a commit is `Stored`, and the miss keeps the reason it had.
-    const OF_THE_EXCHANGE: [Reason; 3] = [Reason::Busy, Reason::Waited, Reason::Evicted];
+    const OF_THE_EXCHANGE: [Reason; 4] = [Reason::Busy, Reason::Waited, Reason::Evicted, Reason::Nested];
     // Reached in the tables of `shared_policy.rs`.
     const OF_THE_SHARED_CACHE: [Reason; 3] = [Reason::Incomplete, Reason::Lifetime, Reason::Budget];
 

@@ -71,7 +71,7 @@ impl App {
             + Send
             + Sync
             + 'static,
-        B: http_body::Body<Data = bytes::Bytes, Error: std::error::Error + Send + Sync + 'static>
+        B: http_body::Body<Data = bytes::Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
             + Send
             + 'static,
     {

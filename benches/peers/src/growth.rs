@@ -83,6 +83,10 @@ impl Call for Direct {
         self.request.headers_mut()
     }
 
+    fn extensions_mut(&mut self) -> &mut axum::http::Extensions {
+        self.request.extensions_mut()
+    }
+
     async fn run(self) -> Result<Response<Full<Bytes>>, Infallible> {
         let mut response = Response::new(Full::new(self.body));
         *response.headers_mut() = self.fields;

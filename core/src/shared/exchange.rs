@@ -36,6 +36,7 @@ use crate::outcome::Outcome;
 use crate::policy::{BodyLength, Stored};
 use crate::provenance::Provenance;
 use crate::reason::Reason;
+use crate::reentry;
 use crate::request::RequestView;
 use crate::rule::host;
 use crate::store::{Abandon, Intent};
@@ -150,6 +151,7 @@ impl SharedCache {
             let (forward, place) = match seen {
                 Seen::Answer(answer) => return answered::<C>(answer),
                 Seen::Bypass(mark) => return bypass(&mark, call).await,
+                Seen::Within => return pass_through(call).await,
                 Seen::Write(write, key) => return self.write(write, key, call).await,
                 Seen::Stale(answer, forward, place) => {
                     self.refresh(forward, place, call);
@@ -188,10 +190,19 @@ impl SharedCache {
     async fn look(&self, request: RequestView<'_>) -> Seen {
         let mut lookup = match self.policy.on_request(&request) {
             OnRequest::Bypass(mark) => return Seen::Bypass(mark),
-            OnRequest::Write(write) => return Seen::Write(write, self.rule().key(&request)),
+            OnRequest::Write(write) => {
+                let key = self.rule().key(&request);
+                return match reentry::is_running(&self.shared, &key, request.extensions) {
+                    true => Seen::Within,
+                    false => Seen::Write(write, key),
+                };
+            }
             OnRequest::Lookup(lookup) => lookup,
         };
         let key = lookup.key(&request);
+        if reentry::is_running(&self.shared, &key, request.extensions) {
+            return Seen::Within;
+        }
         let found = self.read_for(&mut lookup, &key, &request).await;
         let mut select = match lookup.on_record(found, &request, self.shared.now()) {
             OnRecord::Decided(decision) => return Seen::of(decision, key, None),
@@ -312,8 +323,8 @@ impl SharedCache {
         forward.prepare(call.headers_mut());
         let sent = self.shared.now();
         let reply = match &held {
-            Some(held) => held.renewing(pin!(call.run())).await,
-            None => call.run().await,
+            Some(held) => held.renewing(pin!(reentry::run(&self.shared, &place.base, call))).await,
+            None => reentry::run(&self.shared, &place.base, call).await,
         };
         let now = self.shared.now();
         let response = match reply {
@@ -497,8 +508,8 @@ impl SharedCache {
             };
             let sent = cache.shared.now();
             let reply = match &held {
-                Some(held) => held.renewing(pin!(call.run())).await,
-                None => call.run().await,
+                Some(held) => held.renewing(pin!(reentry::run(&cache.shared, &key, call))).await,
+                None => reentry::run(&cache.shared, &key, call).await,
             };
             let response = match reply {
                 Ok(response) => response,
@@ -569,6 +580,17 @@ impl fmt::Debug for SharedCache {
 /// An answer, and how it counts.
 type Counted<C> = (SharedReply<C>, Outcome);
 
+/// The same cache is around this one, and says what there is to say.
+async fn pass_through<C: Call>(call: C) -> Counted<C> {
+    match call.run().await {
+        Ok(response) => {
+            let outcome = Outcome::passed(Some(Reason::Nested), response.status());
+            (Ok(response.map(SharedBody::own)), outcome)
+        }
+        Err(error) => failed::<C, _>(error),
+    }
+}
+
 async fn bypass<C: Call>(mark: &Mark, call: C) -> Counted<C> {
     match call.run().await {
         Ok(response) => {
@@ -617,6 +639,8 @@ fn read(bytes: Bytes) -> Result<SharedRecord, Reason> {
 enum Seen {
     Answer(Answer),
     Bypass(Mark),
+    /// The same cache runs the service for this key already.
+    Within,
     Write(Write, CacheKey),
     Stale(Answer, Forward, Place),
     Forward(Forward, Place),
