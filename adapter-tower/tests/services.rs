@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,10 +18,12 @@ use futures_util::future::{BoxFuture, join_all};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use larder_tower::{Larder, ReplyBody, cache, cache_evict, cache_put};
+use larder_tower::core::shared::SharedBody;
+use larder_tower::{Larder, ReplyBody, SharedCacheLayer, cache, cache_evict, cache_put};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 type Answer<B> = Response<ReplyBody<B>>;
@@ -260,4 +263,76 @@ fn what_is_at_hand_answers_at_once() {
             assert_eq!(word(&answer), "HIT", "{path}");
         }
     }
+}
+
+type Pages = BoxCloneService<Request<Empty<Bytes>>, Response<SharedBody<Full<Bytes>>>, Infallible>;
+
+/// A shared cache around pages. A write changes the version of all of them, and then runs `after`.
+fn pages<F>(larder: &Larder, after: impl Fn() -> F + Clone + Send + 'static) -> Pages
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let version = Arc::new(AtomicUsize::new(0));
+    let service = service_fn(move |request: Request<Empty<Bytes>>| {
+        let (version, after) = (Arc::clone(&version), after.clone());
+        async move {
+            if request.method() != Method::GET {
+                version.fetch_add(1, Ordering::SeqCst);
+                after().await;
+            }
+            let text = format!("v{}", version.load(Ordering::SeqCst));
+            let answer = Response::builder().header("cache-control", "max-age=60");
+            Ok::<_, Infallible>(answer.body(Full::<Bytes>::from(text)).unwrap())
+        }
+    });
+    BoxCloneService::new(SharedCacheLayer::new(larder).layer(service))
+}
+
+/// What a reader gets, and what the cache says about it.
+async fn read(pages: &Pages, uri: &str) -> (String, String) {
+    let (parts, body) = pages.clone().oneshot(ask(Method::GET, uri)).await.unwrap().into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    (text, parts.headers["cache-status"].to_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn shared_cache_evicts_when_the_caller_gives_a_write_up() {
+    for (method, written) in
+        [("PUT", "/about"), ("DELETE", "/about"), ("POST", "/%61bout"), ("PATCH", "https://h/about")]
+    {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let gate = Arc::new(Semaphore::new(0));
+        let larder = Larder::memory();
+        let waits = Arc::clone(&gate);
+        let pages = pages(&larder, move || {
+            let gate = Arc::clone(&waits);
+            async move { gate.acquire().await.unwrap().forget() }
+        });
+        for host in ["http://h/about", "https://h/about"] {
+            assert_eq!(read(&pages, host).await.0, "v0");
+            assert_eq!(read(&pages, host).await.1, "Larder; hit; ttl=60");
+        }
+        let written =
+            if written.starts_with('/') { format!("http://h{written}") } else { written.to_owned() };
+        // As a timeout outside of the cache does, which answers its client 408.
+        let given_up = pages.clone().oneshot(ask(method.clone(), &written)).now_or_never();
+        assert!(given_up.is_none());
+        for host in ["http://h/about", "https://h/about"] {
+            assert_eq!(read(&pages, host).await.0, "v1", "{host} after {method} {written}");
+        }
+        // The service goes on, and its end evicts what was read meanwhile.
+        gate.add_permits(1);
+        larder.close().await;
+        let (_, status) = read(&pages, "http://h/about").await;
+        assert!(status.contains("fwd=uri-miss"), "{status} after {method} {written}");
+    }
+}
+
+#[tokio::test]
+async fn shared_cache_evicts_before_a_panic_of_a_write_reaches_the_caller() {
+    let pages = pages(&Larder::memory(), async || panic!("after the change"));
+    assert_eq!(read(&pages, "/about").await.0, "v0");
+    let caught = AssertUnwindSafe(pages.clone().oneshot(ask(Method::PUT, "/about"))).catch_unwind().await;
+    assert!(caught.is_err());
+    assert_eq!(read(&pages, "/about").await.0, "v1");
 }

@@ -2,11 +2,12 @@
 
 use std::any::Any;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use futures_util::future::join_all;
 use tokio::runtime::Handle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
@@ -88,11 +89,32 @@ impl Shared {
         self.spawn(work);
     }
 
-    pub(crate) async fn evict(&self, target: &Target) {
-        match target {
+    /// Runs a write to its end, also without its caller. `targets` is what the write may have changed.
+    ///
+    /// A caller that gives up, as a timeout outside of the cache does, answers its client before the handler is done. What is
+    /// stored must not be served after that answer, so that it is evicted at once; the handler goes on, and its end stores or
+    /// evicts. A panic evicts before it goes on in the caller.
+    pub(crate) async fn run_write<T: Send + 'static>(
+        self: &Arc<Self>,
+        targets: &[Target],
+        work: Task<T>,
+    ) -> T {
+        let given_up = EvictOnDrop::new(self, targets);
+        let done = self.detached(work).await;
+        if done.is_err() {
+            self.evict(targets).await;
+        }
+        given_up.disarm();
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Evicts all of this at once: each is a round trip or two.
+    pub(crate) async fn evict(&self, targets: &[Target]) {
+        join_all(targets.iter().map(async |target| match target {
             Target::Key(key) => self.evict_key(key).await,
             Target::Group(group) => self.evict_group(group).await,
-        };
+        }))
+        .await;
     }
 }
 
@@ -116,13 +138,13 @@ impl Target {
 /// Evicts in the background unless it was disarmed.
 pub(crate) struct EvictOnDrop<'a> {
     shared: &'a Arc<Shared>,
-    target: &'a Target,
+    targets: &'a [Target],
     armed: bool,
 }
 
 impl<'a> EvictOnDrop<'a> {
-    pub(crate) const fn new(shared: &'a Arc<Shared>, target: &'a Target) -> Self {
-        Self { shared, target, armed: true }
+    pub(crate) const fn new(shared: &'a Arc<Shared>, targets: &'a [Target]) -> Self {
+        Self { shared, targets, armed: true }
     }
 
     pub(crate) fn disarm(mut self) {
@@ -133,8 +155,8 @@ impl<'a> EvictOnDrop<'a> {
 impl Drop for EvictOnDrop<'_> {
     fn drop(&mut self) {
         if self.armed {
-            let (shared, target) = (Arc::clone(self.shared), self.target.clone());
-            self.shared.begin_at_once(Box::pin(async move { shared.evict(&target).await }));
+            let (shared, targets) = (Arc::clone(self.shared), self.targets.to_vec());
+            self.shared.begin_at_once(Box::pin(async move { shared.evict(&targets).await }));
         }
     }
 }

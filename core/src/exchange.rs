@@ -14,6 +14,7 @@ use std::fmt;
 use std::future::{Future, ready};
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -592,7 +593,7 @@ impl Route {
             },
         };
         self.warn_undeclared(forward.unstorable(), call.view().pattern);
-        let (route, evicted) = (Arc::clone(self), target.clone());
+        let (route, evicted) = (Arc::clone(self), [target.clone()]);
         let asked = Asked::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
             let held = match (&target, forward.intent()) {
@@ -601,7 +602,7 @@ impl Route {
             };
             // A handler that panics, or is given up on, may have changed what it is there to change. This stays armed
             // until the cache agrees with it.
-            let unknown = EvictOnDrop::new(&route.shared, &target);
+            let unknown = EvictOnDrop::new(&route.shared, slice::from_ref(&target));
             let produced = match &held {
                 Some(held) => held.renewing(pin!(route.produce(forward, target.key(), call))).await,
                 None => route.produce(forward, target.key(), call).await,
@@ -609,7 +610,7 @@ impl Route {
             let counted = match produced {
                 Produced::Error(error) => {
                     if leaves_outcome_unknown(C::status_of(&error)) {
-                        route.shared.evict(&target).await;
+                        route.shared.evict(slice::from_ref(&target)).await;
                     }
                     failed::<C, _>(error)
                 }
@@ -617,14 +618,14 @@ impl Route {
                 Produced::Stale(response) => stood_in::<C>(response),
                 Produced::Passed(response, pass) => {
                     if pass.evicts() {
-                        route.shared.evict(&target).await;
+                        route.shared.evict(slice::from_ref(&target)).await;
                     }
                     passed::<C>(response, &pass)
                 }
                 Produced::Admitted(admitted) => {
                     let stored = route.write_through(&admitted, &target, held).await;
                     if stored != Stored::Yes {
-                        route.shared.evict(&target).await;
+                        route.shared.evict(slice::from_ref(&target)).await;
                     }
                     answered::<C>(*admitted, stored)
                 }
@@ -635,16 +636,7 @@ impl Route {
             unknown.disarm();
             counted
         });
-        // A caller that gives up, as a timeout outside does, answers its client before the handler is done. What is stored
-        // must not be served after that answer; the handler goes on, and its end stores or evicts.
-        let given_up = EvictOnDrop::new(&self.shared, &evicted);
-        let done = self.shared.detached(work).await;
-        if done.is_err() {
-            // Before the caller sees the panic, and answers its client.
-            self.shared.evict(&evicted).await;
-        }
-        given_up.disarm();
-        done.unwrap_or_else(|panic| resume_unwind(panic))
+        self.shared.run_write(&evicted, work).await
     }
 
     /// Evicts what is stored for a resource that a write created elsewhere (RFC 9110 §15.3.2): most likely that there was

@@ -497,11 +497,11 @@ impl SharedCache {
                 keys.push(other);
             }
         }
-        self.detached::<C>(Box::pin(async move {
+        let evicted: Vec<Target> = keys.into_iter().map(Target::Key).collect();
+        let targets = evicted.clone();
+        let work = Box::pin(async move {
             // Until the origin has answered, it may have done anything.
-            let targets: Vec<Target> = keys.iter().cloned().map(Target::Key).collect();
-            let unknown: Vec<EvictOnDrop<'_>> =
-                targets.iter().map(|target| EvictOnDrop::new(&cache.shared, target)).collect();
+            let unknown = EvictOnDrop::new(&cache.shared, &targets);
             let held = match write.may_store() {
                 true => cache.shared.start(&key, Intent::Write, None).await.held(),
                 false => None,
@@ -514,8 +514,8 @@ impl SharedCache {
             let response = match reply {
                 Ok(response) => response,
                 Err(error) => {
-                    cache.evict_all(&keys).await;
-                    unknown.into_iter().for_each(EvictOnDrop::disarm);
+                    cache.shared.evict(&targets).await;
+                    unknown.disarm();
                     return failed::<C, _>(error);
                 }
             };
@@ -525,18 +525,18 @@ impl SharedCache {
             let counted = match write.on_response(&parts, length, sent, cache.shared.now()) {
                 // One answer can't stand for all variants.
                 OnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
-                    cache.evict_all(&keys[1..]).await;
+                    cache.shared.evict(&targets[1..]).await;
                     let place = Place::new(key.clone(), None);
                     let work = Work { held, lead: None, place, is_write: true };
                     cache.keep::<C>(admit, parts, body, length, work).await
                 }
                 OnResponse::Admit(admit) => {
-                    cache.evict_all(&keys).await;
+                    cache.shared.evict(&targets).await;
                     passed::<C>(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
                 }
                 OnResponse::Pass(pass) => {
                     if pass.evicts() {
-                        cache.evict_all(&keys).await;
+                        cache.shared.evict(&targets).await;
                     }
                     for uri in pass.also() {
                         cache.evict(uri, &site).await;
@@ -549,15 +549,10 @@ impl SharedCache {
                     (Ok(Response::from_parts(parts, SharedBody::own(body))), outcome)
                 }
             };
-            unknown.into_iter().for_each(EvictOnDrop::disarm);
+            unknown.disarm();
             counted
-        }))
-        .await
-    }
-
-    async fn evict_all(&self, keys: &[CacheKey]) {
-        // At once: each is a round trip or two.
-        join_all(keys.iter().map(|key| self.shared.evict_key(key))).await;
+        });
+        self.shared.run_write(&evicted, work).await
     }
 
     async fn varies(&self, key: &CacheKey) -> bool {
