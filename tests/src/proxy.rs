@@ -48,6 +48,8 @@ struct Line {
     answered: AtomicU64,
     /// Held by the connection whose answer passes while the line is throttled.
     turn: tokio::sync::Mutex<()>,
+    /// The port that connections lead to.
+    target: watch::Sender<u16>,
 }
 
 impl Proxy {
@@ -57,10 +59,11 @@ impl Proxy {
         let own = listener.local_addr().expect("its number").port();
         let (weather, forecast) = watch::channel(Weather::Fair);
         let line = Arc::<Line>::default();
+        line.target.send_replace(port);
         let shared = Arc::clone(&line);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, port, forecast.clone(), Arc::clone(&shared)));
+                tokio::spawn(serve(client, forecast.clone(), Arc::clone(&shared)));
             }
         });
         Self { port: own, weather, line, task }
@@ -77,6 +80,11 @@ impl Proxy {
         self.weather.send_replace(weather);
     }
 
+    /// Leads new connections to another port, and cuts those that are open.
+    pub fn redirect(&self, port: u16) {
+        self.line.target.send_replace(port);
+    }
+
     /// How many bytes of answers have passed on all connections.
     #[must_use]
     pub fn answered(&self) -> u64 {
@@ -90,7 +98,9 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>, line: Arc<Line>) {
+async fn serve(client: TcpStream, forecast: watch::Receiver<Weather>, line: Arc<Line>) {
+    let mut target = line.target.subscribe();
+    let port = *target.borrow_and_update();
     let Ok(server) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await else { return };
     for stream in [&client, &server] {
         let _ = stream.set_nodelay(true);
@@ -100,6 +110,7 @@ async fn serve(client: TcpStream, port: u16, forecast: watch::Receiver<Weather>,
     tokio::select! {
         () = pump(from_client, to_server, forecast.clone(), &doomed, &listens, None) => {}
         () = pump(from_server, to_client, forecast, &doomed, &listens, Some(&line)) => {}
+        _ = target.changed() => {}
     }
 }
 

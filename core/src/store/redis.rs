@@ -16,11 +16,29 @@
 //!
 //! Every command has a deadline, and once Redis is known to be away nothing waits for it any more. An eviction that
 //! could not be confirmed returns its error *and* is kept: this store answers for its keys as if they were empty, and
-//! repeats it until it is confirmed.
+//! repeats it until Redis confirms it.
 //!
-//! A server that comes back with an old snapshot, or a replica that takes its master's place, may not know of evictions
-//! that were confirmed. So those of the last minutes are kept in mind, and repeated when the server turns out to be
-//! another than it was. A user who may not run `INFO` goes without that.
+//! # When Redis loses what it confirmed
+//!
+//! Redis confirms a change before a replica or a snapshot has it. A replica that is promoted lacks the last moments, and a
+//! server that restarts from a snapshot lacks everything since. So each process remembers what it evicted or replaced in the
+//! last five to ten minutes, and asks every server twice a second who it is (`run_id`, `master_replid`). When a server turns
+//! out to be another, or a slot has an owner that was no master before, the process repeats what lies there, and answers for
+//! those keys as if they were empty until Redis confirms it. That takes less than a second, for processes that are idle too.
+//!
+//! * A process never reads what it evicted itself: every answer is checked against what is remembered after it arrived. Other
+//!   processes may read it for up to a second after the failover, until it is evicted once more.
+//! * What was *replaced*, by a `set`, a write-through or an update, becomes a miss.
+//! * An [update](crate::CacheBackend::update) that was confirmed may be lost: nobody can know the number that a counter had.
+//! * Through a pool of the application's own the second holds for the process itself, too.
+//! * A process that has ended can't repeat anything. What it evicted in the last moments before a failover may be back until it
+//!   expires. [`close`](CacheStore::close) waits for evictions that are not confirmed yet; a process that is killed leaves them
+//!   undone, and what they concern is stale until it expires.
+//! * A user who may not run `INFO` can't ask who a server is. The store then repeats what it remembers after every reconnect,
+//!   and doesn't notice what happens behind a connection that stays open.
+//!
+//! Memory is bounded: 16,384 keys and as many groups each five minutes. Beyond that keys become their groups, and groups their
+//! prefix.
 //!
 //! # What it needs
 //!
@@ -40,10 +58,6 @@
 //! While a slot moves, commands on several of its keys are refused by Redis until it has moved; they wait for that as
 //! long as their deadlines let them. Replicas are not read.
 //!
-//! Replication is asynchronous: a replica that takes its master's place may lack the last moments of what was confirmed.
-//! This process repeats its own evictions of the last minutes then. What other processes evicted may be back for a
-//! moment, until they have noticed too, and what a process evicted that has ended since may be back until it expires.
-//!
 //! # Prefixes
 //!
 //! Deleting a whole prefix reads the names of every key in the database, or in every master of a cluster, without
@@ -51,7 +65,7 @@
 //! prefix owns. Keys of `a:b:c` that are in no group can't be told from those of `a:b` whose names begin with `c:`,
 //! so don't nest one prefix in another.
 
-mod amends;
+mod change_log;
 mod cluster;
 mod connection;
 mod ears;
@@ -61,18 +75,22 @@ mod link;
 mod meter;
 mod names;
 pub(crate) mod options;
+mod pending_evictions;
 mod readings;
 mod refusals;
 mod scripts;
+mod server_identity;
 mod sweep;
 mod tiered;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod wire;
 
+use std::fmt;
+use std::future::Future;
 use std::io::Write as _;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -80,8 +98,9 @@ use quick_cache::sync::Cache;
 use redis::{Cmd, RedisError, RedisWrite, ToRedisArgs, Value};
 use tokio::time::Instant;
 
-use self::amends::{Amends, Doubt, Stake};
+use self::change_log::{ChangeLog, Epoch, Target, UnconfirmedGuard};
 use self::connection::{At, Connection};
+use self::link::Changed;
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::readings::{Found, Readings};
 use self::scripts::Call;
@@ -108,7 +127,9 @@ pub struct RedisStore {
 struct Inner {
     options: RedisOptions,
     connection: Connection,
-    amends: Amends,
+    log: ChangeLog,
+    /// Called when servers lost what they confirmed.
+    on_recall: Hooks,
     /// The nonces of groups when they were last seen, by their names, and under the prefix what stands for one outside any
     /// group: guesses, checked wherever they are used. The first lease of each is taken by the script.
     nonces: Cache<Box<str>, [u8; 8]>,
@@ -121,16 +142,18 @@ impl RedisStore {
     pub fn new(options: RedisOptions) -> Self {
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| {
             let inner = inner.clone();
-            let recall = move || {
+            let recall = move |changed: Changed<'_>| {
                 if let Some(inner) = inner.upgrade() {
-                    Self::from_inner(inner).recall();
+                    let lost = inner.connection.lost(changed);
+                    Self::from_inner(inner).recall(&lost);
                 }
             };
             let connection = Connection::new(&options, Arc::new(recall));
             Inner {
                 options,
                 connection,
-                amends: Amends::default(),
+                log: ChangeLog::default(),
+                on_recall: Hooks::default(),
                 nonces: Cache::new(GUESSES),
                 readings: Readings::default(),
             }
@@ -141,27 +164,27 @@ impl RedisStore {
 
 impl CacheStore for RedisStore {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        if self.is_in_doubt(key) {
-            return Ok(None);
-        }
-        if self.inner.readings.expect_large(key) {
-            // On the heap, so that the readers of small values needn't have room for it.
-            return Ok(Box::pin(self.read_shared(key)).await?.map(|(value, _)| value));
-        }
-        let found = self.read(key).await?;
-        self.inner.readings.saw(key, found.as_ref().map_or(0, Bytes::len));
-        Ok(found)
+        let found = async {
+            if self.inner.readings.expect_large(key) {
+                // On the heap, so that the readers of small values needn't have room for it.
+                return Ok(Box::pin(self.read_shared(key)).await?.map(|(value, _)| value));
+            }
+            let found = self.read(key).await?;
+            self.inner.readings.saw(key, found.as_ref().map_or(0, Bytes::len));
+            Ok(found)
+        };
+        self.believed(key, found).await
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
-        if self.is_in_doubt(key) {
-            return Ok(None);
-        }
-        match self.read_head(key, limit).await {
-            // What it is, or what this user may do, is for the ordinary read to find out.
-            Err(StoreError::Refused(_)) => Ok(self.read(key).await?.map(ValueHead::whole)),
-            head => Ok(head?.map(|(head, _)| head)),
-        }
+        let head = async {
+            match self.read_head(key, limit).await {
+                // What it is, or what this user may do, is for the ordinary read to find out.
+                Err(StoreError::Refused(_)) => Ok(self.read(key).await?.map(ValueHead::whole)),
+                head => Ok(head?.map(|(head, _)| head)),
+            }
+        };
+        self.believed(key, head).await
     }
 
     async fn get_range(
@@ -177,42 +200,29 @@ impl CacheStore for RedisStore {
                 .filter(|found| range.end <= found.length)
                 .and_then(|found| found.cut(head, 0..0)));
         }
-        if self.is_in_doubt(key) { Ok(None) } else { self.read_range(key, head, range).await }
+        self.believed(key, self.read_range(key, head, range)).await
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         if ttl == Some(Duration::ZERO) || value.len() > self.inner.options.max_value_bytes {
             return self.delete(key).await.map(drop);
         }
-        let doubt = Doubt::new(self, Stake::Key(key));
-        let _turn = doubt.turn(self.inner.options.fill_deadline).await?;
-        let written = match self.write_with_ticket(key, value.clone(), ttl).await {
-            // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
-            Err(StoreError::Unavailable(_)) => self.write_with_ticket(key, value, ttl).await?,
-            written => written?,
-        };
-        if written {
-            doubt.settle_all();
-        } else {
-            doubt.settle();
-        }
-        self.amends().forget(key);
+        // Once more if a server changed meanwhile: the one that confirmed it may be gone.
+        let _ = self.write_through(key, &value, ttl).await? || self.write_through(key, &value, ttl).await?;
         Ok(())
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        let doubt = Doubt::new(self, Stake::Key(key));
+        let guard = UnconfirmedGuard::new(self, Target::Key(key));
         let was_there = self.evict(key).await?;
-        doubt.settle_all();
-        self.amends().remember(Stake::Key(key));
+        guard.confirmed();
         Ok(was_there)
     }
 
     async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
-        let doubt = Doubt::new(self, Stake::Space(group));
+        let guard = UnconfirmedGuard::new(self, Target::Space(group));
         let count = self.evict_space(group).await?;
-        doubt.settle_all();
-        self.amends().remember(Stake::Space(group));
+        guard.confirmed();
         Ok(count)
     }
 
@@ -228,35 +238,24 @@ impl CacheStore for RedisStore {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        if self.is_in_doubt(key) {
-            return Ok(false);
-        }
-        let Inner { options, connection, .. } = &*self.inner;
-        let Some(nonce) = names::nonce_of(key) else {
-            let kind = redis::cmd("TYPE").arg(key.name()).take();
-            let kind: String = connection.command(At::Key(key.name()), &kind, options.read_deadline).await?;
-            return Ok(kind == "string");
-        };
-        let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
-        let both = connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await;
-        let Some((fence, nonce)) = unless_foreign::<(Bytes, Option<Bytes>)>(both)? else {
-            return Ok(false);
-        };
-        Ok(nonce.is_some_and(|nonce| nonce == fence))
+        self.believed(key, self.exists(key)).await
     }
 
-    /// Tells Redis once more what is still owed to it, for one eviction's time at most, and disconnects.
+    /// Repeats evictions that Redis has not confirmed, for [`RedisOptions::close_deadline`] at most, logs the names of those
+    /// that are left, and disconnects.
     async fn close(&self) {
-        let _ = tokio::time::timeout(self.inner.options.evict_deadline, self.amend()).await;
-        self.amends().give_up();
+        self.settle_pending(self.inner.options.close_deadline).await;
         self.inner.connection.close();
     }
 }
 
 impl LeaseStore for RedisStore {
     async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
-        if self.is_in_doubt(key) { Ok(Begin::Busy) } else { self.take(key, intent, hold).await }
+        let Some(epoch) = self.epoch_for(key) else { return Ok(Begin::Busy) };
+        match self.take(key, intent, hold).await? {
+            Begin::Found(_) if !self.may_believe(key, epoch) => Ok(Begin::Busy),
+            begin => Ok(begin),
+        }
     }
 
     async fn commit(
@@ -266,18 +265,19 @@ impl LeaseStore for RedisStore {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
-        if self.is_in_doubt(key) {
+        if self.epoch_for(key).is_none() {
             return Ok(false);
         }
-        // A fill that is not heard of again leaves what was there, or what is true, and perhaps its lease. A write may leave
-        // what it replaced.
+        // Without an answer, a fill leaves what was there, or what is true, and perhaps its lease. A write may leave what it
+        // replaced.
         let name = names::lease(key);
-        let stake = if is_write(lease) { Stake::Key(key) } else { Stake::Lease(&name, *lease.token()) };
-        let doubt = Doubt::new(self, stake);
+        let target = if is_write(lease) { Target::Key(key) } else { Target::Lease(&name, *lease.token()) };
+        let guard = UnconfirmedGuard::new(self, target);
         let stored = self.write(key, lease, value, ttl).await?;
-        doubt.settle();
-        if stored && is_write(lease) {
-            self.amends().remember(Stake::Key(key));
+        if stored && replaces(lease) {
+            guard.confirmed_as(Target::Key(key));
+        } else {
+            guard.settle();
         }
         Ok(stored)
     }
@@ -299,9 +299,9 @@ impl LeaseStore for RedisStore {
             Abandon::Failed => Duration::ZERO,
             Abandon::Uncacheable(time) => time,
         };
-        let doubt = Doubt::new(self, Stake::Lease(&name, *lease.token()));
+        let guard = UnconfirmedGuard::new(self, Target::Lease(&name, *lease.token()));
         self.release(&name, lease.token(), uncacheable_for).await?;
-        doubt.settle();
+        guard.settle();
         Ok(())
     }
 }
@@ -345,9 +345,9 @@ impl RedisStore {
         };
         for _ in 0..LOOKS {
             // A command without an answer may still be carried out, and the lease would stand in everybody's way.
-            let doubt = Doubt::new(self, Stake::Lease(&lease, token));
+            let guard = UnconfirmedGuard::new(self, Target::Lease(&lease, token));
             let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
-            doubt.settle();
+            guard.settle();
             self.guess(key, &fence);
             match &*state {
                 b"E" => {
@@ -389,7 +389,7 @@ impl RedisStore {
             [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", hold.as_bytes()].into_iter(),
         ));
         pipe.add_command(mget(names.into_iter().flatten()));
-        let doubt = Doubt::new(self, Stake::Lease(lease, token));
+        let guard = UnconfirmedGuard::new(self, Target::Lease(lease, token));
         let Inner { options, connection, .. } = &*self.inner;
         let (_, found): (Value, Vec<Option<Bytes>>) =
             connection.pipeline_once(At::Key(key.name()), &pipe, options.fill_deadline).await?;
@@ -397,18 +397,18 @@ impl RedisStore {
         let (held, entry, present) = (found.next().flatten(), found.next().flatten(), found.next().flatten());
         if nonce.is_some() && present.as_deref() != Some(&fence) {
             // Nobody heeds a lease of another nonce, and the script takes its place.
-            doubt.settle();
+            guard.settle();
             return Ok(None);
         }
         let is_ours = held.as_ref().is_some_and(|held| *held == ours);
         let entry = if nonce.is_some() { entry.and_then(|entry| valid_under(&fence, &entry)) } else { entry };
         if let Some(entry) = entry {
             if !is_ours || self.release(lease, &token, Duration::ZERO).await.is_ok() {
-                doubt.settle();
+                guard.settle();
             }
             return Ok(Some(Begin::Found(entry)));
         }
-        doubt.settle();
+        guard.settle();
         Ok(match held {
             Some(_) if is_ours => Some(Begin::Lease(Lease::new(token, fence))),
             Some(held) if held.starts_with(&fence) => {
@@ -423,6 +423,28 @@ impl RedisStore {
         if let Ok(fence) = fence.try_into() {
             self.inner.nonces.insert(names::nonce_of(key).unwrap_or(key.prefix()).into(), fence);
         }
+    }
+
+    /// Writes a value, and remembers that it replaced another. `false` if servers changed meanwhile.
+    async fn write_through(
+        &self,
+        key: &CacheKey,
+        value: &Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let guard = UnconfirmedGuard::new(self, Target::Key(key));
+        let _turn = guard.turn(key, self.inner.options.fill_deadline).await?;
+        let written = match self.write_with_ticket(key, value.clone(), ttl).await {
+            // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
+            Err(StoreError::Unavailable(_)) => self.write_with_ticket(key, value.clone(), ttl).await?,
+            written => written?,
+        };
+        if written {
+            return Ok(guard.confirmed());
+        }
+        // An eviction or another write came in between, and is the last word.
+        guard.settle();
+        Ok(true)
     }
 
     /// Takes a ticket and writes, unless an eviction or another write comes in between: that is the last word then.
@@ -517,6 +539,22 @@ impl RedisStore {
             Some(found) => found,
             None => self.read_with_expiry(key, deadline).await,
         }
+    }
+
+    async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let Inner { options, connection, .. } = &*self.inner;
+        let Some(nonce) = names::nonce_of(key) else {
+            let kind = redis::cmd("TYPE").arg(key.name()).take();
+            let kind: String = connection.command(At::Key(key.name()), &kind, options.read_deadline).await?;
+            return Ok(kind == "string");
+        };
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
+        let both = connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await;
+        let Some((fence, nonce)) = unless_foreign::<(Bytes, Option<Bytes>)>(both)? else {
+            return Ok(false);
+        };
+        Ok(nonce.is_some_and(|nonce| nonce == fence))
     }
 
     /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
@@ -658,16 +696,34 @@ impl RedisStore {
         self.inner.connection.upload_and_script(upload, call, self.inner.options.fill_deadline).await
     }
 
-    fn is_in_doubt(&self, key: &CacheKey) -> bool {
-        let in_doubt = self.inner.amends.concern(key);
-        if in_doubt {
-            self.make_amends();
-        }
-        in_doubt
+    /// Asks Redis about a key: an answer that must not be believed counts as nothing, and while an eviction is pending
+    /// nothing is asked.
+    async fn believed<T: Default>(
+        &self,
+        key: &CacheKey,
+        question: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let Some(epoch) = self.epoch_for(key) else { return Ok(T::default()) };
+        let answer = question.await?;
+        Ok(if self.may_believe(key, epoch) { answer } else { T::default() })
     }
 
-    fn amends(&self) -> &Amends {
-        &self.inner.amends
+    /// Before a question about this key: `None` if a pending eviction covers it.
+    fn epoch_for(&self, key: &CacheKey) -> Option<Epoch> {
+        let epoch = self.log().epoch_for(key);
+        if epoch.is_none() {
+            self.retry_pending();
+        }
+        epoch
+    }
+
+    /// Whether an answer may be believed. See [`ChangeLog::may_believe`].
+    fn may_believe(&self, key: &CacheKey, epoch: Epoch) -> bool {
+        self.log().may_believe(key, epoch)
+    }
+
+    fn log(&self) -> &ChangeLog {
+        &self.inner.log
     }
 
     fn downgrade(&self) -> Weak<Inner> {
@@ -676,6 +732,30 @@ impl RedisStore {
 
     fn from_inner(inner: Arc<Inner>) -> Self {
         Self { inner }
+    }
+}
+
+/// Functions to be called when servers lost what they confirmed.
+#[derive(Default)]
+struct Hooks(Mutex<Vec<Box<dyn Fn() + Send + Sync>>>);
+
+impl Hooks {
+    fn add(&self, hook: impl Fn() + Send + Sync + 'static) {
+        self.lock().push(Box::new(hook));
+    }
+
+    fn run(&self) {
+        self.lock().iter().for_each(|hook| hook());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Box<dyn Fn() + Send + Sync>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hooks({})", self.lock().len())
     }
 }
 
@@ -788,6 +868,11 @@ const TICKET: Duration = Duration::from_secs(2);
 /// Whether a lease is the ticket of a write.
 fn is_write(lease: &Lease) -> bool {
     lease.token()[0] == b'W'
+}
+
+/// Whether a commit under this lease replaces something: all but a fill of a missing entry.
+fn replaces(lease: &Lease) -> bool {
+    lease.token()[0] != b'F'
 }
 
 /// The longest time that makes a difference, in milliseconds.

@@ -20,13 +20,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value, from_redis_value};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::link::{Dialer, Node};
+use super::change_log::Lost;
+use super::link::{Changed, Dialer, Node};
 use super::options::Address;
 use super::wire::Wire;
 use crate::store::{Breaker, StoreError};
@@ -95,6 +97,38 @@ impl Slots {
                 *owner = number;
             }
         }
+    }
+}
+
+/// A set of slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SlotSet(Box<[u64; SLOTS / 64]>);
+
+impl SlotSet {
+    pub(super) fn contains(&self, slot: u16) -> bool {
+        self.0.get(usize::from(slot) / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
+    }
+
+    pub(super) fn insert(&mut self, slot: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(slot) / 64) {
+            *word |= 1 << (slot % 64);
+        }
+    }
+
+    pub(super) fn extend(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0.iter()).for_each(|(word, other)| *word |= other);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+}
+
+impl FromIterator<u16> for SlotSet {
+    fn from_iter<T: IntoIterator<Item = u16>>(slots: T) -> Self {
+        let mut set = Self(Box::new([0; SLOTS / 64]));
+        slots.into_iter().for_each(|slot| set.insert(slot));
+        set
     }
 }
 
@@ -210,14 +244,23 @@ impl Cluster {
         }
     }
 
-    /// Every master, also those without a slot yet: keys may be on their way there.
-    pub(super) async fn layout(self: &Arc<Self>, deadline: Duration) -> Result<Layout, StoreError> {
+    /// Every master of these slots, also those without a slot yet: keys may be on their way there.
+    pub(super) async fn layout(
+        self: &Arc<Self>,
+        within: &Lost,
+        deadline: Duration,
+    ) -> Result<Layout, StoreError> {
         let slots = self.ask_around(deadline).await?;
-        if slots.owners.contains(&NOBODY) {
+        let owners: BTreeSet<u16> = (0..SLOTS as u16)
+            .filter(|slot| within.has_slot(*slot))
+            .map(|slot| slots.owners[usize::from(slot)])
+            .collect();
+        if owners.contains(&NOBODY) {
             return Err(StoreError::unavailable("the cluster does not serve every slot"));
         }
         let slots = self.learn(slots);
-        let mut nodes = slots.masters.clone();
+        let mut nodes: Vec<_> =
+            owners.iter().filter_map(|owner| slots.masters.get(usize::from(*owner)).cloned()).collect();
         let mut described = BTreeSet::new();
         let mut moving = false;
         let mut next = 0;
@@ -354,7 +397,7 @@ impl Cluster {
     fn learn(&self, slots: Slots) -> Arc<Slots> {
         let slots = Arc::new(slots);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        self.welcome(&known, &slots.masters);
+        self.recall_moved(&known, &slots, 0..SLOTS as u16);
         *known = slots.clone();
         let seeds = self.dialer.options.addresses();
         self.nodes().retain(|address, node| {
@@ -363,12 +406,38 @@ impl Cluster {
         slots
     }
 
-    /// Whoever was no master before may be a replica that took its master's place, without the last moments of it.
-    fn welcome(&self, known: &Slots, masters: &[Arc<Node>]) {
+    /// Recalls what lies in slots whose new owner was no master before: it may be a replica that took its master's place
+    /// without the last moments. Between masters, slots move with everything in them.
+    fn recall_moved(&self, known: &Slots, new: &Slots, slots: impl Iterator<Item = u16>) {
         let is_new =
             |master: &Arc<Node>| !known.masters.iter().any(|other| other.address() == master.address());
-        if !known.masters.is_empty() && masters.iter().any(is_new) {
-            (self.dialer.recall)();
+        let new_masters: Vec<bool> = new.masters.iter().map(is_new).collect();
+        if known.masters.is_empty() || !new_masters.contains(&true) {
+            return;
+        }
+        let is_lost =
+            |slot: &u16| new_masters.get(usize::from(new.owners[usize::from(*slot)])) == Some(&true);
+        let lost: SlotSet = slots.filter(is_lost).collect();
+        if !lost.is_empty() {
+            (self.dialer.recall)(Changed::Owners(lost));
+        }
+    }
+
+    /// The slots that the server at this address serves, as far as is known.
+    pub(super) fn slots_of(&self, address: &Address) -> SlotSet {
+        let known = self.slots.read().unwrap_or_else(PoisonError::into_inner).clone();
+        (0..SLOTS as u16)
+            .filter(|slot| known.owner(*slot).is_some_and(|owner| owner.address() == address))
+            .collect()
+    }
+
+    /// Asks every master who it is, and several who serves what.
+    pub(super) async fn check(self: &Arc<Self>, deadline: Duration) {
+        let masters = self.slots.read().unwrap_or_else(PoisonError::into_inner).masters.clone();
+        let checked = join_all(masters.iter().map(|master| master.check(deadline)));
+        let (_, slots) = tokio::join!(checked, self.ask_around(deadline));
+        if let Ok(slots) = slots {
+            self.learn(slots);
         }
     }
 
@@ -377,8 +446,10 @@ impl Cluster {
         let node = self.node(address);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         if !known.owner(slot).is_some_and(|owner| Arc::ptr_eq(owner, &node)) {
-            self.welcome(&known, std::slice::from_ref(&node));
-            Arc::make_mut(&mut known).assign([slot], node.clone());
+            let mut slots = Slots::clone(&known);
+            slots.assign([slot], node.clone());
+            self.recall_moved(&known, &slots, std::iter::once(slot));
+            *known = Arc::new(slots);
         }
         drop(known);
         self.look_up();
@@ -552,7 +623,7 @@ impl<'a> Line<'a> {
 }
 
 /// The slot of a key: of what stands between its first braces, if it has some with anything in between.
-fn slot(key: &str) -> u16 {
+pub(super) fn slot(key: &str) -> u16 {
     let tag = key
         .split_once('{')
         .and_then(|(_, rest)| rest.split_once('}'))

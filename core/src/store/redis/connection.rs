@@ -11,12 +11,13 @@ use redis::{
 };
 use tokio::time::Instant;
 
+use super::change_log::Lost;
 use super::cluster::{Cluster, Detour, Layout};
 #[cfg(feature = "redis-pool")]
 use super::lent::LentCluster;
-use super::link::{Dialer, Node, Recall};
+use super::link::{Changed, Dialer, Node, Recall};
 use super::options::{Address, RedisOptions};
-use super::refusals::{self, Refusals};
+use super::refusals;
 use super::scripts::Call;
 use super::wire::Wire;
 use crate::store::{Breaker, StoreError};
@@ -24,8 +25,8 @@ use crate::store::{Breaker, StoreError};
 /// Everything a store has open. Clones share it.
 #[derive(Clone)]
 pub(super) struct Connection {
+    dialer: Arc<Dialer>,
     servers: Servers,
-    refusals: Arc<Refusals>,
 }
 
 #[derive(Clone)]
@@ -51,22 +52,44 @@ impl Connection {
     /// `recall` is called when a server may have lost what it confirmed, before anything is read from it.
     pub(super) fn new(options: &RedisOptions, recall: Recall) -> Self {
         let dialer = Arc::new(Dialer::new(options.clone(), recall));
-        let refusals = dialer.refusals.clone();
         #[cfg(feature = "redis-pool")]
         if options.is_cluster() && options.pool.is_some() {
-            return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer))), refusals };
+            return Self {
+                servers: Servers::Lent(Arc::new(LentCluster::new(dialer.clone()))),
+                dialer,
+                refusals,
+            };
         }
         let servers = if options.cluster {
-            Servers::Cluster(Arc::new(Cluster::new(dialer)))
+            Servers::Cluster(Arc::new(Cluster::new(dialer.clone())))
         } else {
             Servers::One(Arc::new(Node::new(&dialer, &options.addresses()[0])))
         };
-        Self { servers, refusals }
+        Self { servers, dialer }
     }
 
-    /// The commands that were refused, for others that talk to the same servers.
-    pub(super) fn refusals(&self) -> &Arc<Refusals> {
-        &self.refusals
+    pub(super) fn dialer(&self) -> &Arc<Dialer> {
+        &self.dialer
+    }
+
+    /// Asks every server who it is. What has changed is recalled before this returns.
+    pub(super) async fn check_servers(&self) {
+        let deadline = self.dialer.options.connect_deadline;
+        match &self.servers {
+            Servers::One(node) => node.check(deadline).await,
+            Servers::Cluster(cluster) => cluster.check(deadline).await,
+            #[cfg(feature = "redis-pool")]
+            Servers::Lent(cluster) => cluster.check(deadline).await,
+        }
+    }
+
+    /// What servers that changed may have lost.
+    pub(super) fn lost(&self, changed: Changed<'_>) -> Lost {
+        match (&self.servers, changed) {
+            (_, Changed::Owners(slots)) => Lost::Slots(slots),
+            (Servers::Cluster(cluster), Changed::Server(address)) => Lost::Slots(cluster.slots_of(address)),
+            (_, Changed::Server(_)) => Lost::Everything,
+        }
     }
 
     /// Sends one command.
@@ -193,13 +216,13 @@ impl Connection {
         self.run(At::Key(call.slot_key()), deadline, call.may_be_sent_twice(), send).await
     }
 
-    /// Which servers hold keys, for a walk over all of them. The deadline is each question's.
-    pub(super) async fn layout(&self, deadline: Duration) -> Result<Layout, StoreError> {
+    /// Which servers hold keys of these slots, for a walk over all of them. The deadline is each question's.
+    pub(super) async fn layout(&self, within: &Lost, deadline: Duration) -> Result<Layout, StoreError> {
         match &self.servers {
             Servers::One(node) => Ok(Layout::of_one(node)),
-            Servers::Cluster(cluster) => cluster.layout(deadline).await,
+            Servers::Cluster(cluster) => cluster.layout(within, deadline).await,
             #[cfg(feature = "redis-pool")]
-            Servers::Lent(cluster) => cluster.layout(deadline).await,
+            Servers::Lent(cluster) => cluster.layout(within, deadline).await,
         }
     }
 
@@ -262,7 +285,10 @@ impl Connection {
             }
             (Servers::One(node), At::Key(_)) => node,
             #[cfg(feature = "redis-pool")]
-            (Servers::Lent(cluster), At::Key(_)) => cluster.any(),
+            (Servers::Lent(cluster), At::Key(_)) => {
+                cluster.know_masters(deadline / 2).await;
+                cluster.any()
+            }
             (_, At::Node(node)) => node,
         };
         node.run(until, deadline, resend, |conn| send(conn, false)).await?.map_err(StoreError::refused)

@@ -7,6 +7,7 @@
 //! from the others notices that itself, and says so; until it does, it would answer a read no better.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use redis::aio::AsyncPushSender;
@@ -15,6 +16,7 @@ use redis::{RedisResult, Value, from_redis_value};
 use super::cluster::View;
 use super::link::{Dialer, Line};
 use super::options::Address;
+use super::server_identity::KnownServer;
 use super::wire::Wire;
 
 /// Connections on which changes are told.
@@ -22,6 +24,8 @@ pub(super) struct Ears {
     /// What holds each connection open.
     _lines: Vec<Line>,
     wires: Vec<Wire>,
+    /// The servers that they lead to, each with the generation of its connection.
+    servers: Vec<(Arc<KnownServer>, u64)>,
     is_cluster: bool,
     /// Who serves what in a cluster, once it has been asked.
     serving: Option<BTreeMap<String, String>>,
@@ -38,17 +42,22 @@ impl Ears {
         let mut track = redis::cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(head);
         let opened = addresses.iter().map(async |address| {
-            let line = dialer.dial_listener(address, on_push.clone()).await?;
+            let (line, generation) = dialer.dial_listener(address, on_push.clone()).await?;
             let mut wire = line.wire().await?;
             wire.one(&track).await?;
-            Ok::<_, redis::RedisError>((line, wire))
+            Ok::<_, redis::RedisError>(((line, wire), (dialer.server(address), generation)))
         });
-        let (lines, wires) = try_join_all(opened).await?.into_iter().unzip();
-        Ok(Self { _lines: lines, wires, is_cluster: dialer.options.is_cluster(), serving: None })
+        let (lines, servers): (Vec<_>, _) = try_join_all(opened).await?.into_iter().unzip();
+        let (lines, wires) = lines.into_iter().unzip();
+        Ok(Self { _lines: lines, wires, servers, is_cluster: dialer.options.is_cluster(), serving: None })
     }
 
     /// Whether every change before this call has been heard of. If not, only new ears will do.
     pub(super) async fn hear_everything(&mut self) -> RedisResult<bool> {
+        // Commands may go to another server than these connections do.
+        if self.servers.iter().any(|(server, generation)| server.generation() != *generation) {
+            return Ok(false);
+        }
         if !self.is_cluster {
             try_join_all(self.wires.iter_mut().map(async |wire| wire.one(&redis::cmd("PING")).await)).await?;
             return Ok(true);

@@ -1,24 +1,125 @@
 //! A Redis Cluster through a pool of the application's own: its client knows who has which key.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::cluster::{Layout, View, ask, ranges};
-use super::link::{Dialer, Node};
+use futures_util::future::join_all;
+use redis::{RedisError, RedisResult};
+use tokio::time::timeout;
+
+use super::change_log::Lost;
+use super::cluster::{Layout, SlotSet, View, ask, ranges};
+use super::link::{Changed, Dialer, Node};
 use super::options::Address;
+use super::server_identity::ServerIdentity;
+use super::wire::Reach;
 use crate::store::StoreError;
 
 /// A cluster that looks like one server, and like one more for each master when it comes to walking over all keys.
 pub(super) struct LentCluster {
     dialer: Arc<Dialer>,
     any: Arc<Node>,
+    /// The masters when they were last asked who they are.
+    masters: Mutex<Option<Masters>>,
+    is_known: AtomicBool,
+    /// Whether commands were sent before the masters said who they are.
+    was_unknown: AtomicBool,
+}
+
+/// Who serves what.
+#[derive(Clone, Default)]
+struct Masters {
+    ranges: Vec<(u16, u16, Address)>,
+    /// Those that said who they are.
+    identities: HashMap<Address, ServerIdentity>,
+}
+
+impl Masters {
+    fn is_known(&self, address: &Address) -> bool {
+        self.ranges.iter().any(|(.., known)| known == address)
+    }
+
+    /// The slots whose owner may lack what was confirmed before: its identity changed, or it was no master then.
+    fn lost_since(&self, before: &Self) -> SlotSet {
+        let is_lost = |address: &Address| match (before.identities.get(address), self.identities.get(address))
+        {
+            (Some(before), Some(now)) => before != now,
+            _ => !before.is_known(address),
+        };
+        let lost = self.ranges.iter().filter(|(.., address)| is_lost(address));
+        lost.flat_map(|(first, last, _)| *first..=*last).collect()
+    }
 }
 
 impl LentCluster {
     pub(super) fn new(dialer: Arc<Dialer>) -> Self {
         let any = Arc::new(Node::new(&dialer, &dialer.options.addresses()[0]));
-        Self { dialer, any }
+        Self {
+            dialer,
+            any,
+            masters: Mutex::default(),
+            is_known: AtomicBool::new(false),
+            was_unknown: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks the masters who they are before the first command, so that there is something to compare with.
+    pub(super) async fn know_masters(&self, deadline: Duration) {
+        if !self.is_known.load(Ordering::Acquire) {
+            // On the heap, so that other calls needn't have room for it.
+            Box::pin(self.check(deadline)).await;
+        }
+    }
+
+    /// Asks who serves what, and every master who it is.
+    pub(super) async fn check(&self, deadline: Duration) {
+        let Ok(mut masters) = self.masters(deadline).await else {
+            self.was_unknown.store(true, Ordering::Release);
+            return;
+        };
+        let asked: HashMap<&Address, u16> =
+            masters.ranges.iter().map(|(first, _, address)| (address, *first)).collect();
+        let asked = join_all(asked.into_iter().map(async |(address, slot)| {
+            let found = timeout(deadline, self.identity_of(slot)).await.ok()?.ok()??;
+            Some((address.clone(), found))
+        }))
+        .await;
+        masters.identities = asked.into_iter().flatten().collect();
+        let mut known = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(before) => {
+                let lost = masters.lost_since(before);
+                if !lost.is_empty() {
+                    tracing::info!("masters of the Redis cluster changed; repeating what was evicted lately");
+                    (self.dialer.recall)(Changed::Owners(lost));
+                }
+                for (address, identity) in &before.identities {
+                    masters.identities.entry(address.clone()).or_insert_with(|| identity.clone());
+                }
+            }
+            // Commands went to masters that were not asked.
+            None if self.was_unknown.load(Ordering::Acquire) => {
+                (self.dialer.recall)(Changed::Server(self.any.address()));
+            }
+            None => {}
+        }
+        *known = Some(masters);
+        self.is_known.store(true, Ordering::Release);
+    }
+
+    async fn masters(&self, deadline: Duration) -> Result<Masters, StoreError> {
+        let slots = ask(&self.any, redis::cmd("CLUSTER").arg("SLOTS"), deadline).await?;
+        let ranges = ranges(slots).map_err(StoreError::refused)?;
+        let ranges = ranges.into_iter().filter_map(|(first, last, address)| Some((first, last, address?)));
+        Ok(Masters { ranges: ranges.collect(), identities: HashMap::new() })
+    }
+
+    async fn identity_of(&self, slot: u16) -> RedisResult<Option<ServerIdentity>> {
+        let Some(pool) = &self.dialer.options.pool else { return Ok(None) };
+        let refused = |error: &RedisError| self.dialer.refusals.note(self.any.address(), error);
+        ServerIdentity::of(&mut pool.lend(Reach::Master(slot)).await?, refused).await
     }
 
     /// Whoever has the key that a command names.
@@ -30,11 +131,14 @@ impl LentCluster {
         self.any.close();
     }
 
-    /// Every master that has a slot: the others can't be reached through the pool.
-    pub(super) async fn layout(&self, deadline: Duration) -> Result<Layout, StoreError> {
+    /// Every master that has one of these slots: the others can't be reached through the pool.
+    pub(super) async fn layout(&self, within: &Lost, deadline: Duration) -> Result<Layout, StoreError> {
         let slots = ask(&self.any, redis::cmd("CLUSTER").arg("SLOTS"), deadline).await?;
         let mut masters: BTreeMap<String, (Address, u16)> = BTreeMap::new();
-        for (first, _, address) in ranges(slots).map_err(StoreError::refused)? {
+        for (first, last, address) in ranges(slots).map_err(StoreError::refused)? {
+            if !(first..=last).any(|slot| within.has_slot(slot)) {
+                continue;
+            }
             let address =
                 address.ok_or_else(|| StoreError::unavailable("a node does not know how to be reached"))?;
             masters.entry(address.to_string()).or_insert((address, first));

@@ -22,14 +22,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult,
-    ServerErrorKind, from_redis_value,
+    ServerErrorKind,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -38,9 +39,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::cluster::SlotSet;
 use super::meter::{Delivered, Metered};
 use super::options::{Address, RedisOptions};
 use super::refusals::Refusals;
+use super::server_identity::{KnownServer, ServerIdentity};
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
 use super::wire::Wire;
@@ -102,7 +105,14 @@ impl Node {
         self.links[turn % self.links.len()].run(until, deadline, resend, send).await
     }
 
-    /// Lets go of everything. Later calls fail.
+    /// Asks the server who it is, on every open connection.
+    pub(super) async fn check(&self, deadline: Duration) {
+        if self.links[0].dialer.has_one_server() {
+            join_all(self.links.iter().map(|link| link.check(deadline))).await;
+        }
+    }
+
+    /// Closes every connection. Later calls fail.
     pub(super) fn close(&self) {
         self.links.iter().for_each(|link| link.close());
     }
@@ -118,6 +128,7 @@ impl fmt::Debug for Node {
 struct Link {
     dialer: Arc<Dialer>,
     address: Address,
+    server: Arc<KnownServer>,
     state: watch::Sender<State>,
 }
 
@@ -157,8 +168,12 @@ impl State {
 /// A connection that worked when it was last heard of.
 struct Live {
     line: Line,
+    /// The [generation](KnownServer::generation) of its server.
+    generation: u64,
     /// Commands without an answer since the last one with an answer.
     strikes: AtomicU32,
+    /// Answers that came through a pool.
+    answers: AtomicU64,
     since: Instant,
     /// How long the last pause was before this connection came about.
     pause: Duration,
@@ -204,7 +219,8 @@ impl Live {
 
 impl Link {
     fn new(dialer: Arc<Dialer>, address: Address) -> Self {
-        Self { dialer, address, state: watch::Sender::new(State::Cold) }
+        let server = dialer.server(&address);
+        Self { dialer, address, server, state: watch::Sender::new(State::Cold) }
     }
 
     /// Sends, and waits for the answer until the deadline.
@@ -225,10 +241,22 @@ impl Link {
         let mut again = resend;
         loop {
             let live = self.live(until, deadline).await?;
-            let sent = pin!(async { send(live.line.wire().await?).await });
+            if live.generation != self.server.generation() {
+                self.outdated(&live);
+                continue;
+            }
+            let (answers, is_sent) = (live.answers.load(Ordering::Relaxed), AtomicBool::new(false));
+            let sent = pin!(async {
+                let wire = live.line.wire().await?;
+                is_sent.store(true, Ordering::Relaxed);
+                send(wire).await
+            });
             match live.answer(sent, until, deadline).await {
                 Err(silence) => {
-                    if silence == Silence::Dead {
+                    // A pool whose connections are all in use says nothing about Redis while others get answers.
+                    let waited_for_others =
+                        !is_sent.load(Ordering::Relaxed) && live.answers.load(Ordering::Relaxed) != answers;
+                    if silence == Silence::Dead && !waited_for_others {
                         self.struck(&live);
                     }
                     return Err(StoreError::Timeout(deadline));
@@ -247,9 +275,59 @@ impl Link {
                     if live.strikes.load(Ordering::Relaxed) > 0 {
                         live.strikes.store(0, Ordering::Relaxed);
                     }
+                    if live.line.is_lent() {
+                        live.answers.fetch_add(1, Ordering::Relaxed);
+                    }
                     return Ok(reply);
                 }
             }
+        }
+    }
+
+    /// Asks the server who it is, on a connection that is open. One that opens asks for itself.
+    async fn check(self: &Arc<Self>, deadline: Duration) {
+        let live = self.state.borrow().live();
+        let live = match live {
+            Some(Ok(live)) => live,
+            Some(Err(_)) => return,
+            None => {
+                // Its task may have ended with its runtime.
+                if !matches!(*self.state.borrow(), State::Cold) {
+                    self.join();
+                }
+                return;
+            }
+        };
+        if live.generation != self.server.generation() {
+            return self.outdated(&live);
+        }
+        let is_sent = AtomicBool::new(false);
+        let asked = pin!(async {
+            let mut wire = live.line.wire().await?;
+            is_sent.store(true, Ordering::Relaxed);
+            ServerIdentity::of(&mut wire, |error| self.dialer.refusals.note(&self.address, error)).await
+        });
+        match live.answer(asked, Instant::now() + deadline, deadline).await {
+            Ok(Ok(found)) => {
+                self.server.checked(live.generation, found, || self.dialer.changed(&self.address));
+            }
+            Ok(Err(error)) if is_broken(&error) => self.broke(&live, &error),
+            Err(Silence::Dead) if is_sent.load(Ordering::Relaxed) => self.struck(&live),
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+
+    /// The connection may lead to a server that another has replaced.
+    fn outdated(self: &Arc<Self>, live: &Arc<Live>) {
+        #[cfg(feature = "redis-pool")]
+        if let Line::Lent(pool, _) = &live.line {
+            pool.forget_idle();
+        }
+        // Two servers behind one address would take turns without a pause.
+        if self.server.is_flapping() {
+            self.replace(live, || State::Open(self.connect(LONGEST_PAUSE)));
+        } else {
+            self.replace(live, || State::Joining(self.connect(Duration::ZERO)));
         }
     }
 
@@ -330,8 +408,8 @@ impl Link {
                     sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 }
                 let Some(link) = link.upgrade() else { return };
-                match link.dialer.dial(&link.address).await {
-                    Ok(line) => return link.came_up(line, pause),
+                match link.dialer.dial(&link.address, &link.server).await {
+                    Ok((line, generation)) => return link.came_up(line, generation, pause),
                     Err(error) => {
                         link.dialer.refusals.note(&link.address, &error);
                         link.stays_down(&error);
@@ -343,8 +421,15 @@ impl Link {
         tokio::spawn(task).abort_handle()
     }
 
-    fn came_up(&self, line: Line, pause: Duration) {
-        let live = Live { line, strikes: AtomicU32::new(0), since: Instant::now(), pause };
+    fn came_up(&self, line: Line, generation: u64, pause: Duration) {
+        let live = Live {
+            line,
+            generation,
+            strikes: AtomicU32::new(0),
+            answers: AtomicU64::new(0),
+            since: Instant::now(),
+            pause,
+        };
         self.state.send_if_modified(|state| {
             if matches!(state, State::Open(_)) {
                 tracing::info!(redis = %self.address, "Redis answers again");
@@ -401,6 +486,10 @@ impl Line {
         }
     }
 
+    fn is_lent(&self) -> bool {
+        !matches!(self, Self::Own { .. })
+    }
+
     /// How many bytes it has delivered, as far as that is known.
     fn delivered(&self) -> u64 {
         match self {
@@ -419,37 +508,21 @@ pub(super) struct Dialer {
     /// Whom connections from a cluster's pool are for.
     #[cfg(feature = "redis-pool")]
     reach: Reach,
-    /// What every server said it was when it was last connected to.
-    servers: Mutex<HashMap<Address, Identity>>,
+    servers: Mutex<HashMap<Address, Arc<KnownServer>>>,
     pub(super) recall: Recall,
     pub(super) refusals: Arc<Refusals>,
 }
 
-/// To be called when a server may have lost what it confirmed.
-pub(super) type Recall = Arc<dyn Fn() + Send + Sync>;
+/// Called when servers may have lost what they confirmed, before anything is read from them.
+pub(super) type Recall = Arc<dyn Fn(Changed<'_>) + Send + Sync>;
 
-/// What changes when a server was started again, or took another's place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Identity {
-    run: String,
-    replication: String,
-}
-
-impl Identity {
-    /// Or `None` for a user who may not ask, which `refused` hears of.
-    async fn of(wire: &mut Wire, refused: impl Fn(&RedisError)) -> RedisResult<Option<Self>> {
-        let mut pipe = redis::pipe();
-        pipe.cmd("INFO").arg("server").cmd("INFO").arg("replication");
-        let mut replies = wire.several(&pipe).await?.into_iter();
-        let mut field = |name: &str| {
-            let reply = replies.next()?.inspect_err(&refused);
-            let text: String = from_redis_value(reply.ok()?).ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            Some(line.trim_end().to_owned())
-        };
-        let (run, replication) = (field("run_id"), field("master_replid"));
-        Ok(run.zip(replication).map(|(run, replication)| Self { run, replication }))
-    }
+/// A server that took another's place.
+#[derive(Debug)]
+pub(super) enum Changed<'a> {
+    /// The one at this address.
+    Server(&'a Address),
+    /// The owners of these slots of a cluster.
+    Owners(SlotSet),
 }
 
 impl Dialer {
@@ -477,10 +550,10 @@ impl Dialer {
     }
 
     /// Connects, logs in and waits for the answer to a `PING`.
-    async fn dial(&self, address: &Address) -> RedisResult<Line> {
+    async fn dial(&self, address: &Address, server: &KnownServer) -> RedisResult<(Line, u64)> {
         #[cfg(feature = "redis-pool")]
         if let Some(pool) = &self.options.pool {
-            return self.borrow(pool, address).await;
+            return self.borrow(pool, address, server).await;
         }
         let RedisOptions { cluster, db, .. } = self.options;
         if cluster && db != 0 {
@@ -488,40 +561,50 @@ impl Dialer {
         }
         let dialled = async {
             let line = self.connect(address, self.options.handshake(), config()).await?;
-            self.greet(address, line.wire().await?).await?;
-            Ok(line)
+            let generation = self.greet(address, server, line.wire().await?).await?;
+            Ok((line, generation))
         };
         self.in_time(dialled).await
     }
 
-    /// Whether it answers, and whether it is the server that it was.
-    async fn greet(&self, address: &Address, mut wire: Wire) -> RedisResult<()> {
+    /// Waits for the answer to a `PING`, and notes whether it is the server that it was. Returns the generation of the
+    /// connection.
+    async fn greet(&self, address: &Address, server: &KnownServer, mut wire: Wire) -> RedisResult<u64> {
         wire.one(&redis::cmd("PING")).await?;
-        let refused = |error: &RedisError| self.refusals.note(address, error);
-        if let Some(identity) = Identity::of(&mut wire, refused).await? {
-            let before = self.servers().insert(address.clone(), identity.clone());
-            if before.is_some_and(|before| before != identity) {
-                tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
-                (self.recall)();
-            }
+        if !self.has_one_server() {
+            return Ok(server.generation());
         }
-        Ok(())
+        let refused = |error: &RedisError| self.refusals.note(address, error);
+        let found = ServerIdentity::of(&mut wire, refused).await?;
+        Ok(server.opened(found, || self.changed(address)))
     }
 
-    fn servers(&self) -> MutexGuard<'_, HashMap<Address, Identity>> {
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether every connection leads to the server at its address. Those of a cluster's pool lead to any node.
+    fn has_one_server(&self) -> bool {
+        !(self.options.is_lent() && self.options.is_cluster())
+    }
+
+    fn changed(&self, address: &Address) {
+        tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
+        (self.recall)(Changed::Server(address));
+    }
+
+    /// The server at this address. Known for as long as the store lives: a node that leaves a cluster may come back.
+    pub(super) fn server(&self, address: &Address) -> Arc<KnownServer> {
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.entry(address.clone()).or_default().clone()
     }
 
     /// Tries one of a pool's connections. Each call then borrows one of its own.
     #[cfg(feature = "redis-pool")]
-    async fn borrow(&self, pool: &Pool, address: &Address) -> RedisResult<Line> {
-        let tried = async { self.greet(address, pool.lend(self.reach).await?).await };
+    async fn borrow(&self, pool: &Pool, address: &Address, server: &KnownServer) -> RedisResult<(Line, u64)> {
+        let tried = async { self.greet(address, server, pool.lend(self.reach).await?).await };
         let tried = timeout(self.options.connect_deadline, tried).await;
         if !matches!(tried, Ok(Ok(_))) {
             pool.forget_idle();
         }
         match tried {
-            Ok(Ok(())) => Ok(Line::Lent(pool.clone(), self.reach)),
+            Ok(Ok(generation)) => Ok((Line::Lent(pool.clone(), self.reach), generation)),
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 Err((ErrorKind::Io, "the pool had no working connection within the connect deadline").into())
@@ -534,13 +617,18 @@ impl Dialer {
         &self,
         address: &Address,
         on_push: impl redis::aio::AsyncPushSender,
-    ) -> RedisResult<Line> {
+    ) -> RedisResult<(Line, u64)> {
         let handshake = self.options.handshake().set_protocol(ProtocolVersion::RESP3);
         let config = config().set_push_sender(on_push);
-        self.in_time(self.connect(address, handshake, config)).await
+        let dialled = async {
+            let line = self.connect(address, handshake, config).await?;
+            let generation = self.greet(address, &self.server(address), line.wire().await?).await?;
+            Ok((line, generation))
+        };
+        self.in_time(dialled).await
     }
 
-    async fn in_time(&self, dialled: impl Future<Output = RedisResult<Line>>) -> RedisResult<Line> {
+    async fn in_time<T>(&self, dialled: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
         match timeout(self.options.connect_deadline, dialled).await {
             Ok(dialled) => dialled,
             Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),

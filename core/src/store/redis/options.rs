@@ -34,6 +34,7 @@ pub struct RedisOptions {
     pub(super) fill_deadline: Duration,
     pub(super) evict_deadline: Duration,
     pub(super) connect_deadline: Duration,
+    pub(super) close_deadline: Duration,
     pub(super) connections: usize,
     pub(super) max_value_bytes: usize,
     pub(super) evict_foreign: bool,
@@ -57,6 +58,7 @@ impl RedisOptions {
             fill_deadline: Duration::from_millis(250),
             evict_deadline: Duration::from_millis(500),
             connect_deadline: Duration::from_millis(500),
+            close_deadline: Duration::from_secs(5),
             connections: 1,
             max_value_bytes: 1 << 20,
             evict_foreign: false,
@@ -67,11 +69,17 @@ impl RedisOptions {
 
     /// Redis through a pool of the application's own, with every other default.
     ///
-    /// Where it connects to, as whom, how many connections and which certificates are the pool's affair; deadlines, the
-    /// breaker and everything else are as without one. A pool costs more than the connection that calls share otherwise:
-    /// every call waits for a connection of its own, which the pool tries with a `PING` before it lends it. So this is
-    /// for an application that may only have one pool. A pool that has no connection to lend within a call's deadline
-    /// counts as a Redis that doesn't answer.
+    /// Where it connects to, as whom, how many connections and which certificates are the pool's affair; deadlines and the
+    /// breaker are as without one. A pool costs more than the connection that calls share otherwise: every call waits for a
+    /// connection of its own, which the pool tries with a `PING` before it lends it. So this is for an application that may
+    /// only have one pool.
+    ///
+    /// A call waits for a connection until its own deadline, also beyond the pool's wait timeout. While other calls get
+    /// answers, that counts as a late answer, and not against Redis.
+    ///
+    /// The pool doesn't say when it opened a new connection. So a server that [lost what it
+    /// confirmed](crate::store::redis#when-redis-loses-what-it-confirmed) is noticed within a second, and until then this
+    /// process too may read what it evicted.
     ///
     /// ```no_run
     /// use deadpool_redis::{Config, Runtime};
@@ -90,8 +98,30 @@ impl RedisOptions {
     /// A Redis Cluster through a pool of the application's own, with every other default.
     ///
     /// What [`from_pool`](Self::from_pool) says holds here too. The pool hides its nodes, so there is one breaker for all of
-    /// them, and redirections and failovers take as long as its client takes. Set the client's timeouts: it has none by
-    /// default.
+    /// them, and redirections and failovers take as long as its client takes.
+    ///
+    /// Set the pool's timeouts: without them, a call that opens or tries a connection to a node that hangs keeps that
+    /// connection from others. Leave `read_from_replicas` off: a replica may have what a master evicted.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use deadpool_redis::cluster::Config;
+    /// use deadpool_redis::{PoolConfig, Runtime, Timeouts};
+    /// use larder_core::{RedisOptions, RedisStore};
+    ///
+    /// let nodes = ["redis://10.0.0.1:7000", "redis://10.0.0.2:7000"].map(str::to_owned);
+    /// let mut config = Config::from_urls(nodes);
+    /// let mut pool = PoolConfig::new(16);
+    /// pool.timeouts = Timeouts {
+    ///     wait: Some(Duration::from_millis(200)),
+    ///     create: Some(Duration::from_millis(500)),
+    ///     recycle: Some(Duration::from_millis(200)),
+    /// };
+    /// config.pool = Some(pool);
+    /// let store = RedisStore::new(RedisOptions::from_cluster_pool(config.create_pool(Some(Runtime::Tokio1))?));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[cfg(feature = "redis-pool")]
     #[must_use]
     pub fn from_cluster_pool(pool: deadpool_redis::cluster::Pool) -> Self {
@@ -314,6 +344,16 @@ impl RedisOptions {
         Self { connect_deadline, ..self }
     }
 
+    /// How long closing waits for evictions that Redis has not confirmed: 5 seconds by default.
+    ///
+    /// While Redis can't be reached, evictions are repeated until it can. A process that ends can't repeat them: other
+    /// processes then read what they concern until it expires. Closing logs the names of those that are left. It doesn't wait
+    /// when everything is confirmed.
+    #[must_use]
+    pub fn close_deadline(self, close_deadline: Duration) -> Self {
+        Self { close_deadline, ..self }
+    }
+
     /// How many multiplexed connections to share the load, to each node of a cluster: 1 by default, 4 at most. One carries more than
     /// 100,000 commands a second.
     #[must_use]
@@ -400,6 +440,7 @@ impl fmt::Debug for RedisOptions {
             .field("fill_deadline", &self.fill_deadline)
             .field("evict_deadline", &self.evict_deadline)
             .field("connect_deadline", &self.connect_deadline)
+            .field("close_deadline", &self.close_deadline)
             .field("connections", &self.connections)
             .field("max_value_bytes", &self.max_value_bytes)
             .field("evict_foreign", &self.evict_foreign)

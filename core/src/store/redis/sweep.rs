@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use super::change_log::Lost;
 use super::cluster::Layout;
 use super::connection::{At, Connection};
 use super::names::{self, Owned};
@@ -23,8 +24,13 @@ impl RedisStore {
     pub(super) async fn evict_space(&self, space: &KeySpace) -> Result<u64, StoreError> {
         match space.group() {
             Some(group) => self.evict_group(space, group).await,
-            None => self.wipe(space.prefix()).await,
+            None => self.wipe(space.prefix(), &Lost::Everything).await,
         }
+    }
+
+    /// Removes what servers lost of a whole prefix.
+    pub(super) async fn evict_lost(&self, space: &KeySpace, lost: &Lost) -> Result<u64, StoreError> {
+        self.wipe(space.prefix(), lost).await
     }
 
     /// The first command is the eviction: from there on nothing of the group is valid. The rest gives memory back, also
@@ -75,7 +81,7 @@ impl RedisStore {
     /// Removes whatever else is called like an entry of a group, unless it is a valid one.
     async fn sweep_foreign(&self, space: &KeySpace) -> Result<u64, StoreError> {
         let mut count = 0;
-        let mut scan = Scan::begin(self, names::pattern_of(space.head())).await?;
+        let mut scan = Scan::begin(self, names::pattern_of(space.head()), Lost::Everything).await?;
         while let Some(page) = scan.next(self).await? {
             for names in page.chunks(CHUNK) {
                 count += self.sweep(names::nonce(space), Counting::Everything, names).await?;
@@ -91,9 +97,9 @@ impl RedisStore {
     /// With two, whatever was committed under an older lease is there before the second pass begins, and a scan finds
     /// everything that is there all the time; a fill that begins during the first pass began after this eviction did,
     /// so it may stay or go.
-    async fn wipe(&self, prefix: &str) -> Result<u64, StoreError> {
+    async fn wipe(&self, prefix: &str, within: &Lost) -> Result<u64, StoreError> {
         let (mut nonces, mut lists) = (HashMap::new(), Vec::new());
-        let mut scan = Scan::begin(self, names::pattern(prefix)).await?;
+        let mut scan = Scan::begin(self, names::pattern(prefix), within.clone()).await?;
         while let Some(page) = scan.next(self).await? {
             let mut leases = Vec::new();
             for name in &page {
@@ -112,7 +118,7 @@ impl RedisStore {
 
         let mut count = 0;
         // In a cluster too, this begins when the first pass has been everywhere.
-        let mut scan = Scan::begin(self, names::pattern(prefix)).await?;
+        let mut scan = Scan::begin(self, names::pattern(prefix), within.clone()).await?;
         while let Some(page) = scan.next(self).await? {
             let mut plain = Vec::new();
             let mut groups: HashMap<&str, Vec<&str>> = HashMap::new();
@@ -199,6 +205,8 @@ struct Dropped {
 /// in so short a time.
 struct Scan {
     pattern: String,
+    /// Where to look.
+    within: Lost,
     layout: Layout,
     /// Whether this is the second round.
     again: bool,
@@ -207,9 +215,9 @@ struct Scan {
 }
 
 impl Scan {
-    async fn begin(store: &RedisStore, pattern: String) -> Result<Self, StoreError> {
-        let layout = store.connection().layout(store.deadline()).await?;
-        Ok(Self { pattern, layout, again: false, node: 0, cursor: 0 })
+    async fn begin(store: &RedisStore, pattern: String, within: Lost) -> Result<Self, StoreError> {
+        let layout = store.connection().layout(&within, store.deadline()).await?;
+        Ok(Self { pattern, within, layout, again: false, node: 0, cursor: 0 })
     }
 
     /// The next few names, or `None` after the last. A name may come twice.
@@ -227,14 +235,15 @@ impl Scan {
             self.node += 1;
         }
         // Every name of ours is UTF-8.
-        Ok(Some(names.into_iter().filter_map(|name| String::from_utf8(name.into()).ok()).collect()))
+        let names = names.into_iter().filter_map(|name| String::from_utf8(name.into()).ok());
+        Ok(Some(names.filter(|name| self.within.concerns(name)).collect()))
     }
 
     async fn goes_round_again(&mut self, store: &RedisStore) -> Result<bool, StoreError> {
         if self.again {
             return Ok(false);
         }
-        let layout = store.connection().layout(store.deadline()).await?;
+        let layout = store.connection().layout(&self.within, store.deadline()).await?;
         self.again = !layout.is_steady_since(&self.layout);
         if self.again {
             (self.layout, self.node) = (layout, 0);

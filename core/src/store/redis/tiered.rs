@@ -34,6 +34,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::RedisStore;
+use super::change_log::Lost;
 use super::connection::Connection;
 use super::ears::Ears;
 use super::link::Dialer;
@@ -78,16 +79,22 @@ impl RedisStore {
     /// always read from Redis.
     #[must_use]
     pub fn with_local(self, prefix: &str, bytes: u64) -> TieredStore {
-        let mut dialer = Dialer::new(self.inner.options.clone(), Arc::new(|| {}));
-        dialer.refusals = self.inner.connection.refusals().clone();
-        let local = Local::new(dialer, self.inner.connection.clone(), prefix, bytes);
-        TieredStore { redis: self, local: Arc::new(local) }
+        let dialer = self.inner.connection.dialer().clone();
+        let local = Arc::new(Local::new(dialer, self.inner.connection.clone(), prefix, bytes));
+        let weak = Arc::downgrade(&local);
+        // What was read until a change of servers was noticed may be outdated.
+        self.inner.on_recall.add(move || {
+            if let Some(local) = weak.upgrade() {
+                local.remove(Scope::All);
+            }
+        });
+        TieredStore { redis: self, local }
     }
 }
 
 impl CacheStore for TieredStore {
     fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
-        if self.redis.is_in_doubt(key) { None } else { self.local.get(key) }
+        self.redis.epoch_for(key).and_then(|_| self.local.get(key))
     }
 
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
@@ -96,11 +103,9 @@ impl CacheStore for TieredStore {
         }
         let Some(ticket) = self.local.ticket(key) else { return self.redis.get(key).await };
         // Only now: from here on an eviction revokes the ticket.
-        if self.redis.is_in_doubt(key) {
-            return Ok(None);
-        }
         let asked = self.local.now();
-        let Some((value, left)) = self.redis.read_whole(key).await? else { return Ok(None) };
+        let read = self.redis.believed(key, self.redis.read_whole(key));
+        let Some((value, left)) = read.await? else { return Ok(None) };
         self.local.keep(key, &ticket, &ValueHead::whole(value.clone()), left.map(|left| asked + left));
         Ok(Some(value))
     }
@@ -110,7 +115,7 @@ impl CacheStore for TieredStore {
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
-        if self.redis.is_in_doubt(key) {
+        if self.redis.epoch_for(key).is_none() {
             return Ok(None);
         }
         if let Some(head) = self.local.head(key).filter(|head| head.is_whole() || head.bytes.len() >= limit) {
@@ -118,11 +123,8 @@ impl CacheStore for TieredStore {
         }
         let Some(ticket) = self.local.ticket(key) else { return self.redis.get_head(key, limit).await };
         // Only now: from here on an eviction revokes the ticket.
-        if self.redis.is_in_doubt(key) {
-            return Ok(None);
-        }
         let asked = self.local.now();
-        let (head, left) = match self.redis.read_head(key, limit).await {
+        let (head, left) = match self.redis.believed(key, self.redis.read_head(key, limit)).await {
             Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
             head => match head? {
                 Some(found) => found,
@@ -251,7 +253,7 @@ impl Drop for Change<'_> {
 
 /// What is kept here. Times are since its beginning.
 struct Local {
-    dialer: Dialer,
+    dialer: Arc<Dialer>,
     /// Which servers there are.
     servers: Connection,
     /// What the names of tracked keys begin with.
@@ -301,7 +303,7 @@ struct Ticket {
 }
 
 impl Local {
-    fn new(dialer: Dialer, servers: Connection, prefix: &str, bytes: u64) -> Self {
+    fn new(dialer: Arc<Dialer>, servers: Connection, prefix: &str, bytes: u64) -> Self {
         Self {
             dialer,
             servers,
@@ -450,7 +452,8 @@ impl Local {
             }
             Ok::<(), ()>(())
         };
-        let layout = match self.servers.layout(self.dialer.options.connect_deadline).await {
+        let layout = match self.servers.layout(&Lost::Everything, self.dialer.options.connect_deadline).await
+        {
             Ok(layout) if !layout.moving => layout,
             Err(StoreError::Refused(error)) => {
                 return Err((

@@ -4,11 +4,18 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisResult, Value};
 #[cfg(feature = "redis-pool")]
 use {
+    deadpool_redis::{PoolError, TimeoutType},
     redis::RedisError,
     redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
+    std::time::Duration,
+    tokio::time::sleep,
 };
 
 use super::refusals;
+
+/// The pause before a pool without a free connection is asked again.
+#[cfg(feature = "redis-pool")]
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A connection for one call. Dropped, a lent one goes back to its pool.
 pub(super) enum Wire {
@@ -54,7 +61,13 @@ impl Wire {
             #[cfg(feature = "redis-pool")]
             Self::Lent(conn) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            Self::LentByCluster(conn, Reach::Key) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            #[cfg(feature = "redis-pool")]
+            Self::LentByCluster(conn, Reach::Master(slot)) => {
+                let (count, master) = (pipe.len(), Route::new(*slot, SlotAddr::Master));
+                let route = SingleNodeRoutingInfo::SpecificNode(master);
+                Box::pin(conn.route_pipeline(pipe.clone(), 0, count, route)).await
+            }
         };
         let replies = pipe.cmd_iter().zip(replies?);
         let named =
@@ -83,17 +96,26 @@ pub(super) enum Pool {
 
 #[cfg(feature = "redis-pool")]
 impl Pool {
-    /// Borrows a connection.
+    /// Borrows a connection. Waits beyond the pool's own wait timeout, which says nothing about Redis: callers have a deadline.
     pub(super) async fn lend(&self, reach: Reach) -> RedisResult<Wire> {
-        // On the heap: their futures are large, and the compiler counts how deep they go.
-        match self {
-            Self::One(pool) => Box::pin(pool.get()).await.map(Wire::Lent),
-            Self::Cluster(pool) => Box::pin(pool.get()).await.map(|conn| Wire::LentByCluster(conn, reach)),
+        loop {
+            // On the heap: their futures are large, and the compiler counts how deep they go.
+            let lent = match self {
+                Self::One(pool) => Box::pin(pool.get()).await.map(Wire::Lent),
+                Self::Cluster(pool) => {
+                    Box::pin(pool.get()).await.map(|conn| Wire::LentByCluster(conn, reach))
+                }
+            };
+            return match lent {
+                Ok(wire) => Ok(wire),
+                Err(PoolError::Timeout(TimeoutType::Wait)) => {
+                    sleep(PAUSE).await;
+                    continue;
+                }
+                Err(PoolError::Backend(error)) => Err(error),
+                Err(error) => Err(RedisError::from(std::io::Error::other(error))),
+            };
         }
-        .map_err(|error| match error {
-            deadpool_redis::PoolError::Backend(error) => error,
-            error => RedisError::from(std::io::Error::other(error)),
-        })
     }
 
     /// Forgets every connection that nobody uses: they may all be as dead as the one that was tried.

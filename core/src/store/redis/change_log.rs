@@ -1,0 +1,760 @@
+//! Remembers what this process changed, so that nothing it replaced or evicted comes back.
+//!
+//! Redis confirms a change before a replica or a snapshot has it. A replica that is promoted, and a server that restarts
+//! from an old snapshot, may still hold what the change removed. So every change is in one of these places:
+//!
+//! ```text
+//!                        confirmed
+//!   UnconfirmedGuard ───────────────▶ recent ──── the server lost its last moments ────┐
+//!          │                            ▲                                              │
+//!          │ no answer, or the server   └─────────── confirmed ──────────┐             │
+//!          │ changed meanwhile                                           │             ▼
+//!          └────────────────────────────────────────────────────────▶ pending ◀────────┘
+//! ```
+//!
+//! *Recent* changes are kept for five to ten minutes. *Pending* evictions are repeated in the background until Redis
+//! confirms them (`pending_evictions.rs`); meanwhile the store answers for their keys as if they were absent, and grants no
+//! lease to fill them.
+//!
+//! One question is asked after every answer of Redis: [`ChangeLog::may_believe`]. An answer is not believed if a pending
+//! eviction covers its key, or if a server turned out to be another since the question: the answer may come from that server.
+//!
+//! Both lists are bounded by being less exact: too many keys become their groups, and too many groups become their prefixes.
+//! Evicting too much costs misses, and is never unsafe.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+
+use super::RedisStore;
+use super::cluster::{SlotSet, slot};
+use crate::key::{CacheKey, KeySpace};
+use crate::store::StoreError;
+
+/// How many single keys are remembered before they become groups.
+const MAX_KEYS: usize = 16 * 1024;
+
+/// How many groups are remembered before they become prefixes.
+const MAX_GROUPS: usize = 16 * 1024;
+
+/// How long a confirmed change is remembered at least. It is twice as long at most.
+const RECENT: Duration = Duration::from_secs(300);
+
+/// How many leases are remembered. Others run out by themselves.
+const MAX_RELEASES: usize = 1024;
+
+/// How many locks the keys of pending evictions share.
+const TURNS: usize = 64;
+
+/// How many names a message of the log spells out.
+const NAMED: usize = 20;
+
+/// How many recalls are told apart.
+const MAX_HISTORY: usize = 32;
+
+/// The bit of the stamp that says that evictions are pending.
+const PENDING: u64 = 1;
+
+/// The changes of one store.
+#[derive(Debug)]
+pub(super) struct ChangeLog {
+    state: Mutex<State>,
+    /// How often confirmed changes were recalled, twice, and [`PENDING`]. Read without the lock.
+    stamp: AtomicU64,
+    /// Held by whoever evicts or writes a key whose eviction is pending: a late eviction must not remove what was written since.
+    turns: Box<[tokio::sync::Mutex<()>]>,
+    hasher: RandomState,
+    /// Ends the pause between two attempts to repeat what is pending.
+    retry: Arc<Notify>,
+}
+
+/// What changes together.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Each with the number of the last time it was asked for.
+    pending: Changes<u64>,
+    releases: VecDeque<Release>,
+    /// How many evictions were asked for.
+    count: u64,
+    recent: Recent,
+    recalls: u64,
+    /// What was lost at the last few of them.
+    history: VecDeque<Lost>,
+    /// Retries what is pending.
+    pub(super) retrying: Option<AbortHandle>,
+    /// Watches the servers while there is anything to remember.
+    pub(super) watching: Option<AbortHandle>,
+}
+
+/// The recalls before a question to Redis. See [`ChangeLog::may_believe`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Epoch(u64);
+
+/// What servers may have lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    Everything,
+    /// What lies in these slots of a cluster.
+    Slots(SlotSet),
+}
+
+impl Lost {
+    /// Whether this key, or the key with this name in Redis, is among it.
+    pub(super) fn concerns(&self, name: &str) -> bool {
+        matches!(self, Self::Everything) || self.has_slot(slot(name))
+    }
+
+    /// Whether anything in this slot is among it.
+    pub(super) fn has_slot(&self, slot: u16) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Slots(slots) => slots.contains(slot),
+        }
+    }
+
+    /// Adds what `other` lost.
+    fn extend(&mut self, other: &Self) {
+        match (&mut *self, other) {
+            (Self::Slots(slots), Self::Slots(others)) => slots.extend(others),
+            _ => *self = Self::Everything,
+        }
+    }
+}
+
+/// A set of changes, bounded by being less exact.
+#[derive(Debug)]
+struct Changes<T> {
+    max_keys: usize,
+    max_groups: usize,
+    /// By name.
+    keys: HashMap<Box<str>, (CacheKey, T)>,
+    /// By head.
+    groups: HashMap<Box<str>, (KeySpace, T)>,
+    /// By head, and where in a cluster.
+    prefixes: HashMap<Box<str>, (KeySpace, Lost, T)>,
+}
+
+/// Confirmed changes, in two generations.
+#[derive(Debug)]
+struct Recent {
+    since: Instant,
+    now: Changes<()>,
+    before: Changes<()>,
+}
+
+/// A lease that may have been granted without an answer.
+#[derive(Clone, Debug)]
+pub(super) struct Release {
+    pub(super) lease: String,
+    pub(super) token: [u8; 16],
+}
+
+/// What a command leaves behind if its answer never arrives.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Target<'a> {
+    /// A key that may hold what was to be removed or replaced.
+    Key(&'a CacheKey),
+    /// A group or a prefix that may hold what was to be removed.
+    Space(&'a KeySpace),
+    /// A lease that may keep others from filling.
+    Lease(&'a str, [u8; 16]),
+}
+
+/// A pending eviction, taken out of the log to repeat it.
+#[derive(Clone, Debug)]
+pub(super) enum Pending {
+    Key(CacheKey, u64),
+    Group(KeySpace, u64),
+    Prefix(KeySpace, Lost, u64),
+}
+
+/// Held while a command runs. Dropped without [`confirmed`](Self::confirmed) or [`settle`](Self::settle), after an error or
+/// when the caller has gone away, it makes its target pending.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct UnconfirmedGuard<'a> {
+    store: &'a RedisStore,
+    target: Option<Target<'a>>,
+    /// The number of the pending eviction of the same target, if there was one.
+    pending: Option<u64>,
+    recalls: u64,
+}
+
+impl<'a> UnconfirmedGuard<'a> {
+    pub(super) fn new(store: &'a RedisStore, target: Target<'a>) -> Self {
+        let (pending, recalls) = store.log().before(target);
+        Self { store, target: Some(target), pending, recalls }
+    }
+
+    /// Waits while a pending eviction of this key is being repeated.
+    ///
+    /// # Errors
+    ///
+    /// When that takes longer than the deadline.
+    pub(super) async fn turn(
+        &self,
+        key: &CacheKey,
+        deadline: Duration,
+    ) -> Result<Option<tokio::sync::MutexGuard<'a, ()>>, StoreError> {
+        if self.pending.is_none() {
+            return Ok(None);
+        }
+        let turn = timeout(deadline, self.store.log().turn(key)).await;
+        turn.map(Some).map_err(|_| StoreError::unavailable("an eviction of this key is not confirmed yet"))
+    }
+
+    /// Redis answered, and changed nothing that has to be remembered.
+    pub(super) fn settle(mut self) {
+        self.target = None;
+    }
+
+    /// Redis removed or replaced the target: that is remembered. `false` if a server turned out to be another meanwhile: the
+    /// confirmation may be the lost server's, and the target is pending.
+    pub(super) fn confirmed(mut self) -> bool {
+        self.target.take().is_none_or(|target| self.confirm(target))
+    }
+
+    /// The same for another target than what an error would leave behind.
+    pub(super) fn confirmed_as(mut self, target: Target<'_>) -> bool {
+        self.target = None;
+        self.confirm(target)
+    }
+
+    fn confirm(&self, target: Target<'_>) -> bool {
+        let is_confirmed = self.store.log().confirm(target, self.pending, self.recalls);
+        if is_confirmed {
+            self.store.watch_servers();
+        } else {
+            self.store.retry_pending();
+        }
+        is_confirmed
+    }
+}
+
+impl Drop for UnconfirmedGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(target) = self.target {
+            self.store.log().enqueue(target);
+            self.store.retry_pending();
+        }
+    }
+}
+
+impl Default for ChangeLog {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                // As much as is remembered: both generations may be recalled at once.
+                pending: Changes::new(2 * MAX_KEYS, 2 * MAX_GROUPS),
+                releases: VecDeque::new(),
+                count: 0,
+                recent: Recent::new(Instant::now()),
+                recalls: 0,
+                history: VecDeque::new(),
+                retrying: None,
+                watching: None,
+            }),
+            stamp: AtomicU64::new(0),
+            turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            retry: Arc::default(),
+        }
+    }
+}
+
+impl ChangeLog {
+    /// Before a question about this key: `None` if a pending eviction covers it, so that there is nothing to ask.
+    pub(super) fn epoch_for(&self, key: &CacheKey) -> Option<Epoch> {
+        let stamp = self.stamp.load(Ordering::Acquire);
+        (stamp & PENDING == 0 || !self.lock().pending.covers(key)).then_some(Epoch(stamp))
+    }
+
+    /// Whether an answer about this key may be believed, asked after it arrived. `epoch` was taken before the question.
+    pub(super) fn may_believe(&self, key: &CacheKey, epoch: Epoch) -> bool {
+        let stamp = self.stamp.load(Ordering::Acquire);
+        if stamp & PENDING == 0 && stamp | PENDING == epoch.0 | PENDING {
+            return true;
+        }
+        let state = self.lock();
+        !state.pending.covers(key) && !state.was_recalled_since(epoch.0 >> 1, Target::Key(key))
+    }
+
+    /// Waits for the right to evict or to write a key whose eviction is pending.
+    pub(super) async fn turn(&self, key: &CacheKey) -> tokio::sync::MutexGuard<'_, ()> {
+        let number = self.hasher.hash_one(key.name()) % TURNS as u64;
+        self.turns[usize::try_from(number).unwrap_or(0)].lock().await
+    }
+
+    /// How often confirmed changes were recalled.
+    pub(super) fn recalls(&self) -> u64 {
+        self.stamp.load(Ordering::Acquire) >> 1
+    }
+
+    /// The number of the pending eviction of this target, if there is one.
+    pub(super) fn pending_number(&self, target: Target<'_>) -> Option<u64> {
+        self.before(target).0
+    }
+
+    /// What is pending of a target before it is changed, and the recalls until then.
+    fn before(&self, target: Target<'_>) -> (Option<u64>, u64) {
+        let stamp = self.stamp.load(Ordering::Acquire);
+        if stamp & PENDING == 0 {
+            return (None, stamp >> 1);
+        }
+        let state = self.lock();
+        (state.pending.get(target), state.recalls)
+    }
+
+    /// Makes an eviction or a release pending.
+    pub(super) fn enqueue(&self, target: Target<'_>) {
+        let mut state = self.lock();
+        state.enqueue(target);
+        self.publish(&state);
+    }
+
+    /// Remembers a confirmed change, and removes the pending eviction that had this number. `false` if servers changed since
+    /// `recalls`: the target is pending then.
+    pub(super) fn confirm(&self, target: Target<'_>, pending: Option<u64>, recalls: u64) -> bool {
+        let mut state = self.lock();
+        if state.was_recalled_since(recalls, target) {
+            if state.pending.get(target).is_none() {
+                state.enqueue(target);
+                self.publish(&state);
+            }
+            return false;
+        }
+        // If it was asked for again since, then after a later change, which this confirmation may not include.
+        if pending.is_some() && state.pending.get(target) == pending {
+            state.pending.remove(target);
+            self.publish(&state);
+        }
+        state.recent.turn(Instant::now());
+        state.recent.now.insert(target, &Lost::Everything, ());
+        true
+    }
+
+    /// The same for a pending eviction that was repeated.
+    pub(super) fn confirm_pending(&self, pending: &Pending, recalls: u64) -> bool {
+        self.confirm(pending.target(), Some(pending.number()), recalls)
+    }
+
+    /// Makes every remembered change pending that a server may have lost. `false` if there is none.
+    ///
+    /// What runs meanwhile is not believed, and what is confirmed meanwhile becomes pending.
+    pub(super) fn recall(&self, lost: &Lost) -> bool {
+        let mut state = self.lock();
+        state.recalls += 1;
+        state.recent.turn(Instant::now());
+        if state.history.len() >= MAX_HISTORY {
+            state.history.pop_front();
+        }
+        state.history.push_back(lost.clone());
+        let State { pending, recent, count, .. } = &mut *state;
+        for changes in [&recent.now, &recent.before] {
+            for (key, ()) in changes.keys.values().filter(|(key, ())| lost.concerns(key.name())) {
+                *count += 1;
+                pending.insert(Target::Key(key), lost, *count);
+            }
+            for (group, ()) in changes.groups.values().filter(|(group, ())| lost.concerns(group.head())) {
+                *count += 1;
+                pending.insert(Target::Space(group), lost, *count);
+            }
+            for (prefix, ..) in changes.prefixes.values() {
+                *count += 1;
+                pending.insert(Target::Space(prefix), lost, *count);
+            }
+        }
+        self.publish(&state);
+        !state.pending.is_empty()
+    }
+
+    /// Ends the pause before the next attempt to repeat what is pending.
+    pub(super) fn retry_now(&self) -> Arc<Notify> {
+        self.retry.clone()
+    }
+
+    /// Whether there is anything that a server could lose.
+    pub(super) fn remembers(&self) -> bool {
+        let mut state = self.lock();
+        state.recent.turn(Instant::now());
+        !state.recent.is_empty() || !state.pending.is_empty()
+    }
+
+    /// Everything that is pending.
+    pub(super) fn pending(&self) -> (Vec<Pending>, Vec<Release>) {
+        let state = self.lock();
+        let Changes { keys, groups, prefixes, .. } = &state.pending;
+        let prefixes = prefixes
+            .values()
+            .map(|(space, lost, number)| Pending::Prefix(space.clone(), lost.clone(), *number));
+        let groups = groups.values().map(|(space, number)| Pending::Group(space.clone(), *number));
+        let keys = keys.values().map(|(key, number)| Pending::Key(key.clone(), *number));
+        (prefixes.chain(groups).chain(keys).collect(), state.releases.iter().cloned().collect())
+    }
+
+    /// Forgets a lease that was given back, or that Redis refuses to take back.
+    pub(super) fn released(&self, release: &Release) {
+        self.lock().releases.retain(|other| other.token != release.token);
+    }
+
+    /// Logs by name what Redis never confirmed.
+    pub(super) fn give_up(&self) {
+        let state = self.lock();
+        let pending = &state.pending;
+        if pending.is_empty() {
+            return;
+        }
+        let groups = pending.prefixes.keys().chain(pending.groups.keys()).map(|head| format!("{head}*"));
+        let names: Vec<String> =
+            groups.chain(pending.keys.keys().map(|name| name.to_string())).take(NAMED).collect();
+        tracing::error!(
+            count = pending.len(),
+            names = names.join(" "),
+            "closed with evictions that Redis never confirmed; other processes may read what they concern until it expires"
+        );
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock can panic half way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, state: &State) {
+        let before = self.stamp.load(Ordering::Relaxed);
+        let stamp = state.recalls << 1 | if state.pending.is_empty() { 0 } else { PENDING };
+        self.stamp.store(stamp, Ordering::Release);
+        match (before & PENDING, stamp & PENDING) {
+            (0, PENDING) => {
+                tracing::warn!("evictions are not confirmed; what they concern is not read until they are");
+            }
+            (PENDING, 0) => tracing::info!("every eviction is confirmed"),
+            _ => {}
+        }
+    }
+}
+
+impl State {
+    fn enqueue(&mut self, target: Target<'_>) {
+        if let Target::Lease(lease, token) = target {
+            if self.releases.len() >= MAX_RELEASES {
+                self.releases.pop_front();
+            }
+            return self.releases.push_back(Release { lease: lease.to_owned(), token });
+        }
+        self.count += 1;
+        self.pending.insert(target, &Lost::Everything, self.count);
+    }
+
+    /// Whether servers may have lost something of this target when confirmed changes were recalled since then.
+    fn was_recalled_since(&self, recalls: u64, target: Target<'_>) -> bool {
+        let since = usize::try_from(self.recalls.saturating_sub(recalls)).unwrap_or(usize::MAX);
+        let concerns = |lost: &Lost| match target {
+            Target::Key(key) => lost.concerns(key.name()),
+            Target::Space(space) => space.group().is_none() || lost.concerns(space.head()),
+            Target::Lease(..) => false,
+        };
+        since > self.history.len() || self.history.iter().rev().take(since).any(concerns)
+    }
+
+    /// Whether there is nothing to retry.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.is_empty() && self.releases.is_empty()
+    }
+
+    /// Whether there is nothing that a server could lose.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.recent.is_empty()
+    }
+}
+
+impl Pending {
+    pub(super) fn target(&self) -> Target<'_> {
+        match self {
+            Self::Key(key, _) => Target::Key(key),
+            Self::Group(space, _) | Self::Prefix(space, ..) => Target::Space(space),
+        }
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        match self {
+            Self::Key(_, number) | Self::Group(_, number) | Self::Prefix(.., number) => *number,
+        }
+    }
+}
+
+impl<T: Copy> Changes<T> {
+    fn new(max_keys: usize, max_groups: usize) -> Self {
+        Self { max_keys, max_groups, keys: HashMap::new(), groups: HashMap::new(), prefixes: HashMap::new() }
+    }
+
+    fn covers(&self, key: &CacheKey) -> bool {
+        let (name, prefix) = (key.name(), key.prefix().len());
+        self.keys.contains_key(name)
+            || self.groups.contains_key(&name[..name.len() - key.suffix().len()])
+            || self.prefixes.get(&name[..=prefix]).is_some_and(|(_, lost, _)| lost.concerns(name))
+    }
+
+    fn get(&self, target: Target<'_>) -> Option<T> {
+        match target {
+            Target::Key(key) => self.keys.get(key.name()).map(|(_, with)| *with),
+            Target::Space(space) if space.group().is_some() => {
+                self.groups.get(space.head()).map(|(_, with)| *with)
+            }
+            Target::Space(space) => self.prefixes.get(space.head()).map(|(.., with)| *with),
+            Target::Lease(..) => None,
+        }
+    }
+
+    /// Adds a change. Of a prefix only what is `lost` counts.
+    fn insert(&mut self, target: Target<'_>, lost: &Lost, with: T) {
+        match target {
+            Target::Key(key) => {
+                if let Some(known) = self.keys.get_mut(key.name()) {
+                    known.1 = with;
+                    return;
+                }
+                if self.keys.len() >= self.max_keys {
+                    self.widen_keys();
+                }
+                self.keys.insert(key.name().into(), (key.clone(), with));
+            }
+            Target::Space(space) if space.group().is_some() => {
+                if let Some(known) = self.groups.get_mut(space.head()) {
+                    known.1 = with;
+                    return;
+                }
+                if self.groups.len() >= self.max_groups {
+                    self.widen_groups();
+                }
+                self.groups.insert(space.head().into(), (space.clone(), with));
+            }
+            Target::Space(space) => self.insert_prefix(space, lost, with),
+            Target::Lease(..) => {}
+        }
+    }
+
+    fn insert_prefix(&mut self, space: &KeySpace, lost: &Lost, with: T) {
+        if let Some((_, known, number)) = self.prefixes.get_mut(space.head()) {
+            known.extend(lost);
+            *number = with;
+            return;
+        }
+        self.prefixes.insert(space.head().into(), (space.clone(), lost.clone(), with));
+    }
+
+    /// Makes room for keys: those of groups become their groups, and only if that is not enough, all become prefixes.
+    fn widen_keys(&mut self) {
+        let grouped: Vec<_> =
+            self.keys.extract_if(|_, (key, _)| key.group().is_some()).map(|(_, known)| known).collect();
+        for (key, with) in grouped {
+            self.insert(Target::Space(&key.space()), &Lost::Everything, with);
+        }
+        // So that room is not made again for each of the next few keys.
+        if self.keys.len() > self.max_keys / 4 * 3 {
+            for (key, with) in std::mem::take(&mut self.keys).into_values() {
+                self.insert_prefix(&key.space(), &Lost::Everything, with);
+            }
+        }
+    }
+
+    fn widen_groups(&mut self) {
+        for (space, with) in std::mem::take(&mut self.groups).into_values() {
+            let whole = KeySpace::new(space.prefix(), None).unwrap_or(space);
+            self.insert_prefix(&whole, &Lost::Everything, with);
+        }
+    }
+
+    fn remove(&mut self, target: Target<'_>) {
+        match target {
+            Target::Key(key) => drop(self.keys.remove(key.name())),
+            Target::Space(space) => {
+                self.groups.remove(space.head());
+                self.prefixes.remove(space.head());
+            }
+            Target::Lease(..) => {}
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.keys.len() + self.groups.len() + self.prefixes.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Recent {
+    fn new(now: Instant) -> Self {
+        let none = || Changes::new(MAX_KEYS, MAX_GROUPS);
+        Self { since: now, now: none(), before: none() }
+    }
+
+    /// Forgets what is long past.
+    fn turn(&mut self, now: Instant) {
+        if now.duration_since(self.since) >= RECENT {
+            let none = Changes::new(MAX_KEYS, MAX_GROUPS);
+            self.before = std::mem::replace(&mut self.now, none);
+            self.since = now;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.now.is_empty() && self.before.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(group: Option<&str>) -> KeySpace {
+        KeySpace::new("p", group).unwrap()
+    }
+
+    fn covers(log: &ChangeLog, key: &CacheKey) -> bool {
+        log.epoch_for(key).is_none()
+    }
+
+    #[test]
+    fn pending_eviction_covers_what_it_removes() {
+        let log = ChangeLog::default();
+        log.enqueue(Target::Key(&space(Some("g")).key("a")));
+        assert!(covers(&log, &space(Some("g")).key("a")));
+        assert!(!covers(&log, &space(Some("g")).key("b")));
+
+        log.enqueue(Target::Space(&space(Some("h"))));
+        assert!(covers(&log, &space(Some("h")).key("b")));
+        assert!(!covers(&log, &space(Some("hh")).key("b")));
+        assert!(!covers(&log, &space(None).key("b")));
+
+        log.enqueue(Target::Space(&space(None)));
+        assert!(covers(&log, &space(None).key("b")));
+        assert!(covers(&log, &space(Some("x")).key("b")));
+        assert!(!covers(&log, &KeySpace::new("pp", None).unwrap().key("b")));
+    }
+
+    #[test]
+    fn confirmation_does_not_settle_a_later_eviction() {
+        let log = ChangeLog::default();
+        let key = space(None).key("a");
+        log.enqueue(Target::Key(&key));
+        let asked = log.pending_number(Target::Key(&key));
+        log.enqueue(Target::Key(&key));
+        log.confirm(Target::Key(&key), asked, 0);
+        assert!(covers(&log, &key));
+        log.confirm(Target::Key(&key), log.pending_number(Target::Key(&key)), 0);
+        assert!(!covers(&log, &key));
+    }
+
+    #[test]
+    fn confirmation_from_before_a_recall_becomes_pending() {
+        let log = ChangeLog::default();
+        let (key, group) = (space(None).key("a"), space(Some("g")));
+        assert!(!log.recall(&Lost::Everything), "nothing is remembered yet");
+        assert!(!log.confirm(Target::Key(&key), None, 0));
+        assert!(!log.confirm(Target::Space(&group), None, 0));
+        assert!(covers(&log, &key) && covers(&log, &group.key("b")));
+        for target in [Target::Key(&key), Target::Space(&group)] {
+            assert!(log.confirm(target, log.pending_number(target), 1));
+        }
+        assert!(!covers(&log, &key) && !covers(&log, &group.key("b")));
+    }
+
+    #[test]
+    fn recall_repeats_only_what_lies_in_the_lost_slots() {
+        let log = ChangeLog::default();
+        let (lost, kept) = (space(Some("lost")), space(Some("kept")));
+        for target in [Target::Key(&lost.key("a")), Target::Space(&kept), Target::Space(&lost)] {
+            assert!(log.confirm(target, None, 0));
+        }
+        let slots = SlotSet::from_iter([slot(lost.head())]);
+        assert!(log.recall(&Lost::Slots(slots.clone())));
+        assert!(covers(&log, &lost.key("a")) && covers(&log, &lost.key("b")));
+        assert!(!covers(&log, &kept.key("a")));
+
+        let log = ChangeLog::default();
+        assert!(log.confirm(Target::Space(&space(None)), None, 0));
+        assert!(log.recall(&Lost::Slots(slots)));
+        assert!(covers(&log, &lost.key("a")));
+        assert!(!covers(&log, &kept.key("a")), "the prefix is evicted only where it was lost");
+    }
+
+    #[test]
+    fn answer_is_believed_unless_servers_changed_since_the_question() {
+        let log = ChangeLog::default();
+        let (key, other) = (space(None).key("a"), space(None).key("b"));
+        let epoch = log.epoch_for(&key).unwrap();
+        assert!(log.may_believe(&key, epoch));
+        log.enqueue(Target::Key(&key));
+        assert!(!log.may_believe(&key, epoch));
+        assert!(log.may_believe(&other, epoch));
+        log.confirm(Target::Key(&key), log.pending_number(Target::Key(&key)), 0);
+        assert!(log.may_believe(&key, epoch));
+        log.recall(&Lost::Slots(SlotSet::from_iter([slot(key.name())])));
+        assert!(!log.may_believe(&key, epoch) && log.may_believe(&other, epoch));
+        log.recall(&Lost::Everything);
+        assert!(!log.may_believe(&key, epoch) && !log.may_believe(&other, epoch));
+        let epoch = log.epoch_for(&other).unwrap();
+        assert!(log.may_believe(&other, epoch));
+    }
+
+    #[test]
+    fn everything_that_is_remembered_can_be_recalled() {
+        let log = ChangeLog::default();
+        let keys: Vec<_> = (0..MAX_KEYS).map(|n| space(None).key(&format!("k{n}"))).collect();
+        for key in &keys {
+            log.confirm(Target::Key(key), None, 0);
+        }
+        assert!(log.recall(&Lost::Everything));
+        assert!(keys.iter().all(|key| covers(&log, key)));
+        assert!(!covers(&log, &space(None).key("other")));
+        assert!(!covers(&log, &space(Some("g")).key("other")));
+    }
+
+    #[test]
+    fn too_many_keys_become_groups_and_only_then_prefixes() {
+        let mut changes = Changes::new(4, 2);
+        for name in ["a", "b"] {
+            changes.insert(Target::Key(&space(None).key(name)), &Lost::Everything, ());
+            changes.insert(Target::Key(&space(Some("g")).key(name)), &Lost::Everything, ());
+        }
+        changes.insert(Target::Key(&space(None).key("c")), &Lost::Everything, ());
+        assert!(changes.covers(&space(Some("g")).key("other")));
+        assert!(changes.covers(&space(None).key("a")) && !changes.covers(&space(None).key("other")));
+
+        for group in ["h", "i"] {
+            changes.insert(Target::Space(&space(Some(group))), &Lost::Everything, ());
+        }
+        for group in [Some("g"), Some("h"), Some("i"), None] {
+            assert!(changes.covers(&space(group).key("other")), "{group:?}");
+        }
+        assert!(!changes.covers(&KeySpace::new("q", Some("g")).unwrap().key("other")));
+    }
+
+    #[test]
+    fn changes_are_forgotten_after_a_while() {
+        let start = Instant::now();
+        let mut recent = Recent::new(start);
+        recent.now.insert(Target::Space(&space(None)), &Lost::Everything, ());
+        for (after, expected) in [(RECENT / 2, false), (RECENT, false), (RECENT * 2, true)] {
+            recent.turn(start + after);
+            assert_eq!(recent.is_empty(), expected, "{after:?}");
+        }
+    }
+
+    #[test]
+    fn leases_are_bounded() {
+        let log = ChangeLog::default();
+        for lease in 0..2 * MAX_RELEASES {
+            log.enqueue(Target::Lease(&lease.to_string(), [0; 16]));
+        }
+        assert_eq!(log.pending().1.len(), MAX_RELEASES);
+    }
+}

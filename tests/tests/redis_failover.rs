@@ -1,0 +1,504 @@
+//! Servers that lose what they confirmed: nothing that was evicted or replaced comes back.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use deadpool_redis::{PoolConfig, Runtime};
+use larder_core::{
+    Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore, StoreError,
+};
+use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
+use larder_tests::redis_server::{RedisServer, patient};
+use tokio::time::{Instant, sleep};
+
+const HOLD: Duration = Duration::from_secs(60);
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// How long a loss may go unnoticed by a process that asks nothing.
+const NOTICED: Duration = Duration::from_secs(1);
+
+/// What a busy machine may add.
+const SLACK: Duration = Duration::from_millis(500);
+
+/// How long a server may take to serve again.
+const RECOVERY: Duration = Duration::from_secs(10);
+
+/// The ways in which a process reaches its servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    OneConnection,
+    FourConnections,
+    Tier,
+    Pool,
+}
+
+const WAYS: [Way; 4] = [Way::OneConnection, Way::FourConnections, Way::Tier, Way::Pool];
+
+/// A store, with or without a tier.
+enum Store {
+    Plain(RedisStore),
+    Tiered(larder_core::TieredStore),
+}
+
+/// Calls the same function of either store.
+macro_rules! on {
+    ($store:expr, $name:ident($($arg:expr),*)) => {
+        match $store {
+            Store::Plain(store) => store.$name($($arg),*).await,
+            Store::Tiered(store) => store.$name($($arg),*).await,
+        }
+    };
+}
+
+impl Store {
+    fn of(options: RedisOptions, way: Way) -> Self {
+        let options = patient(options).connect_deadline(Duration::from_millis(500));
+        match way {
+            Way::OneConnection | Way::Pool => Self::Plain(RedisStore::new(options)),
+            Way::FourConnections => Self::Plain(RedisStore::new(options.connections(4))),
+            Way::Tier => Self::Tiered(RedisStore::new(options).with_local("p", 1 << 20)),
+        }
+    }
+
+    fn to(url: &str, way: Way) -> Self {
+        let options = match way {
+            Way::Pool => RedisOptions::from_pool(pool(url, PoolConfig::new(4))),
+            _ => RedisOptions::from_url(url).unwrap(),
+        };
+        Self::of(options, way)
+    }
+
+    fn to_cluster(cluster: &RedisCluster, way: Way) -> Self {
+        let options = match way {
+            Way::Pool => RedisOptions::from_cluster_pool(cluster_pool(cluster)),
+            _ => RedisOptions::from_url(&cluster.url()).unwrap(),
+        };
+        Self::of(options, way)
+    }
+
+    async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        on!(self, get(key))
+    }
+
+    async fn set(&self, key: &CacheKey, value: &'static str) {
+        on!(self, set(key, value.into(), MINUTE)).unwrap();
+    }
+
+    async fn delete(&self, key: &CacheKey) {
+        on!(self, delete(key)).unwrap();
+    }
+
+    async fn delete_group(&self, space: &KeySpace) -> Result<u64, StoreError> {
+        on!(self, delete_group(space))
+    }
+
+    async fn write(&self, key: &CacheKey, intent: Intent, value: &'static str) {
+        let begun = on!(self, begin(key, intent, HOLD)).unwrap();
+        let Begin::Lease(lease) = begun else { panic!("{begun:?}") };
+        assert!(on!(self, commit(key, &lease, value.into(), MINUTE)).unwrap());
+    }
+
+    /// Every way to learn of the value under a key.
+    async fn finds(&self, key: &CacheKey, old: &str) -> bool {
+        let found = self.get(key).await.ok().flatten().is_some_and(|value| value == old)
+            || on!(self, has(key)).unwrap_or(false);
+        let begun = on!(self, begin(key, Intent::Fill, Duration::from_millis(1)));
+        found || matches!(begun, Ok(Begin::Found(value)) if value == old)
+    }
+}
+
+fn pool(url: &str, config: PoolConfig) -> deadpool_redis::Pool {
+    let config = deadpool_redis::Config { pool: Some(config), ..deadpool_redis::Config::from_url(url) };
+    config.create_pool(Some(Runtime::Tokio1)).unwrap()
+}
+
+fn cluster_pool(cluster: &RedisCluster) -> deadpool_redis::cluster::Pool {
+    let nodes: Vec<_> = (0..2 * MASTERS).map(|node| cluster.node(node).url()).collect();
+    let mut config = deadpool_redis::cluster::Config::from_urls(nodes);
+    config.pool = Some(PoolConfig::new(4));
+    config.create_pool(Some(Runtime::Tokio1)).unwrap()
+}
+
+async fn raw<T: redis::FromRedisValue>(server: &RedisServer, command: &[&str]) -> T {
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut cmd = redis::Cmd::new();
+    cmd.arg(command);
+    cmd.query_async(&mut client.get_multiplexed_async_connection().await.unwrap()).await.unwrap()
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, limit: Duration, mut holds: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until the store has a connection again.
+async fn answers(store: &Store) {
+    let other = KeySpace::new("elsewhere", None).unwrap().key("anything");
+    eventually("an answer", RECOVERY, || async { store.get(&other).await.is_ok() }).await;
+}
+
+/// Keys in and outside of a group, which the server has saved with the value `old`.
+async fn saved(server: &RedisServer, store: &Store, names: &[&str]) -> Vec<CacheKey> {
+    let keys: Vec<_> = names.iter().flat_map(|name| [key(Some("g"), name), key(None, name)]).collect();
+    for key in &keys {
+        store.set(key, "old").await;
+    }
+    let _: String = raw(server, &["SAVE"]).await;
+    keys
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_read_from_a_restored_snapshot_finds_nothing_evicted() {
+    for way in [Way::OneConnection, Way::FourConnections, Way::Tier] {
+        let mut server = RedisServer::start();
+        let store = Store::to(&server.url(), way);
+        for _ in 0..5 {
+            let keys = saved(&server, &store, &["a"]).await;
+            for key in &keys {
+                store.delete(key).await;
+            }
+            server.restart();
+            for key in &keys {
+                assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_in_flight_while_another_server_takes_the_address_find_nothing_evicted() {
+    for way in [Way::OneConnection, Way::FourConnections, Way::Tier] {
+        let (server, other) = (RedisServer::start(), RedisServer::start());
+        let proxy = Proxy::to(server.port()).await;
+        let store = Store::to(&proxy.url(), way);
+        let keys = [key(Some("g"), "a"), key(None, "a")];
+        let outdated = Store::to(&other.url(), Way::OneConnection);
+        for key in &keys {
+            outdated.set(key, "old").await;
+            store.set(key, "old").await;
+            store.delete(key).await;
+        }
+        proxy.turn(Weather::BlackHole);
+        let reads = futures_util::future::join_all((0..40).map(|n| store.get(&keys[n % 2])));
+        let begins = futures_util::future::join_all(keys.iter().map(|key| store.finds(key, "old")));
+        let takeover = async {
+            sleep(Duration::from_millis(20)).await;
+            proxy.redirect(other.port());
+            proxy.turn(Weather::Fair);
+        };
+        let (reads, begins, ()) = tokio::join!(reads, begins, takeover);
+        for read in reads {
+            assert!(!matches!(read, Ok(Some(_))), "{way:?}: {read:?}");
+        }
+        assert_eq!(begins, [false, false], "{way:?}");
+        for key in &keys {
+            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_process_repeats_its_evictions_within_a_second() {
+    for way in WAYS {
+        let mut server = RedisServer::start();
+        let (idle, reader) = (Store::to(&server.url(), way), Store::to(&server.url(), Way::OneConnection));
+        let keys = saved(&server, &idle, &["a", "b"]).await;
+        for key in &keys[..2] {
+            idle.delete(key).await;
+        }
+        idle.delete_group(&key(Some("g"), "b").space()).await.unwrap();
+        idle.delete(&keys[3]).await;
+        server.restart();
+        let restarted = Instant::now();
+        answers(&reader).await;
+        sleep(NOTICED.saturating_sub(restarted.elapsed()) + SLACK).await;
+        for key in &keys {
+            assert_eq!(reader.get(key).await.unwrap(), None, "{way:?}: {key}");
+        }
+        for key in &keys {
+            assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_that_is_replaced_behind_open_connections_is_noticed_within_a_second() {
+    for way in WAYS {
+        let (server, other) = (RedisServer::start(), RedisServer::start());
+        let idle = Store::to(&server.url(), way);
+        let outdated = Store::to(&other.url(), Way::OneConnection);
+        let keys = [key(Some("g"), "a"), key(None, "a")];
+        for key in &keys {
+            outdated.set(key, "old").await;
+            idle.set(key, "old").await;
+            idle.delete(key).await;
+        }
+        // As when a master is demoted, and promoted once more.
+        let _: String = raw(&server, &["REPLICAOF", "127.0.0.1", &other.port().to_string()]).await;
+        eventually("a copy", RECOVERY, || async {
+            raw::<String>(&server, &["INFO", "replication"]).await.contains("master_link_status:up")
+        })
+        .await;
+        let _: String = raw(&server, &["REPLICAOF", "NO", "ONE"]).await;
+        sleep(NOTICED + SLACK).await;
+        for key in &keys {
+            assert_eq!(raw::<u64>(&server, &["EXISTS", key.name()]).await, 0, "{way:?}: {key}");
+            assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn predecessor_of_a_confirmed_write_becomes_a_miss() {
+    for way in WAYS {
+        let mut server = RedisServer::start();
+        let store = Store::to(&server.url(), way);
+        let names = ["set", "set after delete", "write-through", "refresh", "update"];
+        let keys = saved(&server, &store, &names).await;
+        for pair in keys.chunks(2).zip(0..) {
+            let (pair, number) = pair;
+            for key in pair {
+                match number {
+                    0 => store.set(key, "new").await,
+                    1 => {
+                        store.delete(key).await;
+                        store.set(key, "new").await;
+                    }
+                    2 => store.write(key, Intent::Write, "new").await,
+                    _ => store.write(key, Intent::Refresh, "new").await,
+                }
+            }
+        }
+        server.restart();
+        if way == Way::Pool {
+            answers(&store).await;
+            sleep(NOTICED + SLACK).await;
+        }
+        for key in &keys {
+            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+        }
+        eventually("all are evicted", RECOVERY, || async {
+            let mut left = 0;
+            for key in &keys {
+                left += raw::<u64>(&server, &["EXISTS", key.name()]).await;
+            }
+            left == 0
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn predecessor_of_an_updated_value_becomes_a_miss() {
+    let mut server = RedisServer::start();
+    let larder = Larder::redis(&server.url()).unwrap();
+    let backend = larder.backend();
+    for expected in [1, 2] {
+        let updated = backend.update("n", 60, |n: Option<u64>| n.unwrap_or(0) + 1).await;
+        assert_eq!(updated.unwrap(), expected);
+        if expected == 1 {
+            let _: String = raw(&server, &["SAVE"]).await;
+        }
+    }
+    server.restart();
+    eventually("a value", RECOVERY, || async {
+        let updated = backend.update("n", 60, |n: Option<u64>| n.unwrap_or(0) + 10).await;
+        assert!(!matches!(updated, Ok(11)), "counted on from a lost value");
+        updated.is_ok()
+    })
+    .await;
+    assert_eq!(backend.get::<u64>("n").await, Some(10));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eviction_that_runs_while_the_server_changes_is_repeated() {
+    for (way, whole) in [(Way::OneConnection, false), (Way::OneConnection, true), (Way::Pool, false)] {
+        let (server, other) = (RedisServer::start(), RedisServer::start());
+        let proxy = Proxy::to(server.port()).await;
+        let store = Store::to(&proxy.url(), way);
+        let names: Vec<String> = (0..2000).map(|n| format!("k{n}")).collect();
+        let keys: Vec<_> = names.iter().map(|name| key(Some("g"), name)).collect();
+        let outdated = Store::to(&other.url(), Way::OneConnection);
+        for store in [&store, &outdated] {
+            futures_util::future::join_all(keys.iter().map(|key| store.set(key, "old"))).await;
+        }
+        let space = if whole { KeySpace::new("p", None).unwrap() } else { keys[0].space() };
+        // Late enough for the eviction to have begun, and early enough for it not to be over.
+        proxy.turn(Weather::Slow(Duration::from_millis(2)));
+        let takeover = async {
+            sleep(Duration::from_millis(15)).await;
+            proxy.redirect(other.port());
+        };
+        let (_outcome, ()) = tokio::join!(store.delete_group(&space), takeover);
+        proxy.turn(Weather::Fair);
+        sleep(NOTICED + SLACK).await;
+        for key in &keys {
+            assert_eq!(outdated.get(key).await.unwrap(), None, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_pool_costs_no_answers() {
+    let server = RedisServer::start();
+    let mut config = PoolConfig::new(1);
+    config.timeouts.wait = Some(Duration::from_millis(1));
+    let options = RedisOptions::from_pool(pool(&server.url(), config));
+    let store = RedisStore::new(patient(options));
+    let key = key(None, "a");
+    store.set(&key, "1".into(), MINUTE).await.unwrap();
+    let callers = (0..20).map(|_| async {
+        for _ in 0..40 {
+            assert_eq!(store.get(&key).await.unwrap().unwrap(), "1");
+        }
+    });
+    futures_util::future::join_all(callers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_waits_until_pending_evictions_are_confirmed() {
+    let mut server = RedisServer::start();
+    let store = Store::to(&server.url(), Way::OneConnection);
+    let keys = saved(&server, &store, &["a"]).await;
+    server.kill();
+    let Store::Plain(store) = store else { unreachable!() };
+    for key in &keys {
+        store.delete(key).await.unwrap_err();
+    }
+    let closing = async {
+        let start = Instant::now();
+        store.close().await;
+        start.elapsed()
+    };
+    let restart = async {
+        sleep(Duration::from_millis(700)).await;
+        tokio::task::block_in_place(|| server.restart());
+    };
+    let (took, ()) = tokio::join!(closing, restart);
+    assert!(took < Duration::from_secs(5) + SLACK, "{took:?}");
+    for key in &keys {
+        assert_eq!(raw::<u64>(&server, &["EXISTS", key.name()]).await, 0, "{key}");
+    }
+}
+
+async fn cluster() -> RedisCluster {
+    tokio::task::spawn_blocking(RedisCluster::start).await.unwrap()
+}
+
+/// Keys of every master, on all nodes with the value `old`. The replica of master 0 saved them and is down.
+async fn deaf_replica(cluster: &mut RedisCluster, store: &Store) -> Vec<Vec<CacheKey>> {
+    let homes = everywhere(cluster, 6);
+    for key in homes.iter().flatten() {
+        store.set(key, "old").await;
+    }
+    let size = |cluster: &RedisCluster, node| cluster.cli(node, &["dbsize"]);
+    eventually("a replica that has everything", RECOVERY, || {
+        std::future::ready(size(cluster, 0) == size(cluster, MASTERS))
+    })
+    .await;
+    cluster.cli(MASTERS, &["save"]);
+    cluster.node_mut(MASTERS).kill();
+    homes
+}
+
+/// The replica comes back with what it saved, and takes the place of its master.
+async fn takes_over(cluster: &mut RedisCluster) {
+    cluster.node_mut(MASTERS).restart();
+    assert_ne!(cluster.cli(MASTERS, &["dbsize"]), "0");
+    cluster.cli(MASTERS, &["cluster", "failover", "takeover"]);
+    eventually("the others know", RECOVERY, || {
+        std::future::ready((1..=MASTERS).all(|node| cluster.serves(node)))
+    })
+    .await;
+}
+
+/// Lets a replica take its master's place with everything that the master has.
+async fn promote(cluster: &RedisCluster, replica: usize) {
+    let start = Instant::now();
+    while !cluster.cli(replica, &["info", "replication"]).contains("role:master") {
+        assert!(start.elapsed() < RECOVERY, "never promoted");
+        cluster.cli(replica, &["cluster", "failover"]);
+        sleep(Duration::from_millis(300)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_process_repeats_its_evictions_at_a_promoted_replica_within_a_second() {
+    for way in WAYS {
+        let mut cluster = cluster().await;
+        let idle = Store::to_cluster(&cluster, way);
+        let homes = deaf_replica(&mut cluster, &idle).await;
+        for key in homes.iter().flatten() {
+            idle.delete(key).await;
+        }
+        cluster.node_mut(0).kill();
+        takes_over(&mut cluster).await;
+        let promoted = Instant::now();
+        let reader = Store::to_cluster(&cluster, Way::OneConnection);
+        answers(&reader).await;
+        sleep(NOTICED.saturating_sub(promoted.elapsed()) + SLACK).await;
+        for key in &homes[0] {
+            assert!(!reader.finds(key, "old").await, "{way:?}: {key}");
+            assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_that_is_undone_is_noticed_within_a_second() {
+    for way in WAYS {
+        let mut cluster = cluster().await;
+        let idle = Store::to_cluster(&cluster, way);
+        let homes = deaf_replica(&mut cluster, &idle).await;
+        for key in homes.iter().flatten() {
+            idle.delete(key).await;
+        }
+        cluster.node(0).pause();
+        takes_over(&mut cluster).await;
+        cluster.node(0).resume();
+        eventually("the old master follows", RECOVERY, || {
+            let replication = cluster.cli(0, &["info", "replication"]);
+            std::future::ready(
+                replication.contains("role:slave") && replication.contains("master_link_status:up"),
+            )
+        })
+        .await;
+        promote(&cluster, 0).await;
+        sleep(NOTICED + SLACK).await;
+        for key in &homes[0] {
+            assert_eq!(cluster.cli(0, &["exists", key.name()]), "0", "{way:?}: {key}");
+            assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_costs_only_what_lies_in_its_slots() {
+    let cluster = cluster().await;
+    let store = Store::to_cluster(&cluster, Way::OneConnection);
+    let homes = everywhere(&cluster, 4);
+    for key in homes.iter().flatten() {
+        store.set(key, "kept").await;
+    }
+    let evicted: Vec<_> = (0..1500).map(|n| key(None, &format!("evicted{n}"))).collect();
+    for keys in evicted.chunks(50) {
+        futures_util::future::join_all(keys.iter().map(|key| store.delete(key))).await;
+    }
+    promote(&cluster, MASTERS).await;
+    let noticed = Instant::now();
+    while noticed.elapsed() < 2 * NOTICED {
+        for key in homes[1].iter().chain(&homes[2]) {
+            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"kept"[..]), "{key}");
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    // What was written lately may have a predecessor. What is filled after that is kept.
+    let fresh = &homes[0][0];
+    store.set(fresh, "new").await;
+    assert_eq!(store.get(fresh).await.unwrap().unwrap(), "new");
+}
