@@ -291,6 +291,9 @@ impl<C: Coder> CacheBackend<C> {
     ///
     /// Dropped before it writes, it changes nothing. Once it writes, it goes on in the background.
     ///
+    /// A failover of Redis may take back an update that was confirmed, because replicas lag behind. The value before it doesn't
+    /// come back: the key becomes absent, and `change` gets `None`. So keep only what can be made anew.
+    ///
     /// # Errors
     ///
     /// When the store failed, what is there is no `T`, or others write the key without end. After a
