@@ -54,11 +54,7 @@ impl Connection {
         let dialer = Arc::new(Dialer::new(options.clone(), recall));
         #[cfg(feature = "redis-pool")]
         if options.is_cluster() && options.pool.is_some() {
-            return Self {
-                servers: Servers::Lent(Arc::new(LentCluster::new(dialer.clone()))),
-                dialer,
-                refusals,
-            };
+            return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer.clone()))), dialer };
         }
         let servers = if options.cluster {
             Servers::Cluster(Arc::new(Cluster::new(dialer.clone())))
