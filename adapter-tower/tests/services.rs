@@ -15,11 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
-use http::{Method, Request, Response};
+use http::{HeaderName, Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use larder_tower::core::shared::SharedBody;
-use larder_tower::{Larder, ReplyBody, SharedCacheLayer, cache, cache_evict, cache_put};
+use larder_tower::{Larder, MemoryStore, ReplyBody, SharedCacheLayer, cache, cache_evict, cache_put};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower::limit::GlobalConcurrencyLimitLayer;
@@ -343,4 +343,22 @@ async fn shared_cache_evicts_before_a_panic_of_a_write_reaches_the_caller() {
     let caught = AssertUnwindSafe(pages.clone().oneshot(ask(Method::PUT, "/about"))).catch_unwind().await;
     assert!(caught.is_err());
     assert_eq!(read(&pages, "/about").await.0, "v1");
+}
+
+#[tokio::test]
+async fn shared_cache_knows_the_credentials_that_the_builder_names() {
+    let name = HeaderName::from_static("x-house-key");
+    let larder = Larder::builder().credential_fields([name.clone()]).leased(MemoryStore::new());
+    let more = HeaderName::from_static("x-desk-key");
+    let cache = SharedCacheLayer::with_rule(&larder, |rule| rule.credential_fields = vec![more.clone()]);
+    let service = cache.layer(service_fn(async |_: Request<Empty<Bytes>>| {
+        let answer = Response::builder().header("cache-control", "max-age=60");
+        Ok::<_, Infallible>(answer.body(Full::<Bytes>::from("for one")).unwrap())
+    }));
+    for name in [name, more, HeaderName::from_static("x-api-key")] {
+        let mut request = ask(Method::GET, "/x");
+        request.headers_mut().insert(&name, "k".parse().unwrap());
+        let answer = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.headers()["cache-status"], "Larder; fwd=uri-miss; detail=authorization", "{name}");
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! A stored response goes to requests that never showed the credentials of the first one, and whose fields may send them
 //! elsewhere. So these fields keep a request out of the cache, or are hidden from the handler whose response may be stored:
-//! [`Rule`](crate::Rule) says which.
+//! [`Rule`](crate::Rule) says which. A shared cache hides nothing: it stores by RFC 9111 §3.5, treats a request with another
+//! method as a write, and keeps one that may go elsewhere apart.
 
 /// Whether a field other than `Authorization` and `Cookie` usually carries credentials: a key, a token, a client certificate,
 /// or the user whom an authenticating proxy in front names. The name is in lower case.
@@ -88,16 +89,27 @@ pub(crate) fn is_credential(name: &str) -> bool {
 /// Whether a field replaces the method or the URI in some frameworks: the handler would answer another request than the one
 /// in the key.
 pub(crate) fn replaces_target(name: &str) -> bool {
+    replaces_method(name) || replaces_uri(name)
+}
+
+/// Whether a field replaces the method in some frameworks.
+pub(crate) fn replaces_method(name: &str) -> bool {
     matches!(
         name,
         "x-http-method"
             | "x-http-method-override"
-            | "x-http-path-override"
             | "x-method-override"
             | "x-forwarded-method"
+            | "x-original-method"
+    )
+}
+
+fn replaces_uri(name: &str) -> bool {
+    matches!(
+        name,
+        "x-http-path-override"
             | "x-forwarded-path"
             | "x-forwarded-uri"
-            | "x-original-method"
             | "x-original-uri"
             | "x-original-url"
             | "x-override-url"
@@ -105,8 +117,14 @@ pub(crate) fn replaces_target(name: &str) -> bool {
     )
 }
 
+/// Whether frameworks and servers find another host, scheme or path by a field than the request line and `Host` say.
+pub(crate) fn may_send_elsewhere(name: &str) -> bool {
+    // The first letter comes first: it spares ordinary fields all comparisons.
+    matches!(name.as_bytes(), [b'f' | b'x', ..]) && (ORIGIN_FIELDS.contains(&name) || replaces_uri(name))
+}
+
 /// The fields with which a proxy names the origin that its client asked for. A handler makes absolute links of them.
-pub(crate) const ORIGIN_FIELDS: [&str; 15] = [
+pub(crate) const ORIGIN_FIELDS: [&str; 16] = [
     "forwarded",
     "front-end-https",
     "x-forwarded-host",
@@ -121,6 +139,7 @@ pub(crate) const ORIGIN_FIELDS: [&str; 15] = [
     "x-http-host-override",
     "x-original-host",
     "x-scheme",
+    "x-script-name",
     "x-url-scheme",
 ];
 
@@ -187,6 +206,19 @@ mod tests {
             "x-tenant",
         ] {
             assert!(!is_credential(name) && !replaces_target(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_origin_field_may_send_a_request_elsewhere() {
+        for name in ORIGIN_FIELDS {
+            assert!(may_send_elsewhere(name), "{name}");
+        }
+        for name in ["x-forwarded-path", "x-http-path-override", "x-override-url", "x-rewrite-url"] {
+            assert!(may_send_elsewhere(name) && replaces_target(name), "{name}");
+        }
+        for name in ["x-forwarded-method", "x-forwarded-for", "x-requested-with", "from", "accept"] {
+            assert!(!may_send_elsewhere(name), "{name}");
         }
     }
 }

@@ -194,8 +194,8 @@ impl LarderBuilder {
     }
 
     /// Request fields that carry credentials in this service, beside the usual ones that [the
-    /// guide](crate::guide::safety#credentials) lists. Undeclared routes don't cache requests with them, and the handlers of
-    /// public routes don't see them.
+    /// guide](crate::guide::safety#credentials) lists. Undeclared routes don't cache requests with them, the handlers of public
+    /// routes don't see them, and a shared cache treats them as `Authorization` (RFC 9111 §3.5).
     pub fn credential_fields(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.defaults.credential_fields = names.into_iter().collect();
         self

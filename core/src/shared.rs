@@ -79,10 +79,10 @@ pub struct SharedRule {
     pub evict_on_error: bool,
     /// What to do with responses that set a cookie. Never stored.
     pub set_cookie: SetCookie,
-    /// Request fields that carry credentials as `Authorization` does: the answer to a request with one of them is stored
-    /// only if it says `public`, `s-maxage` or `must-revalidate` (§3.5). `X-Api-Key` and other usual names, see
-    /// [`CREDENTIAL_FIELDS`](Self::CREDENTIAL_FIELDS). `Cookie` isn't among them: §3 lets the answer decide. Add it for an
-    /// origin that answers by cookie and doesn't say `private`.
+    /// Request fields that carry credentials as `Authorization` does, beside the usual ones that
+    /// [the guide](crate::guide::safety#credentials) lists and those of the builder: the answer to a request with one of them
+    /// is stored only if it says `public`, `s-maxage` or `must-revalidate` (§3.5). None. `Cookie` isn't among the usual ones
+    /// here: §3 lets the answer decide. Add it for an origin that answers by cookie and doesn't say `private`.
     pub credential_fields: Vec<HeaderName>,
     /// Where the scheme in the key comes from: `http://a/` and `https://a/` are different resources (RFC 9110 §4.2.1,
     /// §4.2.2). The URI's own.
@@ -123,34 +123,6 @@ pub enum SchemeSource {
 }
 
 impl SharedRule {
-    /// The usual names of fields with credentials, beside `Authorization`.
-    pub const CREDENTIAL_FIELDS: &[&str] = &[
-        "api-key",
-        "cf-access-jwt-assertion",
-        "client-cert",
-        "client-cert-chain",
-        "proxy-authorization",
-        "ssl-client-cert",
-        "x-access-token",
-        "x-amzn-oidc-accesstoken",
-        "x-amzn-oidc-data",
-        "x-amzn-oidc-identity",
-        "x-api-key",
-        "x-auth-request-access-token",
-        "x-auth-request-email",
-        "x-auth-request-user",
-        "x-auth-token",
-        "x-client-cert",
-        "x-forwarded-access-token",
-        "x-forwarded-client-cert",
-        "x-forwarded-email",
-        "x-forwarded-preferred-username",
-        "x-forwarded-user",
-        "x-goog-iap-jwt-assertion",
-        "x-remote-user",
-        "x-ssl-client-cert",
-    ];
-
     /// The usual rule.
     #[must_use]
     pub fn new(space: KeySpace) -> Self {
@@ -165,7 +137,7 @@ impl SharedRule {
             stale_while_revalidate: Duration::ZERO,
             evict_on_error: true,
             set_cookie: SetCookie::default(),
-            credential_fields: Self::CREDENTIAL_FIELDS.iter().copied().map(HeaderName::from_static).collect(),
+            credential_fields: Vec::new(),
             scheme: SchemeSource::default(),
             targeted: Vec::new(),
             cache_status: Some("Larder".into()),

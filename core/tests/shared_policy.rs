@@ -347,8 +347,12 @@ fn what_the_rule_says_about_storing() {
     let session = get(&[("cookie", "a=b")]);
     let fresh: Fields<'_> = &[("cache-control", "max-age=60")];
     assert_eq!(store_under(&by_session, &session, 200, fresh).unwrap_err(), "authorization");
-    let without = changed(|rule| rule.credential_fields.clear());
-    assert!(store_under(&without, &get(&[("x-api-key", "key-1")]), 200, fresh).is_ok());
+    let own = changed(|rule| rule.credential_fields = vec![HeaderName::from_static("x-house-key")]);
+    for usual in ["x-house-key", "x-api-key", "x-vault-token", "private-token", "dpop", "x-amzn-oidc-data"] {
+        let request = get(&[(usual, "key-1")]);
+        assert_eq!(store_under(&own, &request, 200, fresh).unwrap_err(), "authorization", "{usual}");
+    }
+    assert!(store_under(&policy(), &get(&[("x-house-key", "key-1")]), 200, fresh).is_ok());
     let small = changed(|rule| rule.max_body = 9);
     assert_eq!(store_under(&small, &get(&[]), 200, &[("cache-control", "max-age=60")]).unwrap_err(), "size");
     let certain = changed(|rule| rule.heuristic_limit = Duration::ZERO);
@@ -515,6 +519,31 @@ fn requests_that_are_not_looked_up() {
         ("§4.4", Method::DELETE, &[], "write"),
         ("§4.4 whatever it offers to switch to", Method::PUT, &[("upgrade", "h2c")], "write"),
         ("§4.4 a write in disguise", Method::GET, &[("x-http-method-override", "DELETE")], "write"),
+        ("§4.4 a write in disguise", Method::HEAD, &[("x-http-method", "PUT")], "write"),
+        ("§4.4 a write in disguise", Method::GET, &[("x-method-override", "PUT")], "write"),
+        ("§4.4 a write in disguise", Method::GET, &[("x-forwarded-method", "PATCH")], "write"),
+        ("§4.4 a write in disguise", Method::GET, &[("x-original-method", "POST")], "write"),
+        ("§4.4 a write in disguise", Method::OPTIONS, &[("x-http-method-override", "DELETE")], "write"),
+        (
+            "§4.4 a write in disguise, with content",
+            Method::GET,
+            &[("x-http-method-override", "PUT"), ("content-length", "1")],
+            "write",
+        ),
+        (
+            "§4.4 a write in disguise, with a condition",
+            Method::GET,
+            &[("x-http-method-override", "PUT"), ("if-match", "\"a\""), ("cache-control", "no-store")],
+            "write",
+        ),
+        (
+            "§4.4 one that says it twice",
+            Method::GET,
+            &[("x-original-method", "GET"), ("x-original-method", "DELETE")],
+            "write",
+        ),
+        ("a proxy repeats the method", Method::GET, &[("x-forwarded-method", "GET")], "lookup"),
+        ("a proxy repeats the method", Method::HEAD, &[("x-original-method", "HEAD")], "lookup"),
         ("§4.4 of unknown safety", Method::from_bytes(b"M-SEARCH").unwrap(), &[], "write"),
         ("§4", Method::HEAD, &[], "lookup"),
     ];

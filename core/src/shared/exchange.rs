@@ -75,6 +75,8 @@ impl SharedCache {
         let space = KeySpace::new(&shared.defaults.prefix, None).unwrap_or_else(|error| refuse(&error));
         let mut rule = SharedRule { max_body: shared.defaults.max_body, ..SharedRule::new(space) };
         change(&mut rule);
+        // Not before: `change` may put a list of its own in place.
+        rule.credential_fields.extend(shared.defaults.credential_fields.iter().cloned());
         let largest = shared.store.max_value_bytes();
         rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
         let counters = shared.telemetry.shared_cache();

@@ -176,11 +176,17 @@ impl SharedPolicy {
             RequestDirectives::default()
         };
         let rule = Arc::clone(&self.rule);
-        if let Some(reason) = not_for_caches(request, present, &directives) {
+        // What the origin may take for a write is treated as one.
+        let is_overridden = overrides_method(request);
+        let is_read = [Method::GET, Method::HEAD].contains(request.method) && !is_overridden;
+        let refusal = match is_read {
+            true => not_looked_up(request, present, &directives),
+            false => not_a_write(request.method, is_overridden),
+        };
+        if let Some(reason) = refusal {
             return OnRequest::Bypass(Mark::forwarded(rule, reason));
         }
-        // A read that the origin may take for something else is treated as that.
-        if is_read(request.method) && !overrides_method(request.headers) {
+        if is_read {
             let unkeyed = Unkeyed::of(request, &rule.scheme);
             let is_head = request.method == Method::HEAD;
             OnRequest::Lookup(Lookup { rule, directives, present, unkeyed, is_head, length: None })
@@ -193,7 +199,7 @@ impl SharedPolicy {
                 may_store: request.method == Method::POST
                     && !request.is_obscured
                     && !directives.no_store
-                    && !overrides_method(request.headers)
+                    && !is_overridden
                     && Unkeyed::of(request, &self.rule.scheme).is_empty(),
                 has_credentials: has_credentials(present, request.headers, &self.rule),
             })
@@ -201,29 +207,33 @@ impl SharedPolicy {
     }
 }
 
-/// §3.5, for any field that the rule says carries credentials.
+/// §3.5, for any field that carries credentials.
 fn has_credentials(present: Present, headers: &HeaderMap, rule: &SharedRule) -> bool {
-    present.authorization || headers.keys().any(|name| rule.credential_fields.contains(name))
+    present.authorization
+        || present.credentials
+        || rule.credential_fields.iter().any(|name| headers.contains_key(name))
 }
 
-fn is_read(method: &Method) -> bool {
-    method == Method::GET || method == Method::HEAD
+/// Requests other than reads that invalidate nothing. A write invalidates whatever protocol it offers to switch to: curl
+/// offers HTTP/2 with each request.
+fn not_a_write(method: &Method, is_overridden: bool) -> Option<Reason> {
+    if method == Method::CONNECT {
+        Some(Reason::Upgrade)
+    } else {
+        // These change nothing, and have no answer to keep (RFC 9110 §9.2.1, §9.2.3).
+        let is_safe = [Method::OPTIONS, Method::TRACE].contains(method) && !is_overridden;
+        is_safe.then_some(Reason::Method)
+    }
 }
 
-/// Requests that are none of a cache's business, whatever is stored.
-fn not_for_caches(
+/// Reads that are none of a cache's business, whatever is stored.
+fn not_looked_up(
     request: &RequestView<'_>,
     present: Present,
     directives: &RequestDirectives,
 ) -> Option<Reason> {
-    // These change nothing, and have no answer to keep (RFC 9110 §9.2.1, §9.2.3).
-    if [Method::OPTIONS, Method::TRACE].contains(request.method) {
-        Some(Reason::Method)
-    } else if request.method == Method::CONNECT || (present.upgrade && is_read(request.method)) {
+    if present.upgrade {
         Some(Reason::Upgrade)
-    } else if !is_read(request.method) {
-        // A write invalidates whatever protocol it offers to switch to: curl offers HTTP/2 with each request.
-        None
     } else if request.has_content || (present.content && crate::policy::has_content(request.headers)) {
         Some(Reason::Content)
     } else if request.is_obscured {

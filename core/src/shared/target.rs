@@ -14,6 +14,7 @@ use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::SchemeSource;
+use crate::credentials::{may_send_elsewhere, replaces_method};
 use crate::request::RequestView;
 use crate::rule::host;
 
@@ -40,7 +41,7 @@ impl Unkeyed {
             unkeyed.names.push(SPELLING);
         }
         for name in request.headers.keys() {
-            if may_send_elsewhere(name) && !repeats_the_key(name, request, source) {
+            if may_send_elsewhere(name.as_str()) && !repeats_the_key(name, request, source) {
                 unkeyed.names.push(name.clone());
             }
         }
@@ -80,40 +81,10 @@ impl Unkeyed {
     }
 }
 
-/// Fields by which frameworks and servers find another host, scheme or path than the request line and `Host` say.
-fn may_send_elsewhere(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    match name.as_bytes() {
-        [b'f' | b'x', ..] => matches!(
-            name,
-            "forwarded"
-                | "front-end-https"
-                | "x-forwarded-host"
-                | "x-forwarded-port"
-                | "x-forwarded-prefix"
-                | "x-forwarded-proto"
-                | "x-forwarded-protocol"
-                | "x-forwarded-scheme"
-                | "x-forwarded-server"
-                | "x-forwarded-ssl"
-                | "x-forwarded-uri"
-                | "x-host"
-                | "x-original-host"
-                | "x-original-uri"
-                | "x-original-url"
-                | "x-rewrite-url"
-                | "x-script-name"
-                | "x-url-scheme"
-        ),
-        _ => false,
-    }
-}
-
-/// Fields by which frameworks take a request for one with another method.
-pub(super) fn overrides_method(headers: &HeaderMap) -> bool {
-    headers
-        .keys()
-        .any(|name| matches!(name.as_str(), "x-http-method-override" | "x-http-method" | "x-method-override"))
+/// Whether frameworks may take a request for one with another method. A proxy that repeats the method changes nothing.
+pub(super) fn overrides_method(request: &RequestView<'_>) -> bool {
+    let differs = |name| the_one(request.headers, name) != Some(request.method.as_str());
+    request.headers.keys().any(|name| replaces_method(name.as_str()) && differs(name))
 }
 
 /// Whether a field says no more than the key does: a proxy in front of this cache repeats the host, the scheme and the port
@@ -123,10 +94,10 @@ fn repeats_the_key(name: &HeaderName, request: &RequestView<'_>, source: &Scheme
     let is_scheme = |value: &str| value.eq_ignore_ascii_case(&scheme(request, source));
     let is_host = |value: &str| value.eq_ignore_ascii_case(&host(request));
     match name.as_str() {
-        X_FORWARDED_PROTO | "x-forwarded-protocol" | "x-forwarded-scheme" | "x-url-scheme" => {
+        X_FORWARDED_PROTO | "x-forwarded-protocol" | "x-forwarded-scheme" | "x-scheme" | "x-url-scheme" => {
             is_scheme(value)
         }
-        "x-forwarded-host" | "x-original-host" | "x-host" => is_host(value),
+        "x-forwarded-host" | "x-original-host" | "x-host" | "x-http-host-override" => is_host(value),
         "x-forwarded-port" => {
             value
                 == host(request).rsplit_once(':').map_or_else(
@@ -135,6 +106,8 @@ fn repeats_the_key(name: &HeaderName, request: &RequestView<'_>, source: &Scheme
                 )
         }
         "x-forwarded-uri" | "x-original-uri" => value == target_of(request.uri),
+        // Where it stands for the path alone, the query that it leaves out is lost.
+        "x-forwarded-path" => request.uri.query().is_none() && value == target_of(request.uri),
         "forwarded" => parameters(value).all(|(name, value)| match () {
             () if name.eq_ignore_ascii_case("proto") => is_scheme(value),
             () if name.eq_ignore_ascii_case("host") => is_host(value),
@@ -370,6 +343,18 @@ mod tests {
                 &[("x-original-url", "/a"), ("x-rewrite-url", "/b")],
                 &https,
                 "x-original-url x-rewrite-url",
+            ),
+            ("/a", &[("x-forwarded-path", "/b"), ("x-scheme", "http")], &https, "x-forwarded-path x-scheme"),
+            ("/a", &[("x-forwarded-path", "/a"), ("x-scheme", "https")], &https, ""),
+            ("/a?b", &[("x-forwarded-path", "/a")], &https, "x-forwarded-path"),
+            ("/a?b", &[("x-forwarded-path", "/a?b")], &https, "x-forwarded-path"),
+            ("/a", &[("x-http-path-override", "/a")], &https, "x-http-path-override"),
+            ("/a", &[("x-http-host-override", "evil.example")], &https, "x-http-host-override"),
+            (
+                "/a",
+                &[("x-override-url", "/b"), ("x-script-name", "/c")],
+                &https,
+                "x-override-url x-script-name",
             ),
         ];
         for (uri, fields, source, expected) in rows {
