@@ -30,6 +30,13 @@ fn post(uri: &'static str) -> Ask {
     ask(Method::POST, uri)
 }
 
+/// As `curl --http2` sends it.
+fn offering_h2c(ask: Ask) -> Ask {
+    ask.with("connection", "Upgrade, HTTP2-Settings")
+        .with("upgrade", "h2c")
+        .with("http2-settings", "AAMAAABk")
+}
+
 fn rows() -> Vec<Row> {
     let mut rows = vec![];
     rows.extend(reading());
@@ -270,6 +277,13 @@ fn writing() -> Vec<Row> {
             .writes(says(201, &[("location", "/x"), ("content-type", "text/x")]))
             .on(put("/x"), miss("PUT 2").status(201).with("location", "/x"))
             .on(get("/x"), hit("PUT 2").with("content-type", "text/x").without("location")),
+        warm("a write that offers another protocol stores and evicts")
+            .on(offering_h2c(put("/x")), miss("PUT 2"))
+            .on(get("/x"), hit("PUT 2"))
+            .on(offering_h2c(delete("/x")), status(200).text("DELETE 3"))
+            .on(get("/x"), miss("GET 4"))
+            .on(offering_h2c(post("/x")), status(200).text("POST 5"))
+            .on(get("/x"), miss("GET 6")),
         warm("a write without a body evicts")
             .writes(says(204, &[]).content(Content::Nothing))
             .on(put("/x"), status(204).says("BYPASS").text(""))
