@@ -257,6 +257,13 @@ pub fn if_none_match(bytes: &[u8]) {
     for own in [strong, weak] {
         let list = [b"\"\", W/\"other\" ,, ", own.as_bytes(), b", \"last\""].concat();
         assert!(matches(&[HeaderValue::from_bytes(&list).unwrap()], &tag), "not found in a list");
+        for (before, after) in
+            [("", "-gzip"), ("", " \"last\""), ("", ";"), ("first, ", ""), ("\"first, ", "")]
+        {
+            let malformed = [before.as_bytes(), own.as_bytes(), after.as_bytes()].concat();
+            let malformed = [HeaderValue::from_bytes(&malformed).unwrap()];
+            assert!(!matches(&malformed, &tag), "found in a malformed list");
+        }
         assert!(matches(&[&fields[..], &[own]].concat(), &tag), "hidden by another field");
     }
 }
