@@ -4,6 +4,7 @@
 pub mod certificates;
 pub mod framework;
 pub mod http;
+pub mod http2;
 pub mod in_process;
 pub mod parity;
 pub mod proxy;

@@ -8,65 +8,16 @@ use axum::Router;
 use axum::handler::Handler;
 use axum::routing::get as get_route;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
 use http::{Request, Response};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use larder_axum::Larder;
+use larder_tests::http2::{Body, connect, frames, none, serve};
 use larder_tests::in_process::{Answer, Runs};
 use poem::EndpointExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tower::{Layer, ServiceExt};
-
-type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-fn none() -> Body {
-    Empty::new().boxed_unsync()
-}
-
-/// Frames without a length. The last one never comes if `ends` is false.
-fn frames(text: &'static str, ends: bool) -> Body {
-    let frame = stream::iter([Ok(Frame::data(Bytes::from(text)))]);
-    if ends {
-        StreamBody::new(frame).boxed_unsync()
-    } else {
-        StreamBody::new(frame.chain(stream::pending())).boxed_unsync()
-    }
-}
-
-/// Serves HTTP/2 without TLS.
-async fn serve<S, B>(service: S) -> SocketAddr
-where
-    S: tower::Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let service = TowerToHyperService::new(service.clone());
-            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-            tokio::spawn(async move { server.serve_connection(TokioIo::new(stream), service).await });
-        }
-    });
-    address
-}
-
-async fn connect(address: SocketAddr) -> SendRequest<Body> {
-    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
-    let (client, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
 
 async fn ask(client: &SendRequest<Body>, body: Body) -> Answer {
     let request = Request::get("http://shop.example/search").body(body).unwrap();

@@ -1,0 +1,143 @@
+//! The shared cache behind a server and in front of a client that speak HTTP/2.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use larder_tests::http2::{Body, connect, frames, none, serve};
+use larder_tests::in_process::{Answer, Runs};
+use larder_tower::{Larder, SharedCacheLayer};
+use tower::{Layer, service_fn};
+
+/// A connection to a shared cache. The service answers with the content that it got, or says `gzip` or `plain` as the request
+/// accepts, and counts its runs.
+async fn cached() -> (SendRequest<Body>, Runs) {
+    let runs = Runs::new();
+    let counted = runs.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        counted.count();
+        async move {
+            let accepted = request.headers().get("accept-encoding").map_or("", |it| it.to_str().unwrap());
+            let coding = if accepted.to_ascii_lowercase().contains("gzip") { "gzip" } else { "plain" };
+            let content = request.into_body().collect().await.unwrap().to_bytes();
+            let content = if content.is_empty() { Bytes::from(coding) } else { content };
+            let answer = Response::builder()
+                .header("cache-control", "max-age=60")
+                .header("vary", "accept-encoding")
+                .header("etag", "\"x\"");
+            Ok::<_, Infallible>(answer.body(Full::new(content)).unwrap())
+        }
+    });
+    (connect(serve(SharedCacheLayer::new(&Larder::memory()).layer(service)).await).await, runs)
+}
+
+async fn ask(client: &SendRequest<Body>, fields: &[(&str, &str)], content: Body) -> Answer {
+    let mut request = Request::get("http://shop.example/x");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let response = client.clone().send_request(request.body(content).unwrap()).await.unwrap();
+    Answer::of(response.map(axum::body::Body::new)).await
+}
+
+async fn get(client: &SendRequest<Body>, fields: &[(&str, &str)]) -> Answer {
+    ask(client, fields, none()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_without_a_length_is_neither_answered_from_the_cache_nor_stored() {
+    let (client, runs) = cached().await;
+    for warm in [false, true] {
+        for _ in 0..2 {
+            let answer = ask(&client, &[], frames("pears", true)).await;
+            assert_eq!(answer.text(), "pears", "{warm}");
+            assert_eq!(answer.header("cache-status"), "Larder; fwd=bypass; detail=content", "{warm}");
+        }
+        assert_eq!(get(&client, &[]).await.text(), "plain", "{warm}");
+    }
+    assert_eq!(runs.total(), 5);
+    assert!(get(&client, &[]).await.header("cache-status").contains("; hit"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_never_ends_holds_up_no_request() {
+    let (client, runs) = cached().await;
+    let stuck: Vec<_> = (0..10)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { ask(&client, &[], frames("pears", false)).await })
+        })
+        .collect();
+    // Until the service has all of them.
+    while runs.total() < stuck.len() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for expected in ["fwd=uri-miss", "; hit"] {
+        let answer = tokio::time::timeout(Duration::from_secs(3), get(&client, &[])).await;
+        let answer = answer.expect("nothing to wait for");
+        assert_eq!(answer.text(), "plain");
+        assert!(answer.header("cache-status").contains(expected), "{answer:?}");
+    }
+    stuck.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn malformed_conditions_match_nothing() {
+    let (client, runs) = cached().await;
+    get(&client, &[]).await;
+    let rows = [
+        ("W/\"x\"", 304),
+        ("\"x\"", 304),
+        ("\"y\", W/\"x\"", 304),
+        ("*", 304),
+        ("W/\"x\"-gzip", 200),
+        ("\"x\"-gzip", 200),
+        ("\"x\" \"y\"", 200),
+        ("\"y\", \"x\"-gzip", 200),
+        ("w/\"x\"", 200),
+        ("x", 200),
+        ("\"x", 200),
+    ];
+    for (condition, expected) in rows {
+        let answer = get(&client, &[("if-none-match", condition)]).await;
+        assert_eq!(answer.status.as_u16(), expected, "{condition}");
+        assert!(answer.header("cache-status").contains("; hit"), "{condition}: {answer:?}");
+        assert_eq!(answer.text(), if expected == 200 { "plain" } else { "" }, "{condition}");
+    }
+    assert_eq!(runs.total(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spellings_of_accept_encoding_share_a_variant() {
+    let (client, runs) = cached().await;
+    let variants: [(&str, &[&str]); 3] = [
+        (
+            "gzip",
+            &[
+                "gzip, deflate, br, zstd",
+                "gzip,deflate,br,zstd",
+                "zstd, br, deflate, gzip",
+                "GZip;q=1, deflate;q=1.0, br, zstd",
+                "x-gzip, deflate, br, zstd",
+            ],
+        ),
+        ("gzip", &["gzip", "gzip;q=1.000", " gzip ,", "gzip, sdch"]),
+        ("plain", &["identity", "identity;q=1", "", "br;q=0"]),
+    ];
+    for (first, (expected, spellings)) in variants.into_iter().enumerate() {
+        for spelling in spellings {
+            let answer = get(&client, &[("accept-encoding", spelling)]).await;
+            assert_eq!((answer.text(), runs.total()), (expected, first + 1), "{spelling:?}");
+        }
+    }
+    // Two fields are one list.
+    let answer = get(&client, &[("accept-encoding", "br, zstd"), ("accept-encoding", "deflate, gzip")]).await;
+    assert_eq!((answer.text(), runs.total()), ("gzip", 3));
+    // Preferences are a meaning of their own.
+    get(&client, &[("accept-encoding", "gzip;q=0.5, br")]).await;
+    assert_eq!(runs.total(), 4);
+}
