@@ -252,8 +252,10 @@ fn capitalised(name: &HeaderName) -> String {
 /// The content codings that a request accepts, in one spelling (RFC 9110 §12.5.3): the registered ones, sorted, each with
 /// its rank among the weights. Servers compare weights, so only their order counts.
 ///
-/// Codings that are refused say the same as absent ones, unless `*` allows the absent ones or the coding is `identity`. An
-/// unregistered coding is left out: [`selecting_fields`] keeps responses in such a coding from being stored.
+/// Codings that are refused say the same as absent ones, unless `*` allows the absent ones or the coding is `identity`. Beside
+/// an `identity` that is accepted, `*;q=0` says no more either; and a client that accepts `identity` alone accepts what one
+/// with an empty list does. An unregistered coding is left out: [`selecting_fields`] keeps responses in such a coding from
+/// being stored.
 fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
     let mut accepted: Vec<(Vec<u8>, u16)> = request
         .get_all(ACCEPT_ENCODING)
@@ -273,8 +275,14 @@ fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
         })
         .filter(|(coding, _)| coding == b"*" || coding == b"identity" || is_registered(coding))
         .collect();
+    if accepted.iter().any(|(coding, weight)| coding == b"identity" && *weight > 0) {
+        accepted.retain(|(coding, weight)| coding != b"*" || *weight > 0);
+    }
     let has_any = accepted.iter().any(|(coding, _)| coding == b"*");
     accepted.retain(|(coding, weight)| *weight > 0 || has_any || coding == b"identity");
+    if accepted.iter().all(|(coding, weight)| coding == b"identity" && *weight > 0) {
+        accepted.clear();
+    }
     accepted.sort_unstable();
     accepted.dedup();
     let mut weights: Vec<u16> =
@@ -450,7 +458,20 @@ mod tests {
                 "gzip, br, zstd;q=0",
             ][..],
             &["gzip;q=0.8, br;q=0.5", "br;q=0.2,gzip;q=0.9", "gzip, br;q=0.1"],
-            &["", "gzip;q=0", "unheard-of"],
+            &[
+                "",
+                "gzip;q=0",
+                "unheard-of",
+                "identity",
+                "identity;q=0.5",
+                "identity;q=1, *;q=0",
+                "br;q=0, identity",
+            ],
+            &[
+                "gzip, identity;q=0.5",
+                "gzip, identity;q=0.5, *;q=0",
+                "identity;q=0.1, *;q=0.000, br;q=0, gzip",
+            ],
             &["identity;q=0, gzip", "gzip, Identity; q=0"],
             &["*;q=0.5, gzip;q=0", "gzip;q=0.0, *"],
         ] {
@@ -459,8 +480,19 @@ mod tests {
                 assert_eq!(variants.normalised_key(&map(&[(ACCEPT_ENCODING, spelling)])), key(same[0]));
             }
         }
-        let different =
-            ["", "gzip", "br", "gzip, br", "gzip;q=0.5, br", "gzip, identity;q=0", "*", "*, gzip;q=0"];
+        let different = [
+            "",
+            "gzip",
+            "br",
+            "gzip, br",
+            "gzip;q=0.5, br",
+            "gzip, identity;q=0",
+            "*",
+            "*, gzip;q=0",
+            "*;q=0",
+            "identity;q=0",
+            "identity, *",
+        ];
         let keys: std::collections::HashSet<String> =
             different.iter().map(|field| key(field).to_hex()).collect();
         assert_eq!(keys.len(), different.len());

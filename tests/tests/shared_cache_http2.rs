@@ -126,7 +126,7 @@ async fn spellings_of_accept_encoding_share_a_variant() {
             ],
         ),
         ("gzip", &["gzip", "gzip;q=1.000", " gzip ,", "gzip, sdch"]),
-        ("plain", &["identity", "identity;q=1", "", "br;q=0"]),
+        ("plain", &["identity", "identity;q=1", "", "br;q=0", "identity;q=1, *;q=0"]),
     ];
     for (first, (expected, spellings)) in variants.into_iter().enumerate() {
         for spelling in spellings {
