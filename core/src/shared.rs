@@ -79,10 +79,10 @@ pub struct SharedRule {
     pub evict_on_error: bool,
     /// What to do with responses that set a cookie. Never stored.
     pub set_cookie: SetCookie,
-    /// Request fields that carry credentials as `Authorization` does, beside the usual ones that
-    /// [the guide](crate::guide::safety#credentials) lists and those of the builder: the answer to a request with one of them
-    /// is stored only if it says `public`, `s-maxage` or `must-revalidate` (§3.5). None. `Cookie` isn't among the usual ones
-    /// here: §3 lets the answer decide. Add it for an origin that answers by cookie and doesn't say `private`.
+    /// Request fields that carry credentials as `Authorization` does, beside the usual ones, which the guide's page on safety
+    /// lists, and those of the builder: the answer to a request with one of them is stored only if it says `public`,
+    /// `s-maxage` or `must-revalidate` (§3.5). None. `Cookie` isn't among the usual ones here: §3 lets the answer decide. Add it
+    /// for an origin that answers by cookie and doesn't say `private`.
     pub credential_fields: Vec<HeaderName>,
     /// Where the scheme in the key comes from: `http://a/` and `https://a/` are different resources (RFC 9110 §4.2.1,
     /// §4.2.2). The URI's own.
