@@ -83,11 +83,12 @@ async fn what_is_under_way_reaches_redis_before_the_connections_close() {
     }
     larder.close().await;
 
+    // Nothing old is left. The write whose client hung up evicted at that moment, so that what it answers later isn't stored.
     let reader = Larder::redis(&redis.url()).unwrap();
     let app = Router::new()
         .route("/{id}", get_route((async || "not stored").layer(cache(&reader).group("g").ttl(60))));
     for (uri, cache, text) in
-        [("/filled", "HIT", "new"), ("/written", "HIT", "new"), ("/evicted", "MISS", "not stored")]
+        [("/filled", "HIT", "new"), ("/written", "MISS", "not stored"), ("/evicted", "MISS", "not stored")]
     {
         let answer = get(&app, uri).await;
         assert_eq!((answer.cache(), answer.text()), (cache, text), "{uri}");

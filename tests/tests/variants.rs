@@ -13,8 +13,11 @@ use larder_axum::{Larder, cache, cache_evict, cache_put};
 use larder_tests::in_process::{Answer, Runs, get, send};
 use tokio::sync::Semaphore;
 
+/// The fields and the body of an answer.
+type FieldsAndBody = (Vec<(&'static str, String)>, String);
+
 /// A route whose handler makes its fields and body from the fields of the request.
-fn app(runs: &Runs, answer: fn(&HeaderMap) -> (Vec<(&'static str, String)>, String)) -> Router {
+fn app(runs: &Runs, answer: fn(&HeaderMap) -> FieldsAndBody) -> Router {
     let runs = runs.clone();
     let handler = move |headers: HeaderMap| async move {
         runs.count();
@@ -37,7 +40,7 @@ async fn with(app: &Router, name: &str, value: &str) -> Answer {
 }
 
 /// A handler that compresses, and says `Vary` only then.
-fn zips(headers: &HeaderMap) -> (Vec<(&'static str, String)>, String) {
+fn zips(headers: &HeaderMap) -> FieldsAndBody {
     if field(headers, "accept-encoding").contains("gzip") {
         (vec![("content-encoding", "gzip".into())], "zipped".into())
     } else {
@@ -84,7 +87,7 @@ async fn spellings_of_accept_encoding_run_the_handler_once() {
 }
 
 /// A handler that lets in every origin by name, and says `Vary` only to those that name one.
-fn cors(headers: &HeaderMap) -> (Vec<(&'static str, String)>, String) {
+fn cors(headers: &HeaderMap) -> FieldsAndBody {
     let origin = field(headers, "origin");
     if origin.is_empty() {
         (vec![], "x".into())
@@ -128,7 +131,7 @@ async fn requests_that_name_an_origin_are_hits_where_no_answer_depends_on_it() {
     assert_eq!(runs.total(), 2);
 }
 
-fn language(headers: &HeaderMap) -> (Vec<(&'static str, String)>, String) {
+fn language(headers: &HeaderMap) -> FieldsAndBody {
     (vec![("vary", "accept-language".into())], field(headers, "accept-language"))
 }
 

@@ -17,40 +17,33 @@ pub async fn order_of_parameters_does_not_matter(shop: &Shop) {
     assert_eq!(shop.runs("list_products").await, 3);
 }
 
-/// Every one of these is another request, however much they resemble each other once slashes are colons.
+/// Requests that resemble each other in a key, where slashes are colons, have entries of their own.
 pub async fn look_alikes_share_nothing(shop: &Shop) {
     let paths = [
         "/products/1:2",
-        "/products/1%3A2",
         "/products/1%253A2",
         "/products/1%2F2",
         "/products/limit=2",
-        "/products/limit%3D2",
         "/products/?limit=2",
         "/products/%3Flimit",
         "/products/%7Blimit%7D",
         "/products/1?limit=2",
         "/products/1?limit",
-        "/products/1?limit=",
         "/products/1?=limit",
         "/products/1?limit==2",
         "/products/1?limit=2:x=1",
         "/products/1?limit=2&x=1",
         "/products/1?limit=2&x",
-        "/products/1?limit=2&x=",
         "/products/1?limit=2%26x=1",
         "/products/1?limit%3D2",
         "/products/1:limit=2",
         "/products/1",
         "/products/01",
-        "/products/1?",
         "/products?limit=2",
         "/products?limit=2&x",
-        "/products?limit=2&x=",
         "/products?limit=2&:x=",
         "/products?limit=02",
         "/products",
-        "/products?",
     ];
     let mut first = Vec::new();
     for path in paths {
@@ -63,13 +56,25 @@ pub async fn look_alikes_share_nothing(shop: &Shop) {
         assert_eq!(answer.cache(), "MISS", "{answer:?}");
         first.push((path, answer));
     }
-    assert!(first.len() >= 27, "only {} of them have a route", first.len());
+    assert!(first.len() >= 20, "only {} of them have a route", first.len());
     for (path, miss) in &first {
         assert_eq!(shop.get(path).await.expect_hit().body, miss.body);
     }
-    // Two spellings of one URI, though, are one (RFC 3986 §6.2.2).
-    assert_eq!(shop.get("/products/1%3a2").await.expect_hit().body, shop.get("/products/1%3A2").await.body);
-    assert_eq!(shop.get("/products/%31").await.expect_hit().body, shop.get("/products/1").await.body);
+    // Two spellings of one URI, though, are one (RFC 3986 §3.3 and §6.2.2), and so are two of one form.
+    for (spelling, path) in [
+        ("/products/1%3A2", "/products/1:2"),
+        ("/products/1%3a2", "/products/1:2"),
+        ("/products/%31", "/products/1"),
+        ("/products/limit%3D2", "/products/limit=2"),
+        ("/products/1?", "/products/1"),
+        ("/products/1?limit=", "/products/1?limit"),
+        ("/products/1?limit=2&x=", "/products/1?limit=2&x"),
+        ("/products?", "/products"),
+        ("/products?limit=2&x=", "/products?limit=2&x"),
+    ] {
+        let (_, stored) = first.iter().find(|(known, _)| *known == path).unwrap();
+        assert_eq!(shop.get(spelling).await.expect_hit().body, stored.body, "{spelling}");
+    }
     let known = |path: &str| first.iter().find(|(known, _)| *known == path).unwrap().1.json();
     assert_eq!(known("/products/1:2")["known"], false);
     assert_eq!(known("/products/1:2")["id"], "1:2");
