@@ -52,7 +52,7 @@ use super::wire::{Pool, Reach};
 use crate::store::{Breaker, StoreError};
 use crate::telemetry;
 
-/// How many commands in a row may go without an answer before their connection is given up.
+/// How many read deadlines in a row may pass without an answer before a connection is given up.
 const STRIKES: u32 = 3;
 
 /// The first pause between two probes; each is twice as long as the one before.
@@ -170,7 +170,7 @@ struct Live {
     line: Line,
     /// The [generation](KnownServer::generation) of its server.
     generation: u64,
-    /// Commands without an answer since the last one with an answer.
+    /// Read deadlines that commands waited in vain since the last one with an answer.
     strikes: AtomicU32,
     /// Answers that came through a pool.
     answers: AtomicU64,
@@ -257,7 +257,7 @@ impl Link {
                     let waited_for_others =
                         !is_sent.load(Ordering::Relaxed) && live.answers.load(Ordering::Relaxed) != answers;
                     if silence == Silence::Dead && !waited_for_others {
-                        self.struck(&live);
+                        self.struck(&live, deadline);
                     }
                     return Err(StoreError::Timeout(deadline));
                 }
@@ -312,7 +312,7 @@ impl Link {
                 self.server.checked(live.generation, found, || self.dialer.changed(&self.address));
             }
             Ok(Err(error)) if is_broken(&error) => self.broke(&live, &error),
-            Err(Silence::Dead) if is_sent.load(Ordering::Relaxed) => self.struck(&live),
+            Err(Silence::Dead) if is_sent.load(Ordering::Relaxed) => self.struck(&live, deadline),
             Ok(Err(_)) | Err(_) => {}
         }
     }
@@ -364,9 +364,14 @@ impl Link {
         });
     }
 
-    /// A command got no answer.
-    fn struck(self: &Arc<Self>, live: &Arc<Live>) {
-        if live.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES
+    /// A command got no answer while the connection delivered nothing for `waited`.
+    ///
+    /// A silence of several read deadlines counts as that many commands. Otherwise a request with stacked evictions would wait
+    /// for each of them in turn.
+    fn struck(self: &Arc<Self>, live: &Arc<Live>, waited: Duration) {
+        let read_deadline = self.dialer.options.read_deadline.as_nanos().max(1);
+        let strikes = (waited.as_nanos() / read_deadline).clamp(1, u128::from(STRIKES)) as u32;
+        if live.strikes.fetch_add(strikes, Ordering::Relaxed) + strikes >= STRIKES
             && self.replace(live, || State::Open(self.connect(live.next_pause())))
         {
             telemetry::breaker(&self.address, Breaker::Open);
