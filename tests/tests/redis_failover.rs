@@ -154,7 +154,7 @@ async fn saved(server: &RedisServer, store: &Store, names: &[&str]) -> Vec<Cache
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_read_from_a_restored_snapshot_finds_nothing_evicted() {
-    for way in [Way::OneConnection, Way::FourConnections, Way::Tier] {
+    for way in WAYS {
         let mut server = RedisServer::start();
         let store = Store::to(&server.url(), way);
         for _ in 0..5 {
@@ -172,7 +172,7 @@ async fn first_read_from_a_restored_snapshot_finds_nothing_evicted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_in_flight_while_another_server_takes_the_address_find_nothing_evicted() {
-    for way in [Way::OneConnection, Way::FourConnections, Way::Tier] {
+    for way in WAYS {
         let (server, other) = (RedisServer::start(), RedisServer::start());
         let proxy = Proxy::to(server.port()).await;
         let store = Store::to(&proxy.url(), way);
@@ -275,10 +275,6 @@ async fn predecessor_of_a_confirmed_write_becomes_a_miss() {
             }
         }
         server.restart();
-        if way == Way::Pool {
-            answers(&store).await;
-            sleep(NOTICED + SLACK).await;
-        }
         for key in &keys {
             assert!(!store.finds(key, "old").await, "{way:?}: {key}");
         }
@@ -390,26 +386,32 @@ async fn cluster() -> RedisCluster {
     tokio::task::spawn_blocking(RedisCluster::start).await.unwrap()
 }
 
-/// Keys of every master, on all nodes with the value `old`. The replica of master 0 saved them and is down.
-async fn deaf_replica(cluster: &mut RedisCluster, store: &Store) -> Vec<Vec<CacheKey>> {
+/// Keys of every master, on all nodes with the value `old`. From then on the replica of master 0 hears nothing.
+async fn deaf_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey>> {
     let homes = everywhere(cluster, 6);
     for key in homes.iter().flatten() {
         store.set(key, "old").await;
     }
-    let size = |cluster: &RedisCluster, node| cluster.cli(node, &["dbsize"]);
     eventually("a replica that has everything", RECOVERY, || {
-        std::future::ready(size(cluster, 0) == size(cluster, MASTERS))
+        let size = |node| cluster.cli(node, &["dbsize"]);
+        std::future::ready(size(0) == size(MASTERS))
     })
     .await;
-    cluster.cli(MASTERS, &["save"]);
-    cluster.node_mut(MASTERS).kill();
+    // It logs in as a user whom the master doesn't know. A master that hangs and wakes up would do too, but Redis 8.2 may
+    // then hang for good: it takes old messages for new ones, and both nodes for replicas of each other.
+    for setting in ["masteruser", "masterauth"] {
+        cluster.cli(MASTERS, &["config", "set", setting, "unknown"]);
+    }
+    cluster.cli(MASTERS, &["client", "kill", "type", "master"]);
+    eventually("a replica without a link", RECOVERY, || {
+        std::future::ready(cluster.cli(MASTERS, &["info", "replication"]).contains("master_link_status:down"))
+    })
+    .await;
     homes
 }
 
-/// The replica comes back with what it saved, and takes the place of its master.
-async fn takes_over(cluster: &mut RedisCluster) {
-    cluster.node_mut(MASTERS).restart();
-    assert_ne!(cluster.cli(MASTERS, &["dbsize"]), "0");
+/// The replica takes the place of its master, with what it has.
+async fn takes_over(cluster: &RedisCluster) {
     cluster.cli(MASTERS, &["cluster", "failover", "takeover"]);
     eventually("the others know", RECOVERY, || {
         std::future::ready((1..=MASTERS).all(|node| cluster.serves(node)))
@@ -432,12 +434,12 @@ async fn idle_process_repeats_its_evictions_at_a_promoted_replica_within_a_secon
     for way in WAYS {
         let mut cluster = cluster().await;
         let idle = Store::to_cluster(&cluster, way);
-        let homes = deaf_replica(&mut cluster, &idle).await;
+        let homes = deaf_replica(&cluster, &idle).await;
         for key in homes.iter().flatten() {
             idle.delete(key).await;
         }
         cluster.node_mut(0).kill();
-        takes_over(&mut cluster).await;
+        takes_over(&cluster).await;
         let promoted = Instant::now();
         let reader = Store::to_cluster(&cluster, Way::OneConnection);
         answers(&reader).await;
@@ -450,17 +452,48 @@ async fn idle_process_repeats_its_evictions_at_a_promoted_replica_within_a_secon
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failover_that_is_undone_is_noticed_within_a_second() {
+async fn reads_during_a_failover_find_nothing_evicted() {
     for way in WAYS {
         let mut cluster = cluster().await;
+        let store = Store::to_cluster(&cluster, way);
+        let homes = deaf_replica(&cluster, &store).await;
+        for key in homes.iter().flatten() {
+            store.delete(key).await;
+        }
+        cluster.node_mut(0).kill();
+        let (mut finds, mut served) = (0, false);
+        let reads = async {
+            let start = Instant::now();
+            while start.elapsed() < RECOVERY && finds < 1000 {
+                for key in &homes[0] {
+                    assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+                    served |= store.get(key).await.is_ok();
+                }
+                finds += u32::from(served);
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            () = reads => {}
+            () = async {
+                takes_over(&cluster).await;
+                sleep(2 * NOTICED).await;
+            } => {}
+        }
+        assert!(served, "{way:?}: the promoted replica was never read");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_that_is_undone_is_noticed_within_a_second() {
+    for way in WAYS {
+        let cluster = cluster().await;
         let idle = Store::to_cluster(&cluster, way);
-        let homes = deaf_replica(&mut cluster, &idle).await;
+        let homes = deaf_replica(&cluster, &idle).await;
         for key in homes.iter().flatten() {
             idle.delete(key).await;
         }
-        cluster.node(0).pause();
-        takes_over(&mut cluster).await;
-        cluster.node(0).resume();
+        takes_over(&cluster).await;
         eventually("the old master follows", RECOVERY, || {
             let replication = cluster.cli(0, &["info", "replication"]);
             std::future::ready(

@@ -30,7 +30,7 @@
 //!   processes may read it for up to a second after the failover, until it is evicted once more.
 //! * What was *replaced*, by a `set`, a write-through or an update, becomes a miss.
 //! * An [update](crate::CacheBackend::update) that was confirmed may be lost: nobody can know the number that a counter had.
-//! * Through a pool of the application's own the second holds for the process itself, too.
+//! * Through a pool of the application's own, each read asks the server who it is while there is anything to remember.
 //! * A process that has ended can't repeat anything. What it evicted in the last moments before a failover may be back until it
 //!   expires. [`close`](CacheStore::close) waits for evictions that are not confirmed yet; a process that is killed leaves them
 //!   undone, and what they concern is stale until it expires.
@@ -100,7 +100,7 @@ use tokio::time::Instant;
 
 use self::change_log::{ChangeLog, Epoch, Target, UnconfirmedGuard};
 use self::connection::{At, Connection};
-use self::link::Changed;
+use self::link::{Changed, Memory};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::readings::{Found, Readings};
 use self::scripts::Call;
@@ -141,14 +141,7 @@ impl RedisStore {
     #[must_use]
     pub fn new(options: RedisOptions) -> Self {
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| {
-            let inner = inner.clone();
-            let recall = move |changed: Changed<'_>| {
-                if let Some(inner) = inner.upgrade() {
-                    let lost = inner.connection.lost(changed);
-                    Self::from_inner(inner).recall(&lost);
-                }
-            };
-            let connection = Connection::new(&options, Arc::new(recall));
+            let connection = Connection::new(&options, Arc::new(inner.clone()));
             Inner {
                 options,
                 connection,
@@ -159,6 +152,20 @@ impl RedisStore {
             }
         });
         Self { inner }
+    }
+}
+
+impl Memory for Weak<Inner> {
+    fn recall(&self, changed: Changed<'_>) {
+        if let Some(inner) = self.upgrade() {
+            let lost = inner.connection.lost(changed);
+            RedisStore::from_inner(inner).recall(&lost);
+        }
+    }
+
+    #[cfg(feature = "redis-pool")]
+    fn remembers(&self) -> bool {
+        self.upgrade().is_some_and(|inner| inner.log.remembers())
     }
 }
 

@@ -419,7 +419,7 @@ impl Cluster {
             |slot: &u16| new_masters.get(usize::from(new.owners[usize::from(*slot)])) == Some(&true);
         let lost: SlotSet = slots.filter(is_lost).collect();
         if !lost.is_empty() {
-            (self.dialer.recall)(Changed::Owners(lost));
+            self.dialer.memory.recall(Changed::Owners(lost));
         }
     }
 

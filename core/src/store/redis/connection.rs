@@ -15,7 +15,7 @@ use super::change_log::Lost;
 use super::cluster::{Cluster, Detour, Layout};
 #[cfg(feature = "redis-pool")]
 use super::lent::LentCluster;
-use super::link::{Changed, Dialer, Node, Recall};
+use super::link::{Changed, Dialer, Memory, Node};
 use super::options::{Address, RedisOptions};
 use super::refusals;
 use super::scripts::Call;
@@ -49,9 +49,9 @@ pub(super) enum At<'a> {
 impl Connection {
     /// Connects to nothing yet.
     ///
-    /// `recall` is called when a server may have lost what it confirmed, before anything is read from it.
-    pub(super) fn new(options: &RedisOptions, recall: Recall) -> Self {
-        let dialer = Arc::new(Dialer::new(options.clone(), recall));
+    /// `memory` is told when a server may have lost what it confirmed, before anything that is read from it is believed.
+    pub(super) fn new(options: &RedisOptions, memory: Arc<dyn Memory>) -> Self {
+        let dialer = Arc::new(Dialer::new(options.clone(), memory));
         #[cfg(feature = "redis-pool")]
         if options.is_cluster() && options.pool.is_some() {
             return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer.clone()))), dialer };
@@ -95,8 +95,9 @@ impl Connection {
         cmd: &Cmd,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        let send =
-            |mut conn: Wire, asking| async move { Ok(from_redis_value(one(&mut conn, cmd, asking).await?)?) };
+        let send = |mut conn: Wire, asking| async move {
+            Ok(from_redis_value(answer(&mut conn, cmd, asking).await?)?)
+        };
         self.run(at, deadline, true, send).await
     }
 
@@ -281,9 +282,10 @@ impl Connection {
             }
             (Servers::One(node), At::Key(_)) => node,
             #[cfg(feature = "redis-pool")]
-            (Servers::Lent(cluster), At::Key(_)) => {
+            (Servers::Lent(cluster), At::Key(key)) => {
                 cluster.know_masters(deadline / 2).await;
-                cluster.any()
+                let send = |conn| send(cluster.witnessed(conn, key), false);
+                return cluster.any().run(until, deadline, resend, send).await?.map_err(StoreError::refused);
             }
             (_, At::Node(node)) => node,
         };
@@ -302,6 +304,16 @@ impl fmt::Debug for Connection {
         };
         debug.finish_non_exhaustive()
     }
+}
+
+/// Sends a command whose answer is believed only if the server is still the one that it was.
+async fn answer(conn: &mut Wire, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
+    if !conn.has_witness() {
+        return one(conn, cmd, asking).await;
+    }
+    let mut pipe = redis::pipe();
+    pipe.add_command(cmd.clone());
+    several(conn, &pipe, asking).await?.pop().unwrap_or(Ok(Value::Nil))
 }
 
 async fn one(conn: &mut Wire, cmd: &Cmd, asking: bool) -> RedisResult<Value> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -10,11 +10,11 @@ use redis::{RedisError, RedisResult};
 use tokio::time::timeout;
 
 use super::change_log::Lost;
-use super::cluster::{Layout, SlotSet, View, ask, ranges};
+use super::cluster::{Layout, SlotSet, View, ask, ranges, slot};
 use super::link::{Changed, Dialer, Node};
 use super::options::Address;
 use super::server_identity::ServerIdentity;
-use super::wire::Reach;
+use super::wire::{Reach, Wire};
 use crate::store::StoreError;
 
 /// A cluster that looks like one server, and like one more for each master when it comes to walking over all keys.
@@ -39,6 +39,23 @@ struct Masters {
 impl Masters {
     fn is_known(&self, address: &Address) -> bool {
         self.ranges.iter().any(|(.., known)| known == address)
+    }
+
+    /// Whether the history of writes that this server has is that of a master.
+    fn has_history_of(&self, found: &ServerIdentity) -> bool {
+        self.identities.values().any(|known| known.has_history_of(found))
+    }
+
+    fn owner(&self, slot: u16) -> Option<&Address> {
+        let range = self.ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
+        range.map(|(.., address)| address)
+    }
+
+    /// Every slot of the master that has this one.
+    fn beside(&self, slot: u16) -> SlotSet {
+        let owner = self.owner(slot);
+        let owned = self.ranges.iter().filter(|(.., address)| owner == Some(address));
+        owned.flat_map(|(first, last, _)| *first..=*last).chain([slot]).collect()
     }
 
     /// The slots whose owner may lack what was confirmed before: its identity changed, or it was no master then.
@@ -87,13 +104,13 @@ impl LentCluster {
         }))
         .await;
         masters.identities = asked.into_iter().flatten().collect();
-        let mut known = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         match &*known {
             Some(before) => {
                 let lost = masters.lost_since(before);
                 if !lost.is_empty() {
                     tracing::info!("masters of the Redis cluster changed; repeating what was evicted lately");
-                    (self.dialer.recall)(Changed::Owners(lost));
+                    self.dialer.memory.recall(Changed::Owners(lost));
                 }
                 for (address, identity) in &before.identities {
                     masters.identities.entry(address.clone()).or_insert_with(|| identity.clone());
@@ -101,12 +118,39 @@ impl LentCluster {
             }
             // Commands went to masters that were not asked.
             None if self.was_unknown.load(Ordering::Acquire) => {
-                (self.dialer.recall)(Changed::Server(self.any.address()));
+                self.dialer.memory.recall(Changed::Server(self.any.address()));
             }
             None => {}
         }
         *known = Some(masters);
         self.is_known.store(true, Ordering::Release);
+    }
+
+    /// The pool's client follows a failover on its own, so each answer says by whom it is, as long as there is anything that
+    /// a server could have lost.
+    pub(super) fn witnessed(self: &Arc<Self>, wire: Wire, key: &str) -> Wire {
+        let is_asked = self.known().as_ref().is_some_and(|masters| !masters.identities.is_empty());
+        if !is_asked || !self.dialer.memory.remembers() {
+            return wire;
+        }
+        let (cluster, slot) = (self.clone(), slot(key));
+        wire.witnessed(Box::new(move |found| cluster.answered(slot, found)))
+    }
+
+    /// Notes who answered for a slot.
+    fn answered(&self, slot: u16, found: Option<ServerIdentity>) {
+        let Some(found) = found else { return };
+        let mut known = self.known();
+        let Some(masters) = known.as_mut().filter(|masters| !masters.has_history_of(&found)) else { return };
+        self.dialer.memory.recall(Changed::Owners(masters.beside(slot)));
+        // An answer of the master before is not believed any more.
+        if let Some(owner) = masters.owner(slot).cloned() {
+            masters.identities.insert(owner, found);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Masters>> {
+        self.masters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn masters(&self, deadline: Duration) -> Result<Masters, StoreError> {

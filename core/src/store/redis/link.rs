@@ -249,6 +249,8 @@ impl Link {
             let sent = pin!(async {
                 let wire = live.line.wire().await?;
                 is_sent.store(true, Ordering::Relaxed);
+                #[cfg(feature = "redis-pool")]
+                let wire = self.witnessed(wire, &live);
                 send(wire).await
             });
             match live.answer(sent, until, deadline).await {
@@ -282,6 +284,20 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// A pool doesn't say whether the connection that it lent is new, so the server says with each answer who it is, as long
+    /// as there is anything that it could have lost.
+    #[cfg(feature = "redis-pool")]
+    fn witnessed(self: &Arc<Self>, wire: Wire, live: &Live) -> Wire {
+        let is_asked = live.line.is_lent() && self.dialer.has_one_server() && self.server.is_identified();
+        if !is_asked || !self.dialer.memory.remembers() {
+            return wire;
+        }
+        let (link, generation) = (self.clone(), live.generation);
+        wire.witnessed(Box::new(move |found| {
+            link.server.checked(generation, found, || link.dialer.changed(&link.address));
+        }))
     }
 
     /// Asks the server who it is, on a connection that is open. One that opens asks for itself.
@@ -514,12 +530,19 @@ pub(super) struct Dialer {
     #[cfg(feature = "redis-pool")]
     reach: Reach,
     servers: Mutex<HashMap<Address, Arc<KnownServer>>>,
-    pub(super) recall: Recall,
+    pub(super) memory: Arc<dyn Memory>,
     pub(super) refusals: Arc<Refusals>,
 }
 
-/// Called when servers may have lost what they confirmed, before anything is read from them.
-pub(super) type Recall = Arc<dyn Fn(Changed<'_>) + Send + Sync>;
+/// What this process remembers of what servers confirmed.
+pub(super) trait Memory: Send + Sync {
+    /// Called when servers may have lost what they confirmed, before anything that is read from them is believed.
+    fn recall(&self, changed: Changed<'_>);
+
+    /// Whether there is anything that a server could lose.
+    #[cfg(feature = "redis-pool")]
+    fn remembers(&self) -> bool;
+}
 
 /// A server that took another's place.
 #[derive(Debug)]
@@ -531,7 +554,7 @@ pub(super) enum Changed<'a> {
 }
 
 impl Dialer {
-    pub(super) fn new(options: RedisOptions, recall: Recall) -> Self {
+    pub(super) fn new(options: RedisOptions, memory: Arc<dyn Memory>) -> Self {
         Self {
             options,
             #[cfg(feature = "redis-tls")]
@@ -539,7 +562,7 @@ impl Dialer {
             #[cfg(feature = "redis-pool")]
             reach: Reach::Key,
             servers: Mutex::default(),
-            recall,
+            memory,
             refusals: Arc::default(),
         }
     }
@@ -550,7 +573,7 @@ impl Dialer {
         Self {
             reach: Reach::Master(slot),
             refusals: self.refusals.clone(),
-            ..Self::new(self.options.clone(), self.recall.clone())
+            ..Self::new(self.options.clone(), self.memory.clone())
         }
     }
 
@@ -591,7 +614,7 @@ impl Dialer {
 
     fn changed(&self, address: &Address) {
         tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
-        (self.recall)(Changed::Server(address));
+        self.memory.recall(Changed::Server(address));
     }
 
     /// The server at this address. Known for as long as the store lives: a node that leaves a cluster may come back.

@@ -77,9 +77,9 @@ impl RedisOptions {
     /// A call waits for a connection until its own deadline, also beyond the pool's wait timeout. While other calls get
     /// answers, that counts as a late answer, and not against Redis.
     ///
-    /// The pool doesn't say when it opened a new connection. So a server that [lost what it
-    /// confirmed](crate::store::redis#when-redis-loses-what-it-confirmed) is noticed within a second, and until then this
-    /// process too may read what it evicted.
+    /// The pool doesn't say when it opened a new connection. So while there is anything that a server could [lose of what it
+    /// confirmed](crate::store::redis#when-redis-loses-what-it-confirmed), `INFO server` and `INFO replication` go along with
+    /// each read, and an answer of another server than before is a miss.
     ///
     /// ```no_run
     /// use deadpool_redis::{Config, Runtime};

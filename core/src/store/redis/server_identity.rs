@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use redis::{RedisError, RedisResult, from_redis_value};
+use redis::{Pipeline, RedisError, RedisResult, Value, from_redis_value};
 use tokio::time::Instant;
 
 use super::wire::Wire;
@@ -26,19 +26,37 @@ pub(super) struct ServerIdentity {
 }
 
 impl ServerIdentity {
+    /// How many commands [`ask`](Self::ask) adds.
+    #[cfg(feature = "redis-pool")]
+    pub(super) const QUESTIONS: usize = 2;
+
     /// Asks a server. `None` if the user may not run `INFO`, for which `refused` is called.
     pub(super) async fn of(wire: &mut Wire, refused: impl Fn(&RedisError)) -> RedisResult<Option<Self>> {
         let mut pipe = redis::pipe();
+        Self::ask(&mut pipe);
+        Ok(Self::read(wire.several(&pipe).await?.into_iter().map(|reply| reply.inspect_err(&refused))))
+    }
+
+    /// Adds the question to a pipeline: [`QUESTIONS`](Self::QUESTIONS) commands.
+    pub(super) fn ask(pipe: &mut Pipeline) {
         pipe.cmd("INFO").arg("server").cmd("INFO").arg("replication");
-        let mut replies = wire.several(&pipe).await?.into_iter();
+    }
+
+    /// Reads the answers. `None` if the user may not run `INFO`.
+    pub(super) fn read(mut replies: impl Iterator<Item = RedisResult<Value>>) -> Option<Self> {
         let mut field = |name: &str| {
-            let reply = replies.next()?.inspect_err(&refused);
-            let text: String = from_redis_value(reply.ok()?).ok()?;
+            let text: String = from_redis_value(replies.next()?.ok()?).ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             Some(line.trim_end().to_owned())
         };
         let (run_id, replication_id) = (field("run_id"), field("master_replid"));
-        Ok(run_id.zip(replication_id).map(|(run_id, replication_id)| Self { run_id, replication_id }))
+        run_id.zip(replication_id).map(|(run_id, replication_id)| Self { run_id, replication_id })
+    }
+
+    /// Whether both have the same history of writes: a master, and the replicas that follow it.
+    #[cfg(feature = "redis-pool")]
+    pub(super) fn has_history_of(&self, other: &Self) -> bool {
+        self.replication_id == other.replication_id
     }
 }
 
@@ -64,6 +82,12 @@ enum Known {
 impl KnownServer {
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether the server said who it is.
+    #[cfg(feature = "redis-pool")]
+    pub(super) fn is_identified(&self) -> bool {
+        matches!(*self.identity.lock().unwrap_or_else(PoisonError::into_inner), Known::Identity(_))
     }
 
     /// Notes who answered on a new connection, and returns the generation of that connection.

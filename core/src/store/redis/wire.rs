@@ -12,6 +12,8 @@ use {
 };
 
 use super::refusals;
+#[cfg(feature = "redis-pool")]
+use super::server_identity::ServerIdentity;
 
 /// The pause before a pool without a free connection is asked again.
 #[cfg(feature = "redis-pool")]
@@ -21,10 +23,14 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub(super) enum Wire {
     Own(MultiplexedConnection),
     #[cfg(feature = "redis-pool")]
-    Lent(deadpool_redis::Connection),
+    Lent(deadpool_redis::Connection, Option<Witness>),
     #[cfg(feature = "redis-pool")]
-    LentByCluster(deadpool_redis::cluster::Connection, Reach),
+    LentByCluster(deadpool_redis::cluster::Connection, Reach, Option<Witness>),
 }
+
+/// Learns which server answered, before the answer is used.
+#[cfg(feature = "redis-pool")]
+pub(super) type Witness = Box<dyn Fn(Option<ServerIdentity>) + Send + Sync>;
 
 /// Whom a command reaches through a connection that knows a whole cluster.
 #[cfg(feature = "redis-pool")]
@@ -37,16 +43,35 @@ pub(super) enum Reach {
 }
 
 impl Wire {
+    /// Lets the server say who it is with every answer to several commands.
+    #[cfg(feature = "redis-pool")]
+    pub(super) fn witnessed(self, witness: Witness) -> Self {
+        match self {
+            Self::Own(conn) => Self::Own(conn),
+            Self::Lent(conn, _) => Self::Lent(conn, Some(witness)),
+            Self::LentByCluster(conn, reach, _) => Self::LentByCluster(conn, reach, Some(witness)),
+        }
+    }
+
+    /// Whether the server says who it is with every answer to several commands.
+    pub(super) fn has_witness(&self) -> bool {
+        match self {
+            Self::Own(_) => false,
+            #[cfg(feature = "redis-pool")]
+            Self::Lent(_, witness) | Self::LentByCluster(_, _, witness) => witness.is_some(),
+        }
+    }
+
     /// Sends one command.
     pub(super) async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
         let reply = match self {
             Self::Own(conn) => conn.req_packed_command(cmd).await,
             #[cfg(feature = "redis-pool")]
-            Self::Lent(conn) => conn.req_packed_command(cmd).await,
+            Self::Lent(conn, _) => conn.req_packed_command(cmd).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Key) => conn.req_packed_command(cmd).await,
+            Self::LentByCluster(conn, Reach::Key, _) => conn.req_packed_command(cmd).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Master(slot)) => {
+            Self::LentByCluster(conn, Reach::Master(slot), _) => {
                 let master = SingleNodeRoutingInfo::SpecificNode(Route::new(*slot, SlotAddr::Master));
                 Box::pin(conn.route_command(cmd.clone(), RoutingInfo::SingleNode(master))).await
             }
@@ -54,16 +79,31 @@ impl Wire {
         reply.and_then(Value::extract_error).map_err(|error| refusals::named(cmd, error))
     }
 
-    /// Sends several commands in one go. Each has a reply or an error of its own.
+    /// Sends several commands in one go. Each has a reply or an error of its own. If there is a witness, it learns who answered.
     pub(super) async fn several(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+        #[cfg(feature = "redis-pool")]
+        if let Self::Lent(_, Some(_)) | Self::LentByCluster(.., Some(_)) = self {
+            let mut asked = pipe.clone();
+            ServerIdentity::ask(&mut asked);
+            let mut replies = self.several_unwitnessed(&asked).await?;
+            let identity = replies.split_off(replies.len().saturating_sub(ServerIdentity::QUESTIONS));
+            if let Self::Lent(_, Some(witness)) | Self::LentByCluster(.., Some(witness)) = self {
+                witness(ServerIdentity::read(identity.into_iter()));
+            }
+            return Ok(replies);
+        }
+        self.several_unwitnessed(pipe).await
+    }
+
+    async fn several_unwitnessed(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
         let replies = match self {
             Self::Own(conn) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
             #[cfg(feature = "redis-pool")]
-            Self::Lent(conn) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            Self::Lent(conn, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Key) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            Self::LentByCluster(conn, Reach::Key, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Master(slot)) => {
+            Self::LentByCluster(conn, Reach::Master(slot), _) => {
                 let (count, master) = (pipe.len(), Route::new(*slot, SlotAddr::Master));
                 let route = SingleNodeRoutingInfo::SpecificNode(master);
                 Box::pin(conn.route_pipeline(pipe.clone(), 0, count, route)).await
@@ -101,9 +141,9 @@ impl Pool {
         loop {
             // On the heap: their futures are large, and the compiler counts how deep they go.
             let lent = match self {
-                Self::One(pool) => Box::pin(pool.get()).await.map(Wire::Lent),
+                Self::One(pool) => Box::pin(pool.get()).await.map(|conn| Wire::Lent(conn, None)),
                 Self::Cluster(pool) => {
-                    Box::pin(pool.get()).await.map(|conn| Wire::LentByCluster(conn, reach))
+                    Box::pin(pool.get()).await.map(|conn| Wire::LentByCluster(conn, reach, None))
                 }
             };
             return match lent {
