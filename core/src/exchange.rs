@@ -158,6 +158,12 @@ impl Route {
             Seen::Miss(forward, place) if forward.reason() == Reason::Down => {
                 Box::pin(self.alone(forward, place, call))
             }
+            // Its handler makes parts of its own, which fill nothing.
+            Seen::Miss(forward, place)
+                if forward.keeps_range() && self.shared.known_to_make_parts.contains(&place.base) =>
+            {
+                Box::pin(self.bypass(forward.unstored(Reason::Range), call))
+            }
             Seen::Miss(forward, place) if forward.holds_up_others() => {
                 Box::pin(self.alone(forward.because(Reason::Spelling), place, call))
             }
@@ -503,6 +509,12 @@ impl Route {
                 return answered::<C>(*admitted, stored);
             }
             Produced::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stood_in::<C>(response)),
+            Produced::Passed(response, pass) if pass.mark().reason() == Some(Reason::Range) => {
+                // A part says nothing about the whole: the next request may fill at once.
+                held.abandon(Abandon::Failed);
+                land(lead, Landing::Again);
+                return passed::<C>(response, &pass);
+            }
             Produced::Passed(response, pass) => (response.status(), passed::<C>(response, &pass)),
             Produced::Error(error) => (C::status_of(&error), failed::<C, _>(error)),
         };
@@ -706,6 +718,13 @@ impl Route {
                 Err(body) => (admit.on_broken_body(), parts, body),
             },
         };
+        if pass.mark().reason() == Some(Reason::Range)
+            && let Some(key) = key
+        {
+            self.shared.known_to_make_parts.insert(key);
+        }
+        let mut parts = parts;
+        pass.as_part(&mut parts);
         let mut response = Response::from_parts(parts, body);
         if pass.is_not_modified() {
             let (mut parts, _) = response.into_parts();

@@ -168,7 +168,8 @@ impl<'a> Explain<'a> {
                 told.ends(Status::Miss, answer.reason());
             }
             Decision::Bypass(mark) => {
-                let text = "Part of the response is asked for, and nothing stored can be cut: the handler runs, and the cache takes no part.";
+                let text =
+                    "What is stored is another route's: the handler runs, and the cache takes no part.";
                 told.step("on_entry", "Bypass", mark.reason(), text);
                 told.ends(self.passing(), mark.reason());
             }

@@ -270,6 +270,7 @@ impl LarderBuilder {
                 flights: Flights::new(),
                 updates: Updates::new(),
                 known_to_vary: RememberedKeys::default(),
+                known_to_make_parts: RememberedKeys::default(),
                 agreement: Agreement::default(),
                 tasks: TaskTracker::new(),
                 defaults: self.defaults,
@@ -332,6 +333,8 @@ pub(crate) struct Shared {
     pub(crate) updates: Updates,
     /// Resources that had variants: the answer to a write stands for none of them.
     pub(crate) known_to_vary: RememberedKeys,
+    /// Resources whose handlers answered a `Range` with a part or a 416.
+    pub(crate) known_to_make_parts: RememberedKeys,
     pub(crate) agreement: Agreement,
     pub(crate) tasks: TaskTracker,
     pub(crate) defaults: Defaults,

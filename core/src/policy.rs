@@ -39,8 +39,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE,
-    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH,
+    ACCEPT_RANGES, ACCESS_CONTROL_ALLOW_ORIGIN, AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING,
+    CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MATCH,
     IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, ORIGIN,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
@@ -51,7 +51,7 @@ use crate::directives::{RequestDirectives, ResponseDirectives, list};
 use crate::entry::{Entry, Record};
 use crate::etag::{Validators, request_matches, weak_etag};
 use crate::provenance::{self, Provenance};
-use crate::range::{self, Selection};
+use crate::range::{self, Part, Selection};
 use crate::reason::Reason;
 use crate::request::{Present, RequestView};
 use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
@@ -132,8 +132,7 @@ pub enum Decision {
     Stale(Hit, Forward),
     /// The client wants a stored response or none: answer 504.
     Unsatisfiable(Unsatisfiable),
-    /// A part of the response is asked for, and no stored one can be cut: run the handler, which may know how to make a
-    /// part alone. The cache takes no part.
+    /// Another pattern's response is stored, which this request may not replace: run the handler. The cache takes no part.
     Bypass(Mark),
     /// Run the handler.
     Miss(Forward),
@@ -246,6 +245,8 @@ impl CachePolicy {
                 provenance,
                 request: None,
                 is_head: false,
+                is_range: false,
+                keeps_range: false,
                 intent: Intent::Write,
                 variants: None,
                 fallback: None,
@@ -505,11 +506,8 @@ impl Lookup {
         if self.directives.only_if_cached {
             return Decision::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
         }
-        // A fill takes the whole response, which may be far more than the client wants.
-        if self.is_range {
-            return Decision::Bypass(Mark::bypass(&self.rule, Reason::Range));
-        }
-        Decision::Miss(self.into_forward(reason, variants, request))
+        let keeps_range = self.is_range && !range::is_of_the_whole(request.headers);
+        Decision::Miss(Forward { keeps_range, ..self.into_forward(reason, variants, request) })
     }
 
     /// A miss though something is stored, which has to be replaced.
@@ -546,6 +544,8 @@ impl Lookup {
             principal: self.principal,
             request: Some(request.headers.clone()),
             is_head: self.is_head,
+            is_range: self.is_range,
+            keeps_range: false,
             intent,
             variants,
             fallback: None,
@@ -584,9 +584,13 @@ fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
     entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
-/// What of a stored response, whose body is `length` bytes long, the request selects. Only a 200 is a whole body to cut (RFC 9110 §14.2).
+/// What of a stored response, whose body is `length` bytes long, the request selects. Only a 200 is a whole body to cut (RFC 9110 §14.2),
+/// unless its handler refuses ranges (§14.3).
 fn selection(request: &HeaderMap, entry: &Entry, length: u64) -> Selection {
-    if entry.status == StatusCode::OK && range::if_range_holds(request, &entry.headers, entry.stored_at) {
+    if entry.status == StatusCode::OK
+        && !range::is_refused(&entry.headers)
+        && range::if_range_holds(request, &entry.headers, entry.stored_at)
+    {
         range::select(request, length)
     } else {
         Selection::Whole
@@ -698,29 +702,46 @@ impl Hit {
             }
             body = Bytes::new();
         }
-        let mut status = entry.status;
-        match selection {
-            Selection::Whole => {}
-            Selection::Part(part) => {
-                status = StatusCode::PARTIAL_CONTENT;
-                headers.insert(CONTENT_RANGE, part.content_range());
-                if body.len() as u64 == length {
-                    body = part.cut(&body);
-                }
-            }
-            Selection::Unsatisfiable => {
-                status = StatusCode::RANGE_NOT_SATISFIABLE;
-                headers = only(headers, |name| is_about_the_exchange(name, &mark.rule));
-                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-                headers.insert(CONTENT_RANGE, range::unsatisfied(length));
-                body = Bytes::new();
+        let mut response = Response::new(body);
+        *response.status_mut() = entry.status;
+        *response.headers_mut() = headers;
+        if not_modified {
+            into_not_modified(response, &mark.rule)
+        } else {
+            into_selected(response, selection, length, &mark.rule)
+        }
+    }
+}
+
+/// What a request selects of a response: 206 or 416 if it asks for a part. The whole body is `length` bytes long; if less is
+/// here, that is the part.
+fn into_selected(
+    mut response: Response<Bytes>,
+    selection: Selection,
+    length: u64,
+    rule: &Rule,
+) -> Response<Bytes> {
+    match selection {
+        Selection::Whole => {}
+        Selection::Part(part) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            response.headers_mut().insert(CONTENT_RANGE, part.content_range());
+            if response.body().len() as u64 == length {
+                let part = part.cut(response.body());
+                *response.body_mut() = part;
             }
         }
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        if not_modified { into_not_modified(response, &mark.rule) } else { response }
+        Selection::Unsatisfiable => {
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            let mut headers =
+                only(std::mem::take(response.headers_mut()), |name| is_about_the_exchange(name, rule));
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            headers.insert(CONTENT_RANGE, range::unsatisfied(length));
+            *response.headers_mut() = headers;
+            *response.body_mut() = Bytes::new();
+        }
     }
+    response
 }
 
 /// RFC 9110 §15.4.5: a 304 carries what a 200 would have said about freshness and validators, and no more.
@@ -799,15 +820,21 @@ pub struct Forward {
     /// The fields of a request that reads; a write's answer depends on none.
     request: Option<HeaderMap>,
     is_head: bool,
+    /// Whether the answer is cut for the client.
+    is_range: bool,
+    /// Whether the handler sees which part the client wants.
+    keeps_range: bool,
     intent: Intent,
     variants: Option<Variants>,
     /// What answers if the handler fails.
     fallback: Option<Box<Hit>>,
 }
 
-/// The fields that make a request conditional, or one for a part. A fill needs the whole response.
-const CONDITIONAL: [HeaderName; 6] =
-    [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE, IF_RANGE, RANGE];
+/// The fields that make a request conditional. A fill needs the response.
+const CONDITIONAL: [HeaderName; 4] = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE];
+
+/// The fields that make a request one for a part, or for a part under a condition.
+const FOR_A_PART: [HeaderName; 2] = [RANGE, IF_RANGE];
 
 impl Forward {
     /// Why the handler has to run.
@@ -873,16 +900,21 @@ impl Forward {
         {
             return Err(self);
         }
-        let not_modified = client_has(request, &entry);
-        let (is_head, selection) = (self.is_head, Selection::Whole);
+        let (is_head, not_modified) = (self.is_head, client_has(request, &entry));
         let length = entry.body.len() as u64;
+        let selection = if self.is_range && !not_modified {
+            selection(request, &entry, length)
+        } else {
+            Selection::Whole
+        };
         Ok(Hit { rule: self.rule, entry, length, age, not_modified, is_head, selection, collapsed: false })
     }
 
     /// Takes from the handler's request what its response must not depend on.
     ///
-    /// - What makes a read conditional, or one for a part: it is answered with 304 afterwards, from the whole response. A
-    ///   write's preconditions stay.
+    /// - What makes a read conditional: it is answered with 304 afterwards, from the whole response. A write's preconditions
+    ///   stay.
+    /// - A `Range` for the whole, which is cut afterwards. Any other stays: a handler that makes parts need not make the whole.
     /// - On a public route credentials, and on a private one those that the principal doesn't come from. A write keeps
     ///   them, for its handler to check.
     /// - What changes where a request goes, such as `X-Forwarded-Host`, unless the host is part of the key.
@@ -892,6 +924,9 @@ impl Forward {
         }
         if self.rule.kind == Kind::Read && !self.is_head {
             remove_all(request, &CONDITIONAL);
+            if !self.keeps_range {
+                remove_all(request, &FOR_A_PART);
+            }
         }
         if request.keys().any(|name| self.rule.hides(name)) {
             let seen = std::mem::take(request);
@@ -907,6 +942,12 @@ impl Forward {
     /// Goes on to the handler, but for another reason than that nothing was found.
     pub fn because(self, reason: Reason) -> Self {
         Self { reason, ..self }
+    }
+
+    /// Whether the handler sees which part the client wants, and may answer with that part alone, which isn't stored.
+    #[must_use]
+    pub const fn keeps_range(&self) -> bool {
+        self.keeps_range
     }
 
     /// Whether one run of the handler serves every request that misses at the same time. A request that asks for a
@@ -962,15 +1003,17 @@ impl Forward {
             Some(Reason::SetCookie)
         } else if self.is_head {
             Some(Reason::Head)
+        } else if self.keeps_range && is_for_a_part(response.status) {
+            Some(Reason::Range)
         } else if self.rule.ttl_of(response.status).is_none() {
             Some(Reason::Status)
         } else {
             unstorable(response, length, &self.rule)
         };
         match (refusal, selecting_fields(&response.headers), length) {
-            (Some(reason), ..) => self.pass_read(reason, response),
-            (None, Err(()), _) => self.pass_read(Reason::Vary, response),
-            (None, Ok(_), BodyLength::Unknown) => self.pass_read(Reason::Stream, response),
+            (Some(reason), ..) => self.pass_read(reason, response, length),
+            (None, Err(()), _) => self.pass_read(Reason::Vary, response, length),
+            (None, Ok(_), BodyLength::Unknown) => self.pass_read(Reason::Stream, response, length),
             (None, Ok(names), BodyLength::Known(length)) => {
                 OnResponse::Admit(Admit { forward: self, names, length })
             }
@@ -978,14 +1021,30 @@ impl Forward {
     }
 
     /// The handler was not shown the request's conditions, so somebody else has to see to them (RFC 9110 §13.2.1).
-    fn pass_read(&self, reason: Reason, response: &response::Parts) -> OnResponse {
+    fn pass_read(&self, reason: Reason, response: &response::Parts, length: BodyLength) -> OnResponse {
         let matches = |request| request_matches(request, &response.headers);
         let not_modified = response.status.is_success() && self.request.as_ref().is_some_and(matches);
-        OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts: false, not_modified })
+        // With `If-Range` the whole is always right (RFC 9110 §14.2).
+        let wants_part = self.is_range
+            && !self.keeps_range
+            && !self.request.as_ref().is_some_and(|request| request.contains_key(IF_RANGE));
+        let part = match length {
+            BodyLength::Known(length)
+                if wants_part
+                    && response.status == StatusCode::OK
+                    && !range::is_refused(&response.headers) =>
+            {
+                range::whole_as_part(length)
+            }
+            _ => None,
+        };
+        let mark = Mark::refusal(&self.rule, reason);
+        OnResponse::Pass(Pass { mark, evicts: false, not_modified, part })
     }
 
     fn pass(&self, reason: Reason, evicts: bool) -> OnResponse {
-        OnResponse::Pass(Pass { mark: Mark::refusal(&self.rule, reason), evicts, not_modified: false })
+        let mark = Mark::refusal(&self.rule, reason);
+        OnResponse::Pass(Pass { mark, evicts, not_modified: false, part: None })
     }
 
     /// Success stores or evicts. A refusal leaves everything as it was, and an unknown outcome evicts.
@@ -1040,6 +1099,11 @@ fn is_success(status: StatusCode) -> bool {
     status.is_success() || status.is_redirection()
 }
 
+/// Whether a response with this status is for one `Range` only (RFC 9110 §15.3.7, §15.5.17).
+fn is_for_a_part(status: StatusCode) -> bool {
+    matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
+}
+
 /// Why a response may not be stored, whatever its status (RFC 9111 §3), if so.
 fn unstorable(response: &response::Parts, length: BodyLength, rule: &Rule) -> Option<Reason> {
     let directives = ResponseDirectives::of(&response.headers);
@@ -1061,6 +1125,7 @@ pub struct Pass {
     mark: Mark,
     evicts: bool,
     not_modified: bool,
+    part: Option<Part>,
 }
 
 impl Pass {
@@ -1086,6 +1151,15 @@ impl Pass {
         }
         if response.headers.contains_key(ETAG) {
             response.headers.remove(LAST_MODIFIED);
+        }
+    }
+
+    /// Makes a 206 of the response if the client asked for `bytes=0-`, which the handler didn't see. The body stays as it is:
+    /// that part is all of it (RFC 9110 §15.3.7).
+    pub fn as_part(&self, response: &mut response::Parts) {
+        if let Some(part) = self.part.filter(|_| !self.not_modified) {
+            response.status = StatusCode::PARTIAL_CONTENT;
+            response.headers.insert(CONTENT_RANGE, part.content_range());
         }
     }
 
@@ -1129,6 +1203,7 @@ impl Admit {
             mark: Mark::refusal(rule, Reason::Body),
             evicts: rule.kind == Kind::Write,
             not_modified: false,
+            part: None,
         }
     }
 
@@ -1145,13 +1220,22 @@ impl Admit {
             _ => (parts.status, rule.ttl_of(parts.status).unwrap_or(rule.ttl)),
         };
         let ttl = ttl.map(|ttl| jittered(ttl, rule.jitter, &etag, now));
+        let may_be_cut = status == StatusCode::OK && !body.is_empty();
         let headers = match rule.kind {
             Kind::Write => {
                 let mut fields = representation_fields(&parts.headers);
                 tell_vary(&mut fields, rule.told_fields());
+                if may_be_cut {
+                    tell_ranges(&mut fields);
+                }
                 fields
             }
-            _ => storable_fields(&parts.headers, &rule),
+            _ => {
+                if may_be_cut {
+                    tell_ranges(&mut parts.headers);
+                }
+                storable_fields(&parts.headers, &rule)
+            }
         };
         let ResponseDirectives { must_revalidate, proxy_revalidate, .. } =
             ResponseDirectives::of(&parts.headers);
@@ -1180,9 +1264,16 @@ impl Admit {
             names,
             known: forward.variants,
             request,
+            is_range: forward.is_range,
             validators,
         }
     }
+}
+
+/// Says that parts are cut (RFC 9110 §14.3), unless the handler has said what it wants. Caches such as nginx ask for no part
+/// of what doesn't say so, and cut none.
+fn tell_ranges(response: &mut HeaderMap) {
+    response.entry(ACCEPT_RANGES).or_insert(HeaderValue::from_static("bytes"));
 }
 
 /// A response with the entry made of it.
@@ -1197,6 +1288,7 @@ pub struct Admitted {
     names: Vec<HeaderName>,
     known: Option<Variants>,
     request: HeaderMap,
+    is_range: bool,
     validators: Validators,
 }
 
@@ -1265,7 +1357,7 @@ impl Admitted {
     #[must_use]
     pub fn into_response(self, outcome: Stored) -> Response<Bytes> {
         let reason = self.reason(outcome);
-        let Self { rule, entry, mut parts, validators, .. } = self;
+        let Self { rule, entry, mut parts, request, is_range, validators, .. } = self;
         let control = match outcome {
             Stored::Evicted => no_cache(&rule),
             Stored::Yes | Stored::Failed => {
@@ -1282,8 +1374,19 @@ impl Admitted {
             parts.extensions.insert(WrittenThrough);
         }
         let not_modified = parts.status.is_success() && validators.match_response(&parts.headers);
+        let length = entry.body.len() as u64;
+        let selection =
+            if is_range && !not_modified { selection(&request, &entry, length) } else { Selection::Whole };
+        if selection != Selection::Whole {
+            // The handler's is that of the whole.
+            parts.headers.remove(CONTENT_LENGTH);
+        }
         let response = Response::from_parts(parts, entry.body);
-        if not_modified { into_not_modified(response, &rule) } else { response }
+        if not_modified {
+            into_not_modified(response, &rule)
+        } else {
+            into_selected(response, selection, length, &rule)
+        }
     }
 }
 
@@ -1515,7 +1618,7 @@ fn jittered(ttl: Duration, jitter: f64, etag: &HeaderValue, now: SystemTime) -> 
 /// What of a write's answer describes the representation. Never `Location` and the like: the next reader didn't write.
 fn representation_fields(response: &HeaderMap) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(8);
-    for name in [CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED] {
+    for name in [ACCEPT_RANGES, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED] {
         for value in response.get_all(&name) {
             fields.append(name.clone(), value.clone());
         }

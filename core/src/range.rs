@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
+use http::header::{ACCEPT_RANGES, ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, HeaderValue};
 
 use crate::directives::{list, number};
@@ -109,6 +109,25 @@ pub fn if_range_holds(request: &HeaderMap, response: &HeaderMap, answered_at: Sy
         }
         _ => false,
     }
+}
+
+/// Whether a request asks for one range, from the first byte to the last.
+pub(crate) fn is_of_the_whole(request: &HeaderMap) -> bool {
+    matches!(Asked::of(request), Some(Asked::From(0, None)))
+}
+
+/// The part that is all of a body, unless the body is empty.
+pub(crate) const fn whole_as_part(complete: u64) -> Option<Part> {
+    match complete.checked_sub(1) {
+        Some(last) => Some(Part { first: 0, last, complete }),
+        None => None,
+    }
+}
+
+/// Whether a response says that its parts aren't to be asked for (RFC 9110 §14.3).
+pub(crate) fn is_refused(response: &HeaderMap) -> bool {
+    let mut units = response.get_all(ACCEPT_RANGES).iter().flat_map(|field| list(field.as_bytes()));
+    units.any(|unit| unit.eq_ignore_ascii_case(b"none"))
 }
 
 /// A range as it was asked for.

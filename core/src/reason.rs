@@ -41,7 +41,7 @@ reasons! {
     Method = "method",
     /// The request asks to switch protocols.
     Upgrade = "upgrade",
-    /// The request asks for a part of the body.
+    /// The handler answers with a part of the body, or that there is no such part: only the whole is stored.
     Range = "range",
     /// A GET with content: what it means is the handler's business (RFC 9110 §9.3.1).
     Content = "content",

@@ -222,7 +222,7 @@ fn spelled() -> &'static Uri {
     SPELLED.get_or_init(|| Uri::from_static("/things/%37"))
 }
 
-const STATUSES: [u16; 5] = [200, 204, 303, 404, 500];
+const STATUSES: [u16; 6] = [200, 204, 206, 303, 404, 500];
 
 const ANSWERS: [Fields<'static>; 7] = [
     &[],

@@ -152,12 +152,33 @@ fn asking() -> Vec<Row> {
             .runs(0)
             .on(get("/x"), miss("GET 1"))
             .on(get("/x").with("cache-control", "only-if-cached"), hit("GET 1")),
-        Row::new("parts of what isn't stored, content and preconditions are the handler's", &[Ttl(60)])
-            .on(get("/x").with("range", "bytes=0-1"), bypass("range", "GET 1"))
-            .on(get("/x"), miss("GET 2"))
-            .on(get("/x").content("content"), bypass("content", "GET 3"))
-            .on(get("/x").with("if-match", "\"v1\""), bypass("precondition", "GET 4"))
-            .on(get("/x"), hit("GET 2")),
+        Row::new("content and preconditions are the handler's", &[Ttl(60)])
+            .on(get("/x"), miss("GET 1"))
+            .on(get("/x").content("content"), bypass("content", "GET 2"))
+            .on(get("/x").with("if-match", "\"v1\""), bypass("precondition", "GET 3"))
+            .on(get("/x"), hit("GET 1")),
+        Row::new("a request for a part fills with the whole", &[Ttl(60)])
+            .on(
+                get("/x").with("range", "bytes=0-"),
+                miss("GET 1").status(206).with("content-range", "bytes 0-4/5").because("absent"),
+            )
+            .on(get("/x"), hit("GET 1").with("accept-ranges", "bytes"))
+            .on(
+                get("/y").with("range", "bytes=1-2"),
+                miss("ET").status(206).with("content-range", "bytes 1-2/5").because("absent"),
+            )
+            .on(get("/y"), hit("GET 2"))
+            .on(get("/z").with("range", "bytes=5-"), miss("").status(416).with("content-range", "bytes */5"))
+            .on(get("/z"), hit("GET 3")),
+        Row::new("a part that the handler made passes", &[Ttl(60)])
+            .reads(says(206, &[("content-range", "bytes 1-5/9")]))
+            .on(get("/x").with("range", "bytes=1-5"), bypass("range", "GET 1").status(206))
+            .on(get("/x").with("range", "bytes=1-5"), bypass("range", "GET 2").status(206))
+            .lacks("redis:larder:cache:x"),
+        Row::new("a handler that refuses ranges is heeded", &[Ttl(60)])
+            .reads(says(200, &[("accept-ranges", "none")]))
+            .on(get("/x").with("range", "bytes=0-"), miss("GET 1").with("accept-ranges", "none"))
+            .on(get("/x").with("range", "bytes=1-2"), hit("GET 1").with("accept-ranges", "none")),
         Row::new("parts of what is stored are cut", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .on(
