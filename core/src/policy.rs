@@ -1272,7 +1272,7 @@ impl Admit {
 
 /// Says that parts are cut (RFC 9110 §14.3), unless the handler has said what it wants. Caches such as nginx ask for no part
 /// of what doesn't say so, and cut none.
-fn tell_ranges(response: &mut HeaderMap) {
+pub(crate) fn tell_ranges(response: &mut HeaderMap) {
     response.entry(ACCEPT_RANGES).or_insert(HeaderValue::from_static("bytes"));
 }
 

@@ -21,7 +21,7 @@ use larder_core::shared::policy::{
 use larder_core::shared::{SchemeSource, SetCookie, SharedRecord, SharedRule, StoredResponse};
 use larder_core::{KeySpace, KeyUri, Reason, RequestView, Variants};
 
-use engine::{Fields, now, request, response};
+use engine::{Fields, headers, now, request, response};
 
 /// What is stored and asked for in most rows.
 const BODY: &str = "0123456789";
@@ -411,8 +411,8 @@ fn which_fields_are_stored() {
     ]);
     let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
-    // §3.1; and RFC 9110 §6.6.1: the date when it came.
-    assert_eq!(names, ["cache-control", "date", "x-e", "x-e"]);
+    // §3.1; RFC 9110 §6.6.1: the date when it came; RFC 9110 §14.3: that it can be cut.
+    assert_eq!(names, ["accept-ranges", "cache-control", "date", "x-e", "x-e"]);
     assert_eq!(stored.headers["date"], NOW);
 }
 
@@ -651,6 +651,38 @@ fn conditions_are_evaluated_here() {
     let gone = Some(SharedRecord::Response(Box::new(gone)));
     let response = response_of(ask(&policy(), &get(&[("if-none-match", "\"a\"")]), gone, now()));
     assert_eq!(response.status(), StatusCode::GONE);
+}
+
+/// RFC 9110 §14.3: what is cut says so to the first client and to the next ones, unless the origin said something else.
+#[test]
+fn what_can_be_cut_says_so() {
+    const FRESH: (&str, &str) = ("cache-control", "max-age=60");
+    for (why, status, fields, expected) in [
+        ("an origin that says nothing", 200, &[FRESH][..], Some("bytes")),
+        ("one that cuts", 200, &[FRESH, ("accept-ranges", "bytes")], Some("bytes")),
+        ("one that refuses", 200, &[FRESH, ("accept-ranges", "none")], Some("none")),
+        ("no 200", 404, &[FRESH], None),
+    ] {
+        let said = |headers: &http::HeaderMap| {
+            headers.get("accept-ranges").map(|units| units.to_str().unwrap().to_owned())
+        };
+        let stored = store_under(&policy(), &get(&[]), status, fields).unwrap();
+        assert_eq!(said(&stored.headers).as_deref(), expected, "{why}");
+        let OnResponse::Admit(admit) = answer(&policy(), &get(&[]), None, (status, fields), now()) else {
+            panic!("{why}");
+        };
+        let mut headers = headers(fields);
+        admit.stamp(&mut headers);
+        assert_eq!(said(&headers).as_deref(), expected, "{why}");
+        let part = ask(
+            &policy(),
+            &get(&[("range", "bytes=0-0")]),
+            Some(SharedRecord::Response(Box::new(stored))),
+            now(),
+        );
+        let is_cut = expected == Some("bytes");
+        assert_eq!(response_of(part).status() == StatusCode::PARTIAL_CONTENT, is_cut, "{why}");
+    }
 }
 
 #[test]

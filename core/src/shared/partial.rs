@@ -25,9 +25,13 @@ pub(crate) enum Cut {
     Missing,
 }
 
-/// What a GET asks for of a stored response that is whole, and so many bytes long.
+/// What a GET asks for of a stored response that is whole, and so many bytes long. An origin that refuses ranges is heeded
+/// (RFC 9110 §14.3).
 pub(crate) fn selection(request: &HeaderMap, stored: &StoredResponse, complete: u64) -> Selection {
-    if stored.status == StatusCode::OK && is_asked_for_a_part(request, stored) {
+    if stored.status == StatusCode::OK
+        && !range::is_refused(&stored.headers)
+        && is_asked_for_a_part(request, stored)
+    {
         range::select(request, complete)
     } else {
         Selection::Whole

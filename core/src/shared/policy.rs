@@ -53,7 +53,7 @@ use crate::key::CacheKey;
 use crate::outcome::Outcome;
 #[cfg(feature = "runtime")]
 use crate::policy::Needs;
-use crate::policy::{BodyLength, may_be_stood_in_for, only};
+use crate::policy::{BodyLength, may_be_stood_in_for, only, tell_ranges};
 #[cfg(feature = "runtime")]
 use crate::range::Selection;
 use crate::reason::Reason;
@@ -851,9 +851,14 @@ impl Forward {
                 if adds_vary {
                     vary_by_coding(&mut stored.headers);
                 }
+                let tells_ranges = response.status == StatusCode::OK && length != BodyLength::Known(0);
+                if tells_ranges {
+                    tell_ranges(&mut stored.headers);
+                }
                 OnResponse::Admit(Admit {
                     stored,
                     adds_vary,
+                    tells_ranges,
                     names,
                     known: self.variants,
                     previous: self.stored,
@@ -1181,6 +1186,8 @@ pub struct Admit {
     stored: StoredResponse,
     /// Whether the response is one of several codings and doesn't say so.
     adds_vary: bool,
+    /// Whether parts of it will be cut.
+    tells_ranges: bool,
     names: Vec<HeaderName>,
     known: Option<Variants>,
     previous: Option<Box<StoredResponse>>,
@@ -1194,11 +1201,14 @@ impl Admit {
         &self.mark
     }
 
-    /// Writes into the fields of the response what the cache has to say: its mark, and that the response was selected by
-    /// `Accept-Encoding`, which caches downstream have to know.
+    /// Writes into the fields of the response what the cache has to say: its mark, that parts will be cut, and that the response
+    /// was selected by `Accept-Encoding`, which caches downstream have to know.
     pub fn stamp(&self, headers: &mut HeaderMap) {
         if self.adds_vary {
             vary_by_coding(headers);
+        }
+        if self.tells_ranges {
+            tell_ranges(headers);
         }
         self.mark.stamp(headers);
     }
@@ -1211,7 +1221,7 @@ impl Admit {
 
     /// The body is complete.
     pub fn with_body(self, body: Bytes) -> Admitted {
-        let Self { mut stored, names, known, previous, request, mark, adds_vary: _ } = self;
+        let Self { mut stored, names, known, previous, request, mark, adds_vary: _, tells_ranges: _ } = self;
         stored.body = body;
         if let Some(previous) = &previous {
             combine(&mut stored, previous);
@@ -1342,6 +1352,7 @@ impl Write {
             return OnResponse::Admit(Admit {
                 stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),
                 adds_vary: false,
+                tells_ranges: false,
                 names: Vec::new(),
                 known: None,
                 previous: None,
