@@ -168,8 +168,7 @@ impl<'a> Explain<'a> {
                 told.ends(Status::Miss, answer.reason());
             }
             Decision::Bypass(mark) => {
-                let text =
-                    "What is stored is another route's: the handler runs, and the cache takes no part.";
+                let text = "The handler runs, and the cache takes no part.";
                 told.step("on_entry", "Bypass", mark.reason(), text);
                 told.ends(self.passing(), mark.reason());
             }

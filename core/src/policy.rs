@@ -132,7 +132,8 @@ pub enum Decision {
     Stale(Hit, Forward),
     /// The client wants a stored response or none: answer 504.
     Unsatisfiable(Unsatisfiable),
-    /// Another pattern's response is stored, which this request may not replace: run the handler. The cache takes no part.
+    /// Run the handler; the cache takes no part. Another pattern's response is stored, which this request may not replace, or a
+    /// part in another unit than bytes is asked for.
     Bypass(Mark),
     /// Run the handler.
     Miss(Forward),
@@ -506,6 +507,10 @@ impl Lookup {
         if self.directives.only_if_cached {
             return Decision::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
         }
+        // Some services answer other units with 200 and a part (`Range: items=0-24`).
+        if self.is_range && !range::is_in_bytes(request.headers) {
+            return Decision::Bypass(Mark::bypass(&self.rule, Reason::Range));
+        }
         let keeps_range = self.is_range && !range::is_of_the_whole(request.headers);
         Decision::Miss(Forward { keeps_range, ..self.into_forward(reason, variants, request) })
     }
@@ -584,8 +589,8 @@ fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
     entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
-/// What of a stored response, whose body is `length` bytes long, the request selects. Only a 200 is a whole body to cut (RFC 9110 §14.2),
-/// unless its handler refuses ranges (§14.3).
+/// What of a stored response, whose body is `length` bytes long, the request selects. Only a 200 is a whole body to cut (RFC
+/// 9110 §14.2), unless its handler refuses ranges (§14.3).
 fn selection(request: &HeaderMap, entry: &Entry, length: u64) -> Selection {
     if entry.status == StatusCode::OK
         && !range::is_refused(&entry.headers)
@@ -830,7 +835,7 @@ pub struct Forward {
     fallback: Option<Box<Hit>>,
 }
 
-/// The fields that make a request conditional. A fill needs the response.
+/// The fields that make a request conditional, which a fill must not be.
 const CONDITIONAL: [HeaderName; 4] = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE];
 
 /// The fields that make a request one for a part, or for a part under a condition.
@@ -1003,7 +1008,7 @@ impl Forward {
             Some(Reason::SetCookie)
         } else if self.is_head {
             Some(Reason::Head)
-        } else if self.keeps_range && is_for_a_part(response.status) {
+        } else if self.keeps_range && is_for_a_part(response) {
             Some(Reason::Range)
         } else if self.rule.ttl_of(response.status).is_none() {
             Some(Reason::Status)
@@ -1099,9 +1104,10 @@ fn is_success(status: StatusCode) -> bool {
     status.is_success() || status.is_redirection()
 }
 
-/// Whether a response with this status is for one `Range` only (RFC 9110 §15.3.7, §15.5.17).
-fn is_for_a_part(status: StatusCode) -> bool {
-    matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
+/// Whether a response is for one `Range` only (RFC 9110 §14.4, §15.3.7, §15.5.17).
+fn is_for_a_part(response: &response::Parts) -> bool {
+    matches!(response.status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
+        || response.headers.contains_key(CONTENT_RANGE)
 }
 
 /// Why a response may not be stored, whatever its status (RFC 9111 §3), if so.

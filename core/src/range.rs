@@ -111,6 +111,13 @@ pub fn if_range_holds(request: &HeaderMap, response: &HeaderMap, answered_at: Sy
     }
 }
 
+/// Whether a request asks for a range, or several, in bytes.
+pub(crate) fn is_in_bytes(request: &HeaderMap) -> bool {
+    let mut fields = request.get_all(RANGE).iter();
+    let (Some(field), None) = (fields.next(), fields.next()) else { return false };
+    of_bytes(field.as_bytes()).is_some()
+}
+
 /// Whether a request asks for one range, from the first byte to the last.
 pub(crate) fn is_of_the_whole(request: &HeaderMap) -> bool {
     matches!(Asked::of(request), Some(Asked::From(0, None)))
@@ -165,14 +172,16 @@ impl Asked {
     }
 }
 
-/// The range of a field that holds one, in bytes, and is well-formed.
-fn one_range(field: &[u8]) -> Option<Asked> {
+/// What follows the unit, if that is bytes.
+fn of_bytes(field: &[u8]) -> Option<&[u8]> {
     let at = field.iter().position(|&byte| byte == b'=')?;
     let (unit, set) = (&field[..at], &field[at + 1..]);
-    if !unit.trim_ascii().eq_ignore_ascii_case(b"bytes") {
-        return None;
-    }
-    let mut ranges = list(set);
+    unit.trim_ascii().eq_ignore_ascii_case(b"bytes").then_some(set)
+}
+
+/// The range of a field that holds one, in bytes, and is well-formed.
+fn one_range(field: &[u8]) -> Option<Asked> {
+    let mut ranges = list(of_bytes(field)?);
     let (Some(range), None) = (ranges.next(), ranges.next()) else { return None };
     let dash = range.iter().position(|&byte| byte == b'-')?;
     let (first, last) = (&range[..dash], &range[dash + 1..]);

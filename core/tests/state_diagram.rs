@@ -189,7 +189,7 @@ const DIRECTIVES: [Fields<'static>; 6] = [
 ];
 
 /// The last of these selects no variant that is listed, where there are too many.
-const OTHERS: [Fields<'static>; 11] = [
+const OTHERS: [Fields<'static>; 12] = [
     &[],
     &[(TEST_SPELLED, "under an unknown pattern")],
     &[(TEST_SPELLED, "under a known pattern")],
@@ -197,6 +197,7 @@ const OTHERS: [Fields<'static>; 11] = [
     &[("upgrade", "websocket")],
     &[("x-http-method-override", "PATCH")],
     &[("range", "bytes=0-1")],
+    &[("range", "lines=0-1")],
     &[("content-length", "3")],
     &[("if-match", "\"e\"")],
     &[("if-none-match", "\"e\"")],
