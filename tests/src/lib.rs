@@ -13,3 +13,4 @@ pub mod redis_server;
 pub mod scenarios;
 pub mod shop;
 pub mod tier;
+pub mod transparency;

@@ -1,0 +1,34 @@
+//! A differential test: a cache is transparent.
+//!
+//! A [`Case`] is a generated application and a list of requests. [`run::run`] sends the same requests to the application with
+//! Larder's layers and to the same application without them, each with a state of its own, and compares status, body and
+//! fields. [`accept`] lists everything in which the two may differ. A case that fails is made smaller by [`shrink::shrink`]
+//! and printed as the program text of its application and its requests.
+
+pub mod accept;
+mod apps;
+mod browser;
+mod generate;
+mod handler;
+mod late;
+mod print;
+mod request;
+pub mod run;
+mod shrink;
+mod wire;
+mod world;
+
+pub use generate::case;
+pub use request::{Ask, Content, Op};
+pub use run::{Difference, Stores};
+pub use shrink::shrink;
+pub use world::{Framework, Store, World};
+
+/// A generated application and what is asked of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The application.
+    pub world: World,
+    /// The requests, in order.
+    pub ops: Vec<Op>,
+}

@@ -1,0 +1,379 @@
+//! Descriptions of generated applications: plain data, from which each framework's application is built twice.
+
+/// The framework of an application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the crates' names")]
+pub enum Framework {
+    Axum,
+    Poem,
+    Tower,
+}
+
+/// The store behind the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// The store in memory.
+    Memory,
+    /// Redis, used by two processes.
+    Redis,
+    /// Redis with a local tier in each of two processes, whose invalidation messages are late.
+    Tier,
+}
+
+/// The way from the client to the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    /// A call of the service.
+    Direct,
+    /// A connection in memory.
+    Pipe(Version),
+    /// A TCP connection.
+    Socket(Version),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    Http1,
+    Http2,
+}
+
+/// Where reads are cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// `cache` on each route.
+    Route,
+    /// `cache` around the router that holds the routes.
+    Router,
+    /// `cache` around the whole application.
+    App,
+    /// A shared cache around the whole application.
+    Shared,
+    /// A shared cache inside each mount.
+    SharedMount,
+}
+
+impl Place {
+    pub(super) const fn is_shared(self) -> bool {
+        matches!(self, Self::Shared | Self::SharedMount)
+    }
+}
+
+/// A layer between the outer router and the routes that changes the URI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rewrite {
+    /// `Host: one.example`, `/home` → `/one.example/home`.
+    HostToPath,
+    /// `Accept-Language: fr`, `/home` → `/home?lang=fr`, and `Vary: Accept-Language` on the response.
+    AddLanguage,
+    /// Trailing slashes are removed.
+    Trim,
+}
+
+/// Layers that change no answer in a way that depends on the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wrap {
+    Compression,
+    Cors,
+    Timeout,
+    CatchPanic,
+}
+
+/// An application.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The framework.
+    pub framework: Framework,
+    /// The store.
+    pub store: Store,
+    pub(super) transport: Transport,
+    pub(super) place: Place,
+    /// Where the router with the routes is mounted: `""`, `"/v1"`, or `"/a/b"` for two levels.
+    pub(super) mounts: Vec<&'static str>,
+    pub(super) rewrite: Option<Rewrite>,
+    pub(super) routes: Vec<Route>,
+    /// The fallback of the router with the routes.
+    pub(super) inner_fallback: Option<Route>,
+    /// The fallback of the outer router.
+    pub(super) fallback: Option<Route>,
+    /// Outside the cache, the innermost first.
+    pub(super) outside: Vec<Wrap>,
+    /// Between the cache and the handler, the innermost first.
+    pub(super) inside: Vec<Wrap>,
+}
+
+/// A route: its pattern, its handler, and the options of its cache.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    /// In axum's notation.
+    pub(super) pattern: &'static str,
+    pub(super) handler: Handler,
+    pub(super) rule: Rule,
+}
+
+/// What an answer depends on and looks like.
+#[derive(Clone, Debug)]
+pub(super) struct Handler {
+    /// Tells handlers apart in what they answer.
+    pub(super) name: &'static str,
+    pub(super) query: Query,
+    pub(super) reads: Vec<Read>,
+    pub(super) shape: Shape,
+    pub(super) cache_control: Option<&'static str>,
+    pub(super) sets_cookie: bool,
+    pub(super) etag: bool,
+    pub(super) last_modified: bool,
+    /// A list of everything that the other routes of the mount change.
+    pub(super) is_list: bool,
+    /// A fallback, which changes nothing.
+    pub(super) is_read_only: bool,
+}
+
+/// How the query counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Query {
+    /// It doesn't, and the route says so with `.params([])`.
+    Ignored,
+    /// The answer depends on it.
+    Read,
+    /// The answer depends on these parameters, and the route says so with `.params`.
+    Named,
+    /// It names what is read and written, as the path does.
+    Part,
+}
+
+/// The parameters of [`Query::Named`].
+pub(super) const NAMED: [&str; 3] = ["a", "ids[]", "a b"];
+
+/// A part of the request that an answer depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// `Host`.
+    Host,
+    /// `Accept-Language`, with `Vary`.
+    Language,
+    /// `Accept-Encoding`, with `Vary` on every answer.
+    Encoding,
+    /// `Accept-Encoding`, with `Vary` on answers that are encoded.
+    EncodingSometimes,
+    /// `Origin`, with `Vary` on every answer.
+    Origin,
+    /// `Origin`, with `Vary` on answers to requests that have one.
+    OriginSometimes,
+    /// A field with credentials.
+    Credential(&'static str),
+    /// A field that changes where a request goes.
+    Steering(&'static str),
+    /// The content of the request.
+    Content,
+    /// The scheme of the URI.
+    Scheme,
+    /// A number computed through `CacheBackend::get_or_set`.
+    Backend,
+}
+
+/// The status of answers to reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// 200, or 404 for what was deleted.
+    Found,
+    /// Missing until it is written.
+    Missing,
+    /// 301.
+    Moved,
+    /// 500 for every second version.
+    Failing,
+}
+
+/// The options of a route's cache.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    pub(super) audience: Audience,
+    pub(super) ttl: Option<u64>,
+    /// `.also(404, ..).also(301, ..)`.
+    pub(super) also: bool,
+    pub(super) stale: bool,
+    pub(super) by_host: bool,
+    /// `.key_by(default_key)`.
+    pub(super) default_key: bool,
+    pub(super) small: bool,
+    pub(super) write: Write,
+    /// The eviction of the lists is outside the layer of the write itself.
+    pub(super) lists_outside: bool,
+    /// The same layer twice.
+    pub(super) twice: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Audience {
+    Undeclared,
+    Public,
+    /// By Bearer token.
+    Private,
+    /// By the cookie `u`.
+    PrivateByCookie,
+}
+
+/// What a write does to the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Write {
+    /// PUT is `cache_put`, DELETE is `cache_evict().key()`.
+    Put,
+    /// `cache_evict().key()`.
+    EvictKey,
+    /// `cache_evict().whole_group()`.
+    EvictGroup,
+}
+
+impl World {
+    /// Every route, those of the fallbacks too.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter().chain(&self.inner_fallback).chain(&self.fallback)
+    }
+
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Route> {
+        self.routes.iter_mut().chain(&mut self.inner_fallback).chain(&mut self.fallback)
+    }
+
+    pub(super) fn has(&self, wrap: Wrap) -> bool {
+        self.outside.contains(&wrap) || self.inside.contains(&wrap)
+    }
+
+    /// Processes that share the store.
+    pub(super) fn processes(&self) -> usize {
+        if self.store == Store::Memory { 1 } else { 2 }
+    }
+
+    /// Whether timers may run on virtual time.
+    pub(super) fn is_virtual(&self) -> bool {
+        self.store == Store::Memory && !matches!(self.transport, Transport::Socket(_))
+    }
+
+    /// The route whose items a POST to `/items` creates. Both have to agree on what is in a key.
+    pub(super) fn created(&self) -> Option<&Route> {
+        let find = |pattern| self.routes.iter().find(|route: &&Route| route.pattern == pattern);
+        let (items, item) = (find("/items")?, find("/items/{id}")?);
+        let is_open = |route: &Route| matches!(route.rule.audience, Audience::Undeclared | Audience::Public);
+        let agree = is_open(items)
+            && is_open(item)
+            && items.rule.audience == item.rule.audience
+            && items.rule.by_host == item.rule.by_host
+            && !items.rule.default_key
+            && !item.rule.default_key
+            && !items.handler.is_list
+            && items.handler.query == item.handler.query
+            && item.handler.query == Query::Part
+            && item.rule.write != Write::EvictGroup
+            && items.rule.write != Write::EvictGroup
+            && self.rewrite != Some(Rewrite::HostToPath)
+            && self.rewrite != Some(Rewrite::AddLanguage);
+        agree.then_some(item)
+    }
+
+    /// Whether a route's list has to be evicted by writes to this route.
+    pub(super) fn has_list(&self) -> bool {
+        self.routes.iter().any(|route| route.handler.is_list)
+    }
+
+    /// Whether the application keeps to what Larder's guide asks of its author. Everything else is the author's own fault.
+    pub(super) fn is_lawful(&self) -> bool {
+        let one_rule = !matches!(self.place, Place::Route);
+        !self.routes.is_empty()
+            && !self.mounts.is_empty()
+            // Two that negotiate codings are one too many.
+            && (!self.has(Wrap::Compression)
+                || self.all().all(|route| {
+                    !route.handler.reads.contains(&Read::Encoding)
+                        && !route.handler.reads.contains(&Read::EncodingSometimes)
+                }))
+            // On a busy machine everything is late in real time.
+            && (self.is_virtual() || !self.has(Wrap::Timeout))
+            && (self.framework != Framework::Tower
+                || (self.place != Place::Route
+                    && self.place != Place::Router
+                    && self.place != Place::SharedMount
+                    && self.rewrite.is_none()
+                    && self.inner_fallback.is_none()
+                    && self.fallback.is_none()
+                    && self.mounts == [""]))
+            && (self.framework != Framework::Poem
+                || (self.transport != Transport::Direct
+                    && !self.place.is_shared()
+                    && self.place != Place::App
+                    && self.fallback.is_none()
+                    && !self.has(Wrap::Compression)
+                    && !matches!(self.rewrite, Some(Rewrite::HostToPath | Rewrite::AddLanguage))))
+            // The key of a cache outside is not the one that evictions inside of the rewriting layer build.
+            && (self.rewrite.is_none() || matches!(self.place, Place::Route | Place::Router))
+            && (self.rewrite.is_none() || self.inner_fallback.is_none())
+            // A layer between the cache and the handler that answers by `Origin` or `Accept-Encoding` belongs to the answer.
+            && (!self.inside.contains(&Wrap::Cors) || self.routes.iter().all(|route| route.rule.write != Write::Put))
+            && self.routes.iter().enumerate().all(|(index, route)| {
+                self.routes[..index].iter().all(|other| other.pattern != route.pattern)
+            })
+            && self.routes.iter().filter(|route| route.handler.is_list).count() <= 1
+            && self.all().all(|route| route.is_lawful(self))
+            && (!one_rule || self.all().all(|route| route.same_rule(self.routes.first())))
+    }
+}
+
+impl Route {
+    fn same_rule(&self, first: Option<&Self>) -> bool {
+        first.is_some_and(|first| {
+            self.rule.audience == first.rule.audience
+                && self.rule.by_host == first.rule.by_host
+                && self.rule.default_key == first.rule.default_key
+                && (self.handler.query == Query::Ignored) == (first.handler.query == Query::Ignored)
+                && (self.handler.query == Query::Named) == (first.handler.query == Query::Named)
+        })
+    }
+
+    fn is_lawful(&self, world: &World) -> bool {
+        let (handler, rule) = (&self.handler, &self.rule);
+        let reads = |read: Read| handler.reads.contains(&read);
+        let is_shared = world.place.is_shared();
+        let credentials = handler.reads.iter().filter_map(|read| match read {
+            Read::Credential(field) => Some(*field),
+            _ => None,
+        });
+        let credentials: Vec<_> = credentials.collect();
+        let steering = handler.reads.iter().any(|read| matches!(read, Read::Steering(_)));
+        // The key says which host.
+        (!reads(Read::Host) || rule.by_host || is_shared)
+            // The principal is all that a private answer depends on, and it does.
+            && match rule.audience {
+                Audience::Undeclared => true,
+                Audience::Public => rule.write != Write::Put || credentials.is_empty(),
+                Audience::Private => credentials == ["authorization"] && !is_shared,
+                Audience::PrivateByCookie => credentials == ["cookie"] && !is_shared,
+            }
+            // A write-through stores what describes the representation, and nothing else.
+            && (rule.write != Write::Put
+                || (matches!(handler.shape, Shape::Found)
+                    && !reads(Read::Origin)
+                    && !reads(Read::OriginSometimes)
+                    && !reads(Read::Content)
+                    && !handler.sets_cookie
+                    && !steering))
+            // An eviction of one key reaches one spelling of one query.
+            && (handler.query != Query::Read && handler.query != Query::Named || rule.write == Write::EvictGroup || is_shared)
+            // A key builder of the author's own replaces `.params`.
+            && (!rule.default_key || matches!(handler.query, Query::Read | Query::Part))
+            && (!handler.is_list
+                || (!is_shared && rule.write == Write::EvictGroup && world.place == Place::Route
+                    && matches!(rule.audience, Audience::Undeclared | Audience::Public)))
+            && (matches!(world.place, Place::Route | Place::Shared) || !rule.twice)
+            // In a shared cache the answers themselves say what is allowed.
+            && (!is_shared
+                || (handler.query == Query::Part
+                    && rule.audience == Audience::Undeclared
+                    && rule.write == Write::EvictKey
+                    && !steering
+                    && !reads(Read::Backend)
+                    && !reads(Read::OriginSometimes)
+                    && !reads(Read::EncodingSometimes)
+                    && (credentials.iter().all(|field| *field == "authorization")
+                        || handler.cache_control.is_some_and(|value| value.contains("private")))
+                    && (credentials.is_empty() || handler.cache_control != Some("public, max-age=60"))))
+            && (!reads(Read::Scheme) || is_shared)
+    }
+}

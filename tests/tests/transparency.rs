@@ -1,0 +1,80 @@
+//! A cache is transparent: generated applications answer the same with Larder and without.
+//!
+//! `LARDER_SEED=7` runs the case of that seed alone, and `LARDER_REQUESTS=1000000` says how many requests the long run sends.
+
+use larder_tests::transparency::{Difference, Store, Stores, case, shrink};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+}
+
+/// Sends this many requests of cases from this seed on. Answers what differed, made small.
+fn run(mut stores: Stores, store: Store, first: u64, requests: u64) -> Vec<String> {
+    let mut failures: Vec<String> = Vec::new();
+    let (first, last) = match number("LARDER_SEED") {
+        Some(seed) => (seed, seed),
+        None => (first, u64::MAX),
+    };
+    let most = number("LARDER_FAILURES").unwrap_or(5) as usize;
+    for seed in first..=last {
+        if stores.requests >= requests || failures.len() >= most {
+            break;
+        }
+        let case = case(seed, store);
+        if let Err(difference) = stores.run(&case) {
+            let sent = stores.requests;
+            let (case, difference) = shrink(&mut stores, case, difference, 400);
+            stores.requests = sent;
+            failures.push(report(seed, &case, &difference));
+        }
+    }
+    failures
+}
+
+fn report(seed: u64, case: &larder_tests::transparency::Case, difference: &Difference) -> String {
+    format!("LARDER_SEED={seed}\n{case}      → {difference}\n")
+}
+
+/// On two threads, as many as there are cores in CI.
+fn check(store: Store, requests: u64) {
+    let halves = [0, 1 << 40]
+        .map(|first| std::thread::spawn(move || run(Stores::default(), store, first, requests / 2)));
+    let failures: Vec<String> = halves.into_iter().flat_map(|half| half.join().unwrap()).collect();
+    assert!(failures.is_empty(), "{} cases differ:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn harness_finds_no_difference_without_larder() {
+    for store in [Store::Memory, Store::Redis] {
+        let mut stores = Stores::default();
+        stores.without_larder = true;
+        let failures = run(stores, store, 0, 10_000);
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+}
+
+#[test]
+fn answers_are_the_same_with_a_store_in_memory() {
+    check(Store::Memory, 90_000);
+}
+
+#[test]
+fn answers_are_the_same_with_redis() {
+    check(Store::Redis, 6_000);
+}
+
+#[test]
+fn answers_are_the_same_with_a_local_tier_and_late_messages() {
+    check(Store::Tier, 3_000);
+}
+
+#[test]
+#[ignore = "takes as long as LARDER_REQUESTS says"]
+fn answers_are_the_same_in_a_long_run() {
+    let requests = number("LARDER_REQUESTS").unwrap_or(1_000_000);
+    check(Store::Memory, requests);
+    check(Store::Redis, requests / 50);
+    check(Store::Tier, requests / 100);
+}
