@@ -96,11 +96,7 @@ fn key_uri(request: &Request) -> KeyUri {
     match pattern(request) {
         // Outside of all routers nothing is cut.
         None => KeyUri::of(sent, seen, None),
-        Some(pattern) => match KeyUri::mount_of(pattern, seen.path()) {
-            Some(mount) => KeyUri::of(sent, seen, Some(mount)),
-            // Some of it was cut, but nothing says how much.
-            None => KeyUri::of(sent, seen, Some("*")),
-        },
+        Some(pattern) => KeyUri::of_pattern(sent, seen, pattern),
     }
 }
 

@@ -23,8 +23,9 @@ pub enum KeyUri {
     AsSent,
     /// What the handler sees, with the prefix in front that routers have cut.
     Rewritten(Uri),
-    /// The handler sees another URI, under a prefix that isn't known: nothing is read or stored.
-    Unknown,
+    /// The handler sees another URI, under a prefix that isn't known: nothing is read or stored. A write evicts what is stored
+    /// under the URI that the client sent, and under each of these, which the handler's may be.
+    Unknown(Vec<Uri>),
 }
 
 impl KeyUri {
@@ -33,34 +34,126 @@ impl KeyUri {
     #[must_use]
     pub fn of(sent: &Uri, seen: &Uri, mount: Option<&str>) -> Self {
         let mount = mount.unwrap_or_default().trim_end_matches('/');
-        if sent.query() == seen.query()
-            && behind(sent.path(), mount).is_some_and(|rest| is_tail(seen.path(), rest))
-        {
+        let rest = behind(sent.path(), mount);
+        if sent.query() == seen.query() && rest.is_some_and(|rest| is_tail(seen.path(), rest)) {
             return Self::AsSent;
         }
-        if !is_static(mount) {
-            return Self::Unknown;
+        if is_static(mount) {
+            return under(sent, mount, seen);
         }
-        let absolute = match (mount, seen.path(), seen.query()) {
-            // A nested router is shown `/` where its own path was asked for.
-            ("", path, query) => with_path(sent, path, "", query),
-            (mount, "/", query) => with_path(sent, mount, "", query),
-            (mount, path, query) => with_path(sent, mount, path, query),
-        };
-        absolute.map_or(Self::Unknown, Self::Rewritten)
+        // Whatever a parameter stands for is in front of the rest.
+        let front = rest.and_then(|rest| {
+            let cut = cut_off(sent.path(), seen.path())?;
+            let is_behind = cut.len() + rest.len() >= sent.path().len();
+            (sent.query() == seen.query() && is_behind && !cut.contains("//")).then_some(cut)
+        });
+        match (front, rest) {
+            (Some(front), _) => under(sent, front, seen),
+            (None, Some(rest)) => {
+                let front = sent.path().strip_suffix(rest).unwrap_or(sent.path());
+                Self::Unknown(joined(sent, front, seen).into_iter().collect())
+            }
+            (None, None) => Self::Unknown(vec![seen.clone()]),
+        }
     }
 
-    /// The path under which a router is nested whose whole pattern this is, if it left this path of the request. `None` if that
-    /// can't be told from the pattern.
+    /// Decides from the URI that the client `sent`, the one that is `seen` here, and the whole `pattern` that led here, in
+    /// which the paths of nested routers are in front. For routers whose mounts have no parameters, as poem's.
+    ///
+    /// ```
+    /// use http::Uri;
+    /// use larder_core::KeyUri;
+    ///
+    /// let (sent, seen) = (Uri::from_static("/shop/files/a/"), Uri::from_static("/files/a"));
+    /// let key_uri = KeyUri::of_pattern(&sent, &seen, "/shop/files/*path");
+    /// assert_eq!(key_uri, KeyUri::Rewritten(Uri::from_static("/shop/files/a")));
+    /// ```
     #[must_use]
-    pub fn mount_of<'p>(pattern: &'p str, seen: &str) -> Option<&'p str> {
-        if pattern.contains('*') {
-            return None;
+    pub fn of_pattern(sent: &Uri, seen: &Uri, pattern: &str) -> Self {
+        let path = seen.path();
+        // If nothing but slashes was changed, the mount is what the sent path has in front.
+        if let Some(cut) = cut_off(sent.path(), path)
+            && mounts(pattern).any(|mount| mount == cut && leads_to(&pattern[cut.len()..], path))
+        {
+            // poem nests both `/v1` and `/v1/`, and leaves `/` of either.
+            let is_root = path == "/" && !cut.is_empty() && sent.path().ends_with('/');
+            return if is_root { under(sent, cut, seen) } else { Self::of(sent, seen, Some(cut)) };
         }
-        let slashes = |text: &str| text.matches('/').count();
-        let cut = slashes(pattern).checked_sub(if seen == "/" { 0 } else { slashes(seen) })?;
-        let mut ends = pattern.match_indices('/').map(|(at, _)| at).chain([pattern.len()]);
-        ends.nth(cut).map(|end| &pattern[..end])
+        let possible = |leads: fn(&str, &str) -> bool| {
+            mounts(pattern).filter(move |mount| leads(&pattern[mount.len()..], path))
+        };
+        let (mut exact, mut all) = (possible(is_whole), possible(leads_to));
+        let mount = match (exact.next(), exact.next()) {
+            (Some(only), None) => Some(only),
+            // Not nested at all.
+            (Some(""), _) => Some(""),
+            _ => all.next().filter(|_| all.next().is_none()),
+        };
+        match mount {
+            Some(mount) => Self::of(sent, seen, Some(mount)),
+            // The pattern is of a kind that isn't known.
+            None if possible(leads_to).next().is_none() => Self::of(sent, seen, Some("*")),
+            None => Self::Unknown(possible(leads_to).filter_map(|mount| joined(sent, mount, seen)).collect()),
+        }
+    }
+}
+
+/// The URI that a handler has seen, behind the path that routers have cut.
+fn under(sent: &Uri, front: &str, seen: &Uri) -> KeyUri {
+    joined(sent, front, seen).map_or_else(|| KeyUri::Unknown(Vec::new()), KeyUri::Rewritten)
+}
+
+fn joined(sent: &Uri, front: &str, seen: &Uri) -> Option<Uri> {
+    match (front, seen.path()) {
+        // A nested router is shown `/` where its own path was asked for.
+        ("", path) => with_path(sent, path, "", seen.query()),
+        (front, "/") => with_path(sent, front, "", seen.query()),
+        (front, path) => with_path(sent, front, path, seen.query()),
+    }
+}
+
+/// The segments of a path. Layers that normalise paths add, remove and merge slashes, which make no segment.
+fn segments(path: &str) -> impl DoubleEndedIterator<Item = &str> {
+    path.split('/').filter(|segment| !segment.is_empty())
+}
+
+/// What the `sent` path has in front of the segments that were `seen`. `None` if those aren't its last.
+fn cut_off<'p>(sent: &'p str, seen: &str) -> Option<&'p str> {
+    let mut front = sent.trim_end_matches('/');
+    for segment in segments(seen).rev() {
+        front = front.strip_suffix(segment)?.strip_suffix('/')?.trim_end_matches('/');
+    }
+    Some(front)
+}
+
+/// The paths under which a router may be nested that has this pattern: those in front of its first parameter.
+fn mounts(pattern: &str) -> impl Iterator<Item = &str> {
+    let ends = pattern.match_indices('/').map(|(at, _)| at).chain([pattern.len()]);
+    let mounts = ends.map(|end| &pattern[..end]).take_while(|mount| is_static(mount));
+    mounts.filter(|mount| !mount.ends_with('/'))
+}
+
+/// Whether a pattern describes this path, or one in front of it. A router that is nested has a static pattern, and says nothing
+/// of what is behind.
+fn leads_to(pattern: &str, path: &str) -> bool {
+    describes(pattern, path, is_static(pattern))
+}
+
+/// Whether a pattern describes the whole of this path.
+fn is_whole(pattern: &str, path: &str) -> bool {
+    describes(pattern, path, false)
+}
+
+fn describes(pattern: &str, path: &str, may_go_on: bool) -> bool {
+    let (mut pattern, mut path) = (segments(pattern), segments(path));
+    loop {
+        match (pattern.next(), path.next()) {
+            (Some(expected), _) if expected.starts_with('*') => return true,
+            (Some(expected), Some(segment)) if is_parameter(expected) || expected == segment => {}
+            (None, None) => return true,
+            (None, Some(_)) => return may_go_on,
+            (Some(_), _) => return false,
+        }
     }
 }
 
@@ -158,28 +251,99 @@ mod tests {
 
     #[test]
     fn under_a_mount_with_parameters_what_was_rewritten_is_unknown() {
-        for (sent, seen, mount) in [
-            ("/home", "/home", "/{shop}"),
-            ("/one/home/", "/home", "/{shop}"),
-            ("/one/home/", "/home", "/:shop"),
-            ("/one/home", "/home?lang=de", "/<\\d+>"),
+        for (sent, seen, mount, evicted) in [
+            ("/home", "/home", "/{shop}", "/home/home"),
+            ("/one/page", "/other", "/{shop}", "/one/other"),
+            ("/one/home", "/home?lang=de", "/<\\d+>", "/one/home?lang=de"),
+            ("/", "/home", "/{shop}", "/home"),
         ] {
-            assert_eq!(of(sent, seen, Some(mount)), KeyUri::Unknown, "{sent} {seen} {mount}");
+            let evicted = KeyUri::Unknown(vec![evicted.parse().unwrap()]);
+            assert_eq!(of(sent, seen, Some(mount)), evicted, "{sent} {seen} {mount}");
         }
     }
 
     #[test]
-    fn mounts_are_what_a_pattern_has_more_than_the_path() {
-        for (pattern, seen, expected) in [
-            ("/v1/products/:id", "/products/7", Some("/v1")),
-            ("/products/:id", "/products/7", Some("")),
-            ("/a/:b/c", "/c", Some("/a/:b")),
-            ("/v1", "/", Some("/v1")),
-            ("/", "/", Some("/")),
-            ("/files/*path", "/a", None),
-            ("/v1", "/a/b", None),
+    fn slashes_alone_leave_the_mount_known() {
+        for (sent, seen, mount, expected) in [
+            ("/one/home/", "/home", "/{shop}", "/one/home"),
+            ("/one/home/", "/home", "/:shop", "/one/home"),
+            ("/one/home", "/home/", "/{shop}", "/one/home/"),
+            ("/one//home?a", "/home?a", "/{shop}", "/one/home?a"),
+            ("/one//", "/", "/{shop}", "/one"),
         ] {
-            assert_eq!(KeyUri::mount_of(pattern, seen), expected, "{pattern} {seen}");
+            let expected = KeyUri::Rewritten(expected.parse().unwrap());
+            assert_eq!(of(sent, seen, Some(mount)), expected, "{sent} {seen} {mount}");
+        }
+    }
+
+    fn of_pattern(sent: &str, seen: &str, pattern: &str) -> KeyUri {
+        KeyUri::of_pattern(&sent.parse().unwrap(), &seen.parse().unwrap(), pattern)
+    }
+
+    #[test]
+    fn patterns_tell_the_mount() {
+        for (sent, seen, pattern) in [
+            ("/v1/products/7", "/products/7", "/v1/products/:id"),
+            ("/products/7?a", "/products/7?a", "/products/:id"),
+            ("/a/b/c", "/b/c", "/a/:b/c"),
+            ("/v1", "/", "/v1"),
+            ("/", "/", "/"),
+            ("/files/a/b", "/files/a/b", "/files/*path"),
+            ("/v1/files/a/", "/files/a/", "/v1/files/*path"),
+            ("/files/files/a", "/files/a", "/files/*path"),
+            // A router, or an endpoint, that is nested.
+            ("/v1/products/7", "/products/7", "/v1"),
+            ("/v1/v1", "/v1", "/v1"),
+            ("/v1/about", "/about", "/v1/about"),
+            // A layer of its own cuts it.
+            ("/old/files/a", "/files/a", "/files/*path"),
+            ("/old/about", "/about", "/about"),
+            ("/v1/a/b", "/a/b", "/v1/<a/.+>"),
+        ] {
+            assert_eq!(of_pattern(sent, seen, pattern), KeyUri::AsSent, "{sent} {seen} {pattern}");
+        }
+    }
+
+    #[test]
+    fn patterns_tell_the_mount_of_what_was_rewritten() {
+        for (sent, seen, pattern, expected) in [
+            // Trimmed, appended, merged.
+            ("/files/d/f.txt/", "/files/d/f.txt", "/files/*rest", "/files/d/f.txt"),
+            ("/v1/files/d/f.txt/", "/files/d/f.txt", "/v1/files/*rest", "/v1/files/d/f.txt"),
+            ("/v1/files/d//?a=1", "/files/d?a=1", "/v1/files/*rest", "/v1/files/d?a=1"),
+            ("/v1/files/d", "/files/d/", "/v1/files/*rest", "/v1/files/d/"),
+            ("/v1//files//d", "/files/d", "/v1/files/*rest", "/v1/files/d"),
+            ("/v1/d/", "/d", "/v1/*rest", "/v1/d"),
+            ("/v1//", "/", "/v1/*rest", "/v1"),
+            ("/v1/", "/", "/v1/", "/v1"),
+            ("/v1/?a", "/?a", "/v1", "/v1?a"),
+            ("/d/", "/d", "/*rest", "/d"),
+            ("/files/files/a/", "/files/a", "/files/*rest", "/files/files/a"),
+            // A layer around a nested router, which sees the outer pattern alone.
+            ("/v1/about/", "/about", "/v1", "/v1/about"),
+            ("/v1/products/7/", "/products/7", "/v1", "/v1/products/7"),
+            // In front of the routers.
+            ("/home", "/two.example/home", "/*rest", "/two.example/home"),
+            ("/a", "/files/two/a", "/files/*rest", "/files/two/a"),
+            ("/home", "/home", "/two.example/home", "/two.example/home"),
+            ("/old/7", "/products/7", "/v1/products/:id", "/v1/products/7"),
+            ("/v1/files/a", "/files/a?lang=de", "/v1/files/*rest", "/v1/files/a?lang=de"),
+            ("/x", "/a", "/v1/b/*rest", "/v1/b/a"),
+        ] {
+            let expected = KeyUri::Rewritten(expected.parse().unwrap());
+            assert_eq!(of_pattern(sent, seen, pattern), expected, "{sent} {seen} {pattern}");
+        }
+    }
+
+    #[test]
+    fn mounts_that_a_pattern_leaves_open_are_all_evicted() {
+        for (sent, seen, pattern, evicted) in [
+            ("/a", "/files/two/a", "/v1/files/*rest", &["/v1/files/two/a", "/v1/files/files/two/a"][..]),
+            ("/other/a", "/files/a", "/v1/files/*rest", &["/v1/files/a", "/v1/files/files/a"]),
+            ("/a", "/b", "/c/:d/e", &["/b"]),
+        ] {
+            let evicted = KeyUri::Unknown(evicted.iter().map(|uri| uri.parse().unwrap()).collect());
+            assert_eq!(of_pattern(sent, seen, pattern), evicted, "{sent} {seen} {pattern}");
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct RequestView<'a> {
     pub has_content: bool,
     /// Whether `uri` may differ from what the handler sees, because something rewrote it under a prefix that isn't known.
     pub is_obscured: bool,
+    /// What the handler may see if `is_obscured`. A write evicts the entries of these URIs too.
+    pub alternatives: &'a [Uri],
 }
 
 impl<'a> RequestView<'a> {
@@ -48,7 +50,16 @@ impl<'a> RequestView<'a> {
         headers: &'a HeaderMap,
         extensions: &'a Extensions,
     ) -> Self {
-        Self { method, uri, headers, extensions, pattern: None, has_content: false, is_obscured: false }
+        Self {
+            method,
+            uri,
+            headers,
+            extensions,
+            pattern: None,
+            has_content: false,
+            is_obscured: false,
+            alternatives: &[],
+        }
     }
 
     /// The same request under another URI: adapters put the original one back this way.
@@ -63,7 +74,7 @@ impl<'a> RequestView<'a> {
         match key_uri {
             KeyUri::AsSent => Self { uri: sent, ..self },
             KeyUri::Rewritten(uri) => Self { uri, ..self },
-            KeyUri::Unknown => Self { uri: sent, is_obscured: true, ..self },
+            KeyUri::Unknown(alternatives) => Self { uri: sent, is_obscured: true, alternatives, ..self },
         }
     }
 
