@@ -14,7 +14,6 @@ use std::fmt;
 use std::future::{Future, ready};
 use std::panic::resume_unwind;
 use std::pin::{Pin, pin};
-use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -605,7 +604,14 @@ impl Route {
             },
         };
         self.warn_undeclared(forward.unstorable(), call.view().pattern);
-        let (route, evicted) = (Arc::clone(self), [target.clone()]);
+        let mut evicted = vec![target.clone()];
+        if matches!(target, Target::Key(_)) {
+            for uri in call.view().alternatives {
+                let key = self.key(&call.view().with_uri(uri), forward.principal()).await;
+                evicted.extend(key.map(Target::Key));
+            }
+        }
+        let (route, targets) = (Arc::clone(self), evicted.clone());
         let asked = Asked::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
             let held = match (&target, forward.intent()) {
@@ -614,7 +620,7 @@ impl Route {
             };
             // A handler that panics, or is given up on, may have changed what it is there to change. This stays armed
             // until the cache agrees with it.
-            let unknown = EvictOnDrop::new(&route.shared, slice::from_ref(&target));
+            let unknown = EvictOnDrop::new(&route.shared, &targets);
             let produced = match &held {
                 Some(held) => held.renewing(pin!(route.produce(forward, target.key(), call))).await,
                 None => route.produce(forward, target.key(), call).await,
@@ -622,7 +628,7 @@ impl Route {
             let counted = match produced {
                 Produced::Error(error) => {
                     if leaves_outcome_unknown(C::status_of(&error)) {
-                        route.shared.evict(slice::from_ref(&target)).await;
+                        route.shared.evict(&targets).await;
                     }
                     failed::<C, _>(error)
                 }
@@ -630,14 +636,14 @@ impl Route {
                 Produced::Stale(response) => stood_in::<C>(response),
                 Produced::Passed(response, pass) => {
                     if pass.evicts() {
-                        route.shared.evict(slice::from_ref(&target)).await;
+                        route.shared.evict(&targets).await;
                     }
                     passed::<C>(response, &pass)
                 }
                 Produced::Admitted(admitted) => {
                     let stored = route.write_through(&admitted, &target, held).await;
                     if stored != Stored::Yes {
-                        route.shared.evict(slice::from_ref(&target)).await;
+                        route.shared.evict(&targets).await;
                     }
                     answered::<C>(*admitted, stored)
                 }

@@ -70,7 +70,7 @@ impl<'a> RequestView<'a> {
 
     /// The same request with the URI that its key is made from, given the one that the client sent.
     #[must_use]
-    pub const fn with_key_uri(self, sent: &'a Uri, key_uri: &'a KeyUri) -> Self {
+    pub fn with_key_uri(self, sent: &'a Uri, key_uri: &'a KeyUri) -> Self {
         match key_uri {
             KeyUri::AsSent => Self { uri: sent, ..self },
             KeyUri::Rewritten(uri) => Self { uri, ..self },

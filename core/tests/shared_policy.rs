@@ -560,7 +560,7 @@ fn requests_that_are_not_looked_up() {
 
 #[test]
 fn rewritten_requests_are_not_looked_up_and_write_evicts() {
-    let unknown = KeyUri::Unknown;
+    let unknown = KeyUri::Unknown(Vec::new());
     for (method, expected) in [(Method::GET, "bypass"), (Method::POST, "write")] {
         let request = request(method, &[]);
         let view = RequestView::from(&request).with_key_uri(&request.uri, &unknown);

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::iter;
 use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
@@ -494,9 +495,12 @@ impl SharedCache {
         // The first is where the answer may be stored.
         let mut keys = vec![key.clone()];
         let own = self.rule().scheme_of(&call.view());
-        for other in self.keys_of(&["http", "https", &own], call.view().uri, &site) {
-            if !keys.contains(&other) {
-                keys.push(other);
+        let RequestView { uri, alternatives, .. } = call.view();
+        for uri in iter::once(uri).chain(alternatives) {
+            for other in self.keys_of(&["http", "https", &own], uri, &site) {
+                if !keys.contains(&other) {
+                    keys.push(other);
+                }
             }
         }
         let evicted: Vec<Target> = keys.into_iter().map(Target::Key).collect();

@@ -16,6 +16,24 @@
 //! | the answer to the request without [`STEERING`] fields | they don't reach handlers whose answer may be stored (guide: safety) |
 //! | the answer to the request without credentials, on `.public()` routes | the same |
 //! | the answer to the request without credentials but those of the principal, on private routes | the same |
+//!
+//! What isn't compared:
+//!
+//! | not compared | why |
+//! |---|---|
+//! | the body of the answer to HEAD | there is none (RFC 9110 §9.3.2), and poem's server sends that of an error |
+//! | reads by a process with a local tier that another process wrote behind, until messages have arrived | the tier is told by messages (guide: local tier) |
+//! | answers from a browser's cache where [`says_what_it_depends_on`] says so | a response can't say more |
+//!
+//! What generated applications leave out (`World::is_lawful`):
+//!
+//! | left out | why |
+//! |---|---|
+//! | fallbacks that change something | which resource they change is theirs to evict |
+//! | `Forwarded` and `X-Forwarded-Host` with `.by_host()` | they are in the key, and an eviction is for one host |
+//! | a shared cache around resources that only a decoded query tells apart | URIs name resources there (RFC 9111 §4.4) |
+//! | layers with a timeout in real time | a busy machine is late as it likes |
+//! | compression around handlers that negotiate codings themselves | two that negotiate are one too many |
 
 use http::{HeaderMap, Method, StatusCode};
 
@@ -190,10 +208,19 @@ pub(super) fn may_be_missing(ask: &Ask, cached: &Answer) -> bool {
     cached.status == StatusCode::GATEWAY_TIMEOUT && ask.field("cache-control").contains("only-if-cached")
 }
 
-/// Whether the answers of a route to a browser depend on nothing that a single one of them can't know.
+/// Whether the browser's cache is looked at for this route. Not where its answers depend on what Larder can't say downstream:
+///
+/// - `Vary: Origin`, or `Vary: Accept-Encoding`, on some of a handler's answers alone: a single answer without it doesn't tell.
+/// - Credentials in another field than `Authorization` and `Cookie`, where nothing is declared: the list of such fields is long
+///   and open, so that `Vary` names those two alone (guide: safety). `.public()` and `.private_by()` are for the others.
 pub(super) fn says_what_it_depends_on(route: Option<&Route>) -> bool {
     route.is_some_and(|route| {
-        let reads = &route.handler.reads;
-        !reads.contains(&Read::OriginSometimes) && !reads.contains(&Read::EncodingSometimes)
+        route.handler.reads.iter().all(|read| match read {
+            Read::OriginSometimes | Read::EncodingSometimes => false,
+            Read::Credential(field) => {
+                ["authorization", "cookie"].contains(field) || route.rule.audience != Audience::Undeclared
+            }
+            _ => true,
+        })
     })
 }

@@ -74,9 +74,8 @@ pub(super) struct Handling {
 pub(super) const CREATED: &str = "new1";
 
 /// The pairs of a query as a form decoder sees them, sorted by name.
-fn pairs(uri: &Uri) -> Vec<(String, String)> {
+pub(super) fn pairs(query: &str) -> Vec<(String, String)> {
     let decode = |text: &str| percent_decode(&text.replace('+', " "));
-    let query = uri.query().unwrap_or_default();
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let mut pairs: Vec<_> = pairs
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
@@ -219,7 +218,7 @@ impl Handling {
             let query = facts.uri.query().map(normalise);
             resource += &format!(" {query:?} at {:?} {host}", facts.uri.scheme_str().unwrap_or("http"));
         } else if route.handler.query == Query::Part {
-            resource += &format!(" {:?}", pairs(&facts.uri));
+            resource += &format!(" {:?}", pairs(facts.uri.query().unwrap_or_default()));
         }
         if route.handler.reads.contains(&Read::Host) || route.rule.by_host {
             resource += &format!(" at {host}");
@@ -250,9 +249,11 @@ impl Handling {
             response = response.header("location", "/moved");
         }
         match handler.query {
-            Query::Read => text += &format!(" query {:?}", pairs(&facts.uri)),
+            Query::Read => text += &format!(" query {:?}", pairs(facts.uri.query().unwrap_or_default())),
             Query::Named => {
-                let named = pairs(&facts.uri).into_iter().filter(|(name, _)| NAMED.contains(&name.as_str()));
+                let named = pairs(facts.uri.query().unwrap_or_default())
+                    .into_iter()
+                    .filter(|(name, _)| NAMED.contains(&name.as_str()));
                 text += &format!(" query {:?}", named.collect::<Vec<_>>());
             }
             Query::Ignored | Query::Part => {}

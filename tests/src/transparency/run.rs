@@ -20,7 +20,7 @@ use super::Case;
 use super::accept::{as_seen_by, follows, may_be_missing, same, says_what_it_depends_on};
 use super::apps::{self, Kit};
 use super::browser::Browser;
-use super::handler::{SLOWLY, State};
+use super::handler::{SLOWLY, State, pairs, percent_decode};
 use super::late::{LATE, proxy};
 use super::request::{Ask, Op};
 use super::wire::App;
@@ -144,6 +144,14 @@ impl Stores {
     }
 }
 
+/// Names what a request reads or writes, at least as narrowly as any route does.
+fn resource(ask: &Ask) -> String {
+    let (path, query) = ask.target.split_once('?').unwrap_or((&ask.target, ""));
+    let (path, pairs) = (percent_decode(path), pairs(query));
+    let (user, cookie) = (ask.field("authorization"), ask.field("cookie"));
+    format!("{} {} {path} {pairs:?} {user} {cookie}", ask.https, ask.host)
+}
+
 /// Everything that one run knows.
 struct Run<'a> {
     world: &'a World,
@@ -156,8 +164,8 @@ struct Run<'a> {
     last_etag: String,
     /// The tag that the requests under way were sent with.
     sent_etag: String,
-    /// The process that wrote since all messages arrived.
-    wrote: Option<usize>,
+    /// The writes since all messages arrived: which process wrote, and what.
+    written: Vec<(usize, String)>,
     hanging: Vec<tokio::task::JoinHandle<()>>,
     with_larder: bool,
 }
@@ -187,7 +195,7 @@ async fn whole(
         tagged,
         last_etag: "\"none\"".to_owned(),
         sent_etag: String::new(),
-        wrote: None,
+        written: Vec::new(),
         hanging,
         with_larder,
     };
@@ -212,7 +220,7 @@ impl Run<'_> {
                 if self.world.store == Store::Tier {
                     sleep(4 * LATE).await;
                 }
-                self.wrote = None;
+                self.written.clear();
             }
             Op::Ask(ask) => {
                 let cached = self.send(ask).await?;
@@ -229,13 +237,15 @@ impl Run<'_> {
                     sleep(SLOWLY / 4).await;
                     self.send(write).await
                 };
+                let is_told = self.is_told(read);
                 let (read_answer, written) = join(self.send(read), later).await;
                 let (read_answer, written) = (read_answer?, written?);
                 // It may be what was there before the write or after.
                 let bare = self.bare(read).await?;
                 let is_old = self.is_right(read, &read_answer, &bare).await?;
                 self.check(write, &written).await?;
-                if !is_old {
+                // It began before the write that would have told its process.
+                if !is_old && is_told {
                     self.check(read, &read_answer).await?;
                 }
             }
@@ -278,19 +288,28 @@ impl Run<'_> {
             .map_err(|error| Difference::of("harness", format!("without a cache: {error}")))
     }
 
+    /// Whether the process that is asked knows of all writes: messages about those of others are still on their way, but a write
+    /// of its own to the same resource evicts there too.
+    fn is_told(&self, ask: &Ask) -> bool {
+        let process = ask.process % self.cached.len();
+        let Some(last) = self.written.iter().rposition(|(writer, _)| *writer != process) else { return true };
+        let asked = resource(ask);
+        self.written[last..].iter().any(|(writer, written)| *writer == process && *written == asked)
+    }
+
     /// Compares the answer with what the application without Larder says.
     async fn check(&mut self, ask: &Ask, cached: &Answer) -> Result<(), Difference> {
-        let process = ask.process % self.cached.len();
         let bare = self.bare(ask).await?;
         if ask.is_write() {
             self.browser.forget();
-            if self.world.store == Store::Tier {
-                self.wrote = Some(process);
+            // What was refused changed nothing, and evicts nothing.
+            let is_refused = bare.status.is_client_error() && bare.status != StatusCode::REQUEST_TIMEOUT;
+            if self.world.store == Store::Tier && !is_refused {
+                self.written.push((ask.process % self.cached.len(), resource(ask)));
             }
             return same(cached, &bare);
         }
-        // Another process wrote, and its messages are still on their way.
-        if self.wrote.is_some_and(|writer| writer != process) {
+        if !self.is_told(ask) {
             return Ok(());
         }
         if !self.is_right(ask, cached, &bare).await? {
