@@ -130,4 +130,4 @@ macro_rules! layers_of {
         }
     };
 }
-pub(self) use layers_of;
+use layers_of;

@@ -8,10 +8,13 @@ use super::accept::vary;
 use super::request::{Ask, Content};
 use crate::in_process::Answer;
 
+/// Host, whether by https, and the target as it was sent.
+type Target = (&'static str, bool, String);
+
 /// A private cache that keeps what it is allowed to, until something changes.
 #[derive(Debug, Default)]
 pub(super) struct Browser {
-    kept: HashMap<(&'static str, bool, String), Vec<(Ask, Answer)>>,
+    kept: HashMap<Target, Vec<(Ask, Answer)>>,
 }
 
 /// Fields of requests that change how a cache answers; such requests are not looked at.

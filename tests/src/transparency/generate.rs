@@ -380,10 +380,8 @@ fn target(rng: &mut Rng, world: &World) -> Target {
             Some(_) => segments.push(one(rng, &VALUES)),
         }
     }
-    if world.inner_fallback.is_some() || world.fallback.is_some() {
-        if chance(rng, 20) {
-            segments = vec!["nowhere"];
-        }
+    if (world.inner_fallback.is_some() || world.fallback.is_some()) && chance(rng, 20) {
+        segments = vec!["nowhere"];
     }
     let takes_query = route.handler.query != Query::Part
         || !world.routes.iter().any(|route| route.handler.query == Query::Ignored);
@@ -699,7 +697,7 @@ fn spell_query(rng: &mut Rng, pairs: &[(&str, &str)]) -> String {
     for (name, value) in pairs {
         let name = spell(name);
         query.push(match value {
-            "" if style % 2 == 0 => name,
+            "" if style.is_multiple_of(2) => name,
             value => format!("{name}={}", spell(value)),
         });
     }
