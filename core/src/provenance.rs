@@ -1,6 +1,6 @@
 //! Which requests a stored response may answer, beyond having its key.
 //!
-//! A router matches the path as it was sent, and a key is made from the canonical spelling ([`key`](crate::key)). So
+//! A router matches the path as it was sent, and a key is made from the canonical spelling ([`key`]). So
 //! `/products/%66eatured` may lead to `/products/{slug}` where `/products/featured` has a handler of its own, and both have one
 //! key. Therefore every stored response remembers the router's pattern that led to its handler:
 //!

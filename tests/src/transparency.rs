@@ -1,6 +1,6 @@
 //! A differential test: a cache is transparent.
 //!
-//! A [`Case`] is a generated application and a list of requests. [`run::run`] sends the same requests to the application with
+//! A [`Case`] is a generated application and a list of requests. `run::run` sends the same requests to the application with
 //! Larder's layers and to the same application without them, each with a state of its own, and compares status, body and
 //! fields. [`accept`] lists everything in which the two may differ. A case that fails is made smaller by [`shrink::shrink`]
 //! and printed as the program text of its application and its requests.

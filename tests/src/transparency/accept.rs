@@ -23,7 +23,7 @@
 //! |---|---|
 //! | the body of the answer to HEAD | there is none (RFC 9110 §9.3.2), and poem's server sends that of an error |
 //! | reads by a process with a local tier that another process wrote behind, until messages have arrived | the tier is told by messages (guide: local tier) |
-//! | answers from a browser's cache where [`says_what_it_depends_on`] says so | a response can't say more |
+//! | answers from a browser's cache where `says_what_it_depends_on` says so | a response can't say more |
 //!
 //! What generated applications leave out (`World::is_lawful`):
 //!

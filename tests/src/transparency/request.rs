@@ -28,7 +28,7 @@ pub struct Ask {
     pub host: &'static str,
     /// Whether the scheme is `https`.
     pub https: bool,
-    /// Other fields. The value [`LAST_ETAG`] stands for the last entity tag that was seen.
+    /// Other fields. The value `LAST_ETAG` stands for the last entity tag that was seen.
     pub fields: Vec<(&'static str, String)>,
     /// The content.
     pub content: Content,
