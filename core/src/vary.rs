@@ -12,6 +12,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::directives::list;
 use crate::provenance::Provenance;
 
+/// Stands for every coding in `Accept-Encoding`, the unregistered ones included, among the names of the fields that select a
+/// variant. Only responses in such a coding need it: otherwise each made-up coding would have a variant of its own.
+const EVERY_CODING: HeaderName = HeaderName::from_static("larder-every-coding");
+
 /// More fields than this in `Vary`, and the response is not stored.
 const MAX_NAMES: usize = 16;
 
@@ -179,7 +183,11 @@ impl SecondaryKey {
         for name in names {
             part(name.as_str().as_bytes());
             if *name == ACCEPT_ENCODING {
-                part(&accepted_codings(request));
+                part(&accepted_codings(request, is_registered));
+                continue;
+            }
+            if *name == EVERY_CODING {
+                part(&accepted_codings(request, |_| true));
                 continue;
             }
             // Absent and empty are not the same; several fields are one list (RFC 9110 §5.3).
@@ -215,7 +223,7 @@ pub(crate) fn tell_vary<'a>(response: &mut HeaderMap, names: impl Iterator<Item 
             told.filter(|told| *told == b"*" || told.eq_ignore_ascii_case(name.as_str().as_bytes()));
         told.next().is_some()
     };
-    let missing: Vec<&HeaderName> = names.filter(|name| !is_told(name)).collect();
+    let missing: Vec<&HeaderName> = names.filter(|name| **name != EVERY_CODING && !is_told(name)).collect();
     if missing.is_empty() {
         return;
     }
@@ -254,9 +262,8 @@ fn capitalised(name: &HeaderName) -> String {
 ///
 /// Codings that are refused say the same as absent ones, unless `*` allows the absent ones or the coding is `identity`. Beside
 /// an `identity` that is accepted, `*;q=0` says no more either; and a client that accepts `identity` alone accepts what one
-/// with an empty list does. An unregistered coding is left out: [`selecting_fields`] keeps responses in such a coding from
-/// being stored.
-fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
+/// with an empty list does. Codings that aren't `known` are left out.
+fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let mut accepted: Vec<(Vec<u8>, u16)> = request
         .get_all(ACCEPT_ENCODING)
         .iter()
@@ -273,7 +280,7 @@ fn accepted_codings(request: &HeaderMap) -> Vec<u8> {
             };
             (coding, parts.find_map(weight).unwrap_or(1000))
         })
-        .filter(|(coding, _)| coding == b"*" || coding == b"identity" || is_registered(coding))
+        .filter(|(coding, _)| coding == b"*" || coding == b"identity" || known(coding))
         .collect();
     if accepted.iter().any(|(coding, weight)| coding == b"identity" && *weight > 0) {
         accepted.retain(|(coding, weight)| coding != b"*" || *weight > 0);
@@ -322,7 +329,7 @@ fn weight(parameter: &[u8]) -> Option<u16> {
 }
 
 /// By which request fields a response varies. `Err` when it can't be stored for that: `Vary: *`, a name that is
-/// none, too many names, a content coding that no registered name of `Accept-Encoding` stands for.
+/// none, too many names.
 pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, ()> {
     let mut names = Vec::new();
     for field in response.get_all(VARY) {
@@ -338,7 +345,7 @@ pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, 
         let coding = coding.to_ascii_lowercase();
         let known = [&b"identity"[..], b"x-gzip", b"x-compress", b"aws-chunked"];
         if !is_registered(&coding) && !known.contains(&&*coding) {
-            return Err(());
+            names.push(EVERY_CODING);
         }
         names.push(ACCEPT_ENCODING);
     }
@@ -505,6 +512,20 @@ mod tests {
         assert_eq!(fields(&[(ACCESS_CONTROL_ALLOW_ORIGIN, "https://a.example")]), Ok(vec![ORIGIN]));
         assert_eq!(fields(&[(ACCESS_CONTROL_ALLOW_ORIGIN, "*")]), Ok(vec![]));
         assert_eq!(fields(&[(CONTENT_ENCODING, "zstd")]), Ok(vec![ACCEPT_ENCODING]));
-        assert_eq!(fields(&[(CONTENT_ENCODING, "made-up")]), Err(()));
+        assert_eq!(fields(&[(CONTENT_ENCODING, "made-up")]), Ok(vec![ACCEPT_ENCODING, EVERY_CODING]));
+    }
+
+    #[test]
+    fn unregistered_codings_select_only_where_a_response_has_one() {
+        let names = [[ACCEPT_ENCODING].to_vec(), [ACCEPT_ENCODING, EVERY_CODING].to_vec()];
+        for (names, tells_apart) in names.into_iter().zip([false, true]) {
+            let variants = Variants::new(1, names);
+            let key = |field: &str| variants.secondary_key(&map(&[(ACCEPT_ENCODING, field)]));
+            assert_eq!(key("gzip, own") != key("gzip"), tells_apart);
+            assert_eq!(key("gzip, own"), key("own,gzip"));
+        }
+        let mut response = HeaderMap::new();
+        tell_vary(&mut response, [ACCEPT_ENCODING, EVERY_CODING].iter());
+        assert_eq!(response.get(VARY), Some(&HeaderValue::from_static("Accept-Encoding")));
     }
 }
