@@ -1,5 +1,7 @@
 //! [`CacheBackend`]: typed values in the same store, for what routes can't express.
 
+pub(crate) mod coder;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
@@ -12,15 +14,15 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-use crate::coder::{Coder, CoderError, Json};
-use crate::entry::{decode_value, encode_value};
-use crate::flight::{Landing, Role};
-use crate::hold::{Begun, Started};
+use crate::backend::coder::{Coder, CoderError, Json};
+use crate::fill::lease::{Begun, Started};
+use crate::fill::reentry;
+use crate::fill::single_flight::{Landing, Role};
 use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::Stored;
 use crate::provenance::Provenance;
-use crate::reentry;
+use crate::record::{decode_value, encode_value};
 use crate::store::{Abandon, Intent, StoreError};
 use crate::telemetry::spans;
 use crate::ttl::Ttl;

@@ -25,17 +25,17 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, r
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::entry::Record;
 use crate::explain::FoundEntry;
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::Larder;
-use crate::outcome::Status;
+use crate::policy::rule::Kind;
 use crate::policy::{BodyLength, OnRequest};
 use crate::reason::Reason;
+use crate::record::Record;
 use crate::request::RequestView;
 use crate::route::Route;
-use crate::rule::Kind;
 use crate::stats::Latency;
+use crate::status::Status;
 use crate::telemetry::history::SLICE;
 
 /// The field that the page's script sends, and that nothing from elsewhere can.

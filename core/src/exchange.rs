@@ -10,6 +10,10 @@
     reason = "what is seen at once is mostly a hit, which is not to allocate"
 )]
 
+pub(crate) mod excerpt;
+pub(crate) mod miss_predictor;
+pub(crate) mod remembered;
+
 use std::fmt;
 use std::future::{Future, ready};
 use std::panic::resume_unwind;
@@ -26,23 +30,23 @@ use http_body::Body;
 use tracing::warn;
 
 use crate::body::{ReplyBody, collect, length_of};
-use crate::detach::{EvictOnDrop, Target};
-use crate::entry::{self, Entry, Record};
-use crate::excerpt::Excerpt;
-use crate::flight::{Follow, Landing, Lead, Role};
-use crate::hold::{Held, Started};
+use crate::exchange::excerpt::Excerpt;
+use crate::fill::background::{EvictOnDrop, Target};
+use crate::fill::lease::{Held, Started};
+use crate::fill::reentry;
+use crate::fill::single_flight::{Follow, Landing, Lead, Role};
 use crate::key::CacheKey;
-use crate::outcome::Outcome;
+use crate::policy::rule::{Kind, Principal, host};
 use crate::policy::{
     Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select,
     Stored, contradicts, leaves_outcome_unknown,
 };
 use crate::reason::Reason;
-use crate::reentry;
+use crate::record::{self, Entry, Record};
 use crate::request::RequestView;
 use crate::route::{ErasedKeyBuilder, KeySource, Route};
-use crate::rule::{Kind, Principal, host};
-use crate::shared::reference::same_site;
+use crate::shared::invalidation::same_site;
+use crate::status::Outcome;
 use crate::store::{Abandon, Intent};
 use crate::telemetry::Watch;
 use crate::telemetry::spans::{self, Span};
@@ -378,7 +382,7 @@ impl Route {
     ) -> Result<Option<Record>, Reason> {
         if lookup.may_need_less() {
             let needs = |entry: &Entry, length| lookup.needs(entry, length, request);
-            match Box::pin(self.shared.excerpt(key, entry::read_beginning, needs)).await? {
+            match Box::pin(self.shared.excerpt(key, record::read_beginning, needs)).await? {
                 Excerpt::Whole(found) => return read(found),
                 Excerpt::Part(entry, body, length) => {
                     lookup.expect_excerpt(length);

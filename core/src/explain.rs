@@ -9,16 +9,16 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{StatusCode, response};
 
-use crate::entry::{Entry, Record};
 use crate::key::CacheKey;
-use crate::outcome::Status;
+use crate::policy::rule::{Kind, Principal};
 use crate::policy::{
     Admit, BodyLength, CachePolicy, Decision, Forward, Hit, OnEntry, OnRequest, OnResponse, Placement, Stored,
 };
 use crate::provenance::Provenance;
 use crate::reason::Reason;
+use crate::record::{Entry, Record};
 use crate::request::RequestView;
-use crate::rule::{Kind, Principal};
+use crate::status::Status;
 
 /// A question to the engine: what becomes of this request?
 ///

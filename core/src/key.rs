@@ -27,13 +27,15 @@
 //! `|` introduces what is no path or query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed
 //! hash) and `|vary=…` (a secondary key).
 
+pub(crate) mod uri;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use http::Uri;
 
-use crate::vary::SecondaryKey;
+use crate::headers::vary::SecondaryKey;
 
 /// The prefix of every key unless configured otherwise.
 pub const DEFAULT_PREFIX: &str = "redis:larder:cache";

@@ -1,5 +1,7 @@
 //! [`Larder`]: a store and the defaults of every route, shared by all of them.
 
+pub mod env;
+
 use std::fmt;
 use std::future::Future;
 use std::panic::resume_unwind;
@@ -13,21 +15,21 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::agreement::Agreement;
 use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
-use crate::entry::Record;
-use crate::flight::{Flights, Follow, Landing, Updates};
-use crate::hold::Begun;
+use crate::exchange::remembered::RememberedKeys;
+use crate::fill::lease::Begun;
+use crate::fill::single_flight::{Flights, Follow, Landing, Updates};
+use crate::headers::vary::{SecondaryKey, Variants};
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
 use crate::policy::Stored;
-use crate::remembered::RememberedKeys;
-use crate::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
+use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
+use crate::record::Record;
+use crate::route::agreement::Agreement;
 use crate::stats::Stats;
 use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
 use crate::telemetry::{ObservedStore, Telemetry, spans};
 use crate::ttl::Ttl;
-use crate::vary::{SecondaryKey, Variants};
 
 /// A cache: a store, and what its routes have in common. Cheap to clone; clones are the same cache.
 ///

@@ -48,59 +48,36 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod credentials;
-pub mod directives;
-mod entry;
-mod etag;
 pub mod explain;
 // Its examples run on the one store, and its pages name both.
 #[cfg(all(feature = "memory", feature = "redis"))]
 pub mod guide;
+pub mod headers;
 pub mod key;
-mod key_uri;
-mod outcome;
 pub mod policy;
 pub mod provenance;
-pub mod range;
 mod reason;
+mod record;
 mod request;
-mod rule;
 pub mod shared;
+mod status;
 pub mod store;
 mod ttl;
-mod vary;
 
-#[cfg(feature = "runtime")]
-mod agreement;
 #[cfg(feature = "runtime")]
 mod backend;
 #[cfg(feature = "runtime")]
 mod body;
 #[cfg(feature = "runtime")]
 mod clock;
-#[cfg(feature = "runtime")]
-mod coder;
-#[cfg(feature = "runtime")]
-pub mod config;
 #[cfg(feature = "console")]
 pub mod console;
 #[cfg(feature = "runtime")]
-mod detach;
-#[cfg(feature = "runtime")]
-mod excerpt;
-#[cfg(feature = "runtime")]
 mod exchange;
 #[cfg(feature = "runtime")]
-mod flight;
-#[cfg(feature = "runtime")]
-mod foresight;
-#[cfg(feature = "runtime")]
-mod hold;
+mod fill;
 #[cfg(feature = "runtime")]
 mod larder;
-#[cfg(feature = "runtime")]
-mod reentry;
-#[cfg(feature = "runtime")]
-mod remembered;
 #[cfg(feature = "runtime")]
 pub mod route;
 #[cfg(feature = "runtime")]
@@ -108,19 +85,19 @@ pub mod stats;
 #[cfg(feature = "runtime")]
 mod telemetry;
 
-pub use entry::{Entry, Record};
-pub use etag::{Validators, weak_etag};
+pub use headers::conditional::{Validators, weak_etag};
+pub use headers::vary::{MAX_VARIANTS, SecondaryKey, Variants};
+pub use key::uri::KeyUri;
 pub use key::{CacheKey, KeyError, KeySpace};
-pub use key_uri::KeyUri;
-pub use outcome::Status;
 pub use policy::CachePolicy;
+pub use policy::rule::{Audience, DEFAULT_MAX_BODY, Kind, Principal, PrincipalOf, PrincipalSecret, Rule};
 pub use provenance::Provenance;
 pub use reason::Reason;
+pub use record::{Entry, Record};
 pub use request::RequestView;
-pub use rule::{Audience, DEFAULT_MAX_BODY, Kind, Principal, PrincipalOf, PrincipalSecret, Rule};
+pub use status::Status;
 pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError, ValueHead};
 pub use ttl::Ttl;
-pub use vary::{MAX_VARIANTS, SecondaryKey, Variants};
 
 #[cfg(feature = "memory")]
 pub use store::MemoryStore;
@@ -128,12 +105,12 @@ pub use store::MemoryStore;
 pub use store::redis::{RedisOptions, RedisStore, RedisUrlError, TieredStore};
 #[cfg(feature = "runtime")]
 pub use {
+    backend::coder::{Coder, CoderError, Json, MessagePack},
     backend::{CacheBackend, CacheError},
     body::ReplyBody,
     clock::{Clock, ManualClock, SystemClock},
-    coder::{Coder, CoderError, Json, MessagePack},
-    config::ConfigError,
     exchange::{Answering, Call, Reply, Unanswered},
+    larder::env::{self, ConfigError},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},
     stats::Stats,

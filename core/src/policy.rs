@@ -33,6 +33,8 @@
     reason = "a state lives for one request and is moved"
 )]
 
+pub(crate) mod rule;
+
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -47,18 +49,18 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, response};
 
 use crate::credentials::replaces_target;
-use crate::directives::{RequestDirectives, ResponseDirectives, list};
-use crate::entry::{Entry, Record};
-use crate::etag::{Validators, request_matches, weak_etag};
+use crate::headers::cache_control::{RequestDirectives, ResponseDirectives, list};
+use crate::headers::conditional::{Validators, request_matches, weak_etag};
+use crate::headers::range::{self, Part, Selection};
+use crate::headers::vary::{SecondaryKey, Variants, selecting_fields, tell_vary};
+use crate::policy::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::provenance::{self, Provenance};
-use crate::range::{self, Part, Selection};
 use crate::reason::Reason;
+use crate::record::{Entry, Record};
 use crate::request::{Present, RequestView};
-use crate::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::store::Intent;
-use crate::vary::{SecondaryKey, Variants, selecting_fields, tell_vary};
 
-pub use crate::vary::Placement;
+pub use crate::headers::vary::Placement;
 
 // As constants they are read when this is compiled.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

@@ -4,7 +4,7 @@ use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 
 use crate::credentials::is_other_credential;
-use crate::key_uri::KeyUri;
+use crate::key::uri::KeyUri;
 
 /// A borrowed view of a request.
 ///

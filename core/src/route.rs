@@ -3,6 +3,8 @@
 //! Adapters offer the options of a route under their own types, all made by `route_layers!`, and end in
 //! [`RouteOptions::route`].
 
+pub(crate) mod agreement;
+
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
@@ -14,12 +16,12 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, StatusCode};
 
-use crate::foresight::Foresight;
+use crate::exchange::miss_predictor::Foresight;
 use crate::key::KeySpace;
 use crate::larder::{Larder, Shared, refuse};
 use crate::policy::CachePolicy;
+use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
-use crate::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::telemetry::Tally;
 use crate::ttl::Ttl;
 

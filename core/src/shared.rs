@@ -15,13 +15,12 @@
 //! | §4.3 validation | [`policy::Forward::prepare`], [`policy::Forward::on_response`] |
 //! | §4.4 invalidation | [`policy::Write`] |
 
+mod cache_status;
 mod fields;
 mod freshness;
-mod mark;
+pub(crate) mod invalidation;
 mod partial;
 pub mod policy;
-pub(crate) mod reference;
-mod stored;
 mod target;
 
 #[cfg(feature = "runtime")]
@@ -37,12 +36,12 @@ use http::uri::Scheme;
 use http::{HeaderName, Uri};
 
 use crate::key::{self, CacheKey, KeySpace};
+use crate::policy::rule::{DEFAULT_MAX_BODY, host};
 use crate::request::RequestView;
-use crate::rule::{DEFAULT_MAX_BODY, host};
 use target::Unkeyed;
 
+pub use crate::record::shared::{Part, SharedRecord, StoredResponse};
 pub use policy::SharedPolicy;
-pub use stored::{Part, SharedRecord, StoredResponse};
 
 #[cfg(feature = "runtime")]
 pub use {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::outcome::Status;
+use crate::policy::rule::Kind;
 use crate::reason::Reason;
-use crate::rule::Kind;
+use crate::status::Status;
 use crate::store::Health;
 use crate::telemetry::BOUNDS;
 

@@ -25,14 +25,14 @@
 //! The behaviour suite (feature `suite`) checks all of these on any store.
 
 #[cfg(feature = "runtime")]
-pub(crate) mod erased;
+pub(crate) mod dyn_store;
 mod health;
 #[cfg(feature = "runtime")]
-mod in_process;
-#[cfg(feature = "runtime")]
-pub(crate) mod leases;
+pub(crate) mod lease_table;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "runtime")]
+mod process_local;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "suite")]
@@ -49,10 +49,10 @@ use bytes::Bytes;
 use crate::key::{CacheKey, KeySpace};
 
 pub use health::{Breaker, Health, ServerHealth};
-#[cfg(feature = "runtime")]
-pub use in_process::InProcess;
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
+#[cfg(feature = "runtime")]
+pub use process_local::InProcess;
 
 /// A place to keep bytes under a [`CacheKey`].
 ///

@@ -9,11 +9,11 @@
 
 mod counters;
 // Without the feature, the same functions, which do nothing.
-#[cfg_attr(not(feature = "metrics"), path = "telemetry/silent.rs")]
-mod export;
 #[cfg(feature = "console")]
 pub(crate) mod history;
-mod observed;
+mod metered_store;
+#[cfg_attr(not(feature = "metrics"), path = "telemetry/no_metrics.rs")]
+mod metrics;
 pub(crate) mod spans;
 
 use std::collections::HashMap;
@@ -24,22 +24,22 @@ use std::time::Duration;
 use http::StatusCode;
 
 use crate::larder::Shared;
-use crate::outcome::{Outcome, Status};
+use crate::policy::rule::Kind;
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::Route;
-use crate::rule::Kind;
 use crate::stats::{
     Evictions, FillWaits, GroupStats, OperationStats, ReasonCount, Requests, RouteStats, Stats, StoreStats,
     Writes,
 };
+use crate::status::{Outcome, Status};
 use crate::store::Health;
 
 pub(crate) use self::counters::BOUNDS;
 use self::counters::{Counters, Histogram};
+pub(crate) use self::metered_store::ObservedStore;
 #[cfg(feature = "redis")]
-pub(crate) use self::export::breaker;
-pub(crate) use self::observed::ObservedStore;
+pub(crate) use self::metrics::breaker;
 
 /// The name of routes that have none.
 const UNNAMED: &str = "unnamed";
@@ -93,7 +93,7 @@ impl Telemetry {
     pub(crate) fn waited(&self, took: Duration, in_vain: bool) {
         self.waited.record(took);
         self.waited_in_vain.fetch_add(in_vain.into(), Ordering::Relaxed);
-        export::fill_wait(took, in_vain);
+        metrics::fill_wait(took, in_vain);
     }
 
     /// The store answered, after this time if it had to be waited for.
@@ -102,7 +102,7 @@ impl Telemetry {
         counters.calls.count(usize::from(!ok));
         if let Some(took) = took {
             counters.latency.record(took);
-            export::store_call(operation, took, ok);
+            metrics::store_call(operation, took, ok);
         }
     }
 
@@ -110,7 +110,7 @@ impl Telemetry {
     fn wrote(&self, group: Option<&str>, write: Write) {
         self.in_group(group, |name, group| {
             group.writes[write as usize].fetch_add(1, Ordering::Relaxed);
-            export::write(name, write);
+            metrics::write(name, write);
         });
     }
 
@@ -118,7 +118,7 @@ impl Telemetry {
     fn evicted(&self, group: Option<&str>, eviction: Eviction) {
         self.in_group(group, |name, group| {
             group.evictions[eviction as usize].fetch_add(1, Ordering::Relaxed);
-            export::eviction(name, eviction);
+            metrics::eviction(name, eviction);
         });
     }
 
@@ -168,7 +168,7 @@ impl Telemetry {
         }
         let (name, group) = (name.into(), group.map(Into::into));
         let counters = Arc::new(RouteCounters {
-            exported: export::RouteExport::new((&name, kind, group.as_ref())),
+            exported: metrics::RouteExport::new((&name, kind, group.as_ref())),
             name,
             kind,
             group,
@@ -340,7 +340,7 @@ pub(crate) struct RouteCounters {
     route: Weak<Route>,
     statuses: Counters<{ Status::ALL.len() }>,
     reasons: [AtomicU64; Reason::ALL.len()],
-    exported: export::RouteExport,
+    exported: metrics::RouteExport,
 }
 
 /// What tells the numbers of a route from those of another.

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get as get_route;
 use http::{Method, StatusCode};
 use larder_axum::{Larder, cache};
-use larder_core::range::{Selection, select, unsatisfied};
+use larder_core::headers::range::{Selection, select, unsatisfied};
 use larder_tests::in_process::{Answer, Runs, get, send};
 use larder_tests::on_every_store;
 use tokio::sync::Semaphore;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH, PRAGMA};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use larder_core::directives::{RequestDirectives, ResponseDirectives};
+use larder_core::headers::cache_control::{RequestDirectives, ResponseDirectives};
 use larder_core::key::{DEFAULT_PREFIX, MAX_SUFFIX, uri_suffix};
 use larder_core::policy::{CachePolicy, Decision, OnEntry, OnRequest};
 use larder_core::{Entry, KeySpace, Kind, Record, RequestView, Rule, Validators};

@@ -26,20 +26,20 @@ use super::policy::{
 };
 use super::{SharedRecord, SharedRule, StoredResponse};
 use crate::body::length_of;
-use crate::detach::{EvictOnDrop, Target, Task};
-use crate::excerpt::Excerpt;
+use crate::exchange::excerpt::Excerpt;
 use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, failed, land, status_of};
-use crate::flight::{Landing, Lead, Role};
-use crate::hold::{Held, Started};
+use crate::fill::background::{EvictOnDrop, Target, Task};
+use crate::fill::lease::{Held, Started};
+use crate::fill::reentry;
+use crate::fill::single_flight::{Landing, Lead, Role};
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::{Larder, Shared, refuse};
-use crate::outcome::Outcome;
+use crate::policy::rule::host;
 use crate::policy::{BodyLength, Stored};
 use crate::provenance::Provenance;
 use crate::reason::Reason;
-use crate::reentry;
 use crate::request::RequestView;
-use crate::rule::host;
+use crate::status::Outcome;
 use crate::store::{Abandon, Intent};
 use crate::telemetry::{RouteCounters, Watch};
 

@@ -6,7 +6,7 @@ use http::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, HeaderName, LAST_MODIFIED}
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::SharedRule;
-use crate::directives::{Qualified, ResponseDirectives, list, number};
+use crate::headers::cache_control::{Qualified, ResponseDirectives, list, number};
 
 /// Larger numbers mean this one (RFC 9111 §1.2.2): 68 years.
 const GREATEST: u64 = 1 << 31;

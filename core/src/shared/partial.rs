@@ -8,9 +8,9 @@ use http::header::{CONTENT_RANGE, DATE, ETAG, RANGE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::freshness::http_date;
-use super::stored::{Part, StoredResponse};
-use crate::directives::number;
-use crate::range::{self, Asked, Selection};
+use crate::headers::cache_control::number;
+use crate::headers::range::{self, Asked, Selection};
+use crate::record::shared::{Part, StoredResponse};
 
 /// What of a stored response a request gets.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -36,34 +36,34 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, response};
 
+use super::cache_status::CACHE_STATUS;
 use super::fields::{self, freshen, storable};
 use super::freshness::{Control, Exchanged, Freshness, http_date, is_heuristically_cacheable};
-use super::mark::CACHE_STATUS;
+use super::invalidation::same_site;
 #[cfg(feature = "runtime")]
 use super::partial::selection;
 use super::partial::{Cut, combine, cut, part_of};
-use super::reference::same_site;
-use super::stored::{SharedRecord, StoredResponse};
 use super::target::{Unkeyed, overrides_method};
 use super::{SetCookie, SharedRule};
-use crate::directives::{RequestDirectives, list};
-use crate::etag::request_matches;
+use crate::headers::cache_control::{RequestDirectives, list};
+use crate::headers::conditional::request_matches;
+#[cfg(feature = "runtime")]
+use crate::headers::range::Selection;
+use crate::headers::vary::{SecondaryKey, Variants, selecting_fields};
 use crate::key::CacheKey;
 #[cfg(feature = "runtime")]
-use crate::outcome::Outcome;
-#[cfg(feature = "runtime")]
 use crate::policy::Needs;
+use crate::policy::rule::host;
 use crate::policy::{BodyLength, may_be_stood_in_for, only, tell_ranges};
-#[cfg(feature = "runtime")]
-use crate::range::Selection;
 use crate::reason::Reason;
+use crate::record::shared::{SharedRecord, StoredResponse};
 use crate::request::{Present, RequestView};
-use crate::rule::host;
+#[cfg(feature = "runtime")]
+use crate::status::Outcome;
 use crate::store::Intent;
-use crate::vary::{SecondaryKey, Variants, selecting_fields};
 
-pub use super::mark::Mark;
-pub use crate::vary::Placement;
+pub use super::cache_status::Mark;
+pub use crate::headers::vary::Placement;
 
 /// Put into the extensions of a response that the service made itself because the origin gave none: it could not be
 /// reached, or broke off, or took too long. It is never stored, what is stored may stand in for it, and after a write

@@ -15,8 +15,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::SchemeSource;
 use crate::credentials::{may_send_elsewhere, replaces_method};
+use crate::policy::rule::host;
 use crate::request::RequestView;
-use crate::rule::host;
 
 /// Stands for the spelling of the target among the names of the fields that select a variant.
 const SPELLING: HeaderName = HeaderName::from_static("larder-spelling");
@@ -173,7 +173,7 @@ pub(super) fn canonical(target: &str) -> Cow<'_, str> {
     let mut spelled = String::with_capacity(target.len());
     respell(&mut spelled, path, Part::Path);
     if spelled.contains("/.") {
-        spelled = super::reference::without_dots(&spelled);
+        spelled = super::invalidation::without_dots(&spelled);
     }
     let pairs = query.into_iter().flat_map(|query| query.split('&'));
     let mut pairs = pairs

@@ -26,7 +26,7 @@ use foldhash::fast::RandomState;
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
-use super::leases::{Leases, Sweep, head_of, split_off_space, stripe};
+use super::lease_table::{Leases, Sweep, head_of, split_off_space, stripe};
 use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};

@@ -66,25 +66,25 @@
 //! so don't nest one prefix in another.
 
 mod change_log;
+mod client;
 mod cluster;
-mod connection;
-mod ears;
-#[cfg(feature = "redis-pool")]
-mod lent;
-mod link;
+mod delete_group;
+mod invalidations;
+mod key_names;
 mod meter;
-mod names;
+mod node;
 pub(crate) mod options;
 mod pending_evictions;
+#[cfg(feature = "redis-pool")]
+mod pooled_cluster;
 mod readings;
 mod refusals;
 mod scripts;
 mod server_identity;
-mod sweep;
 mod tiered;
 #[cfg(feature = "redis-tls")]
 mod tls;
-mod wire;
+mod transport;
 
 use std::fmt;
 use std::future::Future;
@@ -99,8 +99,8 @@ use redis::{Cmd, RedisError, RedisWrite, ToRedisArgs, Value};
 use tokio::time::Instant;
 
 use self::change_log::{ChangeLog, Epoch, Target, UnconfirmedGuard};
-use self::connection::{At, Connection};
-use self::link::{Changed, Memory};
+use self::client::{At, Connection};
+use self::node::{Changed, Memory};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::readings::{Found, Readings};
 use self::scripts::Call;
@@ -277,7 +277,7 @@ impl LeaseStore for RedisStore {
         }
         // Without an answer, a fill leaves what was there, or what is true, and perhaps its lease. A write may leave what it
         // replaced.
-        let name = names::lease(key);
+        let name = key_names::lease(key);
         let target = if is_write(lease) { Target::Key(key) } else { Target::Lease(&name, *lease.token()) };
         let guard = UnconfirmedGuard::new(self, target);
         let stored = self.write(key, lease, value, ttl).await?;
@@ -290,7 +290,7 @@ impl LeaseStore for RedisStore {
     }
 
     async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
-        let name = names::lease(key);
+        let name = key_names::lease(key);
         let hold = span(hold).max(1).to_string();
         let call = Call {
             script: &scripts::RENEW,
@@ -301,7 +301,7 @@ impl LeaseStore for RedisStore {
     }
 
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
-        let name = names::lease(key);
+        let name = key_names::lease(key);
         let uncacheable_for = match why {
             Abandon::Failed => Duration::ZERO,
             Abandon::Uncacheable(time) => time,
@@ -335,7 +335,7 @@ impl RedisStore {
             Intent::Refresh => b"R",
             Intent::Write => b"W",
         };
-        let lease = names::lease(key);
+        let lease = key_names::lease(key);
         let mut token: [u8; 16] = random()?;
         token[0] = kind[0];
         let hold = span(hold).max(1).to_string();
@@ -387,12 +387,12 @@ impl RedisStore {
         token: [u8; 16],
         hold: &str,
     ) -> Result<Option<Begin>, StoreError> {
-        let nonce = names::nonce_of(key);
+        let nonce = key_names::nonce_of(key);
         let Some(fence) = self.inner.nonces.get(nonce.unwrap_or(key.prefix())) else { return Ok(None) };
         let ours = [&fence[..], b"F", &token].concat();
         let names = [Some(lease), Some(key.name()), nonce];
         let mut pipe = redis::Pipeline::with_capacity(2);
-        pipe.add_command(wire::command(
+        pipe.add_command(transport::command(
             [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", hold.as_bytes()].into_iter(),
         ));
         pipe.add_command(mget(names.into_iter().flatten()));
@@ -428,7 +428,7 @@ impl RedisStore {
     /// Remembers what a lease of this key has for a nonce.
     fn guess(&self, key: &CacheKey, fence: &[u8]) {
         if let Ok(fence) = fence.try_into() {
-            self.inner.nonces.insert(names::nonce_of(key).unwrap_or(key.prefix()).into(), fence);
+            self.inner.nonces.insert(key_names::nonce_of(key).unwrap_or(key.prefix()).into(), fence);
         }
     }
 
@@ -484,7 +484,7 @@ impl RedisStore {
         let fits = value.len() <= self.inner.options.max_value_bytes;
         let ttl = if fits { millis(ttl) } else { 0 };
         let group = GroupNames::of(key);
-        let (lease_name, token) = (names::lease(key), lease.token());
+        let (lease_name, token) = (key_names::lease(key), lease.token());
         let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
         let (ttl_arg, suffix) = (ttl.to_string(), key.suffix());
         let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
@@ -497,7 +497,7 @@ impl RedisStore {
             };
             self.call(call, self.inner.options.fill_deadline).await?
         } else {
-            let tmp = names::tmp(key, token);
+            let tmp = key_names::tmp(key, token);
             let call = Call {
                 script: &scripts::COMMIT,
                 keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
@@ -511,8 +511,8 @@ impl RedisStore {
 
     async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
-        let Some(nonce) = names::nonce_of(key) else {
-            let get = wire::command([b"GET", key.name().as_bytes()].into_iter());
+        let Some(nonce) = key_names::nonce_of(key) else {
+            let get = transport::command([b"GET", key.name().as_bytes()].into_iter());
             let value = connection.command(At::Key(key.name()), &get, options.read_deadline).await;
             return Ok(unless_foreign(value)?.flatten());
         };
@@ -550,7 +550,7 @@ impl RedisStore {
 
     async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
-        let Some(nonce) = names::nonce_of(key) else {
+        let Some(nonce) = key_names::nonce_of(key) else {
             let kind = redis::cmd("TYPE").arg(key.name()).take();
             let kind: String = connection.command(At::Key(key.name()), &kind, options.read_deadline).await?;
             return Ok(kind == "string");
@@ -570,7 +570,7 @@ impl RedisStore {
     async fn read_with_expiry(&self, key: &CacheKey, longest: Duration) -> Result<Found, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
         let mut pipe = redis::pipe();
-        match names::nonce_of(key) {
+        match key_names::nonce_of(key) {
             Some(nonce) => pipe.cmd("MGET").arg(key.name()).arg(nonce),
             None => pipe.cmd("MGET").arg(key.name()),
         };
@@ -603,7 +603,7 @@ impl RedisStore {
         let mut pipe = redis::pipe();
         pipe.cmd("GETRANGE").arg(name).arg(0).arg(limit - 1 + fence_len(key));
         pipe.cmd("STRLEN").arg(name).cmd("PTTL").arg(name);
-        let (bytes, length, left) = if let Some(nonce) = names::nonce_of(key) {
+        let (bytes, length, left) = if let Some(nonce) = key_names::nonce_of(key) {
             pipe.cmd("GET").arg(nonce);
             let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
             let Some((record, length, left, nonce)) =
@@ -648,7 +648,7 @@ impl RedisStore {
         let mut pipe = redis::pipe();
         pipe.cmd("GETRANGE").arg(name).arg(range.start + fence).arg(range.end - 1 + fence);
         pipe.cmd("GETRANGE").arg(name).arg(0).arg((head.len() + fence).max(1) - 1);
-        let (part, found) = if let Some(nonce) = names::nonce_of(key) {
+        let (part, found) = if let Some(nonce) = key_names::nonce_of(key) {
             pipe.cmd("GET").arg(nonce);
             let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
             let Some((part, found, nonce)) = unless_foreign::<(Bytes, Bytes, Option<Bytes>)>(read)? else {
@@ -665,7 +665,7 @@ impl RedisStore {
     }
 
     async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        let lease = names::lease(key);
+        let lease = key_names::lease(key);
         let group = GroupNames::of(key);
         let call = Call {
             script: &scripts::DELETE,
@@ -774,14 +774,14 @@ struct GroupNames<'a> {
 
 impl<'a> GroupNames<'a> {
     fn of(key: &'a CacheKey) -> Option<Self> {
-        let nonce = names::nonce_of(key)?;
-        Some(Self { nonce, index: names::index(key.prefix(), key.group()?) })
+        let nonce = key_names::nonce_of(key)?;
+        Some(Self { nonce, index: key_names::index(key.prefix(), key.group()?) })
     }
 }
 
 /// The keys of a script: its own, then the nonce of the key's group if it is in one.
 fn with_nonce<'a>(own: &[&'a str], key: &'a CacheKey) -> Vec<&'a str> {
-    own.iter().copied().chain(names::nonce_of(key)).collect()
+    own.iter().copied().chain(key_names::nonce_of(key)).collect()
 }
 
 /// The keys of a script: its own, then those of the group if there is one.
@@ -793,7 +793,7 @@ fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a
 }
 
 fn mget<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Cmd {
-    wire::command(std::iter::once("MGET").chain(names).map(str::as_bytes))
+    transport::command(std::iter::once("MGET").chain(names).map(str::as_bytes))
 }
 
 /// How many bytes of an entry come before its value.

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::RouteCounters;
 use super::counters::BOUNDS;
-use crate::outcome::{Outcome, Status};
 use crate::reason::Reason;
 use crate::stats::Latency;
+use crate::status::{Outcome, Status};
 
 /// Counts are kept for slices of time of so many seconds, for half an hour.
 pub(crate) const SLICE: u64 = 5;

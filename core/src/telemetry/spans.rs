@@ -7,8 +7,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::key::{CacheKey, KeySpace};
-use crate::outcome::Outcome;
 use crate::policy::Stored;
+use crate::status::Outcome;
 
 /// A span, or nothing at all.
 pub(crate) struct Span {

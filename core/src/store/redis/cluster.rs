@@ -28,9 +28,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::change_log::Lost;
-use super::link::{Changed, Dialer, Node};
+use super::node::{Changed, Dialer, Node};
 use super::options::Address;
-use super::wire::Wire;
+use super::transport::Wire;
 use crate::store::{Breaker, StoreError};
 
 /// How many slots there are.
@@ -659,7 +659,7 @@ static REMAINDERS: [u16; 256] = {
 
 #[cfg(test)]
 mod tests {
-    use super::super::names;
+    use super::super::key_names;
     use super::*;
     use crate::key::KeySpace;
 
@@ -681,11 +681,11 @@ mod tests {
             for suffix in ["a:b", "", "x{y}", "}{", "ü"] {
                 let key = KeySpace::new("p:q", group).unwrap().key(suffix);
                 let expected = slot(key.name());
-                assert_eq!(slot(&names::lease(&key)), expected, "{key}");
-                assert_eq!(slot(&names::tmp(&key, &[7; 16])), expected, "{key}");
+                assert_eq!(slot(&key_names::lease(&key)), expected, "{key}");
+                assert_eq!(slot(&key_names::tmp(&key, &[7; 16])), expected, "{key}");
                 if let Some(group) = group {
-                    assert_eq!(slot(names::nonce_of(&key).unwrap()), expected);
-                    assert_eq!(slot(&names::index("p:q", group)), expected);
+                    assert_eq!(slot(key_names::nonce_of(&key).unwrap()), expected);
+                    assert_eq!(slot(&key_names::index("p:q", group)), expected);
                 }
             }
         }

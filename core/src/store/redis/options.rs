@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
 
 #[cfg(feature = "redis-pool")]
-use super::wire::Pool;
+use super::transport::Pool;
 
 /// Where a [`RedisStore`](super::RedisStore) connects to, and how long it waits.
 ///

@@ -12,7 +12,7 @@ use std::time::Duration;
 use redis::{Pipeline, RedisError, RedisResult, Value, from_redis_value};
 use tokio::time::Instant;
 
-use super::wire::Wire;
+use super::transport::Wire;
 
 /// So many changes within this time are several servers behind one address.
 const FLAPS: usize = 10;

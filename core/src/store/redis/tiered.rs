@@ -7,7 +7,7 @@
 //!
 //! * **A fence.** A value that was read may be outdated before it is kept. So the epoch of the key's stripe is taken
 //!   *before* Redis is asked, every message advances it, and what was read is kept only if it is still the same.
-//! * **A bound.** Four times a second it is proven that every change before was heard of (see `ears.rs`). What is here
+//! * **A bound.** Four times a second it is proven that every change before was heard of (see `invalidations.rs`). What is here
 //!   counts only until then plus [`MAX_STALE`]: a connection that hangs, or was cut without a word, and a slot that went
 //!   to somebody else are noticed by the time alone. New connections start with nothing.
 //! * **Own changes don't wait for their message.** Whatever this process writes or evicts is removed here, and fenced,
@@ -35,12 +35,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::RedisStore;
 use super::change_log::Lost;
-use super::connection::Connection;
-use super::ears::Ears;
-use super::link::Dialer;
-use super::names;
+use super::client::Connection;
+use super::invalidations::Ears;
+use super::key_names;
+use super::node::Dialer;
 use crate::key::{CacheKey, KeySpace};
-use crate::store::leases::head_of;
+use crate::store::lease_table::head_of;
 use crate::store::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 
 /// For how long what is here may be out of date when Redis can't be heard. While it can, it is less than a millisecond.
@@ -236,7 +236,10 @@ impl<'a> Change<'a> {
     }
 
     fn of_space(local: &'a Local, space: &'a KeySpace) -> Self {
-        Self::new(local, if space.group().is_some() { Scope::Group(names::nonce(space)) } else { Scope::All })
+        Self::new(
+            local,
+            if space.group().is_some() { Scope::Group(key_names::nonce(space)) } else { Scope::All },
+        )
     }
 
     fn new(local: &'a Local, scope: Scope<'a>) -> Self {

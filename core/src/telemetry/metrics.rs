@@ -9,9 +9,9 @@ use metrics::{
 };
 
 use super::{Eviction, Labels, Operation, RouteCounters, Write};
-use crate::outcome::{Outcome, Status};
+use crate::policy::rule::Kind;
 use crate::reason::Reason;
-use crate::rule::Kind;
+use crate::status::{Outcome, Status};
 
 const REQUESTS: &str = "larder_requests_total";
 const WRITES: &str = "larder_writes_total";

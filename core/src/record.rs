@@ -12,10 +12,12 @@
 //!                    | 32 tells_credentials
 //! variants   2 'V' id:8 flags:1 pattern:8 names:1 (len:2 name)* secondary_keys:2 (key:16)*
 //! value      1 'B' coder:1 bytes                               what a CacheBackend stores
-//! shared     1 'S' …                                           what a shared cache stores: see `shared/stored.rs`
+//! shared     1 'S' …                                           what a shared cache stores: see `record/shared.rs`
 //! ```
 //!
 //! The body comes last, so that it and the field values are slices of the buffer that the store handed over.
+
+pub(crate) mod shared;
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,8 +25,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use crate::headers::vary::Variants;
 use crate::provenance::Provenance;
-use crate::vary::Variants;
 
 /// The version of values and of what shared caches store.
 pub(crate) const VERSION: u8 = 1;

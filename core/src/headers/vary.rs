@@ -9,7 +9,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::directives::list;
+use crate::headers::cache_control::list;
 use crate::provenance::Provenance;
 
 /// Stands for every coding in `Accept-Encoding`, the unregistered ones included, among the names of the fields that select a

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Eviction, Operation, Telemetry, Write};
 use crate::key::{CacheKey, KeySpace};
-use crate::store::erased::ErasedStore;
+use crate::store::dyn_store::ErasedStore;
 use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError, ValueHead};
 
 /// A store, watched.

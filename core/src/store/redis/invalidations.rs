@@ -14,10 +14,10 @@ use redis::aio::AsyncPushSender;
 use redis::{RedisResult, Value, from_redis_value};
 
 use super::cluster::View;
-use super::link::{Dialer, Line};
+use super::node::{Dialer, Line};
 use super::options::Address;
 use super::server_identity::KnownServer;
-use super::wire::Wire;
+use super::transport::Wire;
 
 /// Connections on which changes are told.
 pub(super) struct Ears {

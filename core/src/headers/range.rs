@@ -9,14 +9,14 @@ use bytes::Bytes;
 use http::header::{ACCEPT_RANGES, ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, HeaderValue};
 
-use crate::directives::{list, number};
+use crate::headers::cache_control::{list, number};
 
 /// What of a body a request selects.
 ///
 /// ```
 /// use bytes::Bytes;
 /// use http::{HeaderMap, HeaderValue, header::RANGE};
-/// use larder_core::range::{Selection, select};
+/// use larder_core::headers::range::{Selection, select};
 ///
 /// let body = Bytes::from("0123456789");
 /// let request: HeaderMap = [(RANGE, HeaderValue::from_static("bytes=-3"))].into_iter().collect();

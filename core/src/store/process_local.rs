@@ -10,7 +10,7 @@ use tokio::sync::{
     Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
 
-use super::leases::{LeaseTable, head_of, stripe};
+use super::lease_table::{LeaseTable, head_of, stripe};
 use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::clock::Clock;
 use crate::key::{CacheKey, KeySpace};

@@ -46,9 +46,9 @@ use super::refusals::Refusals;
 use super::server_identity::{KnownServer, ServerIdentity};
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
-use super::wire::Wire;
+use super::transport::Wire;
 #[cfg(feature = "redis-pool")]
-use super::wire::{Pool, Reach};
+use super::transport::{Pool, Reach};
 use crate::store::{Breaker, StoreError};
 use crate::telemetry;
 

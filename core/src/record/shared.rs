@@ -2,7 +2,7 @@
 //!
 //! # Layout, version 1
 //!
-//! Big-endian numbers, times in milliseconds, like the other records (`entry.rs`). Damage is a miss.
+//! Big-endian numbers, times in milliseconds, like the other records (`record.rs`). Damage is a miss.
 //!
 //! ```text
 //! shared   1 'S' status:2 flags:1 received:8 initial_age:8 lifetime:8 while_revalidate:8 if_error:8 variant:8
@@ -18,10 +18,10 @@ use std::time::{Duration, SystemTime};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 
-use crate::entry::{
+use crate::headers::vary::Variants;
+use crate::record::{
     Reader, Record, VERSION, from_millis, head_len, put_head, read_head, saturating_millis, to_millis,
 };
-use crate::vary::Variants;
 
 const SHARED: u8 = b'S';
 
@@ -143,7 +143,7 @@ impl StoredResponse {
     /// where the body begins in the record. `None` if the record is none of a shared cache, or what comes before the body isn't
     /// all there.
     #[cfg(feature = "runtime")]
-    pub(super) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Self, usize)> {
+    pub(crate) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Self, usize)> {
         bytes.starts_with(&[VERSION, SHARED]).then(|| Self::read(bytes, length))?
     }
 

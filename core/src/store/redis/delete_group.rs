@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::change_log::Lost;
+use super::client::{At, Connection};
 use super::cluster::Layout;
-use super::connection::{At, Connection};
-use super::names::{self, Owned};
+use super::key_names::{self, Owned};
 use super::scripts::{self, Call};
 use super::{Inner, RedisStore, random};
 use crate::key::KeySpace;
@@ -61,7 +61,7 @@ impl RedisStore {
                 .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
                 .collect();
             if !entries.is_empty() {
-                count += self.sweep(names::nonce(space), Counting::ValidUnder(nonce), &entries).await?;
+                count += self.sweep(key_names::nonce(space), Counting::ValidUnder(nonce), &entries).await?;
             }
             if entries.len() < CHUNK {
                 break;
@@ -72,7 +72,7 @@ impl RedisStore {
 
     /// To be called when everything on the list is gone: until then, the next eviction of the group goes on with it.
     async fn forget_list(&self, prefix: &str, group: &str, doomed: &str) -> Result<(), StoreError> {
-        let left = names::left(prefix, group);
+        let left = key_names::left(prefix, group);
         let call = Call { script: &scripts::SWEPT, keys: &[&left, doomed], args: &[] };
         let _: i64 = self.call(call, self.deadline()).await?;
         Ok(())
@@ -81,10 +81,10 @@ impl RedisStore {
     /// Removes whatever else is called like an entry of a group, unless it is a valid one.
     async fn sweep_foreign(&self, space: &KeySpace) -> Result<u64, StoreError> {
         let mut count = 0;
-        let mut scan = Scan::begin(self, names::pattern_of(space.head()), Lost::Everything).await?;
+        let mut scan = Scan::begin(self, key_names::pattern_of(space.head()), Lost::Everything).await?;
         while let Some(page) = scan.next(self).await? {
             for names in page.chunks(CHUNK) {
-                count += self.sweep(names::nonce(space), Counting::Everything, names).await?;
+                count += self.sweep(key_names::nonce(space), Counting::Everything, names).await?;
             }
         }
         Ok(count)
@@ -99,7 +99,7 @@ impl RedisStore {
     /// so it may stay or go.
     async fn wipe(&self, prefix: &str, within: &Lost) -> Result<u64, StoreError> {
         let (mut nonces, mut lists) = (HashMap::new(), Vec::new());
-        let mut scan = Scan::begin(self, names::pattern(prefix), within.clone()).await?;
+        let mut scan = Scan::begin(self, key_names::pattern(prefix), within.clone()).await?;
         while let Some(page) = scan.next(self).await? {
             let mut leases = Vec::new();
             for name in &page {
@@ -118,7 +118,7 @@ impl RedisStore {
 
         let mut count = 0;
         // In a cluster too, this begins when the first pass has been everywhere.
-        let mut scan = Scan::begin(self, names::pattern(prefix), within.clone()).await?;
+        let mut scan = Scan::begin(self, key_names::pattern(prefix), within.clone()).await?;
         while let Some(page) = scan.next(self).await? {
             let mut plain = Vec::new();
             let mut groups: HashMap<&str, Vec<&str>> = HashMap::new();
@@ -146,8 +146,8 @@ impl RedisStore {
     }
 
     async fn drop_group(&self, prefix: &str, group: &str) -> Result<Dropped, StoreError> {
-        let (nonce, index) = (format!("{prefix}:{{{group}}}"), names::index(prefix, group));
-        let (doomed, left) = (names::tmp_in(prefix, group, &random()?), names::left(prefix, group));
+        let (nonce, index) = (format!("{prefix}:{{{group}}}"), key_names::index(prefix, group));
+        let (doomed, left) = (key_names::tmp_in(prefix, group, &random()?), key_names::left(prefix, group));
         let call = Call { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed, &left], args: &[] };
         let (nonce, lists): (Bytes, Vec<(String, Bytes)>) = self.call(call, self.deadline()).await?;
         Ok(Dropped { nonce, lists })

@@ -11,10 +11,10 @@ use tokio::time::timeout;
 
 use super::change_log::Lost;
 use super::cluster::{Layout, SlotSet, View, ask, ranges, slot};
-use super::link::{Changed, Dialer, Node};
+use super::node::{Changed, Dialer, Node};
 use super::options::Address;
 use super::server_identity::ServerIdentity;
-use super::wire::{Reach, Wire};
+use super::transport::{Reach, Wire};
 use crate::store::StoreError;
 
 /// A cluster that looks like one server, and like one more for each master when it comes to walking over all keys.

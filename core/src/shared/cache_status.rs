@@ -5,9 +5,9 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::SharedRule;
-#[cfg(feature = "runtime")]
-use crate::outcome::Outcome;
 use crate::reason::Reason;
+#[cfg(feature = "runtime")]
+use crate::status::Outcome;
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::warn;
 
+use crate::policy::rule::{Kind, Rule};
 use crate::route::KeySource;
-use crate::rule::{Kind, Rule};
 
 /// Routes beyond this many are not compared: something makes a new one for each request.
 const MOST: usize = 1024;

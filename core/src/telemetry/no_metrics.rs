@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Eviction, Labels, Operation, RouteCounters, Write};
-use crate::outcome::Outcome;
+use crate::status::Outcome;
 
 pub(super) struct RouteExport;
 

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::flight::{Landing, Lead};
+use crate::fill::single_flight::{Landing, Lead};
+use crate::headers::vary::Variants;
 use crate::key::CacheKey;
 use crate::larder::Shared;
 use crate::policy::Stored;
 use crate::reason::Reason;
 use crate::store::{Abandon, Begin, Intent, Lease, StoreError};
-use crate::vary::Variants;
 
 /// The pause before a filling that somebody else does is looked at again grows from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);

@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use super::change_log::Lost;
 use super::cluster::{Cluster, Detour, Layout};
-#[cfg(feature = "redis-pool")]
-use super::lent::LentCluster;
-use super::link::{Changed, Dialer, Memory, Node};
+use super::node::{Changed, Dialer, Memory, Node};
 use super::options::{Address, RedisOptions};
+#[cfg(feature = "redis-pool")]
+use super::pooled_cluster::LentCluster;
 use super::refusals;
 use super::scripts::Call;
-use super::wire::Wire;
+use super::transport::Wire;
 use crate::store::{Breaker, StoreError};
 
 /// Everything a store has open. Clones share it.
