@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use http::{Extensions, HeaderMap, Request, Response, Uri};
 use http_body::Body;
-use larder_core::{Answering, Call, KeyUri, ReplyBody, RequestView, Route};
+use larder_core::{Call, KeyUri, ReplyBody, RequestView, ResponseFuture, Route};
 use tower_service::Service;
 
 /// A service with a cache around it.
@@ -71,7 +71,7 @@ where
 {
     type Response = Response<ReplyBody<ResBody>>;
     type Error = S::Error;
-    type Future = Answering<ResBody, S::Error>;
+    type Future = ResponseFuture<ResBody, S::Error>;
 
     /// Always: what is stored is answered even if the inner service is busy. Who has to wait for that waits in the call.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
@@ -80,11 +80,11 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let key_uri = U::key_uri(request.uri(), request.extensions());
-        match self.route.look(view::<U, _>(&request, &key_uri)) {
-            Ok(response) => Answering::ready(response),
+        match self.route.try_hit(view::<U, _>(&request, &key_uri)) {
+            Ok(response) => ResponseFuture::ready(response),
             Err(unanswered) => {
                 let service = self.inner.clone();
-                unanswered.go_on(TowerCall { service, request, key_uri, source: self.uri })
+                unanswered.respond(TowerCall { service, request, key_uri, source: self.uri })
             }
         }
     }

@@ -17,10 +17,10 @@ use tracing::warn;
 use crate::backend::coder::{Coder, CoderError, Json};
 use crate::fill::lease::{Begun, Started};
 use crate::fill::reentry;
-use crate::fill::single_flight::{Landing, Role};
+use crate::fill::single_flight::{FillOutcome, Role};
 use crate::key::{CacheKey, KeyError, KeySpace};
-use crate::larder::{Larder, Shared, refuse};
-use crate::policy::Stored;
+use crate::larder::{CacheContext, Larder, panic_invalid_config};
+use crate::policy::CommitResult;
 use crate::provenance::Provenance;
 use crate::record::{decode_value, encode_value};
 use crate::store::{Abandon, Intent, StoreError};
@@ -61,7 +61,7 @@ pub struct CacheBackend<C = Json> {
 
 impl CacheBackend {
     pub(crate) fn new(larder: Larder) -> Self {
-        let space = KeySpace::new(larder.prefix(), None).unwrap_or_else(|error| refuse(&error));
+        let space = KeySpace::new(larder.prefix(), None).unwrap_or_else(|error| panic_invalid_config(&error));
         Self { larder, space, coder: Json }
     }
 }
@@ -79,7 +79,7 @@ impl<C: Coder> CacheBackend<C> {
         // In a closure, the panic would name this line instead of the caller's.
         match self.try_group(group) {
             Ok(backend) => backend,
-            Err(error) => refuse(&error),
+            Err(error) => panic_invalid_config(&error),
         }
     }
 
@@ -112,7 +112,7 @@ impl<C: Coder> CacheBackend<C> {
         let key = self.space.key(key);
         let span = spans::backend::get(&key);
         let value = async {
-            let bytes = self.shared().store.get(&key).await?;
+            let bytes = self.context().store.get(&key).await?;
             bytes.map_or(Ok(None), |bytes| self.decode(&bytes))
         };
         let value = span.around(value).await;
@@ -168,15 +168,15 @@ impl<C: Coder> CacheBackend<C> {
         F: Future<Output = Result<T, E>>,
     {
         // The handler, or the computation, that calls this is what would be waited for.
-        if reentry::is_running_here(self.shared(), name) {
+        if reentry::is_running_here(self.context(), name) {
             return compute().await;
         }
-        let until = Instant::now() + self.shared().timing.max_wait;
+        let until = Instant::now() + self.context().timing.max_wait;
         let left = || until.saturating_duration_since(Instant::now());
         // One computation of another caller that comes to nothing is waited for, not each in turn.
         let mut waits = true;
         loop {
-            let intent = match self.shared().store.get(name).await {
+            let intent = match self.context().store.get(name).await {
                 Ok(Some(bytes)) => match self.decode(&bytes) {
                     Ok(Some(value)) => return Ok(value),
                     // No such value: it is replaced.
@@ -184,51 +184,51 @@ impl<C: Coder> CacheBackend<C> {
                 },
                 Ok(None) => Intent::Fill,
                 Err(error) => {
-                    self.shared().store_failed("get", name.name(), &error);
+                    self.context().store_failed("get", name.name(), &error);
                     return compute().await;
                 }
             };
-            let mut lead = match self.shared().flights.join(name, Provenance::default()) {
-                Role::Lead(lead) => lead,
+            let mut lead = match self.context().single_flight.join(name, Provenance::default()) {
+                Role::Leader(lead) => lead,
                 Role::Apart => return compute().await,
-                Role::Follow(_) if !waits => return compute().await,
-                Role::Follow(follow) => {
-                    match self.shared().follow_for(follow, left()).await {
-                        Some(Landing::Filled(bytes)) => match self.decode(&bytes) {
+                Role::Follower(_) if !waits => return compute().await,
+                Role::Follower(follow) => {
+                    match self.context().follow_for(follow, left()).await {
+                        Some(FillOutcome::Stored(bytes)) => match self.decode(&bytes) {
                             Ok(Some(value)) => return Ok(value),
                             _ => return compute().await,
                         },
-                        Some(Landing::Again) => continue,
+                        Some(FillOutcome::Retry) => continue,
                         // All of them compute at once, and one of them stores what it computed.
-                        Some(Landing::Failed) => {
+                        Some(FillOutcome::HandlerFailed) => {
                             waits = false;
                             continue;
                         }
-                        Some(Landing::Alone) | None => return compute().await,
+                        Some(FillOutcome::Uncacheable) | None => return compute().await,
                     }
                 }
             };
             let is_value = |bytes: &Bytes| self.decode::<T>(bytes).is_ok_and(|value| value.is_some());
             let awaited = waits.then_some(&is_value as &(dyn Fn(&Bytes) -> bool + Send + Sync));
-            let held = match self.shared().start_within(name, intent, awaited, left()).await {
-                Started::Held(held) => held,
+            let held = match self.context().start_within(name, intent, awaited, left()).await {
+                Started::LeaseGuard(held) => held,
                 Started::Found(bytes) => {
                     let value = self.decode(&bytes);
                     // A caller that joined meanwhile may have come after an eviction of this, and looks for itself.
-                    lead.land(Landing::Again);
+                    lead.complete(FillOutcome::Retry);
                     match value {
                         Ok(Some(value)) => return Ok(value),
                         _ => return compute().await,
                     }
                 }
                 Started::Without(_) => {
-                    lead.land(Landing::Alone);
+                    lead.complete(FillOutcome::Uncacheable);
                     return compute().await;
                 }
             };
             // If this future is dropped here, the lead and the lease are: those who wait look again, and one of them leads.
             let computing = pin!(compute());
-            let marked = pin!(reentry::compute(self.shared(), name, computing));
+            let marked = pin!(reentry::compute(self.context(), name, computing));
             let value = match held.renewing(marked).await {
                 Ok(value) => value,
                 Err(error) => {
@@ -241,18 +241,18 @@ impl<C: Coder> CacheBackend<C> {
                     lead.close();
                     let storing = async move {
                         let stored = held.commit(record.clone(), ttl).await;
-                        lead.land(match stored {
-                            Stored::Yes => Landing::Filled(record),
-                            Stored::Evicted => Landing::Failed,
-                            Stored::Failed => Landing::Alone,
+                        lead.complete(match stored {
+                            CommitResult::Stored => FillOutcome::Stored(record),
+                            CommitResult::Revoked => FillOutcome::HandlerFailed,
+                            CommitResult::Failed => FillOutcome::Uncacheable,
                         });
                     };
-                    self.shared().to_the_end(storing).await;
+                    self.context().to_the_end(storing).await;
                 }
                 Err(error) => {
                     warn!(key = name.name(), %error, "a value can't be stored");
                     held.abandon(Abandon::Failed);
-                    lead.land(Landing::Alone);
+                    lead.complete(FillOutcome::Uncacheable);
                 }
             }
             return Ok(value);
@@ -279,8 +279,8 @@ impl<C: Coder> CacheBackend<C> {
         let (key, ttl) = (self.space.key(key), self.lifetime(ttl));
         let span = spans::backend::set(&key, ttl);
         let set = async {
-            let (shared, record) = (Arc::clone(self.shared()), self.encode(value)?);
-            Ok(self.shared().to_the_end(async move { shared.store.set(&key, record, ttl).await }).await?)
+            let (context, record) = (Arc::clone(self.context()), self.encode(value)?);
+            Ok(self.context().to_the_end(async move { context.store.set(&key, record, ttl).await }).await?)
         };
         let set = span.around(set).await;
         span.result(["stored", "stored"], set.as_ref().map(|()| true));
@@ -310,7 +310,7 @@ impl<C: Coder> CacheBackend<C> {
         let lifetime = self.lifetime(ttl);
         let until = Instant::now() + UPDATE_PATIENCE;
         let attempt = async {
-            let place = self.shared().updates.join(&name);
+            let place = self.context().update_queue.join(&name);
             let Ok(_turn) = timeout_at(until, place.turn()).await else { return Err(CacheError::Contended) };
             self.update_queued(&name, lifetime, until, change).await
         };
@@ -332,8 +332,8 @@ impl<C: Coder> CacheBackend<C> {
             // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it. An
             // error gives it back.
             let begin = async {
-                match self.shared().begin(key, Intent::Refresh).await? {
-                    Begun::Held(held) => Ok(Some((held, self.read_again_if_slow(key).await?))),
+                match self.context().begin(key, Intent::Refresh).await? {
+                    Begun::LeaseGuard(held) => Ok(Some((held, self.read_again_if_slow(key).await?))),
                     Begun::Found(_) | Begun::Filling | Begun::Busy => Ok::<_, CacheError>(None),
                 }
             };
@@ -341,11 +341,11 @@ impl<C: Coder> CacheBackend<C> {
                 let new = change(old);
                 let record = self.encode(&new)?;
                 // No deadline cuts this short: whether the change was made would be unknown.
-                if self.shared().to_the_end(async move { held.try_commit(record, ttl).await }).await? {
+                if self.context().to_the_end(async move { held.try_commit(record, ttl).await }).await? {
                     return Ok(new);
                 }
             }
-            let changed = timeout_at(until, self.shared().store.changed(key, pause)).await;
+            let changed = timeout_at(until, self.context().store.changed(key, pause)).await;
             changed.map_err(|_| CacheError::Contended)?;
             pause = (pause * 2).min(Duration::from_millis(16));
         }
@@ -353,7 +353,7 @@ impl<C: Coder> CacheBackend<C> {
 
     /// The value to be changed. The deadline of a read is made for answers that can do without; this one can't.
     async fn read_again_if_slow<T: DeserializeOwned>(&self, key: &CacheKey) -> Result<Option<T>, CacheError> {
-        let store = &self.shared().store;
+        let store = &self.context().store;
         let mut read = store.get(key).await;
         for _ in 0..3 {
             if !matches!(read, Err(StoreError::Timeout(_))) {
@@ -377,8 +377,8 @@ impl<C: Coder> CacheBackend<C> {
     pub async fn try_delete(&self, key: &str) -> Result<bool, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::delete(&key);
-        let shared = Arc::clone(self.shared());
-        let delete = self.shared().to_the_end(async move { shared.store.delete(&key).await });
+        let context = Arc::clone(self.context());
+        let delete = self.context().to_the_end(async move { context.store.delete(&key).await });
         let deleted = span.around(delete).await;
         span.result(["deleted", "absent"], deleted.as_ref().copied());
         Ok(deleted?)
@@ -397,7 +397,7 @@ impl<C: Coder> CacheBackend<C> {
     pub async fn try_has(&self, key: &str) -> Result<bool, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::has(&key);
-        let has = span.around(self.shared().store.has(&key)).await;
+        let has = span.around(self.context().store.has(&key)).await;
         span.result(["hit", "miss"], has.as_ref().copied());
         Ok(has?)
     }
@@ -422,8 +422,8 @@ impl<C: Coder> CacheBackend<C> {
             );
         }
         let span = spans::backend::delete_group(&self.space);
-        let (shared, space) = (Arc::clone(self.shared()), self.space.clone());
-        let delete = self.shared().to_the_end(async move { shared.store.delete_group(&space).await });
+        let (context, space) = (Arc::clone(self.context()), self.space.clone());
+        let delete = self.context().to_the_end(async move { context.store.delete_group(&space).await });
         let deleted = span.around(delete).await;
         span.result(["deleted", "absent"], deleted.as_ref().map(|count| *count > 0));
         Ok(deleted?)
@@ -435,8 +435,8 @@ impl<C: Coder> CacheBackend<C> {
         self.space.key(key)
     }
 
-    fn shared(&self) -> &Arc<Shared> {
-        &self.larder.shared
+    fn context(&self) -> &Arc<CacheContext> {
+        &self.larder.context
     }
 
     fn lifetime(&self, ttl: impl Into<Ttl>) -> Option<Duration> {
@@ -458,7 +458,7 @@ impl<C: Coder> CacheBackend<C> {
     fn or_log<T>(&self, operation: &str, key: &str, otherwise: T, result: Result<T, CacheError>) -> T {
         result.unwrap_or_else(|error| {
             match error {
-                CacheError::Store(error) => self.shared().store_failed(operation, key, &error),
+                CacheError::Store(error) => self.context().store_failed(operation, key, &error),
                 error => warn!(operation, key, %error, "a cached value could not be used"),
             }
             otherwise

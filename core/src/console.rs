@@ -81,11 +81,11 @@ impl<F: Fn(&RequestView<'_>) -> bool + Send + Sync + 'static> Authorize for F {
 }
 
 /// [`Authorize`] as a trait object.
-trait ErasedAuthorize: Send + Sync {
+trait DynAuthorize: Send + Sync {
     fn ask<'a>(&'a self, request: &'a RequestView<'_>) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 }
 
-impl<A: Authorize> ErasedAuthorize for A {
+impl<A: Authorize> DynAuthorize for A {
     fn ask<'a>(&'a self, request: &'a RequestView<'_>) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
         Box::pin(self.allows(request))
     }
@@ -95,7 +95,7 @@ impl<A: Authorize> ErasedAuthorize for A {
 #[derive(Clone)]
 pub struct Console {
     larder: Larder,
-    authorize: Arc<dyn ErasedAuthorize>,
+    authorize: Arc<dyn DynAuthorize>,
 }
 
 impl Console {
@@ -105,7 +105,7 @@ impl Console {
     /// A console of this cache for whomever `authorize` allows. From now on, each request to the cache's routes costs a
     /// look at the clock and a copy of its URI, so that the console has something to show.
     pub fn new(larder: &Larder, authorize: impl Authorize) -> Self {
-        larder.shared.telemetry.history();
+        larder.context.telemetry.history();
         Self { larder: larder.clone(), authorize: Arc::new(authorize) }
     }
 
@@ -154,17 +154,17 @@ impl Console {
     }
 
     fn state(&self) -> State {
-        let shared = &self.larder.shared;
+        let context = &self.larder.context;
         let stats = self.larder.stats();
         let requests = stats.requests();
-        let history = shared.telemetry.history();
+        let history = context.telemetry.history();
         State {
-            now: shared.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            now: context.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             slice_seconds: SLICE,
             prefix: self.larder.prefix().to_owned(),
             statuses: Status::ALL,
             total: requests.total(),
-            lately: history.lately(shared.now()),
+            lately: history.lately(context.now()),
             hit_ratio: requests.hit_ratio(),
             is_impaired: stats.store.health.is_impaired(),
             stats: json!(stats),
@@ -180,7 +180,7 @@ impl Console {
             return Ok(json!({ "key": key.name(), "entry": self.look(&key).await }));
         }
         let request = asked.request()?;
-        let routes = self.larder.shared.telemetry.routes();
+        let routes = self.larder.context.telemetry.routes();
         let (name, route) = pick(&routes, &asked, &request)?;
         let answer = asked.answer()?;
         let answer = answer.as_ref().map(|(parts, length)| (parts, *length));
@@ -202,13 +202,13 @@ impl Console {
 
     /// What lies under a key, without its content.
     async fn look(&self, key: &CacheKey) -> Value {
-        let shared = &self.larder.shared;
-        match shared.store.get(key).await {
+        let context = &self.larder.context;
+        match context.store.get(key).await {
             Err(_) => json!({ "found": "unknown", "text": "The store failed." }),
             Ok(None) => json!({ "found": "nothing", "text": "Nothing is stored under it." }),
             Ok(Some(bytes)) => match Record::decode(&bytes) {
                 Some(Record::Response(entry)) => {
-                    json!({ "found": "response", "response": FoundEntry::of(&entry, shared.now()) })
+                    json!({ "found": "response", "response": FoundEntry::of(&entry, context.now()) })
                 }
                 Some(Record::Variants(variants)) => json!({
                     "found": "variants",
@@ -221,12 +221,12 @@ impl Console {
     }
 
     async fn evict(&self, asked: Evict) -> Result<Value, Refusal> {
-        let shared = &self.larder.shared;
+        let context = &self.larder.context;
         let (what, confirmed) = match asked {
             Evict::Group(group) => {
                 let mut spaces = vec![self.space(&group)?];
                 // Routes may have a prefix of their own.
-                for (_, route) in shared.telemetry.routes() {
+                for (_, route) in context.telemetry.routes() {
                     let space = &route.policy.rule().space;
                     if space.group() == Some(&group) && !spaces.contains(space) {
                         spaces.push(space.clone());
@@ -234,14 +234,14 @@ impl Console {
                 }
                 let mut confirmed = true;
                 for space in &spaces {
-                    confirmed &= shared.evict_group(space).await;
+                    confirmed &= context.evict_group(space).await;
                 }
                 (group, confirmed)
             }
             Evict::Key(name) => {
                 let key = self.key_named(name.trim());
                 let key = key.ok_or(Refusal::new(StatusCode::BAD_REQUEST, "that is no key of this cache"))?;
-                let confirmed = shared.evict_key(&key).await;
+                let confirmed = context.evict_key(&key).await;
                 (key.name().to_owned(), confirmed)
             }
         };
@@ -256,7 +256,7 @@ impl Console {
 
     /// The key that is called this in the store, if it is one of this cache's: under its prefix, or a route's.
     fn key_named(&self, name: &str) -> Option<CacheKey> {
-        let routes = self.larder.shared.telemetry.routes();
+        let routes = self.larder.context.telemetry.routes();
         let own = KeySpace::new(self.larder.prefix(), None).ok();
         let of_routes = routes.iter().map(|(_, route)| route.policy.rule().space.clone());
         let spaces = of_routes.chain(own).filter_map(|space| {

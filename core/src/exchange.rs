@@ -32,23 +32,23 @@ use tracing::warn;
 use crate::body::{ReplyBody, collect, length_of};
 use crate::exchange::excerpt::Excerpt;
 use crate::fill::background::{EvictOnDrop, Target};
-use crate::fill::lease::{Held, Started};
+use crate::fill::lease::{LeaseGuard, Started};
 use crate::fill::reentry;
-use crate::fill::single_flight::{Follow, Landing, Lead, Role};
+use crate::fill::single_flight::{FillOutcome, Follower, Leader, Role};
 use crate::key::CacheKey;
 use crate::policy::rule::{Kind, Principal, host};
 use crate::policy::{
-    Admitted, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement, Select,
-    Stored, contradicts, leaves_outcome_unknown,
+    Admitted, CommitResult, Decision, Forward, Lookup, Mark, OnEntry, OnRequest, OnResponse, Pass, Placement,
+    Select, invalidates, leaves_outcome_unknown,
 };
 use crate::reason::Reason;
 use crate::record::{self, Entry, Record};
 use crate::request::RequestView;
-use crate::route::{ErasedKeyBuilder, KeySource, Route};
+use crate::route::{DynKeyBuilder, KeySource, Route};
 use crate::shared::invalidation::same_site;
 use crate::status::Outcome;
 use crate::store::{Abandon, Intent};
-use crate::telemetry::Watch;
+use crate::telemetry::RequestTimer;
 use crate::telemetry::spans::{self, Span};
 
 /// How often a request looks again when what it waited for turned out not to be for it. Then it runs by itself.
@@ -100,10 +100,10 @@ impl Route {
     /// # Errors
     ///
     /// Only those of the handler. The store's are logged.
-    pub fn handle<C: Call>(self: Arc<Self>, call: C) -> Answering<C::Body, C::Error> {
-        match self.look(call.view()) {
-            Ok(response) => Answering::ready(response),
-            Err(unanswered) => unanswered.go_on(call),
+    pub fn handle<C: Call>(self: Arc<Self>, call: C) -> ResponseFuture<C::Body, C::Error> {
+        match self.try_hit(call.view()) {
+            Ok(response) => ResponseFuture::ready(response),
+            Err(unanswered) => unanswered.respond(call),
         }
     }
 
@@ -113,20 +113,20 @@ impl Route {
     /// # Errors
     ///
     /// Nothing that answers is at hand: go on with what this returns.
-    pub fn look(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Unanswered> {
-        let watch = Watch::new(&self.shared, &request);
-        match self.look_at_once(request) {
+    pub fn try_hit(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Deferred> {
+        let watch = RequestTimer::new(&self.context, &request);
+        match self.lookup_now(request) {
             Looked::Seen(Seen::Answer(response, outcome)) => {
                 Ok(self.answered(request.pattern, watch, response, outcome))
             }
-            looked => Err(Unanswered { route: Arc::clone(self), watch, looked }),
+            looked => Err(Deferred { route: Arc::clone(self), watch, looked }),
         }
     }
 
     /// Answers a request that what is stored doesn't, and counts it.
-    async fn go_on<C: Call>(self: Arc<Self>, seen: Seen, call: C, watch: Watch) -> Reply<C> {
-        let watch = watch.keep(&self.shared.telemetry, self.tally(call.view().pattern, Arc::clone));
-        let (reply, outcome) = self.settle(seen, call, 1).await;
+    async fn respond<C: Call>(self: Arc<Self>, seen: Seen, call: C, watch: RequestTimer) -> Reply<C> {
+        let watch = watch.keep(&self.context.telemetry, self.metrics(call.view().pattern, Arc::clone));
+        let (reply, outcome) = self.dispatch(seen, call, 1).await;
         watch.answered(outcome, status_of::<C, _>(&reply));
         reply
     }
@@ -135,69 +135,72 @@ impl Route {
     fn answered(
         self: &Arc<Self>,
         pattern: Option<&str>,
-        watch: Watch,
+        watch: RequestTimer,
         response: Response<Bytes>,
         outcome: Outcome,
     ) -> Response<Bytes> {
-        self.tally(pattern, |counters| {
-            watch.answered(&self.shared.telemetry, counters, outcome, response.status());
+        self.metrics(pattern, |counters| {
+            watch.answered(&self.context.telemetry, counters, outcome, response.status());
         });
         response
     }
 
     /// Answers a request that what is stored doesn't. Each way to do it takes the room that it needs, and no more.
-    fn settle<C: Call>(self: &Arc<Self>, seen: Seen, call: C, looks: usize) -> Settling<'_, C> {
+    fn dispatch<C: Call>(self: &Arc<Self>, seen: Seen, call: C, looks: usize) -> Settling<'_, C> {
         match seen {
-            Seen::Answer(response, outcome) => at_once::<C>(response, outcome),
+            Seen::Answer(response, outcome) => ready_reply::<C>(response, outcome),
             Seen::Bypass(mark) => Box::pin(self.bypass(mark, call)),
             Seen::Within => Box::pin(self.pass_through(call)),
             Seen::Write(forward) => Box::pin(self.write(forward, call)),
             Seen::Stale(response, forward, place) => {
                 let outcome = Outcome::stale(forward.reason());
                 self.refresh(forward, place, call);
-                at_once::<C>(response, outcome)
+                ready_reply::<C>(response, outcome)
             }
             // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
             Seen::Miss(forward, place) if forward.reason() == Reason::Down => {
-                Box::pin(self.alone(forward, place, call))
+                Box::pin(self.run_uncached(forward, place, call))
             }
             // Its handler makes parts of its own, which fill nothing.
             Seen::Miss(forward, place)
-                if forward.keeps_range() && self.shared.known_to_make_parts.contains(&place.base) =>
+                if forward.keeps_range() && self.context.known_to_make_parts.contains(&place.primary) =>
             {
                 Box::pin(self.bypass(forward.unstored(Reason::Range), call))
             }
             Seen::Miss(forward, place) if forward.holds_up_others() => {
-                Box::pin(self.alone(forward.because(Reason::Spelling), place, call))
+                Box::pin(self.run_uncached(forward.because(Reason::Spelling), place, call))
             }
             Seen::Miss(forward, place) if !forward.is_shared() => {
                 Box::pin(self.fill(forward, place, call, None, looks))
             }
-            Seen::Miss(forward, place) => match self.shared.flights.join(&place.target, forward.provenance())
-            {
-                Role::Apart => Box::pin(self.alone(forward.because(Reason::Busy), place, call)),
-                Role::Lead(lead) => Box::pin(self.fill(forward, place, call, Some(lead), looks)),
-                Role::Follow(follow) => Box::pin(async move {
-                    match self.follow(follow, forward).await {
-                        Followed::Answer(response, outcome) => (Ok(response.map(ReplyBody::full)), outcome),
-                        Followed::Again(_) if looks < LOOKS => self.again(call, looks).await,
-                        Followed::Again(forward) | Followed::Alone(forward) => {
-                            self.alone(forward, place, call).await
+            Seen::Miss(forward, place) => {
+                match self.context.single_flight.join(&place.target, forward.provenance()) {
+                    Role::Apart => Box::pin(self.run_uncached(forward.because(Reason::Busy), place, call)),
+                    Role::Leader(lead) => Box::pin(self.fill(forward, place, call, Some(lead), looks)),
+                    Role::Follower(follow) => Box::pin(async move {
+                        match self.follow(follow, forward).await {
+                            Followed::Answer(response, outcome) => {
+                                (Ok(response.map(ReplyBody::full)), outcome)
+                            }
+                            Followed::Again(_) if looks < LOOKS => self.retry_lookup(call, looks).await,
+                            Followed::Again(forward) | Followed::Alone(forward) => {
+                                self.run_uncached(forward, place, call).await
+                            }
                         }
-                    }
-                }),
-            },
+                    }),
+                }
+            }
         }
     }
 
     /// Looks once more: what was waited for, or found where nothing was expected, is not for this request.
-    async fn again<C: Call>(self: &Arc<Self>, call: C, looks: usize) -> Counted<C> {
-        self.foresight.looks_again();
-        let seen = match self.look_at_once(call.view()) {
+    async fn retry_lookup<C: Call>(self: &Arc<Self>, call: C, looks: usize) -> Counted<C> {
+        self.miss_predictor.record_hit();
+        let seen = match self.lookup_now(call.view()) {
             Looked::Seen(seen) => seen,
-            Looked::Further(further) => self.look_further(further, call.view()).await,
+            Looked::Further(further) => self.lookup_later(further, call.view()).await,
         };
-        self.settle(seen, call, looks + 1).await
+        self.dispatch(seen, call, looks + 1).await
     }
 
     /// The cache takes no part, but says so.
@@ -234,7 +237,7 @@ impl Route {
 
     /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies: as far
     /// as that needs no waiting.
-    fn look_at_once(&self, request: RequestView<'_>) -> Looked {
+    fn lookup_now(&self, request: RequestView<'_>) -> Looked {
         let span = match self.policy.rule().kind {
             Kind::Read => spans::get(&self.policy.rule().space),
             Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::NONE,
@@ -250,31 +253,31 @@ impl Route {
             Keyed::Later(_) => return Looked::further(Further::Keyless(lookup, span)),
         };
         span.key(&key);
-        if reentry::is_running(&self.shared, &key, request.extensions) {
+        if reentry::is_running(&self.context, &key, request.extensions) {
             return Looked::Seen(Seen::Within.told(&span));
         }
-        let Some(bytes) = self.shared.store.at_hand(&key) else {
+        let Some(bytes) = self.context.store.try_get(&key) else {
             return Looked::further(Further::Missing(lookup, key, span));
         };
-        self.foresight.looks_again();
+        self.miss_predictor.record_hit();
         let (select, key) = match self.on_found(lookup, read(Some(bytes)), key, &request, &span) {
             Ok(seen) => return Looked::Seen(seen),
             Err(varies) => varies,
         };
         let target = key.variant(select.secondary_key(&request));
-        let Some(bytes) = self.shared.store.at_hand(&target) else {
+        let Some(bytes) = self.context.store.try_get(&target) else {
             return Looked::further(Further::Selected(select, key, target, span));
         };
         Looked::Seen(self.on_variant(select, read(Some(bytes)), key, target, &request, &span))
     }
 
     /// Goes on from there.
-    async fn look_further(&self, further: Box<Further>, request: RequestView<'_>) -> Seen {
+    async fn lookup_later(&self, further: Box<Further>, request: RequestView<'_>) -> Seen {
         let (mut lookup, key, span) = match *further {
             Further::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
                 Some(key) => {
                     span.key(&key);
-                    if reentry::is_running(&self.shared, &key, request.extensions) {
+                    if reentry::is_running(&self.context, &key, request.extensions) {
                         return Seen::Within.told(&span);
                     }
                     (lookup, key, span)
@@ -286,12 +289,12 @@ impl Route {
                 return Box::pin(self.look_for_variant(select, key, target, span, request)).await;
             }
         };
-        let found = if self.foresees_a_miss(&lookup) {
+        let found = if self.predicts_miss(&lookup) {
             Ok(None)
         } else {
             let found = span.around(self.fetch_for(&mut lookup, &key, &request)).await;
             if !matches!(found, Ok(None)) {
-                self.foresight.looks_again();
+                self.miss_predictor.record_hit();
             }
             found
         };
@@ -311,7 +314,7 @@ impl Route {
         span: Span,
         request: RequestView<'_>,
     ) -> Seen {
-        let found = match self.shared.store.at_hand(&target) {
+        let found = match self.context.store.try_get(&target) {
             Some(bytes) => read(Some(bytes)),
             None => span.around(self.fetch_for(select.lookup_mut(), &target, &request)).await,
         };
@@ -327,7 +330,7 @@ impl Route {
         request: &RequestView<'_>,
         span: &Span,
     ) -> Result<Seen, (Select, CacheKey)> {
-        let now = self.shared.now();
+        let now = self.context.now();
         match lookup.on_entry(found, request, now) {
             OnEntry::Decided(decision) => Ok(Seen::of(decision, key, None, span)),
             OnEntry::Select(select) => Err((select, key)),
@@ -344,12 +347,12 @@ impl Route {
         request: &RequestView<'_>,
         span: &Span,
     ) -> Seen {
-        let now = self.shared.now();
+        let now = self.context.now();
         Seen::of(select.on_entry(found, request, now), key, Some(target), span)
     }
 
-    fn foresees_a_miss(&self, lookup: &Lookup) -> bool {
-        lookup.is_plain() && self.foresight.sees_a_miss()
+    fn predicts_miss(&self, lookup: &Lookup) -> bool {
+        lookup.is_plain() && self.miss_predictor.predicts_miss()
     }
 
     pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
@@ -358,7 +361,7 @@ impl Route {
 
     /// The bytes of a record, at hand or not.
     async fn find(&self, key: &CacheKey) -> Result<Option<Bytes>, Reason> {
-        match self.shared.store.at_hand(key) {
+        match self.context.store.try_get(key) {
             Some(bytes) => Ok(Some(bytes)),
             None => self.fetch(key).await,
         }
@@ -366,8 +369,8 @@ impl Route {
 
     /// The bytes of a record that is not at hand.
     async fn fetch(&self, key: &CacheKey) -> Result<Option<Bytes>, Reason> {
-        self.shared.store.fetch(key).await.map_err(|error| {
-            self.shared.store_failed("get", key.name(), &error);
+        self.context.store.fetch(key).await.map_err(|error| {
+            self.context.store_failed("get", key.name(), &error);
             Reason::Down
         })
     }
@@ -382,7 +385,7 @@ impl Route {
     ) -> Result<Option<Record>, Reason> {
         if lookup.may_need_less() {
             let needs = |entry: &Entry, length| lookup.needs(entry, length, request);
-            match Box::pin(self.shared.excerpt(key, record::read_beginning, needs)).await? {
+            match Box::pin(self.context.excerpt(key, record::read_beginning, needs)).await? {
                 Excerpt::Whole(found) => return read(found),
                 Excerpt::Part(entry, body, length) => {
                     lookup.expect_excerpt(length);
@@ -394,30 +397,31 @@ impl Route {
         self.fetch(key).await.and_then(read)
     }
 
-    async fn follow(&self, follow: Follow, forward: Forward) -> Followed {
-        match self.shared.follow(follow).await {
-            Some(Landing::Filled(record)) => {
-                match forward.on_filled(Record::decode(&record), self.shared.now()) {
+    async fn follow(&self, follow: Follower, forward: Forward) -> Followed {
+        match self.context.follow(follow).await {
+            Some(FillOutcome::Stored(record)) => {
+                match forward.on_filled(Record::decode(&record), self.context.now()) {
                     Ok(hit) => Followed::Answer(hit.collapsed().into_response(), Outcome::COLLAPSED),
                     Err(forward) => Followed::Again(forward),
                 }
             }
-            Some(Landing::Again) => Followed::Again(forward),
-            Some(Landing::Failed) => match forward.or_fallback() {
+            Some(FillOutcome::Retry) => Followed::Again(forward),
+            Some(FillOutcome::HandlerFailed) => match forward.or_fallback() {
                 Ok(hit) => Followed::Answer(hit.collapsed().into_response(), Outcome::stale(Reason::Failed)),
                 Err(forward) => Followed::Alone(forward.because(Reason::Busy)),
             },
-            Some(Landing::Alone) => Followed::Alone(forward.because(Reason::Busy)),
+            Some(FillOutcome::Uncacheable) => Followed::Alone(forward.because(Reason::Busy)),
             None => Followed::Alone(forward.because(Reason::Waited)),
         }
     }
 
     /// Runs the handler for this request alone, and stores nothing.
-    async fn alone<C: Call>(&self, forward: Forward, place: Place, call: C) -> Counted<C> {
-        let outcome = if forward.reason() == Reason::Down { Stored::Failed } else { Stored::Evicted };
-        match self.produce(forward, Some(&place.base), call).await {
+    async fn run_uncached<C: Call>(&self, forward: Forward, place: FillKey, call: C) -> Counted<C> {
+        let outcome =
+            if forward.reason() == Reason::Down { CommitResult::Failed } else { CommitResult::Revoked };
+        match self.produce(forward, Some(&place.primary), call).await {
             Produced::Error(error) => failed::<C, _>(error),
-            Produced::Stale(response) => stood_in::<C>(response),
+            Produced::Stale(response) => stale_reply::<C>(response),
             Produced::Passed(response, pass) => passed::<C>(response, &pass),
             Produced::Admitted(admitted) => answered::<C>(*admitted, outcome),
         }
@@ -427,9 +431,9 @@ impl Route {
     async fn fill<C: Call>(
         self: &Arc<Self>,
         forward: Forward,
-        place: Place,
+        place: FillKey,
         call: C,
-        lead: Option<Lead>,
+        lead: Option<Leader>,
         looks: usize,
     ) -> Counted<C> {
         let route = Arc::clone(self);
@@ -439,64 +443,66 @@ impl Route {
                 None => Started::Without(forward.reason()),
             };
             match started {
-                Started::Held(held) => {
-                    route.foresight.missed();
+                Started::LeaseGuard(held) => {
+                    route.miss_predictor.record_miss();
                     route.fill_held(forward, place, call, held, lead).await
                 }
                 Started::Found(record) => {
-                    route.foresight.looks_again();
+                    route.miss_predictor.record_hit();
                     // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
-                    land(lead, Landing::Again);
-                    match forward.on_filled(Record::decode(&record), route.shared.now()) {
+                    land(lead, FillOutcome::Retry);
+                    match forward.on_filled(Record::decode(&record), route.context.now()) {
                         Ok(hit) => (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT),
-                        Err(_) if looks < LOOKS => route.again(call, looks).await,
-                        Err(forward) => route.alone(forward, place, call).await,
+                        Err(_) if looks < LOOKS => route.retry_lookup(call, looks).await,
+                        Err(forward) => route.run_uncached(forward, place, call).await,
                     }
                 }
                 Started::Without(reason) => {
-                    route.foresight.looks_again();
+                    route.miss_predictor.record_hit();
                     // Nothing will be stored, so nobody needs to wait for it.
-                    land(lead, Landing::Alone);
-                    route.alone(forward.because(reason), place, call).await
+                    land(lead, FillOutcome::Uncacheable);
+                    route.run_uncached(forward.because(reason), place, call).await
                 }
             }
         });
-        self.shared.detached(work).await.unwrap_or_else(|panic| resume_unwind(panic))
+        self.context.detached(work).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
-    fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: Place, call: C) {
+    fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: FillKey, call: C) {
         let Some(intent) = forward.intent() else { return };
-        let Role::Lead(lead) = self.shared.flights.join(&place.target, forward.provenance()) else { return };
+        let Role::Leader(lead) = self.context.single_flight.join(&place.target, forward.provenance()) else {
+            return;
+        };
         let route = Arc::clone(self);
         let work = Box::pin(async move {
-            if let Started::Held(held) = route.shared.start(&place.target, intent, None).await {
+            if let Started::LeaseGuard(held) = route.context.start(&place.target, intent, None).await {
                 // Nobody waits for the answer, and the handler's error is the handler's to report.
                 let _: Counted<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
         });
-        self.shared.in_background(work);
+        self.context.in_background(work);
     }
 
     /// Asks for the right to fill, and waits for another process that has it.
     async fn start_fill(&self, forward: &Forward, key: &CacheKey, intent: Intent) -> Started {
         let is_fresh = |record: &Bytes| match Record::decode(record) {
-            Some(Record::Response(entry)) => !entry.is_expired(self.shared.now()),
+            Some(Record::Response(entry)) => !entry.is_expired(self.context.now()),
             _ => false,
         };
         // What another pattern's request fills is not for this one.
         let waits = forward.is_shared() && forward.reason() != Reason::Pattern;
         let awaited = waits.then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
-        self.shared.start(key, intent, awaited).await
+        self.context.start(key, intent, awaited).await
     }
 
     async fn fill_held<C: Call>(
         &self,
         forward: Forward,
-        place: Place,
+        place: FillKey,
         call: C,
-        held: Held,
-        lead: Option<Lead>,
+        held: LeaseGuard,
+        lead: Option<Leader>,
     ) -> Counted<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
         // A spelling that another route may have must not keep that route's requests from being stored.
@@ -505,17 +511,17 @@ impl Route {
         } else {
             Abandon::Failed
         };
-        let produced = held.renewing(pin!(self.produce(forward, Some(&place.base), call))).await;
+        let produced = held.renewing(pin!(self.produce(forward, Some(&place.primary), call))).await;
         let (status, counted) = match produced {
             Produced::Admitted(mut admitted) => {
                 let stored = self.store(&mut admitted, &place, held, lead).await;
                 return answered::<C>(*admitted, stored);
             }
-            Produced::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stood_in::<C>(response)),
+            Produced::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stale_reply::<C>(response)),
             Produced::Passed(response, pass) if pass.mark().reason() == Some(Reason::Range) => {
                 // A part says nothing about the whole: the next request may fill at once.
                 held.abandon(Abandon::Failed);
-                land(lead, Landing::Again);
+                land(lead, FillOutcome::Retry);
                 return passed::<C>(response, &pass);
             }
             Produced::Passed(response, pass) => (response.status(), passed::<C>(response, &pass)),
@@ -523,19 +529,25 @@ impl Route {
         };
         if status.is_server_error() {
             held.abandon(Abandon::Failed);
-            land(lead, Landing::Failed);
+            land(lead, FillOutcome::HandlerFailed);
         } else {
-            if replaces && contradicts(status) {
-                self.shared.evict_key(&place.target).await;
+            if replaces && invalidates(status) {
+                self.context.evict_key(&place.target).await;
             }
             held.abandon(uncacheable);
-            land(lead, Landing::Alone);
+            land(lead, FillOutcome::Uncacheable);
         }
         counted
     }
 
     /// Stores what was filled where it belongs, and tells those who wait.
-    async fn store(&self, admitted: &mut Admitted, place: &Place, held: Held, lead: Option<Lead>) -> Stored {
+    async fn store(
+        &self,
+        admitted: &mut Admitted,
+        place: &FillKey,
+        held: LeaseGuard,
+        lead: Option<Leader>,
+    ) -> CommitResult {
         let span = spans::set(&place.target, admitted.retention());
         let stored = span.around(self.store_within(admitted, place, held, lead)).await;
         span.stored(stored);
@@ -545,51 +557,52 @@ impl Route {
     async fn store_within(
         &self,
         admitted: &mut Admitted,
-        place: &Place,
-        held: Held,
-        mut lead: Option<Lead>,
-    ) -> Stored {
+        place: &FillKey,
+        held: LeaseGuard,
+        mut lead: Option<Leader>,
+    ) -> CommitResult {
         if let Some(lead) = &mut lead {
             lead.close();
         }
         let ttl = admitted.retention();
-        let placement = admitted.place(self.shared.fresh_id());
+        let placement = admitted.place(self.context.fresh_id());
         let (stored, landing) = match placement {
             Placement::Target => {
                 let record = admitted.record();
-                (held.commit(record.clone(), ttl).await, Landing::Filled(record))
+                (held.commit(record.clone(), ttl).await, FillOutcome::Stored(record))
             }
             Placement::NewVariant(secondary, id) => {
                 let record = admitted.record();
                 let stored = match held.commit(record.clone(), ttl).await {
-                    Stored::Yes => {
+                    CommitResult::Stored => {
                         let kept_for = admitted.variants_retention();
-                        self.shared.list_variant(&place.base, secondary, id, kept_for).await
+                        self.context.list_variant(&place.primary, secondary, id, kept_for).await
                     }
                     stored => stored,
                 };
-                (stored, Landing::Filled(record))
+                (stored, FillOutcome::Stored(record))
             }
             Placement::Widened(secondary, variants, instead_of) => {
-                self.shared.known_to_vary.insert(&place.base);
+                self.context.known_to_vary.insert(&place.primary);
                 held.abandon(Abandon::Failed);
-                let variant = (place.base.variant(secondary), admitted.record(), ttl);
+                let variant = (place.primary.variant(secondary), admitted.record(), ttl);
                 let kept_for = admitted.variants_retention();
-                let stored = self.shared.widen(&place.base, variant, &variants, instead_of, kept_for).await;
-                (stored, Landing::Again)
+                let stored =
+                    self.context.widen(&place.primary, variant, &variants, instead_of, kept_for).await;
+                (stored, FillOutcome::Retry)
             }
             Placement::FirstVariant(secondary, variants) => {
-                self.shared.known_to_vary.insert(&place.base);
-                let variant = (place.base.variant(secondary), admitted.record(), ttl);
+                self.context.known_to_vary.insert(&place.primary);
+                let variant = (place.primary.variant(secondary), admitted.record(), ttl);
                 let stored =
                     held.commit_first_variant(variant, &variants, admitted.variants_retention()).await;
-                (stored, Landing::Again)
+                (stored, FillOutcome::Retry)
             }
         };
         let landing = match stored {
-            Stored::Yes => landing,
-            Stored::Evicted => Landing::Again,
-            Stored::Failed => Landing::Alone,
+            CommitResult::Stored => landing,
+            CommitResult::Revoked => FillOutcome::Retry,
+            CommitResult::Failed => FillOutcome::Uncacheable,
         };
         land(lead, landing);
         stored
@@ -600,14 +613,14 @@ impl Route {
         let target = match forward.kind() {
             Kind::EvictGroup => Target::Group(self.policy.rule().space.clone()),
             _ => match self.key(&call.view(), forward.principal()).await {
-                Some(key) if reentry::is_running(&self.shared, &key, call.view().extensions) => {
+                Some(key) if reentry::is_running(&self.context, &key, call.view().extensions) => {
                     return self.pass_through(call).await;
                 }
                 Some(key) => Target::Key(key),
                 None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
             },
         };
-        self.warn_undeclared(forward.unstorable(), call.view().pattern);
+        self.warn_undeclared(forward.why_not_storable(), call.view().pattern);
         let mut evicted = vec![target.clone()];
         if matches!(target, Target::Key(_)) {
             for uri in call.view().alternatives {
@@ -619,12 +632,12 @@ impl Route {
         let asked = Asked::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
             let held = match (&target, forward.intent()) {
-                (Target::Key(key), Some(intent)) => route.shared.start(key, intent, None).await.held(),
+                (Target::Key(key), Some(intent)) => route.context.start(key, intent, None).await.held(),
                 _ => None,
             };
             // A handler that panics, or is given up on, may have changed what it is there to change. This stays armed
             // until the cache agrees with it.
-            let unknown = EvictOnDrop::new(&route.shared, &targets);
+            let unknown = EvictOnDrop::new(&route.context, &targets);
             let produced = match &held {
                 Some(held) => held.renewing(pin!(route.produce(forward, target.key(), call))).await,
                 None => route.produce(forward, target.key(), call).await,
@@ -632,22 +645,22 @@ impl Route {
             let counted = match produced {
                 Produced::Error(error) => {
                     if leaves_outcome_unknown(C::status_of(&error)) {
-                        route.shared.evict(&targets).await;
+                        route.context.evict(&targets).await;
                     }
                     failed::<C, _>(error)
                 }
                 // Only reads have something stale to answer with.
-                Produced::Stale(response) => stood_in::<C>(response),
+                Produced::Stale(response) => stale_reply::<C>(response),
                 Produced::Passed(response, pass) => {
                     if pass.evicts() {
-                        route.shared.evict(&targets).await;
+                        route.context.evict(&targets).await;
                     }
                     passed::<C>(response, &pass)
                 }
                 Produced::Admitted(admitted) => {
                     let stored = route.write_through(&admitted, &target, held).await;
-                    if stored != Stored::Yes {
-                        route.shared.evict(&targets).await;
+                    if stored != CommitResult::Stored {
+                        route.context.evict(&targets).await;
                     }
                     answered::<C>(*admitted, stored)
                 }
@@ -658,7 +671,7 @@ impl Route {
             unknown.disarm();
             counted
         });
-        self.shared.run_write(&evicted, work).await
+        self.context.run_write(&evicted, work).await
     }
 
     /// Evicts what is stored for a resource that a write created elsewhere (RFC 9110 §15.3.2): most likely that there was
@@ -673,25 +686,30 @@ impl Route {
             // What was written itself is stored or evicted already.
             && !matches!(target, Target::Key(written) if *written == key)
         {
-            self.shared.evict_key(&key).await;
+            self.context.evict_key(&key).await;
         }
     }
 
     /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
-    async fn write_through(&self, admitted: &Admitted, target: &Target, held: Option<Held>) -> Stored {
-        let (Target::Key(key), Some(held)) = (target, held) else { return Stored::Failed };
+    async fn write_through(
+        &self,
+        admitted: &Admitted,
+        target: &Target,
+        held: Option<LeaseGuard>,
+    ) -> CommitResult {
+        let (Target::Key(key), Some(held)) = (target, held) else { return CommitResult::Failed };
         // One answer can't stand for all variants, and the record that leads to them may just have expired.
-        if self.shared.known_to_vary.contains(key) {
-            return Stored::Evicted;
+        if self.context.known_to_vary.contains(key) {
+            return CommitResult::Revoked;
         }
         let found = self.read_record(key).await;
         if matches!(found, Ok(Some(Record::Variants(_)))) {
-            self.shared.known_to_vary.insert(key);
+            self.context.known_to_vary.insert(key);
         }
         if let Ok(Some(record)) = found
             && !admitted.may_replace(&record)
         {
-            return Stored::Evicted;
+            return CommitResult::Revoked;
         }
         let span = spans::put(key, admitted.retention());
         let stored = span.around(held.commit(admitted.record(), admitted.retention())).await;
@@ -705,7 +723,7 @@ impl Route {
     async fn produce<C: Call>(&self, forward: Forward, key: Option<&CacheKey>, mut call: C) -> Produced<C> {
         forward.prepare(call.headers_mut());
         let reply = match key {
-            Some(key) => reentry::run(&self.shared, key, call).await,
+            Some(key) => reentry::run(&self.context, key, call).await,
             None => call.run().await,
         };
         let response = match reply {
@@ -717,7 +735,7 @@ impl Route {
                 };
             }
         };
-        let answered_at = self.shared.now();
+        let answered_at = self.context.now();
         let (parts, body) = response.into_parts();
         let length = length_of(&parts.headers, &body);
         let (pass, parts, body) = match forward.on_response(&parts, length) {
@@ -731,7 +749,7 @@ impl Route {
         if pass.mark().reason() == Some(Reason::Range)
             && let Some(key) = key
         {
-            self.shared.known_to_make_parts.insert(key);
+            self.context.known_to_make_parts.insert(key);
         }
         let mut parts = parts;
         pass.as_part(&mut parts);
@@ -791,7 +809,7 @@ type Counted<C> = (Reply<C>, Outcome);
 /// An answer that takes more than a look into the store.
 type Settling<'a, C> = Pin<Box<dyn Future<Output = Counted<C>> + Send + 'a>>;
 
-fn at_once<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Settling<'a, C> {
+fn ready_reply<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Settling<'a, C> {
     Box::pin(ready((Ok(response.map(ReplyBody::full)), outcome)))
 }
 
@@ -806,7 +824,7 @@ pub(crate) fn failed<C: Call, B>(error: C::Error) -> (Result<Response<B>, C::Err
 }
 
 /// What is stored answers because the handler failed.
-fn stood_in<C: Call>(response: Response<Bytes>) -> Counted<C> {
+fn stale_reply<C: Call>(response: Response<Bytes>) -> Counted<C> {
     (Ok(response.map(ReplyBody::full)), Outcome::stale(Reason::Failed))
 }
 
@@ -815,42 +833,42 @@ fn passed<C: Call>(response: Response<ReplyBody<C::Body>>, pass: &Pass) -> Count
     (Ok(response), outcome)
 }
 
-fn answered<C: Call>(admitted: Admitted, stored: Stored) -> Counted<C> {
+fn answered<C: Call>(admitted: Admitted, stored: CommitResult) -> Counted<C> {
     let outcome = Outcome::miss(admitted.reason(stored));
     (Ok(admitted.into_response(stored).map(ReplyBody::full)), outcome)
 }
 
 /// A request that [`Route::look`] found no answer for.
 #[must_use = "nobody answers the request unless it goes on"]
-pub struct Unanswered {
+pub struct Deferred {
     route: Arc<Route>,
-    watch: Watch,
+    watch: RequestTimer,
     looked: Looked,
 }
 
-impl Unanswered {
+impl Deferred {
     /// Answers the request, which `call` must hold: the second half of [`Route::handle`].
-    pub fn go_on<C: Call>(self, call: C) -> Answering<C::Body, C::Error> {
+    pub fn respond<C: Call>(self, call: C) -> ResponseFuture<C::Body, C::Error> {
         let Self { route, watch, looked } = self;
         // What is in memory answers most requests. What else may come of one needs much more room, and takes it only then.
         match looked {
-            Looked::Seen(seen) => Answering::later(route.go_on(seen, call, watch)),
-            Looked::Further(further) => Answering::later(async move {
-                match route.look_further(further, call.view()).await {
+            Looked::Seen(seen) => ResponseFuture::later(route.respond(seen, call, watch)),
+            Looked::Further(further) => ResponseFuture::later(async move {
+                match route.lookup_later(further, call.view()).await {
                     Seen::Answer(response, outcome) => {
                         let response = route.answered(call.view().pattern, watch, response, outcome);
                         Ok(response.map(ReplyBody::full))
                     }
-                    seen => Box::pin(route.go_on(seen, call, watch)).await,
+                    seen => Box::pin(route.respond(seen, call, watch)).await,
                 }
             }),
         }
     }
 }
 
-impl fmt::Debug for Unanswered {
+impl fmt::Debug for Deferred {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unanswered").field("route", &self.route).finish_non_exhaustive()
+        f.debug_struct("Deferred").field("route", &self.route).finish_non_exhaustive()
     }
 }
 
@@ -858,7 +876,7 @@ impl fmt::Debug for Unanswered {
 ///
 /// What is to be had without waiting is looked for when [`Route::handle`] is called; all the rest happens when this is polled.
 #[must_use = "nothing is answered unless it is polled"]
-pub struct Answering<B: Body, E>(State<B, E>);
+pub struct ResponseFuture<B: Body, E>(State<B, E>);
 
 type Answer<B, E> = Result<Response<ReplyBody<B>>, E>;
 
@@ -868,7 +886,7 @@ enum State<B: Body, E> {
     Later(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
 }
 
-impl<B: Body, E> Answering<B, E> {
+impl<B: Body, E> ResponseFuture<B, E> {
     /// The answer that [`Route::look`] found.
     pub fn ready(response: Response<Bytes>) -> Self {
         Self(State::Now(Some(Ok(response.map(ReplyBody::full)))))
@@ -880,9 +898,9 @@ impl<B: Body, E> Answering<B, E> {
 }
 
 // Nothing in it is ever pinned but what is in the box.
-impl<B: Body, E> Unpin for Answering<B, E> {}
+impl<B: Body, E> Unpin for ResponseFuture<B, E> {}
 
-impl<B: Body, E> Future for Answering<B, E> {
+impl<B: Body, E> Future for ResponseFuture<B, E> {
     type Output = Answer<B, E>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -894,9 +912,9 @@ impl<B: Body, E> Future for Answering<B, E> {
     }
 }
 
-impl<B: Body, E> fmt::Debug for Answering<B, E> {
+impl<B: Body, E> fmt::Debug for ResponseFuture<B, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Answering").finish_non_exhaustive()
+        f.debug_tuple("ResponseFuture").finish_non_exhaustive()
     }
 }
 
@@ -926,7 +944,7 @@ impl Asked {
 enum Keyed<'a> {
     Key(CacheKey),
     None,
-    Later(&'a dyn ErasedKeyBuilder),
+    Later(&'a dyn DynKeyBuilder),
 }
 
 /// How far a look came without waiting.
@@ -959,8 +977,8 @@ enum Seen {
     /// The same cache runs the handler for this key already.
     Within,
     Write(Forward),
-    Stale(Response<Bytes>, Forward, Place),
-    Miss(Forward, Place),
+    Stale(Response<Bytes>, Forward, FillKey),
+    Miss(Forward, FillKey),
 }
 
 impl Seen {
@@ -990,9 +1008,9 @@ impl Seen {
                 Self::Answer(answer.into_response(), outcome)
             }
             Decision::Stale(hit, forward) => {
-                Self::Stale(hit.into_response(), forward, Place::new(base, target))
+                Self::Stale(hit.into_response(), forward, FillKey::new(base, target))
             }
-            Decision::Miss(forward) => Self::Miss(forward, Place::new(base, target)),
+            Decision::Miss(forward) => Self::Miss(forward, FillKey::new(base, target)),
         };
         seen.told(span)
     }
@@ -1006,15 +1024,15 @@ enum Followed {
 }
 
 /// Where the answer to a miss belongs: the key of the request, and the one that is filled, which differs for a variant.
-pub(crate) struct Place {
-    pub(crate) base: CacheKey,
+pub(crate) struct FillKey {
+    pub(crate) primary: CacheKey,
     pub(crate) target: CacheKey,
 }
 
-impl Place {
+impl FillKey {
     /// `target` is the key of the variant, if the resource varies.
-    pub(crate) fn new(base: CacheKey, target: Option<CacheKey>) -> Self {
-        Self { target: target.unwrap_or_else(|| base.clone()), base }
+    pub(crate) fn new(primary: CacheKey, target: Option<CacheKey>) -> Self {
+        Self { target: target.unwrap_or_else(|| primary.clone()), primary }
     }
 }
 
@@ -1026,8 +1044,8 @@ enum Produced<C: Call> {
     Admitted(Box<Admitted>),
 }
 
-pub(crate) fn land(lead: Option<Lead>, landing: Landing) {
+pub(crate) fn land(lead: Option<Leader>, landing: FillOutcome) {
     if let Some(lead) = lead {
-        lead.land(landing);
+        lead.complete(landing);
     }
 }

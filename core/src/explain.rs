@@ -12,7 +12,8 @@ use http::{StatusCode, response};
 use crate::key::CacheKey;
 use crate::policy::rule::{Kind, Principal};
 use crate::policy::{
-    Admit, BodyLength, CachePolicy, Decision, Forward, Hit, OnEntry, OnRequest, OnResponse, Placement, Stored,
+    Admit, BodyLength, CachePolicy, CommitResult, Decision, Forward, Hit, OnEntry, OnRequest, OnResponse,
+    Placement,
 };
 use crate::provenance::Provenance;
 use crate::reason::Reason;
@@ -248,7 +249,7 @@ impl<'a> Explain<'a> {
         told.step("place", decision, None, text);
         told.told.stores = true;
         told.told.kept_for = retention;
-        told.ends(Status::Miss, Some(admitted.reason(Stored::Yes)));
+        told.ends(Status::Miss, Some(admitted.reason(CommitResult::Stored)));
     }
 }
 
@@ -488,7 +489,7 @@ impl crate::Route {
             }
             records.push((key.clone(), record));
         }
-        let question = Explain::new(&self.policy, request, self.shared.now()).key(key);
+        let question = Explain::new(&self.policy, request, self.context.now()).key(key);
         let question = match answer {
             Some((answer, length)) => question.answer(answer, length),
             None => question,

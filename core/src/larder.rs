@@ -19,16 +19,16 @@ use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
 use crate::exchange::remembered::RememberedKeys;
 use crate::fill::lease::Begun;
-use crate::fill::single_flight::{Flights, Follow, Landing, Updates};
+use crate::fill::single_flight::{FillOutcome, Follower, SingleFlight, UpdateQueue};
 use crate::headers::vary::{SecondaryKey, Variants};
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
-use crate::policy::Stored;
+use crate::policy::CommitResult;
 use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
 use crate::record::Record;
 use crate::route::agreement::Agreement;
 use crate::stats::Stats;
 use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
-use crate::telemetry::{ObservedStore, Telemetry, spans};
+use crate::telemetry::{MeteredStore, Telemetry, spans};
 use crate::ttl::Ttl;
 
 /// A cache: a store, and what its routes have in common. Cheap to clone; clones are the same cache.
@@ -46,7 +46,7 @@ use crate::ttl::Ttl;
 /// ```
 #[derive(Clone)]
 pub struct Larder {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) context: Arc<CacheContext>,
 }
 
 impl Larder {
@@ -81,44 +81,44 @@ impl Larder {
     ///
     /// When the group can't be part of a key.
     pub fn key_for<'a>(&self, group: impl Into<Option<&'a str>>, uri: &Uri) -> Result<CacheKey, KeyError> {
-        Ok(KeySpace::new(&self.shared.defaults.prefix, group.into())?.key_for(uri))
+        Ok(KeySpace::new(&self.context.defaults.prefix, group.into())?.key_for(uri))
     }
 
     /// Evicts one entry, whatever it is. If the store is down it is logged, and the store retries what it can.
     ///
     /// Goes on in the background if this future is dropped.
     pub async fn evict(&self, key: &CacheKey) {
-        let (shared, key) = (Arc::clone(&self.shared), key.clone());
-        self.shared.to_the_end(async move { shared.evict_key(&key).await }).await;
+        let (context, key) = (Arc::clone(&self.context), key.clone());
+        self.context.to_the_end(async move { context.evict_key(&key).await }).await;
     }
 
     /// The prefix of all keys that don't have one of their own.
     #[must_use]
     pub fn prefix(&self) -> &str {
-        &self.shared.defaults.prefix
+        &self.context.defaults.prefix
     }
 
     /// What this cache did so far, in numbers, and how its store is doing. Cheap enough to ask every second; nothing is
     /// asked of the store.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.telemetry.stats(self.shared.store.health())
+        self.context.telemetry.stats(self.context.store.health())
     }
 
     /// Waits for fills and writes that are under way, for as long as a fill may take, then lets go of the store's
     /// connections. For shutdown.
     pub async fn close(&self) {
-        self.shared.tasks.close();
-        if tokio::time::timeout(self.shared.timing.max_fill, self.shared.tasks.wait()).await.is_err() {
+        self.context.tasks.close();
+        if tokio::time::timeout(self.context.timing.max_fill, self.context.tasks.wait()).await.is_err() {
             warn!("handlers are still running; what they write will not reach the cache");
         }
-        self.shared.store.close().await;
+        self.context.store.close().await;
     }
 }
 
 impl fmt::Debug for Larder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Larder").field("defaults", &self.shared.defaults).finish_non_exhaustive()
+        f.debug_struct("Larder").field("defaults", &self.context.defaults).finish_non_exhaustive()
     }
 }
 
@@ -158,7 +158,7 @@ impl LarderBuilder {
     #[track_caller]
     pub fn prefix(mut self, prefix: &str) -> Self {
         if let Err(error) = KeySpace::new(prefix, None) {
-            refuse(&error);
+            panic_invalid_config(&error);
         }
         self.defaults.prefix = prefix.into();
         self
@@ -233,7 +233,7 @@ impl LarderBuilder {
     #[must_use]
     pub fn store(self, store: impl CacheStore) -> Larder {
         let clock = Arc::clone(&self.clock);
-        self.leased(crate::store::InProcess::new(store, clock))
+        self.leased(crate::store::ProcessLocal::new(store, clock))
     }
 
     /// On a Redis, with at most so many bytes of what was read from it kept in this process too. Only keys under the
@@ -266,11 +266,11 @@ impl LarderBuilder {
         tracing::info!(prefix = &*self.defaults.prefix, store = store.health().store, "the cache is set up");
         let telemetry = Arc::new(Telemetry::default());
         Larder {
-            shared: Arc::new(Shared {
-                store: ObservedStore::new(Box::new(store), Arc::clone(&telemetry)),
+            context: Arc::new(CacheContext {
+                store: MeteredStore::new(Box::new(store), Arc::clone(&telemetry)),
                 telemetry,
-                flights: Flights::new(),
-                updates: Updates::new(),
+                single_flight: SingleFlight::new(),
+                update_queue: UpdateQueue::new(),
                 known_to_vary: RememberedKeys::default(),
                 known_to_make_parts: RememberedKeys::default(),
                 agreement: Agreement::default(),
@@ -328,11 +328,11 @@ impl Default for Timing {
 }
 
 /// What the routes and the backend of one cache share.
-pub(crate) struct Shared {
-    pub(crate) store: ObservedStore,
+pub(crate) struct CacheContext {
+    pub(crate) store: MeteredStore,
     pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) flights: Flights,
-    pub(crate) updates: Updates,
+    pub(crate) single_flight: SingleFlight,
+    pub(crate) update_queue: UpdateQueue,
     /// Resources that had variants: the answer to a write stands for none of them.
     pub(crate) known_to_vary: RememberedKeys,
     /// Resources whose handlers answered a `Range` with a part or a 416.
@@ -346,7 +346,7 @@ pub(crate) struct Shared {
     warned_at: AtomicU64,
 }
 
-impl Shared {
+impl CacheContext {
     pub(crate) fn now(&self) -> SystemTime {
         self.clock.now()
     }
@@ -418,7 +418,7 @@ impl Shared {
     /// Lists a variant that was just stored in the record with this id, so that there can't be too many. If another request
     /// holds the record, the variant stays unlisted.
     ///
-    /// [`Stored::Evicted`] if that record is gone: the variant was stored after an eviction of the resource, and nothing
+    /// [`CommitResult::Revoked`] if that record is gone: the variant was stored after an eviction of the resource, and nothing
     /// leads to it.
     pub(crate) async fn list_variant(
         self: &Arc<Self>,
@@ -426,21 +426,21 @@ impl Shared {
         secondary: SecondaryKey,
         id: u64,
         ttl: Option<Duration>,
-    ) -> Stored {
+    ) -> CommitResult {
         let held = match self.begin(base, Intent::Refresh).await {
-            Ok(Begun::Held(held)) => Some(held),
+            Ok(Begun::LeaseGuard(held)) => Some(held),
             Ok(_) | Err(_) => None,
         };
         // Under the lease, and only if it is still the same record: an eviction must not be undone. What others have
         // listed meanwhile stays.
         let Some(mut found) = self.variants_of(base).await.filter(|found| found.id() == id) else {
             self.delete_variant(base, secondary).await;
-            return Stored::Evicted;
+            return CommitResult::Revoked;
         };
-        let Some(held) = held else { return Stored::Yes };
+        let Some(held) = held else { return CommitResult::Stored };
         let oldest = found.add(secondary);
         let stored = held.commit(found.encode(), ttl).await;
-        if let Some(oldest) = oldest.filter(|_| stored == Stored::Yes) {
+        if let Some(oldest) = oldest.filter(|_| stored == CommitResult::Stored) {
             self.delete_variant(base, oldest).await;
         }
         stored
@@ -455,13 +455,15 @@ impl Shared {
         variants: &Variants,
         instead_of: u64,
         ttl: Option<Duration>,
-    ) -> Stored {
-        let Ok(Begun::Held(held)) = self.begin(base, Intent::Refresh).await else { return Stored::Evicted };
+    ) -> CommitResult {
+        let Ok(Begun::LeaseGuard(held)) = self.begin(base, Intent::Refresh).await else {
+            return CommitResult::Revoked;
+        };
         let Some(found) = self.variants_of(base).await.filter(|found| found.id() == instead_of) else {
-            return Stored::Evicted;
+            return CommitResult::Revoked;
         };
         let stored = held.commit_first_variant(variant, variants, ttl).await;
-        if stored == Stored::Yes {
+        if stored == CommitResult::Stored {
             for orphan in found.secondary_keys() {
                 self.delete_variant(base, orphan).await;
             }
@@ -486,15 +488,15 @@ impl Shared {
     }
 
     /// Waits for the fill that another request here is at.
-    pub(crate) async fn follow(&self, follow: Follow) -> Option<Landing> {
+    pub(crate) async fn follow(&self, follow: Follower) -> Option<FillOutcome> {
         self.follow_for(follow, self.timing.max_wait).await
     }
 
     /// The same, for so long at most.
-    pub(crate) async fn follow_for(&self, follow: Follow, limit: Duration) -> Option<Landing> {
+    pub(crate) async fn follow_for(&self, follow: Follower, limit: Duration) -> Option<FillOutcome> {
         let started = Instant::now();
         let landing = spans::wait().around(follow.wait(limit)).await;
-        self.telemetry.waited(started.elapsed(), !matches!(landing, Some(Landing::Filled(_))));
+        self.telemetry.waited(started.elapsed(), !matches!(landing, Some(FillOutcome::Stored(_))));
         landing
     }
 
@@ -512,6 +514,6 @@ impl Shared {
 /// What a bad literal in a route or a builder comes to.
 #[expect(clippy::panic, reason = "a route that can't have keys must not start to serve")]
 #[track_caller]
-pub(crate) fn refuse(error: &dyn fmt::Display) -> ! {
+pub(crate) fn panic_invalid_config(error: &dyn fmt::Display) -> ! {
     panic!("{error}")
 }

@@ -109,12 +109,12 @@ pub use {
     backend::{CacheBackend, CacheError},
     body::ReplyBody,
     clock::{Clock, ManualClock, SystemClock},
-    exchange::{Answering, Call, Reply, Unanswered},
+    exchange::{Call, Deferred, Reply, ResponseFuture},
     larder::env::{self, ConfigError},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},
     stats::Stats,
-    store::InProcess,
+    store::ProcessLocal,
 };
 
 // The macro that makes an adapter's layers names it.

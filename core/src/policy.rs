@@ -57,7 +57,7 @@ use crate::policy::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::provenance::{self, Provenance};
 use crate::reason::Reason;
 use crate::record::{Entry, Record};
-use crate::request::{Present, RequestView};
+use crate::request::{RequestFields, RequestView};
 use crate::store::Intent;
 
 pub use crate::headers::vary::Placement;
@@ -190,7 +190,7 @@ impl CachePolicy {
     }
 
     fn on_read(&self, request: &RequestView<'_>) -> OnRequest {
-        let present = Present::of(request.headers);
+        let present = RequestFields::of(request.headers);
         let directives = directives_of(request, present);
         let pattern = provenance::pattern_of(request);
         let refusal = not_for_caches(request, present)
@@ -223,11 +223,11 @@ impl CachePolicy {
         if [Method::HEAD, Method::OPTIONS, Method::TRACE].contains(request.method) {
             return OnRequest::Bypass(Mark::bypass(&self.rule, Reason::Method));
         }
-        let present = Present::of(request.headers);
+        let present = RequestFields::of(request.headers);
         let provenance = Provenance::of(request, self.rule.is_chosen);
         let replaces =
             |name: &HeaderName| replaces_target(name.as_str()) && !self.rule.passed_fields.contains(name);
-        let unstorable = directives_of(request, present)
+        let why_not_storable = directives_of(request, present)
             .no_store
             .then_some(Reason::NoStore)
             .or_else(|| credentials_without_audience(&self.rule, request.headers, present))
@@ -243,7 +243,7 @@ impl CachePolicy {
                 rule: Arc::clone(&self.rule),
                 reason: Reason::Method,
                 directives: RequestDirectives::default(),
-                unstorable,
+                why_not_storable,
                 principal,
                 provenance,
                 request: None,
@@ -269,12 +269,12 @@ impl CachePolicy {
     }
 }
 
-fn directives_of(request: &RequestView<'_>, present: Present) -> RequestDirectives {
+fn directives_of(request: &RequestView<'_>, present: RequestFields) -> RequestDirectives {
     if present.directives { RequestDirectives::of(request.headers) } else { RequestDirectives::default() }
 }
 
 /// Requests that a cache can't answer, whatever is stored.
-fn not_for_caches(request: &RequestView<'_>, present: Present) -> Option<Reason> {
+fn not_for_caches(request: &RequestView<'_>, present: RequestFields) -> Option<Reason> {
     if request.method != Method::GET && request.method != Method::HEAD {
         Some(Reason::Method)
     } else if present.upgrade {
@@ -304,7 +304,7 @@ fn without_certain_handler(request: &RequestView<'_>, pattern: u64) -> Option<Re
 }
 
 /// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
-fn credentials_without_audience(rule: &Rule, request: &HeaderMap, present: Present) -> Option<Reason> {
+fn credentials_without_audience(rule: &Rule, request: &HeaderMap, present: RequestFields) -> Option<Reason> {
     let more = &rule.credential_fields;
     if !matches!(rule.audience, Audience::Undeclared) {
         None
@@ -378,7 +378,7 @@ impl Lookup {
     /// What the answer needs of the body of this response, which is `length` bytes long. The entry's own body isn't looked at.
     #[cfg(feature = "runtime")]
     pub(crate) fn needs(&self, entry: &Entry, length: u64, request: &RequestView<'_>) -> Needs {
-        if self.is_head || (self.is_conditional && client_has(request.headers, entry)) {
+        if self.is_head || (self.is_conditional && is_not_modified(request.headers, entry)) {
             return Needs::Nothing;
         }
         if !self.is_range {
@@ -433,8 +433,8 @@ impl Lookup {
             return self.miss_to_replace(Reason::Variant, variants, request);
         }
         let age = entry.age(now);
-        let refusal = unacceptable(&self.directives, &entry, age);
-        let not_modified = self.is_conditional && client_has(request.headers, &entry);
+        let refusal = why_not_usable(&self.directives, &entry, age);
+        let not_modified = self.is_conditional && is_not_modified(request.headers, &entry);
         let is_head = self.is_head;
         let length = self.length.unwrap_or(entry.body.len() as u64);
         let selection = if self.is_range && !not_modified {
@@ -547,7 +547,7 @@ impl Lookup {
             rule: self.rule,
             reason,
             directives: self.directives,
-            unstorable: None,
+            why_not_storable: None,
             principal: self.principal,
             request: Some(request.headers.clone()),
             is_head: self.is_head,
@@ -561,7 +561,7 @@ impl Lookup {
 }
 
 /// Why a stored response can't be used for this request (RFC 9111 §4), if so.
-fn unacceptable(directives: &RequestDirectives, entry: &Entry, age: Duration) -> Option<Reason> {
+fn why_not_usable(directives: &RequestDirectives, entry: &Entry, age: Duration) -> Option<Reason> {
     if directives.no_cache {
         return Some(Reason::NoCache);
     }
@@ -587,7 +587,7 @@ fn may_lack_cors(entry: &Entry, variants: Option<&Variants>) -> bool {
 
 /// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
 /// §13.2.1): a 304 for a stored 404 would bring the client's old copy back to life.
-fn client_has(request: &HeaderMap, entry: &Entry) -> bool {
+fn is_not_modified(request: &HeaderMap, entry: &Entry) -> bool {
     entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
@@ -821,7 +821,7 @@ pub struct Forward {
     rule: Arc<Rule>,
     reason: Reason,
     directives: RequestDirectives,
-    unstorable: Option<Reason>,
+    why_not_storable: Option<Reason>,
     principal: Option<Principal>,
     provenance: Provenance,
     /// The fields of a request that reads; a write's answer depends on none.
@@ -856,7 +856,7 @@ impl Forward {
         match self.rule.kind {
             // An answer to a HEAD has nothing to fill with.
             Kind::Read if self.is_head => None,
-            Kind::Write if self.unstorable.is_some() => None,
+            Kind::Write if self.why_not_storable.is_some() => None,
             Kind::Read | Kind::Write => Some(self.intent),
             Kind::EvictKey | Kind::EvictGroup => None,
         }
@@ -864,8 +864,8 @@ impl Forward {
 
     /// Why a write-through won't be stored whatever its handler answers, if so.
     #[must_use]
-    pub const fn unstorable(&self) -> Option<Reason> {
-        self.unstorable
+    pub const fn why_not_storable(&self) -> Option<Reason> {
+        self.why_not_storable
     }
 
     /// What the route does to the cache.
@@ -902,12 +902,12 @@ impl Forward {
         let age = entry.age(now);
         if entry.variant != expected
             || !entry.provenance.serves(self.provenance)
-            || unacceptable(&self.directives, &entry, age).is_some()
+            || why_not_usable(&self.directives, &entry, age).is_some()
             || (request.contains_key(ORIGIN) && may_lack_cors(&entry, self.variants.as_ref()))
         {
             return Err(self);
         }
-        let (is_head, not_modified) = (self.is_head, client_has(request, &entry));
+        let (is_head, not_modified) = (self.is_head, is_not_modified(request, &entry));
         let length = entry.body.len() as u64;
         let selection = if self.is_range && !not_modified {
             selection(request, &entry, length)
@@ -986,7 +986,7 @@ impl Forward {
     /// stored, and maybe what is stored answers though it is stale (RFC 5861 §4).
     #[must_use]
     pub fn on_error(self, status: StatusCode) -> Option<Hit> {
-        self.fallback.filter(|_| may_be_stood_in_for(status)).map(|hit| *hit)
+        self.fallback.filter(|_| allows_stale_if_error(status)).map(|hit| *hit)
     }
 
     /// Decides about the handler's answer, before its body.
@@ -1000,7 +1000,7 @@ impl Forward {
     }
 
     fn on_read(mut self, response: &response::Parts, length: BodyLength) -> OnResponse {
-        if may_be_stood_in_for(response.status)
+        if allows_stale_if_error(response.status)
             && let Some(hit) = self.fallback.take()
         {
             return OnResponse::ServeStale(*hit);
@@ -1015,7 +1015,7 @@ impl Forward {
         } else if self.rule.ttl_of(response.status).is_none() {
             Some(Reason::Status)
         } else {
-            unstorable(response, length, &self.rule)
+            why_not_storable(response, length, &self.rule)
         };
         match (refusal, selecting_fields(&response.headers), length) {
             (Some(reason), ..) => self.pass_read(reason, response, length),
@@ -1061,9 +1061,9 @@ impl Forward {
         }
         let representation = [StatusCode::OK, StatusCode::CREATED, StatusCode::NON_AUTHORITATIVE_INFORMATION];
         let refusal = self
-            .unstorable
+            .why_not_storable
             .or_else(|| (!representation.contains(&response.status)).then_some(Reason::Status))
-            .or_else(|| unstorable(response, length, &self.rule))
+            .or_else(|| why_not_storable(response, length, &self.rule))
             .or_else(|| (length == BodyLength::Known(0)).then_some(Reason::Empty))
             .or_else(|| (selecting_fields(&response.headers) != Ok(Vec::new())).then_some(Reason::Vary));
         match (refusal, length) {
@@ -1083,14 +1083,14 @@ impl Forward {
 }
 
 /// RFC 5861 §4: these are the errors that a stale response may stand in for.
-pub(crate) fn may_be_stood_in_for(status: StatusCode) -> bool {
+pub(crate) fn allows_stale_if_error(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 
 /// Whether an answer with this status says that what is stored is no longer so, though it can't be stored itself. That
 /// somebody isn't allowed to see it, or asks too often, says nothing about it.
 #[must_use]
-pub fn contradicts(status: StatusCode) -> bool {
+pub fn invalidates(status: StatusCode) -> bool {
     is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
@@ -1113,7 +1113,7 @@ fn is_for_a_part(response: &response::Parts) -> bool {
 }
 
 /// Why a response may not be stored, whatever its status (RFC 9111 §3), if so.
-fn unstorable(response: &response::Parts, length: BodyLength, rule: &Rule) -> Option<Reason> {
+fn why_not_storable(response: &response::Parts, length: BodyLength, rule: &Rule) -> Option<Reason> {
     let directives = ResponseDirectives::of(&response.headers);
     // On a private route that is what the route says itself.
     let is_private = directives.private && !rule.audience.is_private();
@@ -1352,23 +1352,23 @@ impl Admitted {
 
     /// Why the handler had to run, or why its answer isn't stored.
     #[must_use]
-    pub const fn reason(&self, outcome: Stored) -> Reason {
+    pub const fn reason(&self, outcome: CommitResult) -> Reason {
         match (outcome, self.reason) {
-            (Stored::Evicted, Reason::Busy | Reason::Waited | Reason::Spelling)
-            | (Stored::Yes | Stored::Failed, _) => self.reason,
-            (Stored::Evicted, _) => Reason::Evicted,
+            (CommitResult::Revoked, Reason::Busy | Reason::Waited | Reason::Spelling)
+            | (CommitResult::Stored | CommitResult::Failed, _) => self.reason,
+            (CommitResult::Revoked, _) => Reason::Evicted,
         }
     }
 
     /// The response for the client. What could not be stored because it was evicted meanwhile may be outdated already,
     /// so nobody is told to keep it; a store that failed changes nothing for the client.
     #[must_use]
-    pub fn into_response(self, outcome: Stored) -> Response<Bytes> {
+    pub fn into_response(self, outcome: CommitResult) -> Response<Bytes> {
         let reason = self.reason(outcome);
         let Self { rule, entry, mut parts, request, is_range, validators, .. } = self;
         let control = match outcome {
-            Stored::Evicted => no_cache(&rule),
-            Stored::Yes | Stored::Failed => {
+            CommitResult::Revoked => no_cache(&rule),
+            CommitResult::Stored | CommitResult::Failed => {
                 cache_control(&rule, entry.ttl, !entry.forbids_stale(), Revalidation::of(&entry))
             }
         };
@@ -1376,7 +1376,7 @@ impl Admitted {
         parts.headers.remove(EXPIRES);
         parts.headers.remove(AGE);
         let mut mark = Mark::miss(&rule, reason);
-        mark.stored = outcome == Stored::Yes;
+        mark.stored = outcome == CommitResult::Stored;
         mark.stamp(&mut parts.headers);
         if rule.kind == Kind::Write {
             parts.extensions.insert(WrittenThrough);
@@ -1400,11 +1400,11 @@ impl Admitted {
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub enum CommitResult {
     /// It is stored.
-    Yes,
+    Stored,
     /// It was evicted or overwritten while the handler ran.
-    Evicted,
+    Revoked,
     /// The store failed, or wasn't asked.
     Failed,
 }

@@ -117,7 +117,7 @@ impl<'a> From<&'a Parts> for RequestView<'a> {
 /// Which of the fields that concern a cache a request has, found in one pass over the names. Looking for each of them
 /// takes longer: a look-up hashes the name, and requests have about as many fields as there are to look for.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Present {
+pub(crate) struct RequestFields {
     /// `Cache-Control` or `Pragma`.
     pub(crate) directives: bool,
     /// `If-None-Match` or `If-Modified-Since`: a 304 may answer.
@@ -135,7 +135,7 @@ pub(crate) struct Present {
     pub(crate) upgrade: bool,
 }
 
-impl Present {
+impl RequestFields {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
         for name in headers.keys() {

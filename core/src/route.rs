@@ -16,13 +16,13 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, StatusCode};
 
-use crate::exchange::miss_predictor::Foresight;
+use crate::exchange::miss_predictor::MissPredictor;
 use crate::key::KeySpace;
-use crate::larder::{Larder, Shared, refuse};
+use crate::larder::{CacheContext, Larder, panic_invalid_config};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
-use crate::telemetry::Tally;
+use crate::telemetry::RouteMetrics;
 use crate::ttl::Ttl;
 
 /// What a record needs beside its body, at most, in bytes.
@@ -30,11 +30,11 @@ const HEAD_ROOM: u64 = 16 * 1024;
 
 /// A route of a cache: [`handle`](Self::handle) answers its requests.
 pub struct Route {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) context: Arc<CacheContext>,
     pub(crate) policy: CachePolicy,
     pub(crate) key_source: KeySource,
-    pub(crate) tally: Tally,
-    pub(crate) foresight: Foresight,
+    pub(crate) metrics: RouteMetrics,
+    pub(crate) miss_predictor: MissPredictor,
     /// Whether the author was told to declare whose the responses are.
     pub(crate) warned: AtomicBool,
     /// Whether the author was told that the cache is around the handler twice.
@@ -87,7 +87,7 @@ type SyncBuilder = Arc<dyn Fn(&RequestView<'_>) -> Option<String> + Send + Sync>
 pub(crate) enum KeySource {
     Uri,
     Sync(SyncBuilder),
-    Async(Arc<dyn ErasedKeyBuilder>),
+    Async(Arc<dyn DynKeyBuilder>),
 }
 
 impl fmt::Debug for KeySource {
@@ -101,14 +101,14 @@ impl fmt::Debug for KeySource {
 }
 
 /// [`KeyBuilder`] as a trait object.
-pub(crate) trait ErasedKeyBuilder: Send + Sync {
+pub(crate) trait DynKeyBuilder: Send + Sync {
     fn build<'a>(
         &'a self,
         request: &'a RequestView<'_>,
     ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
 }
 
-impl<B: KeyBuilder> ErasedKeyBuilder for B {
+impl<B: KeyBuilder> DynKeyBuilder for B {
     fn build<'a>(
         &'a self,
         request: &'a RequestView<'_>,
@@ -124,11 +124,11 @@ impl<B: KeyBuilder> ErasedKeyBuilder for B {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RouteOptions {
-    said: Arc<Said>,
+    config: Arc<RouteConfig>,
 }
 
 #[derive(Clone, Debug)]
-struct Said {
+struct RouteConfig {
     larder: Larder,
     prefix: Box<str>,
     group: Option<Box<str>>,
@@ -145,8 +145,9 @@ impl RouteOptions {
     /// A route with the cache's defaults.
     #[track_caller]
     pub fn new(larder: &Larder, kind: Kind) -> Self {
-        let defaults = &larder.shared.defaults;
-        let space = KeySpace::new(&defaults.prefix, None).unwrap_or_else(|error| refuse(&error));
+        let defaults = &larder.context.defaults;
+        let space =
+            KeySpace::new(&defaults.prefix, None).unwrap_or_else(|error| panic_invalid_config(&error));
         let rule = Rule {
             ttl: defaults.ttl.duration(),
             max_body: defaults.max_body,
@@ -155,7 +156,7 @@ impl RouteOptions {
             credential_fields: Arc::clone(&defaults.credential_fields),
             ..Rule::new(kind, space)
         };
-        let said = Said {
+        let config = RouteConfig {
             larder: larder.clone(),
             prefix: defaults.prefix.clone(),
             group: None,
@@ -165,32 +166,32 @@ impl RouteOptions {
             made_at: Location::caller(),
             route: OnceLock::new(),
         };
-        Self { said: Arc::new(said) }
+        Self { config: Arc::new(config) }
     }
 
     /// What is to be changed. A route that was finished before stays as it was.
-    fn change(&mut self) -> &mut Said {
-        let said = Arc::make_mut(&mut self.said);
-        said.route = OnceLock::new();
-        said
+    fn change(&mut self) -> &mut RouteConfig {
+        let config = Arc::make_mut(&mut self.config);
+        config.route = OnceLock::new();
+        config
     }
 
     /// The finished route.
     #[must_use]
     pub fn route(&self) -> Arc<Route> {
-        let Said { larder, rule, key_source, name, made_at, route, .. } = &*self.said;
+        let RouteConfig { larder, rule, key_source, name, made_at, route, .. } = &*self.config;
         let finish = || {
-            let shared = Arc::clone(&larder.shared);
-            shared.agreement.compare(rule, key_source, name.as_deref(), made_at);
+            let context = Arc::clone(&larder.context);
+            context.agreement.compare(rule, key_source, name.as_deref(), made_at);
             let mut rule = rule.clone();
             // A record is a little longer than its body.
-            let largest = shared.store.max_value_bytes();
+            let largest = context.store.max_value_bytes();
             rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
-            let policy = CachePolicy::new(Arc::new(rule)).with_secret(shared.defaults.secret.clone());
-            let (key_source, tally) = (key_source.clone(), Tally::new(name.clone()));
-            let (foresight, warned, warned_nested) =
-                (Foresight::default(), AtomicBool::new(false), AtomicBool::new(false));
-            Arc::new(Route { shared, policy, key_source, tally, foresight, warned, warned_nested })
+            let policy = CachePolicy::new(Arc::new(rule)).with_secret(context.defaults.secret.clone());
+            let (key_source, metrics) = (key_source.clone(), RouteMetrics::new(name.clone()));
+            let (miss_predictor, warned, warned_nested) =
+                (MissPredictor::default(), AtomicBool::new(false), AtomicBool::new(false));
+            Arc::new(Route { context, policy, key_source, metrics, miss_predictor, warned, warned_nested })
         };
         Arc::clone(route.get_or_init(finish))
     }
@@ -210,7 +211,7 @@ impl RouteOptions {
     /// Whether a group was named.
     #[must_use]
     pub fn has_group(&self) -> bool {
-        self.said.group.is_some()
+        self.config.group.is_some()
     }
 
     /// The eviction group.
@@ -229,10 +230,10 @@ impl RouteOptions {
 
     #[track_caller]
     fn with_space(mut self) -> Self {
-        let said = self.change();
-        match KeySpace::new(&said.prefix, said.group.as_deref()) {
-            Ok(space) => said.rule.space = space,
-            Err(error) => refuse(&error),
+        let config = self.change();
+        match KeySpace::new(&config.prefix, config.group.as_deref()) {
+            Ok(space) => config.rule.space = space,
+            Err(error) => panic_invalid_config(&error),
         }
         self
     }
@@ -267,7 +268,7 @@ impl RouteOptions {
         match &mut self.change().rule.audience {
             Audience::Private(_, from) => *from = names,
             Audience::Undeclared | Audience::Public => {
-                refuse(&"principal_from(..) needs private_by(..) before it");
+                panic_invalid_config(&"principal_from(..) needs private_by(..) before it");
             }
         }
         self
@@ -293,8 +294,8 @@ impl RouteOptions {
     }
 
     fn choose_keys(mut self, by: KeySource) -> Self {
-        let said = self.change();
-        (said.key_source, said.rule.is_chosen) = (by, true);
+        let config = self.change();
+        (config.key_source, config.rule.is_chosen) = (by, true);
         self
     }
 
@@ -338,7 +339,7 @@ impl RouteOptions {
     #[track_caller]
     pub fn jitter(mut self, fraction: f64) -> Self {
         if !(0.0..=1.0).contains(&fraction) {
-            refuse(&format!("the jitter {fraction} is not a fraction between 0 and 1"));
+            panic_invalid_config(&format!("the jitter {fraction} is not a fraction between 0 and 1"));
         }
         self.change().rule.jitter = fraction;
         self
@@ -350,7 +351,7 @@ impl RouteOptions {
 fn field_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<HeaderName> {
     let name = |name: &str| {
         HeaderName::from_bytes(name.as_bytes())
-            .unwrap_or_else(|_| refuse(&format!("{name:?} is no field name")))
+            .unwrap_or_else(|_| panic_invalid_config(&format!("{name:?} is no field name")))
     };
     names.into_iter().map(|text| name(text.as_ref())).collect()
 }

@@ -52,7 +52,7 @@ pub use health::{Breaker, Health, ServerHealth};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
 #[cfg(feature = "runtime")]
-pub use process_local::InProcess;
+pub use process_local::ProcessLocal;
 
 /// A place to keep bytes under a [`CacheKey`].
 ///
@@ -84,7 +84,7 @@ pub trait CacheStore: Send + Sync + 'static {
 
     /// The value under `key` if it is at hand: what [`get`](Self::get) would answer, without waiting for anything. `None` says
     /// nothing, and `get` is asked. Override it in a store that has values in this process: a hit is a little faster then.
-    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+    fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
         let _ = key;
         None
     }
@@ -179,7 +179,7 @@ impl ValueHead {
 pub trait LeaseStore: CacheStore {
     /// Asks to fill, refresh or overwrite `key`. A lease that is neither committed nor abandoned runs out after `hold`.
     ///
-    /// After it answered [`Begin::Lease`], [`get`](CacheStore::get), [`at_hand`](CacheStore::at_hand) and
+    /// After it answered [`Begin::Lease`], [`get`](CacheStore::get), [`try_get`](CacheStore::try_get) and
     /// [`has`](CacheStore::has) of this store are not older than the lease. The holder reads the entry it is going to
     /// replace, and builds on it. A store that answers from a copy drops the copy of `key` first, and keeps no copy that
     /// was read before.

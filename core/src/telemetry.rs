@@ -1,7 +1,7 @@
 //! What the cache tells about itself: numbers that are always counted, and exported where a feature asks for it.
 //!
 //! There are three places where something is noticed, and none of them can change an answer: [`Route::handle`] says how
-//! a request was [answered](Telemetry::answered); [`ObservedStore`] stands before the store and sees every call, and so
+//! a request was [answered](Telemetry::answered); [`MeteredStore`] stands before the store and sees every call, and so
 //! every write and every eviction; and whoever waits for another one's fill says [for how long](Telemetry::waited).
 //!
 //! A hit adds to two numbers. Whatever costs more (the time, who asked for what) is looked at only while somebody looks
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::larder::Shared;
+use crate::larder::CacheContext;
 use crate::policy::rule::Kind;
 use crate::reason::Reason;
 use crate::request::RequestView;
@@ -37,7 +37,7 @@ use crate::store::Health;
 
 pub(crate) use self::counters::BOUNDS;
 use self::counters::{Counters, Histogram};
-pub(crate) use self::metered_store::ObservedStore;
+pub(crate) use self::metered_store::MeteredStore;
 #[cfg(feature = "redis")]
 pub(crate) use self::metrics::breaker;
 
@@ -59,7 +59,7 @@ pub(crate) struct Telemetry {
     ungrouped: GroupCounters,
     groups: RwLock<HashMap<Arc<str>, Arc<GroupCounters>>>,
     waited: Histogram,
-    waited_in_vain: AtomicU64,
+    wait_failures: AtomicU64,
     operations: [OperationCounters; Operation::ALL.len()],
     /// Once there is a console.
     #[cfg(feature = "console")]
@@ -92,7 +92,7 @@ impl Telemetry {
     /// A request waited for another one's fill, and either got something from it or not.
     pub(crate) fn waited(&self, took: Duration, in_vain: bool) {
         self.waited.record(took);
-        self.waited_in_vain.fetch_add(in_vain.into(), Ordering::Relaxed);
+        self.wait_failures.fetch_add(in_vain.into(), Ordering::Relaxed);
         metrics::fill_wait(took, in_vain);
     }
 
@@ -209,7 +209,7 @@ impl Telemetry {
             routes,
             groups,
             fill_waits: FillWaits {
-                in_vain: self.waited_in_vain.load(Ordering::Relaxed),
+                in_vain: self.wait_failures.load(Ordering::Relaxed),
                 waited: self.waited.read(),
             },
             store: StoreStats { health, operations: operations.collect() },
@@ -218,14 +218,14 @@ impl Telemetry {
 }
 
 /// What is counted of a route: under its name, or else under each pattern that its requests matched.
-pub(crate) struct Tally {
+pub(crate) struct RouteMetrics {
     name: Option<Box<str>>,
     /// Nearly every route has one pattern.
     first: OnceLock<Arc<RouteCounters>>,
     others: RwLock<Vec<Arc<RouteCounters>>>,
 }
 
-impl Tally {
+impl RouteMetrics {
     pub(crate) const fn new(name: Option<Box<str>>) -> Self {
         Self { name, first: OnceLock::new(), others: RwLock::new(Vec::new()) }
     }
@@ -234,18 +234,18 @@ impl Tally {
 impl Route {
     /// What the route is called: its name, or else the pattern that a request matched.
     pub(crate) fn label<'a>(&'a self, pattern: Option<&'a str>) -> &'a str {
-        self.tally.name.as_deref().or(pattern).unwrap_or(UNNAMED)
+        self.metrics.name.as_deref().or(pattern).unwrap_or(UNNAMED)
     }
 
     /// The numbers of this route for requests that matched this pattern.
-    pub(crate) fn tally<T>(
+    pub(crate) fn metrics<T>(
         self: &Arc<Self>,
         pattern: Option<&str>,
         with: impl FnOnce(&Arc<RouteCounters>) -> T,
     ) -> T {
-        let Tally { first, others, .. } = &self.tally;
+        let RouteMetrics { first, others, .. } = &self.metrics;
         let name = self.label(pattern);
-        let first = first.get_or_init(|| self.shared.telemetry.route(self, name));
+        let first = first.get_or_init(|| self.context.telemetry.route(self, name));
         if *first.name == *name {
             return with(first);
         }
@@ -254,29 +254,29 @@ impl Route {
             return with(known);
         }
         drop(known);
-        let counters = self.shared.telemetry.route(self, name);
+        let counters = self.context.telemetry.route(self, name);
         others.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&counters));
         with(&counters)
     }
 }
 
 /// One request, from when it came until it is answered. A client that hangs up before is not counted.
-pub(crate) struct Watch {
+pub(crate) struct RequestTimer {
     /// If somebody looks on.
     #[cfg(feature = "console")]
     asked: Option<Box<history::Asked>>,
 }
 
-impl Watch {
+impl RequestTimer {
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
-    pub(crate) fn new(shared: &Shared, request: &RequestView<'_>) -> Self {
+    pub(crate) fn new(context: &CacheContext, request: &RequestView<'_>) -> Self {
         Self {
             #[cfg(feature = "console")]
-            asked: shared
+            asked: context
                 .telemetry
                 .history
                 .get()
-                .map(|_| Box::new(history::Asked::new(shared.now(), request.method, request.uri))),
+                .map(|_| Box::new(history::Asked::new(context.now(), request.method, request.uri))),
         }
     }
 
@@ -297,19 +297,19 @@ impl Watch {
     }
 
     /// It goes on to the handler, which takes the request and with it what tells where it counts.
-    pub(crate) fn keep(self, telemetry: &Telemetry, counters: Arc<RouteCounters>) -> WatchFurther<'_> {
-        WatchFurther { watch: Some(self), telemetry, counters }
+    pub(crate) fn keep(self, telemetry: &Telemetry, counters: Arc<RouteCounters>) -> RunningRequest<'_> {
+        RunningRequest { watch: Some(self), telemetry, counters }
     }
 }
 
 /// A request that is with the handler. If that panics, it counts as an error.
-pub(crate) struct WatchFurther<'a> {
-    watch: Option<Watch>,
+pub(crate) struct RunningRequest<'a> {
+    watch: Option<RequestTimer>,
     telemetry: &'a Telemetry,
     counters: Arc<RouteCounters>,
 }
 
-impl WatchFurther<'_> {
+impl RunningRequest<'_> {
     /// It is answered.
     pub(crate) fn answered(mut self, outcome: Outcome, answer: StatusCode) {
         self.note(outcome, answer);
@@ -322,7 +322,7 @@ impl WatchFurther<'_> {
     }
 }
 
-impl Drop for WatchFurther<'_> {
+impl Drop for RunningRequest<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.note(Outcome::ERROR, StatusCode::INTERNAL_SERVER_ERROR);

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, request};
 use larder_core::policy::{
-    Admitted, BodyLength, Decision, Forward, Hit, Lookup, OnEntry, OnRequest, OnResponse, Pass, Placement,
-    Select, Stored,
+    Admitted, BodyLength, CommitResult, Decision, Forward, Hit, Lookup, OnEntry, OnRequest, OnResponse, Pass,
+    Placement, Select,
 };
 use larder_core::{
     Audience, CachePolicy, Entry, Intent, Kind, MAX_VARIANTS, Principal, PrincipalSecret, Provenance, Reason,
@@ -445,7 +445,7 @@ fn what_this_cache_does_not_share_no_other_may() {
             assert_eq!(filled.place(7) == Placement::Target, own.is_none(), "selects by our own names");
             let entry = decoded(&filled);
             assert_eq!(vary(&entry.headers), expected);
-            for outcome in [Stored::Yes, Stored::Evicted, Stored::Failed] {
+            for outcome in [CommitResult::Stored, CommitResult::Revoked, CommitResult::Failed] {
                 let filled = admitted(read(), 200, &answer, "new");
                 assert_eq!(vary(filled.into_response(outcome).headers()), expected);
             }
@@ -479,7 +479,7 @@ fn what_this_cache_does_not_share_no_other_may() {
         let put = request(Method::PUT, fields);
         let written = admitted(forward(tweaked(Kind::Write, tweak), &put), 200, &[], "new");
         assert_eq!(vary(&decoded(&written).headers).as_deref(), told);
-        assert_eq!(vary(written.into_response(Stored::Yes).headers()).as_deref(), told);
+        assert_eq!(vary(written.into_response(CommitResult::Stored).headers()).as_deref(), told);
         let delete = forward(tweaked(Kind::EvictKey, tweak), &request(Method::DELETE, fields));
         let (_, headers) = answered(delete, 200, &[], "").unwrap_err();
         assert_eq!(vary(&headers), None);
@@ -1035,7 +1035,7 @@ fn range_fills() -> Reasons {
                     "{why}: the whole is stored"
                 );
                 assert!(!entry.headers.contains_key("content-range"), "{why}");
-                let response = admitted.into_response(Stored::Yes);
+                let response = admitted.into_response(CommitResult::Stored);
                 let fields = response.headers();
                 let told = fields.get("content-range").map(|range| format!("{} ", range.to_str().unwrap()));
                 let body = String::from_utf8(response.body().to_vec()).unwrap();
@@ -1100,7 +1100,11 @@ fn what_can_be_cut_says_so() {
         };
         assert_eq!(said(&decoded(&admitted).headers).as_deref(), expected, "{why}");
         if kind == Kind::Read {
-            assert_eq!(said(admitted.into_response(Stored::Yes).headers()).as_deref(), expected, "{why}");
+            assert_eq!(
+                said(admitted.into_response(CommitResult::Stored).headers()).as_deref(),
+                expected,
+                "{why}"
+            );
         }
     }
 }
@@ -1184,7 +1188,7 @@ fn which_validators_match() {
         }
         let filled =
             admitted(forward(rule(Kind::Read), &request(Method::GET, conditions)), 200, fields, "new");
-        let response = filled.into_response(Stored::Yes);
+        let response = filled.into_response(CommitResult::Stored);
         assert_eq!(response.status() == StatusCode::NOT_MODIFIED, *expected, "{why}");
         assert_eq!(response.body().is_empty(), *expected, "{why}");
     }
@@ -1245,7 +1249,7 @@ fn what_a_304_says() {
     );
     let tag = weak_etag(b"new").to_str().unwrap().to_owned();
     assert_eq!(
-        lines(filled.into_response(Stored::Yes).headers()),
+        lines(filled.into_response(CommitResult::Stored).headers()),
         [
             "cache-control: max-age=60".to_owned(),
             format!("date: {MODIFIED}"),
@@ -1290,12 +1294,12 @@ fn what_a_miss_looks_like() {
     let etag = format!("etag: {}", weak_etag(b"new").to_str().unwrap());
     let (etag, own) = (etag.as_str(), "etag: \"own\"");
     const NO_EXPIRY: Tweak = |rule| rule.ttl = None;
-    let table: &[(&str, Tweak, Fields<'_>, Stored, &[&str], &str)] = &[
+    let table: &[(&str, Tweak, Fields<'_>, CommitResult, &[&str], &str)] = &[
         (
             "stored",
             AS_IT_IS,
             &[],
-            Stored::Yes,
+            CommitResult::Stored,
             &["accept-ranges: bytes", "cache-control: max-age=60", etag, "x-redis-cache: MISS"],
             "; stored",
         ),
@@ -1303,7 +1307,7 @@ fn what_a_miss_looks_like() {
             "the handler's own tag stands",
             AS_IT_IS,
             &[("etag", "\"own\"")],
-            Stored::Yes,
+            CommitResult::Stored,
             &["accept-ranges: bytes", "cache-control: max-age=60", own, "x-redis-cache: MISS"],
             "; stored",
         ),
@@ -1316,7 +1320,7 @@ fn what_a_miss_looks_like() {
                 ("expires", MODIFIED),
                 ("age", "3"),
             ],
-            Stored::Yes,
+            CommitResult::Stored,
             &["accept-ranges: bytes", "cache-control: max-age=60", etag, "x-redis-cache: MISS"],
             "; stored",
         ),
@@ -1324,7 +1328,7 @@ fn what_a_miss_looks_like() {
             "no end",
             NO_EXPIRY,
             &[],
-            Stored::Yes,
+            CommitResult::Stored,
             &["accept-ranges: bytes", "cache-control: no-cache", etag, "x-redis-cache: MISS"],
             "; stored",
         ),
@@ -1332,7 +1336,7 @@ fn what_a_miss_looks_like() {
             "private",
             PRIVATE,
             &[],
-            Stored::Yes,
+            CommitResult::Stored,
             &["accept-ranges: bytes", "cache-control: private, max-age=60", etag, "x-redis-cache: MISS"],
             "; stored",
         ),
@@ -1340,7 +1344,7 @@ fn what_a_miss_looks_like() {
             "evicted meanwhile: nobody shall keep it",
             AS_IT_IS,
             &[],
-            Stored::Evicted,
+            CommitResult::Revoked,
             &["accept-ranges: bytes", "cache-control: no-cache", etag, "x-redis-cache: MISS"],
             "",
         ),
@@ -1348,7 +1352,7 @@ fn what_a_miss_looks_like() {
             "and nobody else",
             PRIVATE,
             &[],
-            Stored::Evicted,
+            CommitResult::Revoked,
             &["accept-ranges: bytes", "cache-control: private, no-cache", etag, "x-redis-cache: MISS"],
             "",
         ),
@@ -1356,7 +1360,7 @@ fn what_a_miss_looks_like() {
             "a store that fails changes nothing",
             AS_IT_IS,
             &[],
-            Stored::Failed,
+            CommitResult::Failed,
             &["accept-ranges: bytes", "cache-control: max-age=60", etag, "x-redis-cache: MISS"],
             "",
         ),
@@ -1364,7 +1368,7 @@ fn what_a_miss_looks_like() {
             "everything else stays",
             AS_IT_IS,
             &[("date", MODIFIED), ("x-a", "1"), ("x-redis-cache", "HIT")],
-            Stored::Yes,
+            CommitResult::Stored,
             &[
                 "accept-ranges: bytes",
                 "cache-control: max-age=60",
@@ -1383,8 +1387,8 @@ fn what_a_miss_looks_like() {
         assert_eq!((response.status(), &response.body()[..]), (StatusCode::OK, &b"new"[..]), "{why}");
         assert_eq!(lines(response.headers()), *expected, "{why}");
         let (forwarded, detail) = match outcome {
-            Stored::Evicted => ("miss", "evicted"),
-            Stored::Yes | Stored::Failed => ("uri-miss", "absent"),
+            CommitResult::Revoked => ("miss", "evicted"),
+            CommitResult::Stored | CommitResult::Failed => ("uri-miss", "absent"),
         };
         assert_eq!(
             cache_status(response.headers()),
@@ -1408,7 +1412,7 @@ fn cache_status_says_why() {
     ] {
         let get = request(Method::GET, fields);
         let forward = miss(ask(rule(Kind::Read), &get, found, now() + Duration::from_secs(age)));
-        let response = admitted(forward, 200, &[], "new").into_response(Stored::Yes);
+        let response = admitted(forward, 200, &[], "new").into_response(CommitResult::Stored);
         check_cache_status(response.headers());
         assert_eq!(cache_status(response.headers()), format!("Larder; fwd={expected}"));
     }
@@ -1421,7 +1425,7 @@ fn cache_status_says_why() {
     );
     let entry = decoded(&filled);
     assert!(!entry.headers.contains_key("cache-status"), "what was true of one answer isn't of the next");
-    let response = filled.into_response(Stored::Yes);
+    let response = filled.into_response(CommitResult::Stored);
     let said: Vec<&HeaderValue> = response.headers().get_all("cache-status").iter().collect();
     assert_eq!(said, ["Origin; hit", "Larder; fwd=uri-miss; stored; detail=absent"]);
 }
@@ -1499,7 +1503,7 @@ fn storing() -> Reasons {
                     "{why}"
                 );
                 assert_eq!((entry.status.as_u16(), &entry.body[..]), (*status, body.as_bytes()), "{why}");
-                let told = admitted.into_response(Stored::Yes).headers()[CACHE_CONTROL].clone();
+                let told = admitted.into_response(CommitResult::Stored).headers()[CACHE_CONTROL].clone();
                 assert_eq!(told, format!("max-age={}", ttl.as_secs()), "{why}");
             }
             Err((pass, headers)) => {
@@ -1585,7 +1589,7 @@ fn which_fields_are_stored() {
         ]
     );
     // They are the handler's to say on its own answer, but for what the cache says there.
-    let response = filled.into_response(Stored::Yes);
+    let response = filled.into_response(CommitResult::Stored);
     assert_eq!(response.headers()["keep-alive"], "timeout=5");
     assert_eq!(response.headers()["x-redis-cache"], "MISS");
 }
@@ -1601,7 +1605,7 @@ fn jitter_only_shortens_and_by_no_more_than_it_says() {
                 let filled = admitted(forward(rule, &request(Method::GET, &[])), 200, &[], body);
                 let ttl = filled.retention().unwrap();
                 assert_eq!(
-                    filled.into_response(Stored::Yes).headers()[CACHE_CONTROL],
+                    filled.into_response(CommitResult::Stored).headers()[CACHE_CONTROL],
                     format!("max-age={}", ttl.as_secs()),
                     "others are told the same lifetime"
                 );
@@ -1790,7 +1794,7 @@ fn how_long_a_stale_answer_is_kept_and_what_others_are_told() {
         assert_eq!(filled.retention(), Some(Duration::from_secs(kept)), "{told}");
         let entry = decoded(&filled);
         assert_eq!(entry.must_revalidate || entry.proxy_revalidate, !fields.is_empty());
-        assert_eq!(filled.into_response(Stored::Yes).headers()[CACHE_CONTROL], told);
+        assert_eq!(filled.into_response(CommitResult::Stored).headers()[CACHE_CONTROL], told);
         let hit = hit(ask(tweaked(Kind::Read, tweak), &request(Method::GET, &[]), stored(entry), now()));
         assert_eq!(hit.into_response().headers()[CACHE_CONTROL], told, "also on a hit");
     }
@@ -2036,7 +2040,7 @@ fn what_a_write_stores() {
     assert_eq!(written.place(1), Placement::Target);
 
     // The writer gets its own answer, never a 304: preconditions of a PUT are its handler's business.
-    let response = written.into_response(Stored::Yes);
+    let response = written.into_response(CommitResult::Stored);
     assert_eq!((response.status(), &response.body()[..]), (StatusCode::CREATED, &b"new"[..]));
     assert_eq!(response.headers()["location"], "/things/8");
     assert_eq!(cache_status(response.headers()), "Larder; fwd=method; stored; detail=method");
@@ -2333,7 +2337,7 @@ fn content_without_a_field_is_content() {
 #[test]
 fn every_reason_is_reached() {
     // These are about waiting for others and about what became of a commit, which only the exchange knows. What the
-    // engine hears of a commit is `Stored`, and the miss keeps the reason it had.
+    // engine hears of a commit is `CommitResult`, and the miss keeps the reason it had.
     const OF_THE_EXCHANGE: [Reason; 4] = [Reason::Busy, Reason::Waited, Reason::Evicted, Reason::Nested];
     // Reached in the tables of `shared_policy.rs`.
     const OF_THE_SHARED_CACHE: [Reason; 3] = [Reason::Incomplete, Reason::Lifetime, Reason::Budget];
@@ -2350,7 +2354,7 @@ fn every_reason_is_reached() {
 /// The handler's answer, whatever became of the store: nothing but what a table above names is ever lost.
 #[test]
 fn an_answer_is_delivered_whole_whatever_the_outcome() {
-    for outcome in [Stored::Yes, Stored::Evicted, Stored::Failed] {
+    for outcome in [CommitResult::Stored, CommitResult::Revoked, CommitResult::Failed] {
         for kind in [Kind::Read, Kind::Write] {
             let method = if kind == Kind::Read { Method::GET } else { Method::PUT };
             let filled = admitted(forward(rule(kind), &request(method, &[])), 200, &[("x-a", "1")], "new");
@@ -2385,7 +2389,7 @@ fn preconditions_count_only_where_the_answer_is_a_success() {
         assert_eq!(answer.status(), expected, "filled by another");
 
         let filled = admitted(forward(also(status), &get), status.as_u16(), &[("etag", "\"e\"")], "gone");
-        assert_eq!(filled.into_response(Stored::Yes).status(), expected, "filled");
+        assert_eq!(filled.into_response(CommitResult::Stored).status(), expected, "filled");
     }
 }
 

@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, request};
 use larder_core::policy::{
-    Admitted, BodyLength, Decision, Forward, Hit, Lookup, OnEntry, OnRequest, OnResponse, Pass, Placement,
-    Select, Stored,
+    Admitted, BodyLength, CommitResult, Decision, Forward, Hit, Lookup, OnEntry, OnRequest, OnResponse, Pass,
+    Placement, Select,
 };
 use larder_core::{
     Audience, CachePolicy, Entry, Kind, MAX_VARIANTS, Provenance, Reason, Record, RequestView, Rule, Variants,
@@ -486,7 +486,7 @@ impl Observed {
             Placement::Widened(..) => "widened",
         };
         self.edge(State::Admitted, "place", State::Admitted, placement);
-        let status = admitted.into_response(Stored::Yes).status();
+        let status = admitted.into_response(CommitResult::Stored).status();
         let to = if status == StatusCode::NOT_MODIFIED { State::NotModified } else { State::Answer };
         self.edge(State::Admitted, "into_response", to, None);
     }

@@ -1,4 +1,4 @@
-//! The behaviour suite, run on the in-memory store, on a store of four functions inside `InProcess`, and on a store that
+//! The behaviour suite, run on the in-memory store, on a store of four functions inside `ProcessLocal`, and on a store that
 //! breaks the rules.
 
 #![cfg(all(feature = "memory", feature = "suite"))]
@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use larder_core::store::suite::{Subject, racing_against_delete};
 use larder_core::{
-    Abandon, Begin, CacheKey, CacheStore, Clock, InProcess, Intent, KeySpace, Lease, LeaseStore, ManualClock,
-    MemoryStore, StoreError,
+    Abandon, Begin, CacheKey, CacheStore, Clock, Intent, KeySpace, Lease, LeaseStore, ManualClock,
+    MemoryStore, ProcessLocal, StoreError,
 };
 
 /// As simple as a store can be, but slow enough that others get between any two of its steps.
@@ -80,9 +80,9 @@ mod shelf {
     });
 }
 
-fn shelf_in_process() -> Subject<InProcess<Shelf>> {
+fn shelf_in_process() -> Subject<ProcessLocal<Shelf>> {
     let clock = ManualClock::new();
-    let store = InProcess::new(Shelf::new(&clock), Arc::new(clock.clone()));
+    let store = ProcessLocal::new(Shelf::new(&clock), Arc::new(clock.clone()));
     Subject::with_clock(store, clock).rounds(1_000)
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::key::CacheKey;
-use crate::larder::Shared;
+use crate::larder::CacheContext;
 use crate::policy::Needs;
 use crate::reason::Reason;
 
@@ -25,7 +25,7 @@ pub(crate) enum Excerpt<R> {
     TooLittle,
 }
 
-impl Shared {
+impl CacheContext {
     /// Reads the head of a record first, and of its body what a request needs.
     ///
     /// `read` gets the beginning of a record and its length, and answers what it says and where its body begins.

@@ -10,24 +10,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const SURE: u32 = 8;
 
 #[derive(Debug, Default)]
-pub(crate) struct Foresight {
+pub(crate) struct MissPredictor {
     misses: AtomicU32,
 }
 
-impl Foresight {
-    pub(crate) fn sees_a_miss(&self) -> bool {
+impl MissPredictor {
+    pub(crate) fn predicts_miss(&self) -> bool {
         self.misses.load(Ordering::Relaxed) >= SURE
     }
 
     /// Nothing was there.
-    pub(crate) fn missed(&self) {
-        if !self.sees_a_miss() {
+    pub(crate) fn record_miss(&self) {
+        if !self.predicts_miss() {
             self.misses.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Something was there, or the store can't say.
-    pub(crate) fn looks_again(&self) {
+    pub(crate) fn record_hit(&self) {
         // All requests share this: it is written only to change it.
         if self.misses.load(Ordering::Relaxed) > 0 {
             self.misses.store(0, Ordering::Relaxed);
@@ -41,13 +41,13 @@ mod tests {
 
     #[test]
     fn many_misses_in_a_row_foretell_another() {
-        let foresight = Foresight::default();
+        let miss_predictor = MissPredictor::default();
         for _ in 0..SURE {
-            assert!(!foresight.sees_a_miss());
-            foresight.missed();
+            assert!(!miss_predictor.predicts_miss());
+            miss_predictor.record_miss();
         }
-        assert!(foresight.sees_a_miss());
-        foresight.looks_again();
-        assert!(!foresight.sees_a_miss());
+        assert!(miss_predictor.predicts_miss());
+        miss_predictor.record_hit();
+        assert!(!miss_predictor.predicts_miss());
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
 
 use crate::key::{CacheKey, KeySpace};
-use crate::larder::Shared;
+use crate::larder::CacheContext;
 
 /// Work that can be moved into a task of its own while it is under way. It has room for every way in which a fill can go, many
 /// kilobytes, so that it is on the heap from the beginning.
@@ -27,7 +27,7 @@ pub(crate) type Panic = Box<dyn Any + Send>;
 pub(crate) struct Detached<T: Send + 'static> {
     /// Until it is done, or has panicked.
     work: Option<Task<T>>,
-    shared: Arc<Shared>,
+    context: Arc<CacheContext>,
     span: tracing::Span,
     _tracked: TaskTrackerToken,
 }
@@ -54,16 +54,16 @@ impl<T: Send + 'static> Drop for Detached<T> {
     fn drop(&mut self) {
         if let Some(work) = self.work.take() {
             let work = async move { drop(work.await) };
-            self.shared.in_background(Box::pin(work.instrument(self.span.clone())));
+            self.context.in_background(Box::pin(work.instrument(self.span.clone())));
         }
     }
 }
 
-impl Shared {
+impl CacheContext {
     /// Runs on when the client is gone, but then no longer than a fill may take.
     pub(crate) fn detached<T: Send + 'static>(self: &Arc<Self>, work: Task<T>) -> Detached<T> {
-        let (work, shared, span) = (Some(work), Arc::clone(self), tracing::Span::current());
-        Detached { work, shared, span, _tracked: self.tasks.token() }
+        let (work, context, span) = (Some(work), Arc::clone(self), tracing::Span::current());
+        Detached { work, context, span, _tracked: self.tasks.token() }
     }
 
     /// Runs for nobody, and no longer than a fill may take.
@@ -137,14 +137,14 @@ impl Target {
 
 /// Evicts in the background unless it was disarmed.
 pub(crate) struct EvictOnDrop<'a> {
-    shared: &'a Arc<Shared>,
+    context: &'a Arc<CacheContext>,
     targets: &'a [Target],
     armed: bool,
 }
 
 impl<'a> EvictOnDrop<'a> {
-    pub(crate) const fn new(shared: &'a Arc<Shared>, targets: &'a [Target]) -> Self {
-        Self { shared, targets, armed: true }
+    pub(crate) const fn new(context: &'a Arc<CacheContext>, targets: &'a [Target]) -> Self {
+        Self { context, targets, armed: true }
     }
 
     pub(crate) fn disarm(mut self) {
@@ -155,8 +155,8 @@ impl<'a> EvictOnDrop<'a> {
 impl Drop for EvictOnDrop<'_> {
     fn drop(&mut self) {
         if self.armed {
-            let (shared, targets) = (Arc::clone(self.shared), self.targets.to_vec());
-            self.shared.begin_at_once(Box::pin(async move { shared.evict(&targets).await }));
+            let (context, targets) = (Arc::clone(self.context), self.targets.to_vec());
+            self.context.begin_at_once(Box::pin(async move { context.evict(&targets).await }));
         }
     }
 }

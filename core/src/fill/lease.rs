@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::fill::single_flight::{Landing, Lead};
+use crate::fill::single_flight::{FillOutcome, Leader};
 use crate::headers::vary::Variants;
 use crate::key::CacheKey;
-use crate::larder::Shared;
-use crate::policy::Stored;
+use crate::larder::CacheContext;
+use crate::policy::CommitResult;
 use crate::reason::Reason;
 use crate::store::{Abandon, Begin, Intent, Lease, StoreError};
 
@@ -22,7 +22,7 @@ const LAST_PAUSE: Duration = Duration::from_millis(16);
 
 /// What came of asking for the right to write.
 pub(crate) enum Started {
-    Held(Held),
+    LeaseGuard(LeaseGuard),
     /// Somebody has filled it.
     Found(Bytes),
     /// There is no right to be had: somebody writes, the store failed, or the wait was too long.
@@ -30,15 +30,15 @@ pub(crate) enum Started {
 }
 
 impl Started {
-    pub(crate) fn held(self) -> Option<Held> {
+    pub(crate) fn held(self) -> Option<LeaseGuard> {
         match self {
-            Self::Held(held) => Some(held),
+            Self::LeaseGuard(held) => Some(held),
             Self::Found(_) | Self::Without(_) => None,
         }
     }
 }
 
-impl Shared {
+impl CacheContext {
     /// Asks for the right to write `key`. If another process has the right to fill it, this waits, up to a limit, when
     /// `awaited` says what would be worth waiting for.
     pub(crate) async fn start(
@@ -78,7 +78,7 @@ impl Shared {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.begin(key, intent).await {
-                Ok(Begun::Held(held)) => return Started::Held(held),
+                Ok(Begun::LeaseGuard(held)) => return Started::LeaseGuard(held),
                 Ok(Begun::Found(bytes)) => return Started::Found(bytes),
                 Ok(Begun::Filling) => {
                     let Some(is_awaited) = awaited else { return Started::Without(Reason::Busy) };
@@ -108,9 +108,11 @@ impl Shared {
     /// Asks once.
     pub(crate) async fn begin(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Result<Begun, StoreError> {
         Ok(match self.store.begin(key, intent, self.timing.hold).await? {
-            Begin::Lease(lease) => {
-                Begun::Held(Held { shared: Arc::clone(self), key: key.clone(), lease: Some(lease) })
-            }
+            Begin::Lease(lease) => Begun::LeaseGuard(LeaseGuard {
+                context: Arc::clone(self),
+                key: key.clone(),
+                lease: Some(lease),
+            }),
             Begin::Found(bytes) => Begun::Found(bytes),
             Begin::Filling => Begun::Filling,
             Begin::Busy => Begun::Busy,
@@ -118,7 +120,7 @@ impl Shared {
     }
 }
 
-impl Shared {
+impl CacheContext {
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) {
         if let Err(error) = self.store.abandon(key, lease, why).await {
             self.store_failed("abandon", key.name(), &error);
@@ -128,36 +130,36 @@ impl Shared {
 
 /// [`Begin`], with a lease that gives itself back.
 pub(crate) enum Begun {
-    Held(Held),
+    LeaseGuard(LeaseGuard),
     Found(Bytes),
     Filling,
     Busy,
 }
 
 /// A lease that is given back when it is dropped, by a panic or an early return.
-pub(crate) struct Held {
-    shared: Arc<Shared>,
+pub(crate) struct LeaseGuard {
+    context: Arc<CacheContext>,
     key: CacheKey,
     lease: Option<Lease>,
 }
 
-impl Held {
+impl LeaseGuard {
     /// Runs `work` and renews the lease meanwhile, up to the longest time a fill may take.
     ///
     /// Pinned, because the work is large, and would be in here twice.
     pub(crate) async fn renewing<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
         let Some(lease) = &self.lease else { return work.await };
         let renewals = async {
-            let every = self.shared.timing.hold / 3;
+            let every = self.context.timing.hold / 3;
             let mut held_for = Duration::ZERO;
-            while held_for < self.shared.timing.max_fill {
+            while held_for < self.context.timing.max_fill {
                 tokio::time::sleep(every).await;
                 held_for += every;
-                match self.shared.store.renew(&self.key, lease, self.shared.timing.hold).await {
+                match self.context.store.renew(&self.key, lease, self.context.timing.hold).await {
                     Ok(true) => {}
                     // Lost: the commit will find out.
                     Ok(false) => break,
-                    Err(error) => self.shared.store_failed("renew", self.key.name(), &error),
+                    Err(error) => self.context.store_failed("renew", self.key.name(), &error),
                 }
             }
             std::future::pending::<Infallible>().await
@@ -170,14 +172,14 @@ impl Held {
     }
 
     /// Writes and gives the lease back.
-    pub(crate) async fn commit(self, record: Bytes, ttl: Option<Duration>) -> Stored {
-        let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+    pub(crate) async fn commit(self, record: Bytes, ttl: Option<Duration>) -> CommitResult {
+        let (shared, key) = (Arc::clone(&self.context), self.key.clone());
         match self.try_commit(record, ttl).await {
-            Ok(true) => Stored::Yes,
-            Ok(false) => Stored::Evicted,
+            Ok(true) => CommitResult::Stored,
+            Ok(false) => CommitResult::Revoked,
             Err(error) => {
                 shared.store_failed("commit", key.name(), &error);
-                Stored::Failed
+                CommitResult::Failed
             }
         }
     }
@@ -189,7 +191,7 @@ impl Held {
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
         let Some(lease) = self.lease.take() else { return Ok(false) };
-        self.shared.store.commit(&self.key, &lease, record, ttl).await
+        self.context.store.commit(&self.key, &lease, record, ttl).await
     }
 
     /// Writes a variant, its time to live beside it, and under the lease the record that leads to it. In this order: if the
@@ -199,10 +201,10 @@ impl Held {
         (key, record, ttl): (CacheKey, Bytes, Option<Duration>),
         variants: &Variants,
         kept_for: Option<Duration>,
-    ) -> Stored {
-        match self.shared.set(&key, record, ttl).await {
+    ) -> CommitResult {
+        match self.context.set(&key, record, ttl).await {
             Ok(()) => self.commit(variants.encode(), kept_for).await,
-            Err(()) => Stored::Failed,
+            Err(()) => CommitResult::Failed,
         }
     }
 
@@ -212,24 +214,24 @@ impl Held {
     }
 
     /// Gives the lease back after a failure, in the background, and then lets those who wait try.
-    pub(crate) fn fail(mut self, lead: Lead) {
-        let Some(lease) = self.lease.take() else { return lead.land(Landing::Failed) };
-        let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
-        self.shared.spawn(async move {
+    pub(crate) fn fail(mut self, lead: Leader) {
+        let Some(lease) = self.lease.take() else { return lead.complete(FillOutcome::HandlerFailed) };
+        let (shared, key) = (Arc::clone(&self.context), self.key.clone());
+        self.context.spawn(async move {
             shared.abandon(&key, &lease, Abandon::Failed).await;
-            lead.land(Landing::Failed);
+            lead.complete(FillOutcome::HandlerFailed);
         });
     }
 
     fn give_back(&mut self, why: Abandon) {
         if let Some(lease) = self.lease.take() {
-            let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
-            self.shared.spawn(async move { shared.abandon(&key, &lease, why).await });
+            let (shared, key) = (Arc::clone(&self.context), self.key.clone());
+            self.context.spawn(async move { shared.abandon(&key, &lease, why).await });
         }
     }
 }
 
-impl Drop for Held {
+impl Drop for LeaseGuard {
     fn drop(&mut self) {
         self.give_back(Abandon::Failed);
     }

@@ -12,7 +12,7 @@ use http::Extensions;
 
 use crate::exchange::Call;
 use crate::key::CacheKey;
-use crate::larder::Shared;
+use crate::larder::CacheContext;
 
 tokio::task_local! {
     static RUNNING: Running;
@@ -23,16 +23,16 @@ tokio::task_local! {
 struct Running(Arc<Run>);
 
 struct Run {
-    shared: Arc<Shared>,
+    context: Arc<CacheContext>,
     key: CacheKey,
     around: Option<Running>,
 }
 
 impl Running {
-    fn includes(&self, shared: &Arc<Shared>, key: &CacheKey) -> bool {
+    fn includes(&self, context: &Arc<CacheContext>, key: &CacheKey) -> bool {
         let mut at = Some(self);
         while let Some(Self(run)) = at {
-            if Arc::ptr_eq(&run.shared, shared) && run.key == *key {
+            if Arc::ptr_eq(&run.context, context) && run.key == *key {
                 return true;
             }
             at = run.around.as_ref();
@@ -42,28 +42,28 @@ impl Running {
 }
 
 /// Whether this task runs a handler, or a computation, for this key.
-pub(crate) fn is_running_here(shared: &Arc<Shared>, key: &CacheKey) -> bool {
-    RUNNING.try_with(|running| running.includes(shared, key)).unwrap_or(false)
+pub(crate) fn is_running_here(context: &Arc<CacheContext>, key: &CacheKey) -> bool {
+    RUNNING.try_with(|running| running.includes(context, key)).unwrap_or(false)
 }
 
 /// Whether a handler runs for this key, and made this request or was sent it.
-pub(crate) fn is_running(shared: &Arc<Shared>, key: &CacheKey, request: &Extensions) -> bool {
-    is_running_here(shared, key)
-        || request.get::<Running>().is_some_and(|running| running.includes(shared, key))
+pub(crate) fn is_running(context: &Arc<CacheContext>, key: &CacheKey, request: &Extensions) -> bool {
+    is_running_here(context, key)
+        || request.get::<Running>().is_some_and(|running| running.includes(context, key))
 }
 
-fn mark(shared: &Arc<Shared>, key: &CacheKey, around: Option<Running>) -> Running {
-    Running(Arc::new(Run { shared: Arc::clone(shared), key: key.clone(), around }))
+fn mark(context: &Arc<CacheContext>, key: &CacheKey, around: Option<Running>) -> Running {
+    Running(Arc::new(Run { context: Arc::clone(context), key: key.clone(), around }))
 }
 
 /// Runs the handler for this key.
 pub(crate) async fn run<C: Call>(
-    shared: &Arc<Shared>,
+    context: &Arc<CacheContext>,
     key: &CacheKey,
     mut call: C,
 ) -> Result<http::Response<C::Body>, C::Error> {
     let around = RUNNING.try_with(Clone::clone).ok().or_else(|| call.extensions_mut().get().cloned());
-    let running = mark(shared, key, around);
+    let running = mark(context, key, around);
     call.extensions_mut().insert(running.clone());
     // Pinned, because it is large, and would be in here twice.
     RUNNING.scope(running, pin!(call.run())).await
@@ -71,9 +71,9 @@ pub(crate) async fn run<C: Call>(
 
 /// Runs a computation for this key.
 pub(crate) async fn compute<T>(
-    shared: &Arc<Shared>,
+    context: &Arc<CacheContext>,
     key: &CacheKey,
     work: Pin<&mut impl Future<Output = T>>,
 ) -> T {
-    RUNNING.scope(mark(shared, key, RUNNING.try_with(Clone::clone).ok()), work).await
+    RUNNING.scope(mark(context, key, RUNNING.try_with(Clone::clone).ok()), work).await
 }

@@ -18,7 +18,7 @@ const SHARDS: usize = 64;
 
 /// The flights that can be joined.
 #[derive(Clone)]
-pub(crate) struct Flights {
+pub(crate) struct SingleFlight {
     shards: Arc<[Mutex<Shard>]>,
     hasher: RandomState,
 }
@@ -28,31 +28,31 @@ type Shard = HashMap<CacheKey, Flight, RandomState>;
 /// One that can be joined, by requests that its answer may be for.
 struct Flight {
     provenance: Provenance,
-    landing: watch::Receiver<Option<Landing>>,
+    outcome: watch::Receiver<Option<FillOutcome>>,
 }
 
 /// How a flight ended, for those who followed it.
 #[derive(Clone, Debug)]
-pub(crate) enum Landing {
+pub(crate) enum FillOutcome {
     /// This record was stored: it answers every follower.
-    Filled(Bytes),
+    Stored(Bytes),
     /// Something is stored, but not this answer for everybody, or it was evicted meanwhile: look again.
-    Again,
+    Retry,
     /// The handler failed: whoever has something stale to answer with does, and the others run it for themselves.
-    Failed,
+    HandlerFailed,
     /// The answer can't be shared: each follower runs the handler for itself.
-    Alone,
+    Uncacheable,
 }
 
 /// What a request is in a flight.
 pub(crate) enum Role {
-    Lead(Lead),
-    Follow(Follow),
+    Leader(Leader),
+    Follower(Follower),
     /// Another route's request fills the same key. Its answer isn't for this one, which doesn't wait.
     Apart,
 }
 
-impl Flights {
+impl SingleFlight {
     pub(crate) fn new() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self { shards, hasher: RandomState::default() }
@@ -63,13 +63,13 @@ impl Flights {
         match self.shard(key).entry(key.clone()) {
             Entry::Occupied(flight) if !flight.get().provenance.serves(provenance) => Role::Apart,
             Entry::Occupied(flight) => {
-                let landing = flight.get().landing.clone();
-                Role::Follow(Follow { flights: self.clone(), key: key.clone(), landing })
+                let outcome = flight.get().outcome.clone();
+                Role::Follower(Follower { single_flight: self.clone(), key: key.clone(), outcome })
             }
             Entry::Vacant(vacant) => {
-                let (sender, landing) = watch::channel(None);
-                vacant.insert(Flight { provenance, landing });
-                Role::Lead(Lead { flights: self.clone(), key: key.clone(), sender, open: true })
+                let (sender, outcome) = watch::channel(None);
+                vacant.insert(Flight { provenance, outcome });
+                Role::Leader(Leader { single_flight: self.clone(), key: key.clone(), sender, open: true })
             }
         }
     }
@@ -79,66 +79,66 @@ impl Flights {
     }
 }
 
-/// The one that runs the handler. Dropped without landing, its followers look again.
-pub(crate) struct Lead {
-    flights: Flights,
+/// The one that runs the handler. Dropped without an outcome, its followers look again.
+pub(crate) struct Leader {
+    single_flight: SingleFlight,
     key: CacheKey,
-    sender: watch::Sender<Option<Landing>>,
+    sender: watch::Sender<Option<FillOutcome>>,
     open: bool,
 }
 
-impl Lead {
+impl Leader {
     /// Takes no more followers. To be called before the commit: whoever comes later may come after an eviction that
     /// came after the commit, and must not be given this answer.
     pub(crate) fn close(&mut self) {
         if std::mem::take(&mut self.open) {
-            let mut shard = self.flights.shard(&self.key);
+            let mut shard = self.single_flight.shard(&self.key);
             // A follower may have closed it, and somebody else may have begun another one since.
             if shard
                 .get(&self.key)
-                .is_some_and(|flight| flight.landing.same_channel(&self.sender.subscribe()))
+                .is_some_and(|flight| flight.outcome.same_channel(&self.sender.subscribe()))
             {
                 shard.remove(&self.key);
             }
         }
     }
 
-    pub(crate) fn land(mut self, landing: Landing) {
+    pub(crate) fn complete(mut self, outcome: FillOutcome) {
         self.close();
         // Closed, it gains no followers, and mostly there are none to tell.
         if self.sender.receiver_count() > 0 {
-            self.sender.send_replace(Some(landing));
+            self.sender.send_replace(Some(outcome));
         }
     }
 }
 
-impl Drop for Lead {
+impl Drop for Leader {
     fn drop(&mut self) {
         self.close();
     }
 }
 
 /// One that waits.
-pub(crate) struct Follow {
-    flights: Flights,
+pub(crate) struct Follower {
+    single_flight: SingleFlight,
     key: CacheKey,
-    landing: watch::Receiver<Option<Landing>>,
+    outcome: watch::Receiver<Option<FillOutcome>>,
 }
 
-impl Follow {
+impl Follower {
     /// How the flight ended, or `None` if it took longer than `limit`. Then nobody else joins it either.
-    pub(crate) async fn wait(mut self, limit: Duration) -> Option<Landing> {
+    pub(crate) async fn wait(mut self, limit: Duration) -> Option<FillOutcome> {
         let landed = tokio::time::timeout(limit, async {
-            match self.landing.wait_for(Option::is_some).await {
-                Ok(landing) => landing.clone(),
+            match self.outcome.wait_for(Option::is_some).await {
+                Ok(outcome) => outcome.clone(),
                 // The leader is gone without a word.
-                Err(_) => Some(Landing::Again),
+                Err(_) => Some(FillOutcome::Retry),
             }
         })
         .await;
         landed.unwrap_or_else(|_| {
-            let mut shard = self.flights.shard(&self.key);
-            if shard.get(&self.key).is_some_and(|flight| flight.landing.same_channel(&self.landing)) {
+            let mut shard = self.single_flight.shard(&self.key);
+            if shard.get(&self.key).is_some_and(|flight| flight.outcome.same_channel(&self.outcome)) {
                 shard.remove(&self.key);
             }
             None
@@ -149,14 +149,14 @@ impl Follow {
 /// The queues of updates in this process, one for each key that is being updated, so that updates don't poll the store against
 /// each other.
 #[derive(Clone)]
-pub(crate) struct Updates {
+pub(crate) struct UpdateQueue {
     shards: Arc<[Mutex<HashMap<CacheKey, Queue, RandomState>>]>,
     hasher: RandomState,
 }
 
 type Queue = Arc<tokio::sync::Mutex<()>>;
 
-impl Updates {
+impl UpdateQueue {
     pub(crate) fn new() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self { shards, hasher: RandomState::default() }
@@ -165,7 +165,7 @@ impl Updates {
     /// A place in the queue of a key.
     pub(crate) fn join(&self, key: &CacheKey) -> Queued {
         let queue = self.shard(key).entry(key.clone()).or_default().clone();
-        Queued { updates: self.clone(), key: key.clone(), queue }
+        Queued { update_queue: self.clone(), key: key.clone(), queue }
     }
 
     fn shard(&self, key: &CacheKey) -> MutexGuard<'_, HashMap<CacheKey, Queue, RandomState>> {
@@ -175,7 +175,7 @@ impl Updates {
 
 /// A place in the queue of a key. The last one to leave removes the queue.
 pub(crate) struct Queued {
-    updates: Updates,
+    update_queue: UpdateQueue,
     key: CacheKey,
     queue: Queue,
 }
@@ -189,7 +189,7 @@ impl Queued {
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        let mut shard = self.updates.shard(&self.key);
+        let mut shard = self.update_queue.shard(&self.key);
         // The shard's and this one. New ones come from the shard, which is locked.
         if Arc::strong_count(&self.queue) == 2 {
             shard.remove(&self.key);

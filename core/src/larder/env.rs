@@ -466,7 +466,7 @@ mod tests {
         }
         let larder = from(&[("REDIS_PREFIX", "shop"), ("REDIS_DEFAULT_TTL", "300")]).unwrap();
         assert_eq!(larder.prefix(), "shop:cache");
-        assert_eq!(larder.shared.defaults.ttl, Ttl::from(300));
+        assert_eq!(larder.context.defaults.ttl, Ttl::from(300));
     }
 
     #[test]

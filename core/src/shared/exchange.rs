@@ -27,21 +27,21 @@ use super::policy::{
 use super::{SharedRecord, SharedRule, StoredResponse};
 use crate::body::length_of;
 use crate::exchange::excerpt::Excerpt;
-use crate::exchange::{Call, LOOKS, Place, UNCACHEABLE_FOR, failed, land, status_of};
+use crate::exchange::{Call, FillKey, LOOKS, UNCACHEABLE_FOR, failed, land, status_of};
 use crate::fill::background::{EvictOnDrop, Target, Task};
-use crate::fill::lease::{Held, Started};
+use crate::fill::lease::{LeaseGuard, Started};
 use crate::fill::reentry;
-use crate::fill::single_flight::{Landing, Lead, Role};
+use crate::fill::single_flight::{FillOutcome, Leader, Role};
 use crate::key::{CacheKey, KeySpace};
-use crate::larder::{Larder, Shared, refuse};
+use crate::larder::{CacheContext, Larder, panic_invalid_config};
 use crate::policy::rule::host;
-use crate::policy::{BodyLength, Stored};
+use crate::policy::{BodyLength, CommitResult};
 use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::status::Outcome;
 use crate::store::{Abandon, Intent};
-use crate::telemetry::{RouteCounters, Watch};
+use crate::telemetry::{RequestTimer, RouteCounters};
 
 /// What the fields of a response take beside its body, when the store limits both.
 const HEAD_ROOM: u64 = 16 * 1024;
@@ -52,7 +52,7 @@ const HEAD_ROOM: u64 = 16 * 1024;
 /// [`OriginFailed`](super::policy::OriginFailed) in the extensions of the response it makes instead; then a stale one may
 /// stand in. It must not send a request twice.
 pub struct SharedCache {
-    shared: Arc<Shared>,
+    context: Arc<CacheContext>,
     policy: SharedPolicy,
     budget: Arc<Budget>,
     counters: Arc<RouteCounters>,
@@ -72,17 +72,18 @@ impl SharedCache {
     #[must_use]
     #[track_caller]
     pub fn with_rule(larder: &Larder, change: impl FnOnce(&mut SharedRule)) -> Self {
-        let shared = Arc::clone(&larder.shared);
-        let space = KeySpace::new(&shared.defaults.prefix, None).unwrap_or_else(|error| refuse(&error));
-        let mut rule = SharedRule { max_body: shared.defaults.max_body, ..SharedRule::new(space) };
+        let context = Arc::clone(&larder.context);
+        let space = KeySpace::new(&context.defaults.prefix, None)
+            .unwrap_or_else(|error| panic_invalid_config(&error));
+        let mut rule = SharedRule { max_body: context.defaults.max_body, ..SharedRule::new(space) };
         change(&mut rule);
         // Not before: `change` may put a list of its own in place.
-        rule.credential_fields.extend(shared.defaults.credential_fields.iter().cloned());
-        let largest = shared.store.max_value_bytes();
+        rule.credential_fields.extend(context.defaults.credential_fields.iter().cloned());
+        let largest = context.store.max_value_bytes();
         rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
-        let counters = shared.telemetry.shared_cache();
+        let counters = context.telemetry.shared_cache();
         let budget = Budget::new(rule.max_held);
-        Self { shared, policy: SharedPolicy::new(Arc::new(rule)), budget, counters }
+        Self { context, policy: SharedPolicy::new(Arc::new(rule)), budget, counters }
     }
 
     /// The rule it follows.
@@ -96,9 +97,9 @@ impl SharedCache {
     ///
     /// Goes on in the background if this future is dropped.
     pub async fn evict(&self, uri: &Uri, host: &str) {
-        let (shared, keys) = (Arc::clone(&self.shared), self.keys_of(&["http", "https"], uri, host));
-        let evict = async move { join_all(keys.iter().map(|key| shared.evict_key(key))).await };
-        self.shared.to_the_end(evict).await;
+        let (context, keys) = (Arc::clone(&self.context), self.keys_of(&["http", "https"], uri, host));
+        let evict = async move { join_all(keys.iter().map(|key| context.evict_key(key))).await };
+        self.context.to_the_end(evict).await;
     }
 
     /// What is stored for a URI under both schemes. A service mostly serves the same under both, so that a write under one
@@ -126,12 +127,12 @@ impl SharedCache {
     {
         async move {
             // A hit is what must be fast. What else may come of a request needs more room, and takes it only then.
-            let watch = Watch::new(&self.shared, &call.view());
+            let watch = RequestTimer::new(&self.context, &call.view());
             let seen = match self.look(call.view()).await {
                 Seen::Answer(answer) => {
                     let (reply, outcome) = answered::<C>(answer);
                     watch.answered(
-                        &self.shared.telemetry,
+                        &self.context.telemetry,
                         &self.counters,
                         outcome,
                         status_of::<C, _>(&reply),
@@ -140,15 +141,15 @@ impl SharedCache {
                 }
                 seen => seen,
             };
-            let watch = watch.keep(&self.shared.telemetry, Arc::clone(&self.counters));
-            let (reply, outcome) = Box::pin(Arc::clone(&self).settle(seen, call)).await;
+            let watch = watch.keep(&self.context.telemetry, Arc::clone(&self.counters));
+            let (reply, outcome) = Box::pin(Arc::clone(&self).dispatch(seen, call)).await;
             watch.answered(outcome, status_of::<C, _>(&reply));
             reply
         }
     }
 
     /// Answers a request that what is stored doesn't.
-    async fn settle<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> Counted<C> {
+    async fn dispatch<C: Call>(self: Arc<Self>, mut seen: Seen, call: C) -> Counted<C> {
         let mut looks = 1;
         loop {
             let (forward, place) = match seen {
@@ -165,18 +166,18 @@ impl SharedCache {
             if !forward.is_shared() {
                 return self.fetch(forward, place, call, None).await;
             }
-            let follow = match self.shared.flights.join(&place.target, Provenance::default()) {
-                Role::Lead(lead) => return self.fetch(forward, place, call, Some(lead)).await,
+            let follow = match self.context.single_flight.join(&place.target, Provenance::default()) {
+                Role::Leader(lead) => return self.fetch(forward, place, call, Some(lead)).await,
                 Role::Apart => return self.fetch(forward, place, call, None).await,
-                Role::Follow(follow) => follow,
+                Role::Follower(follow) => follow,
             };
-            let forward = match self.shared.follow(follow).await {
-                Some(Landing::Filled(_) | Landing::Again) if looks < LOOKS => {
+            let forward = match self.context.follow(follow).await {
+                Some(FillOutcome::Stored(_) | FillOutcome::Retry) if looks < LOOKS => {
                     looks += 1;
                     seen = self.look(call.view()).await.collapsed(forward.reason());
                     continue;
                 }
-                Some(Landing::Failed) => match forward.on_error(self.shared.now()) {
+                Some(FillOutcome::HandlerFailed) => match forward.on_error(self.context.now()) {
                     Ok(answer) => return answered::<C>(answer),
                     Err(forward) => forward.because(Reason::Busy),
                 },
@@ -195,7 +196,7 @@ impl SharedCache {
             OnRequest::Bypass(mark) => return Seen::Bypass(mark),
             OnRequest::Write(write) => {
                 let key = self.rule().key(&request);
-                return match reentry::is_running(&self.shared, &key, request.extensions) {
+                return match reentry::is_running(&self.context, &key, request.extensions) {
                     true => Seen::Within,
                     false => Seen::Write(write, key),
                 };
@@ -203,17 +204,17 @@ impl SharedCache {
             OnRequest::Lookup(lookup) => lookup,
         };
         let key = lookup.key(&request);
-        if reentry::is_running(&self.shared, &key, request.extensions) {
+        if reentry::is_running(&self.context, &key, request.extensions) {
             return Seen::Within;
         }
         let found = self.read_for(&mut lookup, &key, &request).await;
-        let mut select = match lookup.on_record(found, &request, self.shared.now()) {
+        let mut select = match lookup.on_record(found, &request, self.context.now()) {
             OnRecord::Decided(decision) => return Seen::of(decision, key, None),
             OnRecord::Select(select) => select,
         };
         let target = key.variant(select.secondary_key(&request));
         let found = self.read_for(select.lookup_mut(), &target, &request).await;
-        Seen::of(select.on_record(found, &request, self.shared.now()), key, Some(target))
+        Seen::of(select.on_record(found, &request, self.context.now()), key, Some(target))
     }
 
     /// A record. Of a large response it may hold no more than the request needs, and then the lookup knows.
@@ -226,12 +227,12 @@ impl SharedCache {
         if !lookup.may_need_less() {
             return self.read_record(key).await;
         }
-        if let Some(bytes) = self.shared.store.at_hand(key) {
+        if let Some(bytes) = self.context.store.try_get(key) {
             return read(bytes).map(Some);
         }
-        let now = self.shared.now();
+        let now = self.context.now();
         let needs = |stored: &StoredResponse, length| lookup.needs(stored, length, request, now);
-        match Box::pin(self.shared.excerpt(key, StoredResponse::read_beginning, needs)).await? {
+        match Box::pin(self.context.excerpt(key, StoredResponse::read_beginning, needs)).await? {
             Excerpt::Whole(found) => found.map(read).transpose(),
             Excerpt::Part(stored, body, length) => {
                 lookup.expect_excerpt(length);
@@ -242,11 +243,11 @@ impl SharedCache {
     }
 
     async fn read_record(&self, key: &CacheKey) -> Result<Option<SharedRecord>, Reason> {
-        match self.shared.store.get(key).await {
+        match self.context.store.get(key).await {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => read(bytes).map(Some),
             Err(error) => {
-                self.shared.store_failed("get", key.name(), &error);
+                self.context.store_failed("get", key.name(), &error);
                 Err(Reason::Down)
             }
         }
@@ -256,9 +257,9 @@ impl SharedCache {
     async fn fetch<C: Call>(
         self: &Arc<Self>,
         forward: Forward,
-        place: Place,
+        place: FillKey,
         call: C,
-        lead: Option<Lead>,
+        lead: Option<Leader>,
     ) -> Counted<C> {
         let cache = Arc::clone(self);
         self.detached::<C>(Box::pin(async move {
@@ -266,7 +267,7 @@ impl SharedCache {
             // Who leads others waits for another process that fills already.
             let is_fresh = |record: &Bytes| match SharedRecord::decode(record) {
                 Some(SharedRecord::Response(stored)) => {
-                    !stored.no_cache && stored.is_fresh(cache.shared.now())
+                    !stored.no_cache && stored.is_fresh(cache.context.now())
                 }
                 _ => false,
             };
@@ -274,16 +275,16 @@ impl SharedCache {
             let started = match forward.reason() {
                 // A store that just failed to read isn't asked to write.
                 Reason::Down => Started::Without(Reason::Down),
-                _ => cache.shared.start(&place.target, intent, awaited).await,
+                _ => cache.context.start(&place.target, intent, awaited).await,
             };
             let (forward, held) = match started {
-                Started::Held(held) => (forward, Some(held)),
+                Started::LeaseGuard(held) => (forward, Some(held)),
                 Started::Found(record) => {
                     // Who joined meanwhile looks for itself.
-                    let found = forward.on_filled(SharedRecord::decode(&record), cache.shared.now());
+                    let found = forward.on_filled(SharedRecord::decode(&record), cache.context.now());
                     match found {
                         Ok(answer) => {
-                            land(lead, Landing::Again);
+                            land(lead, FillOutcome::Retry);
                             return answered::<C>(answer);
                         }
                         Err(forward) => (forward, None),
@@ -295,41 +296,45 @@ impl SharedCache {
                 return cache.exchange(forward, place, call, held, lead).await;
             }
             // Nothing will be stored, so that nobody needs to wait for it.
-            land(lead, Landing::Alone);
+            land(lead, FillOutcome::Uncacheable);
             cache.exchange(forward, place, call, None, None).await
         }))
         .await
     }
 
     /// Validates what is stale in the background. One request does it; if another process does, nothing needs doing.
-    fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: Place, call: C) {
-        let Role::Lead(lead) = self.shared.flights.join(&place.target, Provenance::default()) else { return };
+    fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: FillKey, call: C) {
+        let Role::Leader(lead) = self.context.single_flight.join(&place.target, Provenance::default()) else {
+            return;
+        };
         let cache = Arc::clone(self);
         let work = Box::pin(async move {
-            if let Started::Held(held) = cache.shared.start(&place.target, forward.intent(), None).await {
+            if let Started::LeaseGuard(held) =
+                cache.context.start(&place.target, forward.intent(), None).await
+            {
                 // Nobody waits for the answer, and the service's error is the service's to report.
                 let _: Counted<C> = cache.exchange(forward, place, call, Some(held), Some(lead)).await;
             }
         });
-        self.shared.in_background(work);
+        self.context.in_background(work);
     }
 
     /// The one place where a read goes to the origin.
     async fn exchange<C: Call>(
         self: &Arc<Self>,
         forward: Forward,
-        place: Place,
+        place: FillKey,
         mut call: C,
-        held: Option<Held>,
-        lead: Option<Lead>,
+        held: Option<LeaseGuard>,
+        lead: Option<Leader>,
     ) -> Counted<C> {
         forward.prepare(call.headers_mut());
-        let sent = self.shared.now();
+        let sent = self.context.now();
         let reply = match &held {
-            Some(held) => held.renewing(pin!(reentry::run(&self.shared, &place.base, call))).await,
-            None => reentry::run(&self.shared, &place.base, call).await,
+            Some(held) => held.renewing(pin!(reentry::run(&self.context, &place.primary, call))).await,
+            None => reentry::run(&self.context, &place.primary, call).await,
         };
-        let now = self.shared.now();
+        let now = self.context.now();
         let response = match reply {
             Ok(response) => response,
             Err(error) => {
@@ -358,7 +363,7 @@ impl SharedCache {
             }
             OnResponse::Pass(pass) => {
                 if pass.evicts() {
-                    self.shared.evict_key(&place.target).await;
+                    self.context.evict_key(&place.target).await;
                 }
                 give_up(held, lead, parts.status.is_server_error());
                 passed::<C>(pass.mark(), parts, body)
@@ -371,21 +376,27 @@ impl SharedCache {
     }
 
     /// Stores a validated response with its new fields.
-    async fn freshen(&self, freshened: &Freshened, place: &Place, held: Option<Held>, lead: Option<Lead>) {
+    async fn freshen(
+        &self,
+        freshened: &Freshened,
+        place: &FillKey,
+        held: Option<LeaseGuard>,
+        lead: Option<Leader>,
+    ) {
         match freshened.fate() {
             Fate::Store => {}
             Fate::Leave => return give_up(held, lead, false),
             Fate::Evict => {
-                self.shared.evict_key(&place.target).await;
+                self.context.evict_key(&place.target).await;
                 return give_up(held, lead, false);
             }
         }
         let stored = match held {
             Some(held) => held.commit(freshened.record(), Some(freshened.retention())).await,
-            None => Stored::Failed,
+            None => CommitResult::Failed,
         };
-        let serves_others = stored == Stored::Yes && freshened.is_fresh();
-        land(lead, if serves_others { Landing::Again } else { Landing::Alone });
+        let serves_others = stored == CommitResult::Stored && freshened.is_fresh();
+        land(lead, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
     }
 
     /// Passes a response on and stores it when its body is complete.
@@ -411,7 +422,7 @@ impl SharedCache {
             Ok(kept) => kept,
             Err(body) => {
                 if work.is_write {
-                    self.shared.evict_key(&work.place.base).await;
+                    self.context.evict_key(&work.place.primary).await;
                 }
                 give_up(work.held, work.lead, false);
                 let mark = admit.mark().clone().unstored().because(Reason::Budget);
@@ -420,12 +431,12 @@ impl SharedCache {
         };
         admit.stamp(&mut parts.headers);
         let cache = Arc::clone(self);
-        self.shared.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
+        self.context.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
         (Ok(Response::from_parts(parts, client)), outcome)
     }
 
     async fn keep_reading<B: Body>(self: Arc<Self>, admit: Admit, keeper: Keeper<B>, work: Work) {
-        let reading = keeper.read(self.shared.timing.max_fill);
+        let reading = keeper.read(self.context.timing.max_fill);
         let complete = match &work.held {
             Some(held) => held.renewing(pin!(reading)).await,
             None => reading.await,
@@ -434,7 +445,7 @@ impl SharedCache {
             Ok(complete) => complete,
             Err(unkept) => {
                 if work.is_write {
-                    self.shared.evict_key(&work.place.base).await;
+                    self.context.evict_key(&work.place.primary).await;
                 }
                 return give_up(work.held, work.lead, unkept == Unkept::Broken);
             }
@@ -449,14 +460,14 @@ impl SharedCache {
     async fn store(&self, mut admitted: Admitted, body: &Bytes, work: Work) -> Option<Bytes> {
         let Work { held, mut lead, place, is_write } = work;
         let Some(held) = held else {
-            land(lead, Landing::Alone);
+            land(lead, FillOutcome::Uncacheable);
             return None;
         };
         if let Some(lead) = &mut lead {
             lead.close();
         }
         let ttl = Some(admitted.retention());
-        let placement = admitted.place(self.shared.fresh_id());
+        let placement = admitted.place(self.context.fresh_id());
         let record = admitted.record();
         let within = admitted.body_within(&record, body);
         let stored = match placement {
@@ -464,26 +475,28 @@ impl SharedCache {
             Placement::NewVariant(secondary, id) => {
                 let kept_for = Some(admitted.variants_retention());
                 match held.commit(record, ttl).await {
-                    Stored::Yes => self.shared.list_variant(&place.base, secondary, id, kept_for).await,
+                    CommitResult::Stored => {
+                        self.context.list_variant(&place.primary, secondary, id, kept_for).await
+                    }
                     stored => stored,
                 }
             }
             Placement::FirstVariant(secondary, variants) => {
-                let variant = (place.base.variant(secondary), record, ttl);
+                let variant = (place.primary.variant(secondary), record, ttl);
                 held.commit_first_variant(variant, &variants, Some(admitted.variants_retention())).await
             }
             Placement::Widened(secondary, variants, instead_of) => {
                 held.abandon(Abandon::Failed);
-                let variant = (place.base.variant(secondary), record, ttl);
+                let variant = (place.primary.variant(secondary), record, ttl);
                 let kept_for = Some(admitted.variants_retention());
-                self.shared.widen(&place.base, variant, &variants, instead_of, kept_for).await
+                self.context.widen(&place.primary, variant, &variants, instead_of, kept_for).await
             }
         };
-        if is_write && stored != Stored::Yes {
-            self.shared.evict_key(&place.base).await;
+        if is_write && stored != CommitResult::Stored {
+            self.context.evict_key(&place.primary).await;
         }
-        let serves_others = stored == Stored::Yes && admitted.is_fresh();
-        land(lead, if serves_others { Landing::Again } else { Landing::Alone });
+        let serves_others = stored == CommitResult::Stored && admitted.is_fresh();
+        land(lead, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
         within
     }
 
@@ -507,20 +520,20 @@ impl SharedCache {
         let targets = evicted.clone();
         let work = Box::pin(async move {
             // Until the origin has answered, it may have done anything.
-            let unknown = EvictOnDrop::new(&cache.shared, &targets);
+            let unknown = EvictOnDrop::new(&cache.context, &targets);
             let held = match write.may_store() {
-                true => cache.shared.start(&key, Intent::Write, None).await.held(),
+                true => cache.context.start(&key, Intent::Write, None).await.held(),
                 false => None,
             };
-            let sent = cache.shared.now();
+            let sent = cache.context.now();
             let reply = match &held {
-                Some(held) => held.renewing(pin!(reentry::run(&cache.shared, &key, call))).await,
-                None => reentry::run(&cache.shared, &key, call).await,
+                Some(held) => held.renewing(pin!(reentry::run(&cache.context, &key, call))).await,
+                None => reentry::run(&cache.context, &key, call).await,
             };
             let response = match reply {
                 Ok(response) => response,
                 Err(error) => {
-                    cache.shared.evict(&targets).await;
+                    cache.context.evict(&targets).await;
                     unknown.disarm();
                     return failed::<C, _>(error);
                 }
@@ -528,21 +541,21 @@ impl SharedCache {
             let (mut parts, body) = response.into_parts();
             without_false_length(&mut parts.headers);
             let length = length_of(&parts.headers, &body);
-            let counted = match write.on_response(&parts, length, sent, cache.shared.now()) {
+            let counted = match write.on_response(&parts, length, sent, cache.context.now()) {
                 // One answer can't stand for all variants.
                 OnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
-                    cache.shared.evict(&targets[1..]).await;
-                    let place = Place::new(key.clone(), None);
+                    cache.context.evict(&targets[1..]).await;
+                    let place = FillKey::new(key.clone(), None);
                     let work = Work { held, lead: None, place, is_write: true };
                     cache.keep::<C>(admit, parts, body, length, work).await
                 }
                 OnResponse::Admit(admit) => {
-                    cache.shared.evict(&targets).await;
+                    cache.context.evict(&targets).await;
                     passed::<C>(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
                 }
                 OnResponse::Pass(pass) => {
                     if pass.evicts() {
-                        cache.shared.evict(&targets).await;
+                        cache.context.evict(&targets).await;
                     }
                     for uri in pass.also() {
                         cache.evict(uri, &site).await;
@@ -558,7 +571,7 @@ impl SharedCache {
             unknown.disarm();
             counted
         });
-        self.shared.run_write(&evicted, work).await
+        self.context.run_write(&evicted, work).await
     }
 
     async fn varies(&self, key: &CacheKey) -> bool {
@@ -567,7 +580,7 @@ impl SharedCache {
 
     /// Goes on without the client. A panic of the service goes on in the caller.
     async fn detached<C: Call>(&self, work: Task<Counted<C>>) -> Counted<C> {
-        let done = self.shared.detached(work).await;
+        let done = self.context.detached(work).await;
         done.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
@@ -623,12 +636,12 @@ fn without_false_length(headers: &mut HeaderMap) {
 /// Nothing is stored. If the origin failed the next request may try at once; else the others aren't kept waiting, for their
 /// answers won't be stored either. But only those who would have waited for this one are told: what was refused a request
 /// of a special kind, with credentials or for a part, may well be stored for an ordinary one.
-fn give_up(held: Option<Held>, lead: Option<Lead>, failed: bool) {
+fn give_up(held: Option<LeaseGuard>, lead: Option<Leader>, failed: bool) {
     if let Some(held) = held {
         let uncacheable = !failed && lead.is_some();
         held.abandon(if uncacheable { Abandon::Uncacheable(UNCACHEABLE_FOR) } else { Abandon::Failed });
     }
-    land(lead, if failed { Landing::Failed } else { Landing::Alone });
+    land(lead, if failed { FillOutcome::HandlerFailed } else { FillOutcome::Uncacheable });
 }
 
 /// What a record says. `Err` if it is none.
@@ -643,8 +656,8 @@ enum Seen {
     /// The same cache runs the service for this key already.
     Within,
     Write(Write, CacheKey),
-    Stale(Answer, Forward, Place),
-    Forward(Forward, Place),
+    Stale(Answer, Forward, FillKey),
+    Forward(Forward, FillKey),
 }
 
 impl Seen {
@@ -652,8 +665,8 @@ impl Seen {
     fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
         match decision {
             Decision::Answer(answer) => Self::Answer(answer),
-            Decision::Stale(answer, forward) => Self::Stale(answer, forward, Place::new(base, target)),
-            Decision::Forward(forward) => Self::Forward(forward, Place::new(base, target)),
+            Decision::Stale(answer, forward) => Self::Stale(answer, forward, FillKey::new(base, target)),
+            Decision::Forward(forward) => Self::Forward(forward, FillKey::new(base, target)),
         }
     }
 
@@ -668,9 +681,9 @@ impl Seen {
 
 /// What storing a response needs.
 struct Work {
-    held: Option<Held>,
-    lead: Option<Lead>,
-    place: Place,
+    held: Option<LeaseGuard>,
+    lead: Option<Leader>,
+    place: FillKey,
     /// Whether the response came of a change, so that what is stored must go if it can't be replaced.
     is_write: bool,
 }

@@ -54,10 +54,10 @@ use crate::key::CacheKey;
 #[cfg(feature = "runtime")]
 use crate::policy::Needs;
 use crate::policy::rule::host;
-use crate::policy::{BodyLength, may_be_stood_in_for, only, tell_ranges};
+use crate::policy::{BodyLength, allows_stale_if_error, only, tell_ranges};
 use crate::reason::Reason;
 use crate::record::shared::{SharedRecord, StoredResponse};
-use crate::request::{Present, RequestView};
+use crate::request::{RequestFields, RequestView};
 #[cfg(feature = "runtime")]
 use crate::status::Outcome;
 use crate::store::Intent;
@@ -169,7 +169,7 @@ impl SharedPolicy {
     /// The first transition.
     #[must_use]
     pub fn on_request(&self, request: &RequestView<'_>) -> OnRequest {
-        let present = Present::of(request.headers);
+        let present = RequestFields::of(request.headers);
         let directives = if present.directives {
             RequestDirectives::of(request.headers)
         } else {
@@ -208,7 +208,7 @@ impl SharedPolicy {
 }
 
 /// §3.5, for any field that carries credentials.
-fn has_credentials(present: Present, headers: &HeaderMap, rule: &SharedRule) -> bool {
+fn has_credentials(present: RequestFields, headers: &HeaderMap, rule: &SharedRule) -> bool {
     present.authorization
         || present.credentials
         || rule.credential_fields.iter().any(|name| headers.contains_key(name))
@@ -229,7 +229,7 @@ fn not_a_write(method: &Method, is_overridden: bool) -> Option<Reason> {
 /// Reads that are none of a cache's business, whatever is stored.
 fn not_looked_up(
     request: &RequestView<'_>,
-    present: Present,
+    present: RequestFields,
     directives: &RequestDirectives,
 ) -> Option<Reason> {
     if present.upgrade {
@@ -253,7 +253,7 @@ fn not_looked_up(
 pub struct Lookup {
     rule: Arc<SharedRule>,
     directives: RequestDirectives,
-    present: Present,
+    present: RequestFields,
     unkeyed: Unkeyed,
     is_head: bool,
     /// The length of the stored body, if the response that will be shown holds no more of it than this request needs.
@@ -280,7 +280,7 @@ impl Lookup {
         if stored.part.is_some() || unusable(&self.directives, stored, now).is_some() {
             return Needs::Whole;
         }
-        if self.is_head || client_has(request.headers, stored) {
+        if self.is_head || is_not_modified(request.headers, stored) {
             return Needs::Nothing;
         }
         match selection(request.headers, stored, length) {
@@ -516,7 +516,7 @@ impl Shape {
     /// The same of a body of this length, of which no more may be here than is needed.
     fn within(request: &HeaderMap, is_head: bool, stored: &StoredResponse, length: u64) -> Option<Self> {
         let cut = if is_head && stored.part.is_none() { Cut::Whole } else { cut(request, stored, length) };
-        if cut != Cut::Missing && client_has(request, stored) {
+        if cut != Cut::Missing && is_not_modified(request, stored) {
             return Some(Self::NotModified);
         }
         Some(match cut {
@@ -531,7 +531,7 @@ impl Shape {
 
 /// §4.3.2: whether the client has this response already. Preconditions are for what would be a success without them (RFC
 /// 9110 §13.2.1).
-fn client_has(request: &HeaderMap, stored: &StoredResponse) -> bool {
+fn is_not_modified(request: &HeaderMap, stored: &StoredResponse) -> bool {
     stored.status.is_success()
         && (request_matches(request, &stored.headers) || not_modified_since_its_date(request, stored))
 }
@@ -676,7 +676,7 @@ pub struct Forward {
     /// The same, unless it became something else on the way: for those who read `Cache-Status`.
     detail: Reason,
     directives: RequestDirectives,
-    present: Present,
+    present: RequestFields,
     unkeyed: Unkeyed,
     has_credentials: bool,
     is_head: bool,
@@ -808,7 +808,7 @@ impl Forward {
         let times = Exchanged { sent, received: now };
         let origin_failed = response.extensions.get::<OriginFailed>().is_some();
         // §4.3.3: an error may count as no answer.
-        if origin_failed || may_be_stood_in_for(response.status) {
+        if origin_failed || allows_stale_if_error(response.status) {
             let status = (!origin_failed).then_some(response.status);
             if let Some(answer) = self.stand_in(status, now) {
                 return OnResponse::ServeStale(answer);
@@ -834,7 +834,7 @@ impl Forward {
             // §3.3: what can't be placed can't be kept.
             Some(Reason::Range)
         } else {
-            unstorable(response, length, &control, freshness, self.has_credentials, &self.rule)
+            why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
         };
         match (refusal, selecting_fields(&response.headers)) {
             (None, Ok(mut names)) => {
@@ -869,7 +869,7 @@ impl Forward {
             (reason, _) => {
                 let mark = mark.because(reason.unwrap_or(Reason::Vary));
                 // What was there isn't what the origin answers any more.
-                let evicts = self.stored.is_some() && contradicts(response.status);
+                let evicts = self.stored.is_some() && invalidates(response.status);
                 OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
             }
         }
@@ -914,19 +914,19 @@ impl Forward {
             let mark = if fate == Fate::Store { mark.stored() } else { mark };
             OnResponse::Freshened(Freshened { mark, stored, fate, answer: None })
         } else {
-            let evicts = contradicts(response.status);
+            let evicts = invalidates(response.status);
             OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
         }
     }
 }
 
 /// Whether what is stored isn't what the origin answers any more. A 304 to a condition of the client's own doesn't say so.
-fn contradicts(status: StatusCode) -> bool {
-    status != StatusCode::NOT_MODIFIED && crate::policy::contradicts(status)
+fn invalidates(status: StatusCode) -> bool {
+    status != StatusCode::NOT_MODIFIED && crate::policy::invalidates(status)
 }
 
 /// §3: why a response may not be stored, if so.
-fn unstorable(
+fn why_not_storable(
     response: &response::Parts,
     length: BodyLength,
     control: &Control,
@@ -1347,7 +1347,8 @@ impl Write {
             && freshness.is_explicit
             && content_location.as_ref().is_some_and(is_the_target)
             && selecting_fields(&response.headers) == Ok(Vec::new())
-            && unstorable(response, length, &control, freshness, self.has_credentials, &self.rule).is_none();
+            && why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
+                .is_none();
         if is_for_gets {
             return OnResponse::Admit(Admit {
                 stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),

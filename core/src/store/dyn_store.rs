@@ -12,10 +12,10 @@ use crate::key::{CacheKey, KeySpace};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-pub(crate) trait ErasedStore: Send + Sync + 'static {
+pub(crate) trait DynStore: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
     fn get_shared<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
-    fn at_hand(&self, key: &CacheKey) -> Option<Bytes>;
+    fn try_get(&self, key: &CacheKey) -> Option<Bytes>;
     fn get_head<'a>(&'a self, key: &'a CacheKey, limit: usize) -> Boxed<'a, Option<ValueHead>>;
     fn get_range<'a>(
         &'a self,
@@ -43,7 +43,7 @@ pub(crate) trait ErasedStore: Send + Sync + 'static {
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
-impl<S: LeaseStore> ErasedStore for S {
+impl<S: LeaseStore> DynStore for S {
     fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>> {
         Box::pin(self.get(key))
     }
@@ -52,8 +52,8 @@ impl<S: LeaseStore> ErasedStore for S {
         Box::pin(self.get_shared(key))
     }
 
-    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
-        self.at_hand(key)
+    fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
+        self.try_get(key)
     }
 
     fn get_head<'a>(&'a self, key: &'a CacheKey, limit: usize) -> Boxed<'a, Option<ValueHead>> {

@@ -146,10 +146,10 @@ impl fmt::Debug for MemoryStore {
 
 impl CacheStore for MemoryStore {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.at_hand(key))
+        Ok(self.try_get(key))
     }
 
-    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+    fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
         self.shared.cache.get(&Valid { key, clock: &*self.clock })
     }
 
@@ -210,7 +210,7 @@ impl LeaseStore for MemoryStore {
         let now = self.clock.now();
         Ok(self.shared.in_room(key, now, |_, room| {
             let found = match intent {
-                Intent::Fill => self.at_hand(key),
+                Intent::Fill => self.try_get(key),
                 Intent::Refresh | Intent::Write => None,
             };
             match found {

@@ -1,4 +1,4 @@
-//! The fill protocol for stores that don't have one: [`InProcess`].
+//! The fill protocol for stores that don't have one: [`ProcessLocal`].
 
 use std::fmt;
 use std::ops::Range;
@@ -21,7 +21,7 @@ const STRIPES: usize = 64;
 /// Makes a [`LeaseStore`] of any [`CacheStore`], inside this process.
 ///
 /// Fills are coalesced and fenced among the users of *this* value. Another process on the same store, or another
-/// `InProcess` around it, is not seen: its eviction removes the entry, but a fill that is under way here may still
+/// `ProcessLocal` around it, is not seen: its eviction removes the entry, but a fill that is under way here may still
 /// write the older answer afterwards, to stay until its time to live is over. A store that is shared between processes
 /// and must not serve such an answer implements [`LeaseStore`] itself.
 ///
@@ -31,7 +31,7 @@ const STRIPES: usize = 64;
 /// What this can't see, it can't promise: `commit` answers `true` once the store's `set` is `Ok`, even if the store
 /// found no room for the value. And a `commit` whose future is dropped half-way gave its write to the store already:
 /// it may land later. Await it, or evict the key.
-pub struct InProcess<S> {
+pub struct ProcessLocal<S> {
     store: S,
     clock: Arc<dyn Clock>,
     leases: Mutex<LeaseTable>,
@@ -41,7 +41,7 @@ pub struct InProcess<S> {
     keys: [AsyncMutex<()>; STRIPES],
 }
 
-impl<S: CacheStore> InProcess<S> {
+impl<S: CacheStore> ProcessLocal<S> {
     /// Wraps `store`. Leases run out by `clock`.
     pub fn new(store: S, clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -87,7 +87,7 @@ impl<S: CacheStore> InProcess<S> {
     }
 }
 
-impl<S: CacheStore> CacheStore for InProcess<S> {
+impl<S: CacheStore> CacheStore for ProcessLocal<S> {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         self.store.get(key).await
     }
@@ -96,8 +96,8 @@ impl<S: CacheStore> CacheStore for InProcess<S> {
         self.store.get_shared(key).await
     }
 
-    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
-        self.store.at_hand(key)
+    fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
+        self.store.try_get(key)
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
@@ -148,7 +148,7 @@ impl<S: CacheStore> CacheStore for InProcess<S> {
     }
 }
 
-impl<S: CacheStore> LeaseStore for InProcess<S> {
+impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
     async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
         let answer = self.leases().begin(key, intent, hold, self.clock.now());
         if intent != Intent::Fill {
@@ -188,9 +188,9 @@ impl<S: CacheStore> LeaseStore for InProcess<S> {
     }
 }
 
-impl<S: fmt::Debug> fmt::Debug for InProcess<S> {
+impl<S: fmt::Debug> fmt::Debug for ProcessLocal<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InProcess")
+        f.debug_struct("ProcessLocal")
             .field("store", &self.store)
             .field("clock", &self.clock)
             .finish_non_exhaustive()
@@ -199,7 +199,7 @@ impl<S: fmt::Debug> fmt::Debug for InProcess<S> {
 
 /// An answer to `begin` that may hold a lease nobody knows of yet.
 struct Unsettled<'a, S: CacheStore> {
-    of: &'a InProcess<S>,
+    of: &'a ProcessLocal<S>,
     key: &'a CacheKey,
     answer: Option<Begin>,
 }

@@ -15,7 +15,7 @@
 //!
 //! # Example
 //!
-//! A store of four functions, its tests, and the tests of the fill protocol that [`InProcess`](crate::InProcess) adds:
+//! A store of four functions, its tests, and the tests of the fill protocol that [`ProcessLocal`](crate::ProcessLocal) adds:
 //!
 //! ```
 //! use std::collections::HashMap;
@@ -24,7 +24,7 @@
 //!
 //! use bytes::Bytes;
 //! use larder_core::store::suite::{self, Subject};
-//! use larder_core::{CacheKey, CacheStore, Clock, InProcess, KeySpace, ManualClock, StoreError};
+//! use larder_core::{CacheKey, CacheStore, Clock, ProcessLocal, KeySpace, ManualClock, StoreError};
 //!
 //! /// Keeps everything on one shelf.
 //! struct Shelf {
@@ -201,7 +201,7 @@ impl<S: CacheStore> Subject<S> {
     async fn warm(store: &S, key: &CacheKey, times: u32) -> bool {
         for _ in 0..times {
             let _ = store.get(key).await.unwrap();
-            if store.at_hand(key).is_some() {
+            if store.try_get(key).is_some() {
                 return true;
             }
             tokio::task::yield_now().await;
@@ -1213,7 +1213,7 @@ pub async fn a_read_under_a_lease_is_not_older_than_the_lease<S: LeaseStore>(sub
                 panic!("no process holds {key}");
             };
             assert_eq!(
-                mine.at_hand(&key).or(expected.clone()),
+                mine.try_get(&key).or(expected.clone()),
                 expected,
                 "{key}: a copy is older than the lease"
             );

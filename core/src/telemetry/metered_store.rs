@@ -12,30 +12,30 @@ use tokio::time::Instant;
 
 use super::{Eviction, Operation, Telemetry, Write};
 use crate::key::{CacheKey, KeySpace};
-use crate::store::dyn_store::ErasedStore;
+use crate::store::dyn_store::DynStore;
 use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError, ValueHead};
 
 /// A store, watched.
-pub(crate) struct ObservedStore {
-    store: Box<dyn ErasedStore>,
+pub(crate) struct MeteredStore {
+    store: Box<dyn DynStore>,
     telemetry: Arc<Telemetry>,
 }
 
-impl ObservedStore {
-    pub(crate) fn new(store: Box<dyn ErasedStore>, telemetry: Arc<Telemetry>) -> Self {
+impl MeteredStore {
+    pub(crate) fn new(store: Box<dyn DynStore>, telemetry: Arc<Telemetry>) -> Self {
         Self { store, telemetry }
     }
 
     pub(crate) async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        match self.at_hand(key) {
+        match self.try_get(key) {
             Some(value) => Ok(Some(value)),
             None => self.fetch(key).await,
         }
     }
 
     /// A value that is there without waiting.
-    pub(crate) fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
-        let value = self.store.at_hand(key)?;
+    pub(crate) fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
+        let value = self.store.try_get(key)?;
         self.telemetry.called(Operation::Get, None, true);
         Some(value)
     }

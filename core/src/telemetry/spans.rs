@@ -7,7 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::key::{CacheKey, KeySpace};
-use crate::policy::Stored;
+use crate::policy::CommitResult;
 use crate::status::Outcome;
 
 /// A span, or nothing at all.
@@ -64,11 +64,11 @@ impl Span {
     }
 
     /// What became of what was to be stored.
-    pub(crate) fn stored(&self, stored: Stored) {
+    pub(crate) fn stored(&self, stored: CommitResult) {
         let word = match stored {
-            Stored::Yes => "stored",
-            Stored::Evicted => "evicted",
-            Stored::Failed => "failed",
+            CommitResult::Stored => "stored",
+            CommitResult::Revoked => "evicted",
+            CommitResult::Failed => "failed",
         };
         self.record("status", word);
     }

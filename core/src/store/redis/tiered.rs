@@ -93,12 +93,12 @@ impl RedisStore {
 }
 
 impl CacheStore for TieredStore {
-    fn at_hand(&self, key: &CacheKey) -> Option<Bytes> {
+    fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
         self.redis.epoch_for(key).and_then(|_| self.local.get(key))
     }
 
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        if let Some(value) = self.at_hand(key) {
+        if let Some(value) = self.try_get(key) {
             return Ok(Some(value));
         }
         let Some(ticket) = self.local.ticket(key) else { return self.redis.get(key).await };
@@ -141,7 +141,7 @@ impl CacheStore for TieredStore {
         head: &Bytes,
         range: Range<usize>,
     ) -> Result<Option<Bytes>, StoreError> {
-        match self.at_hand(key) {
+        match self.try_get(key) {
             Some(value) => Ok(ValueHead::whole(value).cut(head, range)),
             None => self.redis.get_range(key, head, range).await,
         }
@@ -163,7 +163,7 @@ impl CacheStore for TieredStore {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        if self.at_hand(key).is_some() { Ok(true) } else { self.redis.has(key).await }
+        if self.try_get(key).is_some() { Ok(true) } else { self.redis.has(key).await }
     }
 
     fn max_value_bytes(&self) -> u64 {
