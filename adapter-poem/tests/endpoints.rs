@@ -153,7 +153,7 @@ async fn an_error_passes_through_and_changes_nothing() {
 
     // A read that fails is asked again each time, whatever else is stored.
     let failing =
-        Route::new().at("/y", get(fail().with(cache(&larder).ttl(60).also(StatusCode::NOT_FOUND, 60))));
+        Route::new().at("/y", get(fail().with(cache(&larder).ttl(60).ttl_for(StatusCode::NOT_FOUND, 60))));
     for _ in 0..2 {
         let error = failing.call(received(Method::GET, "/y")).await.unwrap_err();
         assert_eq!(error.downcast_ref(), Some(&Ours("lost")));

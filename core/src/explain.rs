@@ -449,7 +449,7 @@ fn advice(reason: Reason) -> Option<&'static str> {
         }
         Reason::Nested => "Layer the cache once around each handler.",
         Reason::Keyless => "Its answer for this request was None.",
-        Reason::Status => "To store responses with this status, say .also(status, ttl).",
+        Reason::Status => "To store responses with this status, say .ttl_for(status, ttl).",
         Reason::SetCookie => "Set cookies on another route, or in a layer outside the cache.",
         Reason::Withheld => "If the route may be cached, let the handler say nothing about it.",
         Reason::Stream => {

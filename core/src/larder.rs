@@ -203,11 +203,12 @@ impl LarderBuilder {
         self
     }
 
-    /// For how long a fill or a write keeps others off without a sign of life; it is renewed while its handler runs. 5 s
-    /// by default. After the process that holds it was killed, others wait for this long.
-    /// At least 100 ms.
-    pub fn hold(mut self, hold: Duration) -> Self {
-        self.timing.hold = hold.max(Duration::from_millis(100));
+    /// Sets the duration of leases. 5 s by default, at least 100 ms.
+    ///
+    /// A fill or a write takes a lease on its entry and renews it while the handler runs. If the process dies, others wait
+    /// this long before they run the handler.
+    pub fn lease_ttl(mut self, lease_ttl: Duration) -> Self {
+        self.timing.lease_ttl = lease_ttl.max(Duration::from_millis(100));
         self
     }
 
@@ -312,7 +313,7 @@ impl Default for Defaults {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
-    pub(crate) hold: Duration,
+    pub(crate) lease_ttl: Duration,
     pub(crate) max_fill: Duration,
     pub(crate) max_wait: Duration,
 }
@@ -320,7 +321,7 @@ pub(crate) struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            hold: Duration::from_secs(5),
+            lease_ttl: Duration::from_secs(5),
             max_fill: Duration::from_secs(60),
             max_wait: Duration::from_secs(10),
         }

@@ -4,6 +4,7 @@
 //! [`RouteOptions::route`].
 
 pub(crate) mod agreement;
+mod seconds;
 
 use std::fmt;
 use std::future::Future;
@@ -11,7 +12,6 @@ use std::panic::Location;
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, StatusCode};
@@ -24,6 +24,8 @@ use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
 use crate::telemetry::RouteMetrics;
 use crate::ttl::Ttl;
+
+pub use self::seconds::Seconds;
 
 /// What a record needs beside its body, at most, in bytes.
 const HEAD_ROOM: u64 = 16 * 1024;
@@ -122,6 +124,7 @@ impl<B: KeyBuilder> DynKeyBuilder for B {
 /// Clones share what they hold, and the finished route, until one of them is changed: axum clones the layers of a
 /// handler for every request, and makes their services anew.
 #[derive(Clone, Debug)]
+#[doc(hidden)]
 #[must_use]
 pub struct RouteOptions {
     config: Arc<RouteConfig>,
@@ -245,7 +248,7 @@ impl RouteOptions {
     }
 
     /// Another status that is stored.
-    pub fn also(mut self, status: StatusCode, ttl: Ttl) -> Self {
+    pub fn ttl_for(mut self, status: StatusCode, ttl: Ttl) -> Self {
         self.change().rule.also.push((status, ttl.duration()));
         self
     }
@@ -300,13 +303,13 @@ impl RouteOptions {
     }
 
     /// The query parameters that count.
-    pub fn params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.change().rule.params = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
     /// The host becomes part of the key.
-    pub fn by_host(mut self) -> Self {
+    pub fn vary_by_host(mut self) -> Self {
         self.change().rule.by_host = true;
         self
     }
@@ -318,20 +321,20 @@ impl RouteOptions {
     }
 
     /// The greatest lifetime that is told downstream.
-    pub fn downstream_ttl(mut self, ttl: Duration) -> Self {
-        self.change().rule.downstream_ttl = Some(ttl);
+    pub fn downstream_ttl(mut self, ttl: Seconds) -> Self {
+        self.change().rule.downstream_ttl = Some(ttl.duration());
         self
     }
 
     /// For how long a stale response is used while it is refreshed.
-    pub fn stale_while_revalidate(mut self, limit: Duration) -> Self {
-        self.change().rule.stale_while_revalidate = Some(limit);
+    pub fn stale_while_revalidate(mut self, limit: Seconds) -> Self {
+        self.change().rule.stale_while_revalidate = Some(limit.duration());
         self
     }
 
     /// For how long a stale response is used when the handler fails.
-    pub fn stale_if_error(mut self, limit: Duration) -> Self {
-        self.change().rule.stale_if_error = Some(limit);
+    pub fn stale_if_error(mut self, limit: Seconds) -> Self {
+        self.change().rule.stale_if_error = Some(limit.duration());
         self
     }
 
@@ -362,12 +365,14 @@ fn field_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<HeaderNa
     label = "say `.key()`, `.key_by(..)` or `.whole_group()` first",
     note = "`.key()` evicts the entry of a GET of the same URI, `.whole_group()` every entry of the group"
 )]
+#[doc(hidden)]
 pub trait EvictTarget {}
 
 /// Defines the three layers of an adapter, `Cache`, `CachePut` and `CacheEvict`, and the functions `cache`,
 /// `cache_put` and `cache_evict` that begin them. Each has a method `route()`, from which the adapter makes its layer.
 ///
 /// A layer must be a type of the adapter's crate to implement a framework's trait; this keeps one set of options.
+#[doc(hidden)]
 #[macro_export]
 macro_rules! route_layers {
     () => {
@@ -439,8 +444,8 @@ macro_rules! route_layers {
             $crate::route_layers!(@storing);
 
             /// Also stores responses with this status, for its own time: negative caching. Without it only 200 is stored.
-            pub fn also(mut self, status: $crate::http::StatusCode, ttl: impl Into<$crate::Ttl>) -> Self {
-                self.options = self.options.also(status, ttl.into());
+            pub fn ttl_for(mut self, status: $crate::http::StatusCode, ttl: impl Into<$crate::Ttl>) -> Self {
+                self.options = self.options.ttl_for(status, ttl.into());
                 self
             }
         }
@@ -521,14 +526,14 @@ macro_rules! route_layers {
         }
 
         /// Only these query parameters count for the key; others are ignored. Keeps strangers from flooding the cache.
-        pub fn params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
-            self.options = self.options.params(names);
+        pub fn query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+            self.options = self.options.query_params(names);
             self
         }
 
         /// Makes the host part of the key, for services with several tenants on several hosts.
-        pub fn by_host(mut self) -> Self {
-            self.options = self.options.by_host();
+        pub fn vary_by_host(mut self) -> Self {
+            self.options = self.options.vary_by_host();
             self
         }
     };
@@ -558,7 +563,7 @@ macro_rules! route_layers {
         ///
         /// This is enforced: the handler whose response may be stored sees no `Authorization`, no `Cookie` and none of the
         /// other fields that carry credentials, nor those that change where a request goes, such as `X-Forwarded-Host`
-        /// (unless [`by_host`](Self::by_host) makes the host part of the key). A write-through keeps its credentials, and
+        /// (unless [`vary_by_host`](Self::vary_by_host) makes the host part of the key). A write-through keeps its credentials, and
         /// what it stores is what its writer got. What a layer outside attached to the request can't be hidden.
         ///
         /// Without it, and without `private`, requests with credentials bypass the cache.
@@ -637,25 +642,25 @@ macro_rules! route_layers {
             self
         }
 
-        /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach.
-        pub fn downstream_ttl(mut self, ttl: ::std::time::Duration) -> Self {
-            self.options = self.options.downstream_ttl(ttl);
+        /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach: seconds or a `Duration`.
+        pub fn downstream_ttl(mut self, ttl: impl Into<$crate::route::Seconds>) -> Self {
+            self.options = self.options.downstream_ttl(ttl.into());
             self
         }
 
-        /// For so long after its time to live a response still answers at once, while one run of the handler in the
-        /// background refreshes it (RFC 5861 §3). Browsers and CDNs are told so too. A handler that says
+        /// Serves a response for this long after its time to live ended, while one run of the handler in the background
+        /// refreshes it (RFC 5861 §3): seconds or a `Duration`. Browsers and CDNs are told so too. A handler that says
         /// `must-revalidate` has its responses kept from this.
-        pub fn stale_while_revalidate(mut self, limit: ::std::time::Duration) -> Self {
-            self.options = self.options.stale_while_revalidate(limit);
+        pub fn stale_while_revalidate(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
+            self.options = self.options.stale_while_revalidate(limit.into());
             self
         }
 
-        /// For so long after its time to live a response still answers when the handler fails: with an error, or with
-        /// status 500, 502, 503 or 504 (RFC 5861 §4). A handler that says `must-revalidate` has its responses kept from
+        /// Serves a response for this long after its time to live ended, if the handler fails: with an error, or with
+        /// status 500, 502, 503 or 504 (RFC 5861 §4). Seconds or a `Duration`. A handler that says `must-revalidate` has its responses kept from
         /// this.
-        pub fn stale_if_error(mut self, limit: ::std::time::Duration) -> Self {
-            self.options = self.options.stale_if_error(limit);
+        pub fn stale_if_error(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
+            self.options = self.options.stale_if_error(limit.into());
             self
         }
 

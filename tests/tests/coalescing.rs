@@ -243,8 +243,8 @@ on_every_store! {
             };
             let app = Router::new().route(
                 "/x",
-                get_route(read.layer(cache(larder).group("overlap").ttl(60).params([""; 0])))
-                    .put(write.layer(cache_put(larder).group("overlap").ttl(60).params([""; 0]))),
+                get_route(read.layer(cache(larder).group("overlap").ttl(60).query_params([""; 0])))
+                    .put(write.layer(cache_put(larder).group("overlap").ttl(60).query_params([""; 0]))),
             );
             larder.backend().group("overlap").delete_group().await;
             let slow = tokio::spawn({
@@ -293,7 +293,7 @@ on_every_store! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_hangs_holds_nobody_up_for_good() {
     let larder = Larder::builder()
-        .hold(Duration::from_millis(100))
+        .lease_ttl(Duration::from_millis(100))
         .max_fill(Duration::from_millis(300))
         .max_wait(Duration::from_millis(100))
         .leased(larder_axum::MemoryStore::new());

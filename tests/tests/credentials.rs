@@ -109,7 +109,7 @@ async fn no_stored_answer_depends_on_where_a_client_sends_its_request() {
             "{name}"
         );
         // With the host in the key the handler may see what names it, and then it is part of the key, too.
-        let by_host = app(cache(&Larder::memory()).ttl(60).public().by_host());
+        let by_host = app(cache(&Larder::memory()).ttl(60).public().vary_by_host());
         send(&by_host, Method::GET, "/x", &[(name, "host=evil.example")]).await;
         assert_eq!(get(&by_host, "/x").await.text(), "", "{name}");
     }

@@ -153,7 +153,7 @@ on_every_store! {
             counted.count();
             (StatusCode::NOT_FOUND, "none")
         };
-        let layer = cache(&fixture.larder).ttl(600).also(StatusCode::NOT_FOUND, 5);
+        let layer = cache(&fixture.larder).ttl(600).ttl_for(StatusCode::NOT_FOUND, 5);
         let app = Router::new().route("/x", get_route(handler.layer(layer)));
         get(&app, "/x").await;
         let again = get(&app, "/x").await;

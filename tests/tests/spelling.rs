@@ -259,7 +259,7 @@ async fn chosen_keys_are_as_safe() {
 #[tokio::test]
 async fn a_layer_around_a_router_never_gives_one_route_the_fallbacks_answer() {
     let larder = larder();
-    let cache = larder_axum::cache(&larder).ttl(60).also(StatusCode::NOT_FOUND, 60);
+    let cache = larder_axum::cache(&larder).ttl(60).ttl_for(StatusCode::NOT_FOUND, 60);
     let router = Router::new()
         .route("/api/prices", get_route(|| async { "prices" }))
         .route("/about", get_route(|| async { "about" }))
@@ -273,9 +273,9 @@ async fn a_layer_around_a_router_never_gives_one_route_the_fallbacks_answer() {
         poem::Route::new()
             .at("/about", poem::get(poem::endpoint::make_sync(|_| "about")))
             .at("/*rest", poem::endpoint::make_sync(|_| poem::http::StatusCode::NOT_FOUND))
-            .with(larder_poem::cache(&larder).group("nested").ttl(60).also(StatusCode::NOT_FOUND, 60)),
+            .with(larder_poem::cache(&larder).group("nested").ttl(60).ttl_for(StatusCode::NOT_FOUND, 60)),
     );
-    let around = larder_poem::cache(&larder).group("poem").ttl(60).also(StatusCode::NOT_FOUND, 60);
+    let around = larder_poem::cache(&larder).group("poem").ttl(60).ttl_for(StatusCode::NOT_FOUND, 60);
     for (app, spelled, canonical, text) in [
         (App::axum(router.clone().layer(cache.clone())), "/api/%70rices", "/api/prices", "prices"),
         (App::axum(router.layer(cache.group("other"))), "/%61bout", "/about", "about"),

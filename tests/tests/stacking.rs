@@ -114,7 +114,7 @@ async fn a_create_evicts_the_remembered_404_of_what_it_created() {
     ] {
         let larder = larder();
         let absent = async || StatusCode::NOT_FOUND;
-        let read = cache(&larder).group("items").public().ttl(60).also(StatusCode::NOT_FOUND, 60);
+        let read = cache(&larder).group("items").public().ttl(60).ttl_for(StatusCode::NOT_FOUND, 60);
         let create =
             move || async move { (StatusCode::CREATED, [("location", location)], "created").into_response() };
         let app = Router::new()

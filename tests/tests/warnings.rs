@@ -67,7 +67,7 @@ async fn authors_are_warned_once_and_by_name() {
     // Routes of a group that don't say the same about their keys.
     let _ = cache(&larder).group("people").ttl(60).private().route();
     let _ = cache_evict(&larder).group("people").key().route();
-    let _ = cache(&larder).group("hosts").by_host().ttl(60).name("pages").route();
+    let _ = cache(&larder).group("hosts").vary_by_host().ttl(60).name("pages").route();
     let _ = cache_put(&larder).group("hosts").ttl(60).name("edit").route();
     let lines = log.lines();
     assert_eq!(lines.len(), 2, "{lines:#?}");
@@ -78,8 +78,8 @@ async fn authors_are_warned_once_and_by_name() {
     );
 
     // And those that do.
-    let _ = cache(&larder).group("fine").ttl(60).params(["page"]).route();
-    let _ = cache_evict(&larder).group("fine").key().params(["page"]).route();
+    let _ = cache(&larder).group("fine").ttl(60).query_params(["page"]).route();
+    let _ = cache_evict(&larder).group("fine").key().query_params(["page"]).route();
     let _ = cache_evict(&larder).group("fine").whole_group().route();
     assert_eq!(log.lines(), Vec::<String>::new());
 }

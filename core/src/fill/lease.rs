@@ -107,7 +107,7 @@ impl CacheContext {
 
     /// Asks once.
     pub(crate) async fn begin(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Result<Begun, StoreError> {
-        Ok(match self.store.begin(key, intent, self.timing.hold).await? {
+        Ok(match self.store.begin(key, intent, self.timing.lease_ttl).await? {
             Begin::Lease(lease) => Begun::LeaseGuard(LeaseGuard {
                 context: Arc::clone(self),
                 key: key.clone(),
@@ -150,12 +150,12 @@ impl LeaseGuard {
     pub(crate) async fn renewing<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
         let Some(lease) = &self.lease else { return work.await };
         let renewals = async {
-            let every = self.context.timing.hold / 3;
+            let every = self.context.timing.lease_ttl / 3;
             let mut held_for = Duration::ZERO;
             while held_for < self.context.timing.max_fill {
                 tokio::time::sleep(every).await;
                 held_for += every;
-                match self.context.store.renew(&self.key, lease, self.context.timing.hold).await {
+                match self.context.store.renew(&self.key, lease, self.context.timing.lease_ttl).await {
                     Ok(true) => {}
                     // Lost: the commit will find out.
                     Ok(false) => break,

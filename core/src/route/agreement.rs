@@ -106,11 +106,11 @@ fn difference(reader: &Said, writer: &Said) -> Option<&'static str> {
     if reader.is_private != writer.is_private {
         Some("audience")
     } else if reader.by_host != writer.by_host {
-        Some("by_host")
+        Some("vary_by_host")
     } else if reader.is_chosen && !writer.is_chosen {
         Some("key_by")
     } else if !reader.is_chosen && !writer.is_chosen && reader.params != writer.params {
-        Some("params")
+        Some("query_params")
     } else {
         None
     }
@@ -144,11 +144,11 @@ mod tests {
             (&as_it_is, &as_it_is, None),
             (&private, &as_it_is, Some("audience")),
             (&as_it_is, &private, Some("audience")),
-            (&by_host, &as_it_is, Some("by_host")),
+            (&by_host, &as_it_is, Some("vary_by_host")),
             (&chosen, &as_it_is, Some("key_by")),
             (&as_it_is, &chosen, None),
             (&chosen, &chosen, None),
-            (&paged, &as_it_is, Some("params")),
+            (&paged, &as_it_is, Some("query_params")),
             (&paged, &paged, None),
         ];
         for (row, (reader, writer, expected)) in rows.into_iter().enumerate() {

@@ -100,26 +100,26 @@ macro_rules! layers {
                 }
                 Opt::Public => (read, write, evict) = (read.public(), write.public(), evict.public()),
                 Opt::Private => (read, write, evict) = (read.private(), write.private(), evict.private()),
-                Opt::ByHost => (read, write, evict) = (read.by_host(), write.by_host(), evict.by_host()),
+                Opt::ByHost => {
+                    (read, write, evict) = (read.vary_by_host(), write.vary_by_host(), evict.vary_by_host())
+                }
                 Opt::Params(names) => {
                     (read, write, evict) = (
-                        read.params(names.to_vec()),
-                        write.params(names.to_vec()),
-                        evict.params(names.to_vec()),
+                        read.query_params(names.to_vec()),
+                        write.query_params(names.to_vec()),
+                        evict.query_params(names.to_vec()),
                     );
                 }
                 Opt::Ttl(ttl) => (read, write) = (read.ttl(ttl), write.ttl(ttl)),
                 Opt::NoExpiry => (read, write) = (read.no_expiry(), write.no_expiry()),
                 Opt::MaxBody(bytes) => (read, write) = (read.max_body(bytes), write.max_body(bytes)),
                 Opt::DownstreamTtl(ttl) => {
-                    let ttl = Duration::from_secs(ttl);
                     (read, write) = (read.downstream_ttl(ttl), write.downstream_ttl(ttl));
                 }
                 Opt::StaleIfError(limit) => {
-                    let limit = Duration::from_secs(limit);
                     (read, write) = (read.stale_if_error(limit), write.stale_if_error(limit));
                 }
-                Opt::Also(status, ttl) => read = read.also(StatusCode::from_u16(status).unwrap(), ttl),
+                Opt::Also(status, ttl) => read = read.ttl_for(StatusCode::from_u16(status).unwrap(), ttl),
                 Opt::KeyBy(key) => {
                     (read, write) = (read.key_by(key), write.key_by(key));
                     build = Some(*option);

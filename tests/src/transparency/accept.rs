@@ -30,7 +30,7 @@
 //! | left out | why |
 //! |---|---|
 //! | fallbacks that change something | which resource they change is theirs to evict |
-//! | `Forwarded` and `X-Forwarded-Host` with `.by_host()` | they are in the key, and an eviction is for one host |
+//! | `Forwarded` and `X-Forwarded-Host` with `.vary_by_host()` | they are in the key, and an eviction is for one host |
 //! | a shared cache around resources that only a decoded query tells apart | URIs name resources there (RFC 9111 §4.4) |
 //! | layers with a timeout in real time | a busy machine is late as it likes |
 //! | compression around handlers that negotiate codings themselves | two that negotiate are one too many |

@@ -59,12 +59,12 @@ macro_rules! layers_of {
                 let mut layer = $layer;
                 let (rule, handler) = (&$route.rule, &$route.handler);
                 layer = match handler.query {
-                    Query::Ignored => layer.params(Vec::<String>::new()),
-                    Query::Named => layer.params(NAMED),
+                    Query::Ignored => layer.query_params(Vec::<String>::new()),
+                    Query::Named => layer.query_params(NAMED),
                     Query::Read | Query::Part => layer,
                 };
                 if rule.by_host {
-                    layer = layer.by_host();
+                    layer = layer.vary_by_host();
                 }
                 match rule.audience {
                     Audience::Undeclared => layer,
@@ -89,8 +89,8 @@ macro_rules! layers_of {
                 layer = layer.ttl(ttl);
             }
             if route.rule.also {
-                layer = layer.also(http::StatusCode::NOT_FOUND, 30);
-                layer = layer.also(http::StatusCode::MOVED_PERMANENTLY, 30);
+                layer = layer.ttl_for(http::StatusCode::NOT_FOUND, 30);
+                layer = layer.ttl_for(http::StatusCode::MOVED_PERMANENTLY, 30);
             }
             if route.rule.stale {
                 let minute = std::time::Duration::from_secs(60);

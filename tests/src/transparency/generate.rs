@@ -620,7 +620,7 @@ impl Topic<'_> {
                         _ => None,
                     });
                 let name = read.unwrap_or_else(|| one(rng, &super::accept::STEERING));
-                // With `.by_host()` these are in the key, and an eviction is for one of their values.
+                // With `.vary_by_host()` these are in the key, and an eviction is for one of their values.
                 let is_host = ["forwarded", "x-forwarded-host"].contains(&name);
                 if is_host && self.world.all().any(|route| route.rule.by_host) {
                     return;

@@ -121,8 +121,8 @@ impl Route {
     fn options(&self, layer: &str) -> String {
         let mut text = format!("{layer}(&larder)");
         match self.handler.query {
-            Query::Ignored => text += ".params([])",
-            Query::Named => text += ".params([\"a\", \"ids[]\", \"a b\"])",
+            Query::Ignored => text += ".query_params([])",
+            Query::Named => text += ".query_params([\"a\", \"ids[]\", \"a b\"])",
             Query::Read | Query::Part => {}
         }
         match self.rule.audience {
@@ -135,9 +135,9 @@ impl Route {
             text += &format!(".ttl({ttl})");
         }
         for (is_said, option) in [
-            (self.rule.also, ".also(404, 30).also(301, 30)"),
+            (self.rule.also, ".ttl_for(404, 30).ttl_for(301, 30)"),
             (self.rule.stale, ".stale_while_revalidate(60 s).stale_if_error(60 s)"),
-            (self.rule.by_host, ".by_host()"),
+            (self.rule.by_host, ".vary_by_host()"),
             (self.rule.default_key, ".key_by(default_key)"),
             (self.rule.small, ".max_body(60)"),
             (self.rule.write == Write::EvictGroup, ".group(\"all\")"),

@@ -131,11 +131,11 @@ pub(super) struct Handler {
 /// How the query counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Query {
-    /// It doesn't, and the route says so with `.params([])`.
+    /// It doesn't, and the route says so with `.query_params([])`.
     Ignored,
     /// The answer depends on it.
     Read,
-    /// The answer depends on these parameters, and the route says so with `.params`.
+    /// The answer depends on these parameters, and the route says so with `.query_params`.
     Named,
     /// It names what is read and written, as the path does.
     Part,
@@ -189,7 +189,7 @@ pub(super) enum Shape {
 pub(super) struct Rule {
     pub(super) audience: Audience,
     pub(super) ttl: Option<u64>,
-    /// `.also(404, ..).also(301, ..)`.
+    /// `.ttl_for(404, ..).ttl_for(301, ..)`.
     pub(super) also: bool,
     pub(super) stale: bool,
     pub(super) by_host: bool,
@@ -356,7 +356,7 @@ impl Route {
                     && !steering))
             // An eviction of one key reaches one spelling of one query.
             && (handler.query != Query::Read && handler.query != Query::Named || rule.write == Write::EvictGroup || is_shared)
-            // A key builder of the author's own replaces `.params`.
+            // A key builder of the author's own replaces `.query_params`.
             && (!rule.default_key || matches!(handler.query, Query::Read | Query::Part))
             && (!handler.is_list
                 || (!is_shared && rule.write == Write::EvictGroup && world.place == Place::Route
