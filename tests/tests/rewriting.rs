@@ -209,3 +209,74 @@ async fn poem_knows_what_was_rewritten_too() {
         }
     }
 }
+
+/// A write to `/page` is one to `/other`.
+fn writes_elsewhere<B>(request: Request<B>) -> Request<B> {
+    if request.method() == Method::DELETE && request.uri().path() == "/page" {
+        return with_uri(request, "/other".to_owned());
+    }
+    request
+}
+
+/// Fills these paths, whose bodies count runs, sends the write, and answers which of them are still there.
+async fn left_after(app: &App, paths: &[&str], written: &str) -> Vec<String> {
+    let mut stored = Vec::new();
+    for path in paths {
+        let answer = app.get(path).await;
+        assert_eq!(app.get(path).await.text(), answer.text(), "{path} is stored");
+        stored.push(answer);
+    }
+    assert!(app.send(Method::DELETE, written).await.status.is_success());
+    let mut left = Vec::new();
+    for (path, answer) in paths.iter().zip(stored) {
+        if app.get(path).await.body == answer.body {
+            left.push((*path).to_owned());
+        }
+    }
+    left
+}
+
+#[tokio::test]
+async fn a_write_whose_key_is_unknown_evicts_every_key_it_may_have() {
+    let around = |inner: Router| {
+        let layer = MapRequestLayer::new(writes_elsewhere::<Body>);
+        let service = ServiceBuilder::new().layer(layer).service(inner);
+        App::axum(Router::new().nest_service("/{shop}", service))
+    };
+    let larder = larder();
+    let routes = || shown(&larder, "/page").merge(shown(&larder, "/other"));
+    let paths = ["/one/page", "/one/other", "/two/page", "/two/other"];
+    assert_eq!(left_after(&around(routes()), &paths, "/one/page").await, ["/two/page", "/two/other"]);
+
+    // The shared cache knows as little.
+    let runs = Runs::new();
+    let fresh = move || async move { ([("cache-control", "max-age=60")], runs.count().to_string()) };
+    let route = || get_route(fresh.clone()).delete(fresh.clone());
+    let routes = Router::new().route("/page", route()).route("/other", route());
+    let shared = routes.layer(larder_axum::SharedCacheLayer::new(&self::larder()));
+    assert_eq!(left_after(&around(shared), &paths, "/one/page").await, ["/two/page", "/two/other"]);
+}
+
+#[tokio::test]
+async fn a_write_evicts_under_every_mount_that_its_pattern_leaves_open() {
+    let larder = larder();
+    let runs = Runs::new();
+    let page = || {
+        let runs = runs.clone();
+        poem::endpoint::make_sync(move |_| runs.count().to_string())
+    };
+    let cached = || poem::get(page().with(larder_poem::cache(&larder).group("g").ttl(60)));
+    let files = cached().delete(page().with(larder_poem::cache_evict(&larder).group("g").key()));
+    let routes = poem::Route::new()
+        .nest("/v1", poem::Route::new().at("/files/*rest", files))
+        .at("/other/:id", cached());
+    let app = App::poem(routes.before(|mut request: poem::Request| async move {
+        if request.method() == Method::DELETE {
+            *request.uri_mut() = Uri::from_static("/v1/files/a");
+        }
+        Ok(request)
+    }));
+    // The mount is `/v1` or `/v1/files`, for all that the pattern says.
+    let paths = ["/other/a", "/v1/files/a", "/v1/files/files/a", "/other/b", "/v1/files/b"];
+    assert_eq!(left_after(&app, &paths, "/other/a").await, ["/other/b", "/v1/files/b"]);
+}

@@ -96,6 +96,40 @@ async fn a_timeout_outside_the_cache_evicts_before_its_answer() {
 }
 
 #[tokio::test]
+async fn a_timeout_outside_stacked_layers_evicts_for_each_of_them() {
+    for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
+        let larder = Larder::memory();
+        let value = Arc::new(AtomicU64::new(0));
+        let reads = Arc::clone(&value);
+        let read = move || async move { reads.load(Ordering::SeqCst).to_string() };
+        let cached = |group: &'static str| get_route(read.clone().layer(cache(&larder).group(group).ttl(60)));
+        let write = move || async move {
+            value.fetch_add(1, Ordering::SeqCst);
+            pending::<Response>().await
+        };
+        let write = order.into_iter().fold(axum::routing::put(write), |route, layer| match layer {
+            0 => route.layer(cache_put(&larder).group("items").ttl(60)),
+            1 => route.layer(cache_evict(&larder).group("lists").whole_group()),
+            _ => route.layer(cache_evict(&larder).group("pages").whole_group()),
+        });
+        let app = Router::new()
+            .route("/item", cached("items").merge(write))
+            .route("/list", cached("lists"))
+            .route("/page", cached("pages"))
+            .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SOON));
+        for path in ["/item", "/list", "/page"] {
+            get(&app, path).await;
+            assert_eq!(get(&app, path).await.cache(), "HIT");
+        }
+        assert_eq!(send(&app, Method::PUT, "/item", &[]).await.status, StatusCode::REQUEST_TIMEOUT);
+        for path in ["/item", "/list", "/page"] {
+            let read = get(&app, path).await;
+            assert_eq!((read.cache(), read.text()), ("MISS", "1"), "{path} {order:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_panic_evicts_wherever_it_is_caught() {
     let within: fn(MethodRouter) -> MethodRouter = |route| route.layer(CatchPanicLayer::new());
     check(&app(&Larder::memory(), After::Panics, within), StatusCode::INTERNAL_SERVER_ERROR).await;

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use futures_util::future::join_all;
@@ -92,15 +92,17 @@ impl CacheContext {
     /// Runs a write to its end, also without its caller. `targets` is what the write may have changed.
     ///
     /// A caller that gives up, as a timeout outside of the cache does, answers its client before the handler is done. What is
-    /// stored must not be served after that answer, so that it is evicted at once; the handler goes on, and its end stores or
-    /// evicts. A panic evicts before it goes on in the caller.
+    /// stored must not be served after that answer, so that it is evicted at once, for each layer around the handler; the
+    /// handler goes on, and its end stores or evicts. A panic evicts before it goes on in the caller.
     pub(crate) async fn run_write<T: Send + 'static>(
         self: &Arc<Self>,
         targets: &[Target],
         work: Task<T>,
     ) -> T {
-        let given_up = EvictOnDrop::new(self, targets);
-        let done = self.detached(work).await;
+        let writes = WRITES.try_with(Arc::clone).unwrap_or_default();
+        writes.add(self, targets);
+        let given_up = EvictOnGivingUp { writes: Some(Arc::clone(&writes)) };
+        let done = self.detached(Box::pin(WRITES.scope(writes, work))).await;
         if done.is_err() {
             self.evict(targets).await;
         }
@@ -131,6 +133,46 @@ impl Target {
         match self {
             Self::Key(key) => Some(key),
             Self::Group(_) => None,
+        }
+    }
+}
+
+tokio::task_local! {
+    static WRITES: Arc<Writes>;
+}
+
+/// What the writes around one handler may have changed. Where layers are stacked, the outermost alone is dropped by a caller
+/// that gives up: the others are part of its work, which goes on.
+#[derive(Default)]
+struct Writes(Mutex<Vec<(Arc<CacheContext>, Vec<Target>)>>);
+
+impl Writes {
+    fn add(&self, context: &Arc<CacheContext>, targets: &[Target]) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push((Arc::clone(context), targets.to_vec()));
+    }
+
+    fn all(&self) -> Vec<(Arc<CacheContext>, Vec<Target>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Evicts for each of the writes in the background unless it was disarmed.
+struct EvictOnGivingUp {
+    writes: Option<Arc<Writes>>,
+}
+
+impl EvictOnGivingUp {
+    fn disarm(mut self) {
+        self.writes = None;
+    }
+}
+
+impl Drop for EvictOnGivingUp {
+    fn drop(&mut self) {
+        for (context, targets) in self.writes.take().iter().flat_map(|writes| writes.all()) {
+            let evicting = Arc::clone(&context);
+            context.begin_at_once(Box::pin(async move { evicting.evict(&targets).await }));
         }
     }
 }

@@ -39,7 +39,7 @@ use http::{HeaderMap, Method, StatusCode};
 
 use super::request::{Ask, LAST_ETAG};
 use super::run::Difference;
-use super::world::{Audience, Read, Route};
+use super::world::{Audience, Place, Read, Route, World};
 use crate::in_process::Answer;
 
 /// Fields that change where a request goes, or what it is.
@@ -208,19 +208,34 @@ pub(super) fn may_be_missing(ask: &Ask, cached: &Answer) -> bool {
     cached.status == StatusCode::GATEWAY_TIMEOUT && ask.field("cache-control").contains("only-if-cached")
 }
 
-/// Whether the browser's cache is looked at for this route. Not where its answers depend on what Larder can't say downstream:
+/// Whether a browser that kept the answer to the first request can know that it isn't for the second. It can't where they
+/// differ in a field that Larder can't speak of downstream:
 ///
 /// - `Vary: Origin`, or `Vary: Accept-Encoding`, on some of a handler's answers alone: a single answer without it doesn't tell.
 /// - Credentials in another field than `Authorization` and `Cookie`, where nothing is declared: the list of such fields is long
 ///   and open, so that `Vary` names those two alone (guide: safety). `.public()` and `.private_by()` are for the others.
-pub(super) fn says_what_it_depends_on(route: Option<&Route>) -> bool {
-    route.is_some_and(|route| {
-        route.handler.reads.iter().all(|read| match read {
-            Read::OriginSometimes | Read::EncodingSometimes => false,
-            Read::Credential(field) => {
-                ["authorization", "cookie"].contains(field) || route.rule.audience != Audience::Undeclared
-            }
-            _ => true,
-        })
-    })
+/// - [`STEERING`] fields, where a handler allows what it answers past the cache to be kept, and doesn't say `Vary` itself.
+///
+/// A fallback outside of the router that is cached speaks for itself.
+pub(super) fn says_what_it_depends_on(
+    world: &World,
+    route: Option<&Route>,
+    first: &Ask,
+    second: &Ask,
+) -> bool {
+    let Some(route) = route else { return false };
+    let is_outside =
+        world.fallback.as_ref().is_some_and(|fallback| fallback.handler.name == route.handler.name);
+    let unspoken = route.handler.reads.iter().filter_map(|read| match read {
+        Read::OriginSometimes => Some("origin"),
+        Read::EncodingSometimes => Some("accept-encoding"),
+        Read::Credential(field) => {
+            let is_named = ["authorization", "cookie"].contains(field);
+            (!is_named && route.rule.audience == Audience::Undeclared).then_some(*field)
+        }
+        Read::Steering(field) => route.handler.cache_control.and(Some(*field)),
+        _ => None,
+    });
+    let mut unspoken = unspoken.filter(|field| first.field(field) != second.field(field));
+    unspoken.next().is_none() && !(is_outside && world.place == Place::Router)
 }

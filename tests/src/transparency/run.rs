@@ -335,21 +335,26 @@ impl Run<'_> {
         Ok(self.world.all().find(|route| route.handler.name == name))
     }
 
-    /// Whether a read's answer is the one without a cache or follows from it.
-    async fn is_right(&self, ask: &Ask, cached: &Answer, bare: &Answer) -> Result<bool, Difference> {
-        if same(cached, bare).is_ok() || may_be_missing(ask, cached) {
-            return Ok(true);
-        }
-        let route = self.route(ask).await?;
+    /// The requests that a handler may see instead of this one to answer this.
+    async fn seen(&self, ask: &Ask, cached: &Answer) -> Result<Vec<Ask>, Difference> {
         let mut seen = vec![ask.clone()];
         if !self.world.place.is_shared() {
-            seen.extend(as_seen_by(route, ask));
+            seen.extend(as_seen_by(self.route(ask).await?, ask));
         }
         if !cached.headers.contains_key("content-encoding") {
             let plain: Vec<_> =
                 seen.iter().map(|ask| ask.without(|name| name == "accept-encoding")).collect();
             seen.extend(plain);
         }
+        Ok(seen)
+    }
+
+    /// Whether a read's answer is the one without a cache or follows from it.
+    async fn is_right(&self, ask: &Ask, cached: &Answer, bare: &Answer) -> Result<bool, Difference> {
+        if same(cached, bare).is_ok() || may_be_missing(ask, cached) {
+            return Ok(true);
+        }
+        let seen = self.seen(ask, cached).await?;
         const CONDITIONS: [&str; 4] = ["range", "if-none-match", "if-modified-since", "if-range"];
         for ask in seen {
             let mut whole = ask.without(|name| CONDITIONS.contains(&name));
@@ -390,8 +395,8 @@ impl Run<'_> {
         }
         if let Some((first, kept)) = self.browser.reuse(ask)
             && kept.body != bare.body
-            && says_what_it_depends_on(self.route(ask).await?)
-            && !self.is_right(ask, kept, bare).await?
+            && says_what_it_depends_on(self.world, self.route(ask).await?, first, ask)
+            && !self.has_body_for(ask, kept).await?
         {
             let text = |answer: &Answer| String::from_utf8_lossy(&answer.body).into_owned();
             let said = [kept.header("cache-control"), kept.header("vary")].join("; vary: ");
@@ -405,5 +410,15 @@ impl Run<'_> {
         }
         self.browser.keep(ask, cached);
         Ok(())
+    }
+
+    /// Whether this has the body that a handler may answer a plain request with. Layers outside of the cache add the rest.
+    async fn has_body_for(&self, ask: &Ask, kept: &Answer) -> Result<bool, Difference> {
+        for seen in self.seen(ask, kept).await? {
+            if self.bare(&seen).await?.body == kept.body {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
