@@ -2,5 +2,6 @@
 
 pub mod cache_control;
 pub(crate) mod conditional;
+pub(crate) mod hop_by_hop;
 pub mod range;
 pub(crate) mod vary;

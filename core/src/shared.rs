@@ -15,13 +15,18 @@
 //! | §4.3 validation | [`policy::Forward::prepare`], [`policy::Forward::on_response`] |
 //! | §4.4 invalidation | [`policy::Write`] |
 
+mod admitted;
+mod answer;
 mod cache_status;
 mod fields;
+mod forward;
 mod freshness;
 pub(crate) mod invalidation;
 mod partial;
 pub mod policy;
+mod rules;
 mod target;
+mod write;
 
 #[cfg(feature = "runtime")]
 mod body;

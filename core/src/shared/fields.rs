@@ -3,7 +3,7 @@
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-use crate::policy::end_to_end;
+use crate::headers::hop_by_hop::end_to_end;
 
 /// Said to one proxy's client, like `Proxy-Authenticate` (RFC 9110 §11.7.3): never stored (RFC 9111 §3.1).
 const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");

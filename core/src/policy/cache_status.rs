@@ -1,0 +1,152 @@
+//! The fields by which a cache says what it did: `X-Redis-Cache` and `Cache-Status` (RFC 9211).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+#[cfg(feature = "runtime")]
+use http::Response;
+use http::header::{CACHE_CONTROL, HeaderName};
+use http::{HeaderMap, HeaderValue};
+
+use crate::headers::vary::tell_vary;
+use crate::policy::rule::{Kind, Rule};
+use crate::reason::Reason;
+
+// As constants they are read when this is compiled.
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Lies in the extensions of a response whose status a write-through has stated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WrittenThrough;
+
+/// What the cache says about itself on a response that it did not make.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Mark {
+    pub(super) rule: Arc<Rule>,
+    pub(super) word: &'static str,
+    pub(super) reason: Option<Reason>,
+    /// What remains of the freshness lifetime, in seconds; negative once it is over (RFC 9211 §2.3).
+    pub(super) ttl: Option<i64>,
+    pub(super) stored: bool,
+    pub(super) collapsed: bool,
+}
+
+impl Mark {
+    pub(super) const fn new(rule: Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
+        Self { rule, word, reason, ttl: None, stored: false, collapsed: false }
+    }
+
+    pub(super) fn bypass(rule: &Arc<Rule>, reason: Reason) -> Self {
+        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
+    }
+
+    /// The cache was asked, but the answer is none of its business: that is no miss, which promises a hit next time.
+    pub(super) fn refusal(rule: &Arc<Rule>, reason: Reason) -> Self {
+        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
+    }
+
+    pub(super) fn miss(rule: &Arc<Rule>, reason: Reason) -> Self {
+        Self::new(Arc::clone(rule), "MISS", Some(reason))
+    }
+
+    pub(super) fn hit(rule: Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
+        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        let ttl = remaining.map(|remaining| seconds(remaining).saturating_sub(seconds(staleness)));
+        Self { ttl, ..Self::new(rule, "HIT", None) }
+    }
+
+    /// Why.
+    #[must_use]
+    pub const fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
+    /// Writes it into a response. An eviction around or inside of a write-through leaves the status to that one, which says
+    /// what became of the answer.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn stamp_response<B>(&self, response: &mut Response<B>) {
+        match self.rule.kind {
+            Kind::EvictKey | Kind::EvictGroup if response.extensions().get::<WrittenThrough>().is_some() => {
+                if self.rule.cache_status {
+                    response.headers_mut().append(CACHE_STATUS, self.cache_status());
+                }
+            }
+            kind => {
+                self.stamp(response.headers_mut());
+                if kind == Kind::Write {
+                    response.extensions_mut().insert(WrittenThrough);
+                }
+            }
+        }
+    }
+
+    /// Writes it into the fields of a response.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
+        if let Some(name) = &self.rule.status_header {
+            headers.insert(name, HeaderValue::from_static(self.word));
+        }
+        if self.rule.cache_status {
+            headers.append(CACHE_STATUS, self.cache_status());
+        }
+        let is_personal = matches!(
+            self.reason,
+            Some(
+                Reason::Authorization
+                    | Reason::Cookie
+                    | Reason::Credentials
+                    | Reason::Anonymous
+                    | Reason::SetCookie
+            )
+        );
+        // A hit's are in the stored response.
+        if self.word != "HIT" {
+            tell_vary(headers, self.rule.told_fields());
+        }
+        // The answer to an eviction isn't stored anywhere, and a write-through around it may store what its handler said.
+        if matches!(self.rule.kind, Kind::EvictKey | Kind::EvictGroup) {
+            return;
+        }
+        // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
+        // 9111 §4.2.2). The handler's own word stands.
+        if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
+            if is_personal {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            } else if self.rule.audience.is_private() {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+            }
+        }
+    }
+
+    /// RFC 9211 §2.
+    pub(super) fn cache_status(&self) -> HeaderValue {
+        let mut text = String::from("Larder");
+        match self.reason {
+            // RFC 9211 §2.6: the request was held back for another one that was forwarded.
+            None if self.collapsed => text.push_str("; fwd=miss; collapsed"),
+            None => {
+                text.push_str("; hit");
+                if let Some(ttl) = self.ttl {
+                    text.push_str(&format!("; ttl={ttl}"));
+                }
+            }
+            Some(reason) => {
+                let forward = match reason {
+                    Reason::Absent => "uri-miss",
+                    Reason::Variant => "vary-miss",
+                    Reason::NoCache | Reason::MaxAge | Reason::MinFresh => "request",
+                    Reason::Expired => "stale",
+                    Reason::Method => "method",
+                    _ if self.word == "BYPASS" => "bypass",
+                    _ => "miss",
+                };
+                text.push_str(&format!("; fwd={forward}"));
+                if self.stored {
+                    text.push_str("; stored");
+                }
+                text.push_str(&format!("; detail={reason}"));
+            }
+        }
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Larder"))
+    }
+}

@@ -1,0 +1,462 @@
+//! A request on its way to the handler, and the decision about the handler's response.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{
+    CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
+    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, ORIGIN, RANGE,
+    SET_COOKIE, TRAILER, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, StatusCode, response};
+
+use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
+use crate::headers::conditional::{Validators, request_matches, weak_etag};
+use crate::headers::hop_by_hop::{only, remove_all};
+use crate::headers::range::{self, Part, Selection};
+use crate::headers::vary::{SecondaryKey, Variants, selecting_fields, tell_vary};
+use crate::policy::admitted::{Admitted, jittered, representation_fields, storable_fields};
+use crate::policy::cache_status::Mark;
+use crate::policy::hit::{Hit, selection, tell_ranges};
+use crate::policy::rule::{Audience, Kind, Principal, Rule};
+use crate::policy::rules::{
+    BodyLength, allows_stale_if_error, is_for_a_part, is_not_modified, is_success, leaves_outcome_unknown,
+    may_lack_cors, why_not_storable, why_not_usable,
+};
+use crate::provenance::Provenance;
+use crate::reason::Reason;
+use crate::record::{Entry, Record};
+use crate::store::Intent;
+
+/// What to do with the handler's answer.
+#[derive(Debug)]
+pub enum OnResponse {
+    /// Answer with it and store nothing.
+    Pass(Pass),
+    /// The handler failed: answer with what is stored instead, though it is stale (RFC 5861 §4).
+    ServeStale(Hit),
+    /// Collect the body.
+    Admit(Admit),
+}
+
+/// A request for the handler, and what will become of its answer.
+#[derive(Debug)]
+#[must_use]
+pub struct Forward {
+    pub(super) rule: Arc<Rule>,
+    pub(super) reason: Reason,
+    pub(super) directives: RequestDirectives,
+    pub(super) why_not_storable: Option<Reason>,
+    pub(super) principal: Option<Principal>,
+    pub(super) provenance: Provenance,
+    /// The fields of a request that reads; a write's answer depends on none.
+    pub(super) request: Option<HeaderMap>,
+    pub(super) is_head: bool,
+    /// Whether the answer is cut for the client.
+    pub(super) is_range: bool,
+    /// Whether the handler sees which part the client wants.
+    pub(super) keeps_range: bool,
+    pub(super) intent: Intent,
+    pub(super) variants: Option<Variants>,
+    /// What answers if the handler fails.
+    pub(super) fallback: Option<Box<Hit>>,
+}
+
+/// The fields that make a request conditional, which a fill must not be.
+pub(super) const CONDITIONAL: [HeaderName; 4] =
+    [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE];
+
+/// The fields that make a request one for a part, or for a part under a condition.
+pub(super) const FOR_A_PART: [HeaderName; 2] = [RANGE, IF_RANGE];
+
+impl Forward {
+    /// Why the handler has to run.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// What to begin with the store, or `None` when nothing will be stored and the store isn't to be asked.
+    #[must_use]
+    pub fn intent(&self) -> Option<Intent> {
+        match self.rule.kind {
+            // An answer to a HEAD has nothing to fill with.
+            Kind::Read if self.is_head => None,
+            Kind::Write if self.why_not_storable.is_some() => None,
+            Kind::Read | Kind::Write => Some(self.intent),
+            Kind::EvictKey | Kind::EvictGroup => None,
+        }
+    }
+
+    /// Why a write-through won't be stored whatever its handler answers, if so.
+    #[must_use]
+    pub const fn why_not_storable(&self) -> Option<Reason> {
+        self.why_not_storable
+    }
+
+    /// What the route does to the cache.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.rule.kind
+    }
+
+    /// Who asks, for the key of a write.
+    #[must_use]
+    pub const fn principal(&self) -> Option<Principal> {
+        self.principal
+    }
+
+    /// Which requests the answer may be for, once it is stored.
+    #[must_use]
+    pub const fn provenance(&self) -> Provenance {
+        self.provenance
+    }
+
+    /// Under which secondary key the answer will be stored, if the resource is already known to vary.
+    #[must_use]
+    pub fn secondary_key(&self) -> Option<SecondaryKey> {
+        Some(self.variants.as_ref()?.secondary_key(self.request.as_ref()?))
+    }
+
+    /// Answers with a response that somebody else stored while this request was on its way to the handler. `Err` gives
+    /// the request back if it can't be answered with that.
+    pub fn on_filled(self, record: Option<Record>, now: SystemTime) -> Result<Hit, Self> {
+        let (Some(Record::Response(entry)), Some(request)) = (record, &self.request) else {
+            return Err(self);
+        };
+        let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
+        let age = entry.age(now);
+        if entry.variant != expected
+            || !entry.provenance.serves(self.provenance)
+            || why_not_usable(&self.directives, &entry, age).is_some()
+            || (request.contains_key(ORIGIN) && may_lack_cors(&entry, self.variants.as_ref()))
+        {
+            return Err(self);
+        }
+        let (is_head, not_modified) = (self.is_head, is_not_modified(request, &entry));
+        let length = entry.body.len() as u64;
+        let selection = if self.is_range && !not_modified {
+            selection(request, &entry, length)
+        } else {
+            Selection::Whole
+        };
+        Ok(Hit { rule: self.rule, entry, length, age, not_modified, is_head, selection, collapsed: false })
+    }
+
+    /// Takes from the handler's request what its response must not depend on.
+    ///
+    /// - What makes a read conditional: it is answered with 304 afterwards, from the whole response. A write's preconditions
+    ///   stay.
+    /// - A `Range` for the whole, which is cut afterwards. Any other stays: a handler that makes parts need not make the whole.
+    /// - On a public route credentials, and on a private one those that the principal doesn't come from. A write keeps
+    ///   them, for its handler to check.
+    /// - What changes where a request goes, such as `X-Forwarded-Host`, unless the host is part of the key.
+    pub fn prepare(&self, request: &mut HeaderMap) {
+        if request.is_empty() {
+            return;
+        }
+        if self.rule.kind == Kind::Read && !self.is_head {
+            remove_all(request, &CONDITIONAL);
+            if !self.keeps_range {
+                remove_all(request, &FOR_A_PART);
+            }
+        }
+        if request.keys().any(|name| self.rule.hides(name)) {
+            let seen = std::mem::take(request);
+            *request = only(seen, |name| !self.rule.hides(name));
+        }
+    }
+
+    /// Gives up storing: the handler's answer will be passed on with this reason.
+    pub fn unstored(self, reason: Reason) -> Mark {
+        Mark::refusal(&self.rule, reason)
+    }
+
+    /// Goes on to the handler, but for another reason than that nothing was found.
+    pub fn because(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
+    /// Whether the handler sees which part the client wants, and may answer with that part alone, which isn't stored.
+    #[must_use]
+    pub const fn keeps_range(&self) -> bool {
+        self.keeps_range
+    }
+
+    /// Whether one run of the handler serves every request that misses at the same time. A request that asks for a
+    /// fresher answer than the stored one never takes part in a run that began before it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.intent().is_some()
+            && !self.directives.wants_new()
+            && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down)
+    }
+
+    /// Whether the run of this request would keep others waiting that don't get its answer: it isn't shared, and the canonical
+    /// spelling of its path may be another route's.
+    #[must_use]
+    pub fn holds_up_others(&self) -> bool {
+        self.intent().is_some()
+            && !self.is_shared()
+            && !self.provenance.is_canonical
+            && matches!(self.reason, Reason::Absent | Reason::Variant)
+    }
+
+    /// Another request ran the handler, which failed: what is stored answers though it is stale, if that is allowed.
+    /// `Err` gives the request back.
+    pub fn or_fallback(mut self) -> Result<Hit, Self> {
+        self.fallback.take().map(|hit| *hit).ok_or(self)
+    }
+
+    /// The handler returned an error, which will be answered with this status, instead of a response: nothing is
+    /// stored, and maybe what is stored answers though it is stale (RFC 5861 §4).
+    #[must_use]
+    pub fn on_error(self, status: StatusCode) -> Option<Hit> {
+        self.fallback.filter(|_| allows_stale_if_error(status)).map(|hit| *hit)
+    }
+
+    /// Decides about the handler's answer, before its body.
+    #[must_use]
+    pub fn on_response(self, response: &response::Parts, length: BodyLength) -> OnResponse {
+        match self.rule.kind {
+            Kind::Read => self.on_read(response, length),
+            Kind::Write => self.on_written(response, length),
+            Kind::EvictKey | Kind::EvictGroup => self.on_evicting(response),
+        }
+    }
+
+    fn on_read(mut self, response: &response::Parts, length: BodyLength) -> OnResponse {
+        if allows_stale_if_error(response.status)
+            && let Some(hit) = self.fallback.take()
+        {
+            return OnResponse::ServeStale(*hit);
+        }
+        let refusal = if response.headers.contains_key(SET_COOKIE) {
+            // Before all else: it is what the next cache has to be told about.
+            Some(Reason::SetCookie)
+        } else if self.is_head {
+            Some(Reason::Head)
+        } else if self.keeps_range && is_for_a_part(response) {
+            Some(Reason::Range)
+        } else if self.rule.ttl_of(response.status).is_none() {
+            Some(Reason::Status)
+        } else {
+            why_not_storable(response, length, &self.rule)
+        };
+        match (refusal, selecting_fields(&response.headers), length) {
+            (Some(reason), ..) => self.pass_read(reason, response, length),
+            (None, Err(()), _) => self.pass_read(Reason::Vary, response, length),
+            (None, Ok(_), BodyLength::Unknown) => self.pass_read(Reason::Stream, response, length),
+            (None, Ok(names), BodyLength::Known(length)) => {
+                OnResponse::Admit(Admit { forward: self, names, length })
+            }
+        }
+    }
+
+    /// The handler was not shown the request's conditions, so somebody else has to see to them (RFC 9110 §13.2.1).
+    fn pass_read(&self, reason: Reason, response: &response::Parts, length: BodyLength) -> OnResponse {
+        let matches = |request| request_matches(request, &response.headers);
+        let not_modified = response.status.is_success() && self.request.as_ref().is_some_and(matches);
+        // With `If-Range` the whole is always right (RFC 9110 §14.2).
+        let wants_part = self.is_range
+            && !self.keeps_range
+            && !self.request.as_ref().is_some_and(|request| request.contains_key(IF_RANGE));
+        let part = match length {
+            BodyLength::Known(length)
+                if wants_part
+                    && response.status == StatusCode::OK
+                    && !range::is_refused(&response.headers) =>
+            {
+                range::whole_as_part(length)
+            }
+            _ => None,
+        };
+        let mark = Mark::refusal(&self.rule, reason);
+        OnResponse::Pass(Pass { mark, evicts: false, not_modified, part })
+    }
+
+    fn pass(&self, reason: Reason, evicts: bool) -> OnResponse {
+        let mark = Mark::refusal(&self.rule, reason);
+        OnResponse::Pass(Pass { mark, evicts, not_modified: false, part: None })
+    }
+
+    /// Success stores or evicts. A refusal leaves everything as it was, and an unknown outcome evicts.
+    fn on_written(self, response: &response::Parts, length: BodyLength) -> OnResponse {
+        if !is_success(response.status) {
+            return self.pass(Reason::Failed, leaves_outcome_unknown(response.status));
+        }
+        let representation = [StatusCode::OK, StatusCode::CREATED, StatusCode::NON_AUTHORITATIVE_INFORMATION];
+        let refusal = self
+            .why_not_storable
+            .or_else(|| (!representation.contains(&response.status)).then_some(Reason::Status))
+            .or_else(|| why_not_storable(response, length, &self.rule))
+            .or_else(|| (length == BodyLength::Known(0)).then_some(Reason::Empty))
+            .or_else(|| (selecting_fields(&response.headers) != Ok(Vec::new())).then_some(Reason::Vary));
+        match (refusal, length) {
+            (Some(reason), _) => self.pass(reason, true),
+            (None, BodyLength::Unknown) => self.pass(Reason::Stream, true),
+            (None, BodyLength::Known(length)) => {
+                OnResponse::Admit(Admit { forward: self, names: Vec::new(), length })
+            }
+        }
+    }
+
+    fn on_evicting(self, response: &response::Parts) -> OnResponse {
+        let success = is_success(response.status);
+        let evicts = success || leaves_outcome_unknown(response.status);
+        self.pass(if success { self.reason } else { Reason::Failed }, evicts)
+    }
+}
+
+/// A response that is passed on as it is.
+#[derive(Debug)]
+#[must_use]
+pub struct Pass {
+    pub(super) mark: Mark,
+    pub(super) evicts: bool,
+    pub(super) not_modified: bool,
+    pub(super) part: Option<Part>,
+}
+
+impl Pass {
+    /// Whether what is stored under the key, or in the group, must be evicted first.
+    #[must_use]
+    pub const fn evicts(&self) -> bool {
+        self.evicts
+    }
+
+    /// Whether the client has this response already: answer with [`as_not_modified`](Self::as_not_modified) and without
+    /// the body.
+    #[must_use]
+    pub const fn is_not_modified(&self) -> bool {
+        self.not_modified
+    }
+
+    /// Makes a 304 of the response: everything stays but what describes the body that isn't sent (RFC 9110 §15.4.5). What the
+    /// handler said to this client, a cookie among it, is nowhere else.
+    pub fn as_not_modified(&self, response: &mut response::Parts) {
+        response.status = StatusCode::NOT_MODIFIED;
+        for name in OF_THE_BODY {
+            response.headers.remove(name);
+        }
+        if response.headers.contains_key(ETAG) {
+            response.headers.remove(LAST_MODIFIED);
+        }
+    }
+
+    /// Makes a 206 of the response if the client asked for `bytes=0-`, which the handler didn't see. The body stays as it is:
+    /// that part is all of it (RFC 9110 §15.3.7).
+    pub fn as_part(&self, response: &mut response::Parts) {
+        if let Some(part) = self.part.filter(|_| !self.not_modified) {
+            response.status = StatusCode::PARTIAL_CONTENT;
+            response.headers.insert(CONTENT_RANGE, part.content_range());
+        }
+    }
+
+    /// What the cache says about itself on it.
+    pub const fn mark(&self) -> &Mark {
+        &self.mark
+    }
+}
+
+/// The fields that a 304 has no use for.
+pub(super) const OF_THE_BODY: [HeaderName; 7] = [
+    CONTENT_ENCODING,
+    CONTENT_LANGUAGE,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    TRAILER,
+    TRANSFER_ENCODING,
+];
+
+/// A response whose body is to be collected and stored.
+#[derive(Debug)]
+#[must_use]
+pub struct Admit {
+    pub(super) forward: Forward,
+    pub(super) names: Vec<HeaderName>,
+    pub(super) length: u64,
+}
+
+impl Admit {
+    /// How long the body says it is, in bytes. Anything else is [broken](Self::on_broken_body).
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The body could not be collected whole: pass on what there is. After a write, that means an eviction.
+    pub fn on_broken_body(self) -> Pass {
+        let rule = &self.forward.rule;
+        Pass {
+            mark: Mark::refusal(rule, Reason::Body),
+            evicts: rule.kind == Kind::Write,
+            not_modified: false,
+            part: None,
+        }
+    }
+
+    /// Makes the entry. `now` is when the handler answered.
+    pub fn on_body(self, mut parts: response::Parts, body: Bytes, now: SystemTime) -> Admitted {
+        let Self { forward, names, .. } = self;
+        let rule = forward.rule;
+        let known = forward.variants.as_ref().map_or(&[][..], |variants| &variants.names);
+        tell_vary(&mut parts.headers, names.iter().chain(known).chain(rule.told_fields()));
+        let etag = parts.headers.entry(ETAG).or_insert_with(|| weak_etag(&body)).clone();
+        let (status, ttl) = match rule.kind {
+            // What a GET would answer now is this representation, whatever the write said about itself.
+            Kind::Write => (StatusCode::OK, rule.ttl),
+            _ => (parts.status, rule.ttl_of(parts.status).unwrap_or(rule.ttl)),
+        };
+        let ttl = ttl.map(|ttl| jittered(ttl, rule.jitter, &etag, now));
+        let may_be_cut = status == StatusCode::OK && !body.is_empty();
+        let headers = match rule.kind {
+            Kind::Write => {
+                let mut fields = representation_fields(&parts.headers);
+                tell_vary(&mut fields, rule.told_fields());
+                if may_be_cut {
+                    tell_ranges(&mut fields);
+                }
+                fields
+            }
+            _ => {
+                if may_be_cut {
+                    tell_ranges(&mut parts.headers);
+                }
+                storable_fields(&parts.headers, &rule)
+            }
+        };
+        let ResponseDirectives { must_revalidate, proxy_revalidate, .. } =
+            ResponseDirectives::of(&parts.headers);
+        let provenance = forward.provenance;
+        let request = forward.request.unwrap_or_default();
+        let entry = Entry {
+            status,
+            headers,
+            body,
+            stored_at: now,
+            ttl,
+            variant: 0,
+            must_revalidate,
+            proxy_revalidate,
+            provenance,
+            for_origin: request.contains_key(ORIGIN),
+            tells_credentials: matches!(rule.audience, Audience::Undeclared),
+        };
+        let validators =
+            if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
+        Admitted {
+            rule,
+            reason: forward.reason,
+            entry,
+            parts,
+            names,
+            known: forward.variants,
+            request,
+            is_range: forward.is_range,
+            validators,
+        }
+    }
+}

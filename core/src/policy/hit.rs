@@ -1,0 +1,259 @@
+//! Responses made of stored ones: the whole, a 304, a part, or a 504.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+use crate::headers::hop_by_hop::only;
+use crate::headers::range::{self, Selection};
+use crate::headers::vary::tell_vary;
+use crate::policy::cache_status::Mark;
+use crate::policy::rule::{Audience, Rule};
+use crate::reason::Reason;
+use crate::record::Entry;
+
+/// What of a stored response, whose body is `length` bytes long, the request selects. Only a 200 is a whole body to cut (RFC
+/// 9110 §14.2), unless its handler refuses ranges (§14.3).
+pub(super) fn selection(request: &HeaderMap, entry: &Entry, length: u64) -> Selection {
+    if entry.status == StatusCode::OK
+        && !range::is_refused(&entry.headers)
+        && range::if_range_holds(request, &entry.headers, entry.stored_at)
+    {
+        range::select(request, length)
+    } else {
+        Selection::Whole
+    }
+}
+
+/// A stored response that answers the request.
+#[derive(Debug)]
+#[must_use]
+pub struct Hit {
+    pub(super) rule: Arc<Rule>,
+    pub(super) entry: Entry,
+    /// The length of the stored body, of which the entry holds at least what the answer needs.
+    pub(super) length: u64,
+    pub(super) age: Duration,
+    pub(super) not_modified: bool,
+    pub(super) is_head: bool,
+    pub(super) selection: Selection,
+    pub(super) collapsed: bool,
+}
+
+impl Hit {
+    /// Says that another request, still running when this one came, got it.
+    pub const fn collapsed(mut self) -> Self {
+        self.collapsed = true;
+        self
+    }
+
+    /// The stored response. Of its body no more may be here than the answer needs.
+    #[must_use]
+    pub const fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// What is left of its freshness lifetime, or `None` when that has no end.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.entry.remaining_at(self.age)
+    }
+
+    /// The response to send: 304 with few fields if the client has it, 206 or 416 if it asks for a part, else the stored
+    /// one.
+    #[must_use]
+    pub fn into_response(self) -> Response<Bytes> {
+        let Self { rule, entry, length, age, not_modified, is_head, selection, collapsed } = self;
+        let (remaining, staleness) = (entry.remaining_at(age), entry.staleness_at(age));
+        // Whoever gets a stale answer must not go on using it for as long again.
+        let stale_too = !entry.forbids_stale() && !entry.is_expired_at(age);
+        let revalidation = Revalidation::of(&entry);
+        let mut headers = entry.headers;
+        // What another deployment stored, under another rule, may lack them.
+        let tells_all = entry.tells_credentials && rule.credential_fields.is_empty();
+        if !(tells_all || matches!(rule.audience, Audience::Public)) {
+            tell_vary(&mut headers, rule.told_fields());
+        }
+        headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too, revalidation));
+        let mut mark = Mark::hit(rule, remaining, staleness);
+        mark.collapsed = collapsed;
+        mark.stamp(&mut headers);
+
+        let mut body = entry.body;
+        if is_head && !not_modified {
+            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2), unless it can have none (§8.6).
+            if entry.status != StatusCode::NO_CONTENT {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+            }
+            body = Bytes::new();
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = entry.status;
+        *response.headers_mut() = headers;
+        if not_modified {
+            into_not_modified(response, &mark.rule)
+        } else {
+            into_selected(response, selection, length, &mark.rule)
+        }
+    }
+}
+
+/// What a request selects of a response: 206 or 416 if it asks for a part. The whole body is `length` bytes long; if less is
+/// here, that is the part.
+pub(super) fn into_selected(
+    mut response: Response<Bytes>,
+    selection: Selection,
+    length: u64,
+    rule: &Rule,
+) -> Response<Bytes> {
+    match selection {
+        Selection::Whole => {}
+        Selection::Part(part) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            response.headers_mut().insert(CONTENT_RANGE, part.content_range());
+            if response.body().len() as u64 == length {
+                let part = part.cut(response.body());
+                *response.body_mut() = part;
+            }
+        }
+        Selection::Unsatisfiable => {
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            let mut headers =
+                only(std::mem::take(response.headers_mut()), |name| is_about_the_exchange(name, rule));
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            headers.insert(CONTENT_RANGE, range::unsatisfied(length));
+            *response.headers_mut() = headers;
+            *response.body_mut() = Bytes::new();
+        }
+    }
+    response
+}
+
+/// RFC 9110 §15.4.5: a 304 carries what a 200 would have said about freshness and validators, and no more.
+pub(super) fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> {
+    let stored = response.into_parts().0.headers;
+    let has_etag = stored.contains_key(ETAG);
+    let headers = only(stored, |name| is_for_not_modified(name, has_etag, rule));
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    *response.headers_mut() = headers;
+    response
+}
+
+pub(super) fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule) -> bool {
+    match name.as_str() {
+        "cache-control" | "content-location" | "date" | "etag" | "expires" | "vary" => true,
+        "last-modified" => !has_etag,
+        _ => is_about_the_exchange(name, rule),
+    }
+}
+
+/// What the cache says about itself, and what a browser needs to let a script see the answer at all.
+pub(super) fn is_about_the_exchange(name: &HeaderName, rule: &Rule) -> bool {
+    match name.as_str() {
+        "cache-status"
+        | "access-control-allow-origin"
+        | "access-control-allow-credentials"
+        | "access-control-expose-headers" => true,
+        _ => rule.status_header.as_ref() == Some(name),
+    }
+}
+
+/// `only-if-cached`, and nothing that may be used is cached.
+#[derive(Debug)]
+#[must_use]
+pub struct Unsatisfiable {
+    pub(super) mark: Mark,
+}
+
+impl Unsatisfiable {
+    /// Why nothing that is stored can be used.
+    #[must_use]
+    pub const fn reason(&self) -> Option<Reason> {
+        self.mark.reason
+    }
+
+    /// The 504 to send (RFC 9111 §5.2.1.7).
+    #[must_use]
+    pub fn into_response(self) -> Response<Bytes> {
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+        self.mark.stamp(response.headers_mut());
+        response
+    }
+}
+
+/// Says that parts are cut (RFC 9110 §14.3), unless the handler has said what it wants. Caches such as nginx ask for no part
+/// of what doesn't say so, and cut none.
+pub(crate) fn tell_ranges(response: &mut HeaderMap) {
+    response.entry(ACCEPT_RANGES).or_insert(HeaderValue::from_static("bytes"));
+}
+
+/// What a handler's `Cache-Control` says about stale responses, which is passed on (RFC 9111 §5.2.2.2, §5.2.2.8).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Revalidation {
+    pub(super) must: bool,
+    pub(super) proxy: bool,
+}
+
+impl Revalidation {
+    pub(super) const fn of(entry: &Entry) -> Self {
+        Self { must: entry.must_revalidate, proxy: entry.proxy_revalidate }
+    }
+}
+
+/// `Cache-Control` on a route's responses. Without an end there is nothing to count down: ask each time, with the ETag.
+///
+/// `stale_too` adds for how long others may use the response after that (RFC 5861).
+pub(super) fn cache_control(
+    rule: &Rule,
+    remaining: Option<Duration>,
+    stale_too: bool,
+    revalidation: Revalidation,
+) -> HeaderValue {
+    let told = match (remaining, rule.downstream_ttl) {
+        (Some(remaining), Some(downstream)) => Some(remaining.min(downstream)),
+        (remaining, downstream) => remaining.or(downstream),
+    };
+    let Some(told) = told else { return no_cache(rule) };
+    // Even the greatest numbers leave room. On the stack, so that the value is the only allocation.
+    let mut text = [0; 160];
+    let mut rest = &mut text[..];
+    let mut push = |words: &str, time: Option<Duration>| {
+        let mut digits = itoa::Buffer::new();
+        let seconds = time.map_or("", |time| digits.format(time.as_secs()));
+        rest.write_all(words.as_bytes()).and_then(|()| rest.write_all(seconds.as_bytes())).is_ok()
+    };
+    let begins = match rule.audience {
+        Audience::Undeclared => "max-age=",
+        // RFC 9111 §3.5: shared caches may use it for requests with `Authorization`, too.
+        Audience::Public => "public, max-age=",
+        Audience::Private(..) => "private, max-age=",
+    };
+    push(begins, Some(told));
+    let stale = [
+        (", stale-while-revalidate=", rule.stale_while_revalidate),
+        (", stale-if-error=", rule.stale_if_error),
+    ];
+    for (name, limit) in stale.into_iter().filter(|(_, limit)| stale_too && limit.is_some()) {
+        push(name, limit);
+    }
+    for (words, is_said) in
+        [(", must-revalidate", revalidation.must), (", proxy-revalidate", revalidation.proxy)]
+    {
+        if is_said {
+            push(words, None);
+        }
+    }
+    let len = 160 - rest.len();
+    HeaderValue::from_bytes(&text[..len]).unwrap_or_else(|_| no_cache(rule))
+}
+
+/// Keep it, but ask each time.
+pub(super) fn no_cache(rule: &Rule) -> HeaderValue {
+    HeaderValue::from_static(if rule.audience.is_private() { "private, no-cache" } else { "no-cache" })
+}

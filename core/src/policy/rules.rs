@@ -1,0 +1,157 @@
+//! The rules of safety: which requests a cache may answer, which stored responses it may use, and which responses it may store.
+//!
+//! Each rule is one small function. This is the page to review for security.
+
+use std::time::Duration;
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_LENGTH, CONTENT_RANGE, ORIGIN, SET_COOKIE, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, Method, StatusCode, response};
+
+use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
+use crate::headers::conditional::request_matches;
+use crate::headers::vary::Variants;
+use crate::policy::rule::{Audience, Rule};
+use crate::provenance;
+use crate::reason::Reason;
+use crate::record::Entry;
+use crate::request::{RequestFields, RequestView};
+
+/// How long a body is, as far as it says so itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// Exactly so many bytes.
+    Known(u64),
+    /// It may never end.
+    Unknown,
+}
+
+/// Requests that a cache can't answer, whatever is stored.
+pub(super) fn not_for_caches(request: &RequestView<'_>, present: RequestFields) -> Option<Reason> {
+    if request.method != Method::GET && request.method != Method::HEAD {
+        Some(Reason::Method)
+    } else if present.upgrade {
+        Some(Reason::Upgrade)
+    } else if request.has_content || (present.content && has_content(request.headers)) {
+        Some(Reason::Content)
+    } else if present.preconditions {
+        Some(Reason::Precondition)
+    } else {
+        None
+    }
+}
+
+pub(crate) fn has_content(request: &HeaderMap) -> bool {
+    request.contains_key(TRANSFER_ENCODING) || request.get(CONTENT_LENGTH).is_some_and(|len| len != "0")
+}
+
+/// Requests of which it isn't certain that their handler is the one that other requests with their key have.
+pub(super) fn without_certain_handler(request: &RequestView<'_>, pattern: u64) -> Option<Reason> {
+    if request.is_obscured {
+        Some(Reason::Rewritten)
+    } else if pattern == 0 && !provenance::is_canonical(request) {
+        Some(Reason::Spelling)
+    } else {
+        None
+    }
+}
+
+/// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
+pub(super) fn credentials_without_audience(
+    rule: &Rule,
+    request: &HeaderMap,
+    present: RequestFields,
+) -> Option<Reason> {
+    let more = &rule.credential_fields;
+    if !matches!(rule.audience, Audience::Undeclared) {
+        None
+    } else if present.authorization {
+        Some(Reason::Authorization)
+    } else if present.cookie {
+        Some(Reason::Cookie)
+    } else if present.credentials || more.iter().any(|name| request.contains_key(name)) {
+        Some(Reason::Credentials)
+    } else {
+        None
+    }
+}
+
+/// Why a stored response can't be used for this request (RFC 9111 §4), if so.
+pub(super) fn why_not_usable(directives: &RequestDirectives, entry: &Entry, age: Duration) -> Option<Reason> {
+    if directives.no_cache {
+        return Some(Reason::NoCache);
+    }
+    let is_older = |max| age > Duration::from_secs(max);
+    if directives.wants_new() || directives.max_age.is_some_and(is_older) {
+        return Some(Reason::MaxAge);
+    }
+    if entry.is_expired_at(age) {
+        return Some(Reason::Expired);
+    }
+    let remaining = || entry.ttl.map(|ttl| ttl.saturating_sub(age));
+    let too_short = |min| remaining().is_some_and(|remaining| remaining < Duration::from_secs(min));
+    directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+}
+
+/// Whether a stored response may be without the fields that let in a request's origin (Fetch §3.3.3), because it answered a
+/// request that named none. A handler that says `Vary: Origin` only where there is an `Origin` gives such responses.
+pub(super) fn may_lack_cors(entry: &Entry, variants: Option<&Variants>) -> bool {
+    !entry.for_origin
+        && !entry.headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN)
+        && !variants.is_some_and(|variants| variants.names.contains(&ORIGIN))
+}
+
+/// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
+/// §13.2.1): a 304 for a stored 404 would bring the client's old copy back to life.
+pub(super) fn is_not_modified(request: &HeaderMap, entry: &Entry) -> bool {
+    entry.status.is_success() && request_matches(request, &entry.headers)
+}
+
+/// RFC 5861 §4: these are the errors that a stale response may stand in for.
+pub(crate) fn allows_stale_if_error(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether an answer with this status says that what is stored is no longer so, though it can't be stored itself. That
+/// somebody isn't allowed to see it, or asks too often, says nothing about it.
+#[must_use]
+pub fn invalidates(status: StatusCode) -> bool {
+    is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
+}
+
+/// Whether a write answered with this status may have changed something all the same. A timeout or an error can come
+/// between the change and the answer (RFC 9110 §15.5.9, §15.6); any other 4xx is a refusal.
+#[must_use]
+pub fn leaves_outcome_unknown(status: StatusCode) -> bool {
+    status == StatusCode::REQUEST_TIMEOUT || status.as_u16() >= 500
+}
+
+/// A handler that redirects after a change has made the change.
+pub(super) fn is_success(status: StatusCode) -> bool {
+    status.is_success() || status.is_redirection()
+}
+
+/// Whether a response is for one `Range` only (RFC 9110 §14.4, §15.3.7, §15.5.17).
+pub(super) fn is_for_a_part(response: &response::Parts) -> bool {
+    matches!(response.status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
+        || response.headers.contains_key(CONTENT_RANGE)
+}
+
+/// Why a response may not be stored, whatever its status (RFC 9111 §3), if so.
+pub(super) fn why_not_storable(
+    response: &response::Parts,
+    length: BodyLength,
+    rule: &Rule,
+) -> Option<Reason> {
+    let directives = ResponseDirectives::of(&response.headers);
+    // On a private route that is what the route says itself.
+    let is_private = directives.private && !rule.audience.is_private();
+    if response.headers.contains_key(SET_COOKIE) {
+        Some(Reason::SetCookie)
+    } else if directives.no_store || is_private || directives.no_cache {
+        Some(Reason::Withheld)
+    } else {
+        matches!(length, BodyLength::Known(length) if length > rule.max_body).then_some(Reason::Size)
+    }
+}

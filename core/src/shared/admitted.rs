@@ -1,0 +1,296 @@
+//! Responses that may be stored, and stored responses that a 304 or a HEAD freshened.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, AGE, DATE, HeaderName, SET_COOKIE, VARY};
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use super::answer::Answer;
+use super::cache_status::Mark;
+use super::fields::{self, freshen, storable};
+use super::freshness::{Control, Exchanged, Freshness};
+use super::partial::combine;
+use super::rules::{has_validator, is_for_all, withholds};
+use super::{SetCookie, SharedRule};
+use crate::headers::cache_control::list;
+use crate::headers::vary::Placement;
+use crate::headers::vary::Variants;
+use crate::policy::tell_ranges;
+use crate::record::shared::StoredResponse;
+
+/// What is stored of a response, but for the body.
+pub(super) fn made_of(
+    status: StatusCode,
+    response: &HeaderMap,
+    control: &Control,
+    freshness: Freshness,
+    now: SystemTime,
+    rule: &SharedRule,
+) -> StoredResponse {
+    let mut headers = storable(response, &control.qualified.fields);
+    fields::date(&mut headers, now);
+    StoredResponse {
+        status,
+        sets_cookie: headers.contains_key(SET_COOKIE),
+        headers,
+        body: Bytes::new(),
+        received: now,
+        initial_age: freshness.initial_age,
+        lifetime: freshness.lifetime,
+        stale_while_revalidate: stale_for(
+            control.directives.stale_while_revalidate,
+            rule.stale_while_revalidate,
+        ),
+        stale_if_error: stale_for(control.directives.stale_if_error, rule.stale_if_error),
+        forbids_stale: control.forbids_stale(),
+        no_cache: control.qualified.no_cache,
+        variant: 0,
+        part: None,
+    }
+}
+
+/// What the response says comes before the rule.
+pub(super) fn stale_for(said: Option<u64>, rule: Duration) -> Duration {
+    said.map_or(rule, |seconds| Duration::from_secs(seconds.min(1 << 31)))
+}
+
+/// Whether a response says that it was selected by `Accept-Encoding`, or by anything.
+pub(super) fn varies_by_coding(headers: &HeaderMap) -> bool {
+    let names = headers.get_all(VARY).iter().flat_map(|field| list(field.as_bytes()));
+    names
+        .into_iter()
+        .any(|name| name == b"*" || name.eq_ignore_ascii_case(ACCEPT_ENCODING.as_str().as_bytes()))
+}
+
+pub(super) fn vary_by_coding(headers: &mut HeaderMap) {
+    headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+/// Gives a stored response the fields of a newer one, and what follows from them. Returns the cookies that the newer one
+/// sets and that aren't stored.
+pub(super) fn update(
+    stored: &mut StoredResponse,
+    response: &HeaderMap,
+    times: Exchanged,
+    rule: &SharedRule,
+) -> Vec<HeaderValue> {
+    let mut withheld = Control::of(response, rule).qualified.fields;
+    let cookies = match rule.set_cookie {
+        SetCookie::Never => {
+            withheld.push(SET_COOKIE);
+            response.get_all(SET_COOKIE).iter().cloned().collect()
+        }
+        SetCookie::IfExplicit => Vec::new(),
+    };
+    let was_negotiated = varies_by_coding(&stored.headers);
+    // §4.2.3: its own `Age`, and a `Date` that isn't the old one's.
+    stored.headers.remove(DATE);
+    freshen(&mut stored.headers, response, &withheld);
+    if was_negotiated && !varies_by_coding(&stored.headers) {
+        vary_by_coding(&mut stored.headers);
+    }
+    fields::date(&mut stored.headers, times.received);
+    let mut dated = stored.headers.clone();
+    for age in response.get_all(AGE) {
+        dated.append(AGE, age.clone());
+    }
+    let control = Control::of(&stored.headers, rule);
+    let freshness = Freshness::of(stored.status, &dated, &control, times, rule);
+    let made = made_of(stored.status, &stored.headers, &control, freshness, times.received, rule);
+    *stored = StoredResponse {
+        body: std::mem::take(&mut stored.body),
+        variant: stored.variant,
+        part: stored.part.take(),
+        ..made
+    };
+    cookies
+}
+
+/// What becomes of a stored response that was validated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is stored again, with its new fields.
+    Store,
+    /// It stays as it was: the validation was one user's (§3.5).
+    Leave,
+    /// It goes: the origin doesn't want it stored any more.
+    Evict,
+}
+
+impl Fate {
+    pub(super) fn of(stored: &StoredResponse, has_credentials: bool, rule: &SharedRule) -> Self {
+        let control = Control::of(&stored.headers, rule);
+        if withholds(&control) {
+            Self::Evict
+        } else if has_credentials && !is_for_all(&control) {
+            Self::Leave
+        } else {
+            Self::Store
+        }
+    }
+}
+
+/// How long a store shall keep a response: while it is fresh, and for as long after that as it may still be of use.
+pub(super) fn retention(stored: &StoredResponse, now: SystemTime, rule: &SharedRule) -> Duration {
+    let mut stale_for = Duration::ZERO;
+    if has_validator(&stored.headers) {
+        stale_for = stale_for.max(rule.keep_stale);
+    }
+    if !stored.forbids_stale {
+        stale_for = stale_for.max(stored.stale_while_revalidate).max(stored.stale_if_error);
+    }
+    let until = stored.lifetime.saturating_add(stale_for);
+    until.saturating_sub(stored.age(now)).max(Duration::from_secs(1))
+}
+
+/// A stored response that was found to be valid still, with the fields it has now.
+#[derive(Debug)]
+#[must_use]
+pub struct Freshened {
+    pub(super) mark: Mark,
+    pub(super) stored: Box<StoredResponse>,
+    pub(super) fate: Fate,
+    pub(super) answer: Option<Answer>,
+}
+
+impl Freshened {
+    /// What becomes of what is stored.
+    #[must_use]
+    pub const fn fate(&self) -> Fate {
+        self.fate
+    }
+
+    /// The record for the store.
+    #[must_use]
+    pub fn record(&self) -> Bytes {
+        self.stored.encode()
+    }
+
+    /// How long the store shall keep it.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        retention(&self.stored, self.stored.received, &self.mark.rule)
+    }
+
+    /// Whether it will be fresh for the next request.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.fate == Fate::Store && !self.stored.no_cache && self.stored.is_fresh(self.stored.received)
+    }
+
+    /// What the cache says about itself on the response to a HEAD.
+    pub const fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    /// What to answer with. `None` after a HEAD: its own response.
+    pub fn into_answer(self) -> Option<Answer> {
+        self.answer
+    }
+}
+
+/// A response that is passed on and kept.
+#[derive(Debug)]
+#[must_use]
+pub struct Admit {
+    pub(super) stored: StoredResponse,
+    /// Whether the response is one of several codings and doesn't say so.
+    pub(super) adds_vary: bool,
+    /// Whether parts of it will be cut.
+    pub(super) tells_ranges: bool,
+    pub(super) names: Vec<HeaderName>,
+    pub(super) known: Option<Variants>,
+    pub(super) previous: Option<Box<StoredResponse>>,
+    pub(super) request: HeaderMap,
+    pub(super) mark: Mark,
+}
+
+impl Admit {
+    /// What the cache says about itself on the response.
+    pub const fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    /// Writes into the fields of the response what the cache has to say: its mark, that parts will be cut, and that the response
+    /// was selected by `Accept-Encoding`, which caches downstream have to know.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
+        if self.adds_vary {
+            vary_by_coding(headers);
+        }
+        if self.tells_ranges {
+            tell_ranges(headers);
+        }
+        self.mark.stamp(headers);
+    }
+
+    /// The largest body worth keeping, in bytes.
+    #[must_use]
+    pub fn max_body(&self) -> u64 {
+        self.mark.rule.max_body
+    }
+
+    /// The body is complete.
+    pub fn with_body(self, body: Bytes) -> Admitted {
+        let Self { mut stored, names, known, previous, request, mark, adds_vary: _, tells_ranges: _ } = self;
+        stored.body = body;
+        if let Some(previous) = &previous {
+            combine(&mut stored, previous);
+        }
+        Admitted { rule: mark.rule, stored, names, known, request }
+    }
+}
+
+/// A response to be stored.
+#[derive(Debug)]
+#[must_use]
+pub struct Admitted {
+    pub(super) rule: Arc<SharedRule>,
+    pub(super) stored: StoredResponse,
+    pub(super) names: Vec<HeaderName>,
+    pub(super) known: Option<Variants>,
+    pub(super) request: HeaderMap,
+}
+
+impl Admitted {
+    /// The body within its record, if it is this one and not what several parts were put together to.
+    #[cfg(feature = "runtime")]
+    pub(super) fn body_within(&self, record: &Bytes, body: &Bytes) -> Option<Bytes> {
+        let stored = &self.stored.body;
+        let is_this = stored.as_ptr() == body.as_ptr() && stored.len() == body.len();
+        is_this.then(|| record.slice(record.len().saturating_sub(body.len())..))
+    }
+
+    /// Where it belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
+    pub fn place(&mut self, fresh_id: u64) -> Placement {
+        let key = |variants: &Variants| variants.normalised_key(&self.request);
+        let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
+        self.stored.variant = variant;
+        placement
+    }
+
+    /// Whether the next request can be answered with it.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        !self.stored.no_cache && self.stored.part.is_none() && self.stored.is_fresh(self.stored.received)
+    }
+
+    /// How long the store shall keep it.
+    #[must_use]
+    pub fn retention(&self) -> Duration {
+        retention(&self.stored, self.stored.received, &self.rule)
+    }
+
+    /// How long the store shall keep the record that leads to the variants. When it goes, they have to be filled anew.
+    #[must_use]
+    pub fn variants_retention(&self) -> Duration {
+        self.retention().max(Duration::from_secs(24 * 60 * 60))
+    }
+
+    /// The record for the store.
+    #[must_use]
+    pub fn record(&self) -> Bytes {
+        self.stored.encode()
+    }
+}

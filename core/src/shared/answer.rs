@@ -1,0 +1,181 @@
+//! Responses made of stored ones: the whole, a 304, a part, or a 504.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, DATE, ETAG, EXPIRES, HeaderName,
+    LAST_MODIFIED, SET_COOKIE, VARY,
+};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+use super::SharedRule;
+use super::cache_status::CACHE_STATUS;
+use super::cache_status::Mark;
+use super::partial::{Cut, cut};
+use super::rules::is_not_modified;
+use crate::headers::hop_by_hop::only;
+use crate::reason::Reason;
+use crate::record::shared::StoredResponse;
+#[cfg(feature = "runtime")]
+use crate::status::Outcome;
+
+/// What of a stored response a request gets.
+#[derive(Clone, Debug)]
+pub(super) enum Shape {
+    Whole,
+    /// The answer to a HEAD, and how long the body is that a GET would get.
+    Head(u64),
+    NotModified,
+    Part(Bytes, HeaderValue),
+    Unsatisfiable(HeaderValue),
+}
+
+impl Shape {
+    /// RFC 9110 §13.2.2: first the preconditions, then the range. `None` if what is stored isn't enough.
+    pub(super) fn of(request: &HeaderMap, is_head: bool, stored: &StoredResponse) -> Option<Self> {
+        Self::within(request, is_head, stored, stored.body.len() as u64)
+    }
+
+    /// The same of a body of this length, of which no more may be here than is needed.
+    pub(super) fn within(
+        request: &HeaderMap,
+        is_head: bool,
+        stored: &StoredResponse,
+        length: u64,
+    ) -> Option<Self> {
+        let cut = if is_head && stored.part.is_none() { Cut::Whole } else { cut(request, stored, length) };
+        if cut != Cut::Missing && is_not_modified(request, stored) {
+            return Some(Self::NotModified);
+        }
+        Some(match cut {
+            Cut::Whole if is_head => Self::Head(length),
+            Cut::Whole => Self::Whole,
+            Cut::Part(body, range) => Self::Part(body, range),
+            Cut::Unsatisfiable(range) => Self::Unsatisfiable(range),
+            Cut::Missing => return None,
+        })
+    }
+}
+
+/// An answer that needs no origin.
+#[derive(Debug)]
+#[must_use]
+pub struct Answer {
+    pub(super) mark: Mark,
+    pub(super) now: SystemTime,
+    pub(super) is_head: bool,
+    /// What is stored, and what of it to send. Without it the answer is 504 (§5.2.1.7).
+    pub(super) from: Option<(Box<StoredResponse>, Shape)>,
+    /// What a 304 sets for this client, which isn't stored.
+    pub(super) cookies: Vec<HeaderValue>,
+}
+
+impl Answer {
+    pub(super) fn hit(
+        rule: Arc<SharedRule>,
+        stored: Box<StoredResponse>,
+        shape: Shape,
+        is_head: bool,
+        now: SystemTime,
+    ) -> Self {
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        // In whole seconds of age, so that it goes with `Age`.
+        let ttl = seconds(stored.lifetime).saturating_sub(seconds(stored.age(now)));
+        Self { mark: Mark::hit(rule, ttl), now, is_head, from: Some((stored, shape)), cookies: Vec::new() }
+    }
+
+    pub(super) const fn unsatisfiable(rule: Arc<SharedRule>, reason: Reason) -> Self {
+        let mark = Mark::forwarded(rule, reason);
+        Self { mark, now: SystemTime::UNIX_EPOCH, is_head: false, from: None, cookies: Vec::new() }
+    }
+
+    /// The same, but the request went to the origin or waited for one that did.
+    pub(super) fn after(mut self, mark: Mark) -> Self {
+        self.mark = mark;
+        self
+    }
+
+    pub(super) fn with_cookies(self, cookies: Vec<HeaderValue>) -> Self {
+        Self { cookies, ..self }
+    }
+
+    /// Says that the request waited for another one's answer (RFC 9211 §2.6).
+    pub fn collapsed(self, reason: Reason) -> Self {
+        let mark = Mark::forwarded(Arc::clone(&self.mark.rule), reason).collapsed();
+        self.after(mark)
+    }
+
+    /// How it counts.
+    #[cfg(feature = "runtime")]
+    pub(super) fn outcome(&self) -> Outcome {
+        self.mark.outcome(self.from.is_some())
+    }
+
+    /// The response to send (§4, §4.3.2, RFC 9110 §14).
+    #[must_use]
+    pub fn into_response(self) -> Response<Bytes> {
+        let Some((stored, shape)) = self.from else {
+            let mut response = Response::new(Bytes::new());
+            *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+            // It never left this cache.
+            self.mark.stamp_unsatisfied(response.headers_mut());
+            return response;
+        };
+        let age = stored.age(self.now).as_secs();
+        let StoredResponse { status, mut headers, body, .. } = *stored;
+        let mut length = None;
+        let (status, body) = match shape {
+            Shape::Whole => (status, body),
+            Shape::Head(complete) => {
+                length = Some(complete);
+                (status, Bytes::new())
+            }
+            Shape::NotModified => {
+                headers = for_not_modified(headers);
+                (StatusCode::NOT_MODIFIED, Bytes::new())
+            }
+            Shape::Part(body, range) => {
+                headers.insert(CONTENT_RANGE, range);
+                (StatusCode::PARTIAL_CONTENT, body)
+            }
+            Shape::Unsatisfiable(range) => {
+                headers = HeaderMap::with_capacity(4);
+                headers.insert(CONTENT_RANGE, range);
+                (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
+            }
+        };
+        // §5.1.
+        headers.insert(AGE, HeaderValue::from(age));
+        for cookie in self.cookies {
+            headers.append(SET_COOKIE, cookie);
+        }
+        self.mark.stamp(&mut headers);
+        if has_length(status) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length.unwrap_or(body.len() as u64)));
+        } else {
+            headers.remove(CONTENT_LENGTH);
+        }
+        let mut response = Response::new(if self.is_head { Bytes::new() } else { body });
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// RFC 9110 §8.6.
+pub(super) fn has_length(status: StatusCode) -> bool {
+    !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
+}
+
+/// RFC 9110 §15.4.5: what a 200 would have said about freshness and validators.
+pub(super) fn for_not_modified(stored: HeaderMap) -> HeaderMap {
+    only(stored, is_for_not_modified)
+}
+
+pub(super) fn is_for_not_modified(name: &HeaderName) -> bool {
+    [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY, LAST_MODIFIED, CACHE_STATUS].contains(name)
+        || name.as_str().ends_with("-cache-control")
+        || name.as_str().starts_with("access-control-")
+}

@@ -1,0 +1,332 @@
+//! A request on its way to the origin, and the decision about the origin's response.
+
+#![expect(
+    clippy::large_enum_variant,
+    clippy::result_large_err,
+    reason = "a state lives for one request and is moved"
+)]
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::header::{
+    ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    LAST_MODIFIED, RANGE,
+};
+use http::{HeaderMap, StatusCode, Uri, response};
+
+use super::admitted::{Admit, Fate, Freshened, made_of, update, varies_by_coding, vary_by_coding};
+use super::answer::{Answer, Shape};
+use super::cache_status::Mark;
+use super::freshness::{Control, Exchanged, Freshness};
+use super::partial::part_of;
+use super::rules::{invalidates, may_stand_in, unusable, why_not_storable};
+use super::target::Unkeyed;
+use super::{SetCookie, SharedRule};
+use crate::headers::cache_control::RequestDirectives;
+use crate::headers::vary::{Variants, selecting_fields};
+use crate::policy::{BodyLength, allows_stale_if_error, tell_ranges};
+use crate::reason::Reason;
+use crate::record::shared::{SharedRecord, StoredResponse};
+use crate::request::RequestFields;
+use crate::store::Intent;
+
+/// Put into the extensions of a response that the service made itself because the origin gave none: it could not be
+/// reached, or broke off, or took too long. It is never stored, what is stored may stand in for it, and after a write
+/// nobody knows whether it took effect.
+#[derive(Clone, Copy, Debug)]
+pub struct OriginFailed;
+
+/// What to do with the origin's answer.
+#[derive(Debug)]
+pub enum OnResponse {
+    /// The origin failed: answer with what is stored (§4.2.4).
+    ServeStale(Answer),
+    /// What is stored is valid: store it again, with its new fields, and answer.
+    Freshened(Freshened),
+    /// Answer with the response and store nothing.
+    Pass(Pass),
+    /// Answer with the response, and store it once its body is complete.
+    Admit(Admit),
+}
+
+/// A request for the origin, and what will become of its answer.
+#[derive(Debug)]
+#[must_use]
+pub struct Forward {
+    pub(super) rule: Arc<SharedRule>,
+    pub(super) reason: Reason,
+    /// The same, unless it became something else on the way: for those who read `Cache-Status`.
+    pub(super) detail: Reason,
+    pub(super) directives: RequestDirectives,
+    pub(super) present: RequestFields,
+    pub(super) unkeyed: Unkeyed,
+    pub(super) has_credentials: bool,
+    pub(super) is_head: bool,
+    pub(super) request: HeaderMap,
+    pub(super) intent: Intent,
+    pub(super) variants: Option<Variants>,
+    /// What lies where the answer will be stored.
+    pub(super) stored: Option<Box<StoredResponse>>,
+    /// Whether nobody waits for the answer.
+    pub(super) is_background: bool,
+}
+
+impl Forward {
+    /// Why the request goes to the origin.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// What to begin with the store.
+    #[must_use]
+    pub const fn intent(&self) -> Intent {
+        self.intent
+    }
+
+    /// Goes to the origin, and says this about why. What it is allowed stays the same.
+    pub fn because(self, detail: Reason) -> Self {
+        Self { detail, ..self }
+    }
+
+    fn mark(&self) -> Mark {
+        Mark::forwarded(Arc::clone(&self.rule), self.reason).because(self.detail)
+    }
+
+    pub(super) fn in_background(self) -> Self {
+        Self { is_background: true, ..self }
+    }
+
+    /// Whether requests like this one may wait for its answer, and this one for theirs. Only where that is likely to answer
+    /// them: an answer to a request with credentials, for a part, under a condition of its own, to an unusual spelling of
+    /// the URI, or one that was never fresh, mostly isn't for others. And who asks for something newer gets it from the origin.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        let is_plain =
+            !self.is_head && !self.present.range && !self.has_credentials && self.unkeyed.is_empty();
+        let will_be_fresh =
+            self.stored.as_ref().is_none_or(|stored| !stored.no_cache && stored.lifetime > Duration::ZERO);
+        let is_content_with_any = !self.directives.wants_new()
+            && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down);
+        is_plain && will_be_fresh && is_content_with_any && (!self.present.validators || self.validates())
+    }
+
+    /// Whether what is stored can be validated, and would be of use if it is valid.
+    fn validates(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| {
+            let has_validator =
+                stored.headers.contains_key(ETAG) || stored.headers.contains_key(LAST_MODIFIED);
+            has_validator && Shape::of(&self.request, self.is_head, stored).is_some()
+        })
+    }
+
+    /// Makes the origin's request conditional on what is stored (§4.3.1), in place of the client's own conditions: those
+    /// are for this cache to evaluate afterwards. A refresh in the background asks for everything.
+    pub fn prepare(&self, request: &mut HeaderMap) {
+        let validates = self.validates();
+        if validates || self.is_background {
+            request.remove(IF_NONE_MATCH);
+            request.remove(IF_MODIFIED_SINCE);
+        }
+        if self.is_background {
+            request.remove(RANGE);
+            request.remove(IF_RANGE);
+        }
+        if let Some(stored) = self.stored.as_ref().filter(|_| validates) {
+            for (validator, condition) in [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)] {
+                if let Some(value) = stored.headers.get(validator) {
+                    request.insert(condition, value.clone());
+                }
+            }
+        }
+    }
+
+    /// Answers with a response that somebody else stored while this request was on its way. `Err` gives the request back
+    /// if it can't be answered with that.
+    pub fn on_filled(self, record: Option<SharedRecord>, now: SystemTime) -> Result<Answer, Self> {
+        let Some(SharedRecord::Response(stored)) = record else { return Err(self) };
+        let names = self.variants.as_ref().map_or(&[][..], Variants::names);
+        if !self.unkeyed.is_covered_by(names) {
+            return Err(self);
+        }
+        let expected = self.variants.as_ref().map_or(0, |variants| variants.id);
+        match Shape::of(&self.request, self.is_head, &stored) {
+            Some(shape)
+                if stored.variant == expected
+                    && !(stored.sets_cookie && self.rule.set_cookie == SetCookie::Never)
+                    && unusable(&self.directives, &stored, now).is_none() =>
+            {
+                Ok(Answer::hit(self.rule, stored, shape, self.is_head, now).collapsed(self.reason))
+            }
+            _ => Err(self),
+        }
+    }
+
+    /// There was no answer: maybe what is stored answers though it is stale (§4.2.4). `Err` gives the request back.
+    pub fn on_error(mut self, now: SystemTime) -> Result<Answer, Self> {
+        self.stand_in(None, now).ok_or(self)
+    }
+
+    /// What is stored, if the origin failed and it may answer for it.
+    fn stand_in(&mut self, status: Option<StatusCode>, now: SystemTime) -> Option<Answer> {
+        if self.reason != Reason::Expired {
+            return None;
+        }
+        let stored = self.stored.take_if(|stored| may_stand_in(stored, now))?;
+        let shape = Shape::of(&self.request, self.is_head, &stored)?;
+        let mark = self.mark().answered(status);
+        Some(Answer::hit(Arc::clone(&self.rule), stored, shape, self.is_head, now).after(mark))
+    }
+
+    /// Decides about the origin's answer, before its body. The request left at `sent`; it is `now`.
+    #[must_use]
+    pub fn on_response(
+        mut self,
+        response: &response::Parts,
+        length: BodyLength,
+        sent: SystemTime,
+        now: SystemTime,
+    ) -> OnResponse {
+        let times = Exchanged { sent, received: now };
+        let origin_failed = response.extensions.get::<OriginFailed>().is_some();
+        // §4.3.3: an error may count as no answer.
+        if origin_failed || allows_stale_if_error(response.status) {
+            let status = (!origin_failed).then_some(response.status);
+            if let Some(answer) = self.stand_in(status, now) {
+                return OnResponse::ServeStale(answer);
+            }
+        }
+        if response.status == StatusCode::NOT_MODIFIED && self.validates() {
+            return self.freshened(response, times);
+        }
+        let control = Control::of(&response.headers, &self.rule);
+        let freshness = Freshness::of(response.status, &response.headers, &control, times, &self.rule);
+        let mark = self.mark();
+        if self.is_head {
+            return self.on_head(response, mark, times);
+        }
+        let part = if response.status == StatusCode::PARTIAL_CONTENT {
+            part_of(&self.request, &response.headers)
+        } else {
+            None
+        };
+        let refusal = if origin_failed {
+            Some(Reason::Failed)
+        } else if response.status == StatusCode::PARTIAL_CONTENT && part.is_none() {
+            // §3.3: what can't be placed can't be kept.
+            Some(Reason::Range)
+        } else {
+            why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
+        };
+        match (refusal, selecting_fields(&response.headers)) {
+            (None, Ok(mut names)) => {
+                names.extend_from_slice(self.unkeyed.names());
+                names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+                names.dedup();
+                let known = self.variants.as_ref().map_or(&[][..], Variants::names);
+                let is_negotiated = names.contains(&ACCEPT_ENCODING) || known.contains(&ACCEPT_ENCODING);
+                let adds_vary = is_negotiated && !varies_by_coding(&response.headers);
+                let mut stored = StoredResponse {
+                    part,
+                    ..made_of(response.status, &response.headers, &control, freshness, now, &self.rule)
+                };
+                if adds_vary {
+                    vary_by_coding(&mut stored.headers);
+                }
+                let tells_ranges = response.status == StatusCode::OK && length != BodyLength::Known(0);
+                if tells_ranges {
+                    tell_ranges(&mut stored.headers);
+                }
+                OnResponse::Admit(Admit {
+                    stored,
+                    adds_vary,
+                    tells_ranges,
+                    names,
+                    known: self.variants,
+                    previous: self.stored,
+                    request: self.request,
+                    mark: mark.stored(),
+                })
+            }
+            (reason, _) => {
+                let mark = mark.because(reason.unwrap_or(Reason::Vary));
+                // What was there isn't what the origin answers any more.
+                let evicts = self.stored.is_some() && invalidates(response.status);
+                OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
+            }
+        }
+    }
+
+    /// §4.3.4: the stored response is valid; its fields are updated, and its age starts anew.
+    fn freshened(self, response: &response::Parts, times: Exchanged) -> OnResponse {
+        let mark = self.mark().answered(Some(response.status));
+        let Some(mut stored) = self.stored else {
+            return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
+        };
+        let cookies = update(&mut stored, &response.headers, times, &self.rule);
+        let now = times.received;
+        let shape = Shape::of(&self.request, self.is_head, &stored);
+        let fate = Fate::of(&stored, self.has_credentials, &self.rule);
+        let mark = if fate == Fate::Store { mark.stored() } else { mark };
+        let answer = shape.map(|shape| {
+            Answer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now)
+                .after(mark.clone())
+                .with_cookies(cookies)
+        });
+        OnResponse::Freshened(Freshened { mark, stored, fate, answer })
+    }
+
+    /// §4.3.5: the answer to a HEAD says whether the stored response to a GET is still the same, and freshens it.
+    fn on_head(self, response: &response::Parts, mark: Mark, times: Exchanged) -> OnResponse {
+        let mark = mark.because(Reason::Head);
+        let Some(mut stored) = self.stored else {
+            return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
+        };
+        let same = |name: HeaderName| {
+            response.headers.get(&name).is_none_or(|value| stored.headers.get(&name) == Some(value))
+        };
+        let is_whole = response.status == stored.status && stored.part.is_none();
+        let length =
+            response.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let same_length = length.is_none_or(|length: usize| length == stored.body.len());
+        if is_whole && same_length && same(ETAG) && same(LAST_MODIFIED) {
+            // The client gets the answer to the HEAD itself, cookies and all.
+            let _cookies = update(&mut stored, &response.headers, times, &self.rule);
+            let fate = Fate::of(&stored, self.has_credentials, &self.rule);
+            let mark = if fate == Fate::Store { mark.stored() } else { mark };
+            OnResponse::Freshened(Freshened { mark, stored, fate, answer: None })
+        } else {
+            let evicts = invalidates(response.status);
+            OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
+        }
+    }
+}
+
+/// A response that is passed on as it is.
+#[derive(Debug)]
+#[must_use]
+pub struct Pass {
+    pub(super) mark: Mark,
+    pub(super) evicts: bool,
+    pub(super) also: Vec<Uri>,
+}
+
+impl Pass {
+    /// Whether what is stored for the request's URI must be evicted first.
+    #[must_use]
+    pub const fn evicts(&self) -> bool {
+        self.evicts
+    }
+
+    /// Other URIs of the same host whose responses must be evicted too (§4.4).
+    #[must_use]
+    pub fn also(&self) -> &[Uri] {
+        &self.also
+    }
+
+    /// What the cache says about itself on it.
+    pub const fn mark(&self) -> &Mark {
+        &self.mark
+    }
+}

@@ -1,0 +1,189 @@
+//! The rules of safety of the shared cache: which requests it may answer, which stored responses it may use, and which responses it may store (RFC 9111).
+//!
+//! Each rule is one small function. This is the page to review for security.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, SET_COOKIE};
+use http::{HeaderMap, Method, StatusCode, response};
+
+use super::freshness::{Control, Freshness, http_date, is_heuristically_cacheable};
+use super::{SetCookie, SharedRule};
+use crate::headers::cache_control::RequestDirectives;
+use crate::headers::conditional::request_matches;
+use crate::policy::BodyLength;
+use crate::reason::Reason;
+use crate::record::shared::StoredResponse;
+use crate::request::{RequestFields, RequestView};
+
+/// §3.5, for any field that carries credentials.
+pub(super) fn has_credentials(present: RequestFields, headers: &HeaderMap, rule: &SharedRule) -> bool {
+    present.authorization
+        || present.credentials
+        || rule.credential_fields.iter().any(|name| headers.contains_key(name))
+}
+
+/// Requests other than reads that invalidate nothing. A write invalidates whatever protocol it offers to switch to: curl
+/// offers HTTP/2 with each request.
+pub(super) fn not_a_write(method: &Method, is_overridden: bool) -> Option<Reason> {
+    if method == Method::CONNECT {
+        Some(Reason::Upgrade)
+    } else {
+        // These change nothing, and have no answer to keep (RFC 9110 §9.2.1, §9.2.3).
+        let is_safe = [Method::OPTIONS, Method::TRACE].contains(method) && !is_overridden;
+        is_safe.then_some(Reason::Method)
+    }
+}
+
+/// Reads that are none of a cache's business, whatever is stored.
+pub(super) fn not_looked_up(
+    request: &RequestView<'_>,
+    present: RequestFields,
+    directives: &RequestDirectives,
+) -> Option<Reason> {
+    if present.upgrade {
+        Some(Reason::Upgrade)
+    } else if request.has_content || (present.content && crate::policy::has_content(request.headers)) {
+        Some(Reason::Content)
+    } else if request.is_obscured {
+        Some(Reason::Rewritten)
+    } else if present.preconditions {
+        // §4.3.2: for the origin to evaluate.
+        Some(Reason::Precondition)
+    } else {
+        // §5.2.1.5.
+        directives.no_store.then_some(Reason::NoStore)
+    }
+}
+
+/// Why a stored response can't be used as it is, if so.
+pub(super) fn unusable(
+    directives: &RequestDirectives,
+    stored: &StoredResponse,
+    now: SystemTime,
+) -> Option<Reason> {
+    let age = stored.age(now);
+    if directives.no_cache {
+        // §5.2.1.4.
+        Some(Reason::NoCache)
+    } else if directives.wants_new() || directives.max_age.is_some_and(|max| age > Duration::from_secs(max)) {
+        // §5.2.1.1.
+        Some(Reason::MaxAge)
+    } else if age >= stored.lifetime || stored.no_cache {
+        // §4.2, §5.2.2.4.
+        Some(Reason::Expired)
+    } else {
+        // §5.2.1.3.
+        let too_short = |min| stored.remaining(now) < Duration::from_secs(min);
+        directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
+    }
+}
+
+/// §5.2.1.2: the client accepts a stale response, and the origin doesn't forbid it.
+pub(super) fn may_be_stale(directives: &RequestDirectives, stored: &StoredResponse, now: SystemTime) -> bool {
+    let accepted = |max| max == u64::MAX || stored.staleness(now) <= Duration::from_secs(max);
+    !stored.forbids_stale
+        && !stored.no_cache
+        && directives.min_fresh.is_none()
+        && directives.max_stale.is_some_and(accepted)
+}
+
+/// RFC 5861 §3: used while it is refreshed.
+pub(super) fn may_be_refreshed(
+    directives: &RequestDirectives,
+    stored: &StoredResponse,
+    now: SystemTime,
+) -> bool {
+    !stored.forbids_stale
+        && !stored.no_cache
+        && directives.min_fresh.is_none()
+        && stored.staleness(now) < stored.stale_while_revalidate
+}
+
+/// §4.2.4 and RFC 5861 §4: used because the origin fails.
+pub(super) fn may_stand_in(stored: &StoredResponse, now: SystemTime) -> bool {
+    !stored.forbids_stale && !stored.no_cache && stored.staleness(now) < stored.stale_if_error
+}
+
+/// §4.3.2: whether the client has this response already. Preconditions are for what would be a success without them (RFC
+/// 9110 §13.2.1).
+pub(super) fn is_not_modified(request: &HeaderMap, stored: &StoredResponse) -> bool {
+    stored.status.is_success()
+        && (request_matches(request, &stored.headers) || not_modified_since_its_date(request, stored))
+}
+
+/// A response that doesn't say when it was modified was no younger than its `Date`.
+pub(super) fn not_modified_since_its_date(request: &HeaderMap, stored: &StoredResponse) -> bool {
+    if request.contains_key(IF_NONE_MATCH) || stored.headers.contains_key(LAST_MODIFIED) {
+        return false;
+    }
+    let date = |headers: &HeaderMap, name| headers.get(name).and_then(http_date);
+    let since = request.get(IF_MODIFIED_SINCE).and_then(http_date);
+    matches!((since, date(&stored.headers, DATE)), (Some(since), Some(date)) if date <= since)
+}
+
+/// Whether what is stored isn't what the origin answers any more. A 304 to a condition of the client's own doesn't say so.
+pub(super) fn invalidates(status: StatusCode) -> bool {
+    status != StatusCode::NOT_MODIFIED && crate::policy::invalidates(status)
+}
+
+/// §3: why a response may not be stored, if so.
+pub(super) fn why_not_storable(
+    response: &response::Parts,
+    length: BodyLength,
+    control: &Control,
+    freshness: Freshness,
+    has_credentials: bool,
+    rule: &SharedRule,
+) -> Option<Reason> {
+    let said = &control.directives;
+    if response.status.is_informational() || response.status == StatusCode::NOT_MODIFIED {
+        Some(Reason::Status)
+    } else if said.must_understand && !is_understood(response.status) {
+        // §5.2.2.3.
+        Some(Reason::Status)
+    } else if withholds(control) {
+        Some(Reason::Withheld)
+    } else if has_credentials && !is_for_all(control) {
+        Some(Reason::Authorization)
+    } else if response.headers.contains_key(SET_COOKIE)
+        && !control.qualified.fields.contains(&SET_COOKIE)
+        && (rule.set_cookie == SetCookie::Never || !freshness.is_explicit)
+    {
+        Some(Reason::SetCookie)
+    } else if !freshness.is_explicit && !said.public && !is_heuristically_cacheable(response.status) {
+        Some(Reason::Status)
+    } else if freshness.lifetime.is_zero() && !has_validator(&response.headers) {
+        Some(Reason::Lifetime)
+    } else {
+        matches!(length, BodyLength::Known(length) if length > rule.max_body).then_some(Reason::Size)
+    }
+}
+
+/// §5.2.2.5, which `must-understand` overrides (§5.2.2.3), and §5.2.2.7.
+pub(super) fn withholds(control: &Control) -> bool {
+    (control.directives.no_store && !control.directives.must_understand) || control.qualified.private
+}
+
+/// §3.5: what says that an answer to a request with credentials is for others too.
+pub(super) fn is_for_all(control: &Control) -> bool {
+    let said = &control.directives;
+    said.public || said.must_revalidate || said.s_maxage.is_some()
+}
+
+pub(super) fn has_validator(headers: &HeaderMap) -> bool {
+    headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED)
+}
+
+/// The status codes whose meaning for caches this one conforms to (§5.2.2.3): the ones with no more to it than to be
+/// stored and sent, and 206.
+pub(super) fn is_understood(status: StatusCode) -> bool {
+    is_heuristically_cacheable(status)
+        || matches!(status.as_u16(), 201 | 202 | 302 | 303 | 307 | 400 | 401 | 403 | 500 | 502 | 503 | 504)
+}
+
+/// Whether an answer to a write doesn't say if it took effect: something on the way gave up, or the origin failed after it
+/// had begun.
+pub(super) fn leaves_open(status: StatusCode) -> bool {
+    status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()
+}

@@ -1,0 +1,95 @@
+//! A request that may change something at the origin.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{CONTENT_LOCATION, LOCATION};
+use http::{HeaderMap, StatusCode, Uri, response};
+
+use super::SharedRule;
+use super::admitted::{Admit, made_of};
+use super::cache_status::Mark;
+use super::forward::{OnResponse, OriginFailed, Pass};
+use super::freshness::{Control, Exchanged, Freshness};
+use super::invalidation::same_site;
+use super::rules::{leaves_open, why_not_storable};
+use crate::headers::vary::selecting_fields;
+use crate::policy::BodyLength;
+use crate::reason::Reason;
+
+/// A request that may change something at the origin.
+#[derive(Debug)]
+#[must_use]
+pub struct Write {
+    pub(super) rule: Arc<SharedRule>,
+    pub(super) target: Uri,
+    pub(super) host: String,
+    pub(super) request: HeaderMap,
+    pub(super) may_store: bool,
+    pub(super) has_credentials: bool,
+}
+
+impl Write {
+    /// Whether the answer may be one for later GETs, so that a ticket is worth taking (RFC 9110 §9.3.3).
+    #[must_use]
+    pub const fn may_store(&self) -> bool {
+        self.may_store
+    }
+
+    /// Decides about the origin's answer. Nothing is invalidated by a client's error (§4.4). After a 408 or a server error,
+    /// or without an answer, the change may have been made all the same, so that this invalidates too.
+    #[must_use]
+    pub fn on_response(
+        self,
+        response: &response::Parts,
+        length: BodyLength,
+        sent: SystemTime,
+        now: SystemTime,
+    ) -> OnResponse {
+        let mark = Mark::forwarded(Arc::clone(&self.rule), Reason::Method);
+        if response.extensions.get::<OriginFailed>().is_some() {
+            return OnResponse::Pass(Pass {
+                mark: mark.because(Reason::Failed),
+                evicts: true,
+                also: Vec::new(),
+            });
+        }
+        if !(response.status.is_success() || response.status.is_redirection()) {
+            let evicts = self.rule.evict_on_error && leaves_open(response.status);
+            return OnResponse::Pass(Pass { mark, evicts, also: Vec::new() });
+        }
+        let spoken_of = |name| same_site(&response.headers, &name, &self.target, &self.host);
+        let content_location = spoken_of(CONTENT_LOCATION);
+        let is_the_target = |uri: &Uri| uri.path_and_query() == self.target.path_and_query();
+        let control = Control::of(&response.headers, &self.rule);
+        let freshness = Freshness::of(
+            response.status,
+            &response.headers,
+            &control,
+            Exchanged { sent, received: now },
+            &self.rule,
+        );
+        // RFC 9110 §9.3.3: with explicit freshness and a `Content-Location` that is the target, it is what a GET would get.
+        let is_for_gets = self.may_store
+            && response.status == StatusCode::OK
+            && freshness.is_explicit
+            && content_location.as_ref().is_some_and(is_the_target)
+            && selecting_fields(&response.headers) == Ok(Vec::new())
+            && why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
+                .is_none();
+        if is_for_gets {
+            return OnResponse::Admit(Admit {
+                stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),
+                adds_vary: false,
+                tells_ranges: false,
+                names: Vec::new(),
+                known: None,
+                previous: None,
+                request: self.request,
+                mark: mark.stored(),
+            });
+        }
+        let also = [spoken_of(LOCATION), content_location].into_iter().flatten();
+        OnResponse::Pass(Pass { mark, evicts: true, also: also.filter(|uri| !is_the_target(uri)).collect() })
+    }
+}
