@@ -294,7 +294,9 @@ impl<C: Coder> CacheBackend<C> {
     /// Dropped before it writes, it changes nothing. Once it writes, it goes on in the background.
     ///
     /// A failover of Redis may take back an update that was confirmed, because replicas lag behind. The value before it doesn't
-    /// come back: the key becomes absent, and `change` gets `None`. So keep only what can be made anew.
+    /// come back: the key becomes absent, and `change` gets `None`. So keep only what can be made anew, or pay for
+    /// [`RedisOptions::wait_for_replicas`](crate::store::redis::RedisOptions::wait_for_replicas): an update is then confirmed
+    /// only when so many replicas have it, and one that is not is an error.
     ///
     /// # Errors
     ///

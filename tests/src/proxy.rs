@@ -69,6 +69,12 @@ impl Proxy {
         Self { port: own, weather, line, task }
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where it listens, as a URL.
     #[must_use]
     pub fn url(&self) -> String {

@@ -179,6 +179,14 @@ async fn listed_rights_suffice_for_each_feature() {
     assert_eq!(refused(&server).await, nothing, "local tier");
     tiered.close().await;
 
+    may(&server, &rights(&["every store", "whole prefixes", "replicas"], "p")).await;
+    // Without a replica nothing is confirmed, but Redis refuses nothing.
+    let store = RedisStore::new(as_app(&url).wait_for_replicas(1, Duration::from_millis(1)));
+    for key in keys() {
+        assert!(matches!(store.delete(&key).await, Err(StoreError::Unavailable(_))), "{key}");
+    }
+    assert_eq!(refused(&server).await, nothing, "replicas");
+
     may(&server, &rights(&["every store", "whole prefixes", "pool"], "p")).await;
     let mut config = deadpool_redis::Config::from_url(url.replace("redis://", "redis://app:pw@"));
     config.pool = Some(PoolConfig::new(4));

@@ -63,11 +63,15 @@ impl Store {
     }
 
     fn to(url: &str, way: Way) -> Self {
+        Self::with(url, way, |options| options)
+    }
+
+    fn with(url: &str, way: Way, set: impl FnOnce(RedisOptions) -> RedisOptions) -> Self {
         let options = match way {
             Way::Pool => RedisOptions::from_pool(pool(url, PoolConfig::new(4))),
             _ => RedisOptions::from_url(url).unwrap(),
         };
-        Self::of(options, way)
+        Self::of(set(options), way)
     }
 
     fn to_cluster(cluster: &RedisCluster, way: Way) -> Self {
@@ -335,6 +339,146 @@ async fn eviction_that_runs_while_the_server_changes_is_repeated() {
         sleep(NOTICED + SLACK).await;
         for key in &keys {
             assert_eq!(outdated.get(key).await.unwrap(), None, "{way:?}: {key}");
+        }
+    }
+}
+
+/// A replica that hears its master through this proxy.
+async fn replica_of(master: &RedisServer, proxy: &Proxy) -> RedisServer {
+    let replica = RedisServer::start();
+    let _: String = raw(&replica, &["REPLICAOF", "127.0.0.1", &proxy.port().to_string()]).await;
+    eventually("a replica", RECOVERY, || async {
+        raw::<String>(master, &["INFO", "replication"]).await.contains("state=online")
+    })
+    .await;
+    replica
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
+    const LAG: Duration = Duration::from_millis(30);
+    for way in WAYS {
+        let master = RedisServer::start();
+        let proxy = Proxy::to(master.port()).await;
+        let replica = replica_of(&master, &proxy).await;
+        proxy.turn(Weather::Slow(LAG));
+        let store =
+            Store::with(&master.url(), way, |options| options.wait_for_replicas(1, Duration::from_secs(5)));
+        let has = async |key: &CacheKey| raw::<u64>(&replica, &["EXISTS", key.name()]).await == 1;
+        for group in [None, Some("g")] {
+            let large = key(group, "large");
+            on!(&store, set(&large, vec![b'x'; 100_000].into(), MINUTE)).unwrap();
+            assert!(has(&large).await, "{way:?}: {large}");
+            for name in ["set", "write-through", "refresh"] {
+                let key = key(group, name);
+                match name {
+                    "set" => store.set(&key, "value").await,
+                    "write-through" => store.write(&key, Intent::Write, "value").await,
+                    _ => store.write(&key, Intent::Refresh, "value").await,
+                }
+                assert!(has(&key).await, "{way:?}: {key}");
+                store.delete(&key).await;
+                assert!(!has(&key).await, "{way:?}: {key}");
+            }
+        }
+        for space in [KeySpace::new("p", Some("g")).unwrap(), KeySpace::new("p", None).unwrap()] {
+            let keys = [key(Some("g"), "a"), key(None, "a")];
+            for key in &keys {
+                store.set(key, "old").await;
+            }
+            store.delete_group(&space).await.unwrap();
+            // A group is invalid as soon as its nonce is gone.
+            let names = if space.group().is_some() {
+                &[space.head().trim_end_matches(':')][..]
+            } else {
+                &[keys[1].name()]
+            };
+            for name in names {
+                assert_eq!(raw::<u64>(&replica, &["EXISTS", name]).await, 0, "{way:?}: {name}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn change_that_too_few_replicas_have_is_not_confirmed() {
+    const PATIENCE: Duration = Duration::from_millis(150);
+    for way in WAYS {
+        let master = RedisServer::start();
+        let proxy = Proxy::to(master.port()).await;
+        let replica = replica_of(&master, &proxy).await;
+        let store = Store::with(&master.url(), way, |options| options.wait_for_replicas(1, PATIENCE));
+        let other = key(None, "other");
+        store.set(&other, "kept").await;
+        let keys = saved(&master, &store, &["set", "delete", "group", "write-through", "refresh"]).await;
+        replica.pause();
+        for (pair, number) in keys.chunks(2).zip(0..) {
+            for key in pair {
+                let is_refused = match number {
+                    0 => on!(&store, set(key, "new".into(), MINUTE)).is_err(),
+                    1 => on!(&store, delete(key)).is_err(),
+                    2 if key.group().is_some() => continue,
+                    2 => store.delete_group(&pair[0].space()).await.is_err(),
+                    _ => {
+                        let intent = if number == 3 { Intent::Write } else { Intent::Refresh };
+                        match on!(&store, begin(key, intent, HOLD)).unwrap() {
+                            Begin::Lease(lease) => {
+                                !matches!(on!(&store, commit(key, &lease, "new".into(), MINUTE)), Ok(true))
+                            }
+                            _ => true,
+                        }
+                    }
+                };
+                assert!(is_refused, "{way:?}: {key}");
+                let found = store.get(key).await.unwrap();
+                assert!(found.is_none() || number == 2, "{way:?}: {key}");
+            }
+        }
+        // Reads and fills of what was missing don't wait.
+        let start = Instant::now();
+        assert_eq!(store.get(&other).await.unwrap().unwrap(), "kept", "{way:?}");
+        store.write(&key(None, "filled"), Intent::Fill, "value").await;
+        assert!(start.elapsed() < PATIENCE, "{way:?}: {:?}", start.elapsed());
+        replica.resume();
+        eventually("every eviction is confirmed", RECOVERY, || async {
+            on!(&store, set(&keys[0], "after".into(), MINUTE)).is_ok()
+                && store.get(&keys[0]).await.unwrap().is_some()
+        })
+        .await;
+        let kept = key(None, "group");
+        for key in keys.iter().filter(|key| **key != kept) {
+            let is_gone = async || store.get(key).await.unwrap().is_none_or(|value| value != "old");
+            eventually("nothing old", RECOVERY, is_gone).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn change_in_a_cluster_waits_for_replicas_of_its_own_master() {
+    for way in [Way::OneConnection, Way::Pool] {
+        let cluster = cluster().await;
+        let plain = Store::to_cluster(&cluster, way);
+        let homes = deaf_replica(&cluster, &plain).await;
+        let options = match way {
+            Way::Pool => RedisOptions::from_cluster_pool(cluster_pool(&cluster)),
+            _ => RedisOptions::from_url(&cluster.url()).unwrap(),
+        };
+        let store = Store::of(options.wait_for_replicas(1, Duration::from_millis(300)), way);
+        for key in &homes[0] {
+            on!(&store, delete(key)).unwrap_err();
+        }
+        for key in homes[1].iter().chain(&homes[2]) {
+            store.delete(key).await;
+        }
+        let whole = KeySpace::new("p", None).unwrap();
+        store.delete_group(&whole).await.unwrap_err();
+        for setting in ["masteruser", "masterauth"] {
+            cluster.cli(MASTERS, &["config", "set", setting, ""]);
+        }
+        eventually("the prefix is evicted", RECOVERY, || async { store.delete_group(&whole).await.is_ok() })
+            .await;
+        for key in homes.iter().flatten() {
+            assert_eq!(plain.get(key).await.unwrap(), None, "{way:?}: {key}");
         }
     }
 }

@@ -29,7 +29,10 @@
 //! * A process never reads what it evicted itself: every answer is checked against what is remembered after it arrived. Other
 //!   processes may read it for up to a second after the failover, until it is evicted once more.
 //! * What was *replaced*, by a `set`, a write-through or an update, becomes a miss.
-//! * An [update](crate::CacheBackend::update) that was confirmed may be lost: nobody can know the number that a counter had.
+//! * An [update](crate::CacheBackend::update) that was confirmed may be lost: the store can't know the number that a counter
+//!   had.
+//! * [`wait_for_replicas`](RedisOptions::wait_for_replicas) lets every change wait until replicas have it too. What is confirmed
+//!   then outlives a failover to one of them.
 //! * Through a pool of the application's own, each read asks the server who it is while there is anything to remember.
 //! * A process that has ended can't repeat anything. What it evicted in the last moments before a failover may be back until it
 //!   expires. [`close`](CacheStore::close) waits for evictions that are not confirmed yet; a process that is killed leaves them
@@ -127,6 +130,8 @@ pub struct RedisStore {
 struct Inner {
     options: RedisOptions,
     connection: Connection,
+    /// For changes, if replicas have to confirm them: a connection that waits for that carries nothing else.
+    waiting: Option<Connection>,
     log: ChangeLog,
     /// Called when servers lost what they confirmed.
     on_recall: Hooks,
@@ -143,6 +148,7 @@ impl RedisStore {
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| {
             let connection = Connection::new(&options, Arc::new(inner.clone()));
             Inner {
+                waiting: options.replicas.map(|replicas| connection.waiting(replicas)),
                 options,
                 connection,
                 log: ChangeLog::default(),
@@ -155,12 +161,21 @@ impl RedisStore {
     }
 }
 
+impl Inner {
+    /// Where changes are sent.
+    fn changing(&self) -> &Connection {
+        self.waiting.as_ref().unwrap_or(&self.connection)
+    }
+}
+
 impl Memory for Weak<Inner> {
     fn recall(&self, changed: Changed<'_>) {
-        if let Some(inner) = self.upgrade() {
-            let lost = inner.connection.lost(changed);
-            RedisStore::from_inner(inner).recall(&lost);
+        let Some(inner) = self.upgrade() else { return };
+        let mut lost = inner.connection.lost(&changed);
+        if let Some(waiting) = &inner.waiting {
+            lost.extend(&waiting.lost(&changed));
         }
+        RedisStore::from_inner(inner).recall(&lost);
     }
 
     #[cfg(feature = "redis-pool")]
@@ -253,6 +268,9 @@ impl CacheStore for RedisStore {
     async fn close(&self) {
         self.settle_pending(self.inner.options.close_deadline).await;
         self.inner.connection.close();
+        if let Some(waiting) = &self.inner.waiting {
+            waiting.close();
+        }
     }
 }
 
@@ -276,9 +294,14 @@ impl LeaseStore for RedisStore {
             return Ok(false);
         }
         // Without an answer, a fill leaves what was there, or what is true, and perhaps its lease. A write may leave what it
-        // replaced.
+        // replaced. A value that too few replicas have may be taken back by a failover.
         let name = key_names::lease(key);
-        let target = if is_write(lease) { Target::Key(key) } else { Target::Lease(&name, *lease.token()) };
+        let may_be_taken_back = self.inner.waiting.is_some() && replaces(lease);
+        let target = if is_write(lease) || may_be_taken_back {
+            Target::Key(key)
+        } else {
+            Target::Lease(&name, *lease.token())
+        };
         let guard = UnconfirmedGuard::new(self, target);
         let stored = self.write(key, lease, value, ttl).await?;
         if stored && replaces(lease) {
@@ -488,6 +511,9 @@ impl RedisStore {
         let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
         let (ttl_arg, suffix) = (ttl.to_string(), key.suffix());
         let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
+        let Inner { options, connection, .. } = &*self.inner;
+        // A fill of a missing entry has no predecessor.
+        let connection = if replaces(lease) { self.inner.changing() } else { connection };
         let stored: i64 = if ttl == 0 || value.len() <= SMALL {
             let record = if ttl == 0 { Vec::new() } else { record.to_bytes() };
             let call = Call {
@@ -495,7 +521,7 @@ impl RedisStore {
                 keys: &with_group(&[key.name(), &lease_name], group.as_ref()),
                 args: &[&args[..], &[&record]].concat(),
             };
-            self.call(call, self.inner.options.fill_deadline).await?
+            connection.script(call, options.fill_deadline).await?
         } else {
             let tmp = key_names::tmp(key, token);
             let call = Call {
@@ -503,7 +529,10 @@ impl RedisStore {
                 keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
                 args: &args,
             };
-            self.upload(&tmp, &record, call).await?
+            // Redis drops a body that no script took.
+            let mut upload = Cmd::with_capacity(5, record.value.len() + tmp.len() + 32);
+            upload.arg("SET").arg(&tmp).arg(&record).arg("PX").arg(10_000);
+            connection.upload_and_script(upload, call, options.fill_deadline).await?
         };
         self.inner.readings.saw(key, value.len());
         Ok(stored == 1 && fits)
@@ -672,7 +701,7 @@ impl RedisStore {
             keys: &with_group(&[key.name(), &lease], group.as_ref()),
             args: &[key.suffix().as_bytes()],
         };
-        self.call(call, self.inner.options.evict_deadline).await
+        self.inner.changing().script(call, self.inner.options.evict_deadline).await
     }
 
     async fn release(
@@ -694,13 +723,6 @@ impl RedisStore {
         deadline: Duration,
     ) -> Result<T, StoreError> {
         self.inner.connection.script(call, deadline).await
-    }
-
-    /// Uploads a body and calls the script that moves it into place. Redis drops a body that no script took.
-    async fn upload(&self, tmp: &str, record: &Record<'_>, call: Call<'_>) -> Result<i64, StoreError> {
-        let mut upload = Cmd::with_capacity(5, record.value.len() + tmp.len() + 32);
-        upload.arg("SET").arg(tmp).arg(record).arg("PX").arg(10_000);
-        self.inner.connection.upload_and_script(upload, call, self.inner.options.fill_deadline).await
     }
 
     /// Asks Redis about a key: an answer that must not be believed counts as nothing, and while an eviction is pending

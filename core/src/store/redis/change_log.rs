@@ -119,7 +119,7 @@ impl Lost {
     }
 
     /// Adds what `other` lost.
-    fn extend(&mut self, other: &Self) {
+    pub(super) fn extend(&mut self, other: &Self) {
         match (&mut *self, other) {
             (Self::Slots(slots), Self::Slots(others)) => slots.extend(others),
             _ => *self = Self::Everything,

@@ -12,9 +12,9 @@ use redis::{
 use tokio::time::Instant;
 
 use super::change_log::Lost;
-use super::cluster::{Cluster, Detour, Layout};
+use super::cluster::{Cluster, Detour, Layout, slot};
 use super::node::{Changed, Dialer, Memory, Node};
-use super::options::{Address, RedisOptions};
+use super::options::{Address, RedisOptions, Replicas};
 #[cfg(feature = "redis-pool")]
 use super::pooled_cluster::LentCluster;
 use super::refusals;
@@ -27,7 +27,13 @@ use crate::store::{Breaker, StoreError};
 pub(super) struct Connection {
     dialer: Arc<Dialer>,
     servers: Servers,
+    /// How many replicas have to confirm what is sent, except by [`command`](Self::command).
+    replicas: Option<Replicas>,
 }
+
+/// How many keys outside of groups are removed at once from a cluster whose replicas have to confirm it. They wait for each
+/// other, and have one deadline.
+const WAITING_AT_ONCE: usize = 16;
 
 #[derive(Clone)]
 enum Servers {
@@ -51,17 +57,27 @@ impl Connection {
     ///
     /// `memory` is told when a server may have lost what it confirmed, before anything that is read from it is believed.
     pub(super) fn new(options: &RedisOptions, memory: Arc<dyn Memory>) -> Self {
-        let dialer = Arc::new(Dialer::new(options.clone(), memory));
+        Self::by(Arc::new(Dialer::new(options.clone(), memory)))
+    }
+
+    fn by(dialer: Arc<Dialer>) -> Self {
+        let options = &dialer.options;
         #[cfg(feature = "redis-pool")]
         if options.is_cluster() && options.pool.is_some() {
-            return Self { servers: Servers::Lent(Arc::new(LentCluster::new(dialer.clone()))), dialer };
+            let servers = Servers::Lent(Arc::new(LentCluster::new(dialer.clone())));
+            return Self { servers, dialer, replicas: None };
         }
         let servers = if options.cluster {
             Servers::Cluster(Arc::new(Cluster::new(dialer.clone())))
         } else {
             Servers::One(Arc::new(Node::new(&dialer, &options.addresses()[0])))
         };
-        Self { servers, dialer }
+        Self { servers, dialer, replicas: None }
+    }
+
+    /// Other connections to the same servers, on which each call waits until so many replicas have what it sent.
+    pub(super) fn waiting(&self, replicas: Replicas) -> Self {
+        Self { replicas: Some(replicas), ..Self::by(self.dialer.clone()) }
     }
 
     pub(super) fn dialer(&self) -> &Arc<Dialer> {
@@ -80,9 +96,9 @@ impl Connection {
     }
 
     /// What servers that changed may have lost.
-    pub(super) fn lost(&self, changed: Changed<'_>) -> Lost {
+    pub(super) fn lost(&self, changed: &Changed<'_>) -> Lost {
         match (&self.servers, changed) {
-            (_, Changed::Owners(slots)) => Lost::Slots(slots),
+            (_, Changed::Owners(slots)) => Lost::Slots(slots.clone()),
             (Servers::Cluster(cluster), Changed::Server(address)) => Lost::Slots(cluster.slots_of(address)),
             (_, Changed::Server(_)) => Lost::Everything,
         }
@@ -142,25 +158,34 @@ impl Connection {
         let send = |mut conn: Wire, asking| async move {
             let replies: Vec<Value> =
                 several(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
-            Ok(from_redis_value(Value::Array(replies))?)
+            Ok((from_redis_value(Value::Array(replies))?, self.is_replicated(&mut conn, at).await?))
         };
-        self.run_while_delivered(at, deadline, longest, resend, send).await
+        let (deadline, longest) = (self.with_wait(deadline), self.with_wait(longest));
+        if_replicated(self.run_while_delivered(at, deadline, longest, resend, send).await?)
     }
 
     /// Removes these keys, wherever they are, and counts those that were there.
     pub(super) async fn unlink(&self, names: &[&str], deadline: Duration) -> Result<u64, StoreError> {
-        let commands = names.iter().map(|name| redis::cmd("UNLINK").arg(name).take());
         let removed: Vec<u64> = if let (Servers::One(node), Some(_)) = (&self.servers, names.first()) {
             let mut pipe = redis::pipe();
-            for command in commands {
-                pipe.add_command(command);
+            for name in names {
+                pipe.cmd("UNLINK").arg(name);
             }
             self.pipeline(At::Node(node), &pipe, deadline).await?
         } else {
             // They are in different slots, so each is a command of its own.
-            let unlink =
-                async |(name, command): (&&str, Cmd)| self.command(At::Key(name), &command, deadline).await;
-            try_join_all(names.iter().zip(commands).map(unlink)).await?
+            let unlink = async |name: &&str| {
+                let mut pipe = redis::pipe();
+                pipe.cmd("UNLINK").arg(name);
+                let (removed,): (u64,) = self.pipeline(At::Key(name), &pipe, deadline).await?;
+                Ok::<_, StoreError>(removed)
+            };
+            let at_once = if self.replicas.is_some() { WAITING_AT_ONCE } else { usize::MAX };
+            let mut removed = Vec::with_capacity(names.len());
+            for names in names.chunks(at_once) {
+                removed.extend(try_join_all(names.iter().map(unlink)).await?);
+            }
+            removed
         };
         Ok(removed.iter().sum())
     }
@@ -171,15 +196,15 @@ impl Connection {
         call: Call<'_>,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        let by_hash = &call.by_hash();
+        let (by_hash, at) = (&call.by_hash(), At::Key(call.slot_key()));
         let send = |mut conn: Wire, asking| async move {
             let reply = match one(&mut conn, by_hash, asking).await {
                 Err(error) if is_no_script(&error) => one(&mut conn, &call.in_full(), asking).await?,
                 reply => reply?,
             };
-            Ok(from_redis_value(reply)?)
+            Ok((from_redis_value(reply)?, self.is_replicated(&mut conn, at).await?))
         };
-        self.run(At::Key(call.slot_key()), deadline, call.may_be_sent_twice(), send).await
+        if_replicated(self.run(at, self.with_wait(deadline), call.may_be_sent_twice(), send).await?)
     }
 
     /// Sends a command and calls a script in one round trip. It is for the script to find out whether the command
@@ -192,7 +217,7 @@ impl Connection {
     ) -> Result<T, StoreError> {
         let mut pipe = redis::pipe();
         pipe.add_command(upload).add_command(call.by_hash());
-        let pipe = &pipe;
+        let (pipe, at) = (&pipe, At::Key(call.slot_key()));
         let send = |mut conn: Wire, asking| async move {
             let mut replies = several(&mut conn, pipe, asking).await?.into_iter();
             // An upload to the wrong node is no upload, so whoever has the slot gets both once more. One that the user has no
@@ -208,9 +233,27 @@ impl Connection {
                 Some(reply) => reply?,
                 None => return Err((ErrorKind::UnexpectedReturnType, "two commands, one reply").into()),
             };
-            Ok(from_redis_value(reply)?)
+            Ok((from_redis_value(reply)?, self.is_replicated(&mut conn, at).await?))
         };
-        self.run(At::Key(call.slot_key()), deadline, call.may_be_sent_twice(), send).await
+        if_replicated(self.run(at, self.with_wait(deadline), call.may_be_sent_twice(), send).await?)
+    }
+
+    /// Whether enough replicas have what was just sent on this connection.
+    async fn is_replicated(&self, conn: &mut Wire, at: At<'_>) -> RedisResult<bool> {
+        let Some(replicas) = self.replicas else { return Ok(true) };
+        if let At::Key(key) = at {
+            conn.aim(slot(key));
+        }
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(replicas.count).arg(u64::try_from(replicas.timeout.as_millis()).unwrap_or(u64::MAX));
+        // On the heap, so that calls without replicas needn't have room for it.
+        let count: u32 = from_redis_value(Box::pin(conn.one(&wait)).await?)?;
+        Ok(count >= replicas.count)
+    }
+
+    /// A deadline, and the time that replicas are waited for.
+    fn with_wait(&self, deadline: Duration) -> Duration {
+        self.replicas.map_or(deadline, |replicas| deadline.saturating_add(replicas.timeout))
     }
 
     /// Which servers hold keys of these slots, for a walk over all of them. The deadline is each question's.
@@ -359,6 +402,14 @@ fn keep_together(replies: &mut [RedisResult<Value>]) {
             }
             Err(_) => {}
         }
+    }
+}
+
+fn if_replicated<T>((reply, is_replicated): (T, bool)) -> Result<T, StoreError> {
+    if is_replicated {
+        Ok(reply)
+    } else {
+        Err(StoreError::unavailable("Redis has it, but too few of its replicas confirmed that in time"))
     }
 }
 

@@ -149,7 +149,8 @@ impl RedisStore {
         let (nonce, index) = (format!("{prefix}:{{{group}}}"), key_names::index(prefix, group));
         let (doomed, left) = (key_names::tmp_in(prefix, group, &random()?), key_names::left(prefix, group));
         let call = Call { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed, &left], args: &[] };
-        let (nonce, lists): (Bytes, Vec<(String, Bytes)>) = self.call(call, self.deadline()).await?;
+        let (nonce, lists): (Bytes, Vec<(String, Bytes)>) =
+            self.inner.changing().script(call, self.deadline()).await?;
         Ok(Dropped { nonce, lists })
     }
 
@@ -169,7 +170,7 @@ impl RedisStore {
     }
 
     async fn unlink(&self, names: &[&str]) -> Result<u64, StoreError> {
-        self.connection().unlink(names, self.deadline()).await
+        self.inner.changing().unlink(names, self.deadline()).await
     }
 
     fn connection(&self) -> &Connection {

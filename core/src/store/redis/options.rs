@@ -36,6 +36,7 @@ pub struct RedisOptions {
     pub(super) connect_deadline: Duration,
     pub(super) close_deadline: Duration,
     pub(super) connections: usize,
+    pub(super) replicas: Option<Replicas>,
     pub(super) max_value_bytes: usize,
     pub(super) evict_foreign: bool,
     #[cfg(feature = "redis-pool")]
@@ -60,6 +61,7 @@ impl RedisOptions {
             connect_deadline: Duration::from_millis(500),
             close_deadline: Duration::from_secs(5),
             connections: 1,
+            replicas: None,
             max_value_bytes: 1 << 20,
             evict_foreign: false,
             #[cfg(feature = "redis-pool")]
@@ -361,6 +363,40 @@ impl RedisOptions {
         Self { connections: connections.clamp(1, 4), ..self }
     }
 
+    /// How many replicas have to confirm a change, and how long to wait for them. None by default.
+    ///
+    /// A master confirms a change before its replicas have it, so a failover may take back the last moments. With this option,
+    /// an eviction, a `set`, a write-through and an [`update`](crate::CacheBackend::update) are confirmed only when so many
+    /// replicas have them (`WAIT`). What was confirmed then outlives a failover to one of those. It doesn't outlive one to a
+    /// replica that was not among them: with several replicas per master, ask for all of them.
+    ///
+    /// With fewer replicas than that, the master has the change all the same, but the call fails. What it concerns counts as
+    /// absent in this process, and is evicted in the background until enough replicas confirm that, as after any [eviction that
+    /// was not confirmed](crate::store::redis#when-redis-is-not-there). So nothing of what changes is cached while a replica is
+    /// away.
+    ///
+    /// Each such call takes two more round trips, one of them to the slowest of these replicas, and may take as long as
+    /// `timeout`, at least a millisecond, on top of its own deadline. A connection that waits carries nothing else, so changes
+    /// have [as many](Self::connections) of their own to each server, on which they wait for each other. Reads, and fills of
+    /// entries that were missing, don't wait. Deleting a whole prefix waits for each group, and in a cluster for each key
+    /// outside a group.
+    ///
+    /// The user has to be allowed `WAIT`. Through a pool, keep `timeout` below the response timeout of its client.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use larder_core::RedisOptions;
+    ///
+    /// let options = RedisOptions::new("redis.internal", 6379).wait_for_replicas(1, Duration::from_millis(100));
+    /// # drop(options);
+    /// ```
+    #[must_use]
+    pub fn wait_for_replicas(self, count: u32, timeout: Duration) -> Self {
+        let timeout = timeout.max(Duration::from_millis(1));
+        Self { replicas: (count > 0).then_some(Replicas { count, timeout }), ..self }
+    }
+
     /// The largest value to store, in bytes: 1 MiB by default. Larger ones hold up everything behind them.
     #[must_use]
     pub fn max_value_bytes(self, max_value_bytes: usize) -> Self {
@@ -442,10 +478,19 @@ impl fmt::Debug for RedisOptions {
             .field("connect_deadline", &self.connect_deadline)
             .field("close_deadline", &self.close_deadline)
             .field("connections", &self.connections)
+            .field("replicas", &self.replicas)
             .field("max_value_bytes", &self.max_value_bytes)
             .field("evict_foreign", &self.evict_foreign)
             .finish()
     }
+}
+
+/// How many replicas have to confirm a change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Replicas {
+    pub(super) count: u32,
+    /// How long to wait for them.
+    pub(super) timeout: Duration,
 }
 
 /// The port of Redis when none is named.

@@ -6,13 +6,15 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::RedisStore;
 use super::change_log::{Lost, Pending};
+use super::client::Connection;
+use super::{Inner, RedisStore};
 use crate::store::StoreError;
 
 /// The first pause between two attempts. While the breaker is open, an attempt costs nothing.
@@ -109,7 +111,9 @@ impl RedisStore {
                         return;
                     }
                 }
-                store.inner.connection.check_servers().await;
+                let Inner { connection, waiting, .. } = &*store.inner;
+                let connections = [Some(connection), waiting.as_ref()];
+                join_all(connections.into_iter().flatten().map(Connection::check_servers)).await;
             }
         });
     }

@@ -62,6 +62,16 @@ impl Wire {
         }
     }
 
+    /// Lets the next command reach the master of this slot, though it names no key.
+    pub(super) fn aim(&mut self, slot: u16) {
+        #[cfg(feature = "redis-pool")]
+        if let Self::LentByCluster(_, reach @ Reach::Key, _) = self {
+            *reach = Reach::Master(slot);
+        }
+        #[cfg(not(feature = "redis-pool"))]
+        let _ = (self, slot);
+    }
+
     /// Sends one command.
     pub(super) async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
         let reply = match self {
