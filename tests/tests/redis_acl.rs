@@ -179,14 +179,6 @@ async fn listed_rights_suffice_for_each_feature() {
     assert_eq!(refused(&server).await, nothing, "local tier");
     tiered.close().await;
 
-    may(&server, &rights(&["every store", "whole prefixes", "replicas"], "p")).await;
-    // Without a replica nothing is confirmed, but Redis refuses nothing.
-    let store = RedisStore::new(as_app(&url).wait_for_replicas(1, Duration::from_millis(1)));
-    for key in keys() {
-        assert!(matches!(store.delete(&key).await, Err(StoreError::Unavailable(_))), "{key}");
-    }
-    assert_eq!(refused(&server).await, nothing, "replicas");
-
     may(&server, &rights(&["every store", "whole prefixes", "pool"], "p")).await;
     let mut config = deadpool_redis::Config::from_url(url.replace("redis://", "redis://app:pw@"));
     config.pool = Some(PoolConfig::new(4));
@@ -195,6 +187,17 @@ async fn listed_rights_suffice_for_each_feature() {
     assert!(exercise(&store, "p").await.is_empty());
     assert!(wipe(&store, "p").await.is_none());
     assert_eq!(refused(&server).await, nothing, "pool");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listed_rights_suffice_to_wait_for_replicas() {
+    let server = RedisServer::start();
+    may(&server, &rights(&["every store", "replicas"], "p")).await;
+    let options = as_app(&server.url()).wait_for_replicas(1, Duration::from_millis(1));
+    // There is no replica, so nothing is confirmed.
+    let errors = exercise(&RedisStore::new(options), "p").await;
+    assert!(!errors.is_empty() && errors.iter().all(|error| matches!(error, StoreError::Unavailable(_))));
+    assert_eq!(refused(&server).await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
