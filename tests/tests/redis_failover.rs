@@ -356,7 +356,7 @@ async fn replica_of(master: &RedisServer, proxy: &Proxy) -> RedisServer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
-    const LAG: Duration = Duration::from_millis(30);
+    const LAG: Duration = Duration::from_millis(20);
     for way in WAYS {
         let master = RedisServer::start();
         let proxy = Proxy::to(master.port()).await;
@@ -364,6 +364,9 @@ async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
         proxy.turn(Weather::Slow(LAG));
         let store =
             Store::with(&master.url(), way, |options| options.wait_for_replicas(1, Duration::from_secs(5)));
+        let first = key(None, "first");
+        eventually("a connection", RECOVERY, async || on!(&store, set(&first, "1".into(), MINUTE)).is_ok())
+            .await;
         let has = async |key: &CacheKey| raw::<u64>(&replica, &["EXISTS", key.name()]).await == 1;
         for group in [None, Some("g")] {
             let large = key(group, "large");
