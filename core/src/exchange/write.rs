@@ -1,0 +1,155 @@
+//! Routes that write or evict: running the handler, then storing or evicting.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use http::header::LOCATION;
+use http::{HeaderMap, StatusCode};
+
+use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
+use crate::exchange::fill::Produced;
+use crate::fill::background::{EvictOnDrop, Target};
+use crate::fill::lease::LeaseGuard;
+use crate::fill::reentry;
+use crate::policy::rule::{Kind, Principal, host};
+use crate::policy::{Admitted, CommitResult, Forward, leaves_outcome_unknown};
+use crate::reason::Reason;
+use crate::record::Record;
+use crate::request::RequestView;
+use crate::route::Route;
+use crate::shared::invalidation::same_site;
+use crate::telemetry::spans;
+
+impl Route {
+    /// A route that writes: runs its handler and then stores or evicts, detached from the client.
+    pub(super) async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Counted<C> {
+        let target = match forward.kind() {
+            Kind::EvictGroup => Target::Group(self.policy.rule().space.clone()),
+            _ => match self.key(&call.view(), forward.principal()).await {
+                Some(key) if reentry::is_running(&self.context, &key, call.view().extensions) => {
+                    return self.pass_through(call).await;
+                }
+                Some(key) => Target::Key(key),
+                None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
+            },
+        };
+        self.warn_undeclared(forward.why_not_storable(), call.view().pattern);
+        let mut evicted = vec![target.clone()];
+        if matches!(target, Target::Key(_)) {
+            for uri in call.view().alternatives {
+                let key = self.key(&call.view().with_uri(uri), forward.principal()).await;
+                evicted.extend(key.map(Target::Key));
+            }
+        }
+        let (route, targets) = (Arc::clone(self), evicted.clone());
+        let asked = Asked::of(&call.view(), forward.principal());
+        let work = Box::pin(async move {
+            let held = match (&target, forward.intent()) {
+                (Target::Key(key), Some(intent)) => route.context.start(key, intent, None).await.held(),
+                _ => None,
+            };
+            // A handler that panics, or is given up on, may have changed what it is there to change. This stays armed
+            // until the cache agrees with it.
+            let unknown = EvictOnDrop::new(&route.context, &targets);
+            let produced = match &held {
+                Some(held) => held.renewing(pin!(route.produce(forward, target.key(), call))).await,
+                None => route.produce(forward, target.key(), call).await,
+            };
+            let counted = match produced {
+                Produced::Error(error) => {
+                    if leaves_outcome_unknown(C::status_of(&error)) {
+                        route.context.evict(&targets).await;
+                    }
+                    failed::<C, _>(error)
+                }
+                // Only reads have something stale to answer with.
+                Produced::Stale(response) => stale_reply::<C>(response),
+                Produced::Passed(response, pass) => {
+                    if pass.evicts() {
+                        route.context.evict(&targets).await;
+                    }
+                    passed::<C>(response, &pass)
+                }
+                Produced::Admitted(admitted) => {
+                    let stored = route.write_through(&admitted, &target, held).await;
+                    if stored != CommitResult::Stored {
+                        route.context.evict(&targets).await;
+                    }
+                    answered::<C>(*admitted, stored)
+                }
+            };
+            if let Ok(response) = &counted.0 {
+                route.evict_created(&asked, &target, response.status(), response.headers()).await;
+            }
+            unknown.disarm();
+            counted
+        });
+        self.context.run_write(&evicted, work).await
+    }
+
+    /// Evicts what is stored for a resource that a write created elsewhere (RFC 9110 §15.3.2): most likely that there was
+    /// none.
+    pub(super) async fn evict_created(
+        &self,
+        asked: &Asked,
+        target: &Target,
+        status: StatusCode,
+        response: &HeaderMap,
+    ) {
+        if status != StatusCode::CREATED {
+            return;
+        }
+        let request = RequestView::from(&asked.request);
+        if let Some(created) = same_site(response, &LOCATION, request.uri, &host(&request))
+            && let Some(key) = self.key(&request.with_uri(&created), asked.principal).await
+            // What was written itself is stored or evicted already.
+            && !matches!(target, Target::Key(written) if *written == key)
+        {
+            self.context.evict_key(&key).await;
+        }
+    }
+
+    /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
+    pub(super) async fn write_through(
+        &self,
+        admitted: &Admitted,
+        target: &Target,
+        held: Option<LeaseGuard>,
+    ) -> CommitResult {
+        let (Target::Key(key), Some(held)) = (target, held) else { return CommitResult::Failed };
+        // One answer can't stand for all variants, and the record that leads to them may just have expired.
+        if self.context.known_to_vary.contains(key) {
+            return CommitResult::Revoked;
+        }
+        let found = self.read_record(key).await;
+        if matches!(found, Ok(Some(Record::Variants(_)))) {
+            self.context.known_to_vary.insert(key);
+        }
+        if let Ok(Some(record)) = found
+            && !admitted.may_replace(&record)
+        {
+            return CommitResult::Revoked;
+        }
+        let span = spans::put(key, admitted.retention());
+        let stored = span.around(held.commit(admitted.record(), admitted.retention())).await;
+        span.stored(stored);
+        stored
+    }
+}
+
+/// A request that writes, kept while its handler has it.
+pub(super) struct Asked {
+    pub(super) request: http::request::Parts,
+    pub(super) principal: Option<Principal>,
+}
+
+impl Asked {
+    fn of(view: &RequestView<'_>, principal: Option<Principal>) -> Self {
+        let (mut request, ()) = http::Request::new(()).into_parts();
+        request.method = view.method.clone();
+        request.uri = view.uri.clone();
+        request.headers = view.headers.clone();
+        request.extensions = view.extensions.clone();
+        Self { request, principal }
+    }
+}
