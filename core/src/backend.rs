@@ -1,4 +1,4 @@
-//! [`CacheBackend`]: typed values in the same store, for what routes can't express.
+//! [`CacheBackend`]: typed values in the cache's store.
 
 pub(crate) mod coder;
 
@@ -27,15 +27,15 @@ use crate::store::{Abandon, Intent, StoreError};
 use crate::telemetry::spans;
 use crate::ttl::Ttl;
 
-/// How long `update` tries against others that write the same key.
-const UPDATE_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time that `update` competes with other writers of the same key.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Typed access to a cache's store.
 ///
-/// Every method comes twice. The plain one never fails: a store that is down reads as a miss and is logged. The one
-/// with `try_` tells a miss from a failure.
+/// Every method comes in two forms. The plain form never fails: if the store is down, it logs the error and reports a miss.
+/// The `try_` form returns the error.
 ///
-/// What writes or evicts goes on in the background if its future is dropped, and [`Larder::close`] waits for it.
+/// Methods that write or evict continue in the background if their future is dropped. [`Larder::close`] waits for them.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]
@@ -67,47 +67,48 @@ impl CacheBackend {
 }
 
 impl<C: Coder> CacheBackend<C> {
-    /// The same backend in an eviction group.
+    /// Returns this backend with an eviction group.
     ///
     /// # Panics
     ///
-    /// When the group is empty or holds a brace, a bar, white space or a control character. For groups that aren't
+    /// Panics if the group is empty or contains a brace, a bar, white space or a control character. For groups that aren't
     /// literals, see [`try_group`](Self::try_group).
     #[must_use]
     #[track_caller]
     pub fn group(&self, group: &str) -> Self {
-        // In a closure, the panic would name this line instead of the caller's.
+        // A closure would make the panic report this line instead of the caller's.
         match self.try_group(group) {
             Ok(backend) => backend,
             Err(error) => panic_invalid_config(&error),
         }
     }
 
-    /// The same backend in an eviction group.
+    /// Returns this backend with an eviction group.
     ///
     /// # Errors
     ///
-    /// When the group can't be part of a key.
+    /// Returns an error if the group can't be part of a key.
     pub fn try_group(&self, group: &str) -> Result<Self, KeyError> {
         Ok(Self { space: KeySpace::new(self.space.prefix(), Some(group))?, ..self.clone() })
     }
 
-    /// The same backend with another coder. Values are marked with the coder that wrote them; another one's are a miss.
+    /// Returns this backend with another coder. Each value is marked with the coder that wrote it. A value of another coder
+    /// is a miss.
     #[must_use]
     pub fn coder<D: Coder>(&self, coder: D) -> CacheBackend<D> {
         CacheBackend { larder: self.larder.clone(), space: self.space.clone(), coder }
     }
 
-    /// The value, or `None` if there is none, it is no `T`, or the store failed.
+    /// Returns the value. Returns `None` if there is no value, if it can't be decoded as a `T`, or if the store failed.
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
         self.or_log("get", key, None, self.try_get(key).await)
     }
 
-    /// The value, or `None` if there is none.
+    /// Returns the value, or `None` if there is none.
     ///
     /// # Errors
     ///
-    /// When the store failed, or what is there is no `T`.
+    /// Returns an error if the store failed, or if the stored value can't be decoded as a `T`.
     pub async fn try_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::get(&key);
@@ -120,21 +121,23 @@ impl<C: Coder> CacheBackend<C> {
         value
     }
 
-    /// The value, or this one instead.
+    /// Returns the value, or `default` if there is none.
     pub async fn get_or<T: DeserializeOwned>(&self, key: &str, default: T) -> T {
         self.get(key).await.unwrap_or(default)
     }
 
-    /// The value, or else what `compute` gives, which is then stored. Callers in all processes that share the store
-    /// wait for the one that computes, for [`max_wait`](crate::LarderBuilder::max_wait) at most, and then compute for themselves.
+    /// Returns the value, or computes and stores it.
     ///
-    /// An error of `compute` is its caller's alone. Those who waited for it in this process compute at once and side by side, as
-    /// they do if the key is evicted meanwhile, and what one of them computed is stored. If the store is down, every caller
-    /// computes.
+    /// Callers in all processes that share the store wait for one computation, for up to
+    /// [`max_wait`](crate::LarderBuilder::max_wait). After that each caller computes for itself.
+    ///
+    /// Only the caller whose `compute` failed gets the error. Callers in this process that waited for it compute at once
+    /// and in parallel, and one of their values is stored. They do the same if the key is evicted meanwhile. If the store
+    /// is down, every caller computes.
     ///
     /// # Errors
     ///
-    /// Only those of `compute`.
+    /// Returns only the errors of `compute`.
     pub async fn get_or_set<T, E, F>(
         &self,
         key: &str,
@@ -167,19 +170,19 @@ impl<C: Coder> CacheBackend<C> {
         T: Serialize + DeserializeOwned,
         F: Future<Output = Result<T, E>>,
     {
-        // The handler, or the computation, that calls this is what would be waited for.
+        // The running handler or computation made this call. To wait for it would be a deadlock.
         if reentry::is_running_here(self.context(), name) {
             return compute().await;
         }
         let until = Instant::now() + self.context().timing.max_wait;
         let left = || until.saturating_duration_since(Instant::now());
-        // One computation of another caller that comes to nothing is waited for, not each in turn.
+        // A caller waits for one failed computation of another caller, not for several in turn.
         let mut waits = true;
         loop {
             let intent = match self.context().store.get(name).await {
                 Ok(Some(bytes)) => match self.decode(&bytes) {
                     Ok(Some(value)) => return Ok(value),
-                    // No such value: it is replaced.
+                    // The stored bytes are no such value, so the computed value replaces them.
                     _ => Intent::Refresh,
                 },
                 Ok(None) => Intent::Fill,
@@ -199,7 +202,7 @@ impl<C: Coder> CacheBackend<C> {
                             _ => return compute().await,
                         },
                         Some(FillOutcome::Retry) => continue,
-                        // All of them compute at once, and one of them stores what it computed.
+                        // All followers compute in parallel, and one of them stores its value.
                         Some(FillOutcome::HandlerFailed) => {
                             waits = false;
                             continue;
@@ -214,7 +217,7 @@ impl<C: Coder> CacheBackend<C> {
                 Started::LeaseGuard(held) => held,
                 Started::Found(bytes) => {
                     let value = self.decode(&bytes);
-                    // A caller that joined meanwhile may have come after an eviction of this, and looks for itself.
+                    // A follower may have joined after an eviction of this value, so followers read the store again.
                     lead.complete(FillOutcome::Retry);
                     match value {
                         Ok(Some(value)) => return Ok(value),
@@ -226,7 +229,8 @@ impl<C: Coder> CacheBackend<C> {
                     return compute().await;
                 }
             };
-            // If this future is dropped here, the lead and the lease are: those who wait look again, and one of them leads.
+            // If this future is dropped here, the leader and the lease are dropped too. Followers look again, and one of
+            // them becomes the leader.
             let computing = pin!(compute());
             let marked = pin!(reentry::compute(self.context(), name, computing));
             let value = match held.renewing(marked).await {
@@ -259,17 +263,17 @@ impl<C: Coder> CacheBackend<C> {
         }
     }
 
-    /// Stores a value, whatever was there. True if it is stored.
+    /// Stores a value, and replaces any value already there. Returns `true` if it was stored.
     pub async fn set<T: Serialize + ?Sized>(&self, key: &str, value: &T, ttl: impl Into<Ttl>) -> bool {
         let result = self.try_set(key, value, ttl).await;
         self.or_log("set", key, false, result.map(|()| true))
     }
 
-    /// Stores a value, whatever was there.
+    /// Stores a value, and replaces any value already there.
     ///
     /// # Errors
     ///
-    /// When the store failed, or the value can't be encoded.
+    /// Returns an error if the store failed, or if the value can't be encoded.
     pub async fn try_set<T: Serialize + ?Sized>(
         &self,
         key: &str,
@@ -287,21 +291,22 @@ impl<C: Coder> CacheBackend<C> {
         set
     }
 
-    /// Changes a value, or makes one where there is none, and answers the new one. Atomic, also between processes:
-    /// of any number of updates none is lost. `change` may run more than once. Updates of one key queue in this process; other
-    /// keys don't wait for them.
+    /// Changes or creates a value atomically, and returns the new value.
     ///
-    /// Dropped before it writes, it changes nothing. Once it writes, it goes on in the background.
+    /// Updates are atomic between processes too: no update is lost. `change` may run more than once. Updates of one key
+    /// queue in this process, and don't delay updates of other keys.
     ///
-    /// A failover of Redis may take back an update that was confirmed, because replicas lag behind. The value before it doesn't
-    /// come back: the key becomes absent, and `change` gets `None`. So keep only what can be made anew, or pay for
-    /// [`RedisOptions::wait_for_replicas`](crate::store::redis::RedisOptions::wait_for_replicas): an update is then confirmed
-    /// only when so many replicas have it, and one that is not is an error.
+    /// If the future is dropped before it writes, nothing changes. Once it writes, the write continues in the background.
+    ///
+    /// A failover of Redis may lose a confirmed update, because replicas lag behind. The previous value doesn't come back:
+    /// the key becomes absent, and `change` gets `None`. Keep only values that can be recreated, or use
+    /// [`RedisOptions::wait_for_replicas`](crate::store::redis::RedisOptions::wait_for_replicas): an update is then
+    /// confirmed only when that many replicas have it, and is an error otherwise.
     ///
     /// # Errors
     ///
-    /// When the store failed, what is there is no `T`, or others write the key without end. After a
-    /// [`StoreError::Timeout`] the change may have been made all the same.
+    /// Returns an error if the store failed, if the stored value can't be decoded as a `T`, or if other writers keep
+    /// changing the key. After a [`StoreError::Timeout`] the update may still have been made.
     pub async fn update<T: Serialize + DeserializeOwned>(
         &self,
         key: &str,
@@ -310,7 +315,7 @@ impl<C: Coder> CacheBackend<C> {
     ) -> Result<T, CacheError> {
         let name = self.space.key(key);
         let lifetime = self.lifetime(ttl);
-        let until = Instant::now() + UPDATE_PATIENCE;
+        let until = Instant::now() + UPDATE_TIMEOUT;
         let attempt = async {
             let place = self.context().update_queue.join(&name);
             let Ok(_turn) = timeout_at(until, place.turn()).await else { return Err(CacheError::Contended) };
@@ -331,8 +336,8 @@ impl<C: Coder> CacheBackend<C> {
     ) -> Result<T, CacheError> {
         let mut pause = Duration::from_millis(1);
         loop {
-            // The lease keeps every other update away until it is committed, and a `set` or an eviction revokes it. An
-            // error gives it back.
+            // The lease keeps other updates out until it is committed. A `set` or an eviction revokes it. An error returns
+            // it.
             let begin = async {
                 match self.context().begin(key, Intent::Refresh).await? {
                     Begun::LeaseGuard(held) => Ok(Some((held, self.read_again_if_slow(key).await?))),
@@ -342,7 +347,7 @@ impl<C: Coder> CacheBackend<C> {
             if let Some((held, old)) = timeout_at(until, begin).await.map_err(|_| CacheError::Contended)?? {
                 let new = change(old);
                 let record = self.encode(&new)?;
-                // No deadline cuts this short: whether the change was made would be unknown.
+                // No deadline applies here: after one, it would be unknown whether the update was made.
                 if self.context().to_the_end(async move { held.try_commit(record, ttl).await }).await? {
                     return Ok(new);
                 }
@@ -353,7 +358,8 @@ impl<C: Coder> CacheBackend<C> {
         }
     }
 
-    /// The value to be changed. The deadline of a read is made for answers that can do without; this one can't.
+    /// Reads the value to be changed, again without the read deadline if that was exceeded. Ordinary reads can become
+    /// misses; an update can't.
     async fn read_again_if_slow<T: DeserializeOwned>(&self, key: &CacheKey) -> Result<Option<T>, CacheError> {
         let store = &self.context().store;
         let mut read = store.get(key).await;
@@ -366,16 +372,16 @@ impl<C: Coder> CacheBackend<C> {
         read?.map_or(Ok(None), |bytes| self.decode(&bytes))
     }
 
-    /// Removes a value. True if there was one.
+    /// Removes a value. Returns `true` if there was one.
     pub async fn delete(&self, key: &str) -> bool {
         self.or_log("delete", key, false, self.try_delete(key).await)
     }
 
-    /// Removes a value, or the response of a route under the same key. True if there was one.
+    /// Removes a value, or a route's response under the same key. Returns `true` if there was one.
     ///
     /// # Errors
     ///
-    /// When the store failed. It may be removed all the same.
+    /// Returns an error if the store failed. The value may still have been removed.
     pub async fn try_delete(&self, key: &str) -> Result<bool, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::delete(&key);
@@ -386,16 +392,16 @@ impl<C: Coder> CacheBackend<C> {
         Ok(deleted?)
     }
 
-    /// Whether there is a value, without reading it. False if the store failed.
+    /// Returns `true` if there is a value, without reading it. Returns `false` if the store failed.
     pub async fn has(&self, key: &str) -> bool {
         self.or_log("has", key, false, self.try_has(key).await)
     }
 
-    /// Whether there is a value, or a route's response under the same key, without reading it.
+    /// Returns `true` if there is a value, or a route's response under the same key, without reading it.
     ///
     /// # Errors
     ///
-    /// When the store failed.
+    /// Returns an error if the store failed.
     pub async fn try_has(&self, key: &str) -> Result<bool, CacheError> {
         let key = self.space.key(key);
         let span = spans::backend::has(&key);
@@ -404,18 +410,20 @@ impl<C: Coder> CacheBackend<C> {
         Ok(has?)
     }
 
-    /// Removes every value and response of the group, and answers how many there were. Without a
-    /// [`group`](Self::group), that is *everything* under the prefix, in every group.
+    /// Removes every value and response of the group, and returns their number. Without a [`group`](Self::group), this
+    /// removes *everything* under the prefix, in every group.
+    ///
+    /// Returns 0 if the store failed.
     pub async fn delete_group(&self) -> u64 {
         self.or_log("delete_group", "", 0, self.try_delete_group().await)
     }
 
-    /// Removes every value and response of the group, and answers how many there were. Without a
-    /// [`group`](Self::group), that is *everything* under the prefix, in every group.
+    /// Removes every value and response of the group, and returns their number. Without a [`group`](Self::group), this
+    /// removes *everything* under the prefix, in every group.
     ///
     /// # Errors
     ///
-    /// When the store failed. Some or all of it may be removed all the same.
+    /// Returns an error if the store failed. Some or all entries may still have been removed.
     pub async fn try_delete_group(&self) -> Result<u64, CacheError> {
         if self.space.group().is_none() {
             warn!(
@@ -431,7 +439,7 @@ impl<C: Coder> CacheBackend<C> {
         Ok(deleted?)
     }
 
-    /// The key as it stands in the store.
+    /// Returns the key as it is written in the store.
     #[must_use]
     pub fn key(&self, key: &str) -> CacheKey {
         self.space.key(key)
@@ -449,7 +457,7 @@ impl<C: Coder> CacheBackend<C> {
         Ok(encode_value(self.coder.id(), &self.coder.encode(value)?))
     }
 
-    /// `None` for what no backend wrote, or one with another coder.
+    /// Decodes a stored value. Returns `None` if a route or another coder wrote it.
     fn decode<T: DeserializeOwned>(&self, bytes: &Bytes) -> Result<Option<T>, CacheError> {
         match decode_value(self.coder.id(), bytes) {
             Some(value) => Ok(Some(self.coder.decode(&value)?)),
@@ -477,17 +485,17 @@ impl<C: fmt::Debug> fmt::Debug for CacheBackend<C> {
     }
 }
 
-/// Why a backend could not do what it was asked.
+/// An error of a [`CacheBackend`] method.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The value can't be encoded, or what is stored is no such value.
+    /// The value can't be encoded, or the stored value can't be decoded as the requested type.
     #[error(transparent)]
     Coder(#[from] CoderError),
-    /// Others write the key all the time, or the store doesn't keep values as large as this one.
+    /// Other writers keep changing the key, or the store doesn't keep values as large as this one.
     #[error(
         "the value could not be updated: others change it all the time, or it is too large for the store"
     )]

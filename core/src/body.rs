@@ -1,4 +1,4 @@
-//! Bodies of answers: stored ones, the handler's own, and the handler's own after a look at them.
+//! Response bodies: stored, passed through, or partly read and replayed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 use crate::policy::BodyLength;
 
 pin_project! {
-    /// The body of an answer that went through the cache.
+    /// The body of a response that went through the cache.
     pub struct ReplyBody<B: Body> {
         #[pin]
         inner: Inner<B>,
@@ -31,26 +31,26 @@ pin_project! {
     }
 }
 
-/// What was read of a body that could not be stored, and what is still to come.
+/// The frames already read from a body that wasn't stored, and the rest of that body.
 struct Replay<B: Body> {
     frames: VecDeque<Frame<Bytes>>,
     rest: Result<Pin<Box<B>>, Option<B::Error>>,
 }
 
 impl<B: Body> ReplyBody<B> {
-    /// A body that is there whole.
+    /// Creates a body from complete bytes.
     #[must_use]
     pub const fn full(bytes: Bytes) -> Self {
         Self { inner: Inner::Full { bytes } }
     }
 
-    /// The handler's own body, untouched.
+    /// Wraps the handler's body unchanged.
     #[must_use]
     pub const fn own(body: B) -> Self {
         Self { inner: Inner::Own { body } }
     }
 
-    /// The bytes, if they are all there.
+    /// Returns the bytes if the body is complete in memory.
     #[must_use]
     pub const fn as_bytes(&self) -> Option<&Bytes> {
         match &self.inner {
@@ -119,12 +119,12 @@ fn own_frame<D: Buf, E>(frame: Option<Result<Frame<D>, E>>) -> Option<Result<Fra
     frame.map(|frame| frame.map(owned))
 }
 
-/// A frame whose data stands by itself. What is `Bytes` already is not copied.
+/// Converts a frame's data to `Bytes`. Data that is `Bytes` already isn't copied.
 pub(crate) fn owned<D: Buf>(frame: Frame<D>) -> Frame<Bytes> {
     frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
 }
 
-/// How long a response's body says it is: by itself, or by `Content-Length`.
+/// Returns the declared length of a response's body, from the body itself or from `Content-Length`.
 pub(crate) fn length_of<B: Body>(headers: &HeaderMap, body: &B) -> BodyLength {
     if body.is_end_stream() {
         return BodyLength::Known(0);
@@ -133,8 +133,8 @@ pub(crate) fn length_of<B: Body>(headers: &HeaderMap, body: &B) -> BodyLength {
     body.size_hint().exact().or_else(declared).map_or(BodyLength::Unknown, BodyLength::Known)
 }
 
-/// Collects a body that says it is `expected` bytes long. `Err` gives the whole body back, as it would have come, when
-/// it is anything else: longer, shorter, cut by an error, or ended by trailers.
+/// Collects a body that declares a length of `expected` bytes. Returns the whole body unchanged as `Err` if it is longer or
+/// shorter, if it fails, or if it ends with trailers.
 pub(crate) async fn collect<B: Body>(body: B, expected: u64) -> Result<Bytes, ReplyBody<B>> {
     let mut body = Box::pin(body);
     let mut chunks = Vec::new();
@@ -169,7 +169,7 @@ fn replay<B: Body>(
     ReplyBody { inner: Inner::Replay { replay: Replay { frames, rest } } }
 }
 
-/// One buffer of all chunks. The usual single chunk is not copied.
+/// Joins chunks into one buffer. A single chunk isn't copied.
 pub(crate) fn join(chunks: &[Bytes]) -> Bytes {
     if let [chunk] = chunks {
         return chunk.clone();
@@ -196,7 +196,7 @@ mod tests {
         Ok(Frame::data(Bytes::from_static(text.as_bytes())))
     }
 
-    /// What a client would see: the data, whether trailers came, and the error at the end.
+    /// Reads a body as a client would. Returns its data, whether trailers came, and the error at its end.
     async fn read<B: Body>(mut body: Pin<&mut B>) -> (String, bool, Option<B::Error>) {
         let (mut text, mut trailers) = (String::new(), false);
         while let Some(frame) = body.frame().await {

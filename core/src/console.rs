@@ -1,14 +1,13 @@
-//! The console: one page that shows what a cache does, says why, and evicts. Adapters mount it.
+//! The console: a page that shows and explains a cache's decisions, and evicts. Adapters mount it.
 //!
-//! # What keeps it safe
+//! # Security
 //!
-//! 1. There is no console without an [`Authorize`], and every request is asked about, the page's own too.
-//! 2. What isn't a page is a `POST` or `GET` under `/api/` that must carry a field which no form can send and no other
-//!    origin may, and must come from the same origin by what the browser says about it (`Sec-Fetch-Site`, or `Origin`).
-//!    Nothing is changed by a `GET`.
-//! 3. The page runs its own script and nothing else (`Content-Security-Policy`, Trusted Types), can't be framed, is
-//!    stored nowhere, and asks no other host for anything. URIs and keys are a stranger's: they are written as text.
-//! 4. Bodies and fields of stored responses are never shown.
+//! 1. Every console has an [`Authorize`], which checks every request, also the one for the page.
+//! 2. Other requests are a `POST` or `GET` under `/api/`. Each must carry a header field that no form can send and no other
+//!    origin may send, and the browser must report the same origin (`Sec-Fetch-Site`, or `Origin`). A `GET` changes nothing.
+//! 3. The page runs only its own script (`Content-Security-Policy`, Trusted Types), can't be framed, isn't stored, and sends
+//!    requests to no other host. URIs and keys are untrusted input, and are written as text.
+//! 4. Bodies and header fields of stored responses are never shown.
 
 use std::fmt;
 use std::future::Future;
@@ -38,7 +37,7 @@ use crate::stats::Latency;
 use crate::status::Status;
 use crate::telemetry::history::SLICE;
 
-/// The field that the page's script sends, and that nothing from elsewhere can.
+/// The header field that the page's script sends, and that other origins can't.
 const FROM_PAGE: HeaderName = HeaderName::from_static("x-larder-console");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -46,10 +45,10 @@ const PAGE: &str = include_str!("console/page.html");
 const STYLE: &str = include_str!("console/style.css");
 const SCRIPT: &str = include_str!("console/script.js");
 
-/// Says who may see the console, and evict.
+/// Authorization for the console.
 ///
-/// A function from the request to `true` or `false` is one. Layers around the console can attach what it needs to the
-/// request's extensions. Where it takes waiting, implement the trait:
+/// A function from the request to `true` or `false` implements it. Layers around the console can attach data to the
+/// request's extensions. Implement the trait for asynchronous checks:
 ///
 /// ```
 /// use larder_core::RequestView;
@@ -70,7 +69,7 @@ const SCRIPT: &str = include_str!("console/script.js");
     label = "expected a function `|request: &RequestView<'_>| -> bool`, or a type that implements `Authorize`"
 )]
 pub trait Authorize: Send + Sync + 'static {
-    /// Whether this request may see the console, and evict. Asked for every request to it.
+    /// Returns `true` if this request may see the console and evict. Called for every request to the console.
     fn allows(&self, request: &RequestView<'_>) -> impl Future<Output = bool> + Send;
 }
 
@@ -91,7 +90,7 @@ impl<A: Authorize> DynAuthorize for A {
     }
 }
 
-/// A cache's console, for adapters to mount. Clones are the same.
+/// A cache's console, for adapters to mount. Clones share one console.
 #[derive(Clone)]
 pub struct Console {
     larder: Larder,
@@ -99,17 +98,18 @@ pub struct Console {
 }
 
 impl Console {
-    /// The longest body of a request to the console, in bytes. Adapters read no more.
+    /// Maximum size of a request body, in bytes. Adapters read no more.
     pub const MAX_BODY: usize = 16 * 1024;
 
-    /// A console of this cache for whomever `authorize` allows. From now on, each request to the cache's routes costs a
-    /// look at the clock and a copy of its URI, so that the console has something to show.
+    /// Creates a console of this cache, for the requests that `authorize` allows.
+    ///
+    /// From now on each request to the cache's routes also reads the clock and copies its URI, for the console's history.
     pub fn new(larder: &Larder, authorize: impl Authorize) -> Self {
         larder.context.telemetry.history();
         Self { larder: larder.clone(), authorize: Arc::new(authorize) }
     }
 
-    /// Answers a request whose path, after what the console is mounted under, is `path`.
+    /// Answers a request. `path` is its path without the prefix under which the console is mounted.
     pub async fn answer(&self, request: &RequestView<'_>, path: &str, body: &[u8]) -> Response<Bytes> {
         let mut response = match self.route(request, path, body).await {
             Ok(response) => response,
@@ -153,12 +153,12 @@ impl Console {
         }
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> ConsoleState {
         let context = &self.larder.context;
         let stats = self.larder.stats();
         let requests = stats.requests();
         let history = context.telemetry.history();
-        State {
+        ConsoleState {
             now: context.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             slice_seconds: SLICE,
             prefix: self.larder.prefix().to_owned(),
@@ -174,20 +174,20 @@ impl Console {
         }
     }
 
-    async fn explain(&self, asked: Asked) -> Result<Value, Refusal> {
-        let target = asked.target.trim();
+    async fn explain(&self, query: LookupQuery) -> Result<Value, Refusal> {
+        let target = query.target.trim();
         if let Some(key) = self.key_named(target) {
-            return Ok(json!({ "key": key.name(), "entry": self.look(&key).await }));
+            return Ok(json!({ "key": key.name(), "entry": self.describe_entry(&key).await }));
         }
-        let request = asked.request()?;
+        let request = query.request()?;
         let routes = self.larder.context.telemetry.routes();
-        let (name, route) = pick(&routes, &asked, &request)?;
-        let answer = asked.answer()?;
+        let (name, route) = find_route(&routes, &query, &request)?;
+        let answer = query.answer()?;
         let answer = answer.as_ref().map(|(parts, length)| (parts, *length));
         let explanation = route.explain(routed(name, &request), answer).await;
         let key = route_key(route, &routed(name, &request)).await;
         let entry = match &key {
-            Some(key) => self.look(key).await,
+            Some(key) => self.describe_entry(key).await,
             None => Value::Null,
         };
         Ok(json!({
@@ -200,8 +200,8 @@ impl Console {
         }))
     }
 
-    /// What lies under a key, without its content.
-    async fn look(&self, key: &CacheKey) -> Value {
+    /// Describes the record under a key, without its content.
+    async fn describe_entry(&self, key: &CacheKey) -> Value {
         let context = &self.larder.context;
         match context.store.get(key).await {
             Err(_) => json!({ "found": "unknown", "text": "The store failed." }),
@@ -220,10 +220,10 @@ impl Console {
         }
     }
 
-    async fn evict(&self, asked: Evict) -> Result<Value, Refusal> {
+    async fn evict(&self, query: EvictRequest) -> Result<Value, Refusal> {
         let context = &self.larder.context;
-        let (what, confirmed) = match asked {
-            Evict::Group(group) => {
+        let (what, confirmed) = match query {
+            EvictRequest::Group(group) => {
                 let mut spaces = vec![self.space(&group)?];
                 // Routes may have a prefix of their own.
                 for (_, route) in context.telemetry.routes() {
@@ -238,7 +238,7 @@ impl Console {
                 }
                 (group, confirmed)
             }
-            Evict::Key(name) => {
+            EvictRequest::Key(name) => {
                 let key = self.key_named(name.trim());
                 let key = key.ok_or(Refusal::new(StatusCode::BAD_REQUEST, "that is no key of this cache"))?;
                 let confirmed = context.evict_key(&key).await;
@@ -254,7 +254,8 @@ impl Console {
             .map_err(|error| Refusal { status: StatusCode::BAD_REQUEST, text: error.to_string() })
     }
 
-    /// The key that is called this in the store, if it is one of this cache's: under its prefix, or a route's.
+    /// Parses a key as it is written in the store. Returns `None` if it is not under the prefix of this cache or of one of
+    /// its routes.
     fn key_named(&self, name: &str) -> Option<CacheKey> {
         let routes = self.larder.context.telemetry.routes();
         let own = KeySpace::new(self.larder.prefix(), None).ok();
@@ -266,10 +267,10 @@ impl Console {
                 None => (None, rest),
             };
             let space = KeySpace::new(space.prefix(), group).ok()?;
-            // It is a key already, so nothing in it is to be escaped again.
+            // The suffix is already escaped.
             Some(space.key_with(suffix.len(), |out| out.push_str(suffix)))
         });
-        // The longest prefix that fits is the one that was meant.
+        // The longest matching prefix is the right one.
         spaces.max_by_key(|key| key.prefix().len())
     }
 }
@@ -280,15 +281,15 @@ impl fmt::Debug for Console {
     }
 }
 
-/// What the page shows.
+/// The console's data for one update of the page.
 #[derive(Serialize)]
-struct State {
+struct ConsoleState {
     now: f64,
     slice_seconds: u64,
     prefix: String,
     statuses: [Status; Status::ALL.len()],
     total: u64,
-    /// The last minute.
+    /// Durations of requests in the last minute.
     lately: Latency,
     hit_ratio: Option<f64>,
     is_impaired: bool,
@@ -298,39 +299,39 @@ struct State {
     reasons: serde_json::Map<String, Value>,
 }
 
-/// A question: about a key, or about a request.
+/// A lookup of a key or of a request.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct LookupQuery {
     /// A whole key, or a path with its query.
     target: String,
     #[serde(default = "get")]
     method: String,
-    /// Lines of `name: value`.
+    /// Request fields, one `name: value` per line.
     #[serde(default)]
     fields: String,
-    /// The name of a route, where the path doesn't tell.
+    /// The route's label, if the path doesn't determine the route.
     #[serde(default)]
     route: Option<String>,
-    /// The handler's answer, if it is to be explained too.
+    /// A handler's response to be explained too.
     #[serde(default)]
-    answer: Option<AskedAnswer>,
+    answer: Option<LookupAnswer>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct AskedAnswer {
+struct LookupAnswer {
     status: u16,
     #[serde(default)]
     fields: String,
-    /// The length of its body in bytes; none for one that may never end.
+    /// The length of its body in bytes, or `None` for a stream.
     length: Option<u64>,
 }
 
-/// What to evict.
+/// The target of an eviction.
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Evict {
+enum EvictRequest {
     Key(String),
     Group(String),
 }
@@ -339,7 +340,7 @@ fn get() -> String {
     "GET".to_owned()
 }
 
-impl Asked {
+impl LookupQuery {
     fn request(&self) -> Result<request::Parts, Refusal> {
         let target = self.target.trim();
         let bad = |text| Refusal::new(StatusCode::BAD_REQUEST, text);
@@ -381,15 +382,18 @@ fn headers(lines: &str) -> Result<HeaderMap, Refusal> {
 
 type Named = (Arc<str>, Arc<Route>);
 
-/// The route that such a request goes to, as far as its name tells: the one that was asked for, or else one whose
-/// pattern the path matches.
-fn pick<'a>(routes: &'a [Named], asked: &Asked, request: &request::Parts) -> Result<&'a Named, Refusal> {
+/// Returns the route that would get the request: the requested route, or one whose pattern matches the path.
+fn find_route<'a>(
+    routes: &'a [Named],
+    query: &LookupQuery,
+    request: &request::Parts,
+) -> Result<&'a Named, Refusal> {
     let kinds: &[Kind] = match request.method {
         Method::GET | Method::HEAD => &[Kind::Read],
         _ => &[Kind::Write, Kind::EvictKey, Kind::EvictGroup],
     };
     let mut known = routes.iter().filter(|(_, route)| kinds.contains(&route.policy.rule().kind));
-    let found = match asked.route.as_deref().filter(|name| !name.is_empty()) {
+    let found = match query.route.as_deref().filter(|name| !name.is_empty()) {
         Some(name) => known.find(|(known, _)| **known == *name),
         None => known.find(|(pattern, _)| matches(pattern, request.uri.path())),
     };
@@ -399,7 +403,8 @@ fn pick<'a>(routes: &'a [Named], asked: &Asked, request: &request::Parts) -> Res
     ))
 }
 
-/// Whether a path matches a router's pattern: `{name}` or `:name` for a segment, `{*name}` or `*name` for the rest.
+/// Returns `true` if a path matches a router's pattern: `{name}` or `:name` for a segment, `{*name}` or `*name` for the
+/// rest.
 fn matches(pattern: &str, path: &str) -> bool {
     let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
     loop {
@@ -419,13 +424,13 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// The request as the router hands it on, if the route is called by its pattern.
+/// Returns the request as the router passes it on, if the route's label is its pattern.
 fn routed<'a>(name: &'a str, request: &'a request::Parts) -> RequestView<'a> {
     let is_pattern = matches(name, request.uri.path());
     RequestView::from(request).with_pattern(is_pattern.then_some(name))
 }
 
-/// The key of a request, even if it would go past the cache.
+/// Returns the key of a request, even of one that would bypass the cache.
 async fn route_key(route: &Route, view: &RequestView<'_>) -> Option<CacheKey> {
     match route.policy.on_request(view) {
         OnRequest::Lookup(lookup) => route.key(view, lookup.principal()).await,
@@ -438,17 +443,17 @@ async fn route_key(route: &Route, view: &RequestView<'_>) -> Option<CacheKey> {
     }
 }
 
-/// Whether the request comes from the console's own page.
+/// Returns `true` if the request comes from the console's own page.
 fn is_from_page(headers: &HeaderMap) -> bool {
     if !headers.contains_key(FROM_PAGE) {
         return false;
     }
-    // What the browser itself says, which no script can change. It is left out where the connection isn't secure.
+    // The browser sets this field, and scripts can't change it. It is absent over insecure connections.
     if let Some(site) = headers.get(SEC_FETCH_SITE) {
         return site == "same-origin";
     }
     match headers.get(ORIGIN) {
-        // No browser, or a GET of the page itself.
+        // The client isn't a browser, or this is the `GET` of the page.
         None => true,
         Some(origin) => {
             let host = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
@@ -457,7 +462,7 @@ fn is_from_page(headers: &HeaderMap) -> bool {
     }
 }
 
-/// The page, with its style and script in it and a word that lets nothing else in.
+/// Returns the page with its style and script, and with a nonce that admits only these.
 fn page() -> Result<Response<Bytes>, Refusal> {
     let mut random = [0; 16];
     getrandom::fill(&mut random)
@@ -487,7 +492,7 @@ fn as_json(value: &impl Serialize) -> Response<Bytes> {
     response
 }
 
-/// Why something isn't answered.
+/// The reason why a request to the console is refused.
 struct Refusal {
     status: StatusCode,
     text: String,

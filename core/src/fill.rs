@@ -1,4 +1,4 @@
-//! Fills: which request runs the handler, which ones wait for it, and who may write what it answers.
+//! Fills: single flight in this process, leases between processes, and work that outlives its client.
 
 pub(crate) mod background;
 pub(crate) mod lease;

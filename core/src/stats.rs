@@ -1,4 +1,4 @@
-//! [`Stats`]: what a cache did so far, in numbers.
+//! [`Stats`]: the numbers that a cache counts.
 
 use std::time::Duration;
 
@@ -10,11 +10,10 @@ use crate::status::Status;
 use crate::store::Health;
 use crate::telemetry::BOUNDS;
 
-/// What a [`Larder`](crate::Larder) did since it was made, in this process: the answer to
+/// The numbers of one [`Larder`](crate::Larder) since it was created, in this process. Returned by
 /// [`Larder::stats`](crate::Larder::stats).
 ///
-/// All numbers only grow. They are counted one by one while requests go on, so that sums may differ by what happened
-/// while they were read.
+/// Numbers only grow. Each is read separately while requests continue, so sums may differ slightly.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]
@@ -35,18 +34,18 @@ use crate::telemetry::BOUNDS;
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// By route, in alphabetical order. A route is here from its first request on.
+    /// Numbers by route, in alphabetical order. A route appears after its first request.
     pub routes: Vec<RouteStats>,
-    /// By eviction group, in alphabetical order, what is in none first.
+    /// Numbers by eviction group, in alphabetical order. Entries without a group come first.
     pub groups: Vec<GroupStats>,
-    /// Requests that waited for another one's fill.
+    /// Requests that waited for another request's fill.
     pub fill_waits: FillWaits,
-    /// The store.
+    /// The store's health and operations.
     pub store: StoreStats,
 }
 
 impl Stats {
-    /// The requests of all routes that read.
+    /// Returns the sum over all routes that read.
     #[must_use]
     pub fn requests(&self) -> Requests {
         let reads = self.routes.iter().filter(|route| route.kind == Kind::Read);
@@ -54,7 +53,7 @@ impl Stats {
     }
 }
 
-/// How requests were answered. See [`Status`] for the words.
+/// Counts of requests by [`Status`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "`Status` says it")]
 #[non_exhaustive]
@@ -84,7 +83,7 @@ impl Requests {
         }
     }
 
-    /// How many were answered with this status.
+    /// Returns the number of requests with this status.
     #[must_use]
     pub const fn of(&self, status: Status) -> u64 {
         match status {
@@ -97,14 +96,14 @@ impl Requests {
         }
     }
 
-    /// All of them.
+    /// Returns the number of all requests.
     #[must_use]
     pub fn total(&self) -> u64 {
         Status::ALL.into_iter().map(|status| self.of(status)).sum()
     }
 
-    /// Of those that the cache took part in, the part that needed no run of the handler of their own, between 0 and 1.
-    /// Those that went past the cache don't count. `None` before the first.
+    /// Returns the fraction of requests, between 0 and 1, that needed no handler run of their own. Requests that bypassed
+    /// the cache don't count. Returns `None` before the first request.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub fn hit_ratio(&self) -> Option<f64> {
@@ -114,107 +113,107 @@ impl Requests {
     }
 }
 
-/// The requests of one route.
+/// The numbers of one route.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RouteStats {
-    /// Its `.name(..)`, or else the pattern that the framework's router matched, or else `unnamed`. All shared caches
-    /// together are the `shared cache`, whose requests of whatever method count as those of a route that reads.
+    /// The route's `.name(..)`. Without one, the pattern that the framework's router matched, or `unnamed`. All shared
+    /// caches are counted together as `shared cache`; their requests of any method count as those of a route that reads.
     pub route: String,
-    /// What it does to the cache.
+    /// The route's effect on the cache.
     pub kind: Kind,
-    /// Its eviction group.
+    /// The route's eviction group.
     pub group: Option<String>,
-    /// How its requests were answered.
+    /// Requests by status.
     pub requests: Requests,
-    /// Why requests were no hits, the most frequent reason first.
+    /// The reasons for which requests were not hits, the most frequent first.
     pub reasons: Vec<ReasonCount>,
 }
 
-/// How often something had this reason.
+/// The count of one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ReasonCount {
     /// The reason.
     pub reason: Reason,
-    /// How often.
+    /// The number of requests with this reason.
     pub count: u64,
 }
 
-/// What happened in one eviction group.
+/// The numbers of one eviction group.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct GroupStats {
-    /// Its name; `None` for what is in no group.
+    /// The group's name, or `None` for entries without a group.
     pub group: Option<String>,
     /// The requests of the group's routes that read.
     pub requests: Requests,
-    /// Values that were written to the store, by routes and backends.
+    /// Writes to the store, by routes and backends.
     pub writes: Writes,
-    /// Evictions that routes, backends and people asked for.
+    /// Evictions by routes, backends and operators.
     pub evictions: Evictions,
 }
 
-/// What became of values that were to be stored.
+/// Counts of writes by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Writes {
-    /// They are stored.
+    /// The value was stored.
     pub stored: u64,
-    /// They aren't: the key was evicted or overwritten while the handler ran.
+    /// The value was not stored: the key was evicted or overwritten while the handler ran.
     pub refused: u64,
     /// The store failed.
     pub failed: u64,
 }
 
-/// What became of evictions.
+/// Counts of evictions by kind and result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Evictions {
-    /// Of single entries.
+    /// Evictions of single entries.
     pub keys: u64,
-    /// Of whole groups.
+    /// Evictions of whole groups.
     pub groups: u64,
-    /// The store failed. It repeats what it can.
+    /// Evictions for which the store failed. The store retries what it can.
     pub failed: u64,
 }
 
-/// How often requests waited for a fill that another request, here or in another process, was already at.
+/// Counts and times of waits for a fill that another request, in this or another process, had started.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FillWaits {
-    /// In vain: it took too long, failed, or its answer can't be shared.
+    /// Waits without a usable result: the fill took too long, failed, or its answer can't be shared.
     pub in_vain: u64,
-    /// How long they waited, in vain or not.
+    /// The times of all waits, with and without a result.
     pub waited: Latency,
 }
 
-/// The store, and how it answers.
+/// The store's health, and its operations.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct StoreStats {
-    /// How it is doing now.
+    /// The store's present health.
     pub health: Health,
-    /// What was asked of it.
+    /// Numbers by operation.
     pub operations: Vec<OperationStats>,
 }
 
-/// One function of the store.
+/// The numbers of one store operation.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct OperationStats {
-    /// Its name, as in [`CacheStore`](crate::CacheStore) and [`LeaseStore`](crate::LeaseStore).
+    /// The function's name, as in [`CacheStore`](crate::CacheStore) and [`LeaseStore`](crate::LeaseStore).
     pub operation: &'static str,
-    /// How often it was called.
+    /// The number of calls.
     pub calls: u64,
-    /// How often it failed.
+    /// The number of failed calls.
     pub failures: u64,
-    /// How long it took, where its answer had to be waited for. What answers at once, as a store in this process does,
-    /// isn't timed: reading the clock would take as long.
+    /// The times of calls that had to wait. A call that returns at once, as in a store in this process, isn't timed,
+    /// because reading the clock would take as long.
     pub latency: Latency,
 }
 
-/// How often something took how long, in buckets that grow from a microsecond to ten seconds.
+/// A histogram of durations, with buckets from a microsecond to ten seconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
     buckets: Vec<u64>,
@@ -226,26 +225,26 @@ impl Latency {
         Self { buckets, total }
     }
 
-    /// How often.
+    /// Returns the number of durations.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// All of it together.
+    /// Returns the sum of all durations.
     #[must_use]
     pub const fn total(&self) -> Duration {
         self.total
     }
 
-    /// The buckets: the longest time that belongs to each, and how many there were. The last has no end.
+    /// Returns the buckets: the upper bound of each, and its count. The last bucket has no bound.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> + '_ {
         let ends = BOUNDS.iter().map(|micros| Some(Duration::from_micros(*micros))).chain([None]);
         ends.zip(self.buckets.iter().copied())
     }
 
-    /// The time that this part of them, between 0 and 1, took at most: to the end of its bucket. `None` if there were
-    /// none; ten seconds for all that took longer.
+    /// Returns the duration that a fraction of the calls, between 0 and 1, didn't exceed, rounded up to the end of its
+    /// bucket. Returns `None` without any calls, and ten seconds for durations beyond the last bound.
     #[must_use]
     #[expect(
         clippy::cast_precision_loss,
@@ -265,7 +264,7 @@ impl Latency {
     }
 }
 
-/// As `{count, total_us, p50_us, p95_us, p99_us}`.
+/// Serialises as `{count, total_us, p50_us, p95_us, p99_us}`.
 impl Serialize for Latency {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct as _;

@@ -1,28 +1,29 @@
-//! Where responses and values are kept: the [`CacheStore`] trait, and what a store adds to take part in fills.
+//! Stores: the [`CacheStore`] trait for bytes under keys, and [`LeaseStore`] for leases between processes.
 //!
 //! # Two traits
 //!
-//! [`CacheStore`] is four functions over bytes: [`get`](CacheStore::get), [`set`](CacheStore::set),
-//! [`delete`](CacheStore::delete) and [`delete_group`](CacheStore::delete_group). That is all a custom backend has
-//! to write; `Larder::new` then coalesces and fences fills inside this process.
+//! [`CacheStore`] has four required functions over bytes: [`get`](CacheStore::get), [`set`](CacheStore::set),
+//! [`delete`](CacheStore::delete) and [`delete_group`](CacheStore::delete_group). A custom backend implements only these.
+//! `Larder::new` then coalesces and fences fills inside this process.
 //!
-//! [`LeaseStore`] adds the *fill protocol*, for stores that can do it across processes. A cache that reads, runs a
-//! handler and writes has a race: the handler reads the database, somebody changes the database and evicts the key,
-//! and then the old answer is written, to stay. Leases close it (Nishtala et al., *Scaling Memcache at Facebook*,
-//! NSDI 2013): a fill [begins](LeaseStore::begin) by taking a lease, an eviction revokes it, and a
-//! [commit](LeaseStore::commit) without a valid lease is refused.
+//! [`LeaseStore`] adds the *fill protocol*, for stores that coordinate fills across processes. A cache that reads, runs a
+//! handler and writes has a race: the handler reads the database, another request changes the database and evicts the key,
+//! and then the old answer is written and stays. Leases prevent this (Nishtala et al., *Scaling Memcache at Facebook*, NSDI
+//! 2013): a fill [begins](LeaseStore::begin) by taking a lease, an eviction revokes it, and a [commit](LeaseStore::commit)
+//! without a valid lease is refused.
 //!
-//! # The rules every store keeps
+//! # Rules for every store
 //!
-//! * `get` answers `None` for what expired, was deleted, or whose group was deleted since it was written.
-//! * `delete`, `delete_group` and `set` revoke every lease and ticket on what they touch, also on keys that hold no entry yet.
-//! * A lease lives beside the entry, never in its place: the old entry stays readable during a refresh.
-//! * After `begin` answered a lease, `get` on that store is not older than the lease, also where reads are answered from a copy.
-//! * A time to live of `None` means no expiry. `Some(Duration::ZERO)` is already over: the write removes the entry.
-//! * A value that can't be kept (too large, no room) is an `Ok` for `set` and an `Ok(false)` for `commit`, and
-//!   whatever the key held before is gone: an old value must not survive the write that replaced it.
+//! * `get` returns `None` for a value that expired, was deleted, or whose group was deleted since it was written.
+//! * `delete`, `delete_group` and `set` revoke every fill lease and write lease of the keys they affect, also of keys without an
+//!   entry.
+//! * A lease is stored beside the entry, never in its place: the old entry stays readable during a refresh.
+//! * After `begin` returned a lease, `get` on that store returns nothing older than the lease, even if the store reads from a copy.
+//! * A time to live of `None` means no expiry. `Some(Duration::ZERO)` has already expired: the write removes the entry.
+//! * If a value can't be kept (too large, no room), `set` returns `Ok` and `commit` returns `Ok(false)`, and the previous value
+//!   under the key is gone: an old value must not survive the write that replaced it.
 //!
-//! The behaviour suite (feature `suite`) checks all of these on any store.
+//! The behaviour suite (feature `suite`) checks these rules on any store.
 
 #[cfg(feature = "runtime")]
 pub(crate) mod dyn_store;
@@ -54,20 +55,20 @@ pub use memory::MemoryStore;
 #[cfg(feature = "runtime")]
 pub use process_local::ProcessLocal;
 
-/// A place to keep bytes under a [`CacheKey`].
+/// A store of bytes under [`CacheKey`]s.
 ///
-/// Errors are for the caller to survive: Larder logs them, treats a failed read as a miss, and delivers the
-/// handler's answer whatever the store does.
+/// Callers survive errors: Larder logs them, treats a failed read as a miss, and delivers the handler's answer regardless
+/// of the store.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a cache store",
     label = "this type does not implement `CacheStore`",
     note = "implement `get`, `set`, `delete` and `delete_group`, or use `Larder::memory()` or `Larder::redis(url)`"
 )]
 pub trait CacheStore: Send + Sync + 'static {
-    /// The value under `key`, or `None` when there is none that is still valid.
+    /// Returns the valid value under `key`, or `None` if there is none.
     fn get(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
 
-    /// Writes `value` under `key`, whatever was there. `ttl` of `None` means no expiry.
+    /// Writes `value` under `key`, and replaces any value already there. A `ttl` of `None` means no expiry.
     fn set(
         &self,
         key: &CacheKey,
@@ -75,31 +76,31 @@ pub trait CacheStore: Send + Sync + 'static {
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Removes one entry. True if a valid one was there.
+    /// Removes one entry. Returns `true` if there was a valid one.
     fn delete(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Removes every entry of an eviction group and answers how many there were. A key space without a group stands
-    /// for its whole prefix: every group and every ungrouped key.
+    /// Removes every entry of an eviction group, and returns their number. A key space without a group stands for its whole
+    /// prefix: every group and every ungrouped key.
     fn delete_group(&self, group: &KeySpace) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
-    /// The value under `key` if it is at hand: what [`get`](Self::get) would answer, without waiting for anything. `None` says
-    /// nothing, and `get` is asked. Override it in a store that has values in this process: a hit is a little faster then.
+    /// Returns the value under `key` if that needs no waiting, as [`get`](Self::get) would return it. After `None`, the
+    /// caller calls `get`. Override it in a store that keeps values in this process, to make hits a little faster.
     fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
         let _ = key;
         None
     }
 
-    /// The value under `key` as every user of the store sees it: what [`get`](Self::get) answers, but never from a copy.
-    /// Override it in a store that keeps copies of what other processes may change.
+    /// Returns the value under `key` as [`get`](Self::get) does, but never from a copy. Override it in a store that keeps
+    /// copies of values that other processes may change.
     fn get_shared(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send {
         self.get(key)
     }
 
-    /// The beginning of the value under `key`, at least `limit` bytes of it unless the value is shorter, and its length.
+    /// Returns the length of the value under `key` and its first bytes: at least `limit`, unless the value is shorter.
     ///
-    /// For callers that may need no more than that of a large value. Override it, and [`get_range`](Self::get_range) with it,
-    /// in a store that can read a part without reading the whole. What it answers is as current as what
-    /// [`get`](Self::get) answers.
+    /// Callers use it for large values of which they may need only a part. In a store that can read parts of a value,
+    /// override it together with [`get_range`](Self::get_range). The result must be as current as that of
+    /// [`get`](Self::get).
     fn get_head(
         &self,
         key: &CacheKey,
@@ -109,11 +110,11 @@ pub trait CacheStore: Send + Sync + 'static {
         async { Ok(self.get(key).await?.map(ValueHead::whole)) }
     }
 
-    /// The bytes in `range` of the value under `key`, if that value begins with `head`. `None` if there is no such value any
-    /// more, or it ends within `range`.
+    /// Returns the bytes in `range` of the value under `key`, if that value begins with `head`. Returns `None` if there is
+    /// no such value any more, or if it ends within `range`.
     ///
-    /// `head` tells versions of a value apart: all bytes are of one that began with it. Callers take it from
-    /// [`get_head`](Self::get_head), long enough to differ between any two values.
+    /// `head` identifies the version of the value: all returned bytes belong to one that begins with it. Callers take it
+    /// from [`get_head`](Self::get_head), long enough to differ between any two values.
     fn get_range(
         &self,
         key: &CacheKey,
@@ -123,75 +124,76 @@ pub trait CacheStore: Send + Sync + 'static {
         async move { Ok(self.get(key).await?.and_then(|value| ValueHead::whole(value).cut(head, range))) }
     }
 
-    /// Whether a valid entry is there. Override it where that is cheaper than reading the value.
+    /// Returns `true` if there is a valid entry. Override it where that is cheaper than reading the value.
     fn has(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send {
         async { Ok(self.get(key).await?.is_some()) }
     }
 
-    /// The largest value worth giving to this store, in bytes. Routes pass on larger bodies at once instead of collecting
-    /// them in vain.
+    /// Returns the size of the largest value that this store keeps, in bytes. Routes pass larger bodies through without
+    /// collecting them.
     fn max_value_bytes(&self) -> u64 {
         u64::MAX
     }
 
-    /// How it is doing, for `Larder::stats` and the console. Asked often, so it answers at once
-    /// from what it knows.
+    /// Returns the store's health, for `Larder::stats` and the console. It is called often, so it must return at once from
+    /// what the store knows.
     fn health(&self) -> Health {
         Health::of("custom")
     }
 
-    /// Lets go of connections. Called once, by `Larder::close`, when no more calls will come.
+    /// Closes connections. `Larder::close` calls it once, after all other calls.
     fn close(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
 }
 
-/// The beginning of a value, and how long the whole is.
+/// The beginning of a value, and the length of the whole value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueHead {
-    /// The value up to some position.
+    /// The first bytes of the value.
     pub bytes: Bytes,
     /// The length of the value, in bytes.
     pub length: usize,
 }
 
 impl ValueHead {
-    /// A value of which nothing is missing.
+    /// Creates a head that contains the whole value.
     #[must_use]
     pub fn whole(value: Bytes) -> Self {
         Self { length: value.len(), bytes: value }
     }
 
-    /// Returns `true` if nothing of the value is missing.
+    /// Returns `true` if `bytes` is the whole value.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.bytes.len() == self.length
     }
 
-    /// The bytes in `range`, if the value begins with `head` and they are here.
+    /// Returns the bytes in `range`, if the value begins with `head` and `bytes` contains them.
     pub(crate) fn cut(&self, head: &[u8], range: Range<usize>) -> Option<Bytes> {
         let is_here = range.start <= range.end && range.end <= self.bytes.len();
         (is_here && self.bytes.starts_with(head)).then(|| self.bytes.slice(range))
     }
 }
 
-/// A store that takes part in the fill protocol itself, so that it holds between processes too.
+/// A store with leases, which coordinates fills between processes.
 pub trait LeaseStore: CacheStore {
-    /// Asks to fill, refresh or overwrite `key`. A lease that is neither committed nor abandoned runs out after `hold`.
+    /// Requests a lease to fill, refresh or overwrite `key`. The lease expires after `lease_ttl`, unless it is committed,
+    /// abandoned or renewed before.
     ///
-    /// After it answered [`Begin::Lease`], [`get`](CacheStore::get), [`try_get`](CacheStore::try_get) and
-    /// [`has`](CacheStore::has) of this store are not older than the lease. The holder reads the entry it is going to
-    /// replace, and builds on it. A store that answers from a copy drops the copy of `key` first, and keeps no copy that
-    /// was read before.
+    /// After this returned [`Begin::Lease`], [`get`](CacheStore::get), [`try_get`](CacheStore::try_get) and
+    /// [`has`](CacheStore::has) of this store return nothing older than the lease. The holder reads the entry that it is
+    /// going to replace, and builds on it. A store that reads from copies drops its copy of `key` first, and keeps no copy
+    /// that was read before.
     fn begin(
         &self,
         key: &CacheKey,
         intent: Intent,
-        hold: Duration,
+        lease_ttl: Duration,
     ) -> impl Future<Output = Result<Begin, StoreError>> + Send;
 
-    /// Writes `value` if the lease is still the current one, and gives the lease back. `false` means that it was
-    /// not written: the key or its group was evicted or overwritten since, or the lease ran out.
+    /// Writes `value` and ends the lease, if the lease is still current. Returns `false` if nothing was written: the key or
+    /// its group was evicted or overwritten since, or the lease expired.
     fn commit(
         &self,
         key: &CacheKey,
@@ -200,15 +202,15 @@ pub trait LeaseStore: CacheStore {
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Extends a lease that is still current to `hold` from now. `false` means that it is lost.
+    /// Extends a current lease to `lease_ttl` from now. Returns `false` if the lease is lost.
     fn renew(
         &self,
         key: &CacheKey,
         lease: &Lease,
-        hold: Duration,
+        lease_ttl: Duration,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Gives a lease back without writing. Does nothing if the lease is no longer the current one.
+    /// Ends a lease without writing. Does nothing if the lease is no longer current.
     fn abandon(
         &self,
         key: &CacheKey,
@@ -216,52 +218,53 @@ pub trait LeaseStore: CacheStore {
         why: Abandon,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Waits until the value under `key` may be another one. Who was told that somebody else is [filling](Begin::Filling) it
-    /// asks again then, or after a pause.
+    /// Waits until the value under `key` may have changed. A caller that got [`Begin::Filling`] calls `begin` again then,
+    /// or after a pause.
     ///
-    /// Override it where changes are heard of. Unless it is, this waits for ever.
+    /// Override it in a store that is notified of changes. The default waits forever.
     fn changed(&self, key: &CacheKey) -> impl Future<Output = ()> + Send {
         let _ = key;
         std::future::pending()
     }
 }
 
-/// What a caller of [`LeaseStore::begin`] means to do.
+/// The purpose of a [`LeaseStore::begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Intent {
-    /// Fill a missing entry: answers [`Begin::Found`] if a valid one is there by now.
+    /// Fill a missing entry. Returns [`Begin::Found`] if there is a valid one by now.
     Fill,
-    /// Replace an entry that is there but not wanted (`no-cache`, a refresh of a stale one). Never answers `Found`.
+    /// Replace an existing entry that the caller can't use (`no-cache`, a refresh of a stale one). Never returns `Found`.
     Refresh,
-    /// Overwrite after a change to the origin (a *ticket*). Replaces any other lease, and answers [`Begin::Lease`];
-    /// [`Begin::Busy`] only while the store still owes an eviction of the key that it could not confirm.
+    /// Overwrite after a change to the origin: a *write lease*. Replaces any other lease, and returns [`Begin::Lease`], or
+    /// [`Begin::Busy`] while the store has a pending eviction of the key that it couldn't confirm.
     Write,
 }
 
-/// The answer to [`LeaseStore::begin`].
+/// The result of [`LeaseStore::begin`].
 #[derive(Clone, Debug)]
 pub enum Begin {
-    /// Somebody filled it meanwhile; here it is.
+    /// Another caller has filled the entry. This is its value.
     Found(Bytes),
-    /// The caller holds the lease: run the handler, then commit or abandon.
+    /// The caller holds the lease. It runs the handler, then commits or abandons.
     Lease(Lease),
-    /// Somebody else is filling it: wait a little and begin again, or run without storing.
+    /// Another caller is filling the entry. Wait and begin again, or run without storing.
     Filling,
-    /// A write is under way, or the answer was just found to be uncacheable: run without waiting and without storing.
+    /// A write is under way, or the answer was just found to be uncacheable. Run without waiting and without storing.
     Busy,
 }
 
-/// Why a lease is given back without a value.
+/// The reason for which a lease ends without a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abandon {
-    /// The handler failed: the next caller may try at once.
+    /// The handler failed. The next caller may try at once.
     Failed,
-    /// The answer may not be stored. For this long [`LeaseStore::begin`] answers [`Begin::Busy`], so that callers
-    /// don't queue one behind the other for an answer that can't be shared.
+    /// The answer may not be stored. For this long [`LeaseStore::begin`] returns [`Begin::Busy`], so that callers don't
+    /// queue for an answer that can't be shared.
     Uncacheable(Duration),
 }
 
-/// The right to write one entry, until it runs out or is revoked. Only the store that gave it looks inside.
+/// A lease on one entry: permission to write it until the lease expires or is revoked. Only the store that created it reads
+/// its contents.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
     token: [u8; 16],
@@ -269,19 +272,19 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// `token` names this lease alone; `fence` is whatever the store wants to see again at commit.
+    /// Creates a lease. `token` must be unique to it. `fence` is any value that the store needs again at commit.
     #[must_use]
     pub const fn new(token: [u8; 16], fence: [u8; 8]) -> Self {
         Self { token, fence }
     }
 
-    /// What tells this lease from every other.
+    /// Returns the unique token.
     #[must_use]
     pub const fn token(&self) -> &[u8; 16] {
         &self.token
     }
 
-    /// What the store wanted to see again.
+    /// Returns the store's fence.
     #[must_use]
     pub const fn fence(&self) -> &[u8; 8] {
         &self.fence
@@ -294,28 +297,28 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// A store that could not do what it was asked.
+/// An error of a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// No answer within the deadline. The command may still take effect later.
+    /// The store didn't answer within the deadline. The command may still take effect later.
     #[error("the store did not answer within {0:?}")]
     Timeout(Duration),
     /// The store can't be reached, or is known to be down and was not asked.
     #[error("the store is unavailable: {0}")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
-    /// The store answered with an error, or with something that makes no sense.
+    /// The store returned an error, or an answer that can't be read.
     #[error("the store refused: {0}")]
     Refused(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl StoreError {
-    /// A store that can't be reached.
+    /// Creates an error for a store that can't be reached.
     pub fn unavailable(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Unavailable(source.into())
     }
 
-    /// A store that answered with an error.
+    /// Creates an error for a store that returned an error.
     pub fn refused(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Refused(source.into())
     }

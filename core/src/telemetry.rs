@@ -1,14 +1,14 @@
-//! What the cache tells about itself: numbers that are always counted, and exported where a feature asks for it.
+//! Counters, histograms and spans of a cache, and their export.
 //!
-//! There are three places where something is noticed, and none of them can change an answer: [`Route::handle`] says how
-//! a request was [answered](Telemetry::answered); [`MeteredStore`] stands before the store and sees every call, and so
-//! every write and every eviction; and whoever waits for another one's fill says [for how long](Telemetry::waited).
+//! Three places record events, and none of them can change an answer. [`Route::handle`] records how a request was
+//! [answered](Telemetry::answered). [`MeteredStore`] wraps the store and records every call, and so every write and
+//! eviction. A request that waits for another request's fill records [its wait](Telemetry::waited).
 //!
-//! A hit adds to two numbers. Whatever costs more (the time, who asked for what) is looked at only while somebody looks
-//! on, which is what a console does.
+//! A hit increments two counters. Anything that costs more, such as times and recent requests, is recorded only while a
+//! console exists.
 
 mod counters;
-// Without the feature, the same functions, which do nothing.
+// Without the feature, the same functions do nothing.
 #[cfg(feature = "console")]
 pub(crate) mod history;
 mod metered_store;
@@ -41,18 +41,18 @@ pub(crate) use self::metered_store::MeteredStore;
 #[cfg(feature = "redis")]
 pub(crate) use self::metrics::breaker;
 
-/// The name of routes that have none.
+/// The label of routes without a name.
 const UNNAMED: &str = "unnamed";
 
-/// What the shared cache counts under: it sees every request of a service, and knows of no routes.
+/// The label of shared caches, which see every request of a service and know no routes.
 const SHARED_CACHE: &str = "shared cache";
 
-/// A backend may name its groups after its users, and each would be a number of its own: whatever comes after so many
-/// groups is counted under [`OTHER_GROUPS`].
+/// Maximum number of groups counted separately. A backend may use one group per user; further groups are counted under
+/// [`OTHER_GROUPS`].
 const MOST_GROUPS: usize = 512;
 const OTHER_GROUPS: &str = "(others)";
 
-/// Everything that one cache counts.
+/// All counters of one cache.
 #[derive(Default)]
 pub(crate) struct Telemetry {
     routes: RwLock<Vec<Arc<RouteCounters>>>,
@@ -61,26 +61,26 @@ pub(crate) struct Telemetry {
     waited: Histogram,
     wait_failures: AtomicU64,
     operations: [OperationCounters; Operation::ALL.len()],
-    /// Once there is a console.
+    /// Set once there is a console.
     #[cfg(feature = "console")]
     history: OnceLock<history::History>,
 }
 
 impl Telemetry {
-    /// What happened lately, from now on.
+    /// Returns the history, and starts recording it.
     #[cfg(feature = "console")]
     pub(crate) fn history(&self) -> &history::History {
         self.history.get_or_init(history::History::default)
     }
 
-    /// The routes that were asked so far.
+    /// Returns the routes that have had requests.
     #[cfg(feature = "console")]
     pub(crate) fn routes(&self) -> Vec<(Arc<str>, Arc<Route>)> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         routes.iter().filter_map(|known| Some((Arc::clone(&known.name), known.route.upgrade()?))).collect()
     }
 
-    /// A request was answered.
+    /// Records that a request was answered.
     pub(crate) fn answered(&self, route: &RouteCounters, outcome: Outcome) {
         route.statuses.count(outcome.status as usize);
         if let Some(reason) = outcome.reason {
@@ -89,14 +89,14 @@ impl Telemetry {
         route.exported.request(route, outcome);
     }
 
-    /// A request waited for another one's fill, and either got something from it or not.
+    /// Records a wait for another request's fill. `in_vain` is `true` if it gave no usable result.
     pub(crate) fn waited(&self, took: Duration, in_vain: bool) {
         self.waited.record(took);
         self.wait_failures.fetch_add(in_vain.into(), Ordering::Relaxed);
         metrics::fill_wait(took, in_vain);
     }
 
-    /// The store answered, after this time if it had to be waited for.
+    /// Records a call of the store, with its duration if it had to wait.
     fn called(&self, operation: Operation, took: Option<Duration>, ok: bool) {
         let counters = &self.operations[operation as usize];
         counters.calls.count(usize::from(!ok));
@@ -106,7 +106,7 @@ impl Telemetry {
         }
     }
 
-    /// A value was to be written.
+    /// Records the result of a write.
     fn wrote(&self, group: Option<&str>, write: Write) {
         self.in_group(group, |name, group| {
             group.writes[write as usize].fetch_add(1, Ordering::Relaxed);
@@ -114,7 +114,7 @@ impl Telemetry {
         });
     }
 
-    /// Something was to be evicted.
+    /// Records the result of an eviction.
     fn evicted(&self, group: Option<&str>, eviction: Eviction) {
         self.in_group(group, |name, group| {
             group.evictions[eviction as usize].fetch_add(1, Ordering::Relaxed);
@@ -122,36 +122,33 @@ impl Telemetry {
         });
     }
 
-    fn in_group(&self, group: Option<&str>, note: impl FnOnce(Option<&Arc<str>>, &GroupCounters)) {
-        let Some(name) = group else { return note(None, &self.ungrouped) };
+    fn in_group(&self, group: Option<&str>, record: impl FnOnce(Option<&Arc<str>>, &GroupCounters)) {
+        let Some(name) = group else { return record(None, &self.ungrouped) };
         let known = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((name, counters)) = known.get_key_value(name) {
-            return note(Some(name), counters);
+            return record(Some(name), counters);
         }
         drop(known);
         let mut known = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         let name: Arc<str> = if known.len() < MOST_GROUPS { name } else { OTHER_GROUPS }.into();
         let counters = Arc::clone(known.entry(Arc::clone(&name)).or_default());
         drop(known);
-        note(Some(&name), &counters);
+        record(Some(&name), &counters);
     }
 
-    /// The numbers of a route.
+    /// Returns the counters of a route.
     fn route(&self, route: &Arc<Route>, name: &str) -> Arc<RouteCounters> {
         let rule = route.policy.rule();
         self.counters(name, rule.kind, rule.space.group(), Arc::downgrade(route))
     }
 
-    /// The numbers of the caches that stand before a whole service.
+    /// Returns the counters of shared caches.
     pub(crate) fn shared_cache(&self) -> Arc<RouteCounters> {
         self.counters(SHARED_CACHE, Kind::Read, None, Weak::new())
     }
 
-    /// Routes that share name, kind and group share their numbers.
-    #[cfg_attr(
-        not(feature = "console"),
-        expect(unused_variables, reason = "nobody asks for the route itself")
-    )]
+    /// Returns the counters for a name, kind and group. Routes with the same labels share them.
+    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "only the console uses it"))]
     fn counters(
         &self,
         name: &str,
@@ -217,10 +214,10 @@ impl Telemetry {
     }
 }
 
-/// What is counted of a route: under its name, or else under each pattern that its requests matched.
+/// The counters of one route: under its name, or under each pattern that its requests matched.
 pub(crate) struct RouteMetrics {
     name: Option<Box<str>>,
-    /// Nearly every route has one pattern.
+    /// The first pattern. Nearly every route has only one.
     first: OnceLock<Arc<RouteCounters>>,
     others: RwLock<Vec<Arc<RouteCounters>>>,
 }
@@ -232,12 +229,12 @@ impl RouteMetrics {
 }
 
 impl Route {
-    /// What the route is called: its name, or else the pattern that a request matched.
+    /// Returns the route's label: its name, or the pattern that a request matched.
     pub(crate) fn label<'a>(&'a self, pattern: Option<&'a str>) -> &'a str {
         self.metrics.name.as_deref().or(pattern).unwrap_or(UNNAMED)
     }
 
-    /// The numbers of this route for requests that matched this pattern.
+    /// Calls `with` with the counters of this route for requests that matched this pattern.
     pub(crate) fn metrics<T>(
         self: &Arc<Self>,
         pattern: Option<&str>,
@@ -260,28 +257,28 @@ impl Route {
     }
 }
 
-/// One request, from when it came until it is answered. A client that hangs up before is not counted.
+/// A timer of one request, from its arrival to its answer. A request whose client disconnects before is not counted.
 pub(crate) struct RequestTimer {
-    /// If somebody looks on.
+    /// The request's details, if there is a console.
     #[cfg(feature = "console")]
-    asked: Option<Box<history::Asked>>,
+    details: Option<Box<history::PendingRequest>>,
 }
 
 impl RequestTimer {
-    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
+    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "there is no console"))]
     pub(crate) fn new(context: &CacheContext, request: &RequestView<'_>) -> Self {
         Self {
             #[cfg(feature = "console")]
-            asked: context
+            details: context
                 .telemetry
                 .history
                 .get()
-                .map(|_| Box::new(history::Asked::new(context.now(), request.method, request.uri))),
+                .map(|_| Box::new(history::PendingRequest::new(context.now(), request.method, request.uri))),
         }
     }
 
-    /// It is answered.
-    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "nobody looks on"))]
+    /// Records the answer of a request that needed no handler.
+    #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "there is no console"))]
     pub(crate) fn answered(
         self,
         telemetry: &Telemetry,
@@ -291,33 +288,34 @@ impl RequestTimer {
     ) {
         telemetry.answered(counters, outcome);
         #[cfg(feature = "console")]
-        if let (Some(history), Some(asked)) = (telemetry.history.get(), self.asked) {
-            history.note(counters, *asked, outcome, answer);
+        if let (Some(history), Some(details)) = (telemetry.history.get(), self.details) {
+            history.record(counters, *details, outcome, answer);
         }
     }
 
-    /// It goes on to the handler, which takes the request and with it what tells where it counts.
+    /// Adds the route's counters, for a request that goes to the handler: the handler takes the request, from which the
+    /// counters are found.
     pub(crate) fn keep(self, telemetry: &Telemetry, counters: Arc<RouteCounters>) -> RunningRequest<'_> {
-        RunningRequest { watch: Some(self), telemetry, counters }
+        RunningRequest { timer: Some(self), telemetry, counters }
     }
 }
 
-/// A request that is with the handler. If that panics, it counts as an error.
+/// The timer of a request whose handler runs. If the handler panics, the request counts as an error.
 pub(crate) struct RunningRequest<'a> {
-    watch: Option<RequestTimer>,
+    timer: Option<RequestTimer>,
     telemetry: &'a Telemetry,
     counters: Arc<RouteCounters>,
 }
 
 impl RunningRequest<'_> {
-    /// It is answered.
+    /// Records the answer.
     pub(crate) fn answered(mut self, outcome: Outcome, answer: StatusCode) {
-        self.note(outcome, answer);
+        self.record(outcome, answer);
     }
 
-    fn note(&mut self, outcome: Outcome, answer: StatusCode) {
-        if let Some(watch) = self.watch.take() {
-            watch.answered(self.telemetry, &self.counters, outcome, answer);
+    fn record(&mut self, outcome: Outcome, answer: StatusCode) {
+        if let Some(timer) = self.timer.take() {
+            timer.answered(self.telemetry, &self.counters, outcome, answer);
         }
     }
 }
@@ -325,17 +323,17 @@ impl RunningRequest<'_> {
 impl Drop for RunningRequest<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.note(Outcome::ERROR, StatusCode::INTERNAL_SERVER_ERROR);
+            self.record(Outcome::ERROR, StatusCode::INTERNAL_SERVER_ERROR);
         }
     }
 }
 
-/// The numbers of a route.
+/// The counters of one route.
 pub(crate) struct RouteCounters {
     name: Arc<str>,
     kind: Kind,
     group: Option<Arc<str>>,
-    /// For whoever wants to know what it would do.
+    /// The route, to explain its decisions.
     #[cfg(feature = "console")]
     route: Weak<Route>,
     statuses: Counters<{ Status::ALL.len() }>,
@@ -343,7 +341,7 @@ pub(crate) struct RouteCounters {
     exported: metrics::RouteExport,
 }
 
-/// What tells the numbers of a route from those of another.
+/// The labels that identify a route's counters.
 type Labels<'a> = (&'a Arc<str>, Kind, Option<&'a Arc<str>>);
 
 impl RouteCounters {
@@ -394,7 +392,7 @@ impl GroupStats {
 }
 
 struct OperationCounters {
-    /// Those that succeeded, and those that failed.
+    /// Successful calls, and failed calls.
     calls: Counters<2>,
     latency: Histogram,
 }
@@ -447,7 +445,7 @@ impl Operation {
     }
 }
 
-/// What became of a value that was to be written.
+/// The result of a write.
 #[derive(Clone, Copy)]
 enum Write {
     Stored,
@@ -455,7 +453,7 @@ enum Write {
     Failed,
 }
 
-/// What became of an eviction.
+/// The result of an eviction.
 #[derive(Clone, Copy)]
 enum Eviction {
     Key,

@@ -1,4 +1,4 @@
-//! How a backend's values become bytes.
+//! Coders: conversion of a backend's values to bytes and back.
 
 mod faithful;
 
@@ -32,28 +32,29 @@ use self::faithful::Format;
 /// }
 /// ```
 pub trait Coder: Clone + Send + Sync + 'static {
-    /// Marks the bytes, so that one coder never reads another's. Coders of your own use 128 and above.
+    /// Returns the id that marks values of this coder, so that no other coder reads them. Custom coders use 128 and above.
     fn id(&self) -> u8;
 
-    /// The bytes of a value.
+    /// Encodes a value.
     ///
     /// # Errors
     ///
-    /// When the value has no such bytes, or would be read back as another one. [`Json`] and [`MessagePack`] refuse that.
+    /// Returns an error if the value can't be encoded, or would be decoded as a different value. [`Json`] and
+    /// [`MessagePack`] check for the latter.
     fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Vec<u8>, CoderError>;
 
-    /// The value of bytes.
+    /// Decodes a value.
     ///
     /// # Errors
     ///
-    /// When they are no such value.
+    /// Returns an error if the bytes aren't such a value.
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CoderError>;
 }
 
-/// JSON: readable in the store, the default.
+/// The JSON coder. Its values are readable in the store. The default.
 ///
-/// Numbers come back to the last bit. What JSON would turn into something else is an error: numbers that aren't finite, `Some` of
-/// what is written as `null`, keys of a map that are no strings or numbers, and values nested deeper than 128 levels.
+/// Numbers are restored to the last bit. A value that JSON would change is an error: a number that isn't finite, `Some` of
+/// a value that is written as `null`, a map key that isn't a string or a number, or nesting deeper than 128 levels.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
@@ -72,14 +73,14 @@ impl Coder for Json {
     }
 }
 
-/// How deep values may be nested, the same as in JSON. The format's own limit is more than the stack of a thread bears,
-/// and bytes from a store must never end the process.
+/// Maximum nesting depth of values, the same as in JSON. The format's own limit can overflow a thread's stack, and bytes
+/// from a store must never abort the process.
 const MAX_DEPTH: usize = 128;
 
-/// MessagePack, with the names of fields: smaller and faster than JSON, and as tolerant of added fields.
+/// The MessagePack coder. It writes field names, so values are as tolerant of added fields as JSON, but smaller and faster.
 ///
-/// Numbers that aren't finite and keys of any type come back too. `Some` of what is written as `nil`, and values nested deeper
-/// than 128 levels, are an error.
+/// Numbers that aren't finite and map keys of any type are restored too. `Some` of a value that is written as `nil`, and
+/// nesting deeper than 128 levels, are errors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MessagePack;
 
@@ -100,7 +101,7 @@ impl Coder for MessagePack {
     }
 }
 
-/// A value that can't be encoded or decoded.
+/// An error while a value is encoded or decoded.
 #[derive(Debug, thiserror::Error)]
 #[error("the value can't be coded: {0}")]
 pub struct CoderError(#[source] Box<dyn Error + Send + Sync>);

@@ -1,5 +1,5 @@
 "use strict";
-// Whatever comes from the cache is written as text, never as HTML: paths and keys are a stranger's.
+// Data from the cache is written as text, never as HTML: paths and keys are untrusted input.
 (() => {
   const base = location.pathname.replace(/\/+$/, "");
   const SHOWN = ["hit", "collapsed", "stale", "miss", "bypass", "error"];
@@ -40,7 +40,7 @@
   const word = (status) => make("span", { className: "word " + status }, status);
   const ratio = (r) => { const served = r.hit + r.stale + r.collapsed, asked = served + r.miss + r.error; return asked ? served / asked : null; };
 
-  // Talking to the cache.
+  // Requests to the console's API.
   const ask = async (path, body) => {
     const answer = await fetch(base + "/api/" + path, {
       method: body ? "POST" : "GET", credentials: "same-origin", cache: "no-store",
@@ -76,7 +76,7 @@
     } catch (error) { toast(error.message); }
   };
 
-  // Plots. Each is told the moments (x) and what to draw above them.
+  // Plots. Each gets the times (x) and the values to draw above them.
   const plot = (element, points, layers, top, label, tip) => {
     const width = Math.max(element.clientWidth, 200), height = element.clientHeight;
     const left = 40, right = 4, upper = 8, lower = 20;
@@ -94,7 +94,7 @@
       svg.append(draw("text", { x: x(at), y: height - 3, "text-anchor": "middle" }, clock(at, false)));
     }
     for (const layer of layers) {
-      // Gaps, where there is nothing to tell, part the line.
+      // Gaps without data interrupt the line.
       let run = [];
       const finish = () => {
         if (run.length) {
@@ -248,7 +248,7 @@
       make("span", { className: "why" }, one.reason ?? ""), make("span", { className: "took" }, time(one.took_us))))) : [make("li", {}, make("p", { className: "empty" }, "Nothing yet"))]));
   };
 
-  // Looking up.
+  // Lookups.
   const facts = (pairs) => make("dl", { className: "facts" }, ...pairs.filter(([, value]) => value !== null).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
   const stored = (entry) => {
     if (!entry) return null;
@@ -286,7 +286,7 @@
     }
     card.hidden = false;
   };
-  /// The same question, with more about the request, or with an answer of the handler.
+  /// The same lookup, with more request fields, or with a handler's response.
   const more = (asked, told) => {
     const field = (name, element) => make("label", {}, name, element);
     const routes = [...new Set(state.stats.routes.map((route) => route.route))];
@@ -320,7 +320,7 @@
   });
   fill(byId("legend"), ...SHOWN.map((status) => make("li", {}, make("i", { className: status }), status)));
 
-  // Every two seconds, while somebody can see it.
+  // Updates every two seconds while the page is visible.
   const refresh = async () => {
     try {
       state = await ask("state");

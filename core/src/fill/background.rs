@@ -1,4 +1,4 @@
-//! Work that goes on without the client it was begun for.
+//! Work that continues after its client disconnects.
 
 use std::any::Any;
 use std::future::Future;
@@ -15,17 +15,17 @@ use tracing::Instrument;
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::CacheContext;
 
-/// Work that can be moved into a task of its own while it is under way. It has room for every way in which a fill can go, many
-/// kilobytes, so that it is on the heap from the beginning.
+/// Work that can move into a task of its own. It is boxed from the start, because it has room for every path of a fill:
+/// many kilobytes.
 pub(crate) type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// What a handler panicked with.
+/// The payload of a handler's panic.
 pub(crate) type Panic = Box<dyn Any + Send>;
 
-/// Work that is done where the client waits for it, and goes on in a task of its own when the client hangs up: dropped, this
-/// leaves it to the background. A panic comes back to the caller.
+/// Work that runs in the caller, and continues in a task of its own if this future is dropped because the client
+/// disconnected. A panic is returned to the caller.
 pub(crate) struct Detached<T: Send + 'static> {
-    /// Until it is done, or has panicked.
+    /// `None` once the work is done or has panicked.
     work: Option<Task<T>>,
     context: Arc<CacheContext>,
     span: tracing::Span,
@@ -36,9 +36,9 @@ impl<T: Send + 'static> Future for Detached<T> {
     type Output = Result<T, Panic>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // As a future does that has been polled to its end.
+        // A future that has completed stays pending.
         let Some(mut work) = self.work.take() else { return Poll::Pending };
-        // Nobody sees what a panic left half done: then the work is dropped here, and gives back what it holds.
+        // After a panic the work is dropped here. It returns its lease, and nothing reads its state.
         match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
             Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),
             Ok(Poll::Pending) => {
@@ -60,26 +60,26 @@ impl<T: Send + 'static> Drop for Detached<T> {
 }
 
 impl CacheContext {
-    /// Runs on when the client is gone, but then no longer than a fill may take.
+    /// Runs work that continues when the client disconnects, for up to `max_fill`.
     pub(crate) fn detached<T: Send + 'static>(self: &Arc<Self>, work: Task<T>) -> Detached<T> {
         let (work, context, span) = (Some(work), Arc::clone(self), tracing::Span::current());
         Detached { work, context, span, _tracked: self.tasks.token() }
     }
 
-    /// Runs for nobody, and no longer than a fill may take.
+    /// Runs work in the background, for up to `max_fill`.
     pub(crate) fn in_background(&self, work: Task<()>) {
         let limit = self.timing.max_fill;
         let work = async move {
-            // Dropped, it gives everything back.
+            // Dropping the work returns its lease.
             let _: Result<(), _> = tokio::time::timeout(limit, work).await;
         };
         self.spawn(work.in_current_span());
     }
 
-    /// Runs in the background, and begins here: what needs no waiting is done when this returns. A store in memory has
-    /// evicted by then, before the answer of whoever gave up reaches its client.
+    /// Polls the work once, then moves it to the background. Work that needn't wait is done when this returns: a memory
+    /// store has evicted before the caller's response reaches its client.
     fn begin_at_once(&self, mut work: Task<()>) {
-        // Without a runtime a store that keeps time would panic, and a panic in a panic aborts.
+        // Without a runtime a store that uses timers would panic, and a panic during a panic aborts.
         if Handle::try_current().is_ok() && !std::thread::panicking() {
             let mut context = Context::from_waker(Waker::noop());
             if work.as_mut().poll(&mut context).is_ready() {
@@ -89,11 +89,12 @@ impl CacheContext {
         self.spawn(work);
     }
 
-    /// Runs a write to its end, also without its caller. `targets` is what the write may have changed.
+    /// Runs a write to completion, even if its caller is dropped. `targets` lists the entries that the write may change.
     ///
-    /// A caller that gives up, as a timeout outside of the cache does, answers its client before the handler is done. What is
-    /// stored must not be served after that answer, so that it is evicted at once, for each layer around the handler; the
-    /// handler goes on, and its end stores or evicts. A panic evicts before it goes on in the caller.
+    /// A caller that gives up, such as a timeout layer outside of the cache, answers its client before the handler is done.
+    /// No entry that predates that answer may be served after it, so the targets of each layer around the handler are
+    /// evicted immediately. The handler continues, and stores or evicts at its end. After a panic the targets are evicted
+    /// before the panic resumes in the caller.
     pub(crate) async fn run_write<T: Send + 'static>(
         self: &Arc<Self>,
         targets: &[Target],
@@ -101,7 +102,7 @@ impl CacheContext {
     ) -> T {
         let writes = WRITES.try_with(Arc::clone).unwrap_or_default();
         writes.add(self, targets);
-        let given_up = EvictOnGivingUp { writes: Some(Arc::clone(&writes)) };
+        let given_up = EvictOnCancel { writes: Some(Arc::clone(&writes)) };
         let done = self.detached(Box::pin(WRITES.scope(writes, work))).await;
         if done.is_err() {
             self.evict(targets).await;
@@ -110,7 +111,7 @@ impl CacheContext {
         done.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Evicts all of this at once: each is a round trip or two.
+    /// Evicts the targets concurrently. Each takes one or two round trips.
     pub(crate) async fn evict(&self, targets: &[Target]) {
         join_all(targets.iter().map(async |target| match target {
             Target::Key(key) => self.evict_key(key).await,
@@ -120,7 +121,7 @@ impl CacheContext {
     }
 }
 
-/// What a write evicts.
+/// A key or a group that a write evicts.
 #[derive(Clone)]
 pub(crate) enum Target {
     Key(CacheKey),
@@ -128,7 +129,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// The key, unless it is a whole group.
+    /// Returns the key, or `None` for a group.
     pub(crate) const fn key(&self) -> Option<&CacheKey> {
         match self {
             Self::Key(key) => Some(key),
@@ -141,8 +142,8 @@ tokio::task_local! {
     static WRITES: Arc<Writes>;
 }
 
-/// What the writes around one handler may have changed. Where layers are stacked, the outermost alone is dropped by a caller
-/// that gives up: the others are part of its work, which goes on.
+/// The targets of all writes around one handler. If layers are stacked, a caller that gives up drops only the outermost
+/// write. The others are part of its work, which continues.
 #[derive(Default)]
 struct Writes(Mutex<Vec<(Arc<CacheContext>, Vec<Target>)>>);
 
@@ -157,18 +158,18 @@ impl Writes {
     }
 }
 
-/// Evicts for each of the writes in the background unless it was disarmed.
-struct EvictOnGivingUp {
+/// A guard that evicts the targets of all writes in the background when it is dropped, unless it was disarmed.
+struct EvictOnCancel {
     writes: Option<Arc<Writes>>,
 }
 
-impl EvictOnGivingUp {
+impl EvictOnCancel {
     fn disarm(mut self) {
         self.writes = None;
     }
 }
 
-impl Drop for EvictOnGivingUp {
+impl Drop for EvictOnCancel {
     fn drop(&mut self) {
         for (context, targets) in self.writes.take().iter().flat_map(|writes| writes.all()) {
             let evicting = Arc::clone(&context);
@@ -177,7 +178,7 @@ impl Drop for EvictOnGivingUp {
     }
 }
 
-/// Evicts in the background unless it was disarmed.
+/// A guard that evicts its targets in the background when it is dropped, unless it was disarmed.
 pub(crate) struct EvictOnDrop<'a> {
     context: &'a Arc<CacheContext>,
     targets: &'a [Target],

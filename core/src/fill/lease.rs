@@ -1,4 +1,4 @@
-//! The right to write an entry, as long as it is held: taken, renewed, and never forgotten.
+//! A lease guard: acquires a lease, renews it, and returns it on drop.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,16 +16,16 @@ use crate::policy::CommitResult;
 use crate::reason::Reason;
 use crate::store::{Abandon, Begin, Intent, Lease, StoreError};
 
-/// The pause before a filling that somebody else does is looked at again grows from the first to the last of these.
+/// Bounds of the pause between two polls of a fill by another process. The pause doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(16);
 
-/// What came of asking for the right to write.
+/// The result of acquiring a lease, after waiting for fills of other processes.
 pub(crate) enum Started {
     LeaseGuard(LeaseGuard),
-    /// Somebody has filled it.
+    /// The value that another process stored.
     Found(Bytes),
-    /// There is no right to be had: somebody writes, the store failed, or the wait was too long.
+    /// No lease: a write is under way, the store failed, or the wait exceeded its limit.
     Without(Reason),
 }
 
@@ -39,8 +39,8 @@ impl Started {
 }
 
 impl CacheContext {
-    /// Asks for the right to write `key`. If another process has the right to fill it, this waits, up to a limit, when
-    /// `awaited` says what would be worth waiting for.
+    /// Acquires a lease on `key`. If another process is filling it, this waits for up to `max_wait`, provided that
+    /// `awaited` is given. `awaited` returns `true` for a value that is worth waiting for.
     pub(crate) async fn start(
         self: &Arc<Self>,
         key: &CacheKey,
@@ -50,7 +50,7 @@ impl CacheContext {
         self.start_within(key, intent, awaited, self.timing.max_wait).await
     }
 
-    /// The same, with another limit.
+    /// Acquires a lease as [`start`](Self::start) does, with another limit.
     pub(crate) async fn start_within(
         self: &Arc<Self>,
         key: &CacheKey,
@@ -88,7 +88,7 @@ impl CacheContext {
                     }
                     self.store.changed(key, pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
-                    // To refresh is to ignore what is there, so only this look finds out that it is new by now.
+                    // A refresh ignores stored values, so `begin` doesn't report that the value is new by now.
                     if intent == Intent::Refresh
                         && let Ok(Some(bytes)) = self.store.get(key).await
                         && is_awaited(&bytes)
@@ -105,7 +105,7 @@ impl CacheContext {
         }
     }
 
-    /// Asks once.
+    /// Asks the store once for a lease.
     pub(crate) async fn begin(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Result<Begun, StoreError> {
         Ok(match self.store.begin(key, intent, self.timing.lease_ttl).await? {
             Begin::Lease(lease) => Begun::LeaseGuard(LeaseGuard {
@@ -128,7 +128,7 @@ impl CacheContext {
     }
 }
 
-/// [`Begin`], with a lease that gives itself back.
+/// [`Begin`], with its lease in a guard.
 pub(crate) enum Begun {
     LeaseGuard(LeaseGuard),
     Found(Bytes),
@@ -136,7 +136,7 @@ pub(crate) enum Begun {
     Busy,
 }
 
-/// A lease that is given back when it is dropped, by a panic or an early return.
+/// A lease that is returned on drop, for instance after a panic or an early return.
 pub(crate) struct LeaseGuard {
     context: Arc<CacheContext>,
     key: CacheKey,
@@ -144,9 +144,9 @@ pub(crate) struct LeaseGuard {
 }
 
 impl LeaseGuard {
-    /// Runs `work` and renews the lease meanwhile, up to the longest time a fill may take.
+    /// Runs `work` and renews the lease meanwhile, for up to `max_fill`.
     ///
-    /// Pinned, because the work is large, and would be in here twice.
+    /// `work` is pinned by the caller. It is large, and would take twice the room if it were moved in here.
     pub(crate) async fn renewing<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
         let Some(lease) = &self.lease else { return work.await };
         let renewals = async {
@@ -157,7 +157,7 @@ impl LeaseGuard {
                 held_for += every;
                 match self.context.store.renew(&self.key, lease, self.context.timing.lease_ttl).await {
                     Ok(true) => {}
-                    // Lost: the commit will find out.
+                    // The lease is lost. The commit will report that.
                     Ok(false) => break,
                     Err(error) => self.context.store_failed("renew", self.key.name(), &error),
                 }
@@ -171,7 +171,7 @@ impl LeaseGuard {
         }
     }
 
-    /// Writes and gives the lease back.
+    /// Writes the record and returns the lease.
     pub(crate) async fn commit(self, record: Bytes, ttl: Option<Duration>) -> CommitResult {
         let (shared, key) = (Arc::clone(&self.context), self.key.clone());
         match self.try_commit(record, ttl).await {
@@ -184,7 +184,7 @@ impl LeaseGuard {
         }
     }
 
-    /// Writes and gives the lease back. False if the lease was lost.
+    /// Writes the record and returns the lease. Returns `false` if the lease was lost.
     pub(crate) async fn try_commit(
         mut self,
         record: Bytes,
@@ -194,8 +194,8 @@ impl LeaseGuard {
         self.context.store.commit(&self.key, &lease, record, ttl).await
     }
 
-    /// Writes a variant, its time to live beside it, and under the lease the record that leads to it. In this order: if the
-    /// commit is refused, the variant is an orphan that nobody can reach.
+    /// Writes a variant with its time to live, then commits the record that leads to it. In this order, a refused commit
+    /// leaves an orphan that no request can reach.
     pub(crate) async fn commit_first_variant(
         self,
         (key, record, ttl): (CacheKey, Bytes, Option<Duration>),
@@ -208,12 +208,12 @@ impl LeaseGuard {
         }
     }
 
-    /// Gives the lease back in the background: nobody waits for that.
+    /// Returns the lease in the background.
     pub(crate) fn abandon(mut self, why: Abandon) {
         self.give_back(why);
     }
 
-    /// Gives the lease back after a failure, in the background, and then lets those who wait try.
+    /// Returns the lease in the background after a failure, then lets the followers try.
     pub(crate) fn fail(mut self, lead: Leader) {
         let Some(lease) = self.lease.take() else { return lead.complete(FillOutcome::HandlerFailed) };
         let (shared, key) = (Arc::clone(&self.context), self.key.clone());

@@ -1,8 +1,9 @@
-//! Notices that a handler runs for a key already: the same cache is around it twice, or it asks for its own resource.
+//! Detection of a handler that already runs for a key: the same cache wraps it twice, or it requests its own resource.
 //!
-//! The inner request would wait for the outer one, which waits for the inner one. So each run of a handler leaves a mark, with
-//! its task and with its request, and a request for the same key of the same cache passes through at once. The task's mark is
-//! found by requests that the handler makes itself, the request's mark also behind a service that calls it in another task.
+//! Otherwise the inner request would wait for the outer one, and the outer one for the inner one. Each run of a handler is
+//! marked in its task and in its request. A request for the same key of the same cache passes through. The mark of the task
+//! covers requests that the handler makes itself. The mark of the request also covers a service that calls the cache in
+//! another task.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -18,11 +19,11 @@ tokio::task_local! {
     static RUNNING: Running;
 }
 
-/// The keys for which a handler runs, the innermost first.
+/// The keys for which a handler runs, innermost first.
 #[derive(Clone)]
-struct Running(Arc<Run>);
+struct Running(Arc<RunningHandler>);
 
-struct Run {
+struct RunningHandler {
     context: Arc<CacheContext>,
     key: CacheKey,
     around: Option<Running>,
@@ -41,22 +42,22 @@ impl Running {
     }
 }
 
-/// Whether this task runs a handler, or a computation, for this key.
+/// Returns `true` if this task runs a handler or a computation for this key.
 pub(crate) fn is_running_here(context: &Arc<CacheContext>, key: &CacheKey) -> bool {
     RUNNING.try_with(|running| running.includes(context, key)).unwrap_or(false)
 }
 
-/// Whether a handler runs for this key, and made this request or was sent it.
+/// Returns `true` if the handler that runs for this key made this request, or received it.
 pub(crate) fn is_running(context: &Arc<CacheContext>, key: &CacheKey, request: &Extensions) -> bool {
     is_running_here(context, key)
         || request.get::<Running>().is_some_and(|running| running.includes(context, key))
 }
 
 fn mark(context: &Arc<CacheContext>, key: &CacheKey, around: Option<Running>) -> Running {
-    Running(Arc::new(Run { context: Arc::clone(context), key: key.clone(), around }))
+    Running(Arc::new(RunningHandler { context: Arc::clone(context), key: key.clone(), around }))
 }
 
-/// Runs the handler for this key.
+/// Runs the handler, marked as running for this key.
 pub(crate) async fn run<C: Call>(
     context: &Arc<CacheContext>,
     key: &CacheKey,
@@ -65,11 +66,11 @@ pub(crate) async fn run<C: Call>(
     let around = RUNNING.try_with(Clone::clone).ok().or_else(|| call.extensions_mut().get().cloned());
     let running = mark(context, key, around);
     call.extensions_mut().insert(running.clone());
-    // Pinned, because it is large, and would be in here twice.
+    // Pinned, because the future is large and would take twice the room if it were moved.
     RUNNING.scope(running, pin!(call.run())).await
 }
 
-/// Runs a computation for this key.
+/// Runs a computation, marked as running for this key.
 pub(crate) async fn compute<T>(
     context: &Arc<CacheContext>,
     key: &CacheKey,

@@ -1,5 +1,6 @@
-//! Taking turns inside one process. Single flight: of the requests that miss the same key at once, one leads and the
-//! others follow. And updates of the same key queue.
+//! Single flight and update queues inside one process.
+//!
+//! Of the requests that miss the same key at once, one leads and the others follow. Updates of the same key queue.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,7 +17,7 @@ use crate::provenance::Provenance;
 
 const SHARDS: usize = 64;
 
-/// The flights that can be joined.
+/// The flights that requests can join.
 #[derive(Clone)]
 pub(crate) struct SingleFlight {
     shards: Arc<[Mutex<Shard>]>,
@@ -25,30 +26,30 @@ pub(crate) struct SingleFlight {
 
 type Shard = HashMap<CacheKey, Flight, RandomState>;
 
-/// One that can be joined, by requests that its answer may be for.
+/// A flight, and the requests that its answer may be for.
 struct Flight {
     provenance: Provenance,
     outcome: watch::Receiver<Option<FillOutcome>>,
 }
 
-/// How a flight ended, for those who followed it.
+/// The outcome of a fill, for its followers.
 #[derive(Clone, Debug)]
 pub(crate) enum FillOutcome {
-    /// This record was stored: it answers every follower.
+    /// This record was stored. It answers every follower.
     Stored(Bytes),
-    /// Something is stored, but not this answer for everybody, or it was evicted meanwhile: look again.
+    /// Followers must look again: the stored entry isn't the answer for every follower, or it was evicted meanwhile.
     Retry,
-    /// The handler failed: whoever has something stale to answer with does, and the others run it for themselves.
+    /// The handler failed. Followers that have a stale response serve it. The others run the handler themselves.
     HandlerFailed,
-    /// The answer can't be shared: each follower runs the handler for itself.
+    /// The answer can't be shared. Each follower runs the handler itself.
     Uncacheable,
 }
 
-/// What a request is in a flight.
+/// The role of a request in a flight.
 pub(crate) enum Role {
     Leader(Leader),
     Follower(Follower),
-    /// Another route's request fills the same key. Its answer isn't for this one, which doesn't wait.
+    /// Another route's request fills the same key. Its answer isn't valid for this request, which doesn't wait.
     Apart,
 }
 
@@ -58,7 +59,7 @@ impl SingleFlight {
         Self { shards, hasher: RandomState::default() }
     }
 
-    /// Follows the flight for this key, or leads a new one.
+    /// Joins the flight for this key, or starts a new one as its leader.
     pub(crate) fn join(&self, key: &CacheKey, provenance: Provenance) -> Role {
         match self.shard(key).entry(key.clone()) {
             Entry::Occupied(flight) if !flight.get().provenance.serves(provenance) => Role::Apart,
@@ -79,7 +80,7 @@ impl SingleFlight {
     }
 }
 
-/// The one that runs the handler. Dropped without an outcome, its followers look again.
+/// The request that runs the handler. If it is dropped without an outcome, its followers look again.
 pub(crate) struct Leader {
     single_flight: SingleFlight,
     key: CacheKey,
@@ -88,12 +89,12 @@ pub(crate) struct Leader {
 }
 
 impl Leader {
-    /// Takes no more followers. To be called before the commit: whoever comes later may come after an eviction that
-    /// came after the commit, and must not be given this answer.
+    /// Stops accepting followers. Must be called before the commit: a later request may come after an eviction that
+    /// followed the commit, and must not get this answer.
     pub(crate) fn close(&mut self) {
         if std::mem::take(&mut self.open) {
             let mut shard = self.single_flight.shard(&self.key);
-            // A follower may have closed it, and somebody else may have begun another one since.
+            // A follower may have closed the flight, and another request may have started a new one.
             if shard
                 .get(&self.key)
                 .is_some_and(|flight| flight.outcome.same_channel(&self.sender.subscribe()))
@@ -105,7 +106,7 @@ impl Leader {
 
     pub(crate) fn complete(mut self, outcome: FillOutcome) {
         self.close();
-        // Closed, it gains no followers, and mostly there are none to tell.
+        // A closed flight gains no followers, and most flights have none.
         if self.sender.receiver_count() > 0 {
             self.sender.send_replace(Some(outcome));
         }
@@ -118,7 +119,7 @@ impl Drop for Leader {
     }
 }
 
-/// One that waits.
+/// A request that waits for the leader.
 pub(crate) struct Follower {
     single_flight: SingleFlight,
     key: CacheKey,
@@ -126,12 +127,12 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// How the flight ended, or `None` if it took longer than `limit`. Then nobody else joins it either.
+    /// Returns the outcome of the fill, or `None` after `limit`. After a timeout no more requests join the flight.
     pub(crate) async fn wait(mut self, limit: Duration) -> Option<FillOutcome> {
         let landed = tokio::time::timeout(limit, async {
             match self.outcome.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone(),
-                // The leader is gone without a word.
+                // The leader was dropped without an outcome.
                 Err(_) => Some(FillOutcome::Retry),
             }
         })
@@ -146,8 +147,8 @@ impl Follower {
     }
 }
 
-/// The queues of updates in this process, one for each key that is being updated, so that updates don't poll the store against
-/// each other.
+/// The queues of updates in this process, one for each key that is being updated. They keep updates from polling the store
+/// against each other.
 #[derive(Clone)]
 pub(crate) struct UpdateQueue {
     shards: Arc<[Mutex<HashMap<CacheKey, Queue, RandomState>>]>,
@@ -162,7 +163,7 @@ impl UpdateQueue {
         Self { shards, hasher: RandomState::default() }
     }
 
-    /// A place in the queue of a key.
+    /// Joins the queue of a key.
     pub(crate) fn join(&self, key: &CacheKey) -> Queued {
         let queue = self.shard(key).entry(key.clone()).or_default().clone();
         Queued { update_queue: self.clone(), key: key.clone(), queue }
@@ -190,7 +191,7 @@ impl Queued {
 impl Drop for Queued {
     fn drop(&mut self) {
         let mut shard = self.update_queue.shard(&self.key);
-        // The shard's and this one. New ones come from the shard, which is locked.
+        // One reference is the shard's, the other is this one. New references come from the shard, which is locked.
         if Arc::strong_count(&self.queue) == 2 {
             shard.remove(&self.key);
         }
@@ -198,6 +199,6 @@ impl Drop for Queued {
 }
 
 fn shard(hasher: &RandomState, key: &CacheKey) -> usize {
-    // By other bits than the map in the shard goes by.
+    // These bits differ from those that the shard's map uses.
     usize::try_from((hasher.hash_one(key) >> 32) % SHARDS as u64).unwrap_or(0)
 }

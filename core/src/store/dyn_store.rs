@@ -1,4 +1,4 @@
-//! The private twin of [`LeaseStore`] that can be a trait object, so that no type parameter spreads from the store.
+//! [`LeaseStore`] as a trait object, so that the store's type doesn't become a type parameter everywhere.
 
 use std::future::Future;
 use std::ops::Range;
@@ -27,7 +27,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
     fn delete<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
     fn delete_group<'a>(&'a self, group: &'a KeySpace) -> Boxed<'a, u64>;
     fn has<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
-    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, hold: Duration) -> Boxed<'a, Begin>;
+    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, lease_ttl: Duration) -> Boxed<'a, Begin>;
     fn commit<'a>(
         &'a self,
         key: &'a CacheKey,
@@ -35,7 +35,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Boxed<'a, bool>;
-    fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool>;
+    fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, lease_ttl: Duration) -> Boxed<'a, bool>;
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()>;
     fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
     fn max_value_bytes(&self) -> u64;
@@ -85,8 +85,8 @@ impl<S: LeaseStore> DynStore for S {
         Box::pin(self.has(key))
     }
 
-    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, hold: Duration) -> Boxed<'a, Begin> {
-        Box::pin(self.begin(key, intent, hold))
+    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, lease_ttl: Duration) -> Boxed<'a, Begin> {
+        Box::pin(self.begin(key, intent, lease_ttl))
     }
 
     fn commit<'a>(
@@ -99,8 +99,8 @@ impl<S: LeaseStore> DynStore for S {
         Box::pin(self.commit(key, lease, value, ttl))
     }
 
-    fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, hold: Duration) -> Boxed<'a, bool> {
-        Box::pin(self.renew(key, lease, hold))
+    fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, lease_ttl: Duration) -> Boxed<'a, bool> {
+        Box::pin(self.renew(key, lease, lease_ttl))
     }
 
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()> {

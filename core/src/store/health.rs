@@ -1,8 +1,8 @@
-//! What a store says about itself.
+//! The health of a store.
 
 use std::fmt;
 
-/// How a store is doing, as far as it can tell without being asked anything that takes time.
+/// The health of a store, as far as the store knows it without I/O.
 ///
 /// ```
 /// use larder_core::store::{Breaker, Health};
@@ -17,56 +17,56 @@ use std::fmt;
 #[cfg_attr(feature = "runtime", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Health {
-    /// What kind of store it is, in one word.
+    /// The kind of store, in one word.
     pub store: &'static str,
-    /// How many entries it holds, if that is known.
+    /// The number of entries, if known.
     pub entries: Option<u64>,
-    /// The memory they take in this process, in bytes, if that is known.
+    /// The memory of the entries in this process, in bytes, if known.
     pub bytes: Option<u64>,
-    /// The most they may take, in bytes, if there is a bound.
+    /// The limit of that memory, in bytes, if there is one.
     pub capacity_bytes: Option<u64>,
-    /// The servers it talks to.
+    /// The store's servers.
     pub servers: Vec<ServerHealth>,
-    /// The stores it is made of, nearest first.
+    /// The stores that it consists of, nearest first.
     pub tiers: Vec<Health>,
 }
 
 impl Health {
-    /// A store of this kind, of which nothing else is known.
+    /// Creates the health of a store of this kind, with everything else unknown.
     #[must_use]
     pub fn of(store: &'static str) -> Self {
         Self { store, ..Self::default() }
     }
 
-    /// With so many entries.
+    /// Sets the number of entries.
     #[must_use]
     pub const fn entries(mut self, entries: u64) -> Self {
         self.entries = Some(entries);
         self
     }
 
-    /// With so many bytes in use in this process, of so many at most.
+    /// Sets the memory in use in this process and its limit, in bytes.
     #[must_use]
     pub const fn bytes(mut self, used: u64, capacity: Option<u64>) -> Self {
         (self.bytes, self.capacity_bytes) = (Some(used), capacity);
         self
     }
 
-    /// With one more server.
+    /// Adds a server.
     #[must_use]
     pub fn server(mut self, address: impl fmt::Display, breaker: Breaker) -> Self {
         self.servers.push(ServerHealth { address: address.to_string(), breaker });
         self
     }
 
-    /// With one more store inside it, farther away than the others.
+    /// Adds a tier, farther away than those before it.
     #[must_use]
     pub fn tier(mut self, tier: Self) -> Self {
         self.tiers.push(tier);
         self
     }
 
-    /// Whether some server is known to be away, here or in a tier.
+    /// Returns `true` if a server is known to be down, here or in a tier.
     #[must_use]
     pub fn is_impaired(&self) -> bool {
         self.servers.iter().any(|server| server.breaker == Breaker::Open)
@@ -74,14 +74,14 @@ impl Health {
     }
 }
 
-/// One server of a store.
+/// The health of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "runtime", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ServerHealth {
-    /// Host and port. Never a password.
+    /// The host and port. Never contains a password.
     pub address: String,
-    /// Whether it is asked.
+    /// The state of the circuit breaker.
     pub breaker: Breaker,
 }
 
@@ -89,18 +89,18 @@ pub struct ServerHealth {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "runtime", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum Breaker {
-    /// Nothing was sent yet, or the store was closed.
+    /// No command was sent yet, or the store was closed.
     Idle,
-    /// The first attempt to connect since things were well.
+    /// The first attempt to connect, with no failure before it.
     Connecting,
-    /// The server is asked: all is well.
+    /// The server is in use.
     Closed,
-    /// The server is known to be away, and isn't asked until a probe is answered.
+    /// The server is known to be down. It isn't asked until a probe succeeds.
     Open,
 }
 
 impl Breaker {
-    /// The word for it. It never changes.
+    /// Returns the state as a word. The words are stable.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,17 +1,17 @@
-//! The lease table of stores that live in this process: who may write which entry, and until when.
+//! The lease table of stores in this process.
 //!
-//! Pure bookkeeping. The time is always an argument, and whoever owns a table puts the lock around it.
+//! It is pure bookkeeping: time is always an argument, and the owner of a table locks it.
 //!
-//! A key is free or held by one of three: a *fill* lease, a *write* ticket, or an *uncacheable* marker.
+//! A key is free, or has one of three holders: a *fill* lease, a *write* lease, or an *uncacheable* marker.
 //!
 //! | `begin` with | free | fill | write | uncacheable |
 //! |---|---|---|---|---|
 //! | `Fill`, `Refresh` | lease | Filling | Busy | Busy |
 //! | `Write` | lease | lease | lease | lease |
 //!
-//! A lease is given under a token that is never used again, so that a lost lease can't be taken for its successor.
-//! What has run out counts as free at once, and is removed whenever the table has doubled: it stays as small as what
-//! is in flight.
+//! Each lease has a token that is never used again, so that a lost lease can't be mistaken for its successor. An expired
+//! lease counts as free at once. Expired leases are removed whenever the table has doubled in size, so it stays as small as
+//! the number of leases in use.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,55 +23,67 @@ use foldhash::fast::RandomState;
 use crate::key::{CacheKey, KeySpace};
 use crate::store::{Abandon, Begin, Intent, Lease};
 
-/// The leases of many groups, for a store that keeps no groups of its own.
+/// The leases of all groups, for a store that has no groups of its own.
 ///
-/// Revoking a group drops its table, which costs what is in flight there and never looks at other groups.
+/// Revoking a group drops its table. That costs time for the leases of that group only.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseTable {
-    /// By the head of the key space. Sorted, so that the groups of a prefix are neighbours.
+    /// Tables by the head of their key space. Sorted, so that the groups of a prefix are adjacent.
     groups: BTreeMap<Box<str>, Leases>,
     sweep: Sweep,
 }
 
 impl LeaseTable {
-    /// Asks for a lease. Never answers [`Begin::Found`]: entries are the store's business.
-    pub(crate) fn begin(&mut self, key: &CacheKey, intent: Intent, hold: Duration, now: SystemTime) -> Begin {
+    /// Requests a lease. Never returns [`Begin::Found`]: the store checks for entries.
+    pub(crate) fn begin(
+        &mut self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+        now: SystemTime,
+    ) -> Begin {
         let head = head_of(key);
         if let Some(leases) = self.groups.get_mut(head) {
-            return leases.begin(key.suffix(), intent, hold, now);
+            return leases.begin(key.suffix(), intent, lease_ttl, now);
         }
         if self.sweep.is_due(self.groups.len()) {
             self.groups.retain(|_, leases| !leases.is_idle(now));
             self.sweep.done(self.groups.len());
         }
-        self.groups.entry(head.into()).or_default().begin(key.suffix(), intent, hold, now)
+        self.groups.entry(head.into()).or_default().begin(key.suffix(), intent, lease_ttl, now)
     }
 
-    /// Takes the lease back for a commit. True if it was still the current one.
+    /// Removes a lease for a commit. Returns `true` if it was still current.
     pub(crate) fn finish(&mut self, key: &CacheKey, lease: &Lease, now: SystemTime) -> bool {
         self.of(key).is_some_and(|leases| leases.finish(key.suffix(), lease, now))
     }
 
-    /// Extends a current lease to `hold` from now.
-    pub(crate) fn renew(&mut self, key: &CacheKey, lease: &Lease, hold: Duration, now: SystemTime) -> bool {
-        self.of(key).is_some_and(|leases| leases.renew(key.suffix(), lease, hold, now))
+    /// Extends a current lease to `lease_ttl` from now. Returns `false` if the lease is lost.
+    pub(crate) fn renew(
+        &mut self,
+        key: &CacheKey,
+        lease: &Lease,
+        lease_ttl: Duration,
+        now: SystemTime,
+    ) -> bool {
+        self.of(key).is_some_and(|leases| leases.renew(key.suffix(), lease, lease_ttl, now))
     }
 
-    /// Gives a lease back, unless it is lost.
+    /// Ends a lease, unless it is lost.
     pub(crate) fn abandon(&mut self, key: &CacheKey, lease: &Lease, why: Abandon, now: SystemTime) {
         if let Some(leases) = self.of(key) {
             leases.abandon(key.suffix(), lease, why, now);
         }
     }
 
-    /// Frees a key, whoever holds it.
+    /// Revokes any lease or marker of a key.
     pub(crate) fn revoke(&mut self, key: &CacheKey) {
         if let Some(leases) = self.of(key) {
             leases.revoke(key.suffix());
         }
     }
 
-    /// Frees every key of a group, or of a whole prefix.
+    /// Revokes the leases and markers of every key in a group, or under a whole prefix.
     pub(crate) fn revoke_space(&mut self, space: &KeySpace) {
         drop(split_off_space(&mut self.groups, space));
     }
@@ -84,15 +96,15 @@ impl LeaseTable {
 /// The leases of one group, by key suffix.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    held: HashMap<Box<str>, Held, RandomState>,
+    states: HashMap<Box<str>, LeaseState, RandomState>,
     sweep: Sweep,
 }
 
-/// What holds a key, and until when.
+/// The holder of a key, and the time at which its lease or marker expires.
 #[derive(Debug)]
-struct Held {
-    by: Holder,
-    until: SystemTime,
+struct LeaseState {
+    holder: Holder,
+    expires: SystemTime,
 }
 
 #[derive(Debug, PartialEq)]
@@ -104,20 +116,26 @@ enum Holder {
 
 impl Leases {
     /// See [`LeaseTable::begin`].
-    pub(crate) fn begin(&mut self, suffix: &str, intent: Intent, hold: Duration, now: SystemTime) -> Begin {
+    pub(crate) fn begin(
+        &mut self,
+        suffix: &str,
+        intent: Intent,
+        lease_ttl: Duration,
+        now: SystemTime,
+    ) -> Begin {
         if intent != Intent::Write {
-            match self.held.get(suffix).filter(|held| held.until > now).map(|held| &held.by) {
+            match self.states.get(suffix).filter(|state| state.expires > now).map(|state| &state.holder) {
                 Some(Holder::Fill(_)) => return Begin::Filling,
                 Some(Holder::Write(_) | Holder::Uncacheable) => return Begin::Busy,
                 None => {}
             }
         }
         let lease = new_lease();
-        let by = match intent {
+        let holder = match intent {
             Intent::Write => Holder::Write(lease.clone()),
             Intent::Fill | Intent::Refresh => Holder::Fill(lease.clone()),
         };
-        self.hold(suffix, Held { by, until: later(now, hold) }, now);
+        self.insert(suffix, LeaseState { holder, expires: later(now, lease_ttl) }, now);
         Begin::Lease(lease)
     }
 
@@ -125,16 +143,22 @@ impl Leases {
     pub(crate) fn finish(&mut self, suffix: &str, lease: &Lease, now: SystemTime) -> bool {
         let current = self.current(suffix, lease, now).is_some();
         if current {
-            self.held.remove(suffix);
+            self.states.remove(suffix);
         }
         current
     }
 
     /// See [`LeaseTable::renew`].
-    pub(crate) fn renew(&mut self, suffix: &str, lease: &Lease, hold: Duration, now: SystemTime) -> bool {
+    pub(crate) fn renew(
+        &mut self,
+        suffix: &str,
+        lease: &Lease,
+        lease_ttl: Duration,
+        now: SystemTime,
+    ) -> bool {
         match self.current(suffix, lease, now) {
-            Some(held) => {
-                held.until = later(now, hold);
+            Some(state) => {
+                state.expires = later(now, lease_ttl);
                 true
             }
             None => false,
@@ -144,8 +168,8 @@ impl Leases {
     /// See [`LeaseTable::abandon`].
     pub(crate) fn abandon(&mut self, suffix: &str, lease: &Lease, why: Abandon, now: SystemTime) {
         match (self.current(suffix, lease, now), why) {
-            (Some(held), Abandon::Uncacheable(pause)) => {
-                *held = Held { by: Holder::Uncacheable, until: later(now, pause) };
+            (Some(state), Abandon::Uncacheable(pause)) => {
+                *state = LeaseState { holder: Holder::Uncacheable, expires: later(now, pause) };
             }
             (Some(_), Abandon::Failed) => self.revoke(suffix),
             (None, _) => {}
@@ -154,30 +178,30 @@ impl Leases {
 
     /// See [`LeaseTable::revoke`].
     pub(crate) fn revoke(&mut self, suffix: &str) {
-        self.held.remove(suffix);
+        self.states.remove(suffix);
     }
 
-    /// Whether nothing is in flight.
+    /// Returns `true` if there are no current leases or markers.
     pub(crate) fn is_idle(&self, now: SystemTime) -> bool {
-        self.held.values().all(|held| held.until <= now)
+        self.states.values().all(|state| state.expires <= now)
     }
 
-    /// The hold of this very lease, if it is still good.
-    fn current(&mut self, suffix: &str, lease: &Lease, now: SystemTime) -> Option<&mut Held> {
-        self.held.get_mut(suffix).filter(|held| held.until > now && held.by.is(lease))
+    /// Returns the state of this lease, if it is still current.
+    fn current(&mut self, suffix: &str, lease: &Lease, now: SystemTime) -> Option<&mut LeaseState> {
+        self.states.get_mut(suffix).filter(|state| state.expires > now && state.holder.is(lease))
     }
 
-    fn hold(&mut self, suffix: &str, held: Held, now: SystemTime) {
-        if let Some(slot) = self.held.get_mut(suffix) {
-            *slot = held;
+    fn insert(&mut self, suffix: &str, state: LeaseState, now: SystemTime) {
+        if let Some(slot) = self.states.get_mut(suffix) {
+            *slot = state;
             return;
         }
-        if self.sweep.is_due(self.held.len()) {
-            self.held.retain(|_, held| held.until > now);
-            self.held.shrink_to(self.held.len() * 2);
-            self.sweep.done(self.held.len());
+        if self.sweep.is_due(self.states.len()) {
+            self.states.retain(|_, state| state.expires > now);
+            self.states.shrink_to(self.states.len() * 2);
+            self.sweep.done(self.states.len());
         }
-        self.held.insert(suffix.into(), held);
+        self.states.insert(suffix.into(), state);
     }
 }
 
@@ -187,8 +211,8 @@ impl Holder {
     }
 }
 
-/// When to look for what has run out: each time the size has doubled since the last look, so that looking costs
-/// every insertion a constant.
+/// A schedule for removing expired entries: each time the size has doubled since the last removal, so that an insertion
+/// costs constant time on average.
 #[derive(Debug)]
 pub(crate) struct Sweep {
     at: usize,
@@ -212,16 +236,16 @@ impl Default for Sweep {
     }
 }
 
-/// What the name of a key begins with: the head of its space.
+/// Returns the head of the key's space, which its name begins with.
 pub(crate) fn head_of(key: &CacheKey) -> &str {
     &key.name()[..key.name().len() - key.suffix().len()]
 }
 
-/// Takes what belongs to a group, or to every group of a prefix, out of a map by heads.
+/// Removes the values of a group, or of every group of a prefix, from a map by heads.
 pub(crate) fn split_off_space<T>(groups: &mut BTreeMap<Box<str>, T>, space: &KeySpace) -> Vec<T> {
     let mut heads: Vec<Box<str>> = vec![space.head().into()];
     if space.group().is_none() {
-        // A prefix holds no brace, so these are the groups of this prefix and of no other.
+        // A prefix contains no brace, so these are the groups of this prefix and of no other.
         let first = format!("{}{{", space.head());
         heads.extend(
             groups
@@ -234,21 +258,21 @@ pub(crate) fn split_off_space<T>(groups: &mut BTreeMap<Box<str>, T>, space: &Key
     heads.iter().filter_map(|head| groups.remove(head)).collect()
 }
 
-/// Which of `count` locks guards `name`.
+/// Returns the index of the lock that guards `name`, out of `count` locks.
 pub(crate) fn stripe(name: &str, count: usize) -> usize {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     usize::try_from(hasher.finish() % (count.max(1) as u64)).unwrap_or_default()
 }
 
-/// A lease that no table in this process has given before.
+/// Creates a lease whose token no table in this process has used before.
 fn new_lease() -> Lease {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let token = u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
     Lease::new(token.to_be_bytes(), [0; 8])
 }
 
-/// A hold too long for the calendar is no hold: it can't be told from one that never ends.
+/// Adds a duration to a time. If the sum is out of range, the lease never expires.
 fn later(now: SystemTime, by: Duration) -> SystemTime {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
     now.checked_add(by.min(CENTURY)).unwrap_or(now)
@@ -278,7 +302,7 @@ mod tests {
             lease(table.begin(&space.key(&i.to_string()), Intent::Fill, SECOND, now));
             now += Duration::from_millis(100);
         }
-        let held: usize = table.groups.values().map(|leases| leases.held.len()).sum();
+        let held: usize = table.groups.values().map(|leases| leases.states.len()).sum();
         assert!(table.groups.len() <= Sweep::SMALLEST, "{} groups", table.groups.len());
         assert!(held <= Sweep::SMALLEST * 2, "{held} leases");
     }
@@ -289,7 +313,7 @@ mod tests {
         for i in 0..10_000 {
             lease(leases.begin(&i.to_string(), Intent::Fill, SECOND, now + SECOND * i));
         }
-        assert!(leases.held.len() <= Sweep::SMALLEST, "{}", leases.held.len());
+        assert!(leases.states.len() <= Sweep::SMALLEST, "{}", leases.states.len());
     }
 
     #[test]
@@ -299,7 +323,7 @@ mod tests {
         assert!(matches!(leases.begin("k", Intent::Fill, SECOND, now + SECOND * 1_000_000), Begin::Filling));
     }
 
-    /// The same rules, as plainly as possible: a list of all that was ever held, the latest last.
+    /// A reference model of the same rules: a list of all holders, the latest last.
     #[derive(Default)]
     struct Model {
         held: Vec<(CacheKey, &'static str, Option<Lease>, SystemTime)>,
@@ -322,7 +346,7 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Op {
+    enum LeaseOp {
         Begin(usize, Intent, u64),
         Finish(usize, usize),
         Renew(usize, usize, u64),
@@ -332,17 +356,17 @@ mod tests {
         Wait(u64),
     }
 
-    fn op() -> impl Strategy<Value = Op> {
+    fn op() -> impl Strategy<Value = LeaseOp> {
         let (key, time, pick) = (0..8usize, 0..4u64, 0..4usize);
         let intent = prop_oneof![Just(Intent::Fill), Just(Intent::Refresh), Just(Intent::Write)];
         prop_oneof![
-            6 => (key.clone(), intent, time.clone()).prop_map(|(k, i, t)| Op::Begin(k, i, t)),
-            3 => (key.clone(), pick.clone()).prop_map(|(k, l)| Op::Finish(k, l)),
-            1 => (key.clone(), pick.clone(), time.clone()).prop_map(|(k, l, t)| Op::Renew(k, l, t)),
-            2 => (key.clone(), pick, prop::option::of(time.clone())).prop_map(|(k, l, t)| Op::Abandon(k, l, t)),
-            1 => key.prop_map(Op::Revoke),
-            1 => (0..5usize).prop_map(Op::RevokeSpace),
-            2 => time.prop_map(Op::Wait),
+            6 => (key.clone(), intent, time.clone()).prop_map(|(k, i, t)| LeaseOp::Begin(k, i, t)),
+            3 => (key.clone(), pick.clone()).prop_map(|(k, l)| LeaseOp::Finish(k, l)),
+            1 => (key.clone(), pick.clone(), time.clone()).prop_map(|(k, l, t)| LeaseOp::Renew(k, l, t)),
+            2 => (key.clone(), pick, prop::option::of(time.clone())).prop_map(|(k, l, t)| LeaseOp::Abandon(k, l, t)),
+            1 => key.prop_map(LeaseOp::Revoke),
+            1 => (0..5usize).prop_map(LeaseOp::RevokeSpace),
+            2 => time.prop_map(LeaseOp::Wait),
         ]
     }
 
@@ -350,7 +374,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn the_table_keeps_the_rules(ops in prop::collection::vec(op(), 1..60)) {
+        fn random_operations_match_the_reference_model(ops in prop::collection::vec(op(), 1..60)) {
             let spaces: Vec<KeySpace> = [("p", None), ("p", Some("a")), ("p", Some("b")), ("q", None), ("q", Some("a"))]
                 .into_iter()
                 .map(|(prefix, group)| KeySpace::new(prefix, group).unwrap())
@@ -359,12 +383,12 @@ mod tests {
                 (0..8).map(|i| spaces[i % 5].key(if i < 5 { "x" } else { "y" })).collect();
             let (mut table, mut model) = (LeaseTable::default(), Model::default());
             let mut now = ManualClock::new().now();
-            // Leases are tried on their own key only: a store never mixes them up, and tokens are unique anyway.
+            // Leases are tried only on their own key: a store never mixes them up, and tokens are unique.
             let mut given: Vec<Vec<Lease>> = vec![Vec::new(); keys.len()];
             let recent = |given: &[Lease], back: usize| given.iter().rev().nth(back).cloned();
             for op in ops {
                 match op {
-                    Op::Begin(k, intent, hold) => {
+                    LeaseOp::Begin(k, intent, hold) => {
                         let answer = table.begin(&keys[k], intent, SECOND * hold as u32, now);
                         let expected = match (intent, model.kind(&keys[k], now)) {
                             (Intent::Write, _) | (_, "free") => "lease",
@@ -385,14 +409,14 @@ mod tests {
                             given[k].push(lease);
                         }
                     }
-                    Op::Finish(k, back) => if let Some(lease) = recent(&given[k], back) {
+                    LeaseOp::Finish(k, back) => if let Some(lease) = recent(&given[k], back) {
                         let expected = model.is_current(&keys[k], &lease, now);
                         prop_assert_eq!(table.finish(&keys[k], &lease, now), expected);
                         if expected {
                             model.free(now, |key| *key == keys[k]);
                         }
                     },
-                    Op::Renew(k, back, hold) => if let Some(lease) = recent(&given[k], back) {
+                    LeaseOp::Renew(k, back, hold) => if let Some(lease) = recent(&given[k], back) {
                         let expected = model.is_current(&keys[k], &lease, now);
                         prop_assert_eq!(table.renew(&keys[k], &lease, SECOND * hold as u32, now), expected);
                         if expected {
@@ -400,7 +424,7 @@ mod tests {
                             held.3 = now + SECOND * hold as u32;
                         }
                     },
-                    Op::Abandon(k, back, pause) => if let Some(lease) = recent(&given[k], back) {
+                    LeaseOp::Abandon(k, back, pause) => if let Some(lease) = recent(&given[k], back) {
                         let why = pause.map_or(Abandon::Failed, |p| Abandon::Uncacheable(SECOND * p as u32));
                         table.abandon(&keys[k], &lease, why, now);
                         if model.is_current(&keys[k], &lease, now) {
@@ -410,18 +434,18 @@ mod tests {
                             }
                         }
                     },
-                    Op::Revoke(k) => {
+                    LeaseOp::Revoke(k) => {
                         table.revoke(&keys[k]);
                         model.free(now, |key| *key == keys[k]);
                     }
-                    Op::RevokeSpace(s) => {
+                    LeaseOp::RevokeSpace(s) => {
                         table.revoke_space(&spaces[s]);
                         model.free(now, |key| {
                             key.prefix() == spaces[s].prefix()
                                 && (spaces[s].group().is_none() || key.group() == spaces[s].group())
                         });
                     }
-                    Op::Wait(seconds) => now += SECOND * seconds as u32,
+                    LeaseOp::Wait(seconds) => now += SECOND * seconds as u32,
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! The fill protocol for stores that don't have one: [`ProcessLocal`].
+//! [`ProcessLocal`]: the fill protocol for stores without leases.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,34 +15,34 @@ use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, Store
 use crate::clock::Clock;
 use crate::key::{CacheKey, KeySpace};
 
-/// How many locks share the keys and the groups. Two that share one only wait for each other's writes.
+/// The number of locks for keys, and of locks for groups. Keys that share a lock wait for each other's writes.
 const STRIPES: usize = 64;
 
-/// Makes a [`LeaseStore`] of any [`CacheStore`], inside this process.
+/// A [`LeaseStore`] made from any [`CacheStore`], with leases inside this process.
 ///
-/// Fills are coalesced and fenced among the users of *this* value. Another process on the same store, or another
-/// `ProcessLocal` around it, is not seen: its eviction removes the entry, but a fill that is under way here may still
-/// write the older answer afterwards, to stay until its time to live is over. A store that is shared between processes
-/// and must not serve such an answer implements [`LeaseStore`] itself.
+/// Fills are coalesced and fenced among the users of *this* value. It doesn't see other processes that use the same store,
+/// or another `ProcessLocal` around it. Their evictions remove the entry, but a fill that is under way here may still write
+/// the older answer afterwards, and it stays until its time to live ends. A store that is shared between processes and must
+/// not serve such an answer implements [`LeaseStore`] itself.
 ///
-/// Every write to a key waits for the one before it, and an eviction of a group waits for the writes in that group, so
-/// that nothing older can land once a `delete`, `delete_group` or `set` has returned. Reads wait for nothing.
+/// Each write to a key waits for the previous one, and an eviction of a group waits for the writes in that group. So
+/// nothing older is written once a `delete`, `delete_group` or `set` has returned. Reads don't wait.
 ///
-/// What this can't see, it can't promise: `commit` answers `true` once the store's `set` is `Ok`, even if the store
-/// found no room for the value. And a `commit` whose future is dropped half-way gave its write to the store already:
-/// it may land later. Await it, or evict the key.
+/// `commit` returns `true` once the store's `set` returns `Ok`, even if the store had no room for the value. A `commit`
+/// whose future is dropped midway has already handed its write to the store, which may still perform it. Await it, or evict
+/// the key.
 pub struct ProcessLocal<S> {
     store: S,
     clock: Arc<dyn Clock>,
     leases: Mutex<LeaseTable>,
-    /// Held shared by a write to one key, exclusively by an eviction of the group. Taken before `keys`.
+    /// Locked shared by a write to one key, and exclusively by an eviction of the group. Locked before `keys`.
     groups: [RwLock<()>; STRIPES],
-    /// Held by a write to the key.
+    /// Locked by a write to the key.
     keys: [AsyncMutex<()>; STRIPES],
 }
 
 impl<S: CacheStore> ProcessLocal<S> {
-    /// Wraps `store`. Leases run out by `clock`.
+    /// Wraps `store`. Leases expire by `clock`.
     pub fn new(store: S, clock: Arc<dyn Clock>) -> Self {
         Self {
             store,
@@ -53,7 +53,7 @@ impl<S: CacheStore> ProcessLocal<S> {
         }
     }
 
-    /// The store inside. What is written to it directly is not fenced.
+    /// Returns the wrapped store. Direct writes to it are not fenced.
     pub const fn inner(&self) -> &S {
         &self.store
     }
@@ -62,21 +62,21 @@ impl<S: CacheStore> ProcessLocal<S> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the right to write one key.
+    /// Locks one key for a write.
     async fn writing(&self, key: &CacheKey) -> (RwLockReadGuard<'_, ()>, AsyncMutexGuard<'_, ()>) {
         let group = self.groups[stripe(head_of(key), STRIPES)].read().await;
         let key = self.keys[stripe(key.name(), STRIPES)].lock().await;
         (group, key)
     }
 
-    /// Waits until nobody writes in a group, or in any group of the prefix.
+    /// Locks a group, or every group of the prefix, against writes.
     async fn evicting(&self, space: &KeySpace) -> Vec<RwLockWriteGuard<'_, ()>> {
         let stripes = match space.group() {
             Some(_) => {
                 let stripe = stripe(space.head(), STRIPES);
                 stripe..=stripe
             }
-            // Always in the same order, so that two of these can't wait for each other.
+            // Always in the same order, so that two evictions can't deadlock.
             None => 0..=STRIPES - 1,
         };
         let mut guards = Vec::with_capacity(stripes.clone().count());
@@ -149,14 +149,14 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
 }
 
 impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
-    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
-        let answer = self.leases().begin(key, intent, hold, self.clock.now());
+    async fn begin(&self, key: &CacheKey, intent: Intent, lease_ttl: Duration) -> Result<Begin, StoreError> {
+        let answer = self.leases().begin(key, intent, lease_ttl, self.clock.now());
         if intent != Intent::Fill {
             return Ok(answer);
         }
-        // The lease comes first: whoever holds it knows that nobody committed since the store was asked. It goes back
-        // if an entry turns up, if the store fails, and if this future is dropped.
-        let lease = Unsettled { of: self, key, answer: Some(answer) };
+        // The lease comes first, so that no other commit can happen between the store's answer and the lease. The lease
+        // ends if there is an entry, if the store fails, or if this future is dropped.
+        let lease = PendingBegin { of: self, key, answer: Some(answer) };
         match self.store.get(key).await? {
             Some(found) => Ok(Begin::Found(found)),
             None => Ok(lease.keep()),
@@ -178,8 +178,8 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         Ok(current)
     }
 
-    async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
-        Ok(self.leases().renew(key, lease, hold, self.clock.now()))
+    async fn renew(&self, key: &CacheKey, lease: &Lease, lease_ttl: Duration) -> Result<bool, StoreError> {
+        Ok(self.leases().renew(key, lease, lease_ttl, self.clock.now()))
     }
 
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
@@ -197,21 +197,21 @@ impl<S: fmt::Debug> fmt::Debug for ProcessLocal<S> {
     }
 }
 
-/// An answer to `begin` that may hold a lease nobody knows of yet.
-struct Unsettled<'a, S: CacheStore> {
+/// A result of `begin` whose lease ends on drop, unless it is kept.
+struct PendingBegin<'a, S: CacheStore> {
     of: &'a ProcessLocal<S>,
     key: &'a CacheKey,
     answer: Option<Begin>,
 }
 
-impl<S: CacheStore> Unsettled<'_, S> {
+impl<S: CacheStore> PendingBegin<'_, S> {
     fn keep(mut self) -> Begin {
-        // It is there until it is kept or dropped, and this consumes it.
+        // It is present until it is kept or dropped, and this method consumes it.
         self.answer.take().unwrap_or(Begin::Filling)
     }
 }
 
-impl<S: CacheStore> Drop for Unsettled<'_, S> {
+impl<S: CacheStore> Drop for PendingBegin<'_, S> {
     fn drop(&mut self) {
         if let Some(Begin::Lease(lease)) = &self.answer {
             self.of.leases().abandon(self.key, lease, Abandon::Failed, self.of.clock.now());

@@ -1,28 +1,29 @@
-//! Numbers that many threads add to and few read.
+//! Counters for many writing threads and few readers.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::stats::Latency;
 
-/// Threads are spread over so many copies of the numbers, so that they don't wait for each other's cache lines.
+/// The number of copies of each counter. Threads use different copies, so that they don't wait for each other's cache
+/// lines.
 const SHARDS: usize = 8;
 
-/// Some numbers that every request adds to.
+/// Counters that every request increments.
 pub(crate) struct Counters<const N: usize> {
-    shards: [Shard<N>; SHARDS],
+    shards: [CounterShard<N>; SHARDS],
 }
 
-/// On cache lines of its own.
+/// One copy of the counters, on cache lines of its own.
 #[repr(align(64))]
-struct Shard<const N: usize>([AtomicU64; N]);
+struct CounterShard<const N: usize>([AtomicU64; N]);
 
 impl<const N: usize> Counters<N> {
     pub(crate) const fn new() -> Self {
-        Self { shards: [const { Shard([const { AtomicU64::new(0) }; N]) }; SHARDS] }
+        Self { shards: [const { CounterShard([const { AtomicU64::new(0) }; N]) }; SHARDS] }
     }
 
-    /// One more of these. Numbers that don't exist aren't counted.
+    /// Increments a counter. Ignores an index out of range.
     pub(crate) fn count(&self, index: usize) {
         let shard = &self.shards[this_thread() % SHARDS];
         if let Some(number) = shard.0.get(index) {
@@ -30,7 +31,7 @@ impl<const N: usize> Counters<N> {
         }
     }
 
-    /// The numbers, maybe a little before each other.
+    /// Returns the sums over all copies. They are read one after the other.
     pub(crate) fn sums(&self) -> [u64; N] {
         std::array::from_fn(|index| {
             self.shards.iter().map(|shard| shard.0[index].load(Ordering::Relaxed)).sum()
@@ -38,7 +39,7 @@ impl<const N: usize> Counters<N> {
     }
 }
 
-/// A number that threads have, each the next one.
+/// Returns the number of this thread. Threads are numbered in order of their first call.
 fn this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -47,13 +48,13 @@ fn this_thread() -> usize {
     THIS.try_with(|this| *this).unwrap_or(0)
 }
 
-/// The upper ends of a [`Histogram`]'s buckets, in microseconds. Beyond the last there is one more.
+/// The upper bounds of a [`Histogram`]'s buckets, in microseconds. One more bucket has no bound.
 pub(crate) const BOUNDS: [u64; 22] = [
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000,
     500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
 ];
 
-/// Which bucket a time belongs to.
+/// Returns the index of a duration's bucket.
 pub(crate) fn bucket(took: Duration) -> usize {
     BOUNDS.partition_point(|bound| *bound < micros(took))
 }
@@ -62,7 +63,7 @@ fn micros(took: Duration) -> u64 {
     u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// How often something took how long.
+/// A histogram of durations.
 pub(crate) struct Histogram {
     buckets: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
@@ -117,7 +118,7 @@ mod tests {
         let filled: Vec<_> = latency.buckets().filter(|(_, count)| *count > 0).collect();
         let micros = |micros| Some(Duration::from_micros(micros));
         assert_eq!(filled, [(micros(1), 2), (micros(5), 1), (micros(100), 2), (micros(200), 1), (None, 1)]);
-        // Of seven, the fourth lies in the bucket of 90 and 100.
+        // The fourth of seven durations is in the bucket of 90 and 100.
         assert_eq!(latency.quantile(0.5), micros(100));
         assert_eq!(Histogram::new().read().quantile(0.5), None);
     }

@@ -1,6 +1,6 @@
-//! What happened lately, for somebody who looks on: the last decisions, and a count every few seconds.
+//! RecentRequests history for a console: the last decisions, and counts by slice of time.
 //!
-//! It costs a look at the clock, a copy of the URI and a lock for every request, so it begins when a console is made.
+//! For each request it reads the clock, copies the URI and takes a lock. So it starts when a console is created.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,37 +16,37 @@ use crate::reason::Reason;
 use crate::stats::Latency;
 use crate::status::{Outcome, Status};
 
-/// Counts are kept for slices of time of so many seconds, for half an hour.
+/// The length of a slice of time, in seconds. Slices are kept for half an hour.
 pub(crate) const SLICE: u64 = 5;
 const SLICES: usize = 360;
 
-/// So many decisions of each status are kept, so that many hits don't push out the one refusal.
+/// The number of decisions kept for each status, so that many hits don't displace the one refusal.
 const DECISIONS: usize = 40;
 
-/// So much of a URI is kept, in bytes.
+/// The longest part of a URI that is kept, in bytes.
 const LONGEST_URI: usize = 300;
 
-/// The last decisions and the last half hour.
+/// The last decisions, and the slices of the last half hour.
 #[derive(Default)]
 pub(crate) struct History {
-    recent: Mutex<Recent>,
+    recent: Mutex<RecentRequests>,
 }
 
 #[derive(Default)]
-struct Recent {
+struct RecentRequests {
     slices: VecDeque<Slice>,
-    decisions: [VecDeque<Decided>; Status::ALL.len()],
+    decisions: [VecDeque<AnsweredRequest>; Status::ALL.len()],
 }
 
-/// A request that is under way.
-pub(crate) struct Asked {
+/// A request that isn't answered yet.
+pub(crate) struct PendingRequest {
     at: SystemTime,
     started: Instant,
     method: Method,
     uri: String,
 }
 
-impl Asked {
+impl PendingRequest {
     pub(crate) fn new(at: SystemTime, method: &Method, uri: &Uri) -> Self {
         let mut uri = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         if uri.len() > LONGEST_URI {
@@ -60,8 +60,8 @@ impl Asked {
 
 /// A request that was answered.
 #[derive(Clone, Serialize)]
-pub(crate) struct Decided {
-    /// When it came, in seconds since 1970.
+pub(crate) struct AnsweredRequest {
+    /// The time of its arrival, in seconds since 1970.
     at: f64,
     took_us: u64,
     method: String,
@@ -72,40 +72,46 @@ pub(crate) struct Decided {
     answer: u16,
 }
 
-/// A few seconds.
+/// The counts of one slice of time.
 struct Slice {
-    /// Which one since 1970.
+    /// The slice's number since 1970.
     number: u64,
     statuses: [u64; Status::ALL.len()],
     buckets: [u64; BOUNDS.len() + 1],
     total: Duration,
 }
 
-/// A slice, as it is told.
+/// A slice in the console's output.
 #[derive(Serialize)]
 pub(crate) struct SliceStats {
-    /// When it began, in seconds since 1970.
+    /// The slice's start, in seconds since 1970.
     at: u64,
-    /// In the order of [`Status::ALL`].
+    /// Counts in the order of [`Status::ALL`].
     statuses: [u64; Status::ALL.len()],
     latency: Latency,
 }
 
 impl History {
-    pub(super) fn note(&self, route: &RouteCounters, asked: Asked, outcome: Outcome, answer: StatusCode) {
-        let took = asked.started.elapsed();
-        let at = asked.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    pub(super) fn record(
+        &self,
+        route: &RouteCounters,
+        request: PendingRequest,
+        outcome: Outcome,
+        answer: StatusCode,
+    ) {
+        let took = request.started.elapsed();
+        let at = request.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut recent = self.recent();
         recent.slice(at.as_secs() / SLICE).add(outcome.status, took);
         let decisions = &mut recent.decisions[outcome.status as usize];
         if decisions.len() == DECISIONS {
             decisions.pop_front();
         }
-        decisions.push_back(Decided {
+        decisions.push_back(AnsweredRequest {
             at: at.as_secs_f64(),
             took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            method: asked.method.to_string(),
-            uri: asked.uri,
+            method: request.method.to_string(),
+            uri: request.uri,
             route: route.name.to_string(),
             status: outcome.status,
             reason: outcome.reason,
@@ -113,7 +119,7 @@ impl History {
         });
     }
 
-    /// The slices from the oldest to the one of `now`, without those in which nothing happened.
+    /// Returns the slices with requests, from the oldest to the newest.
     pub(crate) fn slices(&self) -> Vec<SliceStats> {
         let read = |slice: &Slice| SliceStats {
             at: slice.number * SLICE,
@@ -123,7 +129,7 @@ impl History {
         self.recent().slices.iter().map(read).collect()
     }
 
-    /// How long requests took in the last minute.
+    /// Returns the durations of requests in the last minute.
     pub(crate) fn lately(&self, now: SystemTime) -> Latency {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let (mut buckets, mut total) = (vec![0; BOUNDS.len() + 1], Duration::ZERO);
@@ -134,20 +140,20 @@ impl History {
         Latency::new(buckets, total)
     }
 
-    /// The last decisions, the newest first.
-    pub(crate) fn decisions(&self) -> Vec<Decided> {
-        let mut decisions: Vec<Decided> = self.recent().decisions.iter().flatten().cloned().collect();
+    /// Returns the last decisions, the newest first.
+    pub(crate) fn decisions(&self) -> Vec<AnsweredRequest> {
+        let mut decisions: Vec<AnsweredRequest> = self.recent().decisions.iter().flatten().cloned().collect();
         decisions.sort_by(|a, b| b.at.total_cmp(&a.at));
         decisions
     }
 
-    fn recent(&self) -> MutexGuard<'_, Recent> {
+    fn recent(&self) -> MutexGuard<'_, RecentRequests> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Recent {
-    /// The slice of this number, or the last one for a clock that went back.
+impl RecentRequests {
+    /// Returns the slice of this number, or the last one if the clock went back.
     fn slice(&mut self, number: u64) -> &mut Slice {
         if self.slices.back().is_none_or(|last| last.number < number) {
             if self.slices.len() == SLICES {

@@ -1,4 +1,4 @@
-//! The store as everybody here sees it: each call is counted, and so is what it wrote or evicted.
+//! A wrapper around the store that counts calls, writes and evictions.
 
 use std::future::Future;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::key::{CacheKey, KeySpace};
 use crate::store::dyn_store::DynStore;
 use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError, ValueHead};
 
-/// A store, watched.
+/// A store whose calls are counted.
 pub(crate) struct MeteredStore {
     store: Box<dyn DynStore>,
     telemetry: Arc<Telemetry>,
@@ -33,24 +33,24 @@ impl MeteredStore {
         }
     }
 
-    /// A value that is there without waiting.
+    /// Returns a value that needs no waiting.
     pub(crate) fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
         let value = self.store.try_get(key)?;
         self.telemetry.called(Operation::Get, None, true);
         Some(value)
     }
 
-    /// A value that is not at hand.
+    /// Reads a value that `try_get` didn't return.
     pub(crate) async fn fetch(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         self.call(Operation::Get, self.store.get(key)).await
     }
 
-    /// A value as every process sees it.
+    /// Reads a value, but not from a copy in this process.
     pub(crate) async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         self.call(Operation::Get, self.store.get_shared(key)).await
     }
 
-    /// The beginning of a value that is not at hand.
+    /// Reads the beginning of a value that `try_get` didn't return.
     pub(crate) async fn get_head(
         &self,
         key: &CacheKey,
@@ -59,7 +59,7 @@ impl MeteredStore {
         self.call(Operation::Get, self.store.get_head(key, limit)).await
     }
 
-    /// A part of the value that begins like this.
+    /// Reads a part of the value that begins with `head`.
     pub(crate) async fn get_range(
         &self,
         key: &CacheKey,
@@ -101,9 +101,9 @@ impl MeteredStore {
         &self,
         key: &CacheKey,
         intent: Intent,
-        hold: Duration,
+        lease_ttl: Duration,
     ) -> Result<Begin, StoreError> {
-        self.call(Operation::Begin, self.store.begin(key, intent, hold)).await
+        self.call(Operation::Begin, self.store.begin(key, intent, lease_ttl)).await
     }
 
     pub(crate) async fn commit(
@@ -127,9 +127,9 @@ impl MeteredStore {
         &self,
         key: &CacheKey,
         lease: &Lease,
-        hold: Duration,
+        lease_ttl: Duration,
     ) -> Result<bool, StoreError> {
-        self.call(Operation::Renew, self.store.renew(key, lease, hold)).await
+        self.call(Operation::Renew, self.store.renew(key, lease, lease_ttl)).await
     }
 
     pub(crate) async fn abandon(
@@ -141,7 +141,7 @@ impl MeteredStore {
         self.call(Operation::Abandon, self.store.abandon(key, lease, why)).await
     }
 
-    /// Waits until the value may be another one, at most for so long.
+    /// Waits until the value may have changed, for up to `at_most`.
     pub(crate) async fn changed(&self, key: &CacheKey, at_most: Duration) {
         let _ = tokio::time::timeout(at_most, self.store.changed(key)).await;
     }
@@ -169,8 +169,8 @@ impl MeteredStore {
     }
 }
 
-/// How long the work took, if it had to be waited for. A store in this process answers at once, and then the clock would
-/// take longer than the work.
+/// Returns the result and, if `work` had to wait, its duration. A store in this process returns at once, and reading the
+/// clock would take longer than the work.
 async fn timed<T>(work: impl Future<Output = T>) -> (T, Option<Duration>) {
     let mut work = pin!(work);
     let at_once = std::future::poll_fn(|context| {

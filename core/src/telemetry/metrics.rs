@@ -1,4 +1,4 @@
-//! The same numbers through the facade `metrics`, for whichever recorder the application installs.
+//! Export of the counters through the facade `metrics`, to the recorder that the application installs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Once, PoisonError, RwLock};
@@ -20,7 +20,7 @@ const FILL_WAITS: &str = "larder_fill_wait_seconds";
 const STORE: &str = "larder_store_seconds";
 const BREAKER: &str = "larder_breaker_open";
 
-/// The counters of a route, each made when it is first needed: looking one up by its labels takes longer than a hit.
+/// The exported counters of a route, each created on first use: looking one up by its labels takes longer than a hit.
 pub(super) struct RouteExport {
     hit: Counter,
     others: RwLock<HashMap<(Status, Option<Reason>), Counter>>,
@@ -105,7 +105,7 @@ const fn word(kind: Kind) -> &'static str {
     }
 }
 
-/// Says once what the numbers mean.
+/// Describes the metrics to the recorder, once.
 fn describe() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

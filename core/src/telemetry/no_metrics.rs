@@ -1,4 +1,4 @@
-//! What isn't exported, for want of the feature `metrics`.
+//! The twin of `metrics` without the feature `metrics`. Exports nothing.
 
 use std::sync::Arc;
 use std::time::Duration;

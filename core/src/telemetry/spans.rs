@@ -1,7 +1,7 @@
-//! Spans for `tracing`, each around one thing that the cache does, and never around the handler. (What `get_or_set` and
-//! `update` call belongs to what they do.)
+//! Spans for `tracing` around single operations of the cache, never around the handler. (The functions passed to
+//! `get_or_set` and `update` run within their spans.)
 //!
-//! Without the feature `tracing` they are all none, and cost nothing.
+//! Without the feature `tracing` there are no spans, and they cost nothing.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::key::{CacheKey, KeySpace};
 use crate::policy::CommitResult;
 use crate::status::Outcome;
 
-/// A span, or nothing at all.
+/// A span, or nothing without the feature.
 pub(crate) struct Span {
     #[cfg(feature = "tracing")]
     span: tracing::Span,
@@ -20,7 +20,7 @@ pub(crate) struct Span {
 impl Span {
     pub(crate) const NONE: Self = Self { span: tracing::Span::none() };
 
-    /// Does the work within the span.
+    /// Runs the work within the span.
     pub(crate) fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         tracing::Instrument::instrument(work, self.span.clone())
     }
@@ -34,7 +34,7 @@ impl Span {
 impl Span {
     pub(crate) const NONE: Self = Self {};
 
-    /// Does the work.
+    /// Runs the work.
     pub(crate) const fn around<F: Future>(&self, work: F) -> F {
         work
     }
@@ -43,19 +43,19 @@ impl Span {
 }
 
 impl Span {
-    /// Under which key.
+    /// Records the key.
     pub(crate) fn key(&self, key: &CacheKey) {
         self.record("key", key.name());
     }
 
-    /// For how long it lasts, in seconds. Nothing for what has no end.
+    /// Records the time to live in seconds. Records nothing without an expiry.
     pub(crate) fn lasting(&self, ttl: Option<Duration>) {
         if let Some(ttl) = ttl {
             self.record("ttl", ttl.as_secs_f64());
         }
     }
 
-    /// How a request was answered, or isn't yet.
+    /// Records how a request was answered, or that it isn't answered yet.
     pub(crate) fn outcome(&self, outcome: Outcome) {
         self.record("status", outcome.status.as_str());
         if let Some(reason) = outcome.reason {
@@ -63,7 +63,7 @@ impl Span {
         }
     }
 
-    /// What became of what was to be stored.
+    /// Records the result of a commit.
     pub(crate) fn stored(&self, stored: CommitResult) {
         let word = match stored {
             CommitResult::Stored => "stored",
@@ -73,12 +73,12 @@ impl Span {
         self.record("status", word);
     }
 
-    /// Whether the store confirmed an eviction.
+    /// Records whether the store confirmed an eviction.
     pub(crate) fn evicted(&self, confirmed: bool) {
         self.record("status", if confirmed { "evicted" } else { "failed" });
     }
 
-    /// What became of a call of the backend: the first word for yes, the second for no.
+    /// Records the result of a backend call: the word `yes` for `true`, `no` for `false`.
     pub(crate) fn result<E>(&self, [yes, no]: [&'static str; 2], result: Result<bool, &E>) {
         let word = match result {
             Ok(true) => yes,
@@ -89,7 +89,7 @@ impl Span {
     }
 }
 
-/// A span with what all of them tell. What isn't known yet is recorded later.
+/// Creates a span with the common fields. Fields that aren't known yet are recorded later.
 #[cfg(feature = "tracing")]
 macro_rules! span {
     ($name:literal, $key:expr, $group:expr) => {
@@ -114,37 +114,37 @@ macro_rules! span {
     }};
 }
 
-/// Looking for what is stored. The key is recorded once it is known.
+/// A lookup of a stored response. The key is recorded once it is known.
 pub(crate) fn get(space: &KeySpace) -> Span {
     span!("cache.get", tracing::field::Empty, space.group())
 }
 
-/// Storing what the handler answered to a read.
+/// The write of a handler's answer to a read.
 pub(crate) fn set(key: &CacheKey, ttl: Option<Duration>) -> Span {
     with_ttl(span!("cache.set", key.name(), key.group()), ttl)
 }
 
-/// Storing what the handler answered to a write.
+/// The write of a handler's answer to a write.
 pub(crate) fn put(key: &CacheKey, ttl: Option<Duration>) -> Span {
     with_ttl(span!("cache.put", key.name(), key.group()), ttl)
 }
 
-/// Evicting an entry with all its variants.
+/// The eviction of an entry with all its variants.
 pub(crate) fn evict(key: &CacheKey) -> Span {
     span!("cache.evict", key.name(), key.group())
 }
 
-/// Evicting a group.
+/// The eviction of a group.
 pub(crate) fn evict_group(space: &KeySpace) -> Span {
     span!("cache.evict", tracing::field::Empty, space.group())
 }
 
-/// Waiting for a fill that another request here is at.
+/// A wait for another request's fill in this process.
 pub(crate) fn wait() -> Span {
     span!("cache.wait", tracing::field::Empty, tracing::field::Empty)
 }
 
-/// What a [`CacheBackend`](crate::CacheBackend) does.
+/// Spans of a [`CacheBackend`](crate::CacheBackend).
 pub(crate) mod backend {
     use super::{CacheKey, Duration, KeySpace, Span, with_ttl};
 

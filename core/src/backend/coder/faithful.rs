@@ -1,8 +1,8 @@
-//! What a format writes, but does not read back as it was.
+//! A check that a value can be read back unchanged.
 //!
-//! A walk over the value, as a serializer that writes nothing: it allocates nothing, and costs less than the writing does. It
-//! finds what depends on the value. What depends on its type alone, such as a field that is skipped, an author finds in the
-//! first test.
+//! The check is a serializer that writes nothing. It doesn't allocate, and costs less than the encoding. It finds problems
+//! that depend on the value. Problems that depend only on the type, such as a skipped field, show in an author's first
+//! test.
 
 use std::fmt;
 
@@ -10,20 +10,20 @@ use serde::ser::{self, Serialize, Serializer};
 
 use super::MAX_DEPTH;
 
-/// The format that the value is going to be written in.
+/// The format that the value will be written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// Writes numbers that are not finite as `null`.
+    /// JSON, which writes numbers that aren't finite as `null`.
     Json,
     MessagePack,
 }
 
-/// Whether a value is read back as it is.
+/// Returns an error if the value wouldn't be read back unchanged.
 pub(super) fn check<T: Serialize + ?Sized>(value: &T, format: Format) -> Result<(), Unfaithful> {
     value.serialize(Walk { format, depth: 0, in_some: false })
 }
 
-/// Why a value would not be read back.
+/// The reason why a value wouldn't be read back unchanged.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfaithful {
     #[error("JSON has no number that is not finite")]
@@ -45,24 +45,25 @@ impl ser::Error for Unfaithful {
 
 type Checked = Result<(), Unfaithful>;
 
-/// A place in a value.
+/// A position in a value.
 #[derive(Clone, Copy)]
 struct Walk {
     format: Format,
-    /// How many arrays and objects are around it.
+    /// The number of arrays and objects around it.
     depth: usize,
-    /// Whether it is the content of a `Some`.
+    /// `true` if it is the content of a `Some`.
     in_some: bool,
 }
 
 impl Walk {
-    /// What is in so many more arrays and objects.
+    /// Returns the position inside `levels` more arrays and objects.
     fn inside(self, levels: usize) -> Result<Self, Unfaithful> {
         let depth = self.depth + levels;
         if depth >= MAX_DEPTH { Err(Unfaithful::Depth) } else { Ok(Self { depth, in_some: false, ..self }) }
     }
 
-    /// What is in a variant of an enum, which JSON reads as an object and MessagePack does not count.
+    /// Returns the position inside an enum variant. JSON reads a variant as an object; MessagePack doesn't count it as a
+    /// level.
     fn variant(self, levels: usize) -> Result<Self, Unfaithful> {
         self.inside(levels + usize::from(self.format == Format::Json))
     }
@@ -76,7 +77,7 @@ impl Walk {
     }
 }
 
-/// Values that every format reads back.
+/// Scalar values that every format reads back.
 macro_rules! faithful {
     ($($name:ident: $type:ty),*) => {
         $(fn $name(self, _: $type) -> Checked {
@@ -123,7 +124,7 @@ impl Serializer for Walk {
     }
 
     fn serialize_unit_struct(self, _: &'static str) -> Checked {
-        // An empty array in MessagePack.
+        // MessagePack writes an empty array.
         if self.format == Format::Json { self.null() } else { Ok(()) }
     }
 
@@ -194,7 +195,7 @@ impl Serializer for Walk {
     }
 }
 
-/// Several values in a row.
+/// Sequences of values.
 macro_rules! rows {
     ($($row:ident $element:ident),*) => {
         $(impl ser::$row for Walk {
@@ -217,7 +218,7 @@ rows! {
     SerializeTupleVariant serialize_field
 }
 
-/// Several values with names.
+/// Values with field names.
 macro_rules! records {
     ($($record:ident),*) => {
         $(impl ser::$record for Walk {
@@ -292,7 +293,7 @@ mod tests {
             .is_some_and(|back| back == *value)
     }
 
-    /// What is accepted comes back, and what would not come back is refused.
+    /// Asserts that accepted values are read back unchanged, and that others are refused.
     fn on_both<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, expected: [bool; 2]) {
         assert_eq!(Json.encode(value).is_ok(), expected[0], "JSON {value:?}");
         assert_eq!(MessagePack.encode(value).is_ok(), expected[1], "MessagePack {value:?}");
