@@ -1,13 +1,13 @@
-//! The one place that joins the policy and the store: from a request to its answer, top to bottom.
+//! Request to response: the one place that joins the policy and the store. It can be read from top to bottom.
 //!
-//! A read looks into the store; what it finds answers, and what it doesn't find is filled by one request for all. A
-//! write runs its handler and then stores or evicts. Fills and writes go on without their client: one that
-//! hangs up takes nobody's answer away and leaves no old value behind. Whatever the store does, the handler's answer is delivered.
+//! A read looks up the store. A hit is served; of the requests that miss, one fills the entry for all. A write runs its
+//! handler and then stores or evicts. Fills and writes continue without their client: if it disconnects, no other request
+//! loses its answer, and no old value remains. The handler's response is delivered regardless of the store.
 
 #![expect(
     clippy::large_enum_variant,
     clippy::result_large_err,
-    reason = "what is seen at once is mostly a hit, which is not to allocate"
+    reason = "most lookups are hits in memory, which must not allocate"
 )]
 
 mod call;
@@ -50,11 +50,11 @@ pub use self::response_future::ResponseFuture;
 impl Route {
     /// Answers one request.
     ///
-    /// Needs a tokio runtime. A panic of the handler goes on in the caller.
+    /// Needs a tokio runtime. A panic of the handler resumes in the caller.
     ///
     /// # Errors
     ///
-    /// Only those of the handler. The store's are logged.
+    /// Returns only the handler's errors. Errors of the store are logged.
     pub fn handle<C: Call>(self: Arc<Self>, call: C) -> ResponseFuture<C::Body, C::Error> {
         match self.try_hit(call.view()) {
             Ok(response) => ResponseFuture::ready(response),
@@ -62,12 +62,12 @@ impl Route {
         }
     }
 
-    /// Answers one request, if that takes no more than a look into memory: the first half of [`handle`](Self::handle), for
-    /// adapters for whom it costs something to put a [`Call`] together.
+    /// Answers one request if that needs no waiting. This is the first half of [`handle`](Self::handle), for adapters in
+    /// which creating a [`Call`] is costly.
     ///
     /// # Errors
     ///
-    /// Nothing that answers is at hand: go on with what this returns.
+    /// Returns a [`Deferred`] if the request needs more than a lookup in memory.
     pub fn try_hit(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Deferred> {
         let watch = RequestTimer::new(&self.context, &request);
         match self.lookup_now(request) {
@@ -78,7 +78,7 @@ impl Route {
         }
     }
 
-    /// Answers a request that what is stored doesn't, and counts it.
+    /// Answers a request that the lookup didn't answer, and records its outcome.
     async fn respond<C: Call>(self: Arc<Self>, seen: Seen, call: C, watch: RequestTimer) -> Reply<C> {
         let watch = watch.keep(&self.context.telemetry, self.metrics(call.view().pattern, Arc::clone));
         let (reply, outcome) = self.dispatch(seen, call, 1).await;
@@ -86,7 +86,7 @@ impl Route {
         reply
     }
 
-    /// What is stored answers.
+    /// Records a response that the lookup found.
     fn answered(
         self: &Arc<Self>,
         pattern: Option<&str>,
@@ -100,7 +100,7 @@ impl Route {
         response
     }
 
-    /// Answers a request that what is stored doesn't. Each way to do it takes the room that it needs, and no more.
+    /// Answers a request after its lookup. Each branch is boxed, so that it takes only the room that it needs.
     fn dispatch<C: Call>(self: &Arc<Self>, seen: Seen, call: C, looks: usize) -> Settling<'_, C> {
         match seen {
             Seen::Answer(response, outcome) => ready_reply::<C>(response, outcome),
@@ -112,11 +112,11 @@ impl Route {
                 self.refresh(forward, place, call);
                 ready_reply::<C>(response, outcome)
             }
-            // A store that just failed to read isn't asked to write: the handler runs as it would without a cache.
+            // The store just failed to read, so it isn't asked to write. The handler runs as it would without a cache.
             Seen::Miss(forward, place) if forward.reason() == Reason::Down => {
                 Box::pin(self.run_uncached(forward, place, call))
             }
-            // Its handler makes parts of its own, which fill nothing.
+            // The handler makes partial responses itself, which fill nothing.
             Seen::Miss(forward, place)
                 if forward.keeps_range() && self.context.known_to_make_parts.contains(&place.primary) =>
             {
@@ -148,7 +148,7 @@ impl Route {
         }
     }
 
-    /// Looks once more: what was waited for, or found where nothing was expected, is not for this request.
+    /// Looks up the store again: the awaited or unexpected entry wasn't valid for this request.
     async fn retry_lookup<C: Call>(self: &Arc<Self>, call: C, looks: usize) -> Counted<C> {
         self.miss_predictor.record_hit();
         let seen = match self.lookup_now(call.view()) {
@@ -158,7 +158,7 @@ impl Route {
         self.dispatch(seen, call, looks + 1).await
     }
 
-    /// The cache takes no part, but says so.
+    /// Runs the handler without the cache, and adds the status to the response.
     async fn bypass<C: Call>(&self, mark: Mark, call: C) -> Counted<C> {
         self.warn_undeclared(mark.reason(), call.view().pattern);
         let mut response = match call.run().await {
@@ -170,7 +170,7 @@ impl Route {
         (Ok(response), outcome)
     }
 
-    /// The cache takes no part, and says nothing: the same cache is around this one, and says it.
+    /// Runs the handler without the cache, and adds no status: the same cache is around this one, and adds it.
     async fn pass_through<C: Call>(&self, call: C) -> Counted<C> {
         if !self.warned_nested.swap(true, Ordering::Relaxed) {
             warn!(
@@ -190,7 +190,7 @@ impl Route {
         }
     }
 
-    /// Says once a route that its author should say whose the responses are.
+    /// Warns once that the route doesn't declare its audience.
     fn warn_undeclared(&self, reason: Option<Reason>, pattern: Option<&str>) {
         let undeclared = matches!(reason, Some(Reason::Authorization | Reason::Cookie | Reason::Credentials));
         if undeclared && !self.warned.swap(true, Ordering::Relaxed) {
@@ -204,15 +204,15 @@ impl Route {
     }
 }
 
-/// An answer that takes more than a look into the store.
+/// The future of a response that the lookup didn't find.
 type Settling<'a, C> = Pin<Box<dyn Future<Output = Counted<C>> + Send + 'a>>;
 
 fn ready_reply<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Settling<'a, C> {
     Box::pin(ready((Ok(response.map(ReplyBody::full)), outcome)))
 }
 
-/// A request that [`Route::look`] found no answer for.
-#[must_use = "nobody answers the request unless it goes on"]
+/// A request that [`Route::try_hit`] didn't answer.
+#[must_use = "a request is answered only by `respond`"]
 pub struct Deferred {
     route: Arc<Route>,
     watch: RequestTimer,
@@ -220,10 +220,10 @@ pub struct Deferred {
 }
 
 impl Deferred {
-    /// Answers the request, which `call` must hold: the second half of [`Route::handle`].
+    /// Answers the request, which must be the one in `call`. This is the second half of [`Route::handle`].
     pub fn respond<C: Call>(self, call: C) -> ResponseFuture<C::Body, C::Error> {
         let Self { route, watch, looked } = self;
-        // What is in memory answers most requests. What else may come of one needs much more room, and takes it only then.
+        // A lookup in memory answers most requests. The other branches need much more room, and take it only when they run.
         match looked {
             Looked::Seen(seen) => ResponseFuture::later(route.respond(seen, call, watch)),
             Looked::Further(further) => ResponseFuture::later(async move {

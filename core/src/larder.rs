@@ -1,4 +1,4 @@
-//! [`Larder`]: a store and the defaults of every route, shared by all of them.
+//! [`Larder`]: a cache, made of a store and the defaults of its routes.
 
 pub mod env;
 
@@ -31,9 +31,9 @@ use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
 use crate::telemetry::{MeteredStore, Telemetry, spans};
 use crate::ttl::Ttl;
 
-/// A cache: a store, and what its routes have in common. Cheap to clone; clones are the same cache.
+/// A cache: a store, and the state that its routes share. Clones are cheap and refer to the same cache.
 ///
-/// Making one needs no runtime and opens no connection. Using one needs tokio.
+/// Creating one needs no runtime and opens no connection. Using one needs tokio.
 ///
 /// ```
 /// # #[cfg(feature = "memory")] {
@@ -50,63 +50,63 @@ pub struct Larder {
 }
 
 impl Larder {
-    /// A cache in this process's memory, of at most 256 MiB.
+    /// Creates a cache in this process's memory, of at most 256 MiB.
     #[cfg(feature = "memory")]
     #[must_use]
     pub fn memory() -> Self {
         Self::builder().leased(crate::store::MemoryStore::new())
     }
 
-    /// A cache on a store of your own. Fills are coalesced and fenced inside this process; for a store that does it
+    /// Creates a cache on a custom store. Fills are coalesced and fenced inside this process. For a store that does so
     /// between processes, see [`LarderBuilder::leased`].
     #[must_use]
     pub fn new(store: impl CacheStore) -> Self {
         Self::builder().store(store)
     }
 
-    /// To change the defaults.
+    /// Returns a builder, to change the defaults.
     pub fn builder() -> LarderBuilder {
         LarderBuilder::default()
     }
 
-    /// Typed access to the same store, for what routes can't express.
+    /// Returns typed access to the same store, for values that aren't responses of routes.
     #[must_use]
     pub fn backend(&self) -> CacheBackend {
         CacheBackend::new(self.clone())
     }
 
-    /// The key under which a route of this group keeps the response to a GET of this URI.
+    /// Returns the key of the response to a GET of this URI, on a route of this group.
     ///
     /// # Errors
     ///
-    /// When the group can't be part of a key.
+    /// Returns an error if the group can't be part of a key.
     pub fn key_for<'a>(&self, group: impl Into<Option<&'a str>>, uri: &Uri) -> Result<CacheKey, KeyError> {
         Ok(KeySpace::new(&self.context.defaults.prefix, group.into())?.key_for(uri))
     }
 
-    /// Evicts one entry, whatever it is. If the store is down it is logged, and the store retries what it can.
+    /// Evicts one entry, a response or a value. If the store is down, the error is logged, and the store retries the
+    /// eviction if it can.
     ///
-    /// Goes on in the background if this future is dropped.
+    /// Continues in the background if this future is dropped.
     pub async fn evict(&self, key: &CacheKey) {
         let (context, key) = (Arc::clone(&self.context), key.clone());
         self.context.to_the_end(async move { context.evict_key(&key).await }).await;
     }
 
-    /// The prefix of all keys that don't have one of their own.
+    /// Returns the prefix of all keys without one of their own.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.context.defaults.prefix
     }
 
-    /// What this cache did so far, in numbers, and how its store is doing. Cheap enough to ask every second; nothing is
-    /// asked of the store.
+    /// Returns the cache's counters and the health of its store. It is cheap enough to call every second, and doesn't call
+    /// the store.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.context.telemetry.stats(self.context.store.health())
     }
 
-    /// Waits for fills and writes that are under way, for as long as a fill may take, then lets go of the store's
-    /// connections. For shutdown.
+    /// Waits for running fills and writes, for up to `max_fill`, then closes the store's connections. Call it on shutdown.
     pub async fn close(&self) {
         self.context.tasks.close();
         if tokio::time::timeout(self.context.timing.max_fill, self.context.tasks.wait()).await.is_err() {
@@ -122,7 +122,7 @@ impl fmt::Debug for Larder {
     }
 }
 
-/// Changes a [`Larder`]'s defaults.
+/// A builder of a [`Larder`].
 ///
 /// ```
 /// # #[cfg(feature = "memory")] {
@@ -149,12 +149,12 @@ impl Default for LarderBuilder {
 }
 
 impl LarderBuilder {
-    /// What every key begins with. `redis:larder:cache` by default.
+    /// Sets the prefix of every key. `redis:larder:cache` by default.
     ///
     /// # Panics
     ///
-    /// When it is empty or holds a brace, a bar, white space or a control character. Use [`KeySpace::new`] to check a
-    /// prefix that isn't a literal.
+    /// Panics if it is empty or contains a brace, a bar, white space or a control character. Use [`KeySpace::new`] to check
+    /// a prefix that isn't a literal.
     #[track_caller]
     pub fn prefix(mut self, prefix: &str) -> Self {
         if let Err(error) = KeySpace::new(prefix, None) {
@@ -164,40 +164,41 @@ impl LarderBuilder {
         self
     }
 
-    /// The time to live of routes that don't say. No expiry by default. A [`CacheBackend`] is always told.
+    /// Sets the time to live for routes without one. No expiry by default. Methods of a [`CacheBackend`] always take their
+    /// own.
     pub fn default_ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.defaults.ttl = ttl.into();
         self
     }
 
-    /// The largest body that routes store, in bytes. 10 MiB by default.
+    /// Sets the largest body that routes store, in bytes. 10 MiB by default.
     pub const fn max_body(mut self, bytes: u64) -> Self {
         self.defaults.max_body = bytes;
         self
     }
 
-    /// The field that says HIT, MISS or BYPASS; `None` for no such field. `X-Redis-Cache` by default.
+    /// Sets the header field that says HIT, MISS or BYPASS, or `None` for no such field. `X-Redis-Cache` by default.
     pub fn status_header(mut self, name: impl Into<Option<HeaderName>>) -> Self {
         self.defaults.status_header = name.into();
         self
     }
 
-    /// Whether to add `Cache-Status` (RFC 9211), which gives the reason too. Off by default.
+    /// Adds `Cache-Status` (RFC 9211) to responses, with the reason. Off by default.
     pub const fn cache_status(mut self, on: bool) -> Self {
         self.defaults.cache_status = on;
         self
     }
 
-    /// What principals of private routes are hashed with in keys. Set the same in every process that shares the store.
-    /// Needed only where principals can be guessed, as user ids can; tokens can't.
+    /// Sets the secret with which principals of private routes are hashed in keys. Use the same secret in every process
+    /// that shares the store. It is needed only for principals that can be guessed, such as user ids. Tokens can't be.
     pub fn principal_secret(mut self, secret: &[u8]) -> Self {
         self.defaults.secret = PrincipalSecret::new(secret);
         self
     }
 
-    /// Request fields that carry credentials in this service, beside the usual ones that [the
-    /// guide](crate::guide::safety#credentials) lists. Undeclared routes don't cache requests with them, the handlers of public
-    /// routes don't see them, and a shared cache treats them as `Authorization` (RFC 9111 §3.5).
+    /// Adds request fields that carry credentials in this service to the usual ones that [the
+    /// guide](crate::guide::safety#credentials) lists. Undeclared routes don't cache requests with them, the handlers of
+    /// public routes don't see them, and a shared cache treats them as `Authorization` (RFC 9111 §3.5).
     pub fn credential_fields(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.defaults.credential_fields = names.into_iter().collect();
         self
@@ -212,38 +213,39 @@ impl LarderBuilder {
         self
     }
 
-    /// After how long a handler that is still running loses its right to store. 60 s by default.
+    /// Sets the time after which a running handler loses its lease, so that its response isn't stored. 60 s by default.
     pub const fn max_fill(mut self, max_fill: Duration) -> Self {
         self.timing.max_fill = max_fill;
         self
     }
 
-    /// For how long a request waits for another one's fill before it runs the handler itself. 10 s by default.
+    /// Sets the time that a request waits for another request's fill before it runs the handler itself. 10 s by default.
     pub const fn max_wait(mut self, max_wait: Duration) -> Self {
         self.timing.max_wait = max_wait;
         self
     }
 
-    /// The clock that ages are measured with. The system's by default.
+    /// Sets the clock that measures ages. The system's clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// On a store of your own, coalescing and fencing inside this process.
+    /// Builds a cache on a custom store. Fills are coalesced and fenced inside this process.
     #[must_use]
     pub fn store(self, store: impl CacheStore) -> Larder {
         let clock = Arc::clone(&self.clock);
         self.leased(crate::store::ProcessLocal::new(store, clock))
     }
 
-    /// On a Redis, with at most so many bytes of what was read from it kept in this process too. Only keys under the
-    /// cache's own [`prefix`](Self::prefix) are: a route with a prefix of its own is always answered from Redis.
+    /// Builds a cache on Redis with a local tier: up to `bytes` bytes of the values read from Redis are kept in this
+    /// process too. The local tier keeps only keys under the cache's own [`prefix`](Self::prefix). A route with another
+    /// prefix is always answered from Redis.
     ///
-    /// What this process evicts is never read in it again. What another one evicts is gone here when Redis's message
-    /// arrives, usually within a millisecond, and after
-    /// [`MAX_STALE`](crate::store::redis::MAX_STALE) if no message can arrive. Needs Redis 6 or newer and a user who may
-    /// run `CLIENT TRACKING`; without them there is a warning and no such tier. More in
+    /// Entries that this process evicts are never read again in it. Entries that another process evicts disappear here when
+    /// Redis's invalidation message arrives, usually within a millisecond, and after
+    /// [`MAX_STALE`](crate::store::redis::MAX_STALE) if no message can arrive. The local tier needs Redis 6 or newer and a
+    /// user with permission to run `CLIENT TRACKING`. Without these, a warning is logged and there is no local tier. See
     /// [`TieredStore`](crate::store::redis::TieredStore).
     ///
     /// ```
@@ -260,10 +262,10 @@ impl LarderBuilder {
         self.leased(store)
     }
 
-    /// On a store that takes part in the fill protocol itself.
+    /// Builds a cache on a store with leases of its own.
     #[must_use]
     pub fn leased(self, store: impl LeaseStore) -> Larder {
-        // Two services that share a Redis and a prefix answer for each other, and the log of each shows it.
+        // Two services that share a Redis and a prefix serve each other's responses. Both logs show it.
         tracing::info!(prefix = &*self.defaults.prefix, store = store.health().store, "the cache is set up");
         let telemetry = Arc::new(Telemetry::default());
         Larder {
@@ -285,7 +287,7 @@ impl LarderBuilder {
     }
 }
 
-/// What routes have unless they say otherwise.
+/// The defaults of routes.
 #[derive(Clone, Debug)]
 pub(crate) struct Defaults {
     pub(crate) prefix: Box<str>,
@@ -328,13 +330,13 @@ impl Default for Timing {
     }
 }
 
-/// What the routes and the backend of one cache share.
+/// The state that the routes and the backend of one cache share.
 pub(crate) struct CacheContext {
     pub(crate) store: MeteredStore,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) single_flight: SingleFlight,
     pub(crate) update_queue: UpdateQueue,
-    /// Resources that had variants: the answer to a write stands for none of them.
+    /// Resources that had variants. A write's answer is no variant of these.
     pub(crate) known_to_vary: RememberedKeys,
     /// Resources whose handlers answered a `Range` with a part or a 416.
     pub(crate) known_to_make_parts: RememberedKeys,
@@ -343,7 +345,7 @@ pub(crate) struct CacheContext {
     pub(crate) defaults: Defaults,
     pub(crate) timing: Timing,
     clock: Arc<dyn Clock>,
-    /// The second in which the store's failing was last warned about.
+    /// The second of the last warning about a store failure.
     warned_at: AtomicU64,
 }
 
@@ -352,12 +354,12 @@ impl CacheContext {
         self.clock.now()
     }
 
-    /// An id that no other record has.
+    /// Returns a random id for a record.
     pub(crate) fn fresh_id(&self) -> u64 {
         fastrand::u64(1..)
     }
 
-    /// Runs on in the background. Without a runtime, as while one is being dropped, it is dropped too.
+    /// Runs work in the background. Without a runtime, for instance while one is being dropped, the work is dropped.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.tasks.spawn_on(work, &runtime);
@@ -368,8 +370,7 @@ impl CacheContext {
         self.store.set(key, record, ttl).await.map_err(|error| self.store_failed("set", key.name(), &error))
     }
 
-    /// Evicts an entry, and every variant of it.
-    /// False if the store didn't confirm it.
+    /// Evicts an entry and every variant of it. Returns `false` if the store didn't confirm it.
     pub(crate) async fn evict_key(&self, key: &CacheKey) -> bool {
         let span = spans::evict(key);
         let confirmed = span.around(self.evict_key_within(key)).await;
@@ -378,8 +379,8 @@ impl CacheContext {
     }
 
     async fn evict_key_within(&self, key: &CacheKey) -> bool {
-        // The record goes first: from then on no request finds its variants. A copy of the record may miss the latest of
-        // them, which would stay in the store as garbage.
+        // The record is deleted first, so that no request finds its variants afterwards. A copy of the record might lack
+        // the latest variants, which would stay in the store as garbage.
         let record = self.store.get_shared(key).await;
         let deleted = self.store.delete(key).await;
         if let Err(error) = &deleted {
@@ -397,7 +398,7 @@ impl CacheContext {
         deleted.is_ok()
     }
 
-    /// Does work to its end, also without its caller. A panic goes on in the caller.
+    /// Runs work to completion, even if its caller is dropped. A panic resumes in the caller.
     pub(crate) async fn to_the_end<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl Future<Output = T> + Send + 'static,
@@ -405,7 +406,7 @@ impl CacheContext {
         self.detached(Box::pin(work)).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Evicts every entry of a group. False if the store didn't confirm it.
+    /// Evicts every entry of a group. Returns `false` if the store didn't confirm it.
     pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
         let span = spans::evict_group(space);
         let deleted = span.around(self.store.delete_group(space)).await;
@@ -416,11 +417,11 @@ impl CacheContext {
         deleted.is_ok()
     }
 
-    /// Lists a variant that was just stored in the record with this id, so that there can't be too many. If another request
-    /// holds the record, the variant stays unlisted.
+    /// Adds a variant that was just stored to the record with this id, which bounds the number of variants. If another
+    /// request holds the record's lease, the variant stays unlisted.
     ///
-    /// [`CommitResult::Revoked`] if that record is gone: the variant was stored after an eviction of the resource, and nothing
-    /// leads to it.
+    /// Returns [`CommitResult::Revoked`] if that record is gone. The variant was then stored after an eviction of the
+    /// resource, and no record refers to it.
     pub(crate) async fn list_variant(
         self: &Arc<Self>,
         base: &CacheKey,
@@ -432,8 +433,8 @@ impl CacheContext {
             Ok(Begun::LeaseGuard(held)) => Some(held),
             Ok(_) | Err(_) => None,
         };
-        // Under the lease, and only if it is still the same record: an eviction must not be undone. What others have
-        // listed meanwhile stays.
+        // The record is changed under the lease, and only if it is still the same one: an eviction must not be undone.
+        // Variants that other requests listed meanwhile stay.
         let Some(mut found) = self.variants_of(base).await.filter(|found| found.id() == id) else {
             self.delete_variant(base, secondary).await;
             return CommitResult::Revoked;
@@ -447,8 +448,8 @@ impl CacheContext {
         stored
     }
 
-    /// Stores a variant and replaces the record with the id `instead_of` by one that leads to it, if that record is still
-    /// there.
+    /// Stores a variant, and replaces the record with the id `instead_of` by one that refers to it, if that record still
+    /// exists.
     pub(crate) async fn widen(
         self: &Arc<Self>,
         base: &CacheKey,
@@ -472,7 +473,7 @@ impl CacheContext {
         stored
     }
 
-    /// The record of variants under a key, if there is one.
+    /// Returns the record of variants under a key, if there is one.
     async fn variants_of(&self, base: &CacheKey) -> Option<Variants> {
         match Record::decode(&self.store.get(base).await.ok()??) {
             Some(Record::Variants(found)) => Some(found),
@@ -480,7 +481,7 @@ impl CacheContext {
         }
     }
 
-    /// Removes a variant that nothing leads to, to free its room.
+    /// Removes a variant that no record refers to.
     async fn delete_variant(&self, base: &CacheKey, secondary: SecondaryKey) {
         let key = base.variant(secondary);
         if let Err(error) = self.store.delete(&key).await {
@@ -488,12 +489,12 @@ impl CacheContext {
         }
     }
 
-    /// Waits for the fill that another request here is at.
+    /// Waits for another request's fill in this process, for up to `max_wait`.
     pub(crate) async fn follow(&self, follow: Follower) -> Option<FillOutcome> {
         self.follow_for(follow, self.timing.max_wait).await
     }
 
-    /// The same, for so long at most.
+    /// Waits for another request's fill in this process, for up to `limit`.
     pub(crate) async fn follow_for(&self, follow: Follower, limit: Duration) -> Option<FillOutcome> {
         let started = Instant::now();
         let landing = spans::wait().around(follow.wait(limit)).await;
@@ -501,7 +502,7 @@ impl CacheContext {
         landing
     }
 
-    /// Says that the store failed: as a warning once a second, else for those who look closely.
+    /// Logs a store failure: as a warning at most once a second, otherwise at debug level.
     pub(crate) fn store_failed(&self, operation: &str, key: &str, error: &StoreError) {
         let second = self.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if self.warned_at.swap(second, Ordering::Relaxed) == second {
@@ -512,7 +513,7 @@ impl CacheContext {
     }
 }
 
-/// What a bad literal in a route or a builder comes to.
+/// Panics because a literal in a route or a builder is invalid.
 #[expect(clippy::panic, reason = "a route that can't have keys must not start to serve")]
 #[track_caller]
 pub(crate) fn panic_invalid_config(error: &dyn fmt::Display) -> ! {

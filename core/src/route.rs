@@ -1,6 +1,6 @@
-//! One route: its rule, its key builder, and the cache it belongs to.
+//! [`Route`]: a rule, a key builder, and the cache that they belong to.
 //!
-//! Adapters offer the options of a route under their own types, all made by `route_layers!`, and end in
+//! Each adapter has its own types for the options of a route. `route_layers!` defines them, and they end in
 //! [`RouteOptions::route`].
 
 pub(crate) mod agreement;
@@ -27,19 +27,19 @@ use crate::ttl::Ttl;
 
 pub use self::seconds::Seconds;
 
-/// What a record needs beside its body, at most, in bytes.
+/// Maximum size of a record besides its body, in bytes.
 const HEAD_ROOM: u64 = 16 * 1024;
 
-/// A route of a cache: [`handle`](Self::handle) answers its requests.
+/// A route of a cache. [`handle`](Self::handle) answers its requests.
 pub struct Route {
     pub(crate) context: Arc<CacheContext>,
     pub(crate) policy: CachePolicy,
     pub(crate) key_source: KeySource,
     pub(crate) metrics: RouteMetrics,
     pub(crate) miss_predictor: MissPredictor,
-    /// Whether the author was told to declare whose the responses are.
+    /// `true` after the warning that the route doesn't declare its audience.
     pub(crate) warned: AtomicBool,
-    /// Whether the author was told that the cache is around the handler twice.
+    /// `true` after the warning that the cache wraps the handler twice.
     pub(crate) warned_nested: AtomicBool,
 }
 
@@ -49,9 +49,9 @@ impl fmt::Debug for Route {
     }
 }
 
-/// Builds the key of a request when that takes waiting for something. For a plain function, see `.key_by()`.
+/// An asynchronous key builder. For a plain function, see `.key_by()`.
 ///
-/// The answer is what comes after the prefix and the group; `None` means that the request has no key and isn't cached.
+/// The key comes after the prefix and the group. With `None` the request has no key, and isn't cached.
 ///
 /// ```
 /// use larder_core::{KeyBuilder, RequestView};
@@ -72,11 +72,11 @@ impl fmt::Debug for Route {
     note = "for a closure `|request: &RequestView<'_>| -> Option<String>`, use `.key_by(..)` instead"
 )]
 pub trait KeyBuilder: Send + Sync + 'static {
-    /// The key of a request, without prefix and group.
+    /// Returns the key of a request, without prefix and group.
     fn key(&self, request: &RequestView<'_>) -> impl Future<Output = Option<String>> + Send;
 }
 
-/// The key that routes use unless they have a builder of their own: the path, slashes as colons, and the sorted query.
+/// Returns the key of routes without a key builder: the path with slashes as colons, and the sorted query.
 #[must_use]
 pub fn default_key(request: &RequestView<'_>) -> Option<String> {
     Some(crate::key::uri_suffix(request.uri))
@@ -84,7 +84,7 @@ pub fn default_key(request: &RequestView<'_>) -> Option<String> {
 
 type SyncBuilder = Arc<dyn Fn(&RequestView<'_>) -> Option<String> + Send + Sync>;
 
-/// Where keys come from.
+/// The source of keys.
 #[derive(Clone)]
 pub(crate) enum KeySource {
     Uri,
@@ -119,10 +119,10 @@ impl<B: KeyBuilder> DynKeyBuilder for B {
     }
 }
 
-/// The options of a route while they are being said. Adapters wrap it.
+/// The options of a route, which adapters wrap.
 ///
-/// Clones share what they hold, and the finished route, until one of them is changed: axum clones the layers of a
-/// handler for every request, and makes their services anew.
+/// Clones share the options and the finished route until one of them is changed. axum clones the layers of a handler for
+/// every request, and recreates their services.
 #[derive(Clone, Debug)]
 #[doc(hidden)]
 #[must_use]
@@ -138,14 +138,14 @@ struct RouteConfig {
     rule: Rule,
     key_source: KeySource,
     name: Option<Box<str>>,
-    /// Where in the program the route is.
+    /// The source location of the route.
     made_at: &'static Location<'static>,
-    /// Made when it is first asked for.
+    /// Created on first use.
     route: OnceLock<Arc<Route>>,
 }
 
 impl RouteOptions {
-    /// A route with the cache's defaults.
+    /// Creates the options of a route with the cache's defaults.
     #[track_caller]
     pub fn new(larder: &Larder, kind: Kind) -> Self {
         let defaults = &larder.context.defaults;
@@ -172,14 +172,14 @@ impl RouteOptions {
         Self { config: Arc::new(config) }
     }
 
-    /// What is to be changed. A route that was finished before stays as it was.
+    /// Returns the options for a change. A route that was finished before doesn't change.
     fn change(&mut self) -> &mut RouteConfig {
         let config = Arc::make_mut(&mut self.config);
         config.route = OnceLock::new();
         config
     }
 
-    /// The finished route.
+    /// Returns the finished route.
     #[must_use]
     pub fn route(&self) -> Arc<Route> {
         let RouteConfig { larder, rule, key_source, name, made_at, route, .. } = &*self.config;
@@ -187,7 +187,7 @@ impl RouteOptions {
             let context = Arc::clone(&larder.context);
             context.agreement.compare(rule, key_source, name.as_deref(), made_at);
             let mut rule = rule.clone();
-            // A record is a little longer than its body.
+            // A record is slightly longer than its body.
             let largest = context.store.max_value_bytes();
             rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(context.defaults.secret.clone());
@@ -199,32 +199,32 @@ impl RouteOptions {
         Arc::clone(route.get_or_init(finish))
     }
 
-    /// What the route is called in metrics.
+    /// Sets the route's name in metrics.
     pub fn name(mut self, name: &str) -> Self {
         self.change().name = Some(name.into());
         self
     }
 
-    /// What the route does to the cache.
+    /// Sets the route's effect on the cache.
     pub fn kind(mut self, kind: Kind) -> Self {
         self.change().rule.kind = kind;
         self
     }
 
-    /// Whether a group was named.
+    /// Returns `true` if there is an eviction group.
     #[must_use]
     pub fn has_group(&self) -> bool {
         self.config.group.is_some()
     }
 
-    /// The eviction group.
+    /// Sets the eviction group.
     #[track_caller]
     pub fn group(mut self, group: &str) -> Self {
         self.change().group = Some(group.into());
         self.with_space()
     }
 
-    /// The prefix.
+    /// Sets the prefix.
     #[track_caller]
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.change().prefix = prefix.into();
@@ -241,30 +241,30 @@ impl RouteOptions {
         self
     }
 
-    /// The time to live.
+    /// Sets the time to live.
     pub fn ttl(mut self, ttl: Ttl) -> Self {
         self.change().rule.ttl = ttl.duration();
         self
     }
 
-    /// Another status that is stored.
+    /// Stores responses with another status too.
     pub fn ttl_for(mut self, status: StatusCode, ttl: Ttl) -> Self {
         self.change().rule.also.push((status, ttl.duration()));
         self
     }
 
-    /// Whose the responses are.
+    /// Sets the audience of the responses.
     pub fn audience(mut self, audience: Audience) -> Self {
         self.change().rule.audience = audience;
         self
     }
 
-    /// Private to what this names.
+    /// Makes the route private to the principals that `of` returns.
     pub fn private_by(self, of: PrincipalOf) -> Self {
         self.audience(Audience::Private(of, vec![AUTHORIZATION, COOKIE]))
     }
 
-    /// The request fields that the principal comes from.
+    /// Sets the request fields that the principal comes from.
     #[track_caller]
     pub fn principal_from(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let names = field_names(names);
@@ -277,7 +277,7 @@ impl RouteOptions {
         self
     }
 
-    /// Public, and the handler sees these fields all the same.
+    /// Makes the route public, but lets the handler see these fields.
     #[track_caller]
     pub fn public_with(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let rule = &mut self.change().rule;
@@ -286,12 +286,12 @@ impl RouteOptions {
         self
     }
 
-    /// A synchronous key builder.
+    /// Sets a synchronous key builder.
     pub fn key_by(self, build: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
         self.choose_keys(KeySource::Sync(Arc::new(build)))
     }
 
-    /// An asynchronous key builder.
+    /// Sets an asynchronous key builder.
     pub fn key_by_async(self, build: impl KeyBuilder) -> Self {
         self.choose_keys(KeySource::Async(Arc::new(build)))
     }
@@ -302,43 +302,43 @@ impl RouteOptions {
         self
     }
 
-    /// The query parameters that count.
+    /// Sets the query parameters that count for the key.
     pub fn query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.change().rule.params = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The host becomes part of the key.
+    /// Adds the host to the key.
     pub fn vary_by_host(mut self) -> Self {
         self.change().rule.by_host = true;
         self
     }
 
-    /// The largest body that is stored.
+    /// Sets the largest body that is stored, in bytes.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.change().rule.max_body = bytes;
         self
     }
 
-    /// The greatest lifetime that is told downstream.
+    /// Sets the greatest `max-age` for downstream caches.
     pub fn downstream_ttl(mut self, ttl: Seconds) -> Self {
         self.change().rule.downstream_ttl = Some(ttl.duration());
         self
     }
 
-    /// For how long a stale response is used while it is refreshed.
+    /// Sets how long a stale response is served while it is refreshed.
     pub fn stale_while_revalidate(mut self, limit: Seconds) -> Self {
         self.change().rule.stale_while_revalidate = Some(limit.duration());
         self
     }
 
-    /// For how long a stale response is used when the handler fails.
+    /// Sets how long a stale response is served if the handler fails.
     pub fn stale_if_error(mut self, limit: Seconds) -> Self {
         self.change().rule.stale_if_error = Some(limit.duration());
         self
     }
 
-    /// By which fraction lifetimes are shortened at random.
+    /// Sets the fraction by which times to live are shortened at random.
     #[track_caller]
     pub fn jitter(mut self, fraction: f64) -> Self {
         if !(0.0..=1.0).contains(&fraction) {
@@ -349,7 +349,7 @@ impl RouteOptions {
     }
 }
 
-/// The names of fields, which are literals.
+/// Parses field names, which are literals.
 #[track_caller]
 fn field_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<HeaderName> {
     let name = |name: &str| {
@@ -359,7 +359,7 @@ fn field_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<HeaderNa
     names.into_iter().map(|text| name(text.as_ref())).collect()
 }
 
-/// What a `CacheEvict` must know before it is a layer.
+/// The state of a `CacheEvict` that has a target, and so is a layer.
 #[diagnostic::on_unimplemented(
     message = "this `cache_evict` doesn't know what to evict",
     label = "say `.key()`, `.key_by(..)` or `.whole_group()` first",
@@ -368,15 +368,16 @@ fn field_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<HeaderNa
 #[doc(hidden)]
 pub trait EvictTarget {}
 
-/// Defines the three layers of an adapter, `Cache`, `CachePut` and `CacheEvict`, and the functions `cache`,
-/// `cache_put` and `cache_evict` that begin them. Each has a method `route()`, from which the adapter makes its layer.
+/// Defines the three layers of an adapter, `Cache`, `CachePut` and `CacheEvict`, and the functions `cache`, `cache_put` and
+/// `cache_evict` that create them. Each has a method `route()`, from which the adapter makes its layer.
 ///
-/// A layer must be a type of the adapter's crate to implement a framework's trait; this keeps one set of options.
+/// A layer must be a type of the adapter's crate to implement a framework's trait. The macro gives all adapters the same
+/// options.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! route_layers {
     () => {
-        /// Caches the responses of a route: answers from the store, and fills it.
+        /// A layer that caches the responses of a route.
         ///
         /// A hit skips the handler *and its extractors*: authenticate outside the cache.
         #[derive(Clone, Debug)]
@@ -385,15 +386,15 @@ macro_rules! route_layers {
             options: $crate::route::RouteOptions,
         }
 
-        /// Stores what a handler that writes answered, so that the next read is a hit with the new value.
+        /// A layer that stores a write's response, so that the next read is a hit with the new value.
         #[derive(Clone, Debug)]
         #[must_use = "a write-through does nothing until it is layered over a handler"]
         pub struct CachePut {
             options: $crate::route::RouteOptions,
         }
 
-        /// Evicts after a handler succeeded. It is a layer once [`key`](CacheEvict::key),
-        /// [`key_by`](CacheEvict::key_by) or [`whole_group`](CacheEvict::whole_group) said what.
+        /// A layer that evicts after the handler succeeded. It becomes a layer with [`key`](CacheEvict::key),
+        /// [`key_by`](CacheEvict::key_by) or [`whole_group`](CacheEvict::whole_group).
         #[derive(Clone, Debug)]
         #[must_use = "an eviction does nothing until it is layered over a handler"]
         pub struct CacheEvict<Target = ChooseKeyOrWholeGroup> {
@@ -401,35 +402,36 @@ macro_rules! route_layers {
             target: ::std::marker::PhantomData<fn() -> Target>,
         }
 
-        /// A [`CacheEvict`] that doesn't know yet what to evict: call `.key()`, `.key_by(..)` or `.whole_group()`.
+        /// The state of a [`CacheEvict`] without a target: call `.key()`, `.key_by(..)` or `.whole_group()`.
         #[derive(Clone, Copy, Debug)]
         pub struct ChooseKeyOrWholeGroup;
 
-        /// A [`CacheEvict`] that knows what to evict.
+        /// The state of a [`CacheEvict`] with a target.
         #[derive(Clone, Copy, Debug)]
         pub struct Chosen;
 
-        // Nobody implements this for a type of their own, so a list of who does would only be in the way.
+        // No other type implements this, so an error message needn't list implementations.
         #[diagnostic::do_not_recommend]
         impl $crate::route::EvictTarget for Chosen {}
 
-        /// Caches the responses of a route, for GET and HEAD.
+        /// Creates a layer that caches the responses of a route, for GET and HEAD.
         #[track_caller]
         pub fn cache(larder: &$crate::Larder) -> Cache {
             Cache { options: $crate::route::RouteOptions::new(larder, $crate::Kind::Read) }
         }
 
-        /// Stores what a handler that writes answered under the key of a GET of the same URI.
+        /// Creates a layer that stores a write's response under the key of a GET of the same URI.
         ///
-        /// The handler runs first. If it refused (4xx but 408), what is stored stays. If it succeeded with something that
-        /// can't be stored, or its outcome is unknown (408, 5xx, an error, a panic, a timeout), the key is evicted.
+        /// The handler runs first. If it refuses the request (4xx except 408), the stored entry stays. If it succeeds with
+        /// a response that can't be stored, or its outcome is unknown (408, 5xx, an error, a panic, a timeout), the key is
+        /// evicted.
         #[track_caller]
         pub fn cache_put(larder: &$crate::Larder) -> CachePut {
             CachePut { options: $crate::route::RouteOptions::new(larder, $crate::Kind::Write) }
         }
 
-        /// Evicts after the handler succeeded (2xx or 3xx), and when its outcome is unknown (408, 5xx, an error, a panic, a
-        /// timeout).
+        /// Creates a layer that evicts after the handler succeeded (2xx or 3xx), and when its outcome is unknown (408, 5xx,
+        /// an error, a panic, a timeout).
         #[track_caller]
         pub fn cache_evict(larder: &$crate::Larder) -> CacheEvict {
             CacheEvict {
@@ -443,7 +445,7 @@ macro_rules! route_layers {
             $crate::route_layers!(@audience);
             $crate::route_layers!(@storing);
 
-            /// Also stores responses with this status, for its own time: negative caching. Without it only 200 is stored.
+            /// Stores responses with this status too, for `ttl`: negative caching. Without it, only status 200 is stored.
             pub fn ttl_for(mut self, status: $crate::http::StatusCode, ttl: impl Into<$crate::Ttl>) -> Self {
                 self.options = self.options.ttl_for(status, ttl.into());
                 self
@@ -467,8 +469,7 @@ macro_rules! route_layers {
                 CacheEvict { options: self.options, target: ::std::marker::PhantomData }
             }
 
-            /// Evicts the entry that this builder names: a function from the request to what comes after prefix and
-            /// group. `None` evicts nothing.
+            /// Evicts the entry whose key this function returns, without prefix and group. `None` evicts nothing.
             pub fn key_by(
                 self,
                 build: impl Fn(&$crate::RequestView<'_>) -> Option<String> + Send + Sync + 'static,
@@ -476,7 +477,7 @@ macro_rules! route_layers {
                 CacheEvict { options: self.options.key_by(build), target: ::std::marker::PhantomData }
             }
 
-            /// Evicts the entry that this asynchronous builder names.
+            /// Evicts the entry whose key this asynchronous builder returns.
             pub fn key_by_async(self, build: impl $crate::KeyBuilder) -> CacheEvict<Chosen> {
                 CacheEvict { options: self.options.key_by_async(build), target: ::std::marker::PhantomData }
             }
@@ -485,7 +486,7 @@ macro_rules! route_layers {
             ///
             /// # Panics
             ///
-            /// Without a [`group`](Self::group) before it.
+            /// Panics without a [`group`](Self::group) before it.
             #[track_caller]
             pub fn whole_group(self) -> CacheEvict<Chosen> {
                 assert!(self.options.has_group(), "whole_group() needs a group(..) before it");
@@ -496,42 +497,43 @@ macro_rules! route_layers {
     };
 
     (@names) => {
-        /// What the route is called in [`Larder::stats`]($crate::Larder::stats), metrics and the console. By default
-        /// that is the pattern that the framework's router matched, such as `/products/{id}`.
+        /// Sets the route's name in [`Larder::stats`]($crate::Larder::stats), metrics and the console. The default is the
+        /// pattern that the framework's router matched, such as `/products/{id}`.
         pub fn name(mut self, name: &str) -> Self {
             self.options = self.options.name(name);
             self
         }
 
-        /// The eviction group that the keys belong to.
+        /// Sets the eviction group of the route's keys.
         ///
         /// # Panics
         ///
-        /// When it is empty or holds a brace, a bar, white space or a control character.
+        /// Panics if it is empty or contains a brace, a bar, white space or a control character.
         #[track_caller]
         pub fn group(mut self, group: &str) -> Self {
             self.options = self.options.group(group);
             self
         }
 
-        /// What the keys begin with, instead of the cache's own prefix.
+        /// Sets the prefix of the route's keys, instead of the cache's own.
         ///
         /// # Panics
         ///
-        /// As [`group`](Self::group), and for an ending that stores keep for themselves.
+        /// Panics as [`group`](Self::group) does, and for an ending that stores reserve.
         #[track_caller]
         pub fn prefix(mut self, prefix: &str) -> Self {
             self.options = self.options.prefix(prefix);
             self
         }
 
-        /// Only these query parameters count for the key; others are ignored. Keeps strangers from flooding the cache.
+        /// Uses only these query parameters in the key, and ignores others. Otherwise every unknown parameter (`?x=1`)
+        /// creates an entry.
         pub fn query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
             self.options = self.options.query_params(names);
             self
         }
 
-        /// Makes the host part of the key, for services with several tenants on several hosts.
+        /// Adds the host to the key, for services with several tenants on several hosts.
         pub fn vary_by_host(mut self) -> Self {
             self.options = self.options.vary_by_host();
             self
@@ -541,8 +543,8 @@ macro_rules! route_layers {
     (@keys) => {
         $crate::route_layers!(@names);
 
-        /// Builds the key with a function from the request to what comes after prefix and group. `None` means that
-        /// the request isn't cached.
+        /// Sets a function that returns the key of a request, without prefix and group. If it returns `None`, the request
+        /// isn't cached.
         pub fn key_by(
             mut self,
             build: impl Fn(&$crate::RequestView<'_>) -> Option<String> + Send + Sync + 'static,
@@ -551,7 +553,7 @@ macro_rules! route_layers {
             self
         }
 
-        /// Builds the key with an asynchronous builder.
+        /// Sets an asynchronous key builder.
         pub fn key_by_async(mut self, build: impl $crate::KeyBuilder) -> Self {
             self.options = self.options.key_by_async(build);
             self
@@ -559,43 +561,45 @@ macro_rules! route_layers {
     };
 
     (@audience) => {
-        /// Every client gets the same response: credentials don't keep a request from the cache.
+        /// Declares that every client gets the same response, so that requests with credentials are cached too.
         ///
-        /// This is enforced: the handler whose response may be stored sees no `Authorization`, no `Cookie` and none of the
-        /// other fields that carry credentials, nor those that change where a request goes, such as `X-Forwarded-Host`
-        /// (unless [`vary_by_host`](Self::vary_by_host) makes the host part of the key). A write-through keeps its credentials, and
-        /// what it stores is what its writer got. What a layer outside attached to the request can't be hidden.
+        /// The cache enforces this. A handler whose response may be stored sees no `Authorization`, no `Cookie`, and no
+        /// other field that carries credentials. It doesn't see fields that change a request's destination either, such as
+        /// `X-Forwarded-Host` (unless [`vary_by_host`](Self::vary_by_host) adds the host to the key). A write-through keeps
+        /// its credentials, and stores the response that its writer got. Extensions that an outer layer attached to the
+        /// request can't be hidden.
         ///
-        /// Without it, and without `private`, requests with credentials bypass the cache.
+        /// Without this or `private`, requests with credentials bypass the cache.
         pub fn public(mut self) -> Self {
             self.options = self.options.audience($crate::Audience::Public);
             self
         }
 
-        /// As [`public`](Self::public), but the handler sees these fields of the request. Its response must not depend on
-        /// them: every client gets it.
+        /// Declares the route [`public`](Self::public), but lets the handler see these request fields. Its response must
+        /// not depend on them, because every client gets it.
         ///
         /// # Panics
         ///
-        /// When a name is none that a field can have.
+        /// Panics if a name isn't a valid field name.
         #[track_caller]
         pub fn public_with(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
             self.options = self.options.public_with(names);
             self
         }
 
-        /// Each holder of a Bearer token has a copy of their own, and browsers alone may keep it (`Cache-Control:
-        /// private`, `Vary: Authorization`). Requests without a token bypass the cache. The handler sees no other
-        /// credentials than the token.
+        /// Stores one response for each Bearer token. Downstream, only browsers may store it (`Cache-Control: private`,
+        /// `Vary: Authorization`). Requests without a token bypass the cache. The handler sees no other credentials than
+        /// the token.
         ///
-        /// This authorises nobody: a hit doesn't ask the handler, so check the token outside the cache. Two tokens of
+        /// This is not authorization: a hit doesn't run the handler, so check the token outside the cache. Two tokens of
         /// one user are two principals, and are evicted separately.
         pub fn private(mut self) -> Self {
             self.options = self.options.audience($crate::Audience::bearer());
             self
         }
 
-        /// As [`private`](Self::private), for whatever this says the request belongs to. `None` bypasses the cache.
+        /// Stores one response for each principal, as [`private`](Self::private) does for tokens. `principal` returns the
+        /// request's principal, or `None` to bypass the cache.
         pub fn private_by(
             mut self,
             principal: impl Fn(&$crate::RequestView<'_>) -> Option<String> + Send + Sync + 'static,
@@ -604,20 +608,20 @@ macro_rules! route_layers {
             self
         }
 
-        /// Names the request fields that the principal of [`private_by`](Self::private_by) comes from. By default these
-        /// are `Authorization` and `Cookie`. `Vary` tells the names to browsers, so that they don't give one user's
-        /// response to the next. The handler sees no other credentials.
+        /// Sets the request fields that the principal of [`private_by`](Self::private_by) comes from. The default is
+        /// `Authorization` and `Cookie`. `Vary` lists them, so that browsers don't give one user's response to the next.
+        /// The handler sees no other credentials.
         ///
         /// # Panics
         ///
-        /// Without a `private_by` before it, or when a name is none that a field can have.
+        /// Panics without a `private_by` before it, or if a name isn't a valid field name.
         #[track_caller]
         pub fn principal_from(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
             self.options = self.options.principal_from(names);
             self
         }
 
-        /// The finished route, for adapters and tests.
+        /// Returns the finished route, for adapters and tests.
         #[must_use]
         pub fn route(&self) -> ::std::sync::Arc<$crate::Route> {
             self.options.route()
@@ -625,51 +629,51 @@ macro_rules! route_layers {
     };
 
     (@storing) => {
-        /// How long responses are fresh: seconds or a `Duration`; 0 means no expiry.
+        /// Sets how long responses are fresh: seconds or a `Duration`. The number 0 means no expiry.
         pub fn ttl(mut self, ttl: impl Into<$crate::Ttl>) -> Self {
             self.options = self.options.ttl(ttl.into());
             self
         }
 
-        /// Responses stay until they are evicted, whatever the cache's default time to live is.
+        /// Keeps responses until they are evicted, regardless of the cache's default time to live.
         pub fn no_expiry(self) -> Self {
             self.ttl($crate::Ttl::NO_EXPIRY)
         }
 
-        /// The largest body that is stored, in bytes. Larger ones pass through.
+        /// Sets the largest body that is stored, in bytes. Larger bodies pass through.
         pub fn max_body(mut self, bytes: u64) -> Self {
             self.options = self.options.max_body(bytes);
             self
         }
 
-        /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach: seconds or a `Duration`.
+        /// Sets the greatest `max-age` for browsers and CDNs, which evictions don't reach: seconds or a `Duration`.
         pub fn downstream_ttl(mut self, ttl: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.downstream_ttl(ttl.into());
             self
         }
 
         /// Serves a response for this long after its time to live ended, while one run of the handler in the background
-        /// refreshes it (RFC 5861 §3): seconds or a `Duration`. Browsers and CDNs are told so too. A handler that says
-        /// `must-revalidate` has its responses kept from this.
+        /// refreshes it (RFC 5861 §3): seconds or a `Duration`. Browsers and CDNs get the same directive. Responses with
+        /// `must-revalidate` are excluded.
         pub fn stale_while_revalidate(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.stale_while_revalidate(limit.into());
             self
         }
 
         /// Serves a response for this long after its time to live ended, if the handler fails: with an error, or with
-        /// status 500, 502, 503 or 504 (RFC 5861 §4). Seconds or a `Duration`. A handler that says `must-revalidate` has its responses kept from
-        /// this.
+        /// status 500, 502, 503 or 504 (RFC 5861 §4). Seconds or a `Duration`. Responses with `must-revalidate` are
+        /// excluded.
         pub fn stale_if_error(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.stale_if_error(limit.into());
             self
         }
 
-        /// Shortens each lifetime by a random part of this fraction, so that entries stored together don't expire
+        /// Shortens each time to live by a random part of this fraction, so that entries stored together don't expire
         /// together.
         ///
         /// # Panics
         ///
-        /// When it is not between 0 and 1.
+        /// Panics if it is not between 0 and 1.
         #[track_caller]
         pub fn jitter(mut self, fraction: f64) -> Self {
             self.options = self.options.jitter(fraction);

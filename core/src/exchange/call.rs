@@ -1,4 +1,4 @@
-//! A request with its handler, as an adapter wraps them, and the replies that come of it.
+//! [`Call`]: a request with its handler, which adapters implement; and the replies of both.
 
 use std::future::Future;
 
@@ -12,30 +12,31 @@ use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::status::Outcome;
 
-/// One request and the handler for it: what an adapter wraps.
+/// A request and its handler, which adapters implement.
 ///
-/// An adapter holds no decisions. It shows the request, runs its handler, and sends what [`Route::handle`] returns.
+/// An adapter makes no decisions. It exposes the request, runs its handler, and sends the response of [`Route::handle`].
 #[cfg_attr(
     all(feature = "memory", feature = "redis"),
     doc = "A whole one is in [the guide](crate::guide::adapters)."
 )]
 pub trait Call: Send + 'static {
-    /// The body of the handler's answer.
+    /// The body of the handler's response.
     type Body: Body<Data: Send, Error: Send> + Send + 'static;
-    /// What the handler returns instead of an answer.
+    /// The handler's error.
     type Error: Send + 'static;
 
-    /// The request, with the URI that its key is made from ([`KeyUri`](crate::KeyUri)), the pattern that the framework's router
-    /// matched, and whether there is content.
+    /// Returns the request, with the URI for its key ([`KeyUri`](crate::KeyUri)), the pattern that the framework's router
+    /// matched, and whether it has content.
     fn view(&self) -> RequestView<'_>;
 
-    /// The fields of the request that the handler will see.
+    /// Returns the request fields that the handler will see.
     fn headers_mut(&mut self) -> &mut HeaderMap;
 
-    /// The extensions of the request that the handler will see, for a mark by which the same cache around it knows this run.
+    /// Returns the request extensions that the handler will see. The cache marks them, to detect the same cache within its
+    /// own handler.
     fn extensions_mut(&mut self) -> &mut Extensions;
 
-    /// The status with which the framework will answer this error. An error that says nothing of its own is a 500.
+    /// Returns the status with which the framework will answer this error. The default is 500.
     fn status_of(_error: &Self::Error) -> StatusCode {
         StatusCode::INTERNAL_SERVER_ERROR
     }
@@ -44,13 +45,13 @@ pub trait Call: Send + 'static {
     fn run(self) -> impl Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
 }
 
-/// An answer, or the handler's error.
+/// A response, or the handler's error.
 pub type Reply<C> = Result<Response<ReplyBody<<C as Call>::Body>>, <C as Call>::Error>;
 
-/// An answer, and what it is to be counted as.
+/// A reply and its outcome.
 pub(super) type Counted<C> = (Reply<C>, Outcome);
 
-/// The status that a reply will be sent with.
+/// Returns the status with which a reply will be sent.
 pub(crate) fn status_of<C: Call, B>(reply: &Result<Response<B>, C::Error>) -> StatusCode {
     reply.as_ref().map_or_else(C::status_of, Response::status)
 }
@@ -60,7 +61,7 @@ pub(crate) fn failed<C: Call, B>(error: C::Error) -> (Result<Response<B>, C::Err
     (Err(error), outcome)
 }
 
-/// What is stored answers because the handler failed.
+/// Serves a stale response because the handler failed.
 pub(super) fn stale_reply<C: Call>(response: Response<Bytes>) -> Counted<C> {
     (Ok(response.map(ReplyBody::full)), Outcome::stale(Reason::Failed))
 }

@@ -1,4 +1,4 @@
-//! Reading no more of a large response than a request needs: what comes before its body, and maybe a part of that.
+//! Partial reads of large records: the part before the body, and a part of the body.
 
 use std::ops::Range;
 
@@ -9,26 +9,26 @@ use crate::larder::CacheContext;
 use crate::policy::Needs;
 use crate::reason::Reason;
 
-/// How much of a record is read first where that may be all that is needed, in bytes. Small records come whole with it.
+/// Size of the first read where it may suffice, in bytes. Small records are complete with it.
 const HEAD: usize = 4096;
 
-/// The largest part of a body that is always read alone, in bytes.
+/// Largest part of a body that is always read alone, in bytes.
 const SMALL_PART: u64 = 64 * 1024;
 
-/// What was read of a record.
+/// The bytes read of a record.
 pub(crate) enum Excerpt<R> {
-    /// All of it, if there is one.
+    /// The whole record, if there is one.
     Whole(Option<Bytes>),
-    /// What comes before the body, what is needed of the body, and the body's length.
+    /// The part before the body, the needed bytes of the body, and the body's length.
     Part(R, Bytes, u64),
-    /// Not what is needed: the whole record has to be read.
+    /// Too little: the caller must read the whole record.
     TooLittle,
 }
 
 impl CacheContext {
-    /// Reads the head of a record first, and of its body what a request needs.
+    /// Reads the beginning of a record first, then the needed bytes of its body.
     ///
-    /// `read` gets the beginning of a record and its length, and answers what it says and where its body begins.
+    /// `read` gets the beginning of a record and its length. It returns the parsed beginning and the position of the body.
     pub(crate) async fn excerpt<R>(
         &self,
         key: &CacheKey,
@@ -49,16 +49,16 @@ impl CacheContext {
         let body = match needs(&record, length as u64) {
             Needs::Nothing => Bytes::new(),
             Needs::Part(part) if is_worth_reading_alone(&part, length as u64) => {
-                // The positions lie within the body.
+                // The positions are within the body.
                 let place = |position: u64| body_at + usize::try_from(position).unwrap_or(length);
                 let range = place(part.start)..place(part.end);
-                // What comes before the body tells one response from another: when it was stored, its length, its tag.
+                // The part before the body identifies the response: by the time of storage, its length and its tag.
                 let head = found.bytes.slice(..body_at);
                 let part = match found.cut(&head, range.clone()) {
                     None => self.store.get_range(key, &head, range).await.map_err(down)?,
                     part => part,
                 };
-                // If it is another one by now, that is read whole.
+                // The record was replaced, so it is read whole.
                 let Some(part) = part else { return Ok(Excerpt::TooLittle) };
                 part
             }
@@ -68,8 +68,8 @@ impl CacheContext {
     }
 }
 
-/// Returns `true` if a part of a body of this length is read without the rest. A large part isn't: readers of the whole share
-/// one reading, so that many requests for large parts cost less that way.
+/// Returns `true` if a part of a body of this length is read without the rest. A large part isn't: readers of whole records
+/// share one read, so many requests for large parts cost less that way.
 fn is_worth_reading_alone(part: &Range<u64>, length: u64) -> bool {
     let part = part.end - part.start;
     part <= SMALL_PART || part <= length / 4

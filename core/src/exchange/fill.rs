@@ -1,4 +1,4 @@
-//! Fills: running the handler for a request that missed, and storing what it answered.
+//! Fills: run the handler after a miss, and store its response.
 
 use std::panic::resume_unwind;
 use std::pin::pin;
@@ -23,7 +23,7 @@ use crate::status::Outcome;
 use crate::store::{Abandon, Intent};
 use crate::telemetry::spans;
 
-/// For how long the requests for an answer that can't be shared don't wait for each other.
+/// The time for which requests don't wait for each other after an answer that can't be shared.
 pub(crate) const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
 
 impl Route {
@@ -62,7 +62,7 @@ impl Route {
         }
     }
 
-    /// Fills what is missing, detached from the client.
+    /// Fills an entry, detached from the client.
     pub(super) async fn fill<C: Call>(
         self: &Arc<Self>,
         forward: Forward,
@@ -84,7 +84,7 @@ impl Route {
                 }
                 Started::Found(record) => {
                     route.miss_predictor.record_hit();
-                    // Who joined meanwhile may have come after an eviction of this: let them look for themselves.
+                    // A follower may have joined after an eviction of this entry, so followers look again.
                     land(lead, FillOutcome::Retry);
                     match forward.on_filled(Record::decode(&record), route.context.now()) {
                         Ok(hit) => (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT),
@@ -94,7 +94,7 @@ impl Route {
                 }
                 Started::Without(reason) => {
                     route.miss_predictor.record_hit();
-                    // Nothing will be stored, so nobody needs to wait for it.
+                    // Nothing will be stored, so followers needn't wait.
                     land(lead, FillOutcome::Uncacheable);
                     route.run_uncached(forward.because(reason), place, call).await
                 }
@@ -103,7 +103,7 @@ impl Route {
         self.context.detached(work).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Refreshes a stale entry in the background. One request does it; if another process does, nothing needs doing.
+    /// Refreshes a stale entry in the background. Does nothing if another request or process is refreshing it.
     pub(super) fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: FillKey, call: C) {
         let Some(intent) = forward.intent() else { return };
         let Role::Leader(lead) = self.context.single_flight.join(&place.target, forward.provenance()) else {
@@ -112,20 +112,20 @@ impl Route {
         let route = Arc::clone(self);
         let work = Box::pin(async move {
             if let Started::LeaseGuard(held) = route.context.start(&place.target, intent, None).await {
-                // Nobody waits for the answer, and the handler's error is the handler's to report.
+                // No client waits for the response. The handler reports its own errors.
                 let _: Counted<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
         });
         self.context.in_background(work);
     }
 
-    /// Asks for the right to fill, and waits for another process that has it.
+    /// Acquires a lease to fill. Waits for another process that is filling the entry.
     pub(super) async fn start_fill(&self, forward: &Forward, key: &CacheKey, intent: Intent) -> Started {
         let is_fresh = |record: &Bytes| match Record::decode(record) {
             Some(Record::Response(entry)) => !entry.is_expired(self.context.now()),
             _ => false,
         };
-        // What another pattern's request fills is not for this one.
+        // A fill by another pattern's request isn't valid for this request.
         let waits = forward.is_shared() && forward.reason() != Reason::Pattern;
         let awaited = waits.then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
         self.context.start(key, intent, awaited).await
@@ -140,7 +140,7 @@ impl Route {
         lead: Option<Leader>,
     ) -> Counted<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
-        // A spelling that another route may have must not keep that route's requests from being stored.
+        // A path spelling that may belong to another route must not keep that route's responses from being stored.
         let uncacheable = if forward.provenance().is_canonical {
             Abandon::Uncacheable(UNCACHEABLE_FOR)
         } else {
@@ -154,7 +154,7 @@ impl Route {
             }
             Produced::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stale_reply::<C>(response)),
             Produced::Passed(response, pass) if pass.mark().reason() == Some(Reason::Range) => {
-                // A part says nothing about the whole: the next request may fill at once.
+                // A partial response says nothing about the whole. The next request may fill at once.
                 held.abandon(Abandon::Failed);
                 land(lead, FillOutcome::Retry);
                 return passed::<C>(response, &pass);
@@ -175,7 +175,7 @@ impl Route {
         counted
     }
 
-    /// Stores what was filled where it belongs, and tells those who wait.
+    /// Stores the response under its key or variant, and completes the flight.
     pub(super) async fn store(
         &self,
         admitted: &mut Admitted,
@@ -243,9 +243,9 @@ impl Route {
         stored
     }
 
-    /// Runs the handler and asks the policy about its answer.
+    /// Runs the handler, and asks the policy about its response.
     ///
-    /// `key` is what the answer may be stored or evicted under.
+    /// `key` is the key under which the response may be stored or evicted.
     pub(super) async fn produce<C: Call>(
         &self,
         forward: Forward,
@@ -295,14 +295,14 @@ impl Route {
     }
 }
 
-/// What became of following a flight.
+/// The result of following a flight.
 pub(super) enum Followed {
     Answer(Response<Bytes>, Outcome),
     Alone(Forward),
     Again(Forward),
 }
 
-/// What the handler's answer came to.
+/// The policy's decision on the handler's response.
 pub(super) enum Produced<C: Call> {
     Error(C::Error),
     Stale(Response<Bytes>),

@@ -1,4 +1,4 @@
-//! From a request to what the store has for it.
+//! Lookup: from a request to the store's entry for it.
 
 use bytes::Bytes;
 use http::Response;
@@ -15,12 +15,12 @@ use crate::route::{DynKeyBuilder, KeySource, Route};
 use crate::status::Outcome;
 use crate::telemetry::spans::{self, Span};
 
-/// How often a request looks again when what it waited for turned out not to be for it. Then it runs by itself.
+/// The number of lookups after which a request runs the handler itself, if each awaited entry wasn't valid for it.
 pub(crate) const LOOKS: usize = 3;
 
 impl Route {
-    /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies: as far
-    /// as that needs no waiting.
+    /// Looks up the key of a cacheable request, and the secondary key if the resource varies, as far as that needs no
+    /// waiting.
     pub(super) fn lookup_now(&self, request: RequestView<'_>) -> Looked {
         let span = match self.policy.rule().kind {
             Kind::Read => spans::get(&self.policy.rule().space),
@@ -55,7 +55,7 @@ impl Route {
         Looked::Seen(self.on_variant(select, read(Some(bytes)), key, target, &request, &span))
     }
 
-    /// Goes on from there.
+    /// Continues a lookup that needs waiting.
     pub(super) async fn lookup_later(&self, further: Box<Further>, request: RequestView<'_>) -> Seen {
         let (mut lookup, key, span) = match *further {
             Further::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
@@ -105,7 +105,7 @@ impl Route {
         self.on_variant(select, found, key, target, &request, &span)
     }
 
-    /// What lay under the key of the request. `Err` if the resource varies.
+    /// Decides on the record under the request's key. Returns `Err` if the resource varies.
     pub(super) fn on_found(
         &self,
         lookup: Lookup,
@@ -121,7 +121,7 @@ impl Route {
         }
     }
 
-    /// What lay under the secondary key.
+    /// Decides on the record under the secondary key.
     pub(super) fn on_variant(
         &self,
         select: Select,
@@ -143,7 +143,7 @@ impl Route {
         self.find(key).await.and_then(read)
     }
 
-    /// The bytes of a record, at hand or not.
+    /// Reads a record.
     pub(super) async fn find(&self, key: &CacheKey) -> Result<Option<Bytes>, Reason> {
         match self.context.store.try_get(key) {
             Some(bytes) => Ok(Some(bytes)),
@@ -151,7 +151,7 @@ impl Route {
         }
     }
 
-    /// The bytes of a record that is not at hand.
+    /// Reads a record that `try_get` didn't return.
     pub(super) async fn fetch(&self, key: &CacheKey) -> Result<Option<Bytes>, Reason> {
         self.context.store.fetch(key).await.map_err(|error| {
             self.context.store_failed("get", key.name(), &error);
@@ -159,8 +159,8 @@ impl Route {
         })
     }
 
-    /// A record that is not at hand. Of a large response it may hold no more than the request needs, and then the lookup
-    /// knows.
+    /// Reads a record that `try_get` didn't return. Of a large response it may read only the part that the request needs,
+    /// and notes that in the lookup.
     pub(super) async fn fetch_for(
         &self,
         lookup: &mut Lookup,
@@ -181,7 +181,7 @@ impl Route {
         self.fetch(key).await.and_then(read)
     }
 
-    /// The key of a request, or `None` if the key builder says that there is none.
+    /// Returns the key of a request, or `None` if the key builder returned none.
     pub(crate) async fn key(
         &self,
         request: &RequestView<'_>,
@@ -208,21 +208,21 @@ impl Route {
     }
 }
 
-/// What a record says. `Err` if it is none.
+/// Decodes a record. Returns `Err` if it can't be read.
 pub(super) fn read(found: Option<Bytes>) -> Result<Option<Record>, Reason> {
     found.map(|bytes| Record::decode(&bytes).ok_or(Reason::Unreadable)).transpose()
 }
 
-/// The key of a request, as far as that needs no waiting.
+/// The key of a request, as far as it needs no waiting.
 pub(super) enum Keyed<'a> {
     Key(CacheKey),
     None,
     Later(&'a dyn DynKeyBuilder),
 }
 
-/// How far a look came without waiting.
+/// The progress of a lookup that didn't wait.
 pub(super) enum Looked {
-    /// To the end.
+    /// The lookup is complete.
     Seen(Seen),
     Further(Box<Further>),
 }
@@ -233,21 +233,21 @@ impl Looked {
     }
 }
 
-/// What a look has to wait for.
+/// The step that a lookup has to wait for.
 pub(super) enum Further {
-    /// The key.
+    /// The key builder.
     Keyless(Lookup, Span),
-    /// What lies under it, for nothing is at hand.
+    /// The record under the key, which isn't in memory.
     Missing(Lookup, CacheKey, Span),
-    /// The resource varies, and the variant is not at hand.
+    /// The variant, which isn't in memory.
     Selected(Select, CacheKey, CacheKey, Span),
 }
 
-/// What became of a look at a request and into the store.
+/// The result of a lookup.
 pub(super) enum Seen {
     Answer(Response<Bytes>, Outcome),
     Bypass(Mark),
-    /// The same cache runs the handler for this key already.
+    /// The same cache already runs the handler for this key.
     Within,
     Write(Forward),
     Stale(Response<Bytes>, Forward, FillKey),
@@ -255,7 +255,7 @@ pub(super) enum Seen {
 }
 
 impl Seen {
-    /// Tells the span of the look.
+    /// Records the outcome in the lookup's span.
     fn told(self, span: &Span) -> Self {
         match &self {
             Self::Answer(_, outcome) => span.outcome(*outcome),
@@ -268,7 +268,7 @@ impl Seen {
         self
     }
 
-    /// `target` is the key of the variant, if the resource varies.
+    /// `target` is the variant's key, if the resource varies.
     fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>, span: &Span) -> Self {
         let seen = match decision {
             Decision::Hit(hit) | Decision::NotModified(hit) => {
@@ -289,14 +289,14 @@ impl Seen {
     }
 }
 
-/// Where the answer to a miss belongs: the key of the request, and the one that is filled, which differs for a variant.
+/// The keys of a fill: the request's key, and the key to fill. They differ for a variant.
 pub(crate) struct FillKey {
     pub(crate) primary: CacheKey,
     pub(crate) target: CacheKey,
 }
 
 impl FillKey {
-    /// `target` is the key of the variant, if the resource varies.
+    /// `target` is the variant's key, if the resource varies.
     pub(crate) fn new(primary: CacheKey, target: Option<CacheKey>) -> Self {
         Self { target: target.unwrap_or_else(|| primary.clone()), primary }
     }

@@ -1,13 +1,13 @@
-//! Whether it is worth a round trip to look before asking for the right to fill.
+//! A predictor of misses, so that routes that rarely hit skip the GET before taking a lease.
 //!
-//! To look costs one round trip and to ask another, but who asks is answered with what is there. So where a route missed
-//! again and again, as one does that was just evicted or that hardly ever sees a request twice, the look is left out until
-//! something is found again. What is found then has cost a little more; nothing else depends on it.
+//! A GET costs one round trip, and a lease another. But a store returns an existing entry in answer to a request for a
+//! lease. After several misses in a row, as after an eviction or on a route that rarely sees a request twice, the GET is
+//! skipped until an entry is found again. Such a hit costs slightly more. Nothing else depends on the prediction.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// How many misses in a row make the next one likely enough.
-const SURE: u32 = 8;
+/// The number of consecutive misses after which another miss is predicted.
+const MISSES_TO_PREDICT: u32 = 8;
 
 #[derive(Debug, Default)]
 pub(crate) struct MissPredictor {
@@ -16,19 +16,19 @@ pub(crate) struct MissPredictor {
 
 impl MissPredictor {
     pub(crate) fn predicts_miss(&self) -> bool {
-        self.misses.load(Ordering::Relaxed) >= SURE
+        self.misses.load(Ordering::Relaxed) >= MISSES_TO_PREDICT
     }
 
-    /// Nothing was there.
+    /// Records a miss.
     pub(crate) fn record_miss(&self) {
         if !self.predicts_miss() {
             self.misses.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Something was there, or the store can't say.
+    /// Records a hit, or a failure of the store.
     pub(crate) fn record_hit(&self) {
-        // All requests share this: it is written only to change it.
+        // All requests share this value, so it is written only when it changes.
         if self.misses.load(Ordering::Relaxed) > 0 {
             self.misses.store(0, Ordering::Relaxed);
         }
@@ -40,9 +40,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_misses_in_a_row_foretell_another() {
+    fn consecutive_misses_predict_another() {
         let miss_predictor = MissPredictor::default();
-        for _ in 0..SURE {
+        for _ in 0..MISSES_TO_PREDICT {
             assert!(!miss_predictor.predicts_miss());
             miss_predictor.record_miss();
         }

@@ -1,4 +1,4 @@
-//! Facts about keys that a process remembers while there is room.
+//! A bounded set of keys that a process remembers.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,13 +7,13 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::key::CacheKey;
 
-/// How many keys are remembered at most.
+/// Maximum number of remembered keys.
 const SLOTS: usize = 4096;
 
-/// A set of keys of bounded size, kept as hashes. A newer key takes the place of an older one in the same slot.
+/// A set of keys of bounded size, stored as hashes. A newer key replaces an older one in the same slot.
 ///
-/// A key is rarely forgotten too early, and even more rarely taken for another one with the same hash, so only what is safe
-/// both ways may depend on it.
+/// A key may be forgotten early, and may rarely be confused with another one of the same hash. So only decisions that are
+/// safe in both cases may depend on it.
 #[derive(Default)]
 pub(crate) struct RememberedKeys {
     slots: OnceLock<Box<[AtomicU64]>>,
@@ -35,7 +35,7 @@ impl RememberedKeys {
     }
 }
 
-/// The hash of a key, which is never 0, and its slot.
+/// Returns the hash of a key, which is never 0, and its slot.
 fn place(key: &CacheKey) -> (u64, usize) {
     let hash = xxh3_64(key.name().as_bytes()).max(1);
     (hash, usize::try_from(hash % SLOTS as u64).unwrap_or(0))

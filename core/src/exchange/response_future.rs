@@ -1,4 +1,4 @@
-//! [`ResponseFuture`]: a response that is ready, or that takes more than a look into memory.
+//! [`ResponseFuture`]: the future of a response.
 
 use std::fmt;
 use std::future::Future;
@@ -11,22 +11,22 @@ use http_body::Body;
 
 use crate::body::ReplyBody;
 
-/// The future of an answer: of one that is there already, or of one that takes more than a look into memory.
+/// The future of a response, either ready or still to be produced.
 ///
-/// What is to be had without waiting is looked for when [`Route::handle`] is called; all the rest happens when this is polled.
-#[must_use = "nothing is answered unless it is polled"]
+/// [`Route::handle`] does the lookup in memory when it is called. Everything else happens when this is polled.
+#[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<B: Body, E>(State<B, E>);
 
 pub(super) type Answer<B, E> = Result<Response<ReplyBody<B>>, E>;
 
 pub(super) enum State<B: Body, E> {
-    /// Until it is taken.
+    /// `None` once it was returned.
     Now(Option<Answer<B, E>>),
     Later(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
 }
 
 impl<B: Body, E> ResponseFuture<B, E> {
-    /// The answer that [`Route::look`] found.
+    /// Creates a future of a response from [`Route::try_hit`].
     pub fn ready(response: Response<Bytes>) -> Self {
         Self(State::Now(Some(Ok(response.map(ReplyBody::full)))))
     }
@@ -36,7 +36,7 @@ impl<B: Body, E> ResponseFuture<B, E> {
     }
 }
 
-// Nothing in it is ever pinned but what is in the box.
+// Only the boxed future is pinned.
 impl<B: Body, E> Unpin for ResponseFuture<B, E> {}
 
 impl<B: Body, E> Future for ResponseFuture<B, E> {
@@ -44,7 +44,7 @@ impl<B: Body, E> Future for ResponseFuture<B, E> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            // As a future does that has been polled to its end.
+            // A future that has completed stays pending.
             State::Now(reply) => reply.take().map_or(Poll::Pending, Poll::Ready),
             State::Later(reply) => reply.as_mut().poll(context),
         }

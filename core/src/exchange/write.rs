@@ -1,4 +1,4 @@
-//! Routes that write or evict: running the handler, then storing or evicting.
+//! Routes that write or evict: run the handler, then store or evict.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::shared::invalidation::same_site;
 use crate::telemetry::spans;
 
 impl Route {
-    /// A route that writes: runs its handler and then stores or evicts, detached from the client.
+    /// Runs the handler of a write and then stores or evicts, detached from the client.
     pub(super) async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Counted<C> {
         let target = match forward.kind() {
             Kind::EvictGroup => Target::Group(self.policy.rule().space.clone()),
@@ -48,8 +48,8 @@ impl Route {
                 (Target::Key(key), Some(intent)) => route.context.start(key, intent, None).await.held(),
                 _ => None,
             };
-            // A handler that panics, or is given up on, may have changed what it is there to change. This stays armed
-            // until the cache agrees with it.
+            // A handler that panics, or is abandoned by its caller, may have made its change. The guard stays armed until
+            // the entry is stored or evicted.
             let unknown = EvictOnDrop::new(&route.context, &targets);
             let produced = match &held {
                 Some(held) => held.renewing(pin!(route.produce(forward, target.key(), call))).await,
@@ -62,7 +62,7 @@ impl Route {
                     }
                     failed::<C, _>(error)
                 }
-                // Only reads have something stale to answer with.
+                // Only reads have a stale response to serve.
                 Produced::Stale(response) => stale_reply::<C>(response),
                 Produced::Passed(response, pass) => {
                     if pass.evicts() {
@@ -87,8 +87,7 @@ impl Route {
         self.context.run_write(&evicted, work).await
     }
 
-    /// Evicts what is stored for a resource that a write created elsewhere (RFC 9110 §15.3.2): most likely that there was
-    /// none.
+    /// Evicts the entry of a resource that a write created at another URI (RFC 9110 §15.3.2), such as a stored 404.
     pub(super) async fn evict_created(
         &self,
         asked: &Asked,
@@ -102,14 +101,14 @@ impl Route {
         let request = RequestView::from(&asked.request);
         if let Some(created) = same_site(response, &LOCATION, request.uri, &host(&request))
             && let Some(key) = self.key(&request.with_uri(&created), asked.principal).await
-            // What was written itself is stored or evicted already.
+            // The write's own entry is already stored or evicted.
             && !matches!(target, Target::Key(written) if *written == key)
         {
             self.context.evict_key(&key).await;
         }
     }
 
-    /// Stores a write's answer if its ticket is still the current one. Anything else, and the caller evicts.
+    /// Stores a write's response if its write lease is still current. Otherwise the caller evicts.
     pub(super) async fn write_through(
         &self,
         admitted: &Admitted,
@@ -117,7 +116,7 @@ impl Route {
         held: Option<LeaseGuard>,
     ) -> CommitResult {
         let (Target::Key(key), Some(held)) = (target, held) else { return CommitResult::Failed };
-        // One answer can't stand for all variants, and the record that leads to them may just have expired.
+        // One response isn't valid for all variants, and the record that lists them may just have expired.
         if self.context.known_to_vary.contains(key) {
             return CommitResult::Revoked;
         }
@@ -137,7 +136,7 @@ impl Route {
     }
 }
 
-/// A request that writes, kept while its handler has it.
+/// A request that writes, kept while the handler runs.
 pub(super) struct Asked {
     pub(super) request: http::request::Parts,
     pub(super) principal: Option<Principal>,

@@ -1,24 +1,23 @@
-//! Configuration from the environment: which store, where it is, and the defaults of routes.
+//! Configuration from environment variables: the store, its address, and the defaults of routes.
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][,host[:port]…][/db]`, or `unix://[[username]:password@]/path`; `?db=` and the like as in [`RedisOptions::from_url`]; wins over the next five | none |
-//! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB` | the same, in parts | none, 6379, 0 |
-//! | `REDIS_USERNAME`, `REDIS_PASSWORD` | whom to log in as | none |
-//! | `REDIS_CLUSTER` | whether it is a Redis Cluster; several hosts are one anyway | false |
-//! | `REDIS_SSL` | whether to speak TLS, as `rediss://` does; needs the feature `redis-tls` | false |
-//! | `REDIS_SSL_CA_CERTS` | file with the authorities to trust, in PEM | the system's |
+//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][,host[:port]…][/db]`, or `unix://[[username]:password@]/path`; `?db=` and the like as in [`RedisOptions::from_url`]; overrides the next five | none |
+//! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB` | the address in parts | none, 6379, 0 |
+//! | `REDIS_USERNAME`, `REDIS_PASSWORD` | the credentials | none |
+//! | `REDIS_CLUSTER` | `true` for a Redis Cluster; several hosts always are one | false |
+//! | `REDIS_SSL` | `true` for TLS, as `rediss://`; needs the feature `redis-tls` | false |
+//! | `REDIS_SSL_CA_CERTS` | file with the trusted authorities, in PEM | the system's |
 //! | `REDIS_SSL_CERTFILE`, `REDIS_SSL_KEYFILE` | files with the client's certificate and its key, in PEM | none |
-//! | `REDIS_SSL_CHECK_HOSTNAME` | whether the server's certificate has to name its host | true |
-//! | `REDIS_MAX_CONNECTIONS` | multiplexed connections; more than 4 are not opened | 1 |
-//! | `REDIS_SOCKET_TIMEOUT` | seconds that any command may take | 0.05 to read, 0.25 to fill, 0.5 to evict |
-//! | `REDIS_SOCKET_CONNECT_TIMEOUT` | seconds that connecting may take | 0.5 |
-//! | `REDIS_PREFIX` | what every key begins with, before `:cache` | `redis:larder` |
-//! | `REDIS_LOCAL_CACHE_BYTES` | bytes of what was read from Redis to keep in this process too, coherently; 0 = none | 0 |
-//! | `REDIS_DEFAULT_TTL` | seconds that entries live unless a route says otherwise; 0 = no expiry | 0 |
+//! | `REDIS_SSL_CHECK_HOSTNAME` | `false` to accept a server's certificate without its host | true |
+//! | `REDIS_MAX_CONNECTIONS` | multiplexed connections; at most 4 are opened | 1 |
+//! | `REDIS_SOCKET_TIMEOUT` | deadline of any command, in seconds | 0.05 to read, 0.25 to fill, 0.5 to evict |
+//! | `REDIS_SOCKET_CONNECT_TIMEOUT` | deadline of connecting, in seconds | 0.5 |
+//! | `REDIS_PREFIX` | the prefix of every key, before `:cache` | `redis:larder` |
+//! | `REDIS_LOCAL_CACHE_BYTES` | size of the local tier in this process, in bytes; 0 = none | 0 |
+//! | `REDIS_DEFAULT_TTL` | time to live of entries in seconds, for routes without one; 0 = no expiry | 0 |
 //!
-//! With neither `REDIS_URL` nor `REDIS_HOST` the store is this process's memory. A variable that is set but empty counts
-//! as not set.
+//! Without `REDIS_URL` and `REDIS_HOST` the store is this process's memory. An empty variable counts as unset.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -35,21 +34,22 @@ use crate::store::redis::options::{Address, DEFAULT_PORT};
 use crate::store::redis::{RedisOptions, RedisStore};
 
 impl Larder {
-    /// A cache as the environment says: Redis with `REDIS_URL` or `REDIS_HOST`, else this process's memory.
+    /// Creates a cache from the environment: on Redis if `REDIS_URL` or `REDIS_HOST` is set, otherwise in this process's
+    /// memory.
     ///
     /// # Errors
     ///
-    /// When a variable makes no sense, or asks for a feature that isn't compiled in. The error names the variable and,
-    /// unless it may hold a secret, the value.
+    /// Returns an error if a variable is invalid, or needs a feature that isn't compiled in. The error names the variable
+    /// and, unless it may contain a secret, its value.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_vars(|name| std::env::var(name).ok())
     }
 
-    /// As [`from_env`](Self::from_env), from any source of variables.
+    /// Creates a cache as [`from_env`](Self::from_env) does, from any source of variables.
     ///
     /// # Errors
     ///
-    /// As [`from_env`](Self::from_env).
+    /// Returns the errors of [`from_env`](Self::from_env).
     ///
     /// ```
     /// # #[cfg(feature = "memory")] {
@@ -72,12 +72,12 @@ impl Larder {
         }
     }
 
-    /// A cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`, or any that
-    /// [`RedisOptions::from_url`] understands. Connects when it is first used.
+    /// Creates a cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`, or any other that
+    /// [`RedisOptions::from_url`] accepts. It connects on first use.
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense.
+    /// Returns an error if the URL is invalid.
     #[cfg(feature = "redis")]
     pub fn redis(url: &str) -> Result<Self, crate::store::redis::RedisUrlError> {
         Ok(Self::builder().leased(RedisStore::new(RedisOptions::from_url(url)?)))
@@ -120,7 +120,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    /// What is in the file that a variable names.
+    /// Reads the file that a variable names.
     #[cfg(feature = "redis-tls")]
     fn file(&self, name: &'static str) -> Result<Option<Vec<u8>>, ConfigError> {
         let Some(path) = self.text(name) else { return Ok(None) };
@@ -130,7 +130,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    /// Better no start than a cache that is not what was asked for.
+    /// Refuses variables that Larder can't honour. Otherwise the cache would silently differ from its configuration.
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
         let name = "REDIS_SENTINEL";
         if self.flag(name)? == Some(true) {
@@ -143,7 +143,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         Ok(self.parsed("REDIS_LOCAL_CACHE_BYTES", "a number of bytes, 0 for none")?.unwrap_or(0))
     }
 
-    /// Whoever says how to speak to Redis, but not where it is, does not want memory.
+    /// Refuses options for a connection to Redis without an address: the memory store isn't meant.
     fn refuse_nowhere(&self) -> Result<(), ConfigError> {
         for variable in ["REDIS_CLUSTER", "REDIS_SSL"] {
             if self.flag(variable)? == Some(true) {
@@ -223,7 +223,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             return Err(ConfigError::invalid("REDIS_PORT", port, expected));
         }
         let hosts = self.text("REDIS_HOST").unwrap_or_default();
-        // Somebody's URL, maybe with a password in it, which must appear neither in the error nor in the log later.
+        // This is a URL, maybe with a password in it. The password must appear neither in the error nor in a log.
         if hosts.contains(['/', '@']) {
             let problem = "not a host; a URL belongs in REDIS_URL".to_owned();
             return Err(ConfigError::Secret { variable: "REDIS_HOST", problem });
@@ -232,7 +232,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             Address::parse_or(host.trim(), port)
                 .ok_or_else(|| ConfigError::invalid("REDIS_HOST", &hosts, "host[:port][,host[:port]…]"))
         };
-        // A host alone may be anything, an IPv6 address without brackets too.
+        // A single host can have any form, for instance an IPv6 address without brackets.
         let mut options = match hosts.split_once(',') {
             None => match address(&hosts) {
                 Ok(Address { host, port }) => RedisOptions::new(host, port),
@@ -314,7 +314,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         match (self.file("REDIS_SSL_CERTFILE")?, self.file("REDIS_SSL_KEYFILE")?) {
             (None, None) => {}
             (Some(certificate), Some(key)) => options = options.client_certificate(certificate, key),
-            // A key often stands in one file with its certificate.
+            // One file often contains both the certificate and its key.
             (Some(both), None) => options = options.client_certificate(both.clone(), both),
             (None, Some(_)) => {
                 let problem = "a key without a certificate: set REDIS_SSL_CERTFILE too".to_owned();
@@ -351,40 +351,40 @@ fn memory(_: LarderBuilder) -> Result<Larder, ConfigError> {
     Err(ConfigError::Feature { feature: "memory", why: "the absence of REDIS_URL and REDIS_HOST" })
 }
 
-/// A configuration that makes no sense.
+/// An invalid configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A value that can't be understood.
+    /// An invalid value.
     #[error("{variable}={value:?}: expected {expected}")]
     Invalid {
         /// The variable.
         variable: &'static str,
         /// Its value.
         value: String,
-        /// What would have made sense.
+        /// A description of valid values.
         expected: String,
     },
-    /// The same, of a variable that may hold a secret.
+    /// An invalid value of a variable that may contain a secret.
     #[error("{variable}: {problem}")]
     Secret {
         /// The variable.
         variable: &'static str,
-        /// What is wrong with its value, which is not told.
+        /// The problem, without the value.
         problem: String,
     },
-    /// Something that is not supported.
+    /// A variable that isn't supported.
     #[error("{variable} is not supported")]
     Unsupported {
         /// The variable.
         variable: &'static str,
     },
-    /// Something that is not compiled in.
+    /// A variable that needs a feature that isn't compiled in.
     #[error("{why} needs the feature `{feature}` of larder")]
     Feature {
         /// The feature.
         feature: &'static str,
-        /// What needs it.
+        /// The reason for which it is needed.
         why: &'static str,
     },
 }

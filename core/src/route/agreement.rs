@@ -1,4 +1,5 @@
-//! Tells authors of routes whose keys don't meet: what one route writes or evicts, no route reads.
+//! Warnings about routes of one key space whose keys never match, so that no route reads the entries that another writes or
+//! evicts.
 
 use std::panic::Location;
 use std::sync::{Mutex, PoisonError};
@@ -8,18 +9,18 @@ use tracing::warn;
 use crate::policy::rule::{Kind, Rule};
 use crate::route::KeySource;
 
-/// Routes beyond this many are not compared: something makes a new one for each request.
-const MOST: usize = 1024;
+/// Maximum number of routes to compare. A program that exceeds it creates routes for each request.
+const MAX_ROUTES: usize = 1024;
 
-/// What the routes of a cache say about their keys.
+/// The key configurations of a cache's routes.
 #[derive(Debug, Default)]
 pub(crate) struct Agreement {
-    known: Mutex<Vec<Said>>,
+    known: Mutex<Vec<KeyConfig>>,
 }
 
-/// What one route says about its keys.
+/// The key configuration of one route.
 #[derive(Clone, Debug, PartialEq)]
-struct Said {
+struct KeyConfig {
     name: String,
     space: Box<str>,
     kind: Kind,
@@ -30,7 +31,7 @@ struct Said {
 }
 
 impl Agreement {
-    /// Compares a new route with those of its key space, and warns of those with which it doesn't agree.
+    /// Compares a new route with the others of its key space, and logs a warning for each mismatch.
     pub(crate) fn compare(
         &self,
         rule: &Rule,
@@ -38,8 +39,8 @@ impl Agreement {
         name: Option<&str>,
         made_at: &Location<'_>,
     ) {
-        let said = Said::new(rule, source, name, made_at);
-        for (reader, writer, what) in self.add(said) {
+        let config = KeyConfig::new(rule, source, name, made_at);
+        for (reader, writer, what) in self.add(config) {
             warn!(
                 group = rule.space.group(),
                 reads = reader.name,
@@ -51,21 +52,22 @@ impl Agreement {
         }
     }
 
-    /// The pairs that disagree because of this route. One that reads is enough for one that writes.
-    fn add(&self, said: Said) -> Vec<(Said, Said, &'static str)> {
+    /// Returns the pairs that mismatch because of this route. A writer needs only one matching reader.
+    fn add(&self, config: KeyConfig) -> Vec<(KeyConfig, KeyConfig, &'static str)> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.kind == Kind::EvictGroup || known.contains(&said) || known.len() >= MOST {
+        if config.kind == Kind::EvictGroup || known.contains(&config) || known.len() >= MAX_ROUTES {
             return Vec::new();
         }
-        known.push(said.clone());
-        let neighbours = || known.iter().filter(|other| other.space == said.space);
-        let reads = |other: &&Said| other.kind == Kind::Read;
-        let is_read =
-            |writer: &Said| neighbours().filter(reads).any(|reader| difference(reader, writer).is_none());
-        let pairs: Vec<(&Said, &Said)> = if said.kind == Kind::Read {
-            neighbours().filter(|other| !reads(other)).map(|writer| (&said, writer)).collect()
+        known.push(config.clone());
+        let neighbours = || known.iter().filter(|other| other.space == config.space);
+        let reads = |other: &&KeyConfig| other.kind == Kind::Read;
+        let is_read = |writer: &KeyConfig| {
+            neighbours().filter(reads).any(|reader| difference(reader, writer).is_none())
+        };
+        let pairs: Vec<(&KeyConfig, &KeyConfig)> = if config.kind == Kind::Read {
+            neighbours().filter(|other| !reads(other)).map(|writer| (&config, writer)).collect()
         } else {
-            neighbours().filter(reads).map(|reader| (reader, &said)).collect()
+            neighbours().filter(reads).map(|reader| (reader, &config)).collect()
         };
         pairs
             .into_iter()
@@ -77,7 +79,7 @@ impl Agreement {
     }
 }
 
-impl Said {
+impl KeyConfig {
     fn new(rule: &Rule, source: &KeySource, name: Option<&str>, made_at: &Location<'_>) -> Self {
         let params = rule.params.clone().map(|mut params| {
             params.sort();
@@ -100,9 +102,9 @@ impl Said {
     }
 }
 
-/// What keeps a write from reaching the entry of a read, if something does. A key builder of a write may well name the key of
-/// a read that has none.
-fn difference(reader: &Said, writer: &Said) -> Option<&'static str> {
+/// Returns the option that keeps a writer from reaching a reader's entry. A writer's own key builder may return the key of
+/// a reader without one.
+fn difference(reader: &KeyConfig, writer: &KeyConfig) -> Option<&'static str> {
     if reader.is_private != writer.is_private {
         Some("audience")
     } else if reader.by_host != writer.by_host {
@@ -120,8 +122,8 @@ fn difference(reader: &Said, writer: &Said) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn said(kind: Kind, name: &str) -> Said {
-        Said {
+    fn config(kind: Kind, name: &str) -> KeyConfig {
+        KeyConfig {
             name: name.to_owned(),
             space: "p:{g}:".into(),
             kind,
@@ -133,13 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_no_read_agrees_with_is_named() {
-        let private = |said| Said { is_private: true, ..said };
-        let by_host = |said| Said { by_host: true, ..said };
-        let chosen = |said| Said { is_chosen: true, ..said };
-        let paged = |said| Said { params: Some(vec!["page".into()]), ..said };
-        let as_it_is = |said| said;
-        type Change<'a> = &'a dyn Fn(Said) -> Said;
+    fn writer_without_matching_reader_is_reported() {
+        let private = |config| KeyConfig { is_private: true, ..config };
+        let by_host = |config| KeyConfig { by_host: true, ..config };
+        let chosen = |config| KeyConfig { is_chosen: true, ..config };
+        let paged = |config| KeyConfig { params: Some(vec!["page".into()]), ..config };
+        let as_it_is = |config| config;
+        type Change<'a> = &'a dyn Fn(KeyConfig) -> KeyConfig;
         let rows: [(Change<'_>, Change<'_>, Option<&str>); 9] = [
             (&as_it_is, &as_it_is, None),
             (&private, &as_it_is, Some("audience")),
@@ -153,14 +155,15 @@ mod tests {
         ];
         for (row, (reader, writer, expected)) in rows.into_iter().enumerate() {
             for kind in [Kind::Write, Kind::EvictKey] {
-                let (reader, writer) = (reader(said(Kind::Read, "r")), writer(said(kind, "w")));
+                let (reader, writer) = (reader(config(Kind::Read, "r")), writer(config(kind, "w")));
                 for pair in [[&reader, &writer], [&writer, &reader]] {
                     let agreement = Agreement::default();
                     let warned: Vec<_> =
-                        pair.into_iter().flat_map(|said| agreement.add(said.clone())).collect();
-                    let told = warned.iter().map(|(r, w, what)| (r.name.as_str(), w.name.as_str(), *what));
+                        pair.into_iter().flat_map(|config| agreement.add(config.clone())).collect();
+                    let warnings =
+                        warned.iter().map(|(r, w, what)| (r.name.as_str(), w.name.as_str(), *what));
                     assert_eq!(
-                        told.collect::<Vec<_>>(),
+                        warnings.collect::<Vec<_>>(),
                         expected.map(|what| ("r", "w", what)).into_iter().collect::<Vec<_>>(),
                         "row {row}"
                     );
@@ -171,18 +174,18 @@ mod tests {
     }
 
     #[test]
-    fn a_list_and_an_item_in_one_group_are_fine() {
+    fn list_and_item_in_one_group_match() {
         let agreement = Agreement::default();
-        let list = Said { params: Some(vec!["page".into()]), ..said(Kind::Read, "list") };
-        let mut told = agreement.add(said(Kind::Read, "item"));
-        told.extend(agreement.add(list));
-        told.extend(agreement.add(said(Kind::EvictKey, "remove")));
-        told.extend(agreement.add(said(Kind::EvictGroup, "clear")));
-        told.extend(agreement.add(Said {
+        let list = KeyConfig { params: Some(vec!["page".into()]), ..config(Kind::Read, "list") };
+        let mut warnings = agreement.add(config(Kind::Read, "item"));
+        warnings.extend(agreement.add(list));
+        warnings.extend(agreement.add(config(Kind::EvictKey, "remove")));
+        warnings.extend(agreement.add(config(Kind::EvictGroup, "clear")));
+        warnings.extend(agreement.add(KeyConfig {
             space: "p:{h}:".into(),
             is_private: true,
-            ..said(Kind::Write, "other")
+            ..config(Kind::Write, "other")
         }));
-        assert!(told.is_empty(), "{told:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
     }
 }
