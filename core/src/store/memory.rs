@@ -1,17 +1,17 @@
-//! The store inside this process: [`MemoryStore`].
+//! [`MemoryStore`]: a store in the memory of this process.
 //!
 //! # How it works
 //!
-//! Values live in one `quick_cache`, bounded by bytes. Beside it, every eviction group has a [`Group`]: the names of its
-//! entries and its leases, under a lock. An entry points to the group it was written in.
+//! Values are in one `quick_cache`, bounded by bytes. In addition, each eviction group has a [`Generation`]: the names of
+//! its entries and its leases, under a lock. An entry refers to the generation in which it was written.
 //!
-//! Evicting a group takes the `Group` out of the directory and marks it as over. That one step fences everything: reads
-//! pass over entries whose group is over, leases are gone with the group, and whoever writes next founds a new one. What
-//! is left is to free the memory, name by name, which nobody has to wait for but the caller who wants the count.
+//! Evicting a group removes its `Generation` from the directory and closes it. This one step fences everything: reads skip
+//! entries of a closed generation, its leases are gone, and the next write creates a new generation. After that, only
+//! memory is freed, one name at a time. Only the caller waits for that, because it gets the count.
 //!
-//! A hit takes one shared lock in the cache, and neither allocates nor looks at the directory. Everything that writes or
-//! leases goes through its key's room in the group. Locks are taken in this order: directory, room, a shard of the
-//! cache; what the cache pushes out is struck off *its* group's list after all of them were let go.
+//! A hit takes one shared lock in the cache. It neither allocates nor uses the directory. Writes and leases use the key's
+//! partition of the generation. Locks are taken in this order: directory, partition, a shard of the cache. Entries that the
+//! cache displaced are removed from *their* generation's list after all locks are released.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -31,38 +31,39 @@ use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, Store
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
 
-/// The bound of a store made by [`MemoryStore::new`], in bytes.
+/// The capacity of a store made by [`MemoryStore::new`], in bytes.
 const DEFAULT_CAPACITY: u64 = 256 * MIB;
 
-/// What an entry weighs besides its key's suffix and its value, in bytes: its slot in the cache, its place in the
-/// group's list, and what the allocator adds. Measured; see the test `figures`.
+/// The weight of an entry besides its key's suffix and its value, in bytes: its slot in the cache, its place in the
+/// generation's list, and the allocator's overhead. Measured; see the test `figures`.
 const OVERHEAD: u64 = 240;
 
-/// A shard of the cache is at least this large, so that large values fit.
-const SMALLEST_SHARD: u64 = 16 * MIB;
-const MOST_SHARDS: u64 = 64;
+/// Minimum size of a shard of the cache, in bytes, so that large values fit.
+const MIN_SHARD: u64 = 16 * MIB;
+const MAX_SHARDS: u64 = 64;
 
-/// One entry that was pushed out is remembered for so many bytes of capacity, to recognise what comes back soon.
+/// The cache remembers one displaced entry for this many bytes of capacity, to recognise keys that return soon.
 const BYTES_PER_GHOST: u64 = 4096;
 
-/// Keys without a group are never evicted together but with their whole prefix, so they need not share a lock.
-const ROOMS_OF_UNGROUPED: usize = 32;
+/// The number of partitions for keys without a group. These are evicted together only with their whole prefix, so they
+/// needn't share a lock.
+const UNGROUPED_PARTITIONS: usize = 32;
 
-/// After so many entries freed, `delete_group` lets other tasks run.
-const FREED_AT_ONCE: usize = 512;
+/// The number of entries that `delete_group` frees before it yields to other tasks.
+const FREED_BEFORE_YIELD: usize = 512;
 
 const MIB: u64 = 1024 * 1024;
 
-/// A [`LeaseStore`] in the memory of this process, bounded by bytes. Clones share the same entries.
+/// A [`LeaseStore`] in the memory of this process, with a capacity in bytes. Clones share the same entries.
 ///
-/// When it is full, what is asked for least makes room (CLOCK-Pro). A value that weighs more than a quarter of the
-/// capacity, or more than three quarters of a shard (12 MiB or more, in any store of at least 64 MiB), is not kept. An
-/// entry that expired stays in memory, unseen, until it is overwritten, evicted or pushed out.
+/// A full store displaces the entries that are requested least (CLOCK-Pro). A value is not kept if it weighs more than a
+/// quarter of the capacity, or more than three quarters of a shard (12 MiB or more, in any store of at least 64 MiB). An
+/// expired entry is invisible, but stays in memory until it is overwritten, evicted or displaced.
 ///
-/// A value is kept as it is given: a [`Bytes`] that is a slice of a larger buffer keeps the whole buffer alive, while
-/// only the slice is counted.
+/// A value is kept as it is: a [`Bytes`] that is a slice of a larger buffer keeps the whole buffer alive, while only the
+/// slice is counted.
 ///
-/// No function ever returns an error.
+/// Its methods never return an error.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -83,44 +84,44 @@ const MIB: u64 = 1024 * 1024;
 /// ```
 #[derive(Clone)]
 pub struct MemoryStore {
-    shared: Arc<Shared>,
+    shared: Arc<Entries>,
     clock: Arc<dyn Clock>,
 }
 
 impl MemoryStore {
-    /// An empty store of 256 MiB.
+    /// Creates an empty store with a capacity of 256 MiB.
     #[must_use]
     pub fn new() -> Self {
         Self::with_capacity(DEFAULT_CAPACITY)
     }
 
-    /// An empty store that keeps at most so many bytes: keys, values, and 240 bytes an entry for itself. An
-    /// eviction group takes another 400 bytes or so while it holds anything, which are not counted.
+    /// Creates an empty store with a capacity in bytes, for keys, values, and 240 bytes of overhead per entry. An eviction
+    /// group with entries takes about 400 more bytes, which are not counted.
     #[must_use]
     pub fn with_capacity(bytes: u64) -> Self {
-        Self { shared: Arc::new(Shared::new(bytes)), clock: Arc::new(SystemClock) }
+        Self { shared: Arc::new(Entries::new(bytes)), clock: Arc::new(SystemClock) }
     }
 
-    /// Replaces the system's clock. Clones made before keep theirs.
+    /// Replaces the system's clock. Existing clones keep theirs.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// How many entries it holds, among them those that expired and still take up room.
+    /// Returns the number of entries, including expired ones that are still in memory.
     #[must_use]
     pub fn len(&self) -> usize {
         self.shared.cache.len()
     }
 
-    /// Whether it holds nothing, not even what expired.
+    /// Returns `true` if there are no entries, not even expired ones.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.shared.cache.is_empty()
     }
 
-    /// The memory its entries take, in bytes, as counted against the capacity.
+    /// Returns the memory of the entries, in bytes, as counted against the capacity.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
         self.shared.cache.weight()
@@ -150,39 +151,39 @@ impl CacheStore for MemoryStore {
     }
 
     fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
-        self.shared.cache.get(&Valid { key, clock: &*self.clock })
+        self.shared.cache.get(&Visible { key, clock: &*self.clock })
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let write = self.shared.in_room(key, now, |group, room| {
-            room.leases.revoke(key.suffix());
-            self.shared.write(group, room, key.suffix(), value, ttl, now)
+        let write = self.shared.with_partition(key, now, |group, partition| {
+            partition.leases.revoke(key.suffix());
+            self.shared.write(group, partition, key.suffix(), value, ttl, now)
         });
-        self.shared.strike_off(write.pushed_out);
+        self.shared.unlist(write.displaced);
         Ok(())
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let now = self.clock.now();
-        let removed = self.shared.in_known_room(key, |group, room| {
-            room.leases.revoke(key.suffix());
-            self.shared.remove(group, room, key.suffix())
+        let removed = self.shared.with_existing_partition(key, |group, partition| {
+            partition.leases.revoke(key.suffix());
+            self.shared.remove(group, partition, key.suffix())
         });
-        Ok(removed.flatten().is_some_and(|expires| !expires.is_over(now)))
+        Ok(removed.flatten().is_some_and(|expires| !expires.is_past(now)))
     }
 
     async fn delete_group(&self, space: &KeySpace) -> Result<u64, StoreError> {
         let now = self.clock.now();
         let (mut freed, mut valid) = (0usize, 0);
-        for group in self.shared.end(space) {
-            for room in group.rooms.iter() {
-                let names = mem::take(&mut *lock(room)).names;
+        for group in self.shared.close(space) {
+            for partition in group.partitions.iter() {
+                let names = mem::take(&mut *lock(partition)).names;
                 for suffix in names {
-                    let removed = self.shared.cache.remove(&Of { suffix: &suffix, group: &group });
-                    valid += u64::from(removed.is_some_and(|(stored, _)| !stored.expires.is_over(now)));
+                    let removed = self.shared.cache.remove(&InGeneration { suffix: &suffix, group: &group });
+                    valid += u64::from(removed.is_some_and(|(stored, _)| !stored.expires.is_past(now)));
                     freed += 1;
-                    if freed % FREED_AT_ONCE == 0 {
+                    if freed % FREED_BEFORE_YIELD == 0 {
                         tokio::task::yield_now().await;
                     }
                 }
@@ -192,11 +193,11 @@ impl CacheStore for MemoryStore {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        Ok(self.shared.cache.contains_key(&Valid { key, clock: &*self.clock }))
+        Ok(self.shared.cache.contains_key(&Visible { key, clock: &*self.clock }))
     }
 
     fn max_value_bytes(&self) -> u64 {
-        self.shared.heaviest
+        self.shared.max_weight
     }
 
     fn health(&self) -> Health {
@@ -206,16 +207,16 @@ impl CacheStore for MemoryStore {
 }
 
 impl LeaseStore for MemoryStore {
-    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+    async fn begin(&self, key: &CacheKey, intent: Intent, lease_ttl: Duration) -> Result<Begin, StoreError> {
         let now = self.clock.now();
-        Ok(self.shared.in_room(key, now, |_, room| {
+        Ok(self.shared.with_partition(key, now, |_, partition| {
             let found = match intent {
                 Intent::Fill => self.try_get(key),
                 Intent::Refresh | Intent::Write => None,
             };
             match found {
                 Some(found) => Begin::Found(found),
-                None => room.leases.begin(key.suffix(), intent, hold, now),
+                None => partition.leases.begin(key.suffix(), intent, lease_ttl, now),
             }
         }))
     }
@@ -228,53 +229,57 @@ impl LeaseStore for MemoryStore {
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
         let now = self.clock.now();
-        let write = self.shared.in_known_room(key, |group, room| {
-            room.leases
+        let write = self.shared.with_existing_partition(key, |group, partition| {
+            partition
+                .leases
                 .finish(key.suffix(), lease, now)
-                .then(|| self.shared.write(group, room, key.suffix(), value, ttl, now))
+                .then(|| self.shared.write(group, partition, key.suffix(), value, ttl, now))
         });
         let Some(write) = write.flatten() else { return Ok(false) };
-        self.shared.strike_off(write.pushed_out);
+        self.shared.unlist(write.displaced);
         Ok(write.fits)
     }
 
-    async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
+    async fn renew(&self, key: &CacheKey, lease: &Lease, lease_ttl: Duration) -> Result<bool, StoreError> {
         let now = self.clock.now();
-        let renewed =
-            self.shared.in_known_room(key, |_, room| room.leases.renew(key.suffix(), lease, hold, now));
+        let renewed = self.shared.with_existing_partition(key, |_, partition| {
+            partition.leases.renew(key.suffix(), lease, lease_ttl, now)
+        });
         Ok(renewed.unwrap_or(false))
     }
 
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
         let now = self.clock.now();
-        self.shared.in_known_room(key, |_, room| room.leases.abandon(key.suffix(), lease, why, now));
+        self.shared.with_existing_partition(key, |_, partition| {
+            partition.leases.abandon(key.suffix(), lease, why, now)
+        });
         Ok(())
     }
 }
 
-struct Shared {
-    cache: Cache<Stored, Bytes, Weigh, DefaultHashBuilder, KeepEvicted>,
-    /// The heaviest entry that may come in.
-    heaviest: u64,
+struct Entries {
+    cache: Cache<StoredKey, Bytes, EntryWeighter, DefaultHashBuilder, ReturnDisplaced>,
+    /// Maximum weight of an entry.
+    max_weight: u64,
     directory: RwLock<Directory>,
 }
 
-/// The groups that aren't over, by the head of their key space.
+/// The open generations, by the head of their key space.
 #[derive(Default)]
 struct Directory {
-    groups: BTreeMap<Box<str>, Arc<Group>>,
+    groups: BTreeMap<Box<str>, Arc<Generation>>,
     sweep: Sweep,
 }
 
-/// What came of a write.
-struct Written {
+/// The result of a write.
+struct WriteResult {
     fits: bool,
-    pushed_out: Vec<(Stored, Bytes)>,
+    displaced: Vec<(StoredKey, Bytes)>,
 }
 
-impl Shared {
+impl Entries {
     fn new(capacity: u64) -> Self {
-        let shards = 1 << (capacity / SMALLEST_SHARD).clamp(1, MOST_SHARDS).ilog2();
+        let shards = 1 << (capacity / MIN_SHARD).clamp(1, MAX_SHARDS).ilog2();
         let ghosts = usize::try_from(capacity / BYTES_PER_GHOST).unwrap_or(usize::MAX);
         let options = OptionsBuilder::new()
             .shards(shards)
@@ -282,165 +287,171 @@ impl Shared {
             .estimated_items_capacity(ghosts)
             .ghost_allocation(1.0)
             .build();
-        let (hasher, keep) = (DefaultHashBuilder::default(), KeepEvicted);
+        let (hasher, keep) = (DefaultHashBuilder::default(), ReturnDisplaced);
         let cache = match options {
-            Ok(options) => Cache::with_options(options, Weigh, hasher, keep),
-            // Only for options that lack a capacity. The number of shards is then quick_cache's choice.
-            Err(_) => Cache::with(ghosts, capacity, Weigh, hasher, keep),
+            Ok(options) => Cache::with_options(options, EntryWeighter, hasher, keep),
+            // This happens only for options without a capacity. `quick_cache` then chooses the number of shards.
+            Err(_) => Cache::with(ghosts, capacity, EntryWeighter, hasher, keep),
         };
-        let heaviest = (capacity / 4).min(cache.shard_capacity() / 4 * 3);
-        Self { cache, heaviest, directory: RwLock::default() }
+        let max_weight = (capacity / 4).min(cache.shard_capacity() / 4 * 3);
+        Self { cache, max_weight, directory: RwLock::default() }
     }
 
-    /// Does `work` in the room of `key`, in a group that isn't over. Founds the group if need be.
-    fn in_room<T>(
+    /// Calls `work` with the key's partition in an open generation, which is created if necessary.
+    fn with_partition<T>(
         &self,
         key: &CacheKey,
         now: SystemTime,
-        work: impl FnOnce(&Arc<Group>, &mut Room) -> T,
+        work: impl FnOnce(&Arc<Generation>, &mut Partition) -> T,
     ) -> T {
         loop {
-            let group = self.group(key).unwrap_or_else(|| self.found_group(key, now));
-            let mut room = lock(group.room(key.suffix()));
-            if !group.is_over() {
-                return work(&group, &mut room);
+            let group = self.group(key).unwrap_or_else(|| self.create_generation(key, now));
+            let mut partition = lock(group.partition(key.suffix()));
+            if !group.is_closed() {
+                return work(&group, &mut partition);
             }
         }
     }
 
-    /// Does `work` in the room of `key`, unless its group holds nothing.
-    fn in_known_room<T>(&self, key: &CacheKey, work: impl FnOnce(&Arc<Group>, &mut Room) -> T) -> Option<T> {
+    /// Calls `work` with the key's partition, unless its group has no generation.
+    fn with_existing_partition<T>(
+        &self,
+        key: &CacheKey,
+        work: impl FnOnce(&Arc<Generation>, &mut Partition) -> T,
+    ) -> Option<T> {
         loop {
             let group = self.group(key)?;
-            let mut room = lock(group.room(key.suffix()));
-            if !group.is_over() {
-                return Some(work(&group, &mut room));
+            let mut partition = lock(group.partition(key.suffix()));
+            if !group.is_closed() {
+                return Some(work(&group, &mut partition));
             }
         }
     }
 
-    fn group(&self, key: &CacheKey) -> Option<Arc<Group>> {
+    fn group(&self, key: &CacheKey) -> Option<Arc<Generation>> {
         let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
         directory.groups.get(head_of(key)).cloned()
     }
 
-    fn found_group(&self, key: &CacheKey, now: SystemTime) -> Arc<Group> {
+    fn create_generation(&self, key: &CacheKey, now: SystemTime) -> Arc<Generation> {
         let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
         let Directory { groups, sweep } = &mut *directory;
         if sweep.is_due(groups.len()) {
-            groups.retain(|_, group| !group.end_if_idle(now));
+            groups.retain(|_, group| !group.close_if_idle(now));
             sweep.done(groups.len());
         }
-        groups.entry(head_of(key).into()).or_insert_with(|| Arc::new(Group::new(key))).clone()
+        groups.entry(head_of(key).into()).or_insert_with(|| Arc::new(Generation::new(key))).clone()
     }
 
-    /// Ends a group, or every group of a prefix. From here on nothing in them is seen, and their leases are void.
-    fn end(&self, space: &KeySpace) -> Vec<Arc<Group>> {
+    /// Closes the generation of a group, or of every group of a prefix. Afterwards its entries are invisible, and its
+    /// leases are void.
+    fn close(&self, space: &KeySpace) -> Vec<Arc<Generation>> {
         let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
-        let ended = split_off_space(&mut directory.groups, space);
-        for group in &ended {
-            group.end();
+        let closed = split_off_space(&mut directory.groups, space);
+        for group in &closed {
+            group.close();
         }
-        ended
+        closed
     }
 
-    /// Replaces an entry. The caller strikes off what that pushed out, once it has left the room.
+    /// Replaces an entry. The caller unlists the displaced entries after it has unlocked the partition.
     fn write(
         &self,
-        group: &Arc<Group>,
-        room: &mut Room,
+        group: &Arc<Generation>,
+        partition: &mut Partition,
         suffix: &str,
         value: Bytes,
         ttl: Option<Duration>,
         now: SystemTime,
-    ) -> Written {
+    ) -> WriteResult {
         let expires = Expiry::of(ttl, now);
-        let fits = weight(suffix, &value) <= self.heaviest;
-        let mut pushed_out = Vec::new();
-        if fits && !expires.is_over(now) {
-            // The first clone of a `Bytes` made from a `Vec` allocates its counter: here, so that no hit has to.
+        let fits = weight(suffix, &value) <= self.max_weight;
+        let mut displaced = Vec::new();
+        if fits && !expires.is_past(now) {
+            // The first clone of a `Bytes` made from a `Vec` allocates its counter. This clone saves hits from that.
             drop(value.clone());
-            let stored = Stored { suffix: room.name(suffix), group: Arc::clone(group), expires };
-            self.cache.insert_with_lifecycle(stored, value, &mut pushed_out);
+            let stored = StoredKey { suffix: partition.name(suffix), group: Arc::clone(group), expires };
+            self.cache.insert_with_lifecycle(stored, value, &mut displaced);
         } else {
-            self.remove(group, room, suffix);
+            self.remove(group, partition, suffix);
         }
-        Written { fits, pushed_out }
+        WriteResult { fits, displaced }
     }
 
-    /// Removes an entry of this group, and tells when it expires or expired.
-    fn remove(&self, group: &Arc<Group>, room: &mut Room, suffix: &str) -> Option<Expiry> {
-        room.strike_off(suffix);
-        let (removed, _) = self.cache.remove(&Of { suffix, group })?;
+    /// Removes an entry of this generation, and returns its expiry.
+    fn remove(&self, group: &Arc<Generation>, partition: &mut Partition, suffix: &str) -> Option<Expiry> {
+        partition.unlist(suffix);
+        let (removed, _) = self.cache.remove(&InGeneration { suffix, group })?;
         Some(removed.expires)
     }
 
-    /// Takes what the cache pushed out off its group's list. No room may be locked.
-    fn strike_off(&self, pushed_out: Vec<(Stored, Bytes)>) {
-        for (Stored { suffix, group, .. }, _) in &pushed_out {
-            let mut room = lock(group.room(suffix));
-            // It may have been overwritten rather than pushed out, or written again since.
-            if !self.cache.contains_key(&Of { suffix, group }) {
-                room.strike_off(suffix);
+    /// Removes displaced entries from their generations' lists. No partition may be locked.
+    fn unlist(&self, displaced: Vec<(StoredKey, Bytes)>) {
+        for (StoredKey { suffix, group, .. }, _) in &displaced {
+            let mut partition = lock(group.partition(suffix));
+            // The entry may have been overwritten instead of displaced, or written again since.
+            if !self.cache.contains_key(&InGeneration { suffix, group }) {
+                partition.unlist(suffix);
             }
         }
     }
 }
 
-/// The life of an eviction group, or of the keys outside any group, from the first write to the next eviction.
-struct Group {
-    /// What the names of its keys begin with.
+/// The state of an eviction group, or of the keys outside any group, from the first write to the next eviction.
+struct Generation {
+    /// The head of its keys' names.
     head: Box<str>,
-    over: AtomicBool,
-    rooms: Box<[Mutex<Room>]>,
+    closed: AtomicBool,
+    partitions: Box<[Mutex<Partition>]>,
 }
 
-/// The part of a group that one lock guards.
+/// The part of a generation that one lock guards.
 #[derive(Default)]
-struct Room {
-    /// The suffixes of its entries. While a room is locked, no entry is missing from it.
+struct Partition {
+    /// The suffixes of its entries. While the partition is locked, the list is complete.
     names: HashSet<Arc<str>, RandomState>,
     leases: Leases,
 }
 
-impl Group {
+impl Generation {
     fn new(key: &CacheKey) -> Self {
-        let rooms = if key.group().is_some() { 1 } else { ROOMS_OF_UNGROUPED };
+        let partitions = if key.group().is_some() { 1 } else { UNGROUPED_PARTITIONS };
         Self {
             head: head_of(key).into(),
-            over: AtomicBool::new(false),
-            rooms: (0..rooms).map(|_| Mutex::default()).collect(),
+            closed: AtomicBool::new(false),
+            partitions: (0..partitions).map(|_| Mutex::default()).collect(),
         }
     }
 
-    fn room(&self, suffix: &str) -> &Mutex<Room> {
-        match &*self.rooms {
+    fn partition(&self, suffix: &str) -> &Mutex<Partition> {
+        match &*self.partitions {
             [only] => only,
-            rooms => &rooms[stripe(suffix, rooms.len())],
+            partitions => &partitions[stripe(suffix, partitions.len())],
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
-    fn end(&self) {
-        self.over.store(true, Ordering::Release);
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
-    /// Ends a group that holds neither entries nor leases. No room may be locked.
-    fn end_if_idle(&self, now: SystemTime) -> bool {
-        let rooms: Vec<_> = self.rooms.iter().map(lock).collect();
-        let idle = rooms.iter().all(|room| room.names.is_empty() && room.leases.is_idle(now));
+    /// Closes a generation without entries and leases. No partition may be locked.
+    fn close_if_idle(&self, now: SystemTime) -> bool {
+        let partitions: Vec<_> = self.partitions.iter().map(lock).collect();
+        let idle =
+            partitions.iter().all(|partition| partition.names.is_empty() && partition.leases.is_idle(now));
         if idle {
-            self.end();
+            self.close();
         }
         idle
     }
 }
 
-impl Room {
-    /// The suffix as the list has it, so that an entry and the list share one allocation.
+impl Partition {
+    /// Returns the listed suffix, so that the entry and the list share one allocation.
     fn name(&mut self, suffix: &str) -> Arc<str> {
         if let Some(name) = self.names.get(suffix) {
             return Arc::clone(name);
@@ -450,7 +461,7 @@ impl Room {
         name
     }
 
-    fn strike_off(&mut self, suffix: &str) {
+    fn unlist(&mut self, suffix: &str) {
         self.names.remove(suffix);
         if self.names.capacity() > 64 && self.names.len() < self.names.capacity() / 8 {
             self.names.shrink_to(self.names.len() * 2);
@@ -458,71 +469,71 @@ impl Room {
     }
 }
 
-fn lock(room: &Mutex<Room>) -> MutexGuard<'_, Room> {
-    room.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(partition: &Mutex<Partition>) -> MutexGuard<'_, Partition> {
+    partition.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A key in the cache, with what decides whether its value may be seen: a lookup that names these conditions (see
-/// [`Valid`]) doesn't match an entry that fails them, so that a hit copies nothing but the value's handle.
-struct Stored {
+/// A key in the cache, with the conditions under which its value is visible. A lookup that includes these conditions (see
+/// [`Visible`]) doesn't match an entry that fails them, so that a hit copies only the value's handle.
+struct StoredKey {
     suffix: Arc<str>,
-    group: Arc<Group>,
+    group: Arc<Generation>,
     expires: Expiry,
 }
 
-impl Stored {
+impl StoredKey {
     fn is_named(&self, head: &str, suffix: &str) -> bool {
         *self.suffix == *suffix && *self.group.head == *head
     }
 }
 
-impl PartialEq for Stored {
+impl PartialEq for StoredKey {
     fn eq(&self, other: &Self) -> bool {
         self.is_named(&other.group.head, &other.suffix)
     }
 }
 
-impl Eq for Stored {}
+impl Eq for StoredKey {}
 
-impl Hash for Stored {
+impl Hash for StoredKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         hash_name(&self.group.head, &self.suffix, state);
     }
 }
 
-/// Finds an entry that may be seen.
-struct Valid<'a> {
+/// A lookup of a visible entry.
+struct Visible<'a> {
     key: &'a CacheKey,
     clock: &'a dyn Clock,
 }
 
-impl Equivalent<Stored> for Valid<'_> {
-    fn equivalent(&self, stored: &Stored) -> bool {
+impl Equivalent<StoredKey> for Visible<'_> {
+    fn equivalent(&self, stored: &StoredKey) -> bool {
         stored.is_named(head_of(self.key), self.key.suffix())
-            && !stored.group.is_over()
-            && !(stored.expires.is_finite() && stored.expires.is_over(self.clock.now()))
+            && !stored.group.is_closed()
+            && !(stored.expires.is_finite() && stored.expires.is_past(self.clock.now()))
     }
 }
 
-impl Hash for Valid<'_> {
+impl Hash for Visible<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         hash_name(head_of(self.key), self.key.suffix(), state);
     }
 }
 
-/// Finds an entry that was written in this very life of its group, expired or not.
-struct Of<'a> {
+/// A lookup of an entry of this generation, expired or not.
+struct InGeneration<'a> {
     suffix: &'a str,
-    group: &'a Arc<Group>,
+    group: &'a Arc<Generation>,
 }
 
-impl Equivalent<Stored> for Of<'_> {
-    fn equivalent(&self, stored: &Stored) -> bool {
+impl Equivalent<StoredKey> for InGeneration<'_> {
+    fn equivalent(&self, stored: &StoredKey) -> bool {
         Arc::ptr_eq(&stored.group, self.group) && *stored.suffix == *self.suffix
     }
 }
 
-impl Hash for Of<'_> {
+impl Hash for InGeneration<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         hash_name(&self.group.head, self.suffix, state);
     }
@@ -533,7 +544,7 @@ fn hash_name<H: Hasher>(head: &str, suffix: &str, state: &mut H) {
     suffix.hash(state);
 }
 
-/// When an entry expires, in nanoseconds since 1970. They last until the year 2554, which is as good as forever.
+/// The expiry of an entry, in nanoseconds since 1970. The range ends in the year 2554.
 #[derive(Clone, Copy)]
 struct Expiry(u64);
 
@@ -548,7 +559,7 @@ impl Expiry {
         self.0 != Self::NEVER.0
     }
 
-    fn is_over(self, now: SystemTime) -> bool {
+    fn is_past(self, now: SystemTime) -> bool {
         self.is_finite() && Self::nanos(now) >= self.0
     }
 
@@ -562,10 +573,10 @@ fn whole_nanos(duration: Duration) -> u64 {
 }
 
 #[derive(Clone)]
-struct Weigh;
+struct EntryWeighter;
 
-impl Weighter<Stored, Bytes> for Weigh {
-    fn weight(&self, key: &Stored, value: &Bytes) -> u64 {
+impl Weighter<StoredKey, Bytes> for EntryWeighter {
+    fn weight(&self, key: &StoredKey, value: &Bytes) -> u64 {
         weight(&key.suffix, value)
     }
 }
@@ -574,15 +585,15 @@ fn weight(suffix: &str, value: &Bytes) -> u64 {
     OVERHEAD + suffix.len() as u64 + value.len() as u64
 }
 
-/// Hands what the cache lets go of to whoever caused it, to be dropped outside its locks.
+/// A lifecycle that passes displaced entries to the caller, which drops them outside the cache's locks.
 #[derive(Clone)]
-struct KeepEvicted;
+struct ReturnDisplaced;
 
-impl Lifecycle<Stored, Bytes> for KeepEvicted {
-    type RequestState = Vec<(Stored, Bytes)>;
+impl Lifecycle<StoredKey, Bytes> for ReturnDisplaced {
+    type RequestState = Vec<(StoredKey, Bytes)>;
 
-    fn on_evict(&self, pushed_out: &mut Self::RequestState, key: Stored, value: Bytes) {
-        pushed_out.push((key, value));
+    fn on_evict(&self, displaced: &mut Self::RequestState, key: StoredKey, value: Bytes) {
+        displaced.push((key, value));
     }
 }
 
@@ -600,15 +611,15 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
     }
 
-    /// Every name on a list, and every group, in the directory.
+    /// Returns the number of listed names, and of generations in the directory.
     fn bookkeeping(store: &MemoryStore) -> (usize, usize) {
         let directory = store.shared.directory.read().unwrap();
-        let names = directory.groups.values().flat_map(|group| group.rooms.iter());
-        (names.map(|room| lock(room).names.len()).sum(), directory.groups.len())
+        let names = directory.groups.values().flat_map(|group| group.partitions.iter());
+        (names.map(|partition| lock(partition).names.len()).sum(), directory.groups.len())
     }
 
     #[tokio::test]
-    async fn a_full_store_stays_within_its_bound_and_lists_what_it_holds() {
+    async fn full_store_stays_within_its_capacity_and_lists_its_entries() {
         const CAPACITY: u64 = MIB;
         let store = MemoryStore::with_capacity(CAPACITY);
         for i in 0..20_000 {
@@ -626,7 +637,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_large_removes_what_was_there() {
+    async fn oversized_value_removes_the_previous_one() {
         let store = MemoryStore::with_capacity(MIB);
         let (key, large) = (space("p", Some("g")).key("k"), Bytes::from(vec![0; 300 * 1024]));
         store.set(&key, Bytes::from_static(b"old"), None).await.unwrap();
@@ -642,7 +653,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_largest_value_is_as_documented() {
+    async fn largest_value_is_as_documented() {
         for (capacity, value) in
             [(MIB, MIB / 4), (64 * MIB, 12 * MIB), (256 * MIB, 12 * MIB), (4096 * MIB, 48 * MIB)]
         {
@@ -656,7 +667,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn groups_that_hold_nothing_are_forgotten() {
+    async fn empty_groups_are_removed() {
         let clock = ManualClock::new();
         let store = MemoryStore::new().with_clock(Arc::new(clock.clone()));
         for i in 0..10_000 {
@@ -674,7 +685,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_time_to_live_ends_to_the_millisecond() {
+    async fn entry_expires_to_the_millisecond() {
         let clock = ManualClock::new();
         let store = MemoryStore::new().with_clock(Arc::new(clock.clone()));
         let key = space("p", Some("g")).key("k");
@@ -686,7 +697,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_that_are_written_alike_are_two() {
+    async fn keys_with_equal_names_in_different_spaces_are_distinct() {
         let store = MemoryStore::new();
         let (a, b) = (space("p", None).key("x:y"), space("p:x", None).key("y"));
         assert_eq!(a.name(), b.name());
@@ -696,18 +707,18 @@ mod tests {
         assert!(store.delete(&a).await.unwrap());
     }
 
-    /// The value is neither copied nor the old one: both handles point to the same bytes.
+    /// A hit shares the stored bytes: both handles point to the same memory.
     #[tokio::test]
-    async fn a_hit_shares_the_bytes() {
+    async fn hit_shares_the_stored_bytes() {
         let (store, key) = (MemoryStore::new(), space("p", Some("g")).key("k"));
         let value = Bytes::from(vec![7; 1000]);
         store.set(&key, value.clone(), None).await.unwrap();
         assert_eq!(store.get(&key).await.unwrap().unwrap().as_ptr(), value.as_ptr());
     }
 
-    /// Threads write, evict and push out at once; then the lists must agree with what is there.
+    /// Threads write, evict and displace entries concurrently. Then the lists must match the entries.
     #[test]
-    fn the_lists_are_right_after_a_storm() {
+    fn lists_match_entries_after_concurrent_operations() {
         let store = MemoryStore::with_capacity(512 * 1024);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -738,7 +749,7 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Op {
+    enum StoreOp {
         Set(usize, u8, Option<u64>),
         Delete(usize),
         DeleteGroup(usize),
@@ -747,29 +758,29 @@ mod tests {
         Wait(u64),
     }
 
-    fn op() -> impl Strategy<Value = Op> {
+    fn op() -> impl Strategy<Value = StoreOp> {
         let (key, time) = (0..10usize, 0..4u64);
         let ttl = prop::option::of(time.clone());
         let intent = prop_oneof![Just(Intent::Fill), Just(Intent::Refresh), Just(Intent::Write)];
         prop_oneof![
-            3 => (key.clone(), any::<u8>(), ttl.clone()).prop_map(|(k, v, t)| Op::Set(k, v, t)),
-            2 => key.clone().prop_map(Op::Delete),
-            1 => (0..5usize).prop_map(Op::DeleteGroup),
-            4 => (key.clone(), intent).prop_map(|(k, i)| Op::Begin(k, i)),
-            4 => (key, any::<u8>(), ttl).prop_map(|(k, v, t)| Op::Commit(k, v, t)),
-            2 => time.prop_map(Op::Wait),
+            3 => (key.clone(), any::<u8>(), ttl.clone()).prop_map(|(k, v, t)| StoreOp::Set(k, v, t)),
+            2 => key.clone().prop_map(StoreOp::Delete),
+            1 => (0..5usize).prop_map(StoreOp::DeleteGroup),
+            4 => (key.clone(), intent).prop_map(|(k, i)| StoreOp::Begin(k, i)),
+            4 => (key, any::<u8>(), ttl).prop_map(|(k, v, t)| StoreOp::Commit(k, v, t)),
+            2 => time.prop_map(StoreOp::Wait),
         ]
     }
 
-    /// What the store should hold: per key a value and its expiry in seconds, and whether the latest lease is good.
+    /// The expected state of a key: its value and expiry in seconds, and whether its latest lease is current.
     #[derive(Clone, Default)]
-    struct Slot {
+    struct ExpectedEntry {
         entry: Option<(u8, Option<u64>)>,
         given: Option<Lease>,
         held: Option<(Lease, Intent)>,
     }
 
-    impl Slot {
+    impl ExpectedEntry {
         fn value(&self, now: u64) -> Option<u8> {
             self.entry.filter(|(_, until)| until.is_none_or(|until| until > now)).map(|(value, _)| value)
         }
@@ -779,28 +790,28 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1_000))]
 
         #[test]
-        fn it_does_what_a_plain_map_does(ops in prop::collection::vec(op(), 1..60)) {
+        fn random_operations_match_a_plain_map(ops in prop::collection::vec(op(), 1..60)) {
             const SECOND: Duration = Duration::from_secs(1);
             let spaces = [("p", None), ("p", Some("a")), ("p", Some("b")), ("q", None), ("q", Some("a"))]
                 .map(|(prefix, group)| space(prefix, group));
             let keys: Vec<CacheKey> = (0..10).map(|i| spaces[i % 5].key(["x", "y"][i / 5])).collect();
-            let mut model = vec![Slot::default(); keys.len()];
+            let mut model = vec![ExpectedEntry::default(); keys.len()];
             let (clock, mut now) = (ManualClock::new(), 0);
             let store = MemoryStore::new().with_clock(Arc::new(clock.clone()));
             runtime().block_on(async {
                 for op in ops {
                     match op {
-                        Op::Set(k, value, ttl) => {
+                        StoreOp::Set(k, value, ttl) => {
                             store.set(&keys[k], vec![value].into(), ttl.map(|t| SECOND * t as u32)).await.unwrap();
                             model[k].entry = Some((value, ttl.map(|ttl| now + ttl)));
                             model[k].held = None;
                         }
-                        Op::Delete(k) => {
+                        StoreOp::Delete(k) => {
                             let expected = model[k].value(now).is_some();
                             prop_assert_eq!(store.delete(&keys[k]).await.unwrap(), expected);
                             (model[k].entry, model[k].held) = (None, None);
                         }
-                        Op::DeleteGroup(s) => {
+                        StoreOp::DeleteGroup(s) => {
                             let mut expected = 0;
                             for (key, slot) in keys.iter().zip(&mut model) {
                                 let whole = spaces[s].group().is_none();
@@ -811,7 +822,7 @@ mod tests {
                             }
                             prop_assert_eq!(store.delete_group(&spaces[s]).await.unwrap(), expected);
                         }
-                        Op::Begin(k, intent) => {
+                        StoreOp::Begin(k, intent) => {
                             let slot = &mut model[k];
                             match (store.begin(&keys[k], intent, SECOND * 1_000).await.unwrap(), &slot.held) {
                                 (Begin::Found(found), _) => {
@@ -831,7 +842,7 @@ mod tests {
                             }
                             prop_assert!(intent != Intent::Fill || slot.value(now).is_none());
                         }
-                        Op::Commit(k, value, ttl) => if let Some(lease) = model[k].given.clone() {
+                        StoreOp::Commit(k, value, ttl) => if let Some(lease) = model[k].given.clone() {
                             let expected = model[k].held.as_ref().is_some_and(|(held, _)| *held == lease);
                             let ttl_secs = ttl.map(|ttl| SECOND * ttl as u32);
                             let done = store.commit(&keys[k], &lease, vec![value].into(), ttl_secs).await.unwrap();
@@ -841,7 +852,7 @@ mod tests {
                                 model[k].held = None;
                             }
                         },
-                        Op::Wait(seconds) => {
+                        StoreOp::Wait(seconds) => {
                             clock.advance(SECOND * seconds as u32);
                             now += seconds;
                         }
@@ -856,8 +867,8 @@ mod tests {
         }
     }
 
-    /// Measures what an entry takes and what a hit costs. Run it alone, on Linux, in release:
-    /// `cargo test --release -p larder-core --features memory figures -- --ignored --nocapture`
+    /// Measures the memory of an entry and the time of a hit. Run it alone, on Linux, in release mode: `cargo test
+    /// --release -p larder-core --features memory figures -- --ignored --nocapture`
     #[test]
     #[ignore = "measures instead of testing, and takes gigabytes"]
     fn figures() {
@@ -866,7 +877,7 @@ mod tests {
             pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
         }
         const PROBES: u32 = 1_000_000;
-        // They are kept until the end, so that none lives in the memory that another one left.
+        // The stores are kept until the end, so that none reuses another's memory.
         let mut kept = Vec::new();
         for (count, grouped) in
             [(10_000u32, true), (100_000, true), (1_000_000, true), (1_000_000, false), (10_000_000, true)]
