@@ -3,6 +3,9 @@
 #[doc = include_str!("docs/concepts.md")]
 pub mod concepts {}
 
+#[doc = include_str!("docs/configuration.md")]
+pub mod configuration {}
+
 #[doc = include_str!("docs/keys.md")]
 pub mod keys {}
 

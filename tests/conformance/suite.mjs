@@ -10,7 +10,7 @@ import path from 'node:path'
 const [folder, ...args] = process.argv.slice(2)
 const suiteDir = path.join(folder, 'node_modules/http-cache-tests')
 const RECORD = 'tests/conformance/passes.json'
-const README = 'README.md'
+const RESULTS = 'tests/conformance/results.md'
 const KINDS = ['required', 'optimal']
 
 // These contradict RFC 9111, or what they themselves send, or each other.
@@ -175,12 +175,15 @@ function markdown (runs) {
   ].join('\n')
 }
 
-function writeReadme (text) {
-  const readme = fs.readFileSync(README, 'utf8')
-  const [begin, end] = ['<!-- conformance: begin -->', '<!-- conformance: end -->']
-  if (!readme.includes(begin) || !readme.includes(end)) throw new Error(`${README} has no place for the table`)
-  const [before, rest] = readme.split(begin)
-  fs.writeFileSync(README, `${before}${begin}\n${text}\n${end}${rest.split(end)[1]}`)
+function writeResults (text) {
+  fs.writeFileSync(RESULTS, `# Conformance of the shared cache
+
+The shared cache, tested with the public suite of HTTP caches ([cache-tests.fyi](https://cache-tests.fyi)) by \`tests/conformance/run\`,
+beside the results that the suite's authors published with the same version. The tests for browsers and for the old
+\`Surrogate-Control\` are left out.
+
+${text}
+`)
 }
 
 const id = args[args.indexOf('--id') + 1]
@@ -204,7 +207,7 @@ const passed = Object.fromEntries(Object.entries(runs).map(([store, results]) =>
   [store, Object.fromEntries(KINDS.map(kind => [kind, count(kind, results)[0]]))]))
 if (args.includes('--record')) {
   fs.writeFileSync(RECORD, JSON.stringify(passed, null, 2) + '\n')
-  writeReadme(markdown(runs))
+  writeResults(markdown(runs))
 } else {
   const recorded = JSON.parse(fs.readFileSync(RECORD, 'utf8'))
   let failed = 0

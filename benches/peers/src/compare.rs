@@ -387,7 +387,7 @@ fn readme(results: &Results<'_>, alternative: &str) -> String {
     format!(
         "![{alternative}](benches/results/{date}.svg)\n\nThe same handler behind each, over HTTP, against the bare \
          handler, which has its answer ready: {} {} [All figures](benches/results/{date}.md), with processor time, 304s \
-         and versions; `benches/peers/run compare` makes them anew.",
+         and versions; `benches/peers/run compare` measures them again.",
         results.method, results.machine
     )
 }

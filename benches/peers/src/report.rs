@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::safety::Matrix;
+
 /// The exact versions of everything that is compiled in.
 const LOCK: &str = include_str!("../Cargo.lock");
 
@@ -39,16 +41,17 @@ pub(crate) fn into_readme(name: &str, text: &str, quick: bool) {
     fs::write(path, format!("{before}{begin}\n{text}\n{end}{after}")).expect("a README that can be written");
 }
 
-/// The safety matrix, into its file and the README.
-pub(crate) fn safety(matrix: &str, quick: bool) {
+/// Writes the safety matrix: all of it into its file, and an excerpt into the README.
+pub(crate) fn safety(matrix: &Matrix, quick: bool) {
     let text = format!(
         "# What goes wrong behind which cache\n\n`benches/peers/run safety` put the same little app behind each \
-         of them on {} and tried it over HTTP. Bold is what went wrong, with what was seen.\n\n{matrix}\n\n{}\n",
+         of them on {} and tried it over HTTP. Bold is what went wrong, with what was seen.\n\n{}\n\n{}\n",
         date(),
+        matrix.markdown(),
         versions(),
     );
     write("safety.md", &text, quick);
-    into_readme("safety", matrix, quick);
+    into_readme("safety", &matrix.excerpt(), quick);
 }
 
 /// Today, in UTC.

@@ -62,6 +62,9 @@ const HAZARDS: [Hazard; 14] = [
     Hazard::RedisHung,
 ];
 
+/// The rows that the README shows: one for each of its promises that can be compared.
+const EXCERPT: [Hazard; 4] = [Hazard::Authorization, Hazard::Crowd, Hazard::Eviction, Hazard::RedisHung];
+
 /// The columns: each of them in every form that is compared.
 const COLUMNS: [&[Contender]; 7] = [
     &[Contender::Larder, Contender::LarderRedis],
@@ -437,8 +440,43 @@ struct Column {
     verdicts: Vec<Vec<(Store, Verdict)>>,
 }
 
-/// Tries everything on everybody, and returns the matrix as Markdown.
-pub(crate) async fn matrix() -> String {
+/// The safety matrix: every hazard, tried on every contender.
+pub(crate) struct Matrix {
+    columns: Vec<Column>,
+    /// The contenders that were left out, and why.
+    missing: Vec<String>,
+}
+
+impl Matrix {
+    /// Returns the whole matrix in Markdown, with notes on how to avoid what went wrong.
+    pub(crate) fn markdown(&self) -> String {
+        let mut notes = Vec::new();
+        let mut text = table(&self.columns, &HAZARDS, &mut |note| {
+            let known = notes.iter().position(|known| *known == note);
+            let index = known.unwrap_or_else(|| {
+                notes.push(note);
+                notes.len() - 1
+            });
+            format!(" ({})", index + 1)
+        });
+        text.push('\n');
+        for (number, note) in notes.iter().enumerate() {
+            text += &format!("\n{}. {note}.", number + 1);
+        }
+        for missing in &self.missing {
+            text += &format!("\n\n{missing}");
+        }
+        text
+    }
+
+    /// Returns the rows for the README in Markdown, without notes.
+    pub(crate) fn excerpt(&self) -> String {
+        table(&self.columns, &EXCERPT, &mut |_| String::new())
+    }
+}
+
+/// Tries every hazard on every contender.
+pub(crate) async fn matrix() -> Matrix {
     check_the_probes().await;
     let mut columns = Vec::new();
     let mut missing = Vec::new();
@@ -459,7 +497,7 @@ pub(crate) async fn matrix() -> String {
             columns.push(Column { title, verdicts });
         }
     }
-    table(&columns, &missing)
+    Matrix { columns, missing }
 }
 
 /// Nothing goes wrong with the app alone, or the probes would blame caches for it; but it runs for each request.
@@ -491,34 +529,20 @@ async fn probe_all(contender: Contender) -> Result<Vec<Verdict>, String> {
     Ok(verdicts)
 }
 
-fn table(columns: &[Column], missing: &[String]) -> String {
+/// Returns these rows as a table. `refer` turns the note on a failure into a reference to it.
+fn table(columns: &[Column], rows: &[Hazard], refer: &mut dyn FnMut(String) -> String) -> String {
     let mut text = String::from("| what must not happen |");
     for column in columns {
         text += &format!(" {} |", column.title);
     }
     text += "\n|---|";
     text += &"---|".repeat(columns.len());
-    let mut notes: Vec<String> = Vec::new();
-    for (row, hazard) in HAZARDS.into_iter().enumerate() {
+    for (row, hazard) in HAZARDS.into_iter().enumerate().filter(|(_, hazard)| rows.contains(hazard)) {
         text += &format!("\n| {} |", hazard.title());
         for column in columns {
-            let note = remedy(column, row, hazard).map(|note| {
-                let known = notes.iter().position(|known| *known == note);
-                known.unwrap_or_else(|| {
-                    notes.push(note);
-                    notes.len() - 1
-                }) + 1
-            });
-            let note = note.map(|number| format!(" ({number})")).unwrap_or_default();
-            text += &format!(" {}{note} |", cell(&column.verdicts[row]));
+            let reference = remedy(column, row, hazard).map(&mut *refer).unwrap_or_default();
+            text += &format!(" {}{reference} |", cell(&column.verdicts[row]));
         }
-    }
-    text.push('\n');
-    for (number, note) in notes.iter().enumerate() {
-        text += &format!("\n{}. {note}.", number + 1);
-    }
-    for missing in missing {
-        text += &format!("\n\n{missing}");
     }
     text
 }

@@ -1,23 +1,6 @@
 //! Configuration from environment variables: the store, its address, and the defaults of routes.
 //!
-//! | variable | meaning | default |
-//! |---|---|---|
-//! | `REDIS_URL` | `redis[s]://[[username]:password@]host[:port][,host[:port]…][/db]`, or `unix://[[username]:password@]/path`; `?db=` and the like as in [`RedisOptions::from_url`]; overrides the next five | none |
-//! | `REDIS_HOST`, `REDIS_PORT`, `REDIS_DB` | the address in parts | none, 6379, 0 |
-//! | `REDIS_USERNAME`, `REDIS_PASSWORD` | the credentials | none |
-//! | `REDIS_CLUSTER` | `true` for a Redis Cluster; several hosts always are one | false |
-//! | `REDIS_SSL` | `true` for TLS, as `rediss://`; needs the feature `redis-tls` | false |
-//! | `REDIS_SSL_CA_CERTS` | file with the trusted authorities, in PEM | the system's |
-//! | `REDIS_SSL_CERTFILE`, `REDIS_SSL_KEYFILE` | files with the client's certificate and its key, in PEM | none |
-//! | `REDIS_SSL_CHECK_HOSTNAME` | `false` to accept a server's certificate without its host | true |
-//! | `REDIS_MAX_CONNECTIONS` | multiplexed connections; at most 4 are opened | 1 |
-//! | `REDIS_SOCKET_TIMEOUT` | deadline of any command, in seconds | 0.05 to read, 0.25 to fill, 0.5 to evict |
-//! | `REDIS_SOCKET_CONNECT_TIMEOUT` | deadline of connecting, in seconds | 0.5 |
-//! | `REDIS_PREFIX` | the prefix of every key, before `:cache` | `redis:larder` |
-//! | `REDIS_LOCAL_CACHE_BYTES` | size of the local tier in this process, in bytes; 0 = none | 0 |
-//! | `REDIS_DEFAULT_TTL` | time to live of entries in seconds, for routes without one; 0 = no expiry | 0 |
-//!
-//! Without `REDIS_URL` and `REDIS_HOST` the store is this process's memory. An empty variable counts as unset.
+//! [`guide::configuration`](crate::guide::configuration) lists the variables.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -34,22 +17,21 @@ use crate::store::redis::options::{Address, DEFAULT_PORT};
 use crate::store::redis::{RedisOptions, RedisStore};
 
 impl Larder {
-    /// Creates a cache from the environment: on Redis if `REDIS_URL` or `REDIS_HOST` is set, otherwise in this process's
-    /// memory.
+    /// A cache as the environment says: Redis with `REDIS_URL` or `REDIS_HOST`, else this process's memory.
     ///
     /// # Errors
     ///
-    /// Returns an error if a variable is invalid, or needs a feature that isn't compiled in. The error names the variable
-    /// and, unless it may contain a secret, its value.
+    /// When a variable makes no sense, or asks for a feature that isn't compiled in. The error names the variable and,
+    /// unless it may hold a secret, the value.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_vars(|name| std::env::var(name).ok())
     }
 
-    /// Creates a cache as [`from_env`](Self::from_env) does, from any source of variables.
+    /// As [`from_env`](Self::from_env), from any source of variables.
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`from_env`](Self::from_env).
+    /// As [`from_env`](Self::from_env).
     ///
     /// ```
     /// # #[cfg(feature = "memory")] {
@@ -72,12 +54,12 @@ impl Larder {
         }
     }
 
-    /// Creates a cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`, or any other that
-    /// [`RedisOptions::from_url`] accepts. It connects on first use.
+    /// A cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`, or any that
+    /// [`RedisOptions::from_url`] understands. Connects when it is first used.
     ///
     /// # Errors
     ///
-    /// Returns an error if the URL is invalid.
+    /// When the URL makes no sense.
     #[cfg(feature = "redis")]
     pub fn redis(url: &str) -> Result<Self, crate::store::redis::RedisUrlError> {
         Ok(Self::builder().leased(RedisStore::new(RedisOptions::from_url(url)?)))
@@ -120,7 +102,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    /// Reads the file that a variable names.
+    /// What is in the file that a variable names.
     #[cfg(feature = "redis-tls")]
     fn file(&self, name: &'static str) -> Result<Option<Vec<u8>>, ConfigError> {
         let Some(path) = self.text(name) else { return Ok(None) };
@@ -130,7 +112,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    /// Refuses variables that Larder can't honour. Otherwise the cache would silently differ from its configuration.
+    /// Better no start than a cache that is not what was asked for.
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
         let name = "REDIS_SENTINEL";
         if self.flag(name)? == Some(true) {
@@ -143,7 +125,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         Ok(self.parsed("REDIS_LOCAL_CACHE_BYTES", "a number of bytes, 0 for none")?.unwrap_or(0))
     }
 
-    /// Refuses options for a connection to Redis without an address: the memory store isn't meant.
+    /// Whoever says how to speak to Redis, but not where it is, does not want memory.
     fn refuse_nowhere(&self) -> Result<(), ConfigError> {
         for variable in ["REDIS_CLUSTER", "REDIS_SSL"] {
             if self.flag(variable)? == Some(true) {
@@ -223,7 +205,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             return Err(ConfigError::invalid("REDIS_PORT", port, expected));
         }
         let hosts = self.text("REDIS_HOST").unwrap_or_default();
-        // This is a URL, maybe with a password in it. The password must appear neither in the error nor in a log.
+        // Somebody's URL, maybe with a password in it, which must appear neither in the error nor in the log later.
         if hosts.contains(['/', '@']) {
             let problem = "not a host; a URL belongs in REDIS_URL".to_owned();
             return Err(ConfigError::Secret { variable: "REDIS_HOST", problem });
@@ -232,7 +214,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             Address::parse_or(host.trim(), port)
                 .ok_or_else(|| ConfigError::invalid("REDIS_HOST", &hosts, "host[:port][,host[:port]…]"))
         };
-        // A single host can have any form, for instance an IPv6 address without brackets.
+        // A host alone may be anything, an IPv6 address without brackets too.
         let mut options = match hosts.split_once(',') {
             None => match address(&hosts) {
                 Ok(Address { host, port }) => RedisOptions::new(host, port),
@@ -314,7 +296,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         match (self.file("REDIS_SSL_CERTFILE")?, self.file("REDIS_SSL_KEYFILE")?) {
             (None, None) => {}
             (Some(certificate), Some(key)) => options = options.client_certificate(certificate, key),
-            // One file often contains both the certificate and its key.
+            // A key often stands in one file with its certificate.
             (Some(both), None) => options = options.client_certificate(both.clone(), both),
             (None, Some(_)) => {
                 let problem = "a key without a certificate: set REDIS_SSL_CERTFILE too".to_owned();
@@ -351,40 +333,40 @@ fn memory(_: LarderBuilder) -> Result<Larder, ConfigError> {
     Err(ConfigError::Feature { feature: "memory", why: "the absence of REDIS_URL and REDIS_HOST" })
 }
 
-/// An invalid configuration.
+/// A configuration that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// An invalid value.
+    /// A value that can't be understood.
     #[error("{variable}={value:?}: expected {expected}")]
     Invalid {
         /// The variable.
         variable: &'static str,
         /// Its value.
         value: String,
-        /// A description of valid values.
+        /// What would have made sense.
         expected: String,
     },
-    /// An invalid value of a variable that may contain a secret.
+    /// The same, of a variable that may hold a secret.
     #[error("{variable}: {problem}")]
     Secret {
         /// The variable.
         variable: &'static str,
-        /// The problem, without the value.
+        /// What is wrong with its value, which is not told.
         problem: String,
     },
-    /// A variable that isn't supported.
+    /// Something that is not supported.
     #[error("{variable} is not supported")]
     Unsupported {
         /// The variable.
         variable: &'static str,
     },
-    /// A variable that needs a feature that isn't compiled in.
+    /// Something that is not compiled in.
     #[error("{why} needs the feature `{feature}` of larder")]
     Feature {
         /// The feature.
         feature: &'static str,
-        /// The reason for which it is needed.
+        /// What needs it.
         why: &'static str,
     },
 }
