@@ -264,12 +264,16 @@ impl<C: Coder> CacheBackend<C> {
     }
 
     /// Stores a value, and replaces any value already there. Returns `true` if it was stored.
+    ///
+    /// With a lifetime of zero ([`Ttl::NOT_STORED`]), removes the value instead and returns `false`.
     pub async fn set<T: Serialize + ?Sized>(&self, key: &str, value: &T, ttl: impl Into<Ttl>) -> bool {
+        let ttl = ttl.into();
         let result = self.try_set(key, value, ttl).await;
-        self.or_log("set", key, false, result.map(|()| true))
+        self.or_log("set", key, false, result.map(|()| ttl != Ttl::NOT_STORED))
     }
 
-    /// Stores a value, and replaces any value already there.
+    /// Stores a value, and replaces any value already there. With a lifetime of zero ([`Ttl::NOT_STORED`]), removes the
+    /// value instead.
     ///
     /// # Errors
     ///

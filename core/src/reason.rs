@@ -1,10 +1,10 @@
-//! Why the cache did not do more: one word each, the same in `Cache-Status`, logs, metrics and tests.
+//! Reasons for which the cache did not answer or store. `Cache-Status`, logs, metrics and tests use the same words.
 
 use std::fmt;
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])* $name:ident = $word:literal),+ $(,)?) => {
-        /// Why a request went past the cache, why nothing was found, or why a response was not stored.
+        /// The reason for which a request bypassed the cache, nothing usable was found, or a response was not stored.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Reason {
@@ -12,10 +12,10 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// Every reason there is.
+            /// All reasons.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
 
-            /// The word for it. It never changes.
+            /// Returns the word for the reason. It never changes.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {
@@ -23,10 +23,10 @@ macro_rules! reasons {
                 }
             }
 
-            /// What it means, in a sentence.
+            /// Returns the meaning in a sentence.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
-                // The documentation's own lines, each with the space it begins with.
+                // The documentation's lines, each with its leading space.
                 match self {
                     $(Self::$name => concat!($($doc),*).trim_ascii_start(),)+
                 }
@@ -36,88 +36,89 @@ macro_rules! reasons {
 }
 
 reasons! {
-    // About the request: it is not looked up.
+    // Reasons about the request: it is not looked up.
     /// Only GET and HEAD are answered from the cache.
     Method = "method",
     /// The request asks to switch protocols.
     Upgrade = "upgrade",
-    /// The handler answers with a part of the body, or that there is no such part: only the whole is stored.
+    /// The handler answers with a part of the body, or with 416: only whole bodies are stored.
     Range = "range",
-    /// A GET with content: what it means is the handler's business (RFC 9110 §9.3.1).
+    /// A GET with content: only the handler knows its meaning (RFC 9110 §9.3.1).
     Content = "content",
     /// `If-Match` or `If-Unmodified-Since`: only the origin can answer (RFC 9111 §4.3.2).
     Precondition = "precondition",
     /// The request says `no-store`.
     NoStore = "no-store",
-    /// It carries `Authorization`, and the route was declared neither public nor private.
+    /// The request carries `Authorization`, and the route was declared neither public nor private.
     Authorization = "authorization",
-    /// It carries `Cookie`, and the route was declared neither public nor private.
+    /// The request carries `Cookie`, and the route was declared neither public nor private.
     Cookie = "cookie",
-    /// It carries other credentials, such as `X-Api-Key`, and the route was declared neither public nor private.
+    /// The request carries other credentials, such as `X-Api-Key`, and the route was declared neither public nor
+    /// private.
     Credentials = "credentials",
-    /// The route is private and the request names nobody.
+    /// The route is private and the request names no principal.
     Anonymous = "anonymous",
     /// The key builder gave no key.
     Keyless = "keyless",
 
-    /// The path isn't spelled canonically, and the router's pattern that led to the handler isn't known: the same resource
-    /// under another spelling may have another handler.
+    /// The path isn't spelled canonically, and the router's pattern that led to the handler isn't known: the same
+    /// resource under another spelling may have another handler.
     Spelling = "spelling",
     /// The URI was rewritten on its way to the handler, under a prefix that isn't known.
     Rewritten = "rewritten",
-    /// The handler runs already for this key: the same cache is around it twice, or it asks for its own resource.
+    /// The handler is already running for this key: two caches are around it, or it requests its own resource.
     Nested = "nested",
 
-    // About the lookup: there is nothing that may be used.
+    // Reasons about the lookup: no stored response may be used.
     /// Nothing is stored.
     Absent = "absent",
-    /// What was stored has expired.
+    /// The stored response has expired.
     Expired = "expired",
     /// The request says `no-cache`.
     NoCache = "no-cache",
-    /// What is stored is older than the request's `max-age`.
+    /// The stored response is older than the request's `max-age`.
     MaxAge = "max-age",
-    /// What is stored won't stay fresh for as long as the request's `min-fresh` asks.
+    /// The stored response won't stay fresh for as long as the request's `min-fresh` asks.
     MinFresh = "min-fresh",
     /// Other variants of the resource are stored, but not this one.
     Variant = "variant",
-    /// What is stored is damaged, from another version, or no response.
+    /// The stored bytes are damaged, from another version, or no response.
     Unreadable = "unreadable",
-    /// What is stored came from another route of the same key: the router's pattern is another one.
+    /// The stored response came from another route with the same key: the router's pattern differs.
     Pattern = "pattern",
     /// The store failed, or took too long.
     Down = "down",
-    /// Somebody changes the resource right now, or its answer was just found to be uncacheable.
+    /// Another request is changing the resource, or its response was just found to be uncacheable.
     Busy = "busy",
-    /// Only a part of the body is stored, and not the one that is asked for.
+    /// Only a part of the body is stored, and not the one that the request asks for.
     Incomplete = "incomplete",
     /// Another request is filling the entry and took too long.
     Waited = "waited",
 
-    // About the response: it is not stored.
+    // Reasons about the response: it is not stored.
     /// The handler failed.
     Failed = "failed",
     /// Responses with this status are not stored.
     Status = "status",
-    /// A write's request names another method or URI in a field, so that its answer may belong elsewhere.
+    /// The request of a write names another method or URI in a field, so its response may belong to another resource.
     Override = "override",
     /// The response sets a cookie.
     SetCookie = "set-cookie",
     /// The handler's own `Cache-Control` says `no-store`, `no-cache` or `private`.
     Withheld = "withheld",
-    /// A shared cache is told neither how long the response stays fresh nor how to ask whether it still is.
+    /// The time to live is zero. In a shared cache: the response has neither a freshness lifetime nor a validator.
     Lifetime = "lifetime",
-    /// The response varies by `*`, or by too many fields, or a write's answer varies at all.
+    /// The response varies by `*`, by too many fields, or, after a write, by any field.
     Vary = "vary",
-    /// The length of the body is not known beforehand: it may never end.
+    /// The length of the body is not known in advance: it may never end.
     Stream = "stream",
     /// The body is larger than the limit.
     Size = "size",
-    /// Too many bytes of other answers are being kept right now.
+    /// The bodies of other responses use up the memory budget.
     Budget = "budget",
-    /// The body is empty, and a write-through has nothing to store.
+    /// The body is empty, so a write-through has nothing to store.
     Empty = "empty",
-    /// The answer to a HEAD has no body to store.
+    /// The response to a HEAD has no body to store.
     Head = "head",
     /// The body ended with trailers, or with an error.
     Body = "body",

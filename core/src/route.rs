@@ -629,7 +629,8 @@ macro_rules! route_layers {
     };
 
     (@storing) => {
-        /// Sets how long responses are fresh: seconds or a `Duration`. The number 0 means no expiry.
+        /// Sets how long responses are fresh: seconds or a `Duration`. The number 0 means no expiry. With a `Duration` of
+        /// zero, responses are not stored.
         pub fn ttl(mut self, ttl: impl Into<$crate::Ttl>) -> Self {
             self.options = self.options.ttl(ttl.into());
             self

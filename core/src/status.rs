@@ -1,34 +1,35 @@
-//! How a request was answered, as it is counted: one of six words, and the reason if the cache didn't do more.
+//! The status of an answered request, as the metrics count it.
 
 use std::fmt;
 
 #[cfg(feature = "runtime")]
 use crate::reason::Reason;
 
-/// How a request was answered: what the metrics, [`Stats`](crate::Stats) and the console count.
+/// The way in which a request was answered. Metrics, [`Stats`](crate::Stats) and the console count requests by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Status {
-    /// With what is stored and fresh; a 304 too.
+    /// A fresh stored response answered, or a 304 for it.
     Hit,
-    /// By the handler, and the answer was one that can be stored; or with a 504 where the client wanted nothing else
-    /// than a stored one. A write-through that stored its answer counts here too.
+    /// The handler answered, and its response can be stored. Also a 504, where the client accepts only a stored
+    /// response, and a write-through that stored its response.
     Miss,
-    /// With what is stored though it is stale, because it is being refreshed or the handler failed (RFC 5861).
+    /// A stale stored response answered, because it is being refreshed or because the handler failed (RFC 5861).
     Stale,
-    /// By the handler, whose answer is none of the cache's business.
+    /// The handler answered, and the cache took no part.
     Bypass,
-    /// By the handler, which failed: with an error, a panic or a status of 500 or more.
+    /// The handler failed: with an error, a panic or a status of 500 or more.
     Error,
-    /// With what the handler answered to another request, which came first (RFC 9211 §2.6).
+    /// The handler's response to an earlier concurrent request answered (RFC 9211 §2.6).
     Collapsed,
 }
 
 impl Status {
-    /// Every status there is.
+    /// All statuses.
     pub const ALL: [Self; 6] =
         [Self::Hit, Self::Miss, Self::Stale, Self::Bypass, Self::Error, Self::Collapsed];
 
-    /// The word for it. It never changes.
+    /// Returns the word for the status. It never changes.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -55,7 +56,7 @@ impl serde::Serialize for Status {
     }
 }
 
-/// A status, and why it is no hit.
+/// A status, with the reason if it is not a hit.
 #[cfg(feature = "runtime")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Outcome {
@@ -81,7 +82,7 @@ impl Outcome {
         Self { status: Status::Bypass, reason }
     }
 
-    /// The handler's own answer, which the cache let pass.
+    /// The outcome of a request whose response the cache passed on.
     pub(crate) fn passed(reason: Option<Reason>, answer: http::StatusCode) -> Self {
         let status = if answer.is_server_error() { Status::Error } else { Status::Bypass };
         Self { status, reason }

@@ -1433,6 +1433,8 @@ fn cache_status_says_why() {
 fn storing() -> Reasons {
     const NOT_FOUND: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(Duration::from_secs(5)))];
     const SMALL: Tweak = |rule| rule.max_body = 3;
+    const ZERO: Tweak = |rule| rule.ttl = Some(Duration::ZERO);
+    const NOT_FOUND_ZERO: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(Duration::ZERO))];
     let many_names: &'static str =
         Box::leak((0..17).map(|i| format!("x-{i}")).collect::<Vec<_>>().join(",").into());
     let many: &[(&str, &str)] = &[("vary", many_names)];
@@ -1488,6 +1490,9 @@ fn storing() -> Reasons {
         ("too many fields", AS_IT_IS, 200, many, "new", Some(Reason::Vary)),
         ("as large as may be", SMALL, 200, &[], "new", None),
         ("larger", SMALL, 200, &[], "newer", Some(Reason::Size)),
+        ("a lifetime of zero", ZERO, 200, &[], "new", Some(Reason::Lifetime)),
+        ("a status with a lifetime of zero", NOT_FOUND_ZERO, 404, &[], "new", Some(Reason::Lifetime)),
+        ("200, beside a status with a lifetime of zero", NOT_FOUND_ZERO, 200, &[], "new", None),
     ];
     let mut seen = Reasons::new();
     for (why, tweak, status, fields, body, expected) in table {
@@ -1852,6 +1857,7 @@ fn put_is_refused(rule: &Rule, fields: Fields<'_>) -> bool {
 fn writes() -> Reasons {
     use Effect::{Evicts, Nothing, Stores};
     const SMALL: Tweak = |rule| rule.max_body = 3;
+    const ZERO: Tweak = |rule| rule.ttl = Some(Duration::ZERO);
     let table: &[(&str, Tweak, Fields<'_>, u16, Fields<'_>, &'static str, Effect)] = &[
         ("200", AS_IT_IS, &[], 200, &[], "new", Stores),
         ("201 says what it made", AS_IT_IS, &[], 201, &[("location", "/things/8")], "new", Stores),
@@ -1895,6 +1901,7 @@ fn writes() -> Reasons {
             Evicts(Reason::Vary),
         ),
         ("too large", SMALL, &[], 200, &[], "newer", Evicts(Reason::Size)),
+        ("a lifetime of zero", ZERO, &[], 200, &[], "new", Evicts(Reason::Lifetime)),
         (
             "credentials on an undeclared route",
             UNDECLARED,
@@ -2340,7 +2347,7 @@ fn every_reason_is_reached() {
     // engine hears of a commit is `CommitResult`, and the miss keeps the reason it had.
     const OF_THE_EXCHANGE: [Reason; 4] = [Reason::Busy, Reason::Waited, Reason::Evicted, Reason::Nested];
     // Reached in the tables of `shared_policy.rs`.
-    const OF_THE_SHARED_CACHE: [Reason; 3] = [Reason::Incomplete, Reason::Lifetime, Reason::Budget];
+    const OF_THE_SHARED_CACHE: [Reason; 2] = [Reason::Incomplete, Reason::Budget];
 
     let tables: [fn() -> Reasons; 10] =
         [requests, keyless, lookups, ranges, range_fills, storing, writes, evictions, variants, spellings];

@@ -55,7 +55,7 @@ fn every_reason_is_on_an_edge() {
         let of_the_exchange =
             matches!(reason, Reason::Busy | Reason::Waited | Reason::Evicted | Reason::Nested);
         // The machine of the shared cache is another one: `shared_policy.rs` has its rules as tables.
-        let of_the_shared_cache = matches!(reason, Reason::Incomplete | Reason::Lifetime | Reason::Budget);
+        let of_the_shared_cache = matches!(reason, Reason::Incomplete | Reason::Budget);
         assert_ne!(words.contains(reason.as_str()), of_the_exchange || of_the_shared_cache, "{reason}");
     }
 }
@@ -312,6 +312,7 @@ fn observe() -> Observed {
         for audience in AUDIENCES {
             let rule = Rule {
                 audience: audience(),
+                also: vec![(StatusCode::NOT_FOUND, Some(Duration::ZERO))],
                 max_body: LIMIT,
                 stale_while_revalidate: Some(Duration::from_secs(WHILE_REFRESHED)),
                 stale_if_error: Some(Duration::from_secs(IF_FAILED)),

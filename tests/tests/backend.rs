@@ -50,6 +50,21 @@ on_every_store! {
         }
     }
 
+    async fn lifetime_of_zero_is_not_stored(fixture) {
+        let items = fixture.larder.backend();
+        assert!(!items.set("absent", "new", Duration::ZERO).await);
+        assert!(items.set("present", "old", 60).await);
+        assert!(!items.set("present", "new", Duration::ZERO).await);
+        assert!(items.set("updated", "old", 60).await);
+        let updated = items.update("updated", Duration::ZERO, |_: Option<String>| "new".to_owned()).await;
+        assert_eq!(updated.unwrap(), "new");
+        let computed = items.get_or_set("computed", Duration::ZERO, || async { Ok::<_, ()>("new".to_owned()) }).await;
+        assert_eq!(computed.unwrap(), "new");
+        for key in ["absent", "present", "updated", "computed"] {
+            assert!(!items.has(key).await, "{key}");
+        }
+    }
+
     async fn groups_are_apart_and_are_deleted_whole(fixture) {
         let backend = fixture.larder.backend();
         let (a, b) = (backend.group("a"), backend.group("b"));

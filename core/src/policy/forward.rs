@@ -405,12 +405,12 @@ impl Admit {
         let known = forward.variants.as_ref().map_or(&[][..], |variants| &variants.names);
         tell_vary(&mut parts.headers, names.iter().chain(known).chain(rule.told_fields()));
         let etag = parts.headers.entry(ETAG).or_insert_with(|| weak_etag(&body)).clone();
-        let (status, ttl) = match rule.kind {
-            // What a GET would answer now is this representation, whatever the write said about itself.
-            Kind::Write => (StatusCode::OK, rule.ttl),
-            _ => (parts.status, rule.ttl_of(parts.status).unwrap_or(rule.ttl)),
+        let status = match rule.kind {
+            // A GET would answer with this representation and a 200, whatever the status of the write.
+            Kind::Write => StatusCode::OK,
+            _ => parts.status,
         };
-        let ttl = ttl.map(|ttl| jittered(ttl, rule.jitter, &etag, now));
+        let ttl = rule.lifetime_of(parts.status).map(|ttl| jittered(ttl, rule.jitter, &etag, now));
         let may_be_cut = status == StatusCode::OK && !body.is_empty();
         let headers = match rule.kind {
             Kind::Write => {

@@ -21,7 +21,7 @@ pub struct Rule {
     pub kind: Kind,
     /// The prefix and the eviction group of its keys.
     pub space: KeySpace,
-    /// Freshness lifetime. `None` means no expiry.
+    /// The freshness lifetime of responses. `None` means no expiry; with zero, responses are not stored.
     pub ttl: Option<Duration>,
     /// Other statuses than 200 that are stored, each with its own lifetime: negative caching.
     pub also: Vec<(StatusCode, Option<Duration>)>,
@@ -278,7 +278,17 @@ impl Rule {
         Some(longest.saturating_add(self.stale_for()))
     }
 
-    /// How long a response with this status is stored, or `None` if it is not. The inner `None` means no expiry.
+    /// Returns the freshness lifetime of a stored response with this status. `None` means no expiry, zero not stored.
+    ///
+    /// A write's response is stored as a 200, whatever its own status.
+    pub(crate) fn lifetime_of(&self, status: StatusCode) -> Option<Duration> {
+        match self.kind {
+            Kind::Write => self.ttl,
+            _ => self.ttl_of(status).unwrap_or(self.ttl),
+        }
+    }
+
+    /// Returns the lifetime of responses with this status, or `None` if they are not stored. The inner `None` means no expiry.
     pub(crate) fn ttl_of(&self, status: StatusCode) -> Option<Option<Duration>> {
         if let Some((_, ttl)) = self.also.iter().find(|(known, _)| *known == status) {
             return Some(*ttl);

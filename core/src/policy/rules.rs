@@ -151,6 +151,8 @@ pub(super) fn why_not_storable(
         Some(Reason::SetCookie)
     } else if directives.no_store || is_private || directives.no_cache {
         Some(Reason::Withheld)
+    } else if rule.lifetime_of(response.status) == Some(Duration::ZERO) {
+        Some(Reason::Lifetime)
     } else {
         matches!(length, BodyLength::Known(length) if length > rule.max_body).then_some(Reason::Size)
     }
