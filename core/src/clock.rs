@@ -1,11 +1,12 @@
-//! The only place that reads the system's clock. Everything else takes `now` as an argument or asks a [`Clock`].
+//! Clocks. This is the only file that reads the system's clock; all other code takes `now` as an argument or asks a
+//! [`Clock`].
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Tells the time. Swap it in tests to make entries expire without sleeping.
+/// A source of the current time. Replace it in tests to make entries expire without sleeping.
 ///
 /// ```
 /// use larder_core::{Clock, ManualClock};
@@ -17,7 +18,7 @@ use std::time::{Duration, SystemTime};
 /// assert_eq!(clock.now().duration_since(before).unwrap(), Duration::from_secs(60));
 /// ```
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The present moment, as wall-clock time: entries are shared between machines, so a monotonic clock won't do.
+    /// Returns the current wall-clock time. A monotonic clock is not enough, because machines share entries.
     fn now(&self) -> SystemTime;
 }
 
@@ -32,20 +33,20 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told to move. Clones share the same time.
+/// A clock that moves only when [`advance`](Self::advance) is called. Clones share the same time.
 #[derive(Clone, Debug)]
 pub struct ManualClock {
     millis: Arc<AtomicU64>,
 }
 
 impl ManualClock {
-    /// Starts at a fixed moment in 2026.
+    /// Creates a clock that starts at a fixed moment in 2026.
     #[must_use]
     pub fn new() -> Self {
         Self { millis: Arc::new(AtomicU64::new(1_767_225_600_000)) }
     }
 
-    /// Moves the time forward.
+    /// Moves the time forward by `by`, truncated to milliseconds.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.millis.fetch_add(by, Ordering::SeqCst);

@@ -1,14 +1,14 @@
 //! Request fields that carry credentials, and fields that change which request a handler sees.
 //!
-//! A stored response goes to requests that never showed the credentials of the first one, and whose fields may send them
-//! elsewhere. So these fields keep a request out of the cache, or are hidden from the handler whose response may be stored:
-//! [`Rule`](crate::Rule) says which. A shared cache hides nothing: it stores by RFC 9111 §3.5, treats a request with another
-//! method as a write, and keeps one that may go elsewhere apart.
+//! A stored response answers requests that don't show the first request's credentials. So these fields keep a request
+//! out of the cache, or are hidden from the handler whose response may be stored, as the [`Rule`](crate::Rule) states.
+//! A shared cache hides no fields: it stores by RFC 9111 §3.5, treats a request that overrides the method as a write,
+//! and gives requests that override the target keys of their own.
 
-/// Whether a field other than `Authorization` and `Cookie` usually carries credentials: a key, a token, a client certificate,
-/// or the user whom an authenticating proxy in front names. The name is in lower case.
+/// Returns `true` if a field other than `Authorization` and `Cookie` usually carries credentials: a key, a token, a
+/// client certificate, or the user name from an authenticating proxy. `name` is in lower case.
 pub(crate) fn is_other_credential(name: &str) -> bool {
-    // The first letter comes first: it spares ordinary requests all comparisons.
+    // The first letter rules out nearly all fields without a string comparison.
     match name.as_bytes().first() {
         Some(b'x') => is_extension_credential(name),
         Some(b'p') => matches!(name, "proxy-authorization" | "private-token"),
@@ -81,18 +81,18 @@ fn is_extension_credential(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether a field usually carries credentials.
+/// Returns `true` if a field usually carries credentials.
 pub(crate) fn is_credential(name: &str) -> bool {
     matches!(name, "authorization" | "cookie") || is_other_credential(name)
 }
 
-/// Whether a field replaces the method or the URI in some frameworks: the handler would answer another request than the one
-/// in the key.
+/// Returns `true` if some frameworks take the method or the URI from this field. The handler would then answer another
+/// request than the one in the key.
 pub(crate) fn replaces_target(name: &str) -> bool {
     replaces_method(name) || replaces_uri(name)
 }
 
-/// Whether a field replaces the method in some frameworks.
+/// Returns `true` if some frameworks take the method from this field.
 pub(crate) fn replaces_method(name: &str) -> bool {
     matches!(
         name,
@@ -117,13 +117,15 @@ fn replaces_uri(name: &str) -> bool {
     )
 }
 
-/// Whether frameworks and servers find another host, scheme or path by a field than the request line and `Host` say.
+/// Returns `true` if frameworks or servers may take the host, scheme or path from this field instead of the request
+/// line and `Host`.
 pub(crate) fn may_send_elsewhere(name: &str) -> bool {
-    // The first letter comes first: it spares ordinary fields all comparisons.
+    // The first letter rules out nearly all fields without a string comparison.
     matches!(name.as_bytes(), [b'f' | b'x', ..]) && (ORIGIN_FIELDS.contains(&name) || replaces_uri(name))
 }
 
-/// The fields with which a proxy names the origin that its client asked for. A handler makes absolute links of them.
+/// The fields in which a proxy names the origin that its client requested. A handler may build absolute links from
+/// them.
 pub(crate) const ORIGIN_FIELDS: [&str; 16] = [
     "forwarded",
     "front-end-https",

@@ -1,4 +1,4 @@
-//! Header fields, parsed and evaluated. Nothing here knows that there is a cache.
+//! Header fields, parsed and evaluated. These modules are independent of the cache.
 
 pub mod cache_control;
 pub(crate) mod conditional;

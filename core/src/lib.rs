@@ -1,8 +1,9 @@
-//! The framework-agnostic heart of Larder, a response cache for Rust web services.
+//! The framework-agnostic core of Larder, a response cache for Rust web services.
 //!
-//! Routes of axum, poem, or tower and hyper are cached with [larder-axum](https://docs.rs/larder-axum),
-//! [larder-poem](https://docs.rs/larder-poem) and [larder-tower](https://docs.rs/larder-tower), which give out all that is here.
-//! This crate by itself is for what has no routes, for adapters, and for stores:
+//! To cache routes of axum, poem, or tower and hyper, use [larder-axum](https://docs.rs/larder-axum),
+//! [larder-poem](https://docs.rs/larder-poem) or [larder-tower](https://docs.rs/larder-tower). They re-export what an
+//! application needs of this crate.
+//! Use this crate itself to cache values without routes, to write an adapter, or to write a store:
 //!
 //! ```
 //! # #[cfg(feature = "memory")]
@@ -14,7 +15,7 @@
 //!
 //! let larder = Larder::memory(); // or Larder::from_env(), or Larder::redis("redis://…")
 //! let rates = larder.backend().group("rates");
-//! // However many ask at once, the bank is asked once a minute.
+//! // All concurrent callers share one request to the bank, once a minute.
 //! let rate = rates.get_or_set("EUR", 60, || ask_the_bank("EUR")).await;
 //! assert_eq!(rate.unwrap(), 1.08);
 //! rates.delete_group().await;
@@ -22,19 +23,19 @@
 //! # #[cfg(not(feature = "memory"))] fn main() {}
 //! ```
 //!
-//! Without features this crate is a pure engine: it decides, from plain `http` parts and a moment in time that is
-//! handed to it, what a cache may do. It has no runtime, no I/O and no clock. [`policy`] shows it at work.
+//! Without features this crate is a pure engine: it decides what a cache may do from plain `http` parts and a point in
+//! time. It has no runtime, no I/O and no clock. [`policy`] has an example.
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `runtime` | [`Larder`], [`CacheBackend`], [`Route`]: what joins the engine to a store; needs tokio |
+//! | `runtime` | [`Larder`], [`CacheBackend`] and [`Route`], which connect the engine to a store; needs tokio |
 //! | `memory` | the in-process store |
 //! | `redis` | the Redis store |
 //! | `redis-tls` | TLS to Redis |
-//! | `redis-pool` | the Redis store on a `deadpool_redis` pool of the application's own |
-//! | `metrics` | exports what [`Larder::stats`] counts through the facade [`metrics`](https://docs.rs/metrics) |
-//! | `tracing` | spans around what the cache does: `cache.get`, `cache.set`, `cache.put`, `cache.evict`, `cache.backend.*` |
-//! | `console` | a page that shows what a cache does and why, and evicts |
+//! | `redis-pool` | the Redis store on a `deadpool_redis` pool of the application |
+//! | `metrics` | exports the counters of [`Larder::stats`] through the facade [`metrics`](https://docs.rs/metrics) |
+//! | `tracing` | spans around the cache's operations: `cache.get`, `cache.set`, `cache.put`, `cache.evict`, `cache.backend.*` |
+//! | `console` | a page that shows the cache's decisions with their reasons, and evicts entries |
 //! | `suite` | the behaviour suite for authors of stores |
 #![cfg_attr(
     all(feature = "memory", feature = "redis"),
@@ -49,7 +50,7 @@
 
 mod credentials;
 pub mod explain;
-// Its examples run on the one store, and its pages name both.
+// Its examples run on the memory store, and its pages link to both stores.
 #[cfg(all(feature = "memory", feature = "redis"))]
 pub mod guide;
 pub mod headers;
@@ -117,6 +118,6 @@ pub use {
     store::ProcessLocal,
 };
 
-// The macro that makes an adapter's layers names it.
+// The macro that makes an adapter's layers refers to it.
 #[doc(hidden)]
 pub use http;

@@ -1,40 +1,41 @@
-//! Which requests a stored response may answer, beyond having its key.
+//! Provenance: the requests that a stored response may answer, beyond having its key.
 //!
-//! A router matches the path as it was sent, and a key is made from the canonical spelling ([`key`]). So
-//! `/products/%66eatured` may lead to `/products/{slug}` where `/products/featured` has a handler of its own, and both have one
-//! key. Therefore every stored response remembers the router's pattern that led to its handler:
+//! A router matches the path as the client sent it, but a key is made from the canonical spelling ([`key`]). So
+//! `/products/%66eatured` may lead to `/products/{slug}` although `/products/featured` has a handler of its own, and
+//! both paths have the same key. Therefore every stored response records the router's pattern that led to its handler:
 //!
-//! 1. Requests of one pattern share an entry, however they are spelled. A pattern with a catch-all says little: what is behind
-//!    it may route by the rest of the path. It counts as unknown.
-//! 2. Where the pattern is unknown, only the canonical spelling is looked up ([`Reason::Spelling`](crate::Reason::Spelling)).
-//! 3. Another pattern's entry is replaced by a request that is spelled canonically ([`Reason::Pattern`](crate::Reason::Pattern)). A
-//!    request that isn't goes past the cache.
-//! 4. Where a key builder chose the key, routes may share entries on purpose. Canonical spellings do.
+//! 1. Requests with the same pattern share an entry, whatever their spelling. A pattern with a catch-all counts as
+//!    unknown, because a service behind it may route by the rest of the path.
+//! 2. If the pattern is unknown, only the canonical spelling is looked up
+//!    ([`Reason::Spelling`](crate::Reason::Spelling)).
+//! 3. A canonically spelled request replaces the entry of another pattern
+//!    ([`Reason::Pattern`](crate::Reason::Pattern)). A request with another spelling bypasses the cache.
+//! 4. If a key builder chose the key, canonically spelled requests of several routes share the entry.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::key;
 use crate::request::RequestView;
 
-/// Which pattern led to the handler that answered, and how the request for it was spelled.
+/// The pattern that led to the handler, and the spelling of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Provenance {
     /// A hash of the router's pattern, or 0 if that isn't known.
     pub pattern: u64,
-    /// Whether the path was spelled canonically.
+    /// `true` if the path was spelled canonically.
     pub is_canonical: bool,
-    /// Whether a key builder chose the key.
+    /// `true` if a key builder chose the key.
     pub is_chosen: bool,
 }
 
 impl Provenance {
-    /// That of a request, on a route whose keys are chosen by a key builder or not.
+    /// Returns the provenance of a request. `is_chosen` is `true` on routes with a key builder.
     #[must_use]
     pub fn of(request: &RequestView<'_>, is_chosen: bool) -> Self {
         Self { pattern: pattern_of(request), is_canonical: is_canonical(request), is_chosen }
     }
 
-    /// Whether a response of this provenance may answer that request.
+    /// Returns `true` if a response of this provenance may answer `request`.
     #[must_use]
     pub const fn serves(self, request: Self) -> bool {
         self.pattern == request.pattern
@@ -42,12 +43,12 @@ impl Provenance {
     }
 }
 
-/// Whether the path is spelled canonically.
+/// Returns `true` if the path is spelled canonically.
 pub(crate) fn is_canonical(request: &RequestView<'_>) -> bool {
     key::is_canonical(request.uri.path())
 }
 
-/// A hash of the pattern, or 0 if it is unknown.
+/// Returns a hash of the pattern, or 0 if it is unknown.
 pub(crate) fn pattern_of(request: &RequestView<'_>) -> u64 {
     match request.pattern {
         Some(pattern) if matches_segments(pattern, request.uri.path()) => xxh3_64(pattern.as_bytes()).max(1),
@@ -55,9 +56,9 @@ pub(crate) fn pattern_of(request: &RequestView<'_>) -> u64 {
     }
 }
 
-/// Whether the pattern stands for each segment of the path: `{name}`, `:name` and `<regex>` for one, and others for
-/// themselves. One with a catch-all doesn't, nor does the one that leads to something nested, which frameworks may show
-/// without its end.
+/// Returns `true` if the pattern describes each segment of the path: `{name}`, `:name` and `<regex>` stand for one
+/// segment, other segments for themselves. A pattern with a catch-all doesn't, and neither does the pattern of a nested
+/// router, which frameworks may show without its end.
 fn matches_segments(pattern: &str, path: &str) -> bool {
     let (pattern, path) = (pattern.as_bytes(), path.as_bytes());
     let end_of = |text: &[u8], from: usize| {

@@ -1,4 +1,4 @@
-//! What the engine sees of a request: borrowed, so that an adapter copies nothing to ask a question.
+//! The engine's view of a request. It borrows, so that an adapter copies nothing.
 
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
@@ -20,29 +20,29 @@ use crate::key::uri::KeyUri;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RequestView<'a> {
-    /// The method.
+    /// The request method.
     pub method: &'a Method,
-    /// The URI that keys are made from: the one that the client sent, also in a nested router, which leaves only the end of it.
-    /// If something else than nesting changed it on its way to the handler, it is what the handler sees, with the path in front
-    /// that routers have cut: see [`KeyUri`](crate::KeyUri).
+    /// The URI that keys are made from. This is the URI that the client sent, also inside a nested router, which sees
+    /// only the end of it. If middleware rewrote the URI, this is the URI that the handler sees, after the path that
+    /// routers have cut: see [`KeyUri`](crate::KeyUri).
     pub uri: &'a Uri,
     /// The header fields.
     pub headers: &'a HeaderMap,
-    /// What outer layers attached, such as an authenticated user.
+    /// The extensions that outer layers attached, such as an authenticated user.
     pub extensions: &'a Extensions,
-    /// The pattern of the framework's router that led here, such as `/products/{id}`: see
+    /// The pattern of the framework's router that led to the handler, such as `/products/{id}`: see
     /// [`provenance`](crate::provenance).
     pub pattern: Option<&'a str>,
-    /// Whether the body says that there is content. HTTP/2 needs no field for that.
+    /// `true` if the body reports content. HTTP/2 needs no field for that.
     pub has_content: bool,
-    /// Whether `uri` may differ from what the handler sees, because something rewrote it under a prefix that isn't known.
+    /// `true` if `uri` may differ from the URI that the handler sees, because middleware rewrote it under an unknown prefix.
     pub is_obscured: bool,
-    /// What the handler may see if `is_obscured`. A write evicts the entries of these URIs too.
+    /// The URIs that the handler may see if `is_obscured`. A write evicts the entries of these URIs too.
     pub alternatives: &'a [Uri],
 }
 
 impl<'a> RequestView<'a> {
-    /// A request of which no more is known than this.
+    /// Creates a view without a pattern, content or rewritten URI.
     #[must_use]
     pub const fn new(
         method: &'a Method,
@@ -62,13 +62,13 @@ impl<'a> RequestView<'a> {
         }
     }
 
-    /// The same request under another URI: adapters put the original one back this way.
+    /// Returns the same request with another URI. Adapters use it to restore the original URI.
     #[must_use]
     pub const fn with_uri(self, uri: &'a Uri) -> Self {
         Self { uri, ..self }
     }
 
-    /// The same request with the URI that its key is made from, given the one that the client sent.
+    /// Returns the same request with the URI that its key is made from. `sent` is the URI that the client sent.
     #[must_use]
     pub fn with_key_uri(self, sent: &'a Uri, key_uri: &'a KeyUri) -> Self {
         match key_uri {
@@ -78,20 +78,20 @@ impl<'a> RequestView<'a> {
         }
     }
 
-    /// The same request with the pattern that the framework's router matched.
+    /// Returns the same request with the pattern that the framework's router matched.
     #[must_use]
     pub const fn with_pattern(self, pattern: Option<&'a str>) -> Self {
         Self { pattern, ..self }
     }
 
-    /// The same request with what its body says of itself: `true` unless it is known to be empty. A cache doesn't answer a GET
-    /// with content.
+    /// Returns the same request with `has_content`: `true` unless the body is known to be empty. A cache doesn't answer
+    /// a GET with content.
     #[must_use]
     pub const fn with_content(self, has_content: bool) -> Self {
         Self { has_content, ..self }
     }
 
-    /// The token of `Authorization: Bearer …`, if that is how the request was authenticated (RFC 6750 §2.1).
+    /// Returns the token of `Authorization: Bearer …`, if the request has exactly one such field (RFC 6750 §2.1).
     #[must_use]
     pub fn bearer_token(&self) -> Option<&'a str> {
         let mut fields = self.headers.get_all(http::header::AUTHORIZATION).iter();
@@ -114,13 +114,13 @@ impl<'a> From<&'a Parts> for RequestView<'a> {
     }
 }
 
-/// Which of the fields that concern a cache a request has, found in one pass over the names. Looking for each of them
-/// takes longer: a look-up hashes the name, and requests have about as many fields as there are to look for.
+/// The presence of the request fields that concern a cache, found in one pass over the names. One pass is faster than
+/// separate look-ups: a look-up hashes the name, and a request has about as many fields as there are names to look for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RequestFields {
     /// `Cache-Control` or `Pragma`.
     pub(crate) directives: bool,
-    /// `If-None-Match` or `If-Modified-Since`: a 304 may answer.
+    /// `If-None-Match` or `If-Modified-Since`: a 304 is possible.
     pub(crate) validators: bool,
     /// `If-Match` or `If-Unmodified-Since`.
     pub(crate) preconditions: bool,
