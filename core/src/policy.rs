@@ -1,7 +1,7 @@
-//! What a cache may do with a request: a state machine without I/O and without a clock.
+//! The decisions of a route's cache: a state machine without I/O and without a clock.
 //!
-//! There are two rules. Whoever holds a state must make its one transition, which consumes it; and time is an
-//! argument. The driver owns the store and the handler and does what each answer carries:
+//! Each state has one transition, which consumes the state. Time is an argument. The driver owns the store and the
+//! handler, and carries out each decision:
 //!
 //! ```text
 //! CachePolicy ─on_request─▶ Bypass                  run the handler, mark the answer
@@ -12,20 +12,20 @@
 //! (or Select)             ▶ Unsatisfiable           answer 504 (RFC 9111 §5.2.1.7)
 //!                         ▶ Miss(Forward)           run the handler
 //!                         ▶ Select                  the resource varies: get the record under the secondary key
-//! Forward ─────on_filled──▶ Hit                     answer with what somebody else stored meanwhile
+//! Forward ─────on_filled──▶ Hit                     answer with the response that another request stored
 //! Forward ─────on_response▶ ServeStale(Hit)         the handler failed: answer with what is stored
 //! (or on_error)           ▶ Pass                    answer with the response as it is, after an eviction if it says so
 //!                         ▶ Admit                   collect the body
 //! Admit ───────on_body────▶ Admitted                store it, then answer
 //! ```
 //!
-//! Every way past the cache has a [`Reason`]. The diagram in ARCHITECTURE.md is drawn from what a test observed.
+//! Every path past the cache has a [`Reason`]. A test draws the diagram in ARCHITECTURE.md from observed transitions.
 //!
-//! An entry that is shown to a `Lookup` needn't hold the whole body: `Lookup::needs` says how much of it the answer takes.
+//! The entry passed to a `Lookup` needn't hold the whole body: `Lookup::needs` returns the part that the response
+//! takes.
 //!
-//! Not here: what a key is ([`Rule::key`]), which requests share an entry ([`Provenance`]), who waits for whom, and when the
-//! store may be trusted to have written. That
-//! is the exchange's part.
+//! This module leaves out keys ([`Rule::key`]), the requests that share an entry ([`Provenance`]), waiting for other
+//! requests, and unconfirmed writes of the store. The exchange handles the last two.
 
 #![expect(
     clippy::large_enum_variant,
@@ -69,10 +69,10 @@ pub use forward::{Admit, Forward, OnResponse, Pass};
 pub use hit::{Hit, Unsatisfiable};
 pub use rules::{BodyLength, invalidates, leaves_outcome_unknown};
 
-pub(crate) use hit::tell_ranges;
+pub(crate) use hit::add_accept_ranges;
 pub(crate) use rules::{allows_stale_if_error, has_content};
 
-/// The engine for one route.
+/// The decision engine of one route.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -86,7 +86,7 @@ pub(crate) use rules::{allows_stale_if_error, has_content};
 /// let policy = CachePolicy::new(rule);
 /// let now = SystemTime::UNIX_EPOCH;
 ///
-/// // Nothing is stored: the engine says to run the handler, and then what to store.
+/// Nothing is stored: the engine decides to run the handler, and then to store its response.
 /// let request = Request::get("/hello").body(())?;
 /// let view = RequestView::from(&request);
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
@@ -96,7 +96,7 @@ pub(crate) use rules::{allows_stale_if_error, has_content};
 /// let admitted = admit.on_body(parts, body.into(), now);
 /// let record = Record::decode(&admitted.record());
 ///
-/// // And now it is.
+/// The next request is a hit.
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
 /// let OnEntry::Decided(Decision::Hit(hit)) = lookup.on_entry(Ok(record), &view, now) else { panic!() };
 /// assert_eq!(hit.into_response().headers()["x-redis-cache"], "HIT");
@@ -108,46 +108,46 @@ pub struct CachePolicy {
     secret: PrincipalSecret,
 }
 
-/// What to do with a request.
+/// The decision about a request.
 #[derive(Debug)]
 pub enum OnRequest {
     /// Run the handler; the cache takes no part.
     Bypass(Mark),
     /// Look for a stored response.
     Lookup(Lookup),
-    /// Run the handler; its success writes or evicts.
+    /// Run the handler; if it succeeds, store or evict.
     Forward(Forward),
 }
 
-/// What to do with what was found in the store.
+/// The decision about a record from the store.
 #[derive(Debug)]
 pub enum OnEntry {
-    /// That is all there is to look for.
+    /// The request is decided.
     Decided(Decision),
-    /// The resource varies: look under the secondary key, and ask again with what lies there.
+    /// The resource varies: get the record under the secondary key, and decide again.
     Select(Select),
 }
 
-/// How to answer a request, after the store was looked into.
+/// The decision how to answer a request, after the lookup.
 #[derive(Debug)]
 pub enum Decision {
-    /// Answer with what is stored.
+    /// Answer with the stored response.
     Hit(Hit),
-    /// Answer 304: the client has it already.
+    /// Answer 304: the client already has the response.
     NotModified(Hit),
-    /// Answer with what is stored though it is stale, and refresh it in the background (RFC 5861 §3).
+    /// Answer with the stale stored response, and refresh it in the background (RFC 5861 §3).
     Stale(Hit, Forward),
-    /// The client wants a stored response or none: answer 504.
+    /// Answer 504: the client accepts only a stored response.
     Unsatisfiable(Unsatisfiable),
-    /// Run the handler; the cache takes no part. Another pattern's response is stored, which this request may not replace, or a
-    /// part in another unit than bytes is asked for.
+    /// Run the handler; the cache takes no part. The stored response belongs to another pattern and this request may
+    /// not replace it, or the request asks for a part in another unit than bytes.
     Bypass(Mark),
     /// Run the handler.
     Miss(Forward),
 }
 
 impl CachePolicy {
-    /// The engine for a route.
+    /// Creates the engine for a route.
     #[must_use]
     pub fn new(rule: Arc<Rule>) -> Self {
         Self { rule, secret: PrincipalSecret::default() }
@@ -159,13 +159,13 @@ impl CachePolicy {
         Self { secret, ..self }
     }
 
-    /// The rule it follows.
+    /// Returns the rule of the route.
     #[must_use]
     pub const fn rule(&self) -> &Arc<Rule> {
         &self.rule
     }
 
-    /// The first transition.
+    /// Decides about a request. This is the first transition.
     #[must_use]
     pub fn on_request(&self, request: &RequestView<'_>) -> OnRequest {
         match self.rule.kind {
@@ -194,7 +194,7 @@ impl CachePolicy {
                 is_conditional: present.validators,
                 is_head: request.method == Method::HEAD,
                 is_cross_origin: present.origin,
-                // RFC 9110 §14.2: on another method than GET it means nothing.
+                // RFC 9110 §14.2: `Range` has no meaning for methods other than GET.
                 is_range: present.range && request.method == Method::GET,
                 length: None,
             }),
@@ -202,9 +202,9 @@ impl CachePolicy {
         }
     }
 
-    /// A write is never answered from the cache, and its preconditions are its handler's business.
+    /// The cache never answers a write, and its handler evaluates the preconditions.
     fn on_write(&self, request: &RequestView<'_>) -> OnRequest {
-        // These change nothing, and a layer over a whole router sees them too.
+        // Safe methods change nothing. A layer over a whole router sees them too.
         if [Method::HEAD, Method::OPTIONS, Method::TRACE].contains(request.method) {
             return OnRequest::Bypass(Mark::bypass(&self.rule, Reason::Method));
         }
@@ -219,7 +219,7 @@ impl CachePolicy {
             .or_else(|| request.headers.keys().any(replaces).then_some(Reason::Override))
             .or_else(|| without_certain_handler(request, provenance.pattern));
         let principal = match self.rule.kind {
-            // A group is evicted whole, whoever asks.
+            // A group is evicted whole, for every principal.
             Kind::EvictGroup => Ok(None),
             _ => self.principal(request),
         };
@@ -265,44 +265,45 @@ pub struct Lookup {
     rule: Arc<Rule>,
     directives: RequestDirectives,
     principal: Option<Principal>,
-    /// A hash of the pattern that led here, or 0.
+    /// A hash of the router's pattern, or 0.
     pattern: u64,
     is_conditional: bool,
     is_head: bool,
     is_range: bool,
     is_cross_origin: bool,
-    /// The length of the stored body, if the entry that will be shown holds no more of it than this request needs.
+    /// The length of the stored body, if the entry passed next holds only the part that this request needs.
     length: Option<u64>,
 }
 
-/// What of the body of a stored response its answer needs.
+/// The part of a stored body that a response needs.
 #[cfg(feature = "runtime")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Needs {
-    /// Nothing: it is an answer to a HEAD, a 304 or a 416.
+    /// Nothing: the response is for a HEAD, a 304 or a 416.
     Nothing,
-    /// The bytes at these positions: it is a 206.
+    /// The bytes at these positions: the response is a 206.
     Part(std::ops::Range<u64>),
-    /// All of it.
+    /// The whole body.
     Whole,
 }
 
 impl Lookup {
-    /// Who asks, for the key.
+    /// Returns the principal of the request, for the key.
     #[must_use]
     pub const fn principal(&self) -> Option<Principal> {
         self.principal
     }
 
-    /// Gives up: there is no key for this request.
+    /// Ends the lookup, because the request has no key.
     pub fn without_key(self) -> Mark {
         Mark::bypass(&self.rule, Reason::Keyless)
     }
 
-    /// Whether any answer will do, and all of it: the request gives no directives, asks for no part, and is no HEAD.
+    /// Returns `true` if any whole stored response answers: the request has no directives, asks for no part, and is no
+    /// HEAD.
     ///
-    /// A miss of such a request may be acted upon without having looked: the store is asked for the right to fill then, and
-    /// answers with what it finds instead.
+    /// Such a request may be predicted to miss, without a lookup. The store is then asked for a lease, and returns a
+    /// stored response if there is one.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.directives == RequestDirectives::default() && !self.is_head && !self.is_range
@@ -314,7 +315,8 @@ impl Lookup {
         self.is_head || self.is_conditional || self.is_range
     }
 
-    /// What the answer needs of the body of this response, which is `length` bytes long. The entry's own body isn't looked at.
+    /// Returns the part of the body that the response needs, if the body is `length` bytes long. The entry's own body
+    /// isn't read.
     #[cfg(feature = "runtime")]
     pub(crate) fn needs(&self, entry: &Entry, length: u64, request: &RequestView<'_>) -> Needs {
         if self.is_head || (self.is_conditional && is_not_modified(request.headers, entry)) {
@@ -330,13 +332,13 @@ impl Lookup {
         }
     }
 
-    /// Says that the entry about which it decides next holds only what it [needs](Self::needs) of a body of this length.
+    /// Announces that the next entry holds only the part that it [needs](Self::needs) of a body of this length.
     #[cfg(feature = "runtime")]
     pub(crate) const fn expect_excerpt(&mut self, length: u64) {
         self.length = Some(length);
     }
 
-    /// Decides about what lay under the key. `Err` says why nothing could be read.
+    /// Decides about the record under the key. `Err` is the reason for which it could not be read.
     #[must_use]
     pub fn on_entry(
         self,
@@ -404,7 +406,7 @@ impl Lookup {
                     (within(self.rule.stale_while_revalidate), within(self.rule.stale_if_error));
                 if refreshable {
                     let hit = hit(Arc::clone(&self.rule), entry);
-                    // A stale answer is an answer, so that `only-if-cached` has nothing to say.
+                    // A stale response counts as stored, so `only-if-cached` doesn't apply.
                     Decision::Stale(hit, self.into_forward(Reason::Expired, variants, request))
                 } else if accepted {
                     answer(hit(self.rule, entry))
@@ -429,12 +431,13 @@ impl Lookup {
         Provenance { pattern, is_canonical: provenance::is_canonical(request), is_chosen }
     }
 
-    /// Whether what was stored with this provenance may answer. Nearly always the patterns are the same.
+    /// Returns `true` if a response with this provenance may answer. In most cases the patterns are equal.
     fn is_served_by(&self, stored: Provenance, request: &RequestView<'_>) -> bool {
         stored.pattern == self.pattern || stored.serves(self.provenance(request))
     }
 
-    /// What is stored is another pattern's. Only the canonical spelling replaces it: any client can choose others.
+    /// Decides if another pattern's response is stored. Only the canonical spelling replaces it, because clients can
+    /// choose any other.
     fn displace(self, variants: Option<Variants>, request: &RequestView<'_>) -> Decision {
         if provenance::is_canonical(request) {
             self.miss(Reason::Pattern, variants, request)
@@ -456,7 +459,7 @@ impl Lookup {
         Decision::Miss(Forward { keeps_range, ..self.into_forward(reason, variants, request) })
     }
 
-    /// A miss though something is stored, which has to be replaced.
+    /// Decides on a miss although a response is stored, which must be replaced.
     fn miss_to_replace(
         self,
         reason: Reason,
@@ -477,7 +480,8 @@ impl Lookup {
             | Reason::Unreadable
             | Reason::Expired
             | Reason::Pattern => Intent::Refresh,
-            // Nothing is there, but somebody may be filling it with an answer that is older than this request.
+            // Nothing is stored, but another request may be filling the entry with a response that is older than this
+            // request.
             _ if self.directives.wants_new() => Intent::Refresh,
             _ => Intent::Fill,
         };
@@ -499,7 +503,7 @@ impl Lookup {
     }
 }
 
-/// The resource varies: one more record to get (RFC 9111 §4.1).
+/// A lookup of a resource that varies: it needs one more record (RFC 9111 §4.1).
 #[derive(Debug)]
 #[must_use]
 pub struct Select {
@@ -508,19 +512,19 @@ pub struct Select {
 }
 
 impl Select {
-    /// The request that looks for the variant.
+    /// Returns the lookup of the variant.
     #[cfg(feature = "runtime")]
     pub(crate) const fn lookup_mut(&mut self) -> &mut Lookup {
         &mut self.lookup
     }
 
-    /// Under which secondary key the request's variant lies.
+    /// Returns the secondary key of the request's variant.
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
         self.variants.secondary_key(request.headers)
     }
 
-    /// Decides about what lay under the secondary key.
+    /// Decides about the record under the secondary key.
     #[must_use]
     pub fn on_entry(
         self,
@@ -534,8 +538,8 @@ impl Select {
                 lookup.on_response(entry, Some(variants), request, now)
             }
             Ok(None) => lookup.miss(Reason::Variant, Some(variants), request),
-            // A variant of an earlier record, which was deleted and its variants with it. It is there all the same, and
-            // has to be replaced.
+            // The variant belongs to an earlier record, which was deleted with its variants. The stored bytes still
+            // exist and must be replaced.
             Ok(Some(_)) => lookup.miss_to_replace(Reason::Variant, Some(variants), request),
             Err(reason) => lookup.miss(reason, Some(variants), request),
         }

@@ -216,7 +216,7 @@ impl SecondaryKey {
 }
 
 /// Adds names to `Vary`, in one field, unless they are there or `*` says it all.
-pub(crate) fn tell_vary<'a>(response: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName>) {
+pub(crate) fn add_vary<'a>(response: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName>) {
     let is_told = |name: &HeaderName| {
         let told = response.get_all(VARY).iter().flat_map(|field| list(field.as_bytes()));
         let mut told =
@@ -443,7 +443,7 @@ mod tests {
                 response.append(VARY, HeaderValue::from_static(value));
             }
             for _ in 0..2 {
-                tell_vary(&mut response, names.iter());
+                add_vary(&mut response, names.iter());
                 let told: Vec<_> =
                     response.get_all(VARY).iter().map(|value| value.to_str().unwrap()).collect();
                 assert_eq!(told, expected, "{said:?}");
@@ -525,7 +525,7 @@ mod tests {
             assert_eq!(key("gzip, own"), key("own,gzip"));
         }
         let mut response = HeaderMap::new();
-        tell_vary(&mut response, [ACCEPT_ENCODING, EVERY_CODING].iter());
+        add_vary(&mut response, [ACCEPT_ENCODING, EVERY_CODING].iter());
         assert_eq!(response.get(VARY), Some(&HeaderValue::from_static("Accept-Encoding")));
     }
 }

@@ -1,4 +1,4 @@
-//! A response that may be stored: the entry made of it, where it belongs, and what the client gets.
+//! A response that may be stored: its entry, its placement, and the response to the client.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,7 +23,7 @@ use crate::policy::rule::{Kind, Rule};
 use crate::reason::Reason;
 use crate::record::{Entry, Record};
 
-/// A response with the entry made of it.
+/// A response with the entry made from it.
 #[derive(Debug)]
 #[must_use]
 pub struct Admitted {
@@ -31,7 +31,7 @@ pub struct Admitted {
     pub(super) reason: Reason,
     pub(super) entry: Entry,
     pub(super) parts: response::Parts,
-    /// By what the response varies, and what was known about that before.
+    /// The fields by which the response varies, and the record of variants known before.
     pub(super) names: Vec<HeaderName>,
     pub(super) known: Option<Variants>,
     pub(super) request: HeaderMap,
@@ -40,20 +40,20 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// How long the store shall keep it: its freshness lifetime, and for as long after that as it may still be of use.
-    /// `None` means without end.
+    /// Returns how long the store keeps the entry: the freshness lifetime, and the time after it in which a stale
+    /// response may be used. `None` means no expiry.
     #[must_use]
     pub fn retention(&self) -> Option<Duration> {
         let stale_for = if self.entry.forbids_stale() { Duration::ZERO } else { self.rule.stale_for() };
         self.entry.ttl.map(|ttl| ttl.saturating_add(stale_for))
     }
 
-    /// Where the entry belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
+    /// Returns the placement of the entry. `fresh_id` becomes the id of a new [`Variants`] record, if one is needed.
     pub fn place(&mut self, fresh_id: u64) -> Placement {
         let key = |variants: &Variants| variants.secondary_key(&self.request);
         let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
         self.entry.variant = variant;
-        // The record leads only the requests to its variants that they may answer.
+        // The record leads to its variants only the requests that they may answer.
         let provenance = self.entry.provenance;
         match placement {
             Placement::FirstVariant(secondary, variants) => {
@@ -66,14 +66,15 @@ impl Admitted {
         }
     }
 
-    /// How long the store shall keep the record that leads to the variants: at least as long as any of them.
+    /// Returns how long the store keeps the record of variants: at least as long as any variant. `None` means no
+    /// expiry.
     #[must_use]
     pub fn variants_retention(&self) -> Option<Duration> {
         self.rule.longest_retention()
     }
 
-    /// Whether a write's answer may replace what is stored. One that isn't spelled canonically never replaces what another
-    /// pattern stored, and one answer can't stand for all variants: then an eviction has to do.
+    /// Returns `true` if a write's response may replace the stored record. A write that isn't spelled canonically never
+    /// replaces another pattern's response, and one response can't replace all variants: then evict instead.
     #[must_use]
     pub fn may_replace(&self, stored: &Record) -> bool {
         let provenance = self.entry.provenance;
@@ -83,13 +84,13 @@ impl Admitted {
         }
     }
 
-    /// The record for the store.
+    /// Returns the record for the store.
     #[must_use]
     pub fn record(&self) -> Bytes {
         self.entry.encode()
     }
 
-    /// Why the handler had to run, or why its answer isn't stored.
+    /// Returns the reason for which the handler ran, or for which its response isn't stored.
     #[must_use]
     pub const fn reason(&self, outcome: CommitResult) -> Reason {
         match (outcome, self.reason) {
@@ -99,8 +100,8 @@ impl Admitted {
         }
     }
 
-    /// The response for the client. What could not be stored because it was evicted meanwhile may be outdated already,
-    /// so nobody is told to keep it; a store that failed changes nothing for the client.
+    /// Returns the response for the client. If the entry was evicted meanwhile, the response may be outdated, so its
+    /// `Cache-Control` says `no-cache`. A failure of the store changes nothing for the client.
     #[must_use]
     pub fn into_response(self, outcome: CommitResult) -> Response<Bytes> {
         let reason = self.reason(outcome);
@@ -125,7 +126,7 @@ impl Admitted {
         let selection =
             if is_range && !not_modified { selection(&request, &entry, length) } else { Selection::Whole };
         if selection != Selection::Whole {
-            // The handler's is that of the whole.
+            // The handler's `Content-Length` is that of the whole body.
             parts.headers.remove(CONTENT_LENGTH);
         }
         let response = Response::from_parts(parts, entry.body);
@@ -137,18 +138,18 @@ impl Admitted {
     }
 }
 
-/// What became of an entry.
+/// The result of storing an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitResult {
-    /// It is stored.
+    /// The entry is stored.
     Stored,
-    /// It was evicted or overwritten while the handler ran.
+    /// The entry was evicted or overwritten while the handler ran.
     Revoked,
     /// The store failed, or wasn't asked.
     Failed,
 }
 
-/// Shortens a lifetime by a fraction between nothing and `jitter`, drawn from the entry itself.
+/// Shortens a lifetime by a fraction between 0 and `jitter`, derived from the ETag and the time.
 pub(super) fn jittered(ttl: Duration, jitter: f64, etag: &HeaderValue, now: SystemTime) -> Duration {
     if jitter <= 0.0 {
         return ttl;
@@ -161,7 +162,8 @@ pub(super) fn jittered(ttl: Duration, jitter: f64, etag: &HeaderValue, now: Syst
     ttl.mul_f64(1.0 - jitter.min(1.0) * draw).max(Duration::from_millis(1))
 }
 
-/// What of a write's answer describes the representation. Never `Location` and the like: the next reader didn't write.
+/// Returns the fields of a write's response that describe the representation. `Location` and the like concern only the
+/// client that wrote.
 pub(super) fn representation_fields(response: &HeaderMap) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(8);
     for name in [ACCEPT_RANGES, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED] {
@@ -172,9 +174,9 @@ pub(super) fn representation_fields(response: &HeaderMap) -> HeaderMap {
     fields
 }
 
-/// Everything but what belongs to one connection, one moment or this cache itself (RFC 9111 §3.1).
+/// Returns all fields but those of one connection, of one moment, or of this cache itself (RFC 9111 §3.1).
 pub(super) fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
-    /// A stored `Date` would be aged twice downstream; servers write a new one.
+    /// Downstream caches would age a stored `Date` twice; servers write a new one.
     const PASSING: [HeaderName; 7] =
         [CONTENT_LENGTH, DATE, AGE, EXPIRES, CACHE_CONTROL, SET_COOKIE, CACHE_STATUS];
 

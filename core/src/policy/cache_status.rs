@@ -1,4 +1,4 @@
-//! The fields by which a cache says what it did: `X-Redis-Cache` and `Cache-Status` (RFC 9211).
+//! The fields that report the cache's decision: `X-Redis-Cache` and `Cache-Status` (RFC 9211).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use http::Response;
 use http::header::{CACHE_CONTROL, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-use crate::headers::vary::tell_vary;
+use crate::headers::vary::add_vary;
 use crate::policy::rule::{Kind, Rule};
 use crate::reason::Reason;
 
-// As constants they are read when this is compiled.
+// As constants they are parsed at compile time.
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Lies in the extensions of a response whose status a write-through has stated.
+/// An extension of responses whose status a write-through has already written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WrittenThrough;
 
-/// What the cache says about itself on a response that it did not make.
+/// The cache's status on a response that the handler made.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Mark {
     pub(super) rule: Arc<Rule>,
     pub(super) word: &'static str,
     pub(super) reason: Option<Reason>,
-    /// What remains of the freshness lifetime, in seconds; negative once it is over (RFC 9211 §2.3).
+    /// The remaining freshness lifetime in seconds; negative once it is over (RFC 9211 §2.3).
     pub(super) ttl: Option<i64>,
     pub(super) stored: bool,
     pub(super) collapsed: bool,
@@ -41,7 +41,7 @@ impl Mark {
         Self::new(Arc::clone(rule), "BYPASS", Some(reason))
     }
 
-    /// The cache was asked, but the answer is none of its business: that is no miss, which promises a hit next time.
+    /// A request that the cache doesn't handle. It is no miss, because a miss promises a hit for the next request.
     pub(super) fn refusal(rule: &Arc<Rule>, reason: Reason) -> Self {
         Self::new(Arc::clone(rule), "BYPASS", Some(reason))
     }
@@ -56,14 +56,14 @@ impl Mark {
         Self { ttl, ..Self::new(rule, "HIT", None) }
     }
 
-    /// Why.
+    /// Returns the reason.
     #[must_use]
     pub const fn reason(&self) -> Option<Reason> {
         self.reason
     }
 
-    /// Writes it into a response. An eviction around or inside of a write-through leaves the status to that one, which says
-    /// what became of the answer.
+    /// Writes the status into a response. If an eviction and a write-through are layered, only the write-through writes
+    /// it, because it knows whether the response was stored.
     #[cfg(feature = "runtime")]
     pub(crate) fn stamp_response<B>(&self, response: &mut Response<B>) {
         match self.rule.kind {
@@ -81,7 +81,7 @@ impl Mark {
         }
     }
 
-    /// Writes it into the fields of a response.
+    /// Writes the status into the fields of a response.
     pub fn stamp(&self, headers: &mut HeaderMap) {
         if let Some(name) = &self.rule.status_header {
             headers.insert(name, HeaderValue::from_static(self.word));
@@ -99,16 +99,16 @@ impl Mark {
                     | Reason::SetCookie
             )
         );
-        // A hit's are in the stored response.
+        // The stored response of a hit already has these fields.
         if self.word != "HIT" {
-            tell_vary(headers, self.rule.told_fields());
+            add_vary(headers, self.rule.vary_fields());
         }
-        // The answer to an eviction isn't stored anywhere, and a write-through around it may store what its handler said.
+        // The response to an eviction isn't stored, and a write-through around it may store its handler's response.
         if matches!(self.rule.kind, Kind::EvictKey | Kind::EvictGroup) {
             return;
         }
-        // What is not safe to store here isn't safe in a CDN either, which may keep what says nothing about itself (RFC
-        // 9111 §4.2.2). The handler's own word stands.
+        // A response that is unsafe to store here is unsafe in a CDN too, and a CDN may store a response without
+        // `Cache-Control` (RFC 9111 §4.2.2). The handler's own `Cache-Control` is kept.
         if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
             if is_personal {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -15,10 +15,10 @@ use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::headers::conditional::{Validators, request_matches, weak_etag};
 use crate::headers::hop_by_hop::{only, remove_all};
 use crate::headers::range::{self, Part, Selection};
-use crate::headers::vary::{SecondaryKey, Variants, selecting_fields, tell_vary};
+use crate::headers::vary::{SecondaryKey, Variants, selecting_fields, add_vary};
 use crate::policy::admitted::{Admitted, jittered, representation_fields, storable_fields};
 use crate::policy::cache_status::Mark;
-use crate::policy::hit::{Hit, selection, tell_ranges};
+use crate::policy::hit::{Hit, selection, add_accept_ranges};
 use crate::policy::rule::{Audience, Kind, Principal, Rule};
 use crate::policy::rules::{
     BodyLength, allows_stale_if_error, is_for_a_part, is_not_modified, is_success, leaves_outcome_unknown,
@@ -29,18 +29,18 @@ use crate::reason::Reason;
 use crate::record::{Entry, Record};
 use crate::store::Intent;
 
-/// What to do with the handler's answer.
+/// The decision about the handler's response.
 #[derive(Debug)]
 pub enum OnResponse {
     /// Answer with it and store nothing.
     Pass(Pass),
-    /// The handler failed: answer with what is stored instead, though it is stale (RFC 5861 §4).
+    /// The handler failed: answer with the stale stored response (RFC 5861 §4).
     ServeStale(Hit),
     /// Collect the body.
     Admit(Admit),
 }
 
-/// A request for the handler, and what will become of its answer.
+/// A request for the handler, with the state to decide about its response.
 #[derive(Debug)]
 #[must_use]
 pub struct Forward {
@@ -50,38 +50,38 @@ pub struct Forward {
     pub(super) why_not_storable: Option<Reason>,
     pub(super) principal: Option<Principal>,
     pub(super) provenance: Provenance,
-    /// The fields of a request that reads; a write's answer depends on none.
+    /// The fields of a read request; a write's response depends on none.
     pub(super) request: Option<HeaderMap>,
     pub(super) is_head: bool,
-    /// Whether the answer is cut for the client.
+    /// `true` if the response is cut for the client.
     pub(super) is_range: bool,
-    /// Whether the handler sees which part the client wants.
+    /// `true` if the handler sees the `Range` that the client sent.
     pub(super) keeps_range: bool,
     pub(super) intent: Intent,
     pub(super) variants: Option<Variants>,
-    /// What answers if the handler fails.
+    /// The stale response that answers if the handler fails.
     pub(super) fallback: Option<Box<Hit>>,
 }
 
-/// The fields that make a request conditional, which a fill must not be.
+/// The fields that make a request conditional. A fill must not have them.
 pub(super) const CONDITIONAL: [HeaderName; 4] =
     [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE];
 
-/// The fields that make a request one for a part, or for a part under a condition.
+/// The fields that ask for a part, or for a part under a condition.
 pub(super) const FOR_A_PART: [HeaderName; 2] = [RANGE, IF_RANGE];
 
 impl Forward {
-    /// Why the handler has to run.
+    /// Returns the reason for which the handler has to run.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// What to begin with the store, or `None` when nothing will be stored and the store isn't to be asked.
+    /// Returns the intent for the store's lease, or `None` if nothing will be stored and the store isn't asked.
     #[must_use]
     pub fn intent(&self) -> Option<Intent> {
         match self.rule.kind {
-            // An answer to a HEAD has nothing to fill with.
+            // The response to a HEAD can't fill an entry.
             Kind::Read if self.is_head => None,
             Kind::Write if self.why_not_storable.is_some() => None,
             Kind::Read | Kind::Write => Some(self.intent),
@@ -89,38 +89,38 @@ impl Forward {
         }
     }
 
-    /// Why a write-through won't be stored whatever its handler answers, if so.
+    /// Returns the reason for which a write-through won't store any response of its handler.
     #[must_use]
     pub const fn why_not_storable(&self) -> Option<Reason> {
         self.why_not_storable
     }
 
-    /// What the route does to the cache.
+    /// Returns the kind of the route.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.rule.kind
     }
 
-    /// Who asks, for the key of a write.
+    /// Returns the principal of the request, for the key of a write.
     #[must_use]
     pub const fn principal(&self) -> Option<Principal> {
         self.principal
     }
 
-    /// Which requests the answer may be for, once it is stored.
+    /// Returns the provenance of the response to be stored.
     #[must_use]
     pub const fn provenance(&self) -> Provenance {
         self.provenance
     }
 
-    /// Under which secondary key the answer will be stored, if the resource is already known to vary.
+    /// Returns the secondary key of the response, if the resource is already known to vary.
     #[must_use]
     pub fn secondary_key(&self) -> Option<SecondaryKey> {
         Some(self.variants.as_ref()?.secondary_key(self.request.as_ref()?))
     }
 
-    /// Answers with a response that somebody else stored while this request was on its way to the handler. `Err` gives
-    /// the request back if it can't be answered with that.
+    /// Answers with a response that another request stored meanwhile. Returns the request in `Err` if that response
+    /// can't answer it.
     pub fn on_filled(self, record: Option<Record>, now: SystemTime) -> Result<Hit, Self> {
         let (Some(Record::Response(entry)), Some(request)) = (record, &self.request) else {
             return Err(self);
@@ -144,14 +144,15 @@ impl Forward {
         Ok(Hit { rule: self.rule, entry, length, age, not_modified, is_head, selection, collapsed: false })
     }
 
-    /// Takes from the handler's request what its response must not depend on.
+    /// Removes the fields from the handler's request that its response must not depend on:
     ///
-    /// - What makes a read conditional: it is answered with 304 afterwards, from the whole response. A write's preconditions
-    ///   stay.
-    /// - A `Range` for the whole, which is cut afterwards. Any other stays: a handler that makes parts need not make the whole.
-    /// - On a public route credentials, and on a private one those that the principal doesn't come from. A write keeps
-    ///   them, for its handler to check.
-    /// - What changes where a request goes, such as `X-Forwarded-Host`, unless the host is part of the key.
+    /// - The conditions of a read. The whole response is compared with them afterwards, and may become a 304. A write
+    ///   keeps its preconditions.
+    /// - A `Range` that selects the whole, which is cut afterwards. Other ranges stay, because a handler that makes
+    ///   parts needn't make the whole.
+    /// - Credentials on a public route; on a private route, the credentials that the principal doesn't come from. A
+    ///   write keeps them, for its handler to check.
+    /// - Fields that change where a request goes, such as `X-Forwarded-Host`, unless the host is part of the key.
     pub fn prepare(&self, request: &mut HeaderMap) {
         if request.is_empty() {
             return;
@@ -203,20 +204,20 @@ impl Forward {
             && matches!(self.reason, Reason::Absent | Reason::Variant)
     }
 
-    /// Another request ran the handler, which failed: what is stored answers though it is stale, if that is allowed.
-    /// `Err` gives the request back.
+    /// Returns the stale stored response after another request's run of the handler failed, if a stale response is
+    /// allowed. `Err` returns the request.
     pub fn or_fallback(mut self) -> Result<Hit, Self> {
         self.fallback.take().map(|hit| *hit).ok_or(self)
     }
 
-    /// The handler returned an error, which will be answered with this status, instead of a response: nothing is
-    /// stored, and maybe what is stored answers though it is stale (RFC 5861 §4).
+    /// Decides after the handler returned an error that will be answered with this status. Nothing is stored. Returns
+    /// the stale stored response if it may answer (RFC 5861 §4).
     #[must_use]
     pub fn on_error(self, status: StatusCode) -> Option<Hit> {
         self.fallback.filter(|_| allows_stale_if_error(status)).map(|hit| *hit)
     }
 
-    /// Decides about the handler's answer, before its body.
+    /// Decides about the handler's response, before its body.
     #[must_use]
     pub fn on_response(self, response: &response::Parts, length: BodyLength) -> OnResponse {
         match self.rule.kind {
@@ -233,7 +234,7 @@ impl Forward {
             return OnResponse::ServeStale(*hit);
         }
         let refusal = if response.headers.contains_key(SET_COOKIE) {
-            // Before all else: it is what the next cache has to be told about.
+            // This reason comes first, because the next cache must be told about cookies.
             Some(Reason::SetCookie)
         } else if self.is_head {
             Some(Reason::Head)
@@ -254,11 +255,12 @@ impl Forward {
         }
     }
 
-    /// The handler was not shown the request's conditions, so somebody else has to see to them (RFC 9110 §13.2.1).
+    /// Passes on a read's response. The handler didn't see the request's conditions, so they are evaluated here (RFC
+    /// 9110 §13.2.1).
     fn pass_read(&self, reason: Reason, response: &response::Parts, length: BodyLength) -> OnResponse {
         let matches = |request| request_matches(request, &response.headers);
         let not_modified = response.status.is_success() && self.request.as_ref().is_some_and(matches);
-        // With `If-Range` the whole is always right (RFC 9110 §14.2).
+        // With `If-Range`, the whole body is always correct (RFC 9110 §14.2).
         let wants_part = self.is_range
             && !self.keeps_range
             && !self.request.as_ref().is_some_and(|request| request.contains_key(IF_RANGE));
@@ -281,7 +283,7 @@ impl Forward {
         OnResponse::Pass(Pass { mark, evicts, not_modified: false, part: None })
     }
 
-    /// Success stores or evicts. A refusal leaves everything as it was, and an unknown outcome evicts.
+    /// Decides about a write: a success stores or evicts, a refusal changes nothing, and an unknown outcome evicts.
     fn on_written(self, response: &response::Parts, length: BodyLength) -> OnResponse {
         if !is_success(response.status) {
             return self.pass(Reason::Failed, leaves_outcome_unknown(response.status));
@@ -320,21 +322,21 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Whether what is stored under the key, or in the group, must be evicted first.
+    /// Returns `true` if the entry under the key, or the group, must be evicted first.
     #[must_use]
     pub const fn evicts(&self) -> bool {
         self.evicts
     }
 
-    /// Whether the client has this response already: answer with [`as_not_modified`](Self::as_not_modified) and without
-    /// the body.
+    /// Returns `true` if the client already has this response: answer with [`as_not_modified`](Self::as_not_modified)
+    /// and without the body.
     #[must_use]
     pub const fn is_not_modified(&self) -> bool {
         self.not_modified
     }
 
-    /// Makes a 304 of the response: everything stays but what describes the body that isn't sent (RFC 9110 §15.4.5). What the
-    /// handler said to this client, a cookie among it, is nowhere else.
+    /// Makes a 304 of the response. Removes only the fields that describe the body (RFC 9110 §15.4.5): the others, such
+    /// as a cookie, are for this client and stored nowhere else.
     pub fn as_not_modified(&self, response: &mut response::Parts) {
         response.status = StatusCode::NOT_MODIFIED;
         for name in OF_THE_BODY {
@@ -345,8 +347,8 @@ impl Pass {
         }
     }
 
-    /// Makes a 206 of the response if the client asked for `bytes=0-`, which the handler didn't see. The body stays as it is:
-    /// that part is all of it (RFC 9110 §15.3.7).
+    /// Makes a 206 of the response if the client asked for `bytes=0-`, which the handler didn't see. The body stays as
+    /// it is, because that part is the whole (RFC 9110 §15.3.7).
     pub fn as_part(&self, response: &mut response::Parts) {
         if let Some(part) = self.part.filter(|_| !self.not_modified) {
             response.status = StatusCode::PARTIAL_CONTENT;
@@ -354,13 +356,13 @@ impl Pass {
         }
     }
 
-    /// What the cache says about itself on it.
+    /// Returns the cache's status for the response.
     pub const fn mark(&self) -> &Mark {
         &self.mark
     }
 }
 
-/// The fields that a 304 has no use for.
+/// The fields that a 304 leaves out.
 pub(super) const OF_THE_BODY: [HeaderName; 7] = [
     CONTENT_ENCODING,
     CONTENT_LANGUAGE,
@@ -381,13 +383,13 @@ pub struct Admit {
 }
 
 impl Admit {
-    /// How long the body says it is, in bytes. Anything else is [broken](Self::on_broken_body).
+    /// Returns the length that the body reports, in bytes. A body of another length is [broken](Self::on_broken_body).
     #[must_use]
     pub const fn length(&self) -> u64 {
         self.length
     }
 
-    /// The body could not be collected whole: pass on what there is. After a write, that means an eviction.
+    /// Decides after the body could not be collected whole: pass on the part received. After a write, evict too.
     pub fn on_broken_body(self) -> Pass {
         let rule = &self.forward.rule;
         Pass {
@@ -398,12 +400,12 @@ impl Admit {
         }
     }
 
-    /// Makes the entry. `now` is when the handler answered.
+    /// Makes the entry. `now` is the time at which the handler answered.
     pub fn on_body(self, mut parts: response::Parts, body: Bytes, now: SystemTime) -> Admitted {
         let Self { forward, names, .. } = self;
         let rule = forward.rule;
         let known = forward.variants.as_ref().map_or(&[][..], |variants| &variants.names);
-        tell_vary(&mut parts.headers, names.iter().chain(known).chain(rule.told_fields()));
+        add_vary(&mut parts.headers, names.iter().chain(known).chain(rule.vary_fields()));
         let etag = parts.headers.entry(ETAG).or_insert_with(|| weak_etag(&body)).clone();
         let status = match rule.kind {
             // A GET would answer with this representation and a 200, whatever the status of the write.
@@ -415,15 +417,15 @@ impl Admit {
         let headers = match rule.kind {
             Kind::Write => {
                 let mut fields = representation_fields(&parts.headers);
-                tell_vary(&mut fields, rule.told_fields());
+                add_vary(&mut fields, rule.vary_fields());
                 if may_be_cut {
-                    tell_ranges(&mut fields);
+                    add_accept_ranges(&mut fields);
                 }
                 fields
             }
             _ => {
                 if may_be_cut {
-                    tell_ranges(&mut parts.headers);
+                    add_accept_ranges(&mut parts.headers);
                 }
                 storable_fields(&parts.headers, &rule)
             }

@@ -1,4 +1,4 @@
-//! Responses made of stored ones: the whole, a 304, a part, or a 504.
+//! Responses made from stored ones: the whole, a 304, a part, or a 504.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use crate::headers::hop_by_hop::only;
 use crate::headers::range::{self, Selection};
-use crate::headers::vary::tell_vary;
+use crate::headers::vary::add_vary;
 use crate::policy::cache_status::Mark;
 use crate::policy::rule::{Audience, Rule};
 use crate::reason::Reason;
 use crate::record::Entry;
 
-/// What of a stored response, whose body is `length` bytes long, the request selects. Only a 200 is a whole body to cut (RFC
-/// 9110 §14.2), unless its handler refuses ranges (§14.3).
+/// Returns the part of a stored response that the request selects. `length` is the length of its body. Only a 200 is
+/// cut (RFC 9110 §14.2), and only if its handler doesn't refuse ranges (§14.3).
 pub(super) fn selection(request: &HeaderMap, entry: &Entry, length: u64) -> Selection {
     if entry.status == StatusCode::OK
         && !range::is_refused(&entry.headers)
@@ -35,7 +35,7 @@ pub(super) fn selection(request: &HeaderMap, entry: &Entry, length: u64) -> Sele
 pub struct Hit {
     pub(super) rule: Arc<Rule>,
     pub(super) entry: Entry,
-    /// The length of the stored body, of which the entry holds at least what the answer needs.
+    /// The length of the stored body. The entry holds at least the part that the response needs.
     pub(super) length: u64,
     pub(super) age: Duration,
     pub(super) not_modified: bool,
@@ -45,38 +45,38 @@ pub struct Hit {
 }
 
 impl Hit {
-    /// Says that another request, still running when this one came, got it.
+    /// Marks the hit as a response that an earlier concurrent request obtained.
     pub const fn collapsed(mut self) -> Self {
         self.collapsed = true;
         self
     }
 
-    /// The stored response. Of its body no more may be here than the answer needs.
+    /// Returns the stored response. Its body may hold only the part that the response needs.
     #[must_use]
     pub const fn entry(&self) -> &Entry {
         &self.entry
     }
 
-    /// What is left of its freshness lifetime, or `None` when that has no end.
+    /// Returns the remaining freshness lifetime, or `None` for no expiry.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         self.entry.remaining_at(self.age)
     }
 
-    /// The response to send: 304 with few fields if the client has it, 206 or 416 if it asks for a part, else the stored
-    /// one.
+    /// Returns the response to send: a 304 if the client already has it, a 206 or 416 if the client asks for a part,
+    /// else the stored response.
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
         let Self { rule, entry, length, age, not_modified, is_head, selection, collapsed } = self;
         let (remaining, staleness) = (entry.remaining_at(age), entry.staleness_at(age));
-        // Whoever gets a stale answer must not go on using it for as long again.
+        // The client must not use a stale response for as long again.
         let stale_too = !entry.forbids_stale() && !entry.is_expired_at(age);
         let revalidation = Revalidation::of(&entry);
         let mut headers = entry.headers;
-        // What another deployment stored, under another rule, may lack them.
+        // Another deployment may have stored the response under another rule, without these fields.
         let tells_all = entry.tells_credentials && rule.credential_fields.is_empty();
         if !(tells_all || matches!(rule.audience, Audience::Public)) {
-            tell_vary(&mut headers, rule.told_fields());
+            add_vary(&mut headers, rule.vary_fields());
         }
         headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too, revalidation));
         let mut mark = Mark::hit(rule, remaining, staleness);
@@ -85,7 +85,7 @@ impl Hit {
 
         let mut body = entry.body;
         if is_head && !not_modified {
-            // Servers send the length of what GET would have sent (RFC 9110 §9.3.2), unless it can have none (§8.6).
+            // Servers send the length of the GET response (RFC 9110 §9.3.2), unless the response can have none (§8.6).
             if entry.status != StatusCode::NO_CONTENT {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
@@ -102,8 +102,8 @@ impl Hit {
     }
 }
 
-/// What a request selects of a response: 206 or 416 if it asks for a part. The whole body is `length` bytes long; if less is
-/// here, that is the part.
+/// Returns the part of a response that a request selects: a 206 or 416 if it asks for a part. The whole body is
+/// `length` bytes long; a shorter body is that part.
 pub(super) fn into_selected(
     mut response: Response<Bytes>,
     selection: Selection,
@@ -133,7 +133,7 @@ pub(super) fn into_selected(
     response
 }
 
-/// RFC 9110 §15.4.5: a 304 carries what a 200 would have said about freshness and validators, and no more.
+/// Makes a 304, which carries the fields of the 200 about freshness and validators, and no others (RFC 9110 §15.4.5).
 pub(super) fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> {
     let stored = response.into_parts().0.headers;
     let has_etag = stored.contains_key(ETAG);
@@ -152,7 +152,7 @@ pub(super) fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule
     }
 }
 
-/// What the cache says about itself, and what a browser needs to let a script see the answer at all.
+/// Returns `true` for the cache's status fields, and for the fields that let a script in a browser read the response.
 pub(super) fn is_about_the_exchange(name: &HeaderName, rule: &Rule) -> bool {
     match name.as_str() {
         "cache-status"
@@ -163,7 +163,7 @@ pub(super) fn is_about_the_exchange(name: &HeaderName, rule: &Rule) -> bool {
     }
 }
 
-/// `only-if-cached`, and nothing that may be used is cached.
+/// A request with `only-if-cached` for which no usable response is stored.
 #[derive(Debug)]
 #[must_use]
 pub struct Unsatisfiable {
@@ -171,13 +171,13 @@ pub struct Unsatisfiable {
 }
 
 impl Unsatisfiable {
-    /// Why nothing that is stored can be used.
+    /// Returns the reason for which no stored response can be used.
     #[must_use]
     pub const fn reason(&self) -> Option<Reason> {
         self.mark.reason
     }
 
-    /// The 504 to send (RFC 9111 §5.2.1.7).
+    /// Returns the 504 to send (RFC 9111 §5.2.1.7).
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
@@ -187,13 +187,13 @@ impl Unsatisfiable {
     }
 }
 
-/// Says that parts are cut (RFC 9110 §14.3), unless the handler has said what it wants. Caches such as nginx ask for no part
-/// of what doesn't say so, and cut none.
-pub(crate) fn tell_ranges(response: &mut HeaderMap) {
+/// Adds `Accept-Ranges: bytes` (RFC 9110 §14.3), unless the handler has set the field. Caches such as nginx request and
+/// cut parts only of responses with it.
+pub(crate) fn add_accept_ranges(response: &mut HeaderMap) {
     response.entry(ACCEPT_RANGES).or_insert(HeaderValue::from_static("bytes"));
 }
 
-/// What a handler's `Cache-Control` says about stale responses, which is passed on (RFC 9111 §5.2.2.2, §5.2.2.8).
+/// The handler's directives about stale responses, which are passed on (RFC 9111 §5.2.2.2, §5.2.2.8).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Revalidation {
     pub(super) must: bool,
@@ -206,9 +206,10 @@ impl Revalidation {
     }
 }
 
-/// `Cache-Control` on a route's responses. Without an end there is nothing to count down: ask each time, with the ETag.
+/// Returns `Cache-Control` for a route's responses. Without an expiry it is `no-cache`, and clients validate with the
+/// ETag.
 ///
-/// `stale_too` adds for how long others may use the response after that (RFC 5861).
+/// `stale_too` adds how long other caches may use the response after that (RFC 5861).
 pub(super) fn cache_control(
     rule: &Rule,
     remaining: Option<Duration>,
@@ -220,7 +221,7 @@ pub(super) fn cache_control(
         (remaining, downstream) => remaining.or(downstream),
     };
     let Some(told) = told else { return no_cache(rule) };
-    // Even the greatest numbers leave room. On the stack, so that the value is the only allocation.
+    // The buffer has room for the greatest numbers. It is on the stack, so that the value is the only allocation.
     let mut text = [0; 160];
     let mut rest = &mut text[..];
     let mut push = |words: &str, time: Option<Duration>| {
@@ -253,7 +254,7 @@ pub(super) fn cache_control(
     HeaderValue::from_bytes(&text[..len]).unwrap_or_else(|_| no_cache(rule))
 }
 
-/// Keep it, but ask each time.
+/// Returns the `Cache-Control` that allows storing, with validation before each use.
 pub(super) fn no_cache(rule: &Rule) -> HeaderValue {
     HeaderValue::from_static(if rule.audience.is_private() { "private, no-cache" } else { "no-cache" })
 }

@@ -255,7 +255,7 @@ impl Rule {
 
     /// The request fields that `Vary` has to name on the route's responses: what this cache doesn't share between requests
     /// that differ in them, no other cache may.
-    pub(crate) fn told_fields(&self) -> impl Iterator<Item = &HeaderName> {
+    pub(crate) fn vary_fields(&self) -> impl Iterator<Item = &HeaderName> {
         static BOTH: [HeaderName; 2] = [AUTHORIZATION, COOKIE];
         let (fields, more): (&[HeaderName], &[HeaderName]) = match &self.audience {
             _ if matches!(self.kind, Kind::EvictKey | Kind::EvictGroup) => (&[], &[]),

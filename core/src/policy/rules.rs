@@ -1,6 +1,7 @@
-//! The rules of safety: which requests a cache may answer, which stored responses it may use, and which responses it may store.
+//! The rules of safety: the requests that a cache may answer, the stored responses that it may use, and the responses
+//! that it may store.
 //!
-//! Each rule is one small function. This is the page to review for security.
+//! Each rule is one small function. Review this file for security.
 
 use std::time::Duration;
 
@@ -18,16 +19,16 @@ use crate::reason::Reason;
 use crate::record::Entry;
 use crate::request::{RequestFields, RequestView};
 
-/// How long a body is, as far as it says so itself.
+/// The length of a body, as the body reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyLength {
-    /// Exactly so many bytes.
+    /// The exact number of bytes.
     Known(u64),
-    /// It may never end.
+    /// Unknown: the body may never end.
     Unknown,
 }
 
-/// Requests that a cache can't answer, whatever is stored.
+/// Returns the reason for which a cache can't answer the request, whatever is stored.
 pub(super) fn not_for_caches(request: &RequestView<'_>, present: RequestFields) -> Option<Reason> {
     if request.method != Method::GET && request.method != Method::HEAD {
         Some(Reason::Method)
@@ -46,7 +47,7 @@ pub(crate) fn has_content(request: &HeaderMap) -> bool {
     request.contains_key(TRANSFER_ENCODING) || request.get(CONTENT_LENGTH).is_some_and(|len| len != "0")
 }
 
-/// Requests of which it isn't certain that their handler is the one that other requests with their key have.
+/// Returns the reason for which the request's handler may differ from that of other requests with the same key.
 pub(super) fn without_certain_handler(request: &RequestView<'_>, pattern: u64) -> Option<Reason> {
     if request.is_obscured {
         Some(Reason::Rewritten)
@@ -57,7 +58,8 @@ pub(super) fn without_certain_handler(request: &RequestView<'_>, pattern: u64) -
     }
 }
 
-/// A response to a request with credentials is one user's, unless the route's author said otherwise (cf. RFC 9111 §3.5).
+/// Returns the reason for which credentials keep the request out of the cache. The response to a request with
+/// credentials belongs to one user, unless the route declares an audience (cf. RFC 9111 §3.5).
 pub(super) fn credentials_without_audience(
     rule: &Rule,
     request: &HeaderMap,
@@ -77,7 +79,7 @@ pub(super) fn credentials_without_audience(
     }
 }
 
-/// Why a stored response can't be used for this request (RFC 9111 §4), if so.
+/// Returns the reason for which a stored response can't be used for this request (RFC 9111 §4).
 pub(super) fn why_not_usable(directives: &RequestDirectives, entry: &Entry, age: Duration) -> Option<Reason> {
     if directives.no_cache {
         return Some(Reason::NoCache);
@@ -94,58 +96,59 @@ pub(super) fn why_not_usable(directives: &RequestDirectives, entry: &Entry, age:
     directives.min_fresh.is_some_and(too_short).then_some(Reason::MinFresh)
 }
 
-/// Whether a stored response may be without the fields that let in a request's origin (Fetch §3.3.3), because it answered a
-/// request that named none. A handler that says `Vary: Origin` only where there is an `Origin` gives such responses.
+/// Returns `true` if a stored response may lack the CORS fields that a request's origin needs (Fetch §3.3.3), because
+/// it answered a request without `Origin`. A handler that sends `Vary: Origin` only to requests with `Origin` makes
+/// such responses.
 pub(super) fn may_lack_cors(entry: &Entry, variants: Option<&Variants>) -> bool {
     !entry.for_origin
         && !entry.headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN)
         && !variants.is_some_and(|variants| variants.names.contains(&ORIGIN))
 }
 
-/// Whether the client has this response already. Preconditions are for what would be a success without them (RFC 9110
-/// §13.2.1): a 304 for a stored 404 would bring the client's old copy back to life.
+/// Returns `true` if the client already has this response. Preconditions apply only to responses that would be a
+/// success without them (RFC 9110 §13.2.1): after a 304 for a stored 404, the client would use its old copy again.
 pub(super) fn is_not_modified(request: &HeaderMap, entry: &Entry) -> bool {
     entry.status.is_success() && request_matches(request, &entry.headers)
 }
 
-/// RFC 5861 §4: these are the errors that a stale response may stand in for.
+/// Returns `true` if a stale response may replace an error with this status (RFC 5861 §4).
 pub(crate) fn allows_stale_if_error(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 
-/// Whether an answer with this status says that what is stored is no longer so, though it can't be stored itself. That
-/// somebody isn't allowed to see it, or asks too often, says nothing about it.
+/// Returns `true` if a response with this status shows that the stored response is outdated, although it can't be
+/// stored itself. A 401, 403 or 429 says nothing about the resource.
 #[must_use]
 pub fn invalidates(status: StatusCode) -> bool {
     is_success(status) || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
-/// Whether a write answered with this status may have changed something all the same. A timeout or an error can come
-/// between the change and the answer (RFC 9110 §15.5.9, §15.6); any other 4xx is a refusal.
+/// Returns `true` if a write answered with this status may still have changed something. A timeout or an error can
+/// occur between the change and the response (RFC 9110 §15.5.9, §15.6); any other 4xx is a refusal.
 #[must_use]
 pub fn leaves_outcome_unknown(status: StatusCode) -> bool {
     status == StatusCode::REQUEST_TIMEOUT || status.as_u16() >= 500
 }
 
-/// A handler that redirects after a change has made the change.
+/// Returns `true` for a success or a redirect: a handler that redirects after a change has made the change.
 pub(super) fn is_success(status: StatusCode) -> bool {
     status.is_success() || status.is_redirection()
 }
 
-/// Whether a response is for one `Range` only (RFC 9110 §14.4, §15.3.7, §15.5.17).
+/// Returns `true` if a response is for one `Range` only (RFC 9110 §14.4, §15.3.7, §15.5.17).
 pub(super) fn is_for_a_part(response: &response::Parts) -> bool {
     matches!(response.status, StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE)
         || response.headers.contains_key(CONTENT_RANGE)
 }
 
-/// Why a response may not be stored, whatever its status (RFC 9111 §3), if so.
+/// Returns the reason for which a response may not be stored, whatever its status (RFC 9111 §3).
 pub(super) fn why_not_storable(
     response: &response::Parts,
     length: BodyLength,
     rule: &Rule,
 ) -> Option<Reason> {
     let directives = ResponseDirectives::of(&response.headers);
-    // On a private route that is what the route says itself.
+    // A private route declares `private` itself.
     let is_private = directives.private && !rule.audience.is_private();
     if response.headers.contains_key(SET_COOKIE) {
         Some(Reason::SetCookie)

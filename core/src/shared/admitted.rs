@@ -17,7 +17,7 @@ use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::list;
 use crate::headers::vary::Placement;
 use crate::headers::vary::Variants;
-use crate::policy::tell_ranges;
+use crate::policy::add_accept_ranges;
 use crate::record::shared::StoredResponse;
 
 /// What is stored of a response, but for the body.
@@ -220,7 +220,7 @@ impl Admit {
             vary_by_coding(headers);
         }
         if self.tells_ranges {
-            tell_ranges(headers);
+            add_accept_ranges(headers);
         }
         self.mark.stamp(headers);
     }

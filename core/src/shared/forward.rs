@@ -25,7 +25,7 @@ use super::target::Unkeyed;
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::vary::{Variants, selecting_fields};
-use crate::policy::{BodyLength, allows_stale_if_error, tell_ranges};
+use crate::policy::{BodyLength, allows_stale_if_error, add_accept_ranges};
 use crate::reason::Reason;
 use crate::record::shared::{SharedRecord, StoredResponse};
 use crate::request::RequestFields;
@@ -236,7 +236,7 @@ impl Forward {
                 }
                 let tells_ranges = response.status == StatusCode::OK && length != BodyLength::Known(0);
                 if tells_ranges {
-                    tell_ranges(&mut stored.headers);
+                    add_accept_ranges(&mut stored.headers);
                 }
                 OnResponse::Admit(Admit {
                     stored,
