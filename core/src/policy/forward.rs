@@ -15,10 +15,10 @@ use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::headers::conditional::{Validators, request_matches, weak_etag};
 use crate::headers::hop_by_hop::{only, remove_all};
 use crate::headers::range::{self, Part, Selection};
-use crate::headers::vary::{SecondaryKey, Variants, selecting_fields, add_vary};
+use crate::headers::vary::{SecondaryKey, Variants, add_vary, selecting_fields};
 use crate::policy::admitted::{Admitted, jittered, representation_fields, storable_fields};
 use crate::policy::cache_status::Mark;
-use crate::policy::hit::{Hit, selection, add_accept_ranges};
+use crate::policy::hit::{Hit, add_accept_ranges, selection};
 use crate::policy::rule::{Audience, Kind, Principal, Rule};
 use crate::policy::rules::{
     BodyLength, allows_stale_if_error, is_for_a_part, is_not_modified, is_success, leaves_outcome_unknown,

@@ -25,7 +25,7 @@ use super::target::Unkeyed;
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::vary::{Variants, selecting_fields};
-use crate::policy::{BodyLength, allows_stale_if_error, add_accept_ranges};
+use crate::policy::{BodyLength, add_accept_ranges, allows_stale_if_error};
 use crate::reason::Reason;
 use crate::record::shared::{SharedRecord, StoredResponse};
 use crate::request::RequestFields;
