@@ -19,7 +19,7 @@ use crate::fill::lease::{Begun, Started};
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Role};
 use crate::key::{CacheKey, KeyError, KeySpace};
-use crate::larder::{CacheContext, Larder, panic_invalid_config};
+use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::policy::CommitResult;
 use crate::provenance::Provenance;
 use crate::record::{decode_value, encode_value};
@@ -54,15 +54,16 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// ```
 #[derive(Clone)]
 pub struct CacheBackend<C = Json> {
-    larder: Larder,
+    context: Arc<CacheContext>,
     space: KeySpace,
     coder: C,
 }
 
 impl CacheBackend {
-    pub(crate) fn new(larder: Larder) -> Self {
-        let space = KeySpace::new(larder.prefix(), None).unwrap_or_else(|error| panic_invalid_config(&error));
-        Self { larder, space, coder: Json }
+    pub(crate) fn new(context: Arc<CacheContext>) -> Self {
+        let space = KeySpace::new(&context.defaults.prefix, None)
+            .unwrap_or_else(|error| panic_invalid_config(&error));
+        Self { context, space, coder: Json }
     }
 }
 
@@ -96,7 +97,7 @@ impl<C: Coder> CacheBackend<C> {
     /// is a miss.
     #[must_use]
     pub fn coder<D: Coder>(&self, coder: D) -> CacheBackend<D> {
-        CacheBackend { larder: self.larder.clone(), space: self.space.clone(), coder }
+        CacheBackend { context: Arc::clone(&self.context), space: self.space.clone(), coder }
     }
 
     /// Returns the value. Returns `None` if there is no value, if it can't be decoded as a `T`, or if the store failed.
@@ -450,7 +451,7 @@ impl<C: Coder> CacheBackend<C> {
     }
 
     fn context(&self) -> &Arc<CacheContext> {
-        &self.larder.context
+        &self.context
     }
 
     fn lifetime(&self, ttl: impl Into<Ttl>) -> Option<Duration> {

@@ -10,7 +10,7 @@
     reason = "most lookups are hits in memory, which must not allocate"
 )]
 
-mod call;
+pub(crate) mod call;
 pub(crate) mod excerpt;
 mod fill;
 mod lookup;

@@ -4,3 +4,4 @@ pub(crate) mod background;
 pub(crate) mod lease;
 pub(crate) mod reentry;
 pub(crate) mod single_flight;
+mod variants;

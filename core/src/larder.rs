@@ -1,34 +1,29 @@
 //! [`Larder`]: a cache, made of a store and the defaults of its routes.
 
+mod agreement;
+pub(crate) mod context;
 pub mod env;
 
 use std::fmt;
-use std::future::Future;
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderName, Uri};
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::warn;
 
+use self::agreement::Agreement;
+use self::context::{CacheContext, Defaults, Timing, panic_invalid_config};
 use crate::backend::CacheBackend;
 use crate::clock::{Clock, SystemClock};
 use crate::exchange::remembered::RememberedKeys;
-use crate::fill::lease::Begun;
-use crate::fill::single_flight::{FillOutcome, Follower, SingleFlight, UpdateQueue};
-use crate::headers::vary::{SecondaryKey, Variants};
-use crate::key::{CacheKey, DEFAULT_PREFIX, KeyError, KeySpace};
-use crate::policy::CommitResult;
-use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
-use crate::record::Record;
-use crate::route::agreement::Agreement;
+use crate::fill::single_flight::{SingleFlight, UpdateQueue};
+use crate::key::{CacheKey, KeyError, KeySpace};
+use crate::policy::rule::PrincipalSecret;
 use crate::stats::Stats;
-use crate::store::{CacheStore, Intent, LeaseStore, StoreError};
-use crate::telemetry::{MeteredStore, Telemetry, spans};
+use crate::store::{CacheStore, LeaseStore};
+use crate::telemetry::{MeteredStore, Telemetry};
 use crate::ttl::Ttl;
 
 /// A cache: a store, and the state that its routes share. Clones are cheap and refer to the same cache.
@@ -72,7 +67,7 @@ impl Larder {
     /// Returns typed access to the same store, for values that aren't responses of routes.
     #[must_use]
     pub fn backend(&self) -> CacheBackend {
-        CacheBackend::new(self.clone())
+        CacheBackend::new(Arc::clone(&self.context))
     }
 
     /// Returns the key of the response to a GET of this URI, on a route of this group.
@@ -285,237 +280,4 @@ impl LarderBuilder {
             }),
         }
     }
-}
-
-/// The defaults of routes.
-#[derive(Clone, Debug)]
-pub(crate) struct Defaults {
-    pub(crate) prefix: Box<str>,
-    pub(crate) ttl: Ttl,
-    pub(crate) max_body: u64,
-    pub(crate) status_header: Option<HeaderName>,
-    pub(crate) cache_status: bool,
-    pub(crate) secret: PrincipalSecret,
-    pub(crate) credential_fields: Arc<[HeaderName]>,
-}
-
-impl Default for Defaults {
-    fn default() -> Self {
-        Self {
-            prefix: DEFAULT_PREFIX.into(),
-            ttl: Ttl::NO_EXPIRY,
-            max_body: DEFAULT_MAX_BODY,
-            status_header: Some(HeaderName::from_static("x-redis-cache")),
-            cache_status: false,
-            secret: PrincipalSecret::default(),
-            credential_fields: Arc::new([]),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timing {
-    pub(crate) lease_ttl: Duration,
-    pub(crate) max_fill: Duration,
-    pub(crate) max_wait: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            lease_ttl: Duration::from_secs(5),
-            max_fill: Duration::from_secs(60),
-            max_wait: Duration::from_secs(10),
-        }
-    }
-}
-
-/// The state that the routes and the backend of one cache share.
-pub(crate) struct CacheContext {
-    pub(crate) store: MeteredStore,
-    pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) single_flight: SingleFlight,
-    pub(crate) update_queue: UpdateQueue,
-    /// Resources that had variants. A write's answer is no variant of these.
-    pub(crate) known_to_vary: RememberedKeys,
-    /// Resources whose handlers answered a `Range` with a part or a 416.
-    pub(crate) known_to_make_parts: RememberedKeys,
-    pub(crate) agreement: Agreement,
-    pub(crate) tasks: TaskTracker,
-    pub(crate) defaults: Defaults,
-    pub(crate) timing: Timing,
-    clock: Arc<dyn Clock>,
-    /// The second of the last warning about a store failure.
-    warned_at: AtomicU64,
-}
-
-impl CacheContext {
-    pub(crate) fn now(&self) -> SystemTime {
-        self.clock.now()
-    }
-
-    /// Returns a random id for a record.
-    pub(crate) fn fresh_id(&self) -> u64 {
-        fastrand::u64(1..)
-    }
-
-    /// Runs work in the background. Without a runtime, for instance while one is being dropped, the work is dropped.
-    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.tasks.spawn_on(work, &runtime);
-        }
-    }
-
-    pub(crate) async fn set(&self, key: &CacheKey, record: Bytes, ttl: Option<Duration>) -> Result<(), ()> {
-        self.store.set(key, record, ttl).await.map_err(|error| self.store_failed("set", key.name(), &error))
-    }
-
-    /// Evicts an entry and every variant of it. Returns `false` if the store didn't confirm it.
-    pub(crate) async fn evict_key(&self, key: &CacheKey) -> bool {
-        let span = spans::evict(key);
-        let confirmed = span.around(self.evict_key_within(key)).await;
-        span.evicted(confirmed);
-        confirmed
-    }
-
-    async fn evict_key_within(&self, key: &CacheKey) -> bool {
-        // The record is deleted first, so that no request finds its variants afterwards. A copy of the record might lack
-        // the latest variants, which would stay in the store as garbage.
-        let record = self.store.get_shared(key).await;
-        let deleted = self.store.delete(key).await;
-        if let Err(error) = &deleted {
-            self.store_failed("delete", key.name(), error);
-        }
-        let Ok(Some(bytes)) = record else { return deleted.is_ok() };
-        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return deleted.is_ok() };
-        for secondary in variants.secondary_keys() {
-            let variant = key.variant(secondary);
-            if let Err(error) = self.store.delete(&variant).await {
-                self.store_failed("delete", variant.name(), &error);
-                break;
-            }
-        }
-        deleted.is_ok()
-    }
-
-    /// Runs work to completion, even if its caller is dropped. A panic resumes in the caller.
-    pub(crate) async fn to_the_end<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> T {
-        self.detached(Box::pin(work)).await.unwrap_or_else(|panic| resume_unwind(panic))
-    }
-
-    /// Evicts every entry of a group. Returns `false` if the store didn't confirm it.
-    pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
-        let span = spans::evict_group(space);
-        let deleted = span.around(self.store.delete_group(space)).await;
-        span.evicted(deleted.is_ok());
-        if let Err(error) = &deleted {
-            self.store_failed("delete_group", space.head(), error);
-        }
-        deleted.is_ok()
-    }
-
-    /// Adds a variant that was just stored to the record with this id, which bounds the number of variants. If another
-    /// request holds the record's lease, the variant stays unlisted.
-    ///
-    /// Returns [`CommitResult::Revoked`] if that record is gone. The variant was then stored after an eviction of the
-    /// resource, and no record refers to it.
-    pub(crate) async fn list_variant(
-        self: &Arc<Self>,
-        base: &CacheKey,
-        secondary: SecondaryKey,
-        id: u64,
-        ttl: Option<Duration>,
-    ) -> CommitResult {
-        let held = match self.begin(base, Intent::Refresh).await {
-            Ok(Begun::LeaseGuard(held)) => Some(held),
-            Ok(_) | Err(_) => None,
-        };
-        // The record is changed under the lease, and only if it is still the same one: an eviction must not be undone.
-        // Variants that other requests listed meanwhile stay.
-        let Some(mut found) = self.variants_of(base).await.filter(|found| found.id() == id) else {
-            self.delete_variant(base, secondary).await;
-            return CommitResult::Revoked;
-        };
-        let Some(held) = held else { return CommitResult::Stored };
-        let oldest = found.add(secondary);
-        let stored = held.commit(found.encode(), ttl).await;
-        if let Some(oldest) = oldest.filter(|_| stored == CommitResult::Stored) {
-            self.delete_variant(base, oldest).await;
-        }
-        stored
-    }
-
-    /// Stores a variant, and replaces the record with the id `instead_of` by one that refers to it, if that record still
-    /// exists.
-    pub(crate) async fn widen(
-        self: &Arc<Self>,
-        base: &CacheKey,
-        variant: (CacheKey, Bytes, Option<Duration>),
-        variants: &Variants,
-        instead_of: u64,
-        ttl: Option<Duration>,
-    ) -> CommitResult {
-        let Ok(Begun::LeaseGuard(held)) = self.begin(base, Intent::Refresh).await else {
-            return CommitResult::Revoked;
-        };
-        let Some(found) = self.variants_of(base).await.filter(|found| found.id() == instead_of) else {
-            return CommitResult::Revoked;
-        };
-        let stored = held.commit_first_variant(variant, variants, ttl).await;
-        if stored == CommitResult::Stored {
-            for orphan in found.secondary_keys() {
-                self.delete_variant(base, orphan).await;
-            }
-        }
-        stored
-    }
-
-    /// Returns the record of variants under a key, if there is one.
-    async fn variants_of(&self, base: &CacheKey) -> Option<Variants> {
-        match Record::decode(&self.store.get(base).await.ok()??) {
-            Some(Record::Variants(found)) => Some(found),
-            _ => None,
-        }
-    }
-
-    /// Removes a variant that no record refers to.
-    async fn delete_variant(&self, base: &CacheKey, secondary: SecondaryKey) {
-        let key = base.variant(secondary);
-        if let Err(error) = self.store.delete(&key).await {
-            self.store_failed("delete", key.name(), &error);
-        }
-    }
-
-    /// Waits for another request's fill in this process, for up to `max_wait`.
-    pub(crate) async fn follow(&self, follow: Follower) -> Option<FillOutcome> {
-        self.follow_for(follow, self.timing.max_wait).await
-    }
-
-    /// Waits for another request's fill in this process, for up to `limit`.
-    pub(crate) async fn follow_for(&self, follow: Follower, limit: Duration) -> Option<FillOutcome> {
-        let started = Instant::now();
-        let landing = spans::wait().around(follow.wait(limit)).await;
-        self.telemetry.waited(started.elapsed(), !matches!(landing, Some(FillOutcome::Stored(_))));
-        landing
-    }
-
-    /// Logs a store failure: as a warning at most once a second, otherwise at debug level.
-    pub(crate) fn store_failed(&self, operation: &str, key: &str, error: &StoreError) {
-        let second = self.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if self.warned_at.swap(second, Ordering::Relaxed) == second {
-            debug!(operation, key, %error, "the cache's store failed");
-        } else {
-            warn!(operation, key, %error, "the cache's store failed; the handler's answer is delivered all the same");
-        }
-    }
-}
-
-/// Panics because a literal in a route or a builder is invalid.
-#[expect(clippy::panic, reason = "a route that can't have keys must not start to serve")]
-#[track_caller]
-pub(crate) fn panic_invalid_config(error: &dyn fmt::Display) -> ! {
-    panic!("{error}")
 }

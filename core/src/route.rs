@@ -3,7 +3,6 @@
 //! Each adapter has its own types for the options of a route. `route_layers!` defines them, and they end in
 //! [`RouteOptions::route`].
 
-pub(crate) mod agreement;
 mod seconds;
 
 use std::fmt;
@@ -18,7 +17,8 @@ use http::{HeaderName, StatusCode};
 
 use crate::exchange::miss_predictor::MissPredictor;
 use crate::key::KeySpace;
-use crate::larder::{CacheContext, Larder, panic_invalid_config};
+use crate::larder::Larder;
+use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
@@ -185,7 +185,7 @@ impl RouteOptions {
         let RouteConfig { larder, rule, key_source, name, made_at, route, .. } = &*self.config;
         let finish = || {
             let context = Arc::clone(&larder.context);
-            context.agreement.compare(rule, key_source, name.as_deref(), made_at);
+            context.agreement.compare(rule, !matches!(key_source, KeySource::Uri), name.as_deref(), made_at);
             let mut rule = rule.clone();
             // A record is slightly longer than its body.
             let largest = context.store.max_value_bytes();

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::larder::CacheContext;
+use crate::larder::context::CacheContext;
 use crate::policy::rule::Kind;
 use crate::reason::Reason;
 use crate::request::RequestView;

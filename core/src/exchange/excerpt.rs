@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::key::CacheKey;
-use crate::larder::CacheContext;
+use crate::larder::context::CacheContext;
 use crate::policy::Needs;
 use crate::reason::Reason;
 

@@ -13,7 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
 
 use crate::key::{CacheKey, KeySpace};
-use crate::larder::CacheContext;
+use crate::larder::context::CacheContext;
 
 /// Work that can move into a task of its own. It is boxed from the start, because it has room for every path of a fill:
 /// many kilobytes.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::fill::single_flight::{FillOutcome, Leader};
 use crate::headers::vary::Variants;
 use crate::key::CacheKey;
-use crate::larder::CacheContext;
+use crate::larder::context::CacheContext;
 use crate::policy::CommitResult;
 use crate::reason::Reason;
 use crate::store::{Abandon, Begin, Intent, Lease, StoreError};

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use http::Extensions;
 
-use crate::exchange::Call;
+use crate::exchange::call::Call;
 use crate::key::CacheKey;
-use crate::larder::CacheContext;
+use crate::larder::context::CacheContext;
 
 tokio::task_local! {
     static RUNNING: Running;

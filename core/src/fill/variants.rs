@@ -1,0 +1,88 @@
+//! Records of variants: listing a variant that was stored, and replacing the record when a resource varies by more fields.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::fill::lease::Begun;
+use crate::headers::vary::{SecondaryKey, Variants};
+use crate::key::CacheKey;
+use crate::larder::context::CacheContext;
+use crate::policy::CommitResult;
+use crate::record::Record;
+use crate::store::Intent;
+
+impl CacheContext {
+    /// Adds a variant that was just stored to the record with this id, which bounds the number of variants. If another
+    /// request holds the record's lease, the variant stays unlisted.
+    ///
+    /// Returns [`CommitResult::Revoked`] if that record is gone. The variant was then stored after an eviction of the
+    /// resource, and no record refers to it.
+    pub(crate) async fn list_variant(
+        self: &Arc<Self>,
+        base: &CacheKey,
+        secondary: SecondaryKey,
+        id: u64,
+        ttl: Option<Duration>,
+    ) -> CommitResult {
+        let held = match self.begin(base, Intent::Refresh).await {
+            Ok(Begun::LeaseGuard(held)) => Some(held),
+            Ok(_) | Err(_) => None,
+        };
+        // The record is changed under the lease, and only if it is still the same one: an eviction must not be undone.
+        // Variants that other requests listed meanwhile stay.
+        let Some(mut found) = self.variants_of(base).await.filter(|found| found.id() == id) else {
+            self.delete_variant(base, secondary).await;
+            return CommitResult::Revoked;
+        };
+        let Some(held) = held else { return CommitResult::Stored };
+        let oldest = found.add(secondary);
+        let stored = held.commit(found.encode(), ttl).await;
+        if let Some(oldest) = oldest.filter(|_| stored == CommitResult::Stored) {
+            self.delete_variant(base, oldest).await;
+        }
+        stored
+    }
+
+    /// Stores a variant, and replaces the record with the id `instead_of` by one that refers to it, if that record still
+    /// exists.
+    pub(crate) async fn widen(
+        self: &Arc<Self>,
+        base: &CacheKey,
+        variant: (CacheKey, Bytes, Option<Duration>),
+        variants: &Variants,
+        instead_of: u64,
+        ttl: Option<Duration>,
+    ) -> CommitResult {
+        let Ok(Begun::LeaseGuard(held)) = self.begin(base, Intent::Refresh).await else {
+            return CommitResult::Revoked;
+        };
+        let Some(found) = self.variants_of(base).await.filter(|found| found.id() == instead_of) else {
+            return CommitResult::Revoked;
+        };
+        let stored = held.commit_first_variant(variant, variants, ttl).await;
+        if stored == CommitResult::Stored {
+            for orphan in found.secondary_keys() {
+                self.delete_variant(base, orphan).await;
+            }
+        }
+        stored
+    }
+
+    /// Returns the record of variants under a key, if there is one.
+    async fn variants_of(&self, base: &CacheKey) -> Option<Variants> {
+        match Record::decode(&self.store.get(base).await.ok()??) {
+            Some(Record::Variants(found)) => Some(found),
+            _ => None,
+        }
+    }
+
+    /// Removes a variant that no record refers to.
+    async fn delete_variant(&self, base: &CacheKey, secondary: SecondaryKey) {
+        let key = base.variant(secondary);
+        if let Err(error) = self.store.delete(&key).await {
+            self.store_failed("delete", key.name(), &error);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! [`CacheContext`]: what the routes, the backend and the shared cache of one [`Larder`](crate::Larder) have in common.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::HeaderName;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::clock::Clock;
+use crate::exchange::remembered::RememberedKeys;
+use crate::fill::single_flight::{FillOutcome, Follower, SingleFlight, UpdateQueue};
+use crate::key::{CacheKey, DEFAULT_PREFIX, KeySpace};
+use crate::larder::agreement::Agreement;
+use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
+use crate::record::Record;
+use crate::store::StoreError;
+use crate::telemetry::{MeteredStore, Telemetry, spans};
+use crate::ttl::Ttl;
+
+/// The defaults of routes.
+#[derive(Clone, Debug)]
+pub(crate) struct Defaults {
+    pub(crate) prefix: Box<str>,
+    pub(crate) ttl: Ttl,
+    pub(crate) max_body: u64,
+    pub(crate) status_header: Option<HeaderName>,
+    pub(crate) cache_status: bool,
+    pub(crate) secret: PrincipalSecret,
+    pub(crate) credential_fields: Arc<[HeaderName]>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            prefix: DEFAULT_PREFIX.into(),
+            ttl: Ttl::NO_EXPIRY,
+            max_body: DEFAULT_MAX_BODY,
+            status_header: Some(HeaderName::from_static("x-redis-cache")),
+            cache_status: false,
+            secret: PrincipalSecret::default(),
+            credential_fields: Arc::new([]),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) lease_ttl: Duration,
+    pub(crate) max_fill: Duration,
+    pub(crate) max_wait: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            lease_ttl: Duration::from_secs(5),
+            max_fill: Duration::from_secs(60),
+            max_wait: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The state that the routes and the backend of one cache share.
+pub(crate) struct CacheContext {
+    pub(crate) store: MeteredStore,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) single_flight: SingleFlight,
+    pub(crate) update_queue: UpdateQueue,
+    /// Resources that had variants. A write's answer is no variant of these.
+    pub(crate) known_to_vary: RememberedKeys,
+    /// Resources whose handlers answered a `Range` with a part or a 416.
+    pub(crate) known_to_make_parts: RememberedKeys,
+    pub(crate) agreement: Agreement,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) defaults: Defaults,
+    pub(crate) timing: Timing,
+    pub(super) clock: Arc<dyn Clock>,
+    /// The second of the last warning about a store failure.
+    pub(super) warned_at: AtomicU64,
+}
+
+impl CacheContext {
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now()
+    }
+
+    /// Returns a random id for a record.
+    pub(crate) fn fresh_id(&self) -> u64 {
+        fastrand::u64(1..)
+    }
+
+    /// Runs work in the background. Without a runtime, for instance while one is being dropped, the work is dropped.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.tasks.spawn_on(work, &runtime);
+        }
+    }
+
+    pub(crate) async fn set(&self, key: &CacheKey, record: Bytes, ttl: Option<Duration>) -> Result<(), ()> {
+        self.store.set(key, record, ttl).await.map_err(|error| self.store_failed("set", key.name(), &error))
+    }
+
+    /// Evicts an entry and every variant of it. Returns `false` if the store didn't confirm it.
+    pub(crate) async fn evict_key(&self, key: &CacheKey) -> bool {
+        let span = spans::evict(key);
+        let confirmed = span.around(self.evict_key_within(key)).await;
+        span.evicted(confirmed);
+        confirmed
+    }
+
+    async fn evict_key_within(&self, key: &CacheKey) -> bool {
+        // The record is deleted first, so that no request finds its variants afterwards. A copy of the record might lack
+        // the latest variants, which would stay in the store as garbage.
+        let record = self.store.get_shared(key).await;
+        let deleted = self.store.delete(key).await;
+        if let Err(error) = &deleted {
+            self.store_failed("delete", key.name(), error);
+        }
+        let Ok(Some(bytes)) = record else { return deleted.is_ok() };
+        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return deleted.is_ok() };
+        for secondary in variants.secondary_keys() {
+            let variant = key.variant(secondary);
+            if let Err(error) = self.store.delete(&variant).await {
+                self.store_failed("delete", variant.name(), &error);
+                break;
+            }
+        }
+        deleted.is_ok()
+    }
+
+    /// Runs work to completion, even if its caller is dropped. A panic resumes in the caller.
+    pub(crate) async fn to_the_end<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        self.detached(Box::pin(work)).await.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Evicts every entry of a group. Returns `false` if the store didn't confirm it.
+    pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
+        let span = spans::evict_group(space);
+        let deleted = span.around(self.store.delete_group(space)).await;
+        span.evicted(deleted.is_ok());
+        if let Err(error) = &deleted {
+            self.store_failed("delete_group", space.head(), error);
+        }
+        deleted.is_ok()
+    }
+
+    /// Waits for another request's fill in this process, for up to `max_wait`.
+    pub(crate) async fn follow(&self, follow: Follower) -> Option<FillOutcome> {
+        self.follow_for(follow, self.timing.max_wait).await
+    }
+
+    /// Waits for another request's fill in this process, for up to `limit`.
+    pub(crate) async fn follow_for(&self, follow: Follower, limit: Duration) -> Option<FillOutcome> {
+        let started = Instant::now();
+        let landing = spans::wait().around(follow.wait(limit)).await;
+        self.telemetry.waited(started.elapsed(), !matches!(landing, Some(FillOutcome::Stored(_))));
+        landing
+    }
+
+    /// Logs a store failure: as a warning at most once a second, otherwise at debug level.
+    pub(crate) fn store_failed(&self, operation: &str, key: &str, error: &StoreError) {
+        let second = self.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if self.warned_at.swap(second, Ordering::Relaxed) == second {
+            debug!(operation, key, %error, "the cache's store failed");
+        } else {
+            warn!(operation, key, %error, "the cache's store failed; the handler's answer is delivered all the same");
+        }
+    }
+}
+
+/// Panics because a literal in a route or a builder is invalid.
+#[expect(clippy::panic, reason = "a route that can't have keys must not start to serve")]
+#[track_caller]
+pub(crate) fn panic_invalid_config(error: &dyn fmt::Display) -> ! {
+    panic!("{error}")
+}
