@@ -21,11 +21,11 @@ use crate::record::shared::StoredResponse;
 #[cfg(feature = "runtime")]
 use crate::status::Outcome;
 
-/// What of a stored response a request gets.
+/// The part of a stored response that a request gets.
 #[derive(Clone, Debug)]
 pub(super) enum Shape {
     Whole,
-    /// The answer to a HEAD, and how long the body is that a GET would get.
+    /// The response to a HEAD, with the length of the GET response's body.
     Head(u64),
     NotModified,
     Part(Bytes, HeaderValue),
@@ -33,12 +33,13 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    /// RFC 9110 §13.2.2: first the preconditions, then the range. `None` if what is stored isn't enough.
+    /// Evaluates the preconditions and then the range (RFC 9110 §13.2.2). Returns `None` if the stored part isn't
+    /// enough.
     pub(super) fn of(request: &HeaderMap, is_head: bool, stored: &StoredResponse) -> Option<Self> {
         Self::within(request, is_head, stored, stored.body.len() as u64)
     }
 
-    /// The same of a body of this length, of which no more may be here than is needed.
+    /// Does the same for a body of this length, of which only the needed part may be present.
     pub(super) fn within(
         request: &HeaderMap,
         is_head: bool,
@@ -59,16 +60,16 @@ impl Shape {
     }
 }
 
-/// An answer that needs no origin.
+/// A response that needs no origin.
 #[derive(Debug)]
 #[must_use]
 pub struct Answer {
     pub(super) mark: Mark,
     pub(super) now: SystemTime,
     pub(super) is_head: bool,
-    /// What is stored, and what of it to send. Without it the answer is 504 (§5.2.1.7).
+    /// The stored response, and the part of it to send. `None` is a 504 (§5.2.1.7).
     pub(super) from: Option<(Box<StoredResponse>, Shape)>,
-    /// What a 304 sets for this client, which isn't stored.
+    /// The cookies that a 304 sets for this client. They aren't stored.
     pub(super) cookies: Vec<HeaderValue>,
 }
 
@@ -81,7 +82,7 @@ impl Answer {
         now: SystemTime,
     ) -> Self {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        // In whole seconds of age, so that it goes with `Age`.
+        // Whole seconds of age, so that it agrees with `Age`.
         let ttl = seconds(stored.lifetime).saturating_sub(seconds(stored.age(now)));
         Self { mark: Mark::hit(rule, ttl), now, is_head, from: Some((stored, shape)), cookies: Vec::new() }
     }
@@ -91,7 +92,7 @@ impl Answer {
         Self { mark, now: SystemTime::UNIX_EPOCH, is_head: false, from: None, cookies: Vec::new() }
     }
 
-    /// The same, but the request went to the origin or waited for one that did.
+    /// Makes the same response after the request went to the origin, or waited for one that did.
     pub(super) fn after(mut self, mark: Mark) -> Self {
         self.mark = mark;
         self
@@ -101,25 +102,25 @@ impl Answer {
         Self { cookies, ..self }
     }
 
-    /// Says that the request waited for another one's answer (RFC 9211 §2.6).
+    /// Marks that the request waited for another request's response (RFC 9211 §2.6).
     pub fn collapsed(self, reason: Reason) -> Self {
         let mark = Mark::forwarded(Arc::clone(&self.mark.rule), reason).collapsed();
         self.after(mark)
     }
 
-    /// How it counts.
+    /// Returns the outcome that is counted.
     #[cfg(feature = "runtime")]
     pub(super) fn outcome(&self) -> Outcome {
         self.mark.outcome(self.from.is_some())
     }
 
-    /// The response to send (§4, §4.3.2, RFC 9110 §14).
+    /// Returns the response to send (§4, §4.3.2, RFC 9110 §14).
     #[must_use]
     pub fn into_response(self) -> Response<Bytes> {
         let Some((stored, shape)) = self.from else {
             let mut response = Response::new(Bytes::new());
             *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-            // It never left this cache.
+            // A 504 is made by this cache and has no age.
             self.mark.stamp_unsatisfied(response.headers_mut());
             return response;
         };
@@ -169,7 +170,7 @@ pub(super) fn has_length(status: StatusCode) -> bool {
     !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
 }
 
-/// RFC 9110 §15.4.5: what a 200 would have said about freshness and validators.
+/// Keeps the fields of the 200 about freshness and validators (RFC 9110 §15.4.5).
 pub(super) fn for_not_modified(stored: HeaderMap) -> HeaderMap {
     only(stored, is_for_not_modified)
 }

@@ -1,4 +1,4 @@
-//! What a shared cache says about itself on a response (RFC 9211).
+//! The `Cache-Status` of a shared cache (RFC 9211).
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::status::Outcome;
 
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// What the cache says about itself: `Cache-Status` (RFC 9211).
+/// The cache's entry in `Cache-Status` (RFC 9211).
 #[derive(Clone, Debug)]
 pub struct Mark {
     pub(super) rule: Arc<SharedRule>,
@@ -20,7 +20,7 @@ pub struct Mark {
 
 #[derive(Clone, Debug)]
 enum Said {
-    /// What remains of the freshness lifetime, in seconds; negative once it is over.
+    /// The remaining freshness lifetime in seconds; negative once it is over.
     Hit {
         ttl: i64,
     },
@@ -44,21 +44,21 @@ impl Mark {
         Self { rule, said }
     }
 
-    /// How an answer counts that is made of what is stored, or is a 504 because nothing is.
+    /// Returns the outcome of a response made from a stored one, or of a 504.
     #[cfg(feature = "runtime")]
     pub(super) fn outcome(&self, is_stored: bool) -> Outcome {
         match self.said {
             Said::Hit { ttl } if ttl < 0 => Outcome::stale(Reason::Expired),
             Said::Hit { .. } => Outcome::HIT,
             Said::Forwarded { collapsed: true, .. } => Outcome::COLLAPSED,
-            // The origin has validated it, with a 304.
+            // The origin has validated the stored response with a 304.
             Said::Forwarded { status: Some(StatusCode::NOT_MODIFIED), detail, .. } => Outcome::miss(detail),
             Said::Forwarded { .. } if is_stored => Outcome::stale(Reason::Failed),
             Said::Forwarded { detail, .. } => Outcome::miss(detail),
         }
     }
 
-    /// How the origin's answer counts.
+    /// Returns the outcome of the origin's response.
     #[cfg(feature = "runtime")]
     pub(super) fn passed(&self, answer: StatusCode) -> Outcome {
         match self.said {
@@ -68,7 +68,7 @@ impl Mark {
         }
     }
 
-    /// Says this about why.
+    /// Sets the reason.
     pub fn because(mut self, reason: Reason) -> Self {
         if let Said::Forwarded { detail, .. } = &mut self.said {
             *detail = reason;
@@ -97,7 +97,7 @@ impl Mark {
         self
     }
 
-    /// The same, when it turned out that nothing will be stored.
+    /// Sets the reason for which nothing will be stored.
     pub fn unstored(mut self) -> Self {
         if let Said::Forwarded { stored, .. } = &mut self.said {
             *stored = false;
@@ -105,7 +105,7 @@ impl Mark {
         self
     }
 
-    /// Writes it into the fields of a response, after what caches nearer to the origin wrote.
+    /// Appends the entry to the fields of a response, after those of caches nearer to the origin.
     pub fn stamp(&self, headers: &mut HeaderMap) {
         let Some(name) = &self.rule.cache_status else { return };
         let mut text = String::from(&**name);
@@ -130,7 +130,7 @@ impl Mark {
         }
     }
 
-    /// On a 504 for `only-if-cached`: nothing was forwarded.
+    /// On a 504 for `only-if-cached`, nothing was forwarded.
     pub(super) fn stamp_unsatisfied(&self, headers: &mut HeaderMap) {
         let (Some(name), Said::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.said) else {
             return;
@@ -141,7 +141,7 @@ impl Mark {
     }
 }
 
-/// RFC 9211 §2.2.
+/// Returns the `fwd` parameter of a reason (RFC 9211 §2.2).
 const fn forward_reason(reason: Reason) -> &'static str {
     match reason {
         Reason::Absent => "uri-miss",

@@ -31,18 +31,18 @@ use crate::record::shared::{SharedRecord, StoredResponse};
 use crate::request::RequestFields;
 use crate::store::Intent;
 
-/// Put into the extensions of a response that the service made itself because the origin gave none: it could not be
-/// reached, or broke off, or took too long. It is never stored, what is stored may stand in for it, and after a write
-/// nobody knows whether it took effect.
+/// An extension for a response that the service made because the origin gave none: the origin was unreachable, broke
+/// off or took too long. The response is never stored, a stale stored response may replace it, and after a write it is
+/// unknown whether the write took effect.
 #[derive(Clone, Copy, Debug)]
 pub struct OriginFailed;
 
-/// What to do with the origin's answer.
+/// The decision about the origin's response.
 #[derive(Debug)]
 pub enum OnResponse {
-    /// The origin failed: answer with what is stored (§4.2.4).
+    /// The origin failed: answer with the stored response (§4.2.4).
     ServeStale(Answer),
-    /// What is stored is valid: store it again, with its new fields, and answer.
+    /// The stored response is valid: store it with its new fields, and answer with it.
     Freshened(Freshened),
     /// Answer with the response and store nothing.
     Pass(Pass),
@@ -50,13 +50,13 @@ pub enum OnResponse {
     Admit(Admit),
 }
 
-/// A request for the origin, and what will become of its answer.
+/// A request for the origin, with the state to decide about its response.
 #[derive(Debug)]
 #[must_use]
 pub struct Forward {
     pub(super) rule: Arc<SharedRule>,
     pub(super) reason: Reason,
-    /// The same, unless it became something else on the way: for those who read `Cache-Status`.
+    /// The reason for `Cache-Status`, which may differ from the reason above.
     pub(super) detail: Reason,
     pub(super) directives: RequestDirectives,
     pub(super) present: RequestFields,
@@ -66,26 +66,26 @@ pub struct Forward {
     pub(super) request: HeaderMap,
     pub(super) intent: Intent,
     pub(super) variants: Option<Variants>,
-    /// What lies where the answer will be stored.
+    /// The record in place of which the response will be stored.
     pub(super) stored: Option<Box<StoredResponse>>,
-    /// Whether nobody waits for the answer.
+    /// `true` if no client waits for the response.
     pub(super) is_background: bool,
 }
 
 impl Forward {
-    /// Why the request goes to the origin.
+    /// Returns the reason for which the request goes to the origin.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// What to begin with the store.
+    /// Returns the intent for the store's lease.
     #[must_use]
     pub const fn intent(&self) -> Intent {
         self.intent
     }
 
-    /// Goes to the origin, and says this about why. What it is allowed stays the same.
+    /// Sends the request to the origin with this reason. What it may store stays the same.
     pub fn because(self, detail: Reason) -> Self {
         Self { detail, ..self }
     }
@@ -98,9 +98,9 @@ impl Forward {
         Self { is_background: true, ..self }
     }
 
-    /// Whether requests like this one may wait for its answer, and this one for theirs. Only where that is likely to answer
-    /// them: an answer to a request with credentials, for a part, under a condition of its own, to an unusual spelling of
-    /// the URI, or one that was never fresh, mostly isn't for others. And who asks for something newer gets it from the origin.
+    /// Returns `true` if this request and others like it may wait for one response. Requests with credentials, for a
+    /// part, with a condition, with an unusual spelling of the URI, or for a response that was never fresh are
+    /// excluded, because one response rarely answers others. A request for a newer response gets it from the origin.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         let is_plain =
@@ -112,7 +112,7 @@ impl Forward {
         is_plain && will_be_fresh && is_content_with_any && (!self.present.validators || self.validates())
     }
 
-    /// Whether what is stored can be validated, and would be of use if it is valid.
+    /// Returns `true` if the stored response can be validated, and would be useful if it is valid.
     fn validates(&self) -> bool {
         self.stored.as_ref().is_some_and(|stored| {
             let has_validator =
@@ -121,8 +121,8 @@ impl Forward {
         })
     }
 
-    /// Makes the origin's request conditional on what is stored (§4.3.1), in place of the client's own conditions: those
-    /// are for this cache to evaluate afterwards. A refresh in the background asks for everything.
+    /// Makes the origin's request conditional on the stored response (§4.3.1). Replaces the client's own conditions,
+    /// which this cache evaluates afterwards. A refresh in the background requests the whole response.
     pub fn prepare(&self, request: &mut HeaderMap) {
         let validates = self.validates();
         if validates || self.is_background {
@@ -142,8 +142,8 @@ impl Forward {
         }
     }
 
-    /// Answers with a response that somebody else stored while this request was on its way. `Err` gives the request back
-    /// if it can't be answered with that.
+    /// Answers with a response that another request stored meanwhile. Returns the request in `Err` if that response
+    /// can't answer it.
     pub fn on_filled(self, record: Option<SharedRecord>, now: SystemTime) -> Result<Answer, Self> {
         let Some(SharedRecord::Response(stored)) = record else { return Err(self) };
         let names = self.variants.as_ref().map_or(&[][..], Variants::names);
@@ -163,12 +163,13 @@ impl Forward {
         }
     }
 
-    /// There was no answer: maybe what is stored answers though it is stale (§4.2.4). `Err` gives the request back.
+    /// Decides after the origin gave no response: a stale stored response may answer (§4.2.4). `Err` returns the
+    /// request.
     pub fn on_error(mut self, now: SystemTime) -> Result<Answer, Self> {
         self.stand_in(None, now).ok_or(self)
     }
 
-    /// What is stored, if the origin failed and it may answer for it.
+    /// Returns the stored response, if the origin failed and it may answer instead.
     fn stand_in(&mut self, status: Option<StatusCode>, now: SystemTime) -> Option<Answer> {
         if self.reason != Reason::Expired {
             return None;
@@ -179,7 +180,8 @@ impl Forward {
         Some(Answer::hit(Arc::clone(&self.rule), stored, shape, self.is_head, now).after(mark))
     }
 
-    /// Decides about the origin's answer, before its body. The request left at `sent`; it is `now`.
+    /// Decides about the origin's response, before its body. `sent` is when the request was sent, `now` when the
+    /// response arrived.
     #[must_use]
     pub fn on_response(
         mut self,
@@ -190,7 +192,7 @@ impl Forward {
     ) -> OnResponse {
         let times = Exchanged { sent, received: now };
         let origin_failed = response.extensions.get::<OriginFailed>().is_some();
-        // §4.3.3: an error may count as no answer.
+        // §4.3.3: an error may count as no response.
         if origin_failed || allows_stale_if_error(response.status) {
             let status = (!origin_failed).then_some(response.status);
             if let Some(answer) = self.stand_in(status, now) {
@@ -214,7 +216,7 @@ impl Forward {
         let refusal = if origin_failed {
             Some(Reason::Failed)
         } else if response.status == StatusCode::PARTIAL_CONTENT && part.is_none() {
-            // §3.3: what can't be placed can't be kept.
+            // §3.3: a part without a known position can't be stored.
             Some(Reason::Range)
         } else {
             why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
@@ -251,7 +253,7 @@ impl Forward {
             }
             (reason, _) => {
                 let mark = mark.because(reason.unwrap_or(Reason::Vary));
-                // What was there isn't what the origin answers any more.
+                // The stored response is outdated.
                 let evicts = self.stored.is_some() && invalidates(response.status);
                 OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
             }
@@ -277,7 +279,7 @@ impl Forward {
         OnResponse::Freshened(Freshened { mark, stored, fate, answer })
     }
 
-    /// §4.3.5: the answer to a HEAD says whether the stored response to a GET is still the same, and freshens it.
+    /// §4.3.5: the response to a HEAD shows if the stored response to a GET is still the same, and freshens it.
     fn on_head(self, response: &response::Parts, mark: Mark, times: Exchanged) -> OnResponse {
         let mark = mark.because(Reason::Head);
         let Some(mut stored) = self.stored else {
@@ -291,7 +293,7 @@ impl Forward {
             response.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let same_length = length.is_none_or(|length: usize| length == stored.body.len());
         if is_whole && same_length && same(ETAG) && same(LAST_MODIFIED) {
-            // The client gets the answer to the HEAD itself, cookies and all.
+            // The client gets the response to the HEAD itself, with its cookies.
             let _cookies = update(&mut stored, &response.headers, times, &self.rule);
             let fate = Fate::of(&stored, self.has_credentials, &self.rule);
             let mark = if fate == Fate::Store { mark.stored() } else { mark };
@@ -313,19 +315,19 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Whether what is stored for the request's URI must be evicted first.
+    /// Returns `true` if the entry for the request's URI must be evicted first.
     #[must_use]
     pub const fn evicts(&self) -> bool {
         self.evicts
     }
 
-    /// Other URIs of the same host whose responses must be evicted too (§4.4).
+    /// Returns other URIs of the same host whose responses must be evicted too (§4.4).
     #[must_use]
     pub fn also(&self) -> &[Uri] {
         &self.also
     }
 
-    /// What the cache says about itself on it.
+    /// Returns the cache's status for the response.
     pub const fn mark(&self) -> &Mark {
         &self.mark
     }

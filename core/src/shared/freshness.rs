@@ -1,4 +1,4 @@
-//! How old a response is, and for how long it is fresh (RFC 9111 §4.2).
+//! The age and the freshness lifetime of responses (RFC 9111 §4.2).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,18 +8,18 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use super::SharedRule;
 use crate::headers::cache_control::{Qualified, ResponseDirectives, list, number};
 
-/// Larger numbers mean this one (RFC 9111 §1.2.2): 68 years.
+/// The greatest delta-seconds, 68 years. Larger numbers count as this one (RFC 9111 §1.2.2).
 const GREATEST: u64 = 1 << 31;
 
-/// Of the time that passed between the last change and the answer, this part is assumed to pass until the next one (§4.2.2).
+/// The heuristic freshness as a part of the time between the last change and the response (§4.2.2).
 const HEURISTIC_PART: u32 = 10;
 
-/// What a response says about caching, in the field that counts for this cache.
+/// The directives of a response, from the field that counts for this cache.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Control {
     pub(crate) directives: ResponseDirectives,
     pub(crate) qualified: Qualified,
-    /// From a targeted field: then `Cache-Control` and `Expires` say nothing to this cache (RFC 9213 §2.2).
+    /// `true` for a targeted field: this cache then ignores `Cache-Control` and `Expires` (RFC 9213 §2.2).
     pub(crate) is_targeted: bool,
 }
 
@@ -34,21 +34,21 @@ impl Control {
         }
     }
 
-    /// Whether a stale response must not be used at all (§5.2.2.2, §5.2.2.8; `s-maxage` says it too, §5.2.2.10).
+    /// Returns `true` if the response must never be used stale (§5.2.2.2, §5.2.2.8; also `s-maxage`, §5.2.2.10).
     pub(crate) fn forbids_stale(&self) -> bool {
         let said = &self.directives;
         said.must_revalidate || said.proxy_revalidate || said.s_maxage.is_some()
     }
 }
 
-/// Whether a targeted field is there and can be read: it is a structured dictionary, and one that isn't counts as absent
-/// (RFC 9213 §2.1).
+/// Returns `true` if a targeted field is present and valid. It is a structured dictionary, and an invalid one counts as
+/// absent (RFC 9213 §2.1).
 fn is_dictionary(response: &HeaderMap, name: &HeaderName) -> bool {
     let mut fields = response.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
     fields.peek().is_some() && fields.flat_map(list).all(is_member)
 }
 
-/// RFC 9651 §3.2: a key, and right after a `=` its value. Times must be integers.
+/// Parses a key, and the value right after a `=` (RFC 9651 §3.2). Times must be integers.
 fn is_member(member: &[u8]) -> bool {
     let is_for_keys = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b'*');
     let key_len = member.iter().position(|byte| !is_for_keys(byte)).unwrap_or(member.len());
@@ -64,19 +64,19 @@ fn is_member(member: &[u8]) -> bool {
         }
 }
 
-/// When a request left and when its answer came.
+/// The times at which a request was sent and its response received.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exchanged {
     pub(crate) sent: SystemTime,
     pub(crate) received: SystemTime,
 }
 
-/// How old a response was when it came, and for how long from its birth it is fresh.
+/// The age of a response when it was received, and its freshness lifetime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Freshness {
     pub(crate) initial_age: Duration,
     pub(crate) lifetime: Duration,
-    /// Whether the origin said so, or it is a guess.
+    /// `true` if the origin stated the lifetime; `false` for a heuristic.
     pub(crate) is_explicit: bool,
 }
 
@@ -97,7 +97,7 @@ impl Freshness {
         let initial_age = corrected.max(Duration::from_secs(apparent_age.min(GREATEST)));
         let explicit = explicit_lifetime(headers, control, dated);
         let lifetime = match (age, explicit) {
-            // Somebody kept it before, and for how long can't be read: at least it can be validated.
+            // Another cache kept the response for an unknown time. It can still be validated.
             (None, _) => Duration::ZERO,
             (Some(_), Some(explicit)) => explicit,
             (Some(_), None) => heuristic_lifetime(status, headers, control, dated, rule),
@@ -106,13 +106,13 @@ impl Freshness {
     }
 }
 
-/// §4.2.1: the first of these that is there decides.
+/// Returns the explicit freshness lifetime: the first of these fields decides (§4.2.1).
 fn explicit_lifetime(headers: &HeaderMap, control: &Control, dated: SystemTime) -> Option<Duration> {
     let said = &control.directives;
     let told = said.s_maxage.or(said.max_age).map(|seconds| Duration::from_secs(seconds.min(GREATEST)));
     told.or_else(|| {
         (headers.contains_key(EXPIRES) && !control.is_targeted).then(|| {
-            // §5.3: what is no date, `0` above all, is in the past. Of two, none can be believed.
+            // §5.3: an invalid date, `0` above all, is in the past. Two dates are invalid.
             let expires = one(headers, &EXPIRES).and_then(http_date);
             let lifetime = expires.and_then(|expires| expires.duration_since(dated).ok());
             lifetime.unwrap_or_default().min(Duration::from_secs(GREATEST))
@@ -120,8 +120,8 @@ fn explicit_lifetime(headers: &HeaderMap, control: &Control, dated: SystemTime) 
     })
 }
 
-/// §4.2.2: without explicit freshness, part of the time since it was last changed, for statuses that allow it or when the
-/// response says `public`.
+/// Returns the heuristic freshness lifetime: a part of the time since the last change, for statuses that allow it or if
+/// the response says `public` (§4.2.2).
 fn heuristic_lifetime(
     status: StatusCode,
     headers: &HeaderMap,
@@ -137,13 +137,13 @@ fn heuristic_lifetime(
     (unchanged_for / HEURISTIC_PART).min(rule.heuristic_limit)
 }
 
-/// RFC 9110 §15.1.
+/// Returns `true` for statuses that are heuristically cacheable (RFC 9110 §15.1).
 pub(crate) fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
-/// §5.1: 0 if it isn't there, `None` if it is anything but one number. Ignoring such a field would be allowed, but something
-/// that was kept for an unknown time would then pass for new.
+/// Returns the value of `Age` (§5.1): 0 if it is absent, `None` if it isn't exactly one number. A cache may ignore such
+/// a field, but a response kept for an unknown time would then count as new.
 fn age_value(headers: &HeaderMap) -> Option<u64> {
     if !headers.contains_key(AGE) {
         return Some(0);
@@ -151,13 +151,13 @@ fn age_value(headers: &HeaderMap) -> Option<u64> {
     number(one(headers, &AGE)?.as_bytes().trim_ascii()).map(|seconds| seconds.min(GREATEST))
 }
 
-/// The value of a field that may be there only once.
+/// Returns the value of a field that may occur only once.
 fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut fields = headers.get_all(name).iter();
     fields.next().filter(|_| fields.next().is_none())
 }
 
-/// One of the three formats of RFC 9110 §5.6.7, to the letter.
+/// Parses a date in one of the three formats of RFC 9110 §5.6.7, strictly.
 pub(crate) fn http_date(value: &HeaderValue) -> Option<SystemTime> {
     httpdate::parse_http_date(value.to_str().ok()?.trim()).ok()
 }

@@ -1,11 +1,11 @@
-//! Which other resources a response speaks of: `Location` and `Content-Location` (RFC 9111 §4.4).
+//! The other resources that a response names: `Location` and `Content-Location` (RFC 9111 §4.4).
 
 use http::header::HeaderName;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Uri};
 
-/// The URI in a field, if it is of the same host (§4.4: an origin doesn't speak for others). Resolved as RFC 3986 §5.2 has
-/// it, without the fragment.
+/// Returns the URI in a field, if it has the same host: an origin can't invalidate resources of another (§4.4).
+/// Resolved by RFC 3986 §5.2, without the fragment.
 pub(crate) fn same_site(headers: &HeaderMap, name: &HeaderName, base: &Uri, host: &str) -> Option<Uri> {
     let field = headers.get(name)?.to_str().ok()?.trim();
     let reference = field.split('#').next().unwrap_or_default();
@@ -23,7 +23,7 @@ pub(crate) fn same_site(headers: &HeaderMap, name: &HeaderName, base: &Uri, host
     PathAndQuery::try_from(without_dots(&target)).ok().map(Uri::from)
 }
 
-/// Splits what is not relative to a path.
+/// Splits an absolute or network-path reference from a relative path.
 fn authority_and_rest(reference: &str) -> Option<(&str, &str)> {
     let after = match reference.split_once(':') {
         Some((scheme, after)) if !scheme.contains(['/', '?']) => after,
@@ -44,7 +44,7 @@ fn resolve(base: &Uri, reference: &str) -> String {
     }
 }
 
-/// RFC 3986 §5.2.4.
+/// Removes dot segments (RFC 3986 §5.2.4).
 pub(super) fn without_dots(target: &str) -> String {
     let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
     let mut kept: Vec<&str> = Vec::new();

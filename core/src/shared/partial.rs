@@ -1,5 +1,4 @@
-//! Parts of a body: asking for them, cutting them, keeping them and putting them together (RFC 9110 §14, RFC 9111 §3.3
-//! and §3.4).
+//! Parts of a body: requesting, cutting, storing and combining them (RFC 9110 §14, RFC 9111 §3.3 and §3.4).
 
 use std::time::UNIX_EPOCH;
 
@@ -12,21 +11,21 @@ use crate::headers::cache_control::number;
 use crate::headers::range::{self, Asked, Selection};
 use crate::record::shared::{Part, StoredResponse};
 
-/// What of a stored response a request gets.
+/// The part of a stored response that a request gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// All of it.
+    /// The whole body.
     Whole,
     /// These bytes, with this `Content-Range`.
     Part(Bytes, HeaderValue),
-    /// Nothing: 416, with this `Content-Range`.
+    /// Nothing: a 416, with this `Content-Range`.
     Unsatisfiable(HeaderValue),
-    /// It isn't there.
+    /// The requested part isn't stored.
     Missing,
 }
 
-/// What a GET asks for of a stored response that is whole, and so many bytes long. An origin that refuses ranges is heeded
-/// (RFC 9110 §14.3).
+/// Returns the part that a GET requests of a whole stored response of this length. If the origin refuses ranges (RFC
+/// 9110 §14.3), that is the whole.
 pub(crate) fn selection(request: &HeaderMap, stored: &StoredResponse, complete: u64) -> Selection {
     if stored.status == StatusCode::OK
         && !range::is_refused(&stored.headers)
@@ -45,8 +44,8 @@ fn is_asked_for_a_part(request: &HeaderMap, stored: &StoredResponse) -> bool {
     request.contains_key(RANGE) && range::if_range_holds(request, &stored.headers, answered_at())
 }
 
-/// Cuts what a GET asks for out of a stored response. Its body is `complete` bytes long, of which no more may be here than
-/// what is cut.
+/// Cuts the part that a GET requests from a stored response. The complete body is `complete` bytes long, and only the
+/// part to cut may be present.
 pub(crate) fn cut(request: &HeaderMap, stored: &StoredResponse, complete: u64) -> Cut {
     let wanted = request.get(RANGE).filter(|_| is_asked_for_a_part(request, stored));
     match (&stored.part, wanted) {
@@ -60,13 +59,13 @@ pub(crate) fn cut(request: &HeaderMap, stored: &StoredResponse, complete: u64) -
             Selection::Unsatisfiable => Cut::Unsatisfiable(range::unsatisfied(complete)),
         },
         (Some(part), Some(wanted)) => cut_part(request, wanted, stored, part),
-        // §3.3: an incomplete response answers no request for all of it.
+        // §3.3: an incomplete response answers no request for the whole.
         (Some(_), None) => Cut::Missing,
     }
 }
 
 fn cut_part(request: &HeaderMap, wanted: &HeaderValue, stored: &StoredResponse, part: &Part) -> Cut {
-    // What the origin answered to the very same `Range` answers it again.
+    // The origin's response to the same `Range` answers it again.
     if wanted.as_bytes() == part.asked
         && request.get_all(RANGE).iter().count() == 1
         && let Some(range) = stored.headers.get(CONTENT_RANGE)
@@ -82,7 +81,7 @@ fn cut_part(request: &HeaderMap, wanted: &HeaderValue, stored: &StoredResponse, 
         _ => None,
     };
     match wanted {
-        // §3.3: only what lies wholly within it.
+        // §3.3: only a range that lies wholly within the part.
         Some((first, last)) if first >= part.first && last < part.first.saturating_add(part.claimed) => {
             slice(stored, part, first, last)
         }
@@ -90,8 +89,8 @@ fn cut_part(request: &HeaderMap, wanted: &HeaderValue, stored: &StoredResponse, 
     }
 }
 
-/// These bytes of a stored part. An origin that sent fewer bytes than it said leaves the answer shorter, and so it says
-/// (RFC 9110 §15.3.7 allows to send less than was asked for).
+/// Returns these bytes of a stored part. If the origin sent fewer bytes than it declared, the response is shorter, and
+/// its `Content-Range` says so (RFC 9110 §15.3.7 allows to send less than requested).
 fn slice(stored: &StoredResponse, part: &Part, first: u64, last: u64) -> Cut {
     let end = last.saturating_add(1).min(part.first.saturating_add(stored.body.len() as u64));
     let place = |position: u64| usize::try_from(position.saturating_sub(part.first)).unwrap_or(usize::MAX);
@@ -109,7 +108,7 @@ fn strong_tag(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\""))
 }
 
-/// What part a 206 brings, if it is a single one.
+/// Returns the part that a 206 carries, if it is a single one.
 pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<Part> {
     let asked = Bytes::copy_from_slice(request.get(RANGE)?.as_bytes());
     let range = response.get(CONTENT_RANGE)?.to_str().ok()?.trim().strip_prefix("bytes ")?;
@@ -121,8 +120,8 @@ pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<Part>
     is_sound.then(|| Part { first, claimed: last - first + 1, complete, asked })
 }
 
-/// Puts a part together with one that was stored before, if both are of the same representation and leave no gap between
-/// them (RFC 9111 §3.4). A whole becomes a 200.
+/// Combines a part with a stored one, if both belong to the same representation and leave no gap (RFC 9111 §3.4). A
+/// whole becomes a 200.
 pub(crate) fn combine(new: &mut StoredResponse, old: &StoredResponse) {
     let (Some(new_part), Some(old_part)) = (&new.part, &old.part) else { return };
     let same = strong_tag(&new.headers).is_some_and(|tag| strong_tag(&old.headers) == Some(tag));
@@ -155,7 +154,7 @@ pub(crate) fn combine(new: &mut StoredResponse, old: &StoredResponse) {
         new.headers.remove(CONTENT_RANGE);
         new.part = None;
     } else {
-        // No `Range` was answered with this.
+        // The combined part answers no `Range` of a client.
         new.part = Some(Part { first, claimed, complete, asked: Bytes::new() });
     }
 }

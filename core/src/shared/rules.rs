@@ -16,26 +16,26 @@ use crate::reason::Reason;
 use crate::record::shared::StoredResponse;
 use crate::request::{RequestFields, RequestView};
 
-/// §3.5, for any field that carries credentials.
+/// Returns `true` if a request carries credentials in any field (§3.5).
 pub(super) fn has_credentials(present: RequestFields, headers: &HeaderMap, rule: &SharedRule) -> bool {
     present.authorization
         || present.credentials
         || rule.credential_fields.iter().any(|name| headers.contains_key(name))
 }
 
-/// Requests other than reads that invalidate nothing. A write invalidates whatever protocol it offers to switch to: curl
-/// offers HTTP/2 with each request.
+/// Returns `true` for requests other than reads that invalidate nothing. An `Upgrade` field doesn't exempt a write:
+/// curl offers HTTP/2 with each request.
 pub(super) fn not_a_write(method: &Method, is_overridden: bool) -> Option<Reason> {
     if method == Method::CONNECT {
         Some(Reason::Upgrade)
     } else {
-        // These change nothing, and have no answer to keep (RFC 9110 §9.2.1, §9.2.3).
+        // These methods change nothing, and have no response to store (RFC 9110 §9.2.1, §9.2.3).
         let is_safe = [Method::OPTIONS, Method::TRACE].contains(method) && !is_overridden;
         is_safe.then_some(Reason::Method)
     }
 }
 
-/// Reads that are none of a cache's business, whatever is stored.
+/// Returns the reason for which a read bypasses the cache, whatever is stored.
 pub(super) fn not_looked_up(
     request: &RequestView<'_>,
     present: RequestFields,
@@ -56,7 +56,7 @@ pub(super) fn not_looked_up(
     }
 }
 
-/// Why a stored response can't be used as it is, if so.
+/// Returns the reason for which a stored response can't be used as it is.
 pub(super) fn unusable(
     directives: &RequestDirectives,
     stored: &StoredResponse,
@@ -79,7 +79,7 @@ pub(super) fn unusable(
     }
 }
 
-/// §5.2.1.2: the client accepts a stale response, and the origin doesn't forbid it.
+/// Returns `true` if the client accepts a stale response, and the origin doesn't forbid it (§5.2.1.2).
 pub(super) fn may_be_stale(directives: &RequestDirectives, stored: &StoredResponse, now: SystemTime) -> bool {
     let accepted = |max| max == u64::MAX || stored.staleness(now) <= Duration::from_secs(max);
     !stored.forbids_stale
@@ -88,7 +88,7 @@ pub(super) fn may_be_stale(directives: &RequestDirectives, stored: &StoredRespon
         && directives.max_stale.is_some_and(accepted)
 }
 
-/// RFC 5861 §3: used while it is refreshed.
+/// Returns `true` if a stale response may be used while it is refreshed (RFC 5861 §3).
 pub(super) fn may_be_refreshed(
     directives: &RequestDirectives,
     stored: &StoredResponse,
@@ -100,19 +100,19 @@ pub(super) fn may_be_refreshed(
         && stored.staleness(now) < stored.stale_while_revalidate
 }
 
-/// §4.2.4 and RFC 5861 §4: used because the origin fails.
+/// Returns `true` if a stale response may be used because the origin failed (§4.2.4, RFC 5861 §4).
 pub(super) fn may_stand_in(stored: &StoredResponse, now: SystemTime) -> bool {
     !stored.forbids_stale && !stored.no_cache && stored.staleness(now) < stored.stale_if_error
 }
 
-/// §4.3.2: whether the client has this response already. Preconditions are for what would be a success without them (RFC
-/// 9110 §13.2.1).
+/// Returns `true` if the client already has this response (§4.3.2). Preconditions apply only to responses that would be
+/// a success without them (RFC 9110 §13.2.1).
 pub(super) fn is_not_modified(request: &HeaderMap, stored: &StoredResponse) -> bool {
     stored.status.is_success()
         && (request_matches(request, &stored.headers) || not_modified_since_its_date(request, stored))
 }
 
-/// A response that doesn't say when it was modified was no younger than its `Date`.
+/// A response without `Last-Modified` is compared by its `Date`.
 pub(super) fn not_modified_since_its_date(request: &HeaderMap, stored: &StoredResponse) -> bool {
     if request.contains_key(IF_NONE_MATCH) || stored.headers.contains_key(LAST_MODIFIED) {
         return false;
@@ -122,12 +122,13 @@ pub(super) fn not_modified_since_its_date(request: &HeaderMap, stored: &StoredRe
     matches!((since, date(&stored.headers, DATE)), (Some(since), Some(date)) if date <= since)
 }
 
-/// Whether what is stored isn't what the origin answers any more. A 304 to a condition of the client's own doesn't say so.
+/// Returns `true` if a response shows that the stored one is outdated. A 304 to a condition of the client's own
+/// doesn't.
 pub(super) fn invalidates(status: StatusCode) -> bool {
     status != StatusCode::NOT_MODIFIED && crate::policy::invalidates(status)
 }
 
-/// §3: why a response may not be stored, if so.
+/// Returns the reason for which a response may not be stored (§3).
 pub(super) fn why_not_storable(
     response: &response::Parts,
     length: BodyLength,
@@ -160,12 +161,13 @@ pub(super) fn why_not_storable(
     }
 }
 
-/// §5.2.2.5, which `must-understand` overrides (§5.2.2.3), and §5.2.2.7.
+/// Returns `true` for `no-store` (§5.2.2.5), which `must-understand` overrides (§5.2.2.3), and for `private`
+/// (§5.2.2.7).
 pub(super) fn withholds(control: &Control) -> bool {
     (control.directives.no_store && !control.directives.must_understand) || control.qualified.private
 }
 
-/// §3.5: what says that an answer to a request with credentials is for others too.
+/// Returns `true` if the directives allow storing the response to a request with credentials (§3.5).
 pub(super) fn is_for_all(control: &Control) -> bool {
     let said = &control.directives;
     said.public || said.must_revalidate || said.s_maxage.is_some()
@@ -175,15 +177,15 @@ pub(super) fn has_validator(headers: &HeaderMap) -> bool {
     headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED)
 }
 
-/// The status codes whose meaning for caches this one conforms to (§5.2.2.3): the ones with no more to it than to be
-/// stored and sent, and 206.
+/// Returns `true` if this cache conforms to the status code's requirements (§5.2.2.3): the codes that are only stored
+/// and sent, and 206.
 pub(super) fn is_understood(status: StatusCode) -> bool {
     is_heuristically_cacheable(status)
         || matches!(status.as_u16(), 201 | 202 | 302 | 303 | 307 | 400 | 401 | 403 | 500 | 502 | 503 | 504)
 }
 
-/// Whether an answer to a write doesn't say if it took effect: something on the way gave up, or the origin failed after it
-/// had begun.
+/// Returns `true` if a response to a write leaves open whether it took effect: an intermediary gave up, or the origin
+/// failed after it had begun.
 pub(super) fn leaves_open(status: StatusCode) -> bool {
     status == StatusCode::REQUEST_TIMEOUT || status.is_server_error()
 }

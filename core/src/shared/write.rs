@@ -30,14 +30,14 @@ pub struct Write {
 }
 
 impl Write {
-    /// Whether the answer may be one for later GETs, so that a ticket is worth taking (RFC 9110 §9.3.3).
+    /// Returns `true` if the response may answer later GETs, so that a write lease is useful (RFC 9110 §9.3.3).
     #[must_use]
     pub const fn may_store(&self) -> bool {
         self.may_store
     }
 
-    /// Decides about the origin's answer. Nothing is invalidated by a client's error (§4.4). After a 408 or a server error,
-    /// or without an answer, the change may have been made all the same, so that this invalidates too.
+    /// Decides about the origin's response. A client error invalidates nothing (§4.4). A 408, a server error or a
+    /// missing response invalidates, because the change may have been made.
     #[must_use]
     pub fn on_response(
         self,
@@ -69,7 +69,8 @@ impl Write {
             Exchanged { sent, received: now },
             &self.rule,
         );
-        // RFC 9110 §9.3.3: with explicit freshness and a `Content-Location` that is the target, it is what a GET would get.
+        // RFC 9110 §9.3.3: with explicit freshness and a `Content-Location` equal to the target, the response equals
+        // that of a GET.
         let is_for_gets = self.may_store
             && response.status == StatusCode::OK
             && freshness.is_explicit
