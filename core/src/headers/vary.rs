@@ -1,7 +1,7 @@
 //! `Vary`: one resource, several stored responses (RFC 9111 §4.1).
 //!
-//! Under the resource's key lies a [`Variants`] record with the fields that select and an id. Each variant lies under
-//! a key of its own and carries the id: whoever deletes the record has deleted every variant with it.
+//! The key of the resource holds a [`Variants`] record with the selecting fields and an id. Each variant has a key of
+//! its own and carries the id, so deleting the record deletes every variant.
 
 use http::header::{
     ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_ENCODING, ORIGIN,
@@ -16,70 +16,71 @@ use crate::provenance::Provenance;
 /// variant. Only responses in such a coding need it: otherwise each made-up coding would have a variant of its own.
 const EVERY_CODING: HeaderName = HeaderName::from_static("larder-every-coding");
 
-/// More fields than this in `Vary`, and the response is not stored.
+/// The greatest number of fields in `Vary`. A response with more is not stored.
 const MAX_NAMES: usize = 16;
 
-/// A resource has at most so many variants. A new one takes the place of the oldest.
+/// The greatest number of variants of a resource. A new one replaces the oldest.
 pub const MAX_VARIANTS: usize = 64;
 
-/// Which request fields select a variant of a resource, and which variants there are.
+/// The request fields that select a variant of a resource, and the list of its variants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variants {
     pub(crate) id: u64,
-    /// Which requests it is for.
+    /// The provenance of the requests that the record is for.
     pub(crate) provenance: Provenance,
     pub(crate) names: Vec<HeaderName>,
     pub(crate) secondary_keys: Vec<[u8; 16]>,
 }
 
 impl Variants {
-    /// A resource that varies by these fields. `id` tells this record from every other that lay under the same key.
+    /// Creates a record for a resource that varies by these fields. `id` distinguishes it from other records under the
+    /// same key.
     #[must_use]
     pub fn new(id: u64, names: Vec<HeaderName>) -> Self {
         Self { id, provenance: Provenance::default(), names, secondary_keys: Vec::new() }
     }
 
-    /// The same, found by requests of this provenance.
+    /// Returns the same record for requests of this provenance.
     #[must_use]
     pub fn by(self, provenance: Provenance) -> Self {
         Self { provenance, ..self }
     }
 
-    /// What the variants carry to show that they belong to this record.
+    /// Returns the id that the variants of this record carry.
     #[must_use]
     pub const fn id(&self) -> u64 {
         self.id
     }
 
-    /// The selecting fields, sorted.
+    /// Returns the selecting fields, sorted.
     #[must_use]
     pub fn names(&self) -> &[HeaderName] {
         &self.names
     }
 
-    /// The secondary key of a request: a hash of the selecting fields.
+    /// Returns the secondary key of a request: a hash of the selecting fields.
     #[must_use]
     pub fn secondary_key(&self, request: &HeaderMap) -> SecondaryKey {
         SecondaryKey::of(&self.names, request)
     }
 
-    /// The secondary key of a request in a shared cache, which normalises what it may (RFC 9111 §4.1).
+    /// Returns the secondary key of a request in a shared cache, which normalises fields (RFC 9111 §4.1).
     pub(crate) fn normalised_key(&self, request: &HeaderMap) -> SecondaryKey {
         SecondaryKey::normalised(&self.names, request)
     }
 
-    /// The variants that are listed, the oldest first.
+    /// Returns the listed variants, the oldest first.
     pub fn secondary_keys(&self) -> impl Iterator<Item = SecondaryKey> {
         self.secondary_keys.iter().copied().map(SecondaryKey)
     }
 
-    /// Whether a variant is listed.
+    /// Returns `true` if a variant is listed.
     fn lists(&self, key: SecondaryKey) -> bool {
         self.secondary_keys.contains(&key.0)
     }
 
-    /// Lists a variant. Returns the oldest one if that had to make room: otherwise a client with made-up languages could
-    /// keep every other variant out for good.
+    /// Lists a variant. Returns the oldest variant if the list was full. Otherwise a client with made-up languages
+    /// could exclude all other variants permanently.
     pub fn add(&mut self, key: SecondaryKey) -> Option<SecondaryKey> {
         if self.lists(key) {
             return None;
@@ -90,26 +91,27 @@ impl Variants {
     }
 }
 
-/// Where a response belongs.
+/// The placement of a response in the store.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Under the key that was asked for: that of the request, or the secondary key of a listed variant.
+    /// Under the requested key: that of the request, or the secondary key of a listed variant.
     Target,
-    /// Under this secondary key, which was asked for. The record with this id, under the key of the request, has to list it.
+    /// Under this secondary key, which was requested. The record with this id, under the key of the request, must list
+    /// it.
     NewVariant(SecondaryKey, u64),
-    /// Under this secondary key, and then the record, which is the first, under the key of the request.
+    /// Under this secondary key, and then this first record under the key of the request.
     FirstVariant(SecondaryKey, Variants),
-    /// Under this secondary key, and then the record under the key of the request, in place of the one with this id: the
-    /// resource varies by more fields than was known.
+    /// Under this secondary key, and then this record under the key of the request, in place of the one with this id.
+    /// The resource varies by more fields than were known.
     Widened(SecondaryKey, Variants, u64),
 }
 
 impl Placement {
-    /// Where a response that varies by `names` belongs, and the id of the record that leads to it (0 if it doesn't vary).
+    /// Returns the placement of a response that varies by `names`, and the id of its record (0 if it doesn't vary).
     /// `fresh_id` becomes the id of a new record. `secondary_key` makes the key of the request.
     ///
-    /// A resource whose responses vary by different fields at times varies by all of them (RFC 9111 §4.1): to go by the
-    /// latest response alone would make its variants push each other out.
+    /// A resource whose responses vary by different fields varies by all of them (RFC 9111 §4.1). With only the fields
+    /// of the latest response, its variants would replace each other.
     pub(crate) fn of(
         known: Option<&Variants>,
         names: &[HeaderName],
@@ -148,7 +150,7 @@ impl Placement {
     }
 }
 
-/// The fields of both, sorted.
+/// Returns the fields of both, sorted.
 pub(crate) fn union(some: &[HeaderName], others: &[HeaderName]) -> Vec<HeaderName> {
     sorted([some, others].concat())
 }
@@ -208,14 +210,14 @@ impl SecondaryKey {
         Self(key)
     }
 
-    /// In hexadecimal digits.
+    /// Returns the key in hexadecimal digits.
     #[must_use]
     pub fn to_hex(self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.0))
     }
 }
 
-/// Adds names to `Vary`, in one field, unless they are there or `*` says it all.
+/// Adds names to `Vary`, in one field, unless they are present or `*` covers them.
 pub(crate) fn add_vary<'a>(response: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName>) {
     let is_told = |name: &HeaderName| {
         let told = response.get_all(VARY).iter().flat_map(|field| list(field.as_bytes()));
@@ -246,7 +248,7 @@ fn push_listed(text: &mut Vec<u8>, more: &[u8]) {
     text.extend_from_slice(more);
 }
 
-/// A name as the RFCs write it: `Accept-Encoding`.
+/// Returns a name in the capitalisation of the RFCs: `Accept-Encoding`.
 fn capitalised(name: &HeaderName) -> String {
     let mut begins = true;
     let letters = name.as_str().chars().map(|letter| {
@@ -307,13 +309,13 @@ fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u
     text
 }
 
-/// The content codings of IANA's registry that a response to any client may have (RFC 9110 §16.6.1).
+/// The registered content codings that a response to any client may have (RFC 9110 §16.6.1).
 fn is_registered(coding: &[u8]) -> bool {
     const REGISTERED: [&[u8]; 8] = [b"br", b"compress", b"dcb", b"dcz", b"deflate", b"exi", b"gzip", b"zstd"];
     REGISTERED.contains(&coding)
 }
 
-/// The value of a parameter `q`, in thousandths (RFC 9110 §12.4.2). What can't be read counts as 1.
+/// Returns the value of a parameter `q` in thousandths (RFC 9110 §12.4.2). An unreadable value counts as 1.
 fn weight(parameter: &[u8]) -> Option<u16> {
     let (name, value) = parameter.split_at_checked(2)?;
     if !name.eq_ignore_ascii_case(b"q=") {
@@ -328,8 +330,8 @@ fn weight(parameter: &[u8]) -> Option<u16> {
     Some(thousandths)
 }
 
-/// By which request fields a response varies. `Err` when it can't be stored for that: `Vary: *`, a name that is
-/// none, too many names.
+/// Returns the request fields by which a response varies. `Err` if it can't be stored: `Vary: *`, an invalid name, or
+/// too many names.
 pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, ()> {
     let mut names = Vec::new();
     for field in response.get_all(VARY) {
@@ -340,7 +342,7 @@ pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, 
             names.push(HeaderName::from_bytes(name).map_err(|_| ())?);
         }
     }
-    // A coding was chosen for this client. Handlers that forget to say so must not hand gzip to everybody.
+    // The coding was chosen for this client. A handler may omit it from `Vary`, and gzip must not reach every client.
     for coding in response.get_all(CONTENT_ENCODING).iter().flat_map(|field| list(field.as_bytes())) {
         let coding = coding.to_ascii_lowercase();
         let known = [&b"identity"[..], b"x-gzip", b"x-compress", b"aws-chunked"];

@@ -1,4 +1,4 @@
-//! What the author of a route decided: a [`Rule`] is data, and every decision is made from it elsewhere.
+//! The configuration of a route. A [`Rule`] is data; other modules make the decisions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use crate::credentials::{ORIGIN_FIELDS, is_credential, replaces_target};
 use crate::key::{self, CacheKey, KeySpace, Params};
 use crate::request::RequestView;
 
-/// The largest body that is stored unless configured otherwise, in bytes.
+/// The default limit on the size of stored bodies, in bytes.
 pub const DEFAULT_MAX_BODY: u64 = 10 * 1024 * 1024;
 
-/// Everything about one cached, written-through or evicting route.
+/// The configuration of one cached, written-through or evicting route.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// What the route does to the cache.
+    /// The effect of the route on the cache.
     pub kind: Kind,
     /// The prefix and the eviction group of its keys.
     pub space: KeySpace,
@@ -25,7 +25,7 @@ pub struct Rule {
     pub ttl: Option<Duration>,
     /// Other statuses than 200 that are stored, each with its own lifetime: negative caching.
     pub also: Vec<(StatusCode, Option<Duration>)>,
-    /// Whose the responses are.
+    /// The clients that may share the responses.
     pub audience: Audience,
     /// Request fields that carry credentials beside the usual ones.
     pub credential_fields: Arc<[HeaderName]>,
@@ -41,39 +41,40 @@ pub struct Rule {
     pub stale_if_error: Option<Duration>,
     /// By how much lifetimes are shortened at random, as a fraction, so that entries don't all expire at once.
     pub jitter: f64,
-    /// The query parameters that count for the key; `None` means all.
+    /// The query parameters that are part of the key; `None` means all.
     pub params: Option<Vec<String>>,
-    /// Whether the host is part of the key.
+    /// `true` if the host is part of the key.
     pub by_host: bool,
-    /// Whether a key builder chooses the keys, so that routes with other patterns may share entries.
+    /// `true` if a key builder chooses the keys, so that routes with other patterns may share entries.
     pub is_chosen: bool,
-    /// The field that says HIT, MISS or BYPASS; `None` for no such field.
+    /// The field with HIT, MISS or BYPASS; `None` for no such field.
     pub status_header: Option<HeaderName>,
-    /// Whether `Cache-Status` (RFC 9211) says it too, with the reason.
+    /// `true` if responses carry `Cache-Status` (RFC 9211) with the reason.
     pub cache_status: bool,
 }
 
-/// What a route does to the cache.
+/// The effect of a route on the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "runtime", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 pub enum Kind {
     /// Answers from the cache and fills it: `cache()`.
     Read,
-    /// Stores what the handler answered, for the next read: `cache_put()`.
+    /// Stores the handler's response, for the next read: `cache_put()`.
     Write,
-    /// Removes the entry of the same URI once the handler succeeded: `cache_evict().key()`.
+    /// Removes the entry of the same URI after the handler succeeded: `cache_evict().key()`.
     EvictKey,
-    /// Removes the whole eviction group once the handler succeeded: `cache_evict().whole_group()`.
+    /// Removes the whole eviction group after the handler succeeded: `cache_evict().whole_group()`.
     EvictGroup,
 }
 
-/// Tells whose a request is: a user's id, a tenant. `None` for nobody.
+/// A function that returns the principal of a request, such as a user's id or a tenant. `None` means that the request
+/// has none.
 pub type PrincipalOf = Arc<dyn Fn(&RequestView<'_>) -> Option<String> + Send + Sync>;
 
-/// Who may be given a response that another client's request produced.
+/// The clients that may get a response made for another client's request.
 #[derive(Clone, Default)]
 pub enum Audience {
-    /// The author didn't say: requests that carry credentials stay out of the cache.
+    /// Not declared: requests that carry credentials stay out of the cache.
     #[default]
     Undeclared,
     /// Every client. The handler sees no credentials, so that its response depends on none.
@@ -84,19 +85,19 @@ pub enum Audience {
 }
 
 impl Audience {
-    /// Only the holder of the same Bearer token. Two tokens of one user are two principals.
+    /// Returns the audience of the holder of the same Bearer token. Two tokens of one user are two principals.
     #[must_use]
     pub fn bearer() -> Self {
         Self::Private(Arc::new(|request| request.bearer_token().map(str::to_owned)), vec![AUTHORIZATION])
     }
 
-    /// Only the principal that a function names, which comes from `Authorization` or `Cookie`.
+    /// Returns the audience of the principal that a function names, derived from `Authorization` or `Cookie`.
     #[must_use]
     pub fn private_by(of: impl Fn(&RequestView<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
         Self::Private(Arc::new(of), vec![AUTHORIZATION, COOKIE])
     }
 
-    /// Whether responses are for one principal alone.
+    /// Returns `true` if responses are for one principal only.
     #[must_use]
     pub const fn is_private(&self) -> bool {
         matches!(self, Self::Private(..))
@@ -113,12 +114,12 @@ impl fmt::Debug for Audience {
     }
 }
 
-/// Who a private response belongs to: a keyed hash, never the secret itself.
+/// The owner of a private response: a keyed hash, never the name itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Principal([u8; 16]);
 
 impl Principal {
-    /// `secret` keeps those who can read the store's keys from trying out likely names.
+    /// Hashes a name. Without `secret`, readers of the store's keys could guess likely names.
     #[must_use]
     pub fn new(secret: &PrincipalSecret, name: &str) -> Self {
         let hash = blake3::keyed_hash(&secret.0, name.as_bytes());
@@ -134,12 +135,12 @@ impl fmt::Debug for Principal {
     }
 }
 
-/// What principals are hashed with. All processes that share a store must have the same.
+/// The secret that principals are hashed with. All processes that share a store need the same secret.
 #[derive(Clone)]
 pub struct PrincipalSecret([u8; 32]);
 
 impl PrincipalSecret {
-    /// Derives it from any bytes.
+    /// Derives the secret from any bytes.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         Self(blake3::derive_key("larder principal 2026-11", secret))
@@ -147,7 +148,7 @@ impl PrincipalSecret {
 }
 
 impl Default for PrincipalSecret {
-    /// A constant: enough for principals that can't be guessed, such as tokens.
+    /// Returns a constant. It is enough for principals that can't be guessed, such as tokens.
     fn default() -> Self {
         Self::new(b"")
     }
@@ -160,7 +161,7 @@ impl fmt::Debug for PrincipalSecret {
 }
 
 impl Rule {
-    /// A rule with the defaults: no expiry, undeclared audience, 10 MiB, `X-Redis-Cache`.
+    /// Creates a rule with the defaults: no expiry, undeclared audience, 10 MiB, `X-Redis-Cache`.
     #[must_use]
     pub fn new(kind: Kind, space: KeySpace) -> Self {
         Self {
@@ -184,7 +185,7 @@ impl Rule {
         }
     }
 
-    /// The key of a request, from its URI.
+    /// Returns the key of a request, made from its URI.
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> CacheKey {
         let params = self.params.as_deref().map_or(Params::All, Params::Only);
@@ -192,7 +193,7 @@ impl Rule {
         self.whole_key(request, principal, expected, |out| key::write_uri(out, request.uri, params))
     }
 
-    /// The key of a request, from the suffix that a key builder chose for it.
+    /// Returns the key of a request, made from the suffix that a key builder chose.
     #[must_use]
     pub fn chosen_key(
         &self,
@@ -227,13 +228,13 @@ impl Rule {
         })
     }
 
-    /// Whether a field of a request carries credentials.
+    /// Returns `true` if a field of a request carries credentials.
     pub(crate) fn is_credential(&self, name: &HeaderName) -> bool {
         is_credential(name.as_str()) || self.credential_fields.contains(name)
     }
 
-    /// Whether a field is hidden from a handler whose response may be stored. A response that depended on it would go to
-    /// requests with another value.
+    /// Returns `true` if a field is hidden from a handler whose response may be stored. A response that depended on the
+    /// field would answer requests with another value.
     pub(crate) fn hides(&self, name: &HeaderName) -> bool {
         let names_origin = || !self.by_host && ORIGIN_FIELDS.contains(&name.as_str());
         let hidden = match self.kind {
@@ -253,8 +254,8 @@ impl Rule {
         hidden && !self.passed_fields.contains(name)
     }
 
-    /// The request fields that `Vary` has to name on the route's responses: what this cache doesn't share between requests
-    /// that differ in them, no other cache may.
+    /// Returns the request fields that `Vary` names on the route's responses. Other caches must not share responses
+    /// that this cache doesn't share.
     pub(crate) fn vary_fields(&self) -> impl Iterator<Item = &HeaderName> {
         static BOTH: [HeaderName; 2] = [AUTHORIZATION, COOKIE];
         let (fields, more): (&[HeaderName], &[HeaderName]) = match &self.audience {
@@ -266,12 +267,12 @@ impl Rule {
         fields.iter().chain(more)
     }
 
-    /// For how long a stored response is kept after its freshness lifetime.
+    /// Returns how long a stored response is kept after its freshness lifetime.
     pub(crate) fn stale_for(&self) -> Duration {
         self.stale_while_revalidate.max(self.stale_if_error).unwrap_or_default()
     }
 
-    /// The longest time for which any response of the route is kept. `None` means without end.
+    /// Returns the longest time for which any response of the route is kept. `None` means no expiry.
     pub(crate) fn longest_retention(&self) -> Option<Duration> {
         let also = self.also.iter().map(|(_, ttl)| *ttl);
         let longest = also.fold(self.ttl, |longest, ttl| Some(longest?.max(ttl?)))?;
@@ -297,9 +298,9 @@ impl Rule {
     }
 }
 
-/// The origin that the client of a proxy asked for, as the fields of the proxy name it: every field with its length, so that
-/// no value can pose as another field. Empty without such fields. Of `Forwarded` only what names the origin counts, for the
-/// rest differs from client to client (RFC 7239 §5).
+/// Returns the origin that the client of a proxy requested, from the proxy's fields. Each field is preceded by its
+/// length, so that no value can imitate another field. Empty without such fields. Of `Forwarded` only `host` and
+/// `proto` count, because the rest differs between clients (RFC 7239 §5).
 fn forwarded_origin(request: &RequestView<'_>) -> String {
     let mut text = String::new();
     for name in ORIGIN_FIELDS {
@@ -317,8 +318,8 @@ fn forwarded_origin(request: &RequestView<'_>) -> String {
     text
 }
 
-/// The host that was asked for, in lower case (RFC 9110 §4.2.3). A request that names several has a key of its own: which
-/// of them the handler believes is not known here.
+/// Returns the requested host in lower case (RFC 9110 §4.2.3). A request that names several hosts has a key of its own,
+/// because it isn't known which one the handler uses.
 pub(crate) fn host(request: &RequestView<'_>) -> String {
     let authority = request.uri.authority().map(|authority| authority.as_str().to_ascii_lowercase());
     let fields = request.headers.get_all(http::header::HOST).iter();

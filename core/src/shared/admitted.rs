@@ -1,4 +1,4 @@
-//! Responses that may be stored, and stored responses that a 304 or a HEAD freshened.
+//! Responses that may be stored, and stored responses that were freshened by a 304 or a HEAD.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,7 @@ use crate::headers::vary::Variants;
 use crate::policy::add_accept_ranges;
 use crate::record::shared::StoredResponse;
 
-/// What is stored of a response, but for the body.
+/// The stored form of a response, without the body.
 pub(super) fn made_of(
     status: StatusCode,
     response: &HeaderMap,
@@ -51,12 +51,12 @@ pub(super) fn made_of(
     }
 }
 
-/// What the response says comes before the rule.
+/// The response's own directives precede the rule.
 pub(super) fn stale_for(said: Option<u64>, rule: Duration) -> Duration {
     said.map_or(rule, |seconds| Duration::from_secs(seconds.min(1 << 31)))
 }
 
-/// Whether a response says that it was selected by `Accept-Encoding`, or by anything.
+/// Returns `true` if a response's `Vary` names `Accept-Encoding` or `*`.
 pub(super) fn varies_by_coding(headers: &HeaderMap) -> bool {
     let names = headers.get_all(VARY).iter().flat_map(|field| list(field.as_bytes()));
     names
@@ -68,8 +68,8 @@ pub(super) fn vary_by_coding(headers: &mut HeaderMap) {
     headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
-/// Gives a stored response the fields of a newer one, and what follows from them. Returns the cookies that the newer one
-/// sets and that aren't stored.
+/// Gives a stored response the fields of a newer one, and updates what depends on them. Returns the cookies that the
+/// newer one sets and that aren't stored.
 pub(super) fn update(
     stored: &mut StoredResponse,
     response: &HeaderMap,
@@ -108,14 +108,14 @@ pub(super) fn update(
     cookies
 }
 
-/// What becomes of a stored response that was validated.
+/// The treatment of a stored response that was validated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It is stored again, with its new fields.
     Store,
-    /// It stays as it was: the validation was one user's (§3.5).
+    /// It stays unchanged: the validation was for one user (§3.5).
     Leave,
-    /// It goes: the origin doesn't want it stored any more.
+    /// It is evicted: the origin no longer allows storing it.
     Evict,
 }
 
@@ -132,7 +132,8 @@ impl Fate {
     }
 }
 
-/// How long a store shall keep a response: while it is fresh, and for as long after that as it may still be of use.
+/// Returns how long a store keeps a response: while it is fresh, and after that as long as it may still be used or
+/// validated.
 pub(super) fn retention(stored: &StoredResponse, now: SystemTime, rule: &SharedRule) -> Duration {
     let mut stale_for = Duration::ZERO;
     if has_validator(&stored.headers) {
@@ -145,7 +146,7 @@ pub(super) fn retention(stored: &StoredResponse, now: SystemTime, rule: &SharedR
     until.saturating_sub(stored.age(now)).max(Duration::from_secs(1))
 }
 
-/// A stored response that was found to be valid still, with the fields it has now.
+/// A stored response that was found to be still valid, with its updated fields.
 #[derive(Debug)]
 #[must_use]
 pub struct Freshened {
@@ -156,49 +157,49 @@ pub struct Freshened {
 }
 
 impl Freshened {
-    /// What becomes of what is stored.
+    /// Returns the treatment of the stored response.
     #[must_use]
     pub const fn fate(&self) -> Fate {
         self.fate
     }
 
-    /// The record for the store.
+    /// Returns the record for the store.
     #[must_use]
     pub fn record(&self) -> Bytes {
         self.stored.encode()
     }
 
-    /// How long the store shall keep it.
+    /// Returns how long the store keeps the response.
     #[must_use]
     pub fn retention(&self) -> Duration {
         retention(&self.stored, self.stored.received, &self.mark.rule)
     }
 
-    /// Whether it will be fresh for the next request.
+    /// Returns `true` if the response will be fresh for the next request.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fate == Fate::Store && !self.stored.no_cache && self.stored.is_fresh(self.stored.received)
     }
 
-    /// What the cache says about itself on the response to a HEAD.
+    /// Returns the cache's status for the response to a HEAD.
     pub const fn mark(&self) -> &Mark {
         &self.mark
     }
 
-    /// What to answer with. `None` after a HEAD: its own response.
+    /// Returns the response to send. `None` after a HEAD, which is answered with its own response.
     pub fn into_answer(self) -> Option<Answer> {
         self.answer
     }
 }
 
-/// A response that is passed on and kept.
+/// A response that is passed on and stored.
 #[derive(Debug)]
 #[must_use]
 pub struct Admit {
     pub(super) stored: StoredResponse,
-    /// Whether the response is one of several codings and doesn't say so.
+    /// `true` if the response is one of several codings and its `Vary` doesn't say so.
     pub(super) adds_vary: bool,
-    /// Whether parts of it will be cut.
+    /// `true` if parts of it will be cut.
     pub(super) tells_ranges: bool,
     pub(super) names: Vec<HeaderName>,
     pub(super) known: Option<Variants>,
@@ -208,13 +209,13 @@ pub struct Admit {
 }
 
 impl Admit {
-    /// What the cache says about itself on the response.
+    /// Returns the cache's status for the response.
     pub const fn mark(&self) -> &Mark {
         &self.mark
     }
 
-    /// Writes into the fields of the response what the cache has to say: its mark, that parts will be cut, and that the response
-    /// was selected by `Accept-Encoding`, which caches downstream have to know.
+    /// Adds the cache's fields to the response: its status, `Accept-Ranges` if parts will be cut, and `Vary:
+    /// Accept-Encoding` if downstream caches need it.
     pub fn stamp(&self, headers: &mut HeaderMap) {
         if self.adds_vary {
             vary_by_coding(headers);
@@ -225,13 +226,13 @@ impl Admit {
         self.mark.stamp(headers);
     }
 
-    /// The largest body worth keeping, in bytes.
+    /// Returns the largest body that can be stored, in bytes.
     #[must_use]
     pub fn max_body(&self) -> u64 {
         self.mark.rule.max_body
     }
 
-    /// The body is complete.
+    /// Returns the response to be stored, with its complete body.
     pub fn with_body(self, body: Bytes) -> Admitted {
         let Self { mut stored, names, known, previous, request, mark, adds_vary: _, tells_ranges: _ } = self;
         stored.body = body;
@@ -254,7 +255,7 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// The body within its record, if it is this one and not what several parts were put together to.
+    /// Returns the body within its record. `None` if the record combines several parts.
     #[cfg(feature = "runtime")]
     pub(super) fn body_within(&self, record: &Bytes, body: &Bytes) -> Option<Bytes> {
         let stored = &self.stored.body;
@@ -262,7 +263,7 @@ impl Admitted {
         is_this.then(|| record.slice(record.len().saturating_sub(body.len())..))
     }
 
-    /// Where it belongs. `fresh_id` becomes the id of a new [`Variants`] record, if there must be one.
+    /// Returns the placement of the response. `fresh_id` becomes the id of a new [`Variants`] record, if one is needed.
     pub fn place(&mut self, fresh_id: u64) -> Placement {
         let key = |variants: &Variants| variants.normalised_key(&self.request);
         let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
@@ -270,25 +271,25 @@ impl Admitted {
         placement
     }
 
-    /// Whether the next request can be answered with it.
+    /// Returns `true` if the response can answer the next request.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         !self.stored.no_cache && self.stored.part.is_none() && self.stored.is_fresh(self.stored.received)
     }
 
-    /// How long the store shall keep it.
+    /// Returns how long the store keeps the response.
     #[must_use]
     pub fn retention(&self) -> Duration {
         retention(&self.stored, self.stored.received, &self.rule)
     }
 
-    /// How long the store shall keep the record that leads to the variants. When it goes, they have to be filled anew.
+    /// Returns how long the store keeps the record of variants. When it expires, the variants are filled again.
     #[must_use]
     pub fn variants_retention(&self) -> Duration {
         self.retention().max(Duration::from_secs(24 * 60 * 60))
     }
 
-    /// The record for the store.
+    /// Returns the record for the store.
     #[must_use]
     pub fn record(&self) -> Bytes {
         self.stored.encode()

@@ -1,7 +1,7 @@
-//! What a shared cache may do with a request: a state machine without I/O and without a clock (RFC 9111).
+//! The decisions of a shared cache: a state machine without I/O and without a clock (RFC 9111).
 //!
-//! Whoever holds a state makes its one transition, which consumes it; time is an argument. The driver owns the store and
-//! the origin and does what each answer carries:
+//! Each state has one transition, which consumes the state. Time is an argument. The driver owns the store and the
+//! origin, and carries out each decision:
 //!
 //! ```text
 //! SharedPolicy ─on_request──▶ Bypass             forward the request, mark the answer
@@ -54,7 +54,7 @@ pub use super::forward::{Forward, OnResponse, OriginFailed, Pass};
 pub use super::write::Write;
 pub use crate::headers::vary::Placement;
 
-/// The engine of a shared cache.
+/// The decision engine of a shared cache.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -69,7 +69,7 @@ pub use crate::headers::vary::Placement;
 /// let policy = SharedPolicy::new(Arc::new(SharedRule::new(KeySpace::new("example", None)?)));
 /// let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
 ///
-/// // Nothing is stored: the request goes to the origin, and its answer says that it may be stored.
+/// Nothing is stored: the request goes to the origin, whose response may be stored.
 /// let request = Request::get("/hello").body(())?;
 /// let view = RequestView::from(&request);
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
@@ -78,7 +78,7 @@ pub use crate::headers::vary::Placement;
 /// let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5), now, now) else { panic!() };
 /// let record = SharedRecord::decode(&admit.with_body(body.into()).record());
 ///
-/// // Ten seconds later it answers.
+/// The stored response answers ten seconds later.
 /// let now = now + Duration::from_secs(10);
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
 /// let OnRecord::Decided(Decision::Answer(answer)) = lookup.on_record(Ok(record), &view, now) else { panic!() };
@@ -92,7 +92,7 @@ pub struct SharedPolicy {
     rule: Arc<SharedRule>,
 }
 
-/// What to do with a request.
+/// The decision about a request.
 #[derive(Debug)]
 pub enum OnRequest {
     /// Forward it; the cache takes no part.
@@ -103,40 +103,40 @@ pub enum OnRequest {
     Write(Write),
 }
 
-/// What to do with what was found in the store.
+/// The decision about a record from the store.
 #[derive(Debug)]
 pub enum OnRecord {
-    /// That is all there is to look for.
+    /// The request is decided.
     Decided(Decision),
-    /// The resource varies: look under the secondary key, and ask again with what lies there.
+    /// The resource varies: get the record under the secondary key, and decide again.
     Select(Select),
 }
 
-/// How to answer a request, after the store was looked into.
+/// The decision how to answer a request, after the lookup.
 #[derive(Debug)]
 pub enum Decision {
-    /// Answer with this.
+    /// Answer with this response.
     Answer(Answer),
-    /// Answer with this though it is stale, and validate it in the background (RFC 5861 §3).
+    /// Answer with this stale response, and validate it in the background (RFC 5861 §3).
     Stale(Answer, Forward),
     /// Forward the request.
     Forward(Forward),
 }
 
 impl SharedPolicy {
-    /// An engine that follows this rule.
+    /// Creates an engine that follows this rule.
     #[must_use]
     pub const fn new(rule: Arc<SharedRule>) -> Self {
         Self { rule }
     }
 
-    /// The rule it follows.
+    /// Returns the rule.
     #[must_use]
     pub const fn rule(&self) -> &Arc<SharedRule> {
         &self.rule
     }
 
-    /// The first transition.
+    /// Decides about a request. This is the first transition.
     #[must_use]
     pub fn on_request(&self, request: &RequestView<'_>) -> OnRequest {
         let present = RequestFields::of(request.headers);
@@ -146,7 +146,7 @@ impl SharedPolicy {
             RequestDirectives::default()
         };
         let rule = Arc::clone(&self.rule);
-        // What the origin may take for a write is treated as one.
+        // A request that the origin may take for a write is treated as one.
         let is_overridden = overrides_method(request);
         let is_read = [Method::GET, Method::HEAD].contains(request.method) && !is_overridden;
         let refusal = match is_read {
@@ -186,7 +186,7 @@ pub struct Lookup {
     present: RequestFields,
     unkeyed: Unkeyed,
     is_head: bool,
-    /// The length of the stored body, if the response that will be shown holds no more of it than this request needs.
+    /// The length of the stored body, if the response passed next holds only the part that this request needs.
     length: Option<u64>,
 }
 
@@ -197,8 +197,8 @@ impl Lookup {
         self.is_head || self.present.validators || self.present.range
     }
 
-    /// What the answer needs of the body of this response, which is `length` bytes long. A response that doesn't answer as it
-    /// is may be validated and stored again, which needs all of it.
+    /// Returns the part of the body that the response needs, if the body is `length` bytes long. A response that may be
+    /// validated and stored again needs all of it.
     #[cfg(feature = "runtime")]
     pub(super) fn needs(
         &self,
@@ -220,19 +220,19 @@ impl Lookup {
         }
     }
 
-    /// Says that the response about which it decides next holds only what it [needs](Self::needs) of a body of this length.
+    /// Announces that the next response holds only the part that it [needs](Self::needs) of a body of this length.
     #[cfg(feature = "runtime")]
     pub(super) const fn expect_excerpt(&mut self, length: u64) {
         self.length = Some(length);
     }
 
-    /// The key under which to look.
+    /// Returns the key to look up.
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>) -> CacheKey {
         self.rule.key_beside(request, &self.unkeyed)
     }
 
-    /// Decides about what lay under the key. `Err` says why nothing could be read.
+    /// Decides about the record under the key. `Err` is the reason for which it could not be read.
     #[must_use]
     pub fn on_record(
         self,
@@ -244,7 +244,7 @@ impl Lookup {
             Ok(Some(SharedRecord::Variants(variants))) => {
                 return OnRecord::Select(Select { lookup: self, variants });
             }
-            // No answer without a list: it couldn't be told which of these requests it is for.
+            // A response without a record of variants doesn't tell which of these requests it is for.
             Ok(Some(SharedRecord::Response(_))) if !self.unkeyed.is_empty() => {
                 self.forward(Reason::Variant, None, None, request).replacing()
             }
@@ -257,7 +257,7 @@ impl Lookup {
         })
     }
 
-    /// §4: whether the stored response may be used for this request.
+    /// §4: decides if the stored response may be used for this request.
     fn on_stored(
         self,
         stored: Box<StoredResponse>,
@@ -266,7 +266,7 @@ impl Lookup {
         now: SystemTime,
     ) -> Decision {
         if stored.sets_cookie && self.rule.set_cookie == SetCookie::Never {
-            // Another process stores it by another rule.
+            // Another process stored it under another rule.
             return self.forward(Reason::SetCookie, None, variants, request).replacing();
         }
         let length = self.length.unwrap_or(stored.body.len() as u64);
@@ -284,7 +284,7 @@ impl Lookup {
                 let answer = answer(&self.rule, stored.clone());
                 match self.forward(Reason::Expired, Some(stored), variants, request) {
                     Decision::Forward(forward) => Decision::Stale(answer, forward.in_background()),
-                    // A stale answer is an answer, so that `only-if-cached` has nothing to say.
+                    // A stale response counts as stored, so `only-if-cached` doesn't apply.
                     _ => Decision::Answer(answer),
                 }
             }
@@ -321,7 +321,7 @@ impl Lookup {
             request: fields,
             intent,
             variants,
-            // Without its whole body it can't be stored again.
+            // A response without its whole body can't be stored again.
             stored: stored.filter(|_| self.length.is_none()),
             is_background: false,
         })
@@ -329,7 +329,7 @@ impl Lookup {
 }
 
 impl Decision {
-    /// The same, where something is stored already that has to go.
+    /// Decides on forwarding although a record is stored, which must be replaced.
     fn replacing(self) -> Self {
         match self {
             Self::Forward(forward) => Self::Forward(Forward { intent: Intent::Refresh, ..forward }),
@@ -338,7 +338,7 @@ impl Decision {
     }
 }
 
-/// The resource varies: one more record to get (§4.1).
+/// A lookup of a resource that varies: it needs one more record (§4.1).
 #[derive(Debug)]
 #[must_use]
 pub struct Select {
@@ -347,20 +347,20 @@ pub struct Select {
 }
 
 impl Select {
-    /// The request that looks for the variant.
+    /// Returns the lookup of the variant.
     #[cfg(feature = "runtime")]
     pub(super) const fn lookup_mut(&mut self) -> &mut Lookup {
         &mut self.lookup
     }
 
-    /// Under which secondary key the request's variant lies.
+    /// Returns the secondary key of the request's variant.
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
         let fields = self.lookup.unkeyed.selecting(request.headers, self.variants.names());
         self.variants.normalised_key(&fields)
     }
 
-    /// Decides about what lay under the secondary key.
+    /// Decides about the record under the secondary key.
     #[must_use]
     pub fn on_record(
         self,
@@ -370,7 +370,7 @@ impl Select {
     ) -> Decision {
         let Self { lookup, variants } = self;
         match found {
-            // The list doesn't tell this request from others yet.
+            // The record of variants doesn't distinguish this request from others yet.
             Ok(_) if !lookup.unkeyed.is_covered_by(variants.names()) => {
                 lookup.forward(Reason::Variant, None, Some(variants), request).replacing()
             }
@@ -378,7 +378,7 @@ impl Select {
                 lookup.on_stored(stored, Some(variants), request, now)
             }
             Ok(None) => lookup.forward(Reason::Variant, None, Some(variants), request),
-            // A variant of an earlier record. It is there all the same, and has to be replaced.
+            // The variant belongs to an earlier record. The stored bytes still exist and must be replaced.
             Ok(Some(_)) => lookup.forward(Reason::Variant, None, Some(variants), request).replacing(),
             Err(reason) => lookup.forward(reason, None, Some(variants), request),
         }
