@@ -180,7 +180,7 @@ impl Console {
             return Ok(json!({ "key": key.name(), "entry": self.describe_entry(&key).await }));
         }
         let request = query.request()?;
-        let routes = self.larder.context.telemetry.routes();
+        let routes = self.larder.context.telemetry.routes::<Route>();
         let (name, route) = find_route(&routes, &query, &request)?;
         let answer = query.answer()?;
         let answer = answer.as_ref().map(|(parts, length)| (parts, *length));
@@ -226,7 +226,7 @@ impl Console {
             EvictRequest::Group(group) => {
                 let mut spaces = vec![self.space(&group)?];
                 // Routes may have a prefix of their own.
-                for (_, route) in context.telemetry.routes() {
+                for (_, route) in context.telemetry.routes::<Route>() {
                     let space = &route.policy.rule().space;
                     if space.group() == Some(&group) && !spaces.contains(space) {
                         spaces.push(space.clone());
@@ -257,7 +257,7 @@ impl Console {
     /// Parses a key as it is written in the store. Returns `None` if it is not under the prefix of this cache or of one of
     /// its routes.
     fn key_named(&self, name: &str) -> Option<CacheKey> {
-        let routes = self.larder.context.telemetry.routes();
+        let routes = self.larder.context.telemetry.routes::<Route>();
         let own = KeySpace::new(self.larder.prefix(), None).ok();
         let of_routes = routes.iter().map(|(_, route)| route.policy.rule().space.clone());
         let spaces = of_routes.chain(own).filter_map(|space| {

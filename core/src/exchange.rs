@@ -69,7 +69,7 @@ impl Route {
     ///
     /// Returns a [`Deferred`] if the request needs more than a lookup in memory.
     pub fn try_hit(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Deferred> {
-        let watch = RequestTimer::new(&self.context, &request);
+        let watch = RequestTimer::new(&self.context.telemetry, || self.context.now(), &request);
         match self.lookup_now(request) {
             Looked::Seen(Seen::Answer(response, outcome)) => {
                 Ok(self.answered(request.pattern, watch, response, outcome))

@@ -35,8 +35,6 @@ use std::hash::{Hash, Hasher};
 
 use http::Uri;
 
-use crate::headers::vary::SecondaryKey;
-
 /// The prefix of every key unless configured otherwise.
 pub const DEFAULT_PREFIX: &str = "redis:larder:cache";
 
@@ -133,6 +131,10 @@ impl KeySpace {
         }
     }
 }
+
+/// A hash of the fields that select a variant. Their values may be secrets, so they never appear in a key themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecondaryKey(pub(crate) [u8; 16]);
 
 /// The name of one entry in a store.
 #[derive(Clone, PartialEq, Eq)]

@@ -87,9 +87,9 @@ pub mod stats;
 mod telemetry;
 
 pub use headers::conditional::{Validators, weak_etag};
-pub use headers::vary::{MAX_VARIANTS, SecondaryKey, Variants};
+pub use headers::vary::{MAX_VARIANTS, Variants};
 pub use key::uri::KeyUri;
-pub use key::{CacheKey, KeyError, KeySpace};
+pub use key::{CacheKey, KeyError, KeySpace, SecondaryKey};
 pub use policy::CachePolicy;
 pub use policy::rule::{Audience, DEFAULT_MAX_BODY, Kind, Principal, PrincipalOf, PrincipalSecret, Rule};
 pub use provenance::Provenance;

@@ -3,6 +3,7 @@
 //! Each adapter has its own types for the options of a route. `route_layers!` defines them, and they end in
 //! [`RouteOptions::route`].
 
+mod metrics;
 mod seconds;
 
 use std::fmt;
@@ -22,7 +23,6 @@ use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
-use crate::telemetry::RouteMetrics;
 use crate::ttl::Ttl;
 
 pub use self::seconds::Seconds;
@@ -35,7 +35,7 @@ pub struct Route {
     pub(crate) context: Arc<CacheContext>,
     pub(crate) policy: CachePolicy,
     pub(crate) key_source: KeySource,
-    pub(crate) metrics: RouteMetrics,
+    pub(crate) metrics: metrics::RouteMetrics,
     pub(crate) miss_predictor: MissPredictor,
     /// `true` after the warning that the route doesn't declare its audience.
     pub(crate) warned: AtomicBool,
@@ -191,7 +191,7 @@ impl RouteOptions {
             let largest = context.store.max_value_bytes();
             rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(context.defaults.secret.clone());
-            let (key_source, metrics) = (key_source.clone(), RouteMetrics::new(name.clone()));
+            let (key_source, metrics) = (key_source.clone(), metrics::RouteMetrics::new(name.clone()));
             let (miss_predictor, warned, warned_nested) =
                 (MissPredictor::default(), AtomicBool::new(false), AtomicBool::new(false));
             Arc::new(Route { context, policy, key_source, metrics, miss_predictor, warned, warned_nested })

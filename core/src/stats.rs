@@ -8,7 +8,12 @@ use crate::policy::rule::Kind;
 use crate::reason::Reason;
 use crate::status::Status;
 use crate::store::Health;
-use crate::telemetry::BOUNDS;
+
+/// The upper bounds of a histogram's buckets, in microseconds. One more bucket has no bound.
+pub(crate) const BOUNDS: [u64; 22] = [
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000,
+    500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
+];
 
 /// The numbers of one [`Larder`](crate::Larder) since it was created, in this process. Returned by
 /// [`Larder::stats`](crate::Larder::stats).

@@ -16,18 +16,19 @@ mod metered_store;
 mod metrics;
 pub(crate) mod spans;
 
+use std::any::Any;
 use std::collections::HashMap;
+#[cfg(feature = "console")]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
-use crate::larder::context::CacheContext;
 use crate::policy::rule::Kind;
 use crate::reason::Reason;
 use crate::request::RequestView;
-use crate::route::Route;
 use crate::stats::{
     Evictions, FillWaits, GroupStats, OperationStats, ReasonCount, Requests, RouteStats, Stats, StoreStats,
     Writes,
@@ -35,14 +36,11 @@ use crate::stats::{
 use crate::status::{Outcome, Status};
 use crate::store::Health;
 
-pub(crate) use self::counters::BOUNDS;
 use self::counters::{Counters, Histogram};
 pub(crate) use self::metered_store::MeteredStore;
-#[cfg(feature = "redis")]
-pub(crate) use self::metrics::breaker;
 
-/// The label of routes without a name.
-const UNNAMED: &str = "unnamed";
+/// A route, whatever its type is: this module knows none. The console asks for it.
+pub(crate) type AnyRoute = Weak<dyn Any + Send + Sync>;
 
 /// The label of shared caches, which see every request of a service and know no routes.
 const SHARED_CACHE: &str = "shared cache";
@@ -75,9 +73,13 @@ impl Telemetry {
 
     /// Returns the routes that have had requests.
     #[cfg(feature = "console")]
-    pub(crate) fn routes(&self) -> Vec<(Arc<str>, Arc<Route>)> {
+    pub(crate) fn routes<R: Send + Sync + 'static>(&self) -> Vec<(Arc<str>, Arc<R>)> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
-        routes.iter().filter_map(|known| Some((Arc::clone(&known.name), known.route.upgrade()?))).collect()
+        let routes = routes.iter().filter_map(|known| {
+            let route = known.route.as_ref()?.upgrade()?.downcast().ok()?;
+            Some((Arc::clone(&known.name), route))
+        });
+        routes.collect()
     }
 
     /// Records that a request was answered.
@@ -136,25 +138,19 @@ impl Telemetry {
         record(Some(&name), &counters);
     }
 
-    /// Returns the counters of a route.
-    fn route(&self, route: &Arc<Route>, name: &str) -> Arc<RouteCounters> {
-        let rule = route.policy.rule();
-        self.counters(name, rule.kind, rule.space.group(), Arc::downgrade(route))
-    }
-
     /// Returns the counters of shared caches.
     pub(crate) fn shared_cache(&self) -> Arc<RouteCounters> {
-        self.counters(SHARED_CACHE, Kind::Read, None, Weak::new())
+        self.counters(SHARED_CACHE, Kind::Read, None, None)
     }
 
     /// Returns the counters for a name, kind and group. Routes with the same labels share them.
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "only the console uses it"))]
-    fn counters(
+    pub(crate) fn counters(
         &self,
         name: &str,
         kind: Kind,
         group: Option<&str>,
-        route: Weak<Route>,
+        route: Option<AnyRoute>,
     ) -> Arc<RouteCounters> {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let same = |known: &&Arc<RouteCounters>| {
@@ -214,49 +210,6 @@ impl Telemetry {
     }
 }
 
-/// The counters of one route: under its name, or under each pattern that its requests matched.
-pub(crate) struct RouteMetrics {
-    name: Option<Box<str>>,
-    /// The first pattern. Nearly every route has only one.
-    first: OnceLock<Arc<RouteCounters>>,
-    others: RwLock<Vec<Arc<RouteCounters>>>,
-}
-
-impl RouteMetrics {
-    pub(crate) const fn new(name: Option<Box<str>>) -> Self {
-        Self { name, first: OnceLock::new(), others: RwLock::new(Vec::new()) }
-    }
-}
-
-impl Route {
-    /// Returns the route's label: its name, or the pattern that a request matched.
-    pub(crate) fn label<'a>(&'a self, pattern: Option<&'a str>) -> &'a str {
-        self.metrics.name.as_deref().or(pattern).unwrap_or(UNNAMED)
-    }
-
-    /// Calls `with` with the counters of this route for requests that matched this pattern.
-    pub(crate) fn metrics<T>(
-        self: &Arc<Self>,
-        pattern: Option<&str>,
-        with: impl FnOnce(&Arc<RouteCounters>) -> T,
-    ) -> T {
-        let RouteMetrics { first, others, .. } = &self.metrics;
-        let name = self.label(pattern);
-        let first = first.get_or_init(|| self.context.telemetry.route(self, name));
-        if *first.name == *name {
-            return with(first);
-        }
-        let known = others.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.iter().find(|known| *known.name == *name) {
-            return with(known);
-        }
-        drop(known);
-        let counters = self.context.telemetry.route(self, name);
-        others.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&counters));
-        with(&counters)
-    }
-}
-
 /// A timer of one request, from its arrival to its answer. A request whose client disconnects before is not counted.
 pub(crate) struct RequestTimer {
     /// The request's details, if there is a console.
@@ -266,14 +219,17 @@ pub(crate) struct RequestTimer {
 
 impl RequestTimer {
     #[cfg_attr(not(feature = "console"), expect(unused_variables, reason = "there is no console"))]
-    pub(crate) fn new(context: &CacheContext, request: &RequestView<'_>) -> Self {
+    pub(crate) fn new(
+        telemetry: &Telemetry,
+        now: impl FnOnce() -> SystemTime,
+        request: &RequestView<'_>,
+    ) -> Self {
         Self {
             #[cfg(feature = "console")]
-            details: context
-                .telemetry
+            details: telemetry
                 .history
                 .get()
-                .map(|_| Box::new(history::PendingRequest::new(context.now(), request.method, request.uri))),
+                .map(|_| Box::new(history::PendingRequest::new(now(), request.method, request.uri))),
         }
     }
 
@@ -330,12 +286,12 @@ impl Drop for RunningRequest<'_> {
 
 /// The counters of one route.
 pub(crate) struct RouteCounters {
-    name: Arc<str>,
+    pub(crate) name: Arc<str>,
     kind: Kind,
     group: Option<Arc<str>>,
     /// The route, to explain its decisions.
     #[cfg(feature = "console")]
-    route: Weak<Route>,
+    route: Option<AnyRoute>,
     statuses: Counters<{ Status::ALL.len() }>,
     reasons: [AtomicU64; Reason::ALL.len()],
     exported: metrics::RouteExport,

@@ -7,7 +7,7 @@ use std::error::Error;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use self::faithful::Format;
+use self::faithful::{Format, MAX_DEPTH};
 
 /// Turns values into bytes and back.
 ///
@@ -72,10 +72,6 @@ impl Coder for Json {
         serde_json::from_slice(bytes).map_err(CoderError::new)
     }
 }
-
-/// Maximum nesting depth of values, the same as in JSON. The format's own limit can overflow a thread's stack, and bytes
-/// from a store must never abort the process.
-const MAX_DEPTH: usize = 128;
 
 /// The MessagePack coder. It writes field names, so values are as tolerant of added fields as JSON, but smaller and faster.
 ///

@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::fill::lease::Begun;
-use crate::headers::vary::{SecondaryKey, Variants};
+use crate::headers::vary::Variants;
 use crate::key::CacheKey;
+use crate::key::SecondaryKey;
 use crate::larder::context::CacheContext;
 use crate::policy::CommitResult;
 use crate::record::Record;

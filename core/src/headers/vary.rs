@@ -10,6 +10,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::headers::cache_control::list;
+use crate::key::SecondaryKey;
 use crate::provenance::Provenance;
 
 /// Stands for every coding in `Accept-Encoding`, the unregistered ones included, among the names of the fields that select a
@@ -160,10 +161,6 @@ fn sorted(mut names: Vec<HeaderName>) -> Vec<HeaderName> {
     names.dedup();
     names
 }
-
-/// A hash of the fields that select a variant. Their values may be secrets, so they never appear in a key themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SecondaryKey(pub(crate) [u8; 16]);
 
 impl SecondaryKey {
     fn of(names: &[HeaderName], request: &HeaderMap) -> Self {

@@ -128,7 +128,7 @@ impl SharedCache {
     {
         async move {
             // A hit is what must be fast. What else may come of a request needs more room, and takes it only then.
-            let watch = RequestTimer::new(&self.context, &call.view());
+            let watch = RequestTimer::new(&self.context.telemetry, || self.context.now(), &call.view());
             let seen = match self.look(call.view()).await {
                 Seen::Answer(answer) => {
                     let (reply, outcome) = answered::<C>(answer);

@@ -37,8 +37,9 @@ use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
 #[cfg(feature = "runtime")]
 use crate::headers::range::Selection;
-use crate::headers::vary::{SecondaryKey, Variants};
+use crate::headers::vary::Variants;
 use crate::key::CacheKey;
+use crate::key::SecondaryKey;
 #[cfg(feature = "runtime")]
 use crate::policy::Needs;
 use crate::policy::rule::host;

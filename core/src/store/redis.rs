@@ -68,6 +68,7 @@
 //! prefix owns. Keys of `a:b:c` that are in no group can't be told from those of `a:b` whose names begin with `c:`,
 //! so don't nest one prefix in another.
 
+mod breaker_gauge;
 mod change_log;
 mod client;
 mod cluster;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::stats::Latency;
+use crate::stats::{BOUNDS, Latency};
 
 /// The number of copies of each counter. Threads use different copies, so that they don't wait for each other's cache
 /// lines.
@@ -47,12 +47,6 @@ fn this_thread() -> usize {
     }
     THIS.try_with(|this| *this).unwrap_or(0)
 }
-
-/// The upper bounds of a [`Histogram`]'s buckets, in microseconds. One more bucket has no bound.
-pub(crate) const BOUNDS: [u64; 22] = [
-    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000,
-    500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
-];
 
 /// Returns the index of a duration's bucket.
 pub(crate) fn bucket(took: Duration) -> usize {

@@ -11,9 +11,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::RouteCounters;
-use super::counters::BOUNDS;
 use crate::reason::Reason;
-use crate::stats::Latency;
+use crate::stats::{BOUNDS, Latency};
 use crate::status::{Outcome, Status};
 
 /// The length of a slice of time, in seconds. Slices are kept for half an hour.

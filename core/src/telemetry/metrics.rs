@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Once, PoisonError, RwLock};
 use std::time::Duration;
 
-use metrics::{
-    Counter, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram,
-};
+use metrics::{Counter, SharedString, Unit, counter, describe_counter, describe_histogram, histogram};
 
 use super::{Eviction, Labels, Operation, RouteCounters, Write};
 use crate::policy::rule::Kind;
@@ -18,7 +16,6 @@ const WRITES: &str = "larder_writes_total";
 const EVICTIONS: &str = "larder_evictions_total";
 const FILL_WAITS: &str = "larder_fill_wait_seconds";
 const STORE: &str = "larder_store_seconds";
-const BREAKER: &str = "larder_breaker_open";
 
 /// The exported counters of a route, each created on first use: looking one up by its labels takes longer than a hit.
 pub(super) struct RouteExport {
@@ -86,13 +83,6 @@ pub(super) fn eviction(name: Option<&Arc<str>>, eviction: Eviction) {
     counter!(EVICTIONS, "group" => group(name), "result" => result).increment(1);
 }
 
-#[cfg(feature = "redis")]
-pub(crate) fn breaker(server: &impl std::fmt::Display, breaker: crate::store::Breaker) {
-    describe();
-    let is_open = breaker == crate::store::Breaker::Open;
-    metrics::gauge!(BREAKER, "server" => server.to_string()).set(f64::from(u8::from(is_open)));
-}
-
 fn group(name: Option<&Arc<str>>) -> SharedString {
     name.map_or_else(|| SharedString::const_str(""), |name| SharedString::from(Arc::clone(name)))
 }
@@ -114,6 +104,5 @@ fn describe() {
         describe_counter!(EVICTIONS, Unit::Count, "Evictions of entries and of groups");
         describe_histogram!(FILL_WAITS, Unit::Seconds, "Waits for a fill that another request was at");
         describe_histogram!(STORE, Unit::Seconds, "Calls of the store that had to be waited for");
-        describe_gauge!(BREAKER, Unit::Count, "1 while a server of the store is known to be away");
     });
 }

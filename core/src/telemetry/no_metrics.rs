@@ -23,6 +23,3 @@ pub(super) const fn store_call(_: Operation, _: Duration, _: bool) {}
 pub(super) const fn write(_: Option<&Arc<str>>, _: Write) {}
 
 pub(super) const fn eviction(_: Option<&Arc<str>>, _: Eviction) {}
-
-#[cfg(feature = "redis")]
-pub(crate) fn breaker(_: &impl std::fmt::Display, _: crate::store::Breaker) {}

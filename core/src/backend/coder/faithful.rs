@@ -8,7 +8,9 @@ use std::fmt;
 
 use serde::ser::{self, Serialize, Serializer};
 
-use super::MAX_DEPTH;
+/// Maximum nesting depth of values, the same as in JSON. The format's own limit can overflow a thread's stack, and bytes
+/// from a store must never abort the process.
+pub(super) const MAX_DEPTH: usize = 128;
 
 /// The format that the value will be written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

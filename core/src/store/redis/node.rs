@@ -39,6 +39,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::breaker_gauge;
 use super::cluster::SlotSet;
 use super::meter::{Delivered, Metered};
 use super::options::{Address, RedisOptions};
@@ -50,7 +51,6 @@ use super::transport::Wire;
 #[cfg(feature = "redis-pool")]
 use super::transport::{Pool, Reach};
 use crate::store::{Breaker, StoreError};
-use crate::telemetry;
 
 /// How many read deadlines in a row may pass without an answer before a connection is given up.
 const STRIKES: u32 = 3;
@@ -390,7 +390,7 @@ impl Link {
         if live.strikes.fetch_add(strikes, Ordering::Relaxed) + strikes >= STRIKES
             && self.replace(live, || State::Open(self.connect(live.next_pause())))
         {
-            telemetry::breaker(&self.address, Breaker::Open);
+            breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(redis = %self.address, "Redis does not answer; doing without it until it does");
         }
     }
@@ -400,7 +400,7 @@ impl Link {
         if error.is_io_error() {
             self.replace(live, || State::Joining(self.connect(Duration::ZERO)));
         } else if self.replace(live, || State::Open(self.connect(live.next_pause()))) {
-            telemetry::breaker(&self.address, Breaker::Open);
+            breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(redis = %self.address, %error, "Redis can't serve; doing without it until it can");
         }
     }
@@ -457,7 +457,7 @@ impl Link {
             }
             let open = !matches!(state, State::Closed);
             if open {
-                telemetry::breaker(&self.address, Breaker::Closed);
+                breaker_gauge::record(&self.address, Breaker::Closed);
                 *state = State::Up(Arc::new(live));
             }
             open
@@ -476,7 +476,7 @@ impl Link {
     fn stays_down(&self, error: &RedisError) {
         self.state.send_if_modified(|state| {
             let State::Joining(task) = state else { return false };
-            telemetry::breaker(&self.address, Breaker::Open);
+            breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(
                 redis = %self.address,
                 %error,
