@@ -1,0 +1,1 @@
+../../../adapter-axum/examples/shop/shop.rs
