@@ -78,7 +78,7 @@
 //! });
 //! larder_core::lease_suite!({
 //!     let clock = ManualClock::new();
-//!     Subject::with_clock(InProcess::new(Shelf::new(&clock), Arc::new(clock.clone())), clock)
+//!     Subject::with_clock(ProcessLocal::new(Shelf::new(&clock), Arc::new(clock.clone())), clock)
 //! });
 //!
 //! // The same, all in a row, where there is no test runner.
