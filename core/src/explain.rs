@@ -1,7 +1,6 @@
-//! Why: what the engine decides about a request, what is stored for it, and the handler's answer, step by step.
+//! Explanations of the engine's decisions about a request, step by step.
 //!
-//! It is the engine itself that is asked, with the same [`CachePolicy`] that answers requests: what is explained here is
-//! what happens.
+//! The explanation runs the same [`CachePolicy`] that answers requests, so it shows the actual decision.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -21,7 +20,7 @@ use crate::record::{Entry, Record};
 use crate::request::RequestView;
 use crate::status::Status;
 
-/// A question to the engine: what becomes of this request?
+/// A question to the engine about one request.
 ///
 /// ```
 /// use std::time::SystemTime;
@@ -55,29 +54,30 @@ pub struct Explain<'a> {
 }
 
 impl<'a> Explain<'a> {
-    /// What becomes of this request at this time?
+    /// Creates a question about this request at this time.
     pub const fn new(policy: &'a CachePolicy, request: RequestView<'a>, now: SystemTime) -> Self {
         Self { policy, request, now, key: None, answer: None }
     }
 
-    /// With the key that a key builder gave, or with none. Otherwise it is made from the URI.
+    /// Sets the key from a key builder, or no key. Otherwise the key is made from the URI.
     pub fn key(self, key: Option<CacheKey>) -> Self {
         Self { key: Some(key), ..self }
     }
 
-    /// If the handler gives this answer. Otherwise the explanation ends where the handler runs.
+    /// Sets the handler's response. Without it, the explanation ends where the handler runs.
     pub const fn answer(mut self, answer: &'a response::Parts, length: BodyLength) -> Self {
         self.answer = Some((answer, length));
         self
     }
 
-    /// If nothing is stored.
+    /// Explains the request for an empty store.
     #[must_use]
     pub fn with_nothing_stored(self) -> Explanation {
         self.with_stored(|_| Ok(None))
     }
 
-    /// If this is what is stored under a key; [`Reason::Down`] or [`Reason::Unreadable`] if that can't be told.
+    /// Explains the request with the records that `stored` returns for a key. An `Err` is [`Reason::Down`] or
+    /// [`Reason::Unreadable`].
     #[must_use]
     pub fn with_stored(
         self,
@@ -136,7 +136,7 @@ impl<'a> Explain<'a> {
         }
     }
 
-    /// How a request counts whose answer is passed on.
+    /// Returns the status of a request whose response is passed on.
     fn passing(&self) -> Status {
         let failed = self.answer.is_some_and(|(answer, _)| answer.status.is_server_error());
         if failed { Status::Error } else { Status::Bypass }
@@ -160,7 +160,7 @@ impl<'a> Explain<'a> {
                 let reason = Some(forward.reason());
                 told.step("on_entry", "Stale", reason, text);
                 told.ends(Status::Stale, reason);
-                // What comes of the refresh stores, but changes no answer.
+                // The refresh stores its response, but doesn't change the answer.
                 self.explain_answer(&mut told.without_end(), forward);
             }
             Decision::Unsatisfiable(answer) => {
@@ -253,35 +253,35 @@ impl<'a> Explain<'a> {
     }
 }
 
-/// What becomes of a request, and why: the answer to [`Explain`]. As text it is a few lines for people.
+/// The outcome of a request with its reasons, from [`Explain`]. `Display` writes a few lines for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "runtime", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Explanation {
     /// The method and the path with its query.
     pub request: String,
-    /// What the route does to the cache.
+    /// The kind of the route.
     pub kind: Kind,
-    /// How the request is answered. Where the handler's answer isn't known, what is said before it.
+    /// The status of the answer. Without the handler's response, the status known so far.
     pub status: Status,
-    /// Why it is no hit.
+    /// The reason for which it is not a hit.
     pub reason: Option<Reason>,
-    /// The key that was looked under last, if it came to that.
+    /// The key of the last lookup, if there was one.
     pub key: Option<String>,
-    /// What is stored and answers.
+    /// The stored response that answers.
     pub entry: Option<FoundEntry>,
-    /// Whether the handler's answer is stored.
+    /// `true` if the handler's response is stored.
     pub stores: bool,
-    /// For how long the store keeps it. `None` if it isn't stored, or without end.
+    /// How long the store keeps the response. `None` if it isn't stored, or for no expiry.
     #[cfg_attr(feature = "runtime", serde(serialize_with = "seconds"))]
     pub kept_for: Option<Duration>,
-    /// Whether the key, or the group, is evicted.
+    /// `true` if the key, or the group, is evicted.
     pub evicts: bool,
-    /// How it came to this: the engine's transitions.
+    /// The engine's transitions, in order.
     pub steps: Vec<Step>,
 }
 
-/// What is known of a stored response, which is never its body.
+/// Facts about a stored response, without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "runtime", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -291,16 +291,16 @@ pub struct FoundEntry {
     pub status: StatusCode,
     /// The length of its body, in bytes.
     pub body_bytes: u64,
-    /// Since when it is stored, in seconds.
+    /// The age, in seconds.
     pub age: u64,
-    /// What is left of its freshness lifetime, in seconds; `None` when that has no end.
+    /// The remaining freshness lifetime, in seconds; `None` for no expiry.
     pub remaining: Option<u64>,
-    /// For how many seconds it has been stale.
+    /// The time since it became stale, in seconds.
     pub stale_for: u64,
 }
 
 impl FoundEntry {
-    /// What can be told of an entry at this time.
+    /// Returns the facts about an entry at this time.
     #[must_use]
     pub fn of(entry: &Entry, now: SystemTime) -> Self {
         Self {
@@ -320,11 +320,11 @@ impl FoundEntry {
 pub struct Step {
     /// The transition's name, as in [`policy`](crate::policy).
     pub event: &'static str,
-    /// What it came to.
+    /// The result.
     pub decision: &'static str,
-    /// Why.
+    /// The reason.
     pub reason: Option<Reason>,
-    /// The same in a few sentences, with what to do about it.
+    /// A few sentences about the result, with advice.
     pub text: String,
 }
 
@@ -430,7 +430,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// What the author of a route can do about it, where there is something.
+/// Returns advice for the author of a route, if there is any.
 fn advice(reason: Reason) -> Option<&'static str> {
     Some(match reason {
         Reason::Authorization | Reason::Cookie => {
@@ -466,8 +466,8 @@ fn advice(reason: Reason) -> Option<&'static str> {
 
 #[cfg(feature = "runtime")]
 impl crate::Route {
-    /// What this route does with a request now, from what its store holds, and with this answer of the handler if there
-    /// is one. Changes nothing, runs nothing but the key builder, and counts as nothing but a read of the store.
+    /// Explains a request from the records in the store, with this response of the handler if there is one. Changes
+    /// nothing: it runs only the key builder, and counts only as a read of the store.
     pub async fn explain(
         &self,
         request: RequestView<'_>,

@@ -1,4 +1,4 @@
-//! Cache keys: which stored response a request is asking for (RFC 9111 §2, "cache key").
+//! Cache keys (RFC 9111 §2, "cache key").
 //!
 //! # Format
 //!
@@ -7,25 +7,24 @@
 //!
 //! # One resource, one key
 //!
-//! A key is made from the canonical spelling, so that an eviction by one spelling reaches the entry of every other:
+//! A key is made from the canonical spelling, so that an eviction by one spelling reaches the entries of all others:
 //!
 //! - In a path, every escape of a character that may stand there itself is decoded (`pchar`, RFC 3986 §3.3): `/%37`, `/a%40b`
 //!   and `/a%3Ab` are `/7`, `/a@b` and `/a:b`. Every other byte is an escape in upper case: `%2F`, `%25`, `%C3%A9`.
-//! - A query is what a form decoder makes of it: `+` is a space, `?a` is `?a=`, and empty pairs (`?a=1&`, a bare `?`) don't count.
-//!   Parameters are sorted by their decoded names; several values of one name keep their order. An escaped `+`, `&` or `=`
-//!   is none.
+//! - A query is decoded like a form: `+` is a space, `?a` is `?a=`, and empty pairs (`?a=1&`, a bare `?`) don't count.
+//!   Parameters are sorted by their decoded names; several values of one name keep their order. An escaped `+`, `&` or
+//!   `=` has no such meaning.
 //!
-//! Routers match the path as it was sent, so one spelling may lead to another handler than the next. Which entry answers which
-//! request is [`Provenance`](crate::provenance::Provenance)'s business.
+//! Routers match the path as the client sent it, so two spellings may lead to different handlers.
+//! [`Provenance`](crate::provenance::Provenance) decides which entry answers which request.
 //!
 //! # Two different requests never share a key
 //!
-//! The format spends a few characters on itself, so these are percent-encoded where a request uses them: `:` and `=`
-//! in a path, `:` in a query, and `{`, `}`, `|` anywhere. A `%` is left alone unless what follows it could be read as one of
-//! those escapes. Keys longer than [`MAX_SUFFIX`] bytes end in a hash of the whole.
+//! The format uses a few characters itself, so these are percent-encoded where a request contains them: `:` and `=` in
+//! a path, `:` in a query, and `{`, `}`, `|` anywhere. A `%` stays unless the characters after it could be read as one
+//! of those escapes. Keys longer than [`MAX_SUFFIX`] bytes end in a hash of the whole.
 //!
-//! `|` introduces what is no path or query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed
-//! hash) and `|vary=…` (a secondary key).
+//! `|` introduces the parts beside path and query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
 
 pub(crate) mod uri;
 
@@ -35,19 +34,19 @@ use std::hash::{Hash, Hasher};
 
 use http::Uri;
 
-/// The prefix of every key unless configured otherwise.
+/// The default prefix of keys.
 pub const DEFAULT_PREFIX: &str = "redis:larder:cache";
 
-/// The longest suffix, in bytes, that is kept as it is. Longer ones are cut and end in a hash.
+/// The longest suffix that is kept unchanged, in bytes. Longer ones are cut and end in a hash.
 pub const MAX_SUFFIX: usize = 512;
 
-/// How much of a suffix that was too long is kept, for people who read keys.
+/// The length kept of a suffix that was too long, so that people can read the key.
 const KEPT_OF_LONG: usize = 128;
 
-/// Endings of prefixes that stores use for their bookkeeping.
+/// The endings of prefixes that stores reserve for their own keys.
 const RESERVED_ENDINGS: [&str; 3] = ["-lease", "-idx", "-tmp"];
 
-/// A prefix and, maybe, an eviction group: where keys live, and what `delete_group` clears.
+/// A prefix with an optional eviction group: the space of keys that `delete_group` clears.
 ///
 /// ```
 /// use larder_core::KeySpace;
@@ -58,19 +57,19 @@ const RESERVED_ENDINGS: [&str; 3] = ["-lease", "-idx", "-tmp"];
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeySpace {
-    /// Everything that comes before the suffix, with its last colon.
+    /// The start of each key, before the suffix, including the last colon.
     head: Box<str>,
     prefix_len: usize,
     group_len: usize,
 }
 
 impl KeySpace {
-    /// Checks the parts once, so that building keys can't fail.
+    /// Creates a key space. Checks the parts once, so that building keys can't fail.
     ///
     /// # Errors
     ///
-    /// When the prefix or the group is empty, or holds a brace, a control character or white space, or when the prefix
-    /// ends in `-lease`, `-idx` or `-tmp`, which stores keep for themselves.
+    /// Returns an error if the prefix or the group is empty, or contains a brace, a control character or white space,
+    /// or if the prefix ends in `-lease`, `-idx` or `-tmp`, which stores reserve.
     pub fn new(prefix: &str, group: Option<&str>) -> Result<Self, KeyError> {
         check("prefix", prefix)?;
         if let Some(ending) = RESERVED_ENDINGS.into_iter().find(|ending| prefix.ends_with(ending)) {
@@ -86,38 +85,38 @@ impl KeySpace {
         Ok(Self { head: head.into(), prefix_len: prefix.len(), group_len: group.map_or(0, str::len) })
     }
 
-    /// The prefix.
+    /// Returns the prefix.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.head[..self.prefix_len]
     }
 
-    /// The eviction group, or `None` for keys outside any group.
+    /// Returns the eviction group, or `None` for keys outside any group.
     #[must_use]
     pub fn group(&self) -> Option<&str> {
         group_of(&self.head, self.prefix_len, self.group_len)
     }
 
-    /// What every key of this space begins with, the last colon included.
+    /// Returns the start of every key of this space, including the last colon.
     #[must_use]
     pub fn head(&self) -> &str {
         &self.head
     }
 
-    /// The key for a suffix that a person or a key builder chose. Braces and bars in it are escaped.
+    /// Returns the key for a suffix that a person or a key builder chose. Braces and bars in it are escaped.
     #[must_use]
     pub fn key(&self, suffix: &str) -> CacheKey {
         self.key_with(suffix.len(), |out| write_chosen(out, suffix))
     }
 
-    /// The key for a URI, the way routes build theirs.
+    /// Returns the key for a URI, as routes build it.
     #[must_use]
     pub fn key_for(&self, uri: &Uri) -> CacheKey {
         self.key_with(uri_len(uri), |out| write_uri(out, uri, Params::All))
     }
 
-    /// The key whose suffix `write` appends. The suffix must already be escaped. If it is as long as was `expected`, the
-    /// name is allocated once.
+    /// Returns the key whose suffix `write` appends. The suffix must already be escaped. If it has the `expected`
+    /// length, the name is allocated once.
     pub(crate) fn key_with(&self, expected: usize, write: impl FnOnce(&mut String)) -> CacheKey {
         let mut name = String::with_capacity(self.head.len() + expected);
         name.push_str(&self.head);
@@ -146,31 +145,31 @@ pub struct CacheKey {
 }
 
 impl CacheKey {
-    /// The whole key, as it stands in the store.
+    /// Returns the whole key, as it is written in the store.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The prefix.
+    /// Returns the prefix.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.name[..self.prefix_len]
     }
 
-    /// The eviction group, or `None` for a key outside any group.
+    /// Returns the eviction group, or `None` for a key outside any group.
     #[must_use]
     pub fn group(&self) -> Option<&str> {
         group_of(&self.name, self.prefix_len, self.group_len)
     }
 
-    /// What comes after the prefix and the group.
+    /// Returns the part after the prefix and the group.
     #[must_use]
     pub fn suffix(&self) -> &str {
         &self.name[self.head_len..]
     }
 
-    /// The space this key lives in.
+    /// Returns the key space of the key.
     #[must_use]
     pub fn space(&self) -> KeySpace {
         KeySpace {
@@ -180,7 +179,7 @@ impl CacheKey {
         }
     }
 
-    /// The key of one variant of this resource (RFC 9111 §4.1).
+    /// Returns the key of a variant of this resource (RFC 9111 §4.1).
     #[must_use]
     pub fn variant(&self, secondary: SecondaryKey) -> Self {
         let name = format!("{}|vary={}", self.name, secondary.to_hex()).into();
@@ -206,29 +205,29 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// A prefix or a group that can't be part of a key.
+/// An error about a prefix or a group that can't be part of a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// Nothing was given.
+    /// The part is empty.
     #[error("the {part} is empty")]
     Empty {
-        /// Which part of the key.
+        /// The name of the part.
         part: &'static str,
     },
-    /// A character that keys can't hold.
+    /// The part contains a character that is not allowed in keys.
     #[error(
         "the {part} {value:?} holds {character:?}; braces, bars, white space and control characters are not allowed"
     )]
     Character {
-        /// Which part of the key.
+        /// The name of the part.
         part: &'static str,
         /// The part as given.
         value: String,
         /// The first character that is not allowed.
         character: char,
     },
-    /// An ending that stores use for their own bookkeeping keys.
+    /// The prefix has an ending that stores reserve for their own keys.
     #[error("the prefix {prefix:?} ends in {ending:?}, which is kept for the store's own keys")]
     Reserved {
         /// The prefix as given.
@@ -238,7 +237,7 @@ pub enum KeyError {
     },
 }
 
-/// Which query parameters are part of the key.
+/// The query parameters that are part of the key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Params<'a> {
     /// All of them.
@@ -248,8 +247,8 @@ pub(crate) enum Params<'a> {
 }
 
 impl Params<'_> {
-    /// Whether the parameter with this decoded name is part of the key. A parameter that the handler reads and the key lacks
-    /// would let any client choose what all others get.
+    /// Returns `true` if the parameter with this decoded name is part of the key. If a handler reads a parameter that
+    /// is not in the key, any client can choose the response that other clients get.
     fn counts(self, name: &[u8]) -> bool {
         match self {
             Self::All => true,
@@ -258,7 +257,7 @@ impl Params<'_> {
     }
 }
 
-/// The default suffix of a URI: its path with slashes as colons, then its parameters sorted by name.
+/// Returns the default suffix of a URI: its path with slashes as colons, then its parameters sorted by name.
 ///
 /// ```
 /// let uri: http::Uri = "/items?z=2&a=1".parse()?;
@@ -272,7 +271,7 @@ pub fn uri_suffix(uri: &Uri) -> String {
     suffix
 }
 
-/// How long the suffix of a URI is, unless something in it is escaped or left out.
+/// Returns the length of the suffix of a URI, if nothing in it is escaped or left out.
 pub(crate) fn uri_len(uri: &Uri) -> usize {
     // A path begins with a slash, which isn't written.
     uri.path().len().saturating_sub(1) + uri.query().map_or(0, |query| 1 + query.len())
@@ -288,8 +287,8 @@ pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
     write_any(out, uri, params);
 }
 
-/// Does what [`write_any`] does, in one go, where nothing has to be escaped, decoded or sorted, which is nearly always. `None`
-/// where something has to be.
+/// Does the same as [`write_any`] in one pass, if nothing must be escaped, decoded or sorted, which is the usual case.
+/// Otherwise returns `None`.
 fn write_plain(out: &mut String, uri: &Uri) -> Option<()> {
     let path = uri.path().strip_prefix('/')?;
     let mut copied = 0;
@@ -327,7 +326,7 @@ fn write_plain(out: &mut String, uri: &Uri) -> Option<()> {
 fn write_any(out: &mut String, uri: &Uri, params: Params<'_>) {
     match uri.path().strip_prefix('/') {
         Some(path) => write_path(out, path),
-        // `*` and `host:port` (RFC 9112 §3.2) are no paths, and must not pass for one.
+        // `*` and `host:port` (RFC 9112 §3.2) are no paths, and must not share keys with paths.
         None => write_part(out, "target", uri.path()),
     }
     if let Some(query) = uri.query() {
@@ -356,12 +355,12 @@ pub(crate) fn is_canonical(path: &str) -> bool {
     true
 }
 
-/// The bytes that a handler gets of a segment. A `%` that begins no escape stands for itself.
+/// Returns the decoded bytes of a segment. A `%` that begins no escape stands for itself.
 fn decoded_segment(text: &str) -> Cow<'_, [u8]> {
     decoded(text, |byte| byte)
 }
 
-/// The bytes that a form decoder gets of a name or a value (<https://url.spec.whatwg.org/#urlencoded-parsing>).
+/// Returns the bytes of a name or a value after form decoding (<https://url.spec.whatwg.org/#urlencoded-parsing>).
 fn decoded_param(text: &str) -> Cow<'_, [u8]> {
     decoded(text, |byte| if byte == b'+' { b' ' } else { byte })
 }
@@ -388,7 +387,7 @@ fn decoded(text: &str, literal: impl Fn(u8) -> u8) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The byte that the two digits after a `%` stand for.
+/// Returns the byte that the two digits after a `%` stand for.
 fn escaped_byte(digits: &[u8]) -> Option<u8> {
     let digit = |at: usize| char::from(*digits.get(at)?).to_digit(16);
     u8::try_from(digit(0)? << 4 | digit(1)?).ok()
@@ -403,7 +402,7 @@ fn write_path(out: &mut String, path: &str) {
     }
 }
 
-/// Appends the canonical spelling of these bytes: those of the class stand for themselves, and all others are escaped.
+/// Appends the canonical spelling of these bytes: those of the class are copied, all others escaped.
 fn write_canonical(out: &mut String, bytes: &[u8], literal: Class, place: Place) {
     let is_literal = |byte: &u8| CLASSES[usize::from(*byte)] & literal != 0;
     match std::str::from_utf8(bytes) {
@@ -436,7 +435,7 @@ fn write_query(out: &mut String, query: &str, params: Params<'_>) {
 /// The decoded name of a parameter, and its value as it is spelled.
 type Pair<'a> = (Cow<'a, [u8]>, &'a str);
 
-/// The parameters of a query. A pair without a character is none.
+/// Returns the parameters of a query. Empty pairs are skipped.
 fn pairs(query: &str) -> impl Iterator<Item = Pair<'_>> {
     let mut rest = Some(query);
     std::iter::from_fn(move || {
@@ -451,7 +450,7 @@ fn pairs(query: &str) -> impl Iterator<Item = Pair<'_>> {
     })
 }
 
-/// `split_once` for an ASCII character in a text so short that looking at each byte is faster.
+/// `split_once` for an ASCII character. In such a short text, comparing each byte is faster.
 fn split_at_byte(text: &str, byte: u8) -> (&str, Option<&str>) {
     match text.bytes().position(|b| b == byte) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
@@ -467,7 +466,7 @@ fn write_pair(out: &mut String, (name, value): &Pair<'_>) {
     write_canonical(out, &decoded_param(value), IN_VALUE, PARAM);
 }
 
-/// Appends `|name=value`, for what is not in the URI.
+/// Appends `|name=value`, for parts that are not in the URI.
 pub(crate) fn write_part(out: &mut String, name: &str, value: &str) {
     out.push('|');
     out.push_str(name);
@@ -475,12 +474,12 @@ pub(crate) fn write_part(out: &mut String, name: &str, value: &str) {
     escape_into(out, value, ANYWHERE);
 }
 
-/// What a suffix chosen by a person or a key builder may not hold as it is.
+/// Appends a suffix chosen by a person or a key builder, with the format's characters escaped.
 pub(crate) fn write_chosen(out: &mut String, suffix: &str) {
     escape_into(out, suffix, ANYWHERE);
 }
 
-/// What a byte may be in a canonical spelling.
+/// The classes of bytes in a canonical spelling.
 type Class = u8;
 /// `pchar` (RFC 3986 §3.3).
 const PCHAR: Class = 1;
@@ -523,13 +522,13 @@ const CLASSES: [Class; 256] = {
     classes
 };
 
-/// Where a text stands, and so which characters in it would mean something else.
+/// The place of a text in a key, which decides the characters that must be escaped.
 type Place = u8;
 const ANYWHERE: Place = 1;
 const PARAM: Place = 2;
 const SEGMENT: Place = 4;
 
-/// For each byte the places where it can't be written as it is.
+/// The places in which each byte must be escaped.
 const SPECIAL: [Place; 256] = {
     let mut special = [0; 256];
     let mut byte = 0;
@@ -568,7 +567,7 @@ fn push_escape(out: &mut String, byte: u8) {
     out.push(hex_digit(byte & 0xf));
 }
 
-/// Whether a `%` before `rest` could be taken for an escape of ours. Ours are in upper case.
+/// Returns `true` if a `%` before `rest` could be read as an escape of this format. These escapes are in upper case.
 fn reads_as_escape(rest: &[u8]) -> bool {
     matches!(rest.get(..2), Some(b"25" | b"3A" | b"3D" | b"7B" | b"7C" | b"7D"))
 }
@@ -577,7 +576,7 @@ const fn hex_digit(nibble: u8) -> char {
     b"0123456789ABCDEF"[(nibble & 0xf) as usize] as char
 }
 
-/// Cuts a suffix that is too long and makes up for it with a hash of the whole name.
+/// Cuts a suffix that is too long, and appends a hash of the whole name.
 fn cap(name: &mut String, head_len: usize) {
     if name.len() - head_len <= MAX_SUFFIX {
         return;

@@ -1,9 +1,9 @@
-//! Stored responses, and the bytes they are stored as.
+//! Stored responses, and their encoding.
 //!
 //! # Layout
 //!
-//! Big-endian numbers. The first byte is the version of the kind, the second says what the record is. Whatever can't be read, for
-//! being damaged or from another version, is a miss and never an error: old and new deployments overlap.
+//! Numbers are big-endian. The first byte is the version of the kind, the second the kind of the record. A record that
+//! is damaged or from another version is a miss and never an error, because old and new deployments overlap.
 //!
 //! ```text
 //! response   2 'R' status:2 flags:1 stored_at:8 ttl:8 variant:8 pattern:8 head_len:4 body_len:8 head body
@@ -15,7 +15,7 @@
 //! shared     1 'S' …                                           what a shared cache stores: see `record/shared.rs`
 //! ```
 //!
-//! The body comes last, so that it and the field values are slices of the buffer that the store handed over.
+//! The body comes last, so that the body and the field values are slices of the store's buffer.
 
 pub(crate) mod shared;
 
@@ -28,9 +28,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use crate::headers::vary::Variants;
 use crate::provenance::Provenance;
 
-/// The version of values and of what shared caches store.
+/// The version of values and of shared caches' records.
 pub(crate) const VERSION: u8 = 1;
-/// The version of what routes store. Version 1 had no provenance.
+/// The version of routes' records. Version 1 had no provenance.
 const ROUTE_VERSION: u8 = 2;
 const RESPONSE: u8 = b'R';
 const VARIANTS: u8 = b'V';
@@ -43,7 +43,7 @@ const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 8 + 4 + 8;
 /// The lengths of a field's name and value.
 const FIELD_FIXED: usize = 2 + 4;
 
-/// `Cache-Control` and what the cache says about itself.
+/// Room for `Cache-Control` and the cache's status fields.
 const ADDED_BY_A_HIT: usize = 3;
 
 const MUST_REVALIDATE: u8 = 1;
@@ -62,32 +62,32 @@ pub struct Entry {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
-    /// When the handler answered, to the millisecond.
+    /// The time at which the handler answered, to the millisecond.
     pub stored_at: SystemTime,
-    /// The freshness lifetime. `None` means that it stays fresh until it is evicted.
+    /// The freshness lifetime. `None` means no expiry.
     pub ttl: Option<Duration>,
-    /// Which [`Variants`] record this is a variant of; 0 for a response that doesn't vary.
+    /// The id of the [`Variants`] record that this is a variant of; 0 for a response that doesn't vary.
     pub variant: u64,
-    /// Whether the handler said that it must not be used once it is stale (RFC 9111 §5.2.2.2).
+    /// `true` if the handler forbade the use of the stale response (RFC 9111 §5.2.2.2).
     pub must_revalidate: bool,
-    /// Which requests it may answer.
+    /// The provenance of the requests that it may answer.
     pub provenance: Provenance,
-    /// Whether the handler said the same to shared caches (RFC 9111 §5.2.2.8).
+    /// `true` if the handler forbade the use of the stale response to shared caches (RFC 9111 §5.2.2.8).
     pub proxy_revalidate: bool,
-    /// Whether the request that it answered named an `Origin` (RFC 6454 §7).
+    /// `true` if the request that it answered named an `Origin` (RFC 6454 §7).
     pub for_origin: bool,
-    /// Whether its `Vary` names `Authorization` and `Cookie`, as that of an undeclared route does.
+    /// `true` if its `Vary` names `Authorization` and `Cookie`, as on an undeclared route.
     pub tells_credentials: bool,
 }
 
 impl Entry {
-    /// Time since the response was stored. A clock that went back counts as no time.
+    /// Returns the time since the response was stored. Zero if the clock went back.
     #[must_use]
     pub fn age(&self, now: SystemTime) -> Duration {
         now.duration_since(self.stored_at).unwrap_or_default()
     }
 
-    /// What is left of the freshness lifetime in whole seconds of age, or `None` when it has no end.
+    /// Returns the remaining freshness lifetime in whole seconds of age, or `None` for no expiry.
     #[must_use]
     pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
         self.remaining_at(self.age(now))
@@ -97,7 +97,7 @@ impl Entry {
         self.ttl.map(|ttl| ttl.saturating_sub(Duration::from_secs(age.as_secs())))
     }
 
-    /// Whether its freshness lifetime is over.
+    /// Returns `true` if the freshness lifetime is over.
     #[must_use]
     pub fn is_expired(&self, now: SystemTime) -> bool {
         self.is_expired_at(self.age(now))
@@ -107,7 +107,7 @@ impl Entry {
         self.ttl.is_some_and(|ttl| age >= ttl)
     }
 
-    /// For how long its freshness lifetime has been over; nothing while it isn't.
+    /// Returns the time since the freshness lifetime ended; zero while the response is fresh.
     #[must_use]
     pub fn staleness(&self, now: SystemTime) -> Duration {
         self.staleness_at(self.age(now))
@@ -117,7 +117,7 @@ impl Entry {
         self.ttl.map_or(Duration::ZERO, |ttl| age.saturating_sub(ttl))
     }
 
-    /// Whether it must not be used once it is stale, by this cache.
+    /// Returns `true` if this cache must not use the response once it is stale.
     pub(crate) const fn forbids_stale(&self) -> bool {
         self.must_revalidate || self.proxy_revalidate
     }
@@ -132,7 +132,7 @@ impl Entry {
         flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum()
     }
 
-    /// The record for a store. Copies the body once.
+    /// Returns the record for a store. Copies the body once.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let head_len = head_len(&self.headers);
@@ -153,17 +153,17 @@ impl Entry {
     }
 }
 
-/// What a store may hold under a route's key.
+/// A record that a store may hold under a route's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A response.
     Response(Entry),
-    /// The resource varies: which fields select a variant (RFC 9111 §4.1).
+    /// The selecting fields of a resource that varies (RFC 9111 §4.1).
     Variants(Variants),
 }
 
 impl Record {
-    /// Reads a record. `None` for what is damaged, from another version, or no record of a route.
+    /// Decodes a record. Returns `None` if it is damaged, from another version, or not a route's record.
     #[must_use]
     pub fn decode(bytes: &Bytes) -> Option<Self> {
         match bytes.get(..2)? {
@@ -175,7 +175,7 @@ impl Record {
 }
 
 impl Variants {
-    /// The record for a store.
+    /// Returns the record for a store.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
@@ -197,7 +197,7 @@ impl Variants {
     }
 }
 
-/// A value of a `CacheBackend`, marked with the coder that wrote it.
+/// Returns the record of a `CacheBackend` value, marked with the coder that wrote it.
 #[cfg(feature = "runtime")]
 pub(crate) fn encode_value(coder: u8, value: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(3 + value.len());
@@ -206,14 +206,15 @@ pub(crate) fn encode_value(coder: u8, value: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// The value, if these bytes are one of that coder.
+/// Returns the value, if these bytes hold one of that coder.
 #[cfg(feature = "runtime")]
 pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
     bytes.starts_with(&[VERSION, VALUE, coder]).then(|| bytes.slice(3..))
 }
 
-/// Reads a response from the beginning of its record, which is so many bytes long: an entry with what is there of the body,
-/// and where the body begins in the record. `None` if the record is no response, or what comes before the body isn't all there.
+/// Decodes a response from the beginning of its record, which is `length` bytes long. Returns the entry with the
+/// available part of the body, and the position of the body in the record. Returns `None` if the record is no response,
+/// or is cut before the body.
 #[cfg(feature = "runtime")]
 pub(crate) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
     bytes.starts_with(&[ROUTE_VERSION, RESPONSE]).then(|| read_response(bytes, length))?
@@ -276,7 +277,7 @@ const fn provenance_of(flags: u8, pattern: u64) -> Provenance {
     Provenance { pattern, is_canonical: flags & IS_CANONICAL != 0, is_chosen: flags & IS_CHOSEN != 0 }
 }
 
-/// How many bytes a head takes.
+/// Returns the encoded length of a head.
 pub(crate) fn head_len(headers: &HeaderMap) -> usize {
     headers.iter().map(|(n, v)| FIELD_FIXED + n.as_str().len() + v.len()).sum()
 }
@@ -291,10 +292,9 @@ pub(crate) fn put_head(out: &mut BytesMut, headers: &HeaderMap) {
     }
 }
 
-/// Reads the head that lies at `place`, which must be inside of `bytes`.
+/// Decodes the head at `place`, which must be inside `bytes`.
 pub(crate) fn read_head(bytes: &Bytes, place: Range<usize>) -> Option<HeaderMap> {
-    // Exactly as much room as there will be use for: a map with a few fields is a small allocation, and a large one
-    // doesn't grow.
+    // The exact capacity: a map with a few fields is a small allocation, and a large map doesn't grow.
     let count = Fields { bytes, at: place.start, end: place.end }.count();
     let mut headers = HeaderMap::try_with_capacity(count + ADDED_BY_A_HIT).ok()?;
     let mut fields = Fields { bytes, at: place.start, end: place.end };
@@ -306,7 +306,7 @@ pub(crate) fn read_head(bytes: &Bytes, place: Range<usize>) -> Option<HeaderMap>
     (fields.at == place.end).then_some(headers)
 }
 
-/// Where the fields of a stored response lie in its bytes, up to the first that is damaged.
+/// An iterator over the positions of the fields in a stored response, up to the first damaged one.
 struct Fields<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -354,7 +354,7 @@ fn decode_variants(bytes: &Bytes) -> Option<Variants> {
     reader.rest.is_empty().then_some(Variants { id, provenance, names, secondary_keys })
 }
 
-/// Takes numbers off the front of a slice that may be shorter than it claims.
+/// A reader that takes numbers off the front of a slice. The slice may be shorter than it claims.
 pub(crate) struct Reader<'a> {
     pub(crate) rest: &'a [u8],
 }

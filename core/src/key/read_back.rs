@@ -1,17 +1,17 @@
-//! The way back from a key to what was asked for, for tests and for fuzzing.
+//! The inverse of a key: the request that it stands for. For tests and fuzzing.
 
 use std::collections::BTreeMap;
 
 use http::Uri;
 
-/// The bytes that a handler gets.
+/// The decoded bytes of a handler's path or parameter.
 pub(crate) type Text = Vec<u8>;
 
 /// The parameters of a request, apart from the order of differently named parameters, which may not matter.
 pub(crate) type Query = BTreeMap<Text, Vec<Text>>;
 
-/// What a request asks for: equal for two URIs if, and only if, they may share a key. The segments of its path, and its
-/// parameters as a form decoder gets them.
+/// The target of a request: equal for two URIs if and only if they may share a key. The segments of the path, and the
+/// parameters after form decoding.
 pub(crate) fn meaning(uri: &Uri) -> (Vec<Text>, Query) {
     let mut params = Query::new();
     for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -34,7 +34,7 @@ fn decode(spelled: &str) -> Text {
     text
 }
 
-/// The inverse of `uri_suffix`: that it exists is what makes the format injective.
+/// The inverse of `uri_suffix`. Its existence makes the format injective.
 pub(crate) fn read_back(suffix: &str) -> (Vec<Text>, Query) {
     let unescape = |text: &str| {
         let text = ["3A:", "3D=", "7B{", "7C|", "7D}", "25%"]

@@ -1,13 +1,14 @@
-//! From which URI a key is made, when something on the way has changed what the handler sees.
+//! The URI that a key is made from, if middleware or nested routers changed the handler's URI.
 
 use http::Uri;
 use http::uri::PathAndQuery;
 
 /// The URI that a key is made from.
 ///
-/// A nested router hands on the end of the path, and `/v1/items` and `/v2/items` come to the same `/items`. So keys are made from
-/// the URI that the client sent, as long as nesting alone explains what the handler sees. If something rewrote it, the
-/// handler's answer depends on what it was rewritten to (a page by host, a language), and evictions have to reach that.
+/// A nested router passes on only the end of the path, so `/v1/items` and `/v2/items` both become `/items`. Therefore
+/// keys are made from the URI that the client sent, as long as nesting alone explains the handler's URI. If middleware
+/// rewrote the URI, the handler's response depends on the rewritten one (a page by host, a language), and evictions
+/// must reach that.
 ///
 /// ```
 /// use http::Uri;
@@ -21,16 +22,16 @@ pub enum KeyUri {
     /// The URI that the client sent.
     #[default]
     AsSent,
-    /// What the handler sees, with the prefix in front that routers have cut.
+    /// The URI that the handler sees, after the prefix that routers have cut.
     Rewritten(Uri),
-    /// The handler sees another URI, under a prefix that isn't known: nothing is read or stored. A write evicts what is stored
-    /// under the URI that the client sent, and under each of these, which the handler's may be.
+    /// The handler sees another URI under an unknown prefix: nothing is read or stored. A write evicts the entries
+    /// under the URI that the client sent, and under each of these possible URIs.
     Unknown(Vec<Uri>),
 }
 
 impl KeyUri {
-    /// Decides from the URI that the client `sent`, the one that the handler has `seen`, and the path under which the router
-    /// is nested, which may have parameters: `/shops/{shop}`.
+    /// Decides from the URI that the client `sent`, the URI that the handler has `seen`, and the path at which the
+    /// router is nested, which may have parameters: `/shops/{shop}`.
     #[must_use]
     pub fn of(sent: &Uri, seen: &Uri, mount: Option<&str>) -> Self {
         let mount = mount.unwrap_or_default().trim_end_matches('/');
@@ -41,7 +42,7 @@ impl KeyUri {
         if is_static(mount) {
             return under(sent, mount, seen);
         }
-        // Whatever a parameter stands for is in front of the rest.
+        // The value of a parameter precedes the rest.
         let front = rest.and_then(|rest| {
             let cut = cut_off(sent.path(), seen.path())?;
             let is_behind = cut.len() + rest.len() >= sent.path().len();
@@ -57,8 +58,8 @@ impl KeyUri {
         }
     }
 
-    /// Decides from the URI that the client `sent`, the one that is `seen` here, and the whole `pattern` that led here, in
-    /// which the paths of nested routers are in front. For routers whose mounts have no parameters, as poem's.
+    /// Decides from the URI that the client `sent`, the URI `seen` here, and the whole `pattern` that matched,
+    /// including the paths of nested routers. For routers whose mounts have no parameters, as poem's.
     ///
     /// ```
     /// use http::Uri;
@@ -71,7 +72,7 @@ impl KeyUri {
     #[must_use]
     pub fn of_pattern(sent: &Uri, seen: &Uri, pattern: &str) -> Self {
         let path = seen.path();
-        // If nothing but slashes was changed, the mount is what the sent path has in front.
+        // If only slashes were changed, the mount is the start of the sent path.
         if let Some(cut) = cut_off(sent.path(), path)
             && mounts(pattern).any(|mount| mount == cut && leads_to(&pattern[cut.len()..], path))
         {
@@ -85,39 +86,39 @@ impl KeyUri {
         let (mut exact, mut all) = (possible(is_whole), possible(leads_to));
         let mount = match (exact.next(), exact.next()) {
             (Some(only), None) => Some(only),
-            // Not nested at all.
+            // Not nested.
             (Some(""), _) => Some(""),
             _ => all.next().filter(|_| all.next().is_none()),
         };
         match mount {
             Some(mount) => Self::of(sent, seen, Some(mount)),
-            // The pattern is of a kind that isn't known.
+            // The pattern is of an unknown kind.
             None if possible(leads_to).next().is_none() => Self::of(sent, seen, Some("*")),
             None => Self::Unknown(possible(leads_to).filter_map(|mount| joined(sent, mount, seen)).collect()),
         }
     }
 }
 
-/// The URI that a handler has seen, behind the path that routers have cut.
+/// Returns the key URI for a handler's URI, with the path in front that routers have cut.
 fn under(sent: &Uri, front: &str, seen: &Uri) -> KeyUri {
     joined(sent, front, seen).map_or_else(|| KeyUri::Unknown(Vec::new()), KeyUri::Rewritten)
 }
 
 fn joined(sent: &Uri, front: &str, seen: &Uri) -> Option<Uri> {
     match (front, seen.path()) {
-        // A nested router is shown `/` where its own path was asked for.
+        // A nested router sees `/` if its own path was requested.
         ("", path) => with_path(sent, path, "", seen.query()),
         (front, "/") => with_path(sent, front, "", seen.query()),
         (front, path) => with_path(sent, front, path, seen.query()),
     }
 }
 
-/// The segments of a path. Layers that normalise paths add, remove and merge slashes, which make no segment.
+/// Returns the segments of a path. Layers that normalise paths add, remove and merge slashes, which make no segment.
 fn segments(path: &str) -> impl DoubleEndedIterator<Item = &str> {
     path.split('/').filter(|segment| !segment.is_empty())
 }
 
-/// What the `sent` path has in front of the segments that were `seen`. `None` if those aren't its last.
+/// Returns the start of the `sent` path before the segments that were `seen`. `None` if those aren't its last.
 fn cut_off<'p>(sent: &'p str, seen: &str) -> Option<&'p str> {
     let mut front = sent.trim_end_matches('/');
     for segment in segments(seen).rev() {
@@ -126,20 +127,20 @@ fn cut_off<'p>(sent: &'p str, seen: &str) -> Option<&'p str> {
     Some(front)
 }
 
-/// The paths under which a router may be nested that has this pattern: those in front of its first parameter.
+/// Returns the paths at which a router with this pattern may be nested: those before its first parameter.
 fn mounts(pattern: &str) -> impl Iterator<Item = &str> {
     let ends = pattern.match_indices('/').map(|(at, _)| at).chain([pattern.len()]);
     let mounts = ends.map(|end| &pattern[..end]).take_while(|mount| is_static(mount));
     mounts.filter(|mount| !mount.ends_with('/'))
 }
 
-/// Whether a pattern describes this path, or one in front of it. A router that is nested has a static pattern, and says nothing
-/// of what is behind.
+/// Returns `true` if a pattern describes this path, or its start. A nested router has a static pattern that omits the
+/// rest of the path.
 fn leads_to(pattern: &str, path: &str) -> bool {
     describes(pattern, path, is_static(pattern))
 }
 
-/// Whether a pattern describes the whole of this path.
+/// Returns `true` if a pattern describes the whole of this path.
 fn is_whole(pattern: &str, path: &str) -> bool {
     describes(pattern, path, false)
 }
@@ -157,7 +158,7 @@ fn describes(pattern: &str, path: &str, may_go_on: bool) -> bool {
     }
 }
 
-/// What is left of a path behind a mount. `None` if it doesn't lie there.
+/// Returns the rest of a path after a mount. `None` if the path isn't under it.
 fn behind<'p>(path: &'p str, mount: &str) -> Option<&'p str> {
     let mut rest = path;
     for expected in mount.split('/').skip(1) {
@@ -171,7 +172,8 @@ fn behind<'p>(path: &'p str, mount: &str) -> Option<&'p str> {
     Some(if rest.is_empty() { "/" } else { rest })
 }
 
-/// Whether a path is the end of another, from a slash on. Routers cut segments, and no slashes alone: that is normalising.
+/// Returns `true` if a path is the end of another, from a slash on. Routers cut segments, never slashes alone: that is
+/// normalising.
 fn is_tail(path: &str, of: &str) -> bool {
     match of.strip_suffix(path) {
         Some("") => true,
@@ -180,17 +182,17 @@ fn is_tail(path: &str, of: &str) -> bool {
     }
 }
 
-/// Whether a pattern leads to one path alone.
+/// Returns `true` if a pattern matches one path only.
 fn is_static(pattern: &str) -> bool {
     !pattern.split('/').any(is_parameter)
 }
 
-/// A segment of a pattern that stands for more than itself: `{name}`, `:name`, `*rest`, `<regex>`.
+/// Returns `true` for a segment of a pattern that is a parameter: `{name}`, `:name`, `*rest`, `<regex>`.
 fn is_parameter(segment: &str) -> bool {
     segment.contains(['{', '*', '<']) || segment.starts_with(':')
 }
 
-/// The same scheme and host with another path and query.
+/// Returns the same scheme and host with another path and query.
 fn with_path(uri: &Uri, mount: &str, path: &str, query: Option<&str>) -> Option<Uri> {
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let mut parts = uri.clone().into_parts();

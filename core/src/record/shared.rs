@@ -1,4 +1,4 @@
-//! What a shared cache stores, and its bytes.
+//! A shared cache's records, and their encoding.
 //!
 //! # Layout, version 1
 //!
@@ -35,7 +35,7 @@ const UNKNOWN: u64 = u64::MAX;
 /// Version, kind, status, flags, six times 8 bytes.
 const FIXED: usize = 2 + 2 + 1 + 6 * 8;
 
-/// A response as a shared cache keeps it (RFC 9111 §3).
+/// A stored response of a shared cache (RFC 9111 §3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredResponse {
     /// The status code.
@@ -44,67 +44,67 @@ pub struct StoredResponse {
     pub headers: HeaderMap,
     /// The body, or the part of it that is known.
     pub body: Bytes,
-    /// When it came, or was last validated.
+    /// The time at which the response was received or last validated.
     pub received: SystemTime,
-    /// How old it was then (§4.2.3).
+    /// The age of the response at that time (§4.2.3).
     pub initial_age: Duration,
-    /// Up to which age it is fresh (§4.2.1).
+    /// The freshness lifetime, as an age (§4.2.1).
     pub lifetime: Duration,
-    /// For how long after that it may be used while it is refreshed (RFC 5861 §3).
+    /// How long after that it may be used while it is refreshed (RFC 5861 §3).
     pub stale_while_revalidate: Duration,
-    /// For how long after that it may be used when the origin fails (RFC 5861 §4).
+    /// How long after that it may be used when the origin fails (RFC 5861 §4).
     pub stale_if_error: Duration,
-    /// Whether it must never be used stale (RFC 9111 §5.2.2.2).
+    /// `true` if it must never be used stale (RFC 9111 §5.2.2.2).
     pub forbids_stale: bool,
-    /// Whether it must be validated before each use (§5.2.2.4).
+    /// `true` if it must be validated before each use (§5.2.2.4).
     pub no_cache: bool,
-    /// Whether `Set-Cookie` is among its fields.
+    /// `true` if `Set-Cookie` is among its fields.
     pub sets_cookie: bool,
-    /// Which [`Variants`] record this is a variant of; 0 for a response that doesn't vary.
+    /// The id of the [`Variants`] record that this is a variant of; 0 for a response that doesn't vary.
     pub variant: u64,
-    /// Which part of the body is known; `None` for all of it.
+    /// The part of the body that is stored; `None` for the whole body.
     pub part: Option<Part>,
 }
 
-/// The place of an incomplete body in the complete one (RFC 9110 §14.4).
+/// The position of a partial body in the complete one (RFC 9110 §14.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The position of the first byte.
     pub first: u64,
-    /// How many bytes `Content-Range` speaks of. Origins have sent fewer.
+    /// The number of bytes that `Content-Range` declares. Origins may have sent fewer.
     pub claimed: u64,
-    /// How long the complete body is, if the origin said so.
+    /// The length of the complete body, if the origin stated it.
     pub complete: Option<u64>,
-    /// The `Range` that was answered with it.
+    /// The `Range` of the request that it answered.
     pub asked: Bytes,
 }
 
 impl StoredResponse {
-    /// §4.2.3: the current age. A clock that went back counts as no time.
+    /// Returns the current age (§4.2.3). A clock that went back adds nothing.
     #[must_use]
     pub fn age(&self, now: SystemTime) -> Duration {
         self.initial_age.saturating_add(now.duration_since(self.received).unwrap_or_default())
     }
 
-    /// What is left of its freshness; nothing once it is stale.
+    /// Returns the remaining freshness lifetime; zero once it is stale.
     #[must_use]
     pub fn remaining(&self, now: SystemTime) -> Duration {
         self.lifetime.saturating_sub(self.age(now))
     }
 
-    /// For how long it has been stale; nothing while it is fresh.
+    /// Returns the time since it became stale; zero while it is fresh.
     #[must_use]
     pub fn staleness(&self, now: SystemTime) -> Duration {
         self.age(now).saturating_sub(self.lifetime)
     }
 
-    /// Whether its age has not reached its lifetime (§4.2).
+    /// Returns `true` if the age has not reached the freshness lifetime (§4.2).
     #[must_use]
     pub fn is_fresh(&self, now: SystemTime) -> bool {
         self.age(now) < self.lifetime
     }
 
-    /// The record for a store. Copies the body once.
+    /// Returns the record for a store. Copies the body once.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let head_len = head_len(&self.headers);
@@ -139,9 +139,9 @@ impl StoredResponse {
         out.freeze()
     }
 
-    /// Reads a response from the beginning of its record, which is so many bytes long: with what is there of the body, and
-    /// where the body begins in the record. `None` if the record is none of a shared cache, or what comes before the body isn't
-    /// all there.
+    /// Decodes a response from the beginning of its record, which is `length` bytes long. Returns the response with the
+    /// available part of the body, and the position of the body in the record. Returns `None` if the record is not a
+    /// shared cache's response, or is cut before the body.
     #[cfg(feature = "runtime")]
     pub(crate) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Self, usize)> {
         bytes.starts_with(&[VERSION, SHARED]).then(|| Self::read(bytes, length))?
@@ -197,17 +197,17 @@ impl StoredResponse {
     }
 }
 
-/// What a store may hold under a key of a shared cache.
+/// A record that a store may hold under a key of a shared cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedRecord {
     /// A response.
     Response(Box<StoredResponse>),
-    /// The resource varies: which fields select a variant (RFC 9111 §4.1).
+    /// The selecting fields of a resource that varies (RFC 9111 §4.1).
     Variants(Variants),
 }
 
 impl SharedRecord {
-    /// Reads a record. `None` for what is damaged, from another version, or no record of a shared cache.
+    /// Decodes a record. Returns `None` if it is damaged, from another version, or not a shared cache's record.
     #[must_use]
     pub fn decode(bytes: &Bytes) -> Option<Self> {
         if bytes.starts_with(&[VERSION, SHARED]) {
