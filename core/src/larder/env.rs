@@ -12,7 +12,8 @@ use crate::larder::{Larder, LarderBuilder};
 use crate::ttl::Ttl;
 
 #[cfg(feature = "redis")]
-use crate::store::redis::options::{Address, DEFAULT_PORT};
+use crate::store::redis::address::Address;
+use crate::store::redis::options::DEFAULT_PORT;
 #[cfg(feature = "redis")]
 use crate::store::redis::{RedisOptions, RedisStore};
 

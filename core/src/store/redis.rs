@@ -68,10 +68,12 @@
 //! prefix owns. Keys of `a:b:c` that are in no group can't be told from those of `a:b` whose names begin with `c:`,
 //! so don't nest one prefix in another.
 
+pub(crate) mod address;
 mod breaker_gauge;
 mod change_log;
 mod client;
 mod cluster;
+mod command;
 mod delete_group;
 mod invalidations;
 mod key_names;
@@ -85,9 +87,11 @@ mod readings;
 mod refusals;
 mod scripts;
 mod server_identity;
+mod slots;
 mod tiered;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod tls_options;
 mod transport;
 
 use std::fmt;
@@ -416,7 +420,7 @@ impl RedisStore {
         let ours = [&fence[..], b"F", &token].concat();
         let names = [Some(lease), Some(key.name()), nonce];
         let mut pipe = redis::Pipeline::with_capacity(2);
-        pipe.add_command(transport::command(
+        pipe.add_command(command::command(
             [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", hold.as_bytes()].into_iter(),
         ));
         pipe.add_command(mget(names.into_iter().flatten()));
@@ -542,7 +546,7 @@ impl RedisStore {
     async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = key_names::nonce_of(key) else {
-            let get = transport::command([b"GET", key.name().as_bytes()].into_iter());
+            let get = command::command([b"GET", key.name().as_bytes()].into_iter());
             let value = connection.command(At::Key(key.name()), &get, options.read_deadline).await;
             return Ok(unless_foreign(value)?.flatten());
         };
@@ -816,7 +820,7 @@ fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a
 }
 
 fn mget<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Cmd {
-    transport::command(std::iter::once("MGET").chain(names).map(str::as_bytes))
+    command::command(std::iter::once("MGET").chain(names).map(str::as_bytes))
 }
 
 /// How many bytes of an entry come before its value.

@@ -33,7 +33,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use super::RedisStore;
-use super::cluster::{SlotSet, slot};
+use super::slots::{SlotSet, slot};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::StoreError;
 

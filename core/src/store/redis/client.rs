@@ -11,14 +11,16 @@ use redis::{
 };
 use tokio::time::Instant;
 
+use super::address::Address;
 use super::change_log::Lost;
-use super::cluster::{Cluster, Detour, Layout, slot};
+use super::cluster::{Cluster, Detour, Layout};
 use super::node::{Changed, Dialer, Memory, Node};
-use super::options::{Address, RedisOptions, Replicas};
+use super::options::{RedisOptions, Replicas};
 #[cfg(feature = "redis-pool")]
 use super::pooled_cluster::LentCluster;
 use super::refusals;
 use super::scripts::Call;
+use super::slots::slot;
 use super::transport::Wire;
 use crate::store::{Breaker, StoreError};
 

@@ -27,14 +27,12 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::address::Address;
 use super::change_log::Lost;
 use super::node::{Changed, Dialer, Node};
-use super::options::Address;
+use super::slots::{SLOTS, SlotSet, slot};
 use super::transport::Wire;
 use crate::store::{Breaker, StoreError};
-
-/// How many slots there are.
-const SLOTS: usize = 16384;
 
 /// A slot that nobody serves, as far as is known.
 const NOBODY: u16 = u16::MAX;
@@ -97,38 +95,6 @@ impl Slots {
                 *owner = number;
             }
         }
-    }
-}
-
-/// A set of slots.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SlotSet(Box<[u64; SLOTS / 64]>);
-
-impl SlotSet {
-    pub(super) fn contains(&self, slot: u16) -> bool {
-        self.0.get(usize::from(slot) / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
-    }
-
-    pub(super) fn insert(&mut self, slot: u16) {
-        if let Some(word) = self.0.get_mut(usize::from(slot) / 64) {
-            *word |= 1 << (slot % 64);
-        }
-    }
-
-    pub(super) fn extend(&mut self, other: &Self) {
-        self.0.iter_mut().zip(other.0.iter()).for_each(|(word, other)| *word |= other);
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
-    }
-}
-
-impl FromIterator<u16> for SlotSet {
-    fn from_iter<T: IntoIterator<Item = u16>>(slots: T) -> Self {
-        let mut set = Self(Box::new([0; SLOTS / 64]));
-        slots.into_iter().for_each(|slot| set.insert(slot));
-        set
     }
 }
 
@@ -621,41 +587,6 @@ impl<'a> Line<'a> {
         format!("{} {} {}", self.id, self.epoch, self.slots.join(" "))
     }
 }
-
-/// The slot of a key: of what stands between its first braces, if it has some with anything in between.
-pub(super) fn slot(key: &str) -> u16 {
-    let tag = key
-        .split_once('{')
-        .and_then(|(_, rest)| rest.split_once('}'))
-        .map(|(tag, _)| tag)
-        .filter(|tag| !tag.is_empty());
-    crc16(tag.unwrap_or(key).as_bytes()) % SLOTS as u16
-}
-
-/// CRC-16/XMODEM, as the Redis Cluster specification has it.
-fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc: u16, byte| {
-        let high = (crc >> 8) ^ u16::from(*byte);
-        (crc << 8) ^ REMAINDERS[usize::from(high & 0xff)]
-    })
-}
-
-/// What each byte leaves when it is divided by x¹⁶ + x¹² + x⁵ + 1.
-static REMAINDERS: [u16; 256] = {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = (byte as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {

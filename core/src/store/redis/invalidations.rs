@@ -13,9 +13,9 @@ use futures_util::future::try_join_all;
 use redis::aio::AsyncPushSender;
 use redis::{RedisResult, Value, from_redis_value};
 
+use super::address::Address;
 use super::cluster::View;
 use super::node::{Dialer, Line};
-use super::options::Address;
 use super::server_identity::KnownServer;
 use super::transport::Wire;
 

@@ -39,12 +39,13 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::address::Address;
 use super::breaker_gauge;
-use super::cluster::SlotSet;
 use super::meter::{Delivered, Metered};
-use super::options::{Address, RedisOptions};
+use super::options::RedisOptions;
 use super::refusals::Refusals;
-use super::server_identity::{KnownServer, ServerIdentity};
+use super::server_identity::KnownServer;
+use super::slots::SlotSet;
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
 use super::transport::Wire;
@@ -321,7 +322,7 @@ impl Link {
         let asked = pin!(async {
             let mut wire = live.line.wire().await?;
             is_sent.store(true, Ordering::Relaxed);
-            ServerIdentity::of(&mut wire, |error| self.dialer.refusals.note(&self.address, error)).await
+            wire.identity(|error| self.dialer.refusals.note(&self.address, error)).await
         });
         match live.answer(asked, Instant::now() + deadline, deadline).await {
             Ok(Ok(found)) => {
@@ -603,7 +604,7 @@ impl Dialer {
             return Ok(server.generation());
         }
         let refused = |error: &RedisError| self.refusals.note(address, error);
-        let found = ServerIdentity::of(&mut wire, refused).await?;
+        let found = wire.identity(refused).await?;
         Ok(server.opened(found, || self.changed(address)))
     }
 

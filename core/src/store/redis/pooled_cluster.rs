@@ -9,11 +9,12 @@ use futures_util::future::join_all;
 use redis::{RedisError, RedisResult};
 use tokio::time::timeout;
 
+use super::address::Address;
 use super::change_log::Lost;
-use super::cluster::{Layout, SlotSet, View, ask, ranges, slot};
+use super::cluster::{Layout, View, ask, ranges};
 use super::node::{Changed, Dialer, Node};
-use super::options::Address;
 use super::server_identity::ServerIdentity;
+use super::slots::{SlotSet, slot};
 use super::transport::{Reach, Wire};
 use crate::store::StoreError;
 
@@ -163,7 +164,7 @@ impl LentCluster {
     async fn identity_of(&self, slot: u16) -> RedisResult<Option<ServerIdentity>> {
         let Some(pool) = &self.dialer.options.pool else { return Ok(None) };
         let refused = |error: &RedisError| self.dialer.refusals.note(self.any.address(), error);
-        ServerIdentity::of(&mut pool.lend(Reach::Master(slot)).await?, refused).await
+        pool.lend(Reach::Master(slot)).await?.identity(refused).await
     }
 
     /// Whoever has the key that a command names.

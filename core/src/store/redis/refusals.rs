@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use redis::{Arg, Cmd, ErrorKind, RedisError, ServerErrorKind};
 
-use super::options::Address;
+use super::address::Address;
 use super::scripts;
 
 /// What the description of a named refusal says. The detail begins with the command.

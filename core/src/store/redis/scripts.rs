@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use redis::Cmd;
 
-use super::transport;
+use super::command::command;
 
 /// A script and its hash.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Call<'_> {
         let count = self.keys.len().to_string();
         let head = [verb.as_bytes(), script.as_bytes(), count.as_bytes()];
         let keys = self.keys.iter().map(|key| key.as_bytes());
-        transport::command(head.into_iter().chain(keys).chain(self.args.iter().copied()))
+        command(head.into_iter().chain(keys).chain(self.args.iter().copied()))
     }
 }
 

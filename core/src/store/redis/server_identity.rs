@@ -9,10 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use redis::{Pipeline, RedisError, RedisResult, Value, from_redis_value};
+use redis::{Pipeline, RedisResult, Value, from_redis_value};
 use tokio::time::Instant;
-
-use super::transport::Wire;
 
 /// So many changes within this time are several servers behind one address.
 const FLAPS: usize = 10;
@@ -29,13 +27,6 @@ impl ServerIdentity {
     /// How many commands [`ask`](Self::ask) adds.
     #[cfg(feature = "redis-pool")]
     pub(super) const QUESTIONS: usize = 2;
-
-    /// Asks a server. `None` if the user may not run `INFO`, for which `refused` is called.
-    pub(super) async fn of(wire: &mut Wire, refused: impl Fn(&RedisError)) -> RedisResult<Option<Self>> {
-        let mut pipe = redis::pipe();
-        Self::ask(&mut pipe);
-        Ok(Self::read(wire.several(&pipe).await?.into_iter().map(|reply| reply.inspect_err(&refused))))
-    }
 
     /// Adds the question to a pipeline: [`QUESTIONS`](Self::QUESTIONS) commands.
     pub(super) fn ask(pipe: &mut Pipeline) {

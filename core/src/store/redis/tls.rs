@@ -15,7 +15,7 @@ use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 
-use super::options::TlsOptions;
+use super::tls_options::TlsOptions;
 
 /// What every connection of a store needs to speak TLS.
 #[derive(Clone)]

@@ -43,6 +43,17 @@ pub(super) enum Reach {
 }
 
 impl Wire {
+    /// Asks the server for its identity. `None` if the user may not run `INFO`, for which `refused` is called.
+    pub(super) async fn identity(
+        &mut self,
+        refused: impl Fn(&RedisError),
+    ) -> RedisResult<Option<ServerIdentity>> {
+        let mut pipe = redis::pipe();
+        ServerIdentity::ask(&mut pipe);
+        let replies = self.several(&pipe).await?;
+        Ok(ServerIdentity::read(replies.into_iter().map(|reply| reply.inspect_err(&refused))))
+    }
+
     /// Lets the server say who it is with every answer to several commands.
     #[cfg(feature = "redis-pool")]
     pub(super) fn witnessed(self, witness: Witness) -> Self {
@@ -124,16 +135,6 @@ impl Wire {
             |(cmd, reply): (&Cmd, Value)| reply.extract_error().map_err(|error| refusals::named(cmd, error));
         Ok(replies.map(named).collect())
     }
-}
-
-/// A command of these parts, with room for all of them from the beginning: to grow costs more than to write.
-pub(super) fn command<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd {
-    let (count, len) = parts.clone().fold((0, 0), |(count, len), part| (count + 1, len + part.len()));
-    let mut cmd = Cmd::with_capacity(count, len);
-    for part in parts {
-        cmd.arg(part);
-    }
-    cmd
 }
 
 /// A pool of the application's own.

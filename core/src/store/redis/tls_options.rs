@@ -1,0 +1,16 @@
+//! The options of TLS: which authorities to trust, and which certificate to show.
+
+/// Whom to trust and what to show.
+#[derive(Clone)]
+pub(super) struct TlsOptions {
+    pub(super) authorities: Option<Vec<u8>>,
+    /// A certificate and its key.
+    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) check_hostname: bool,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self { authorities: None, identity: None, check_hostname: true }
+    }
+}
