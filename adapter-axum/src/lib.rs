@@ -41,7 +41,7 @@
     doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
     doc = "[the backend](guide::backend), [both together](guide::combining), [lifetimes](guide::ttl),",
     doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [where every feature is](guide::features).",
-    doc = "What has nothing to do with axum is in [the core's guide](core::guide)."
+    doc = "What has nothing to do with axum is in [the core's guide](larder_core::guide)."
 )]
 
 // Its examples run on the one store, and its pages name both.
@@ -54,11 +54,21 @@ use std::sync::Arc;
 use axum::extract::{FromRef, FromRequestParts, MatchedPath, NestedPath, OriginalUri};
 use http::request::Parts;
 use http::{Extensions, Uri};
+use larder_core::KeyUri;
 use larder_core::shared::{SharedCache, SharedRule};
 use larder_tower::{CacheService, SharedCacheService, UriSource};
 use tower_layer::Layer;
 
-pub use larder_core::{self as core, *};
+// The names that routes need. Everything else is in `larder_core`.
+pub use larder_core;
+#[cfg(feature = "memory")]
+pub use larder_core::MemoryStore;
+pub use larder_core::{
+    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, KeyBuilder, KeySpace, Larder, LarderBuilder,
+    ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,
+};
+#[cfg(feature = "redis")]
+pub use larder_core::{RedisOptions, RedisStore};
 
 larder_core::route_layers!();
 
@@ -108,7 +118,7 @@ impl<S> Layer<S> for CachePut {
     }
 }
 
-impl<S, Target: core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
+impl<S, Target: larder_core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
     type Service = CacheService<S, BeforeNesting>;
 
     fn layer(&self, inner: S) -> Self::Service {
@@ -181,7 +191,7 @@ impl<S> Layer<S> for SharedCacheLayer {
 /// want it.
 ///
 /// Without `authorize` there is no console: a function from the request to `true` or `false`, or a type that implements
-/// [`Authorize`](core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
+/// [`Authorize`](larder_core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
 /// other sites may not, whomever they pose as.
 ///
 /// From when it is made, the cache remembers its last requests, with their paths and queries, for half an hour at most.
@@ -201,15 +211,15 @@ impl<S> Layer<S> for SharedCacheLayer {
 #[cfg(feature = "console")]
 pub fn console<S: Clone + Send + Sync + 'static>(
     larder: &Larder,
-    authorize: impl core::console::Authorize,
+    authorize: impl larder_core::console::Authorize,
 ) -> axum::Router<S> {
     use axum::body::{Body, to_bytes};
     use axum::response::IntoResponse as _;
 
-    let console = core::console::Console::new(larder, authorize);
+    let console = larder_core::console::Console::new(larder, authorize);
     let answer = move |request: http::Request<Body>| async move {
         let (parts, body) = request.into_parts();
-        let Ok(body) = to_bytes(body, core::console::Console::MAX_BODY).await else {
+        let Ok(body) = to_bytes(body, larder_core::console::Console::MAX_BODY).await else {
             return http::StatusCode::PAYLOAD_TOO_LARGE.into_response();
         };
         let uri = BeforeNesting::uri(&parts.uri, &parts.extensions);

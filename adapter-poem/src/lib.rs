@@ -44,7 +44,7 @@
 //! * Keys are made from the URI that the client sent, also under [`Route::nest`](poem::Route::nest). Requests that come
 //!   from a `TestClient` or a `RequestBuilder` have lost it, so that under `nest` they show what the router left of it.
 //! * An endpoint's `Err` is not an answer yet: it passes through as it is, without a word from the cache. It is never
-//!   stored, also not by [`Cache::also`], and never counts as the success of a write. To cache a 404, answer with it.
+//!   stored, also not by [`Cache::ttl_for`], and never counts as the success of a write. To cache a 404, answer with it.
 //! * A body that may be endless isn't stored, and poem's conversion of an `http::Response` forgets how long the body is.
 //!   Endpoints that answer with one set `Content-Length`, or make the [`Response`](poem::Response) from its bytes.
 //! * poem's routers run the GET endpoint for a HEAD and drop the body of what it answered, so a HEAD fills the cache too.
@@ -55,7 +55,16 @@ mod endpoint;
 use poem::{Endpoint, FromRequest, Middleware, Request, RequestBody, Result, web::Data};
 
 pub use endpoint::CacheEndpoint;
-pub use larder_core::{self as core, *};
+// The names that routes need. Everything else is in `larder_core`.
+pub use larder_core;
+#[cfg(feature = "memory")]
+pub use larder_core::MemoryStore;
+pub use larder_core::{
+    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, KeyBuilder, KeySpace, Larder, LarderBuilder,
+    ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,
+};
+#[cfg(feature = "redis")]
+pub use larder_core::{RedisOptions, RedisStore};
 
 larder_core::route_layers!();
 
@@ -75,7 +84,7 @@ impl<E: Endpoint + 'static> Middleware<E> for CachePut {
     }
 }
 
-impl<E: Endpoint + 'static, Target: core::route::EvictTarget> Middleware<E> for CacheEvict<Target> {
+impl<E: Endpoint + 'static, Target: larder_core::route::EvictTarget> Middleware<E> for CacheEvict<Target> {
     type Output = CacheEndpoint<E>;
 
     fn transform(&self, endpoint: E) -> Self::Output {
@@ -87,7 +96,7 @@ impl<E: Endpoint + 'static, Target: core::route::EvictTarget> Middleware<E> for 
 /// want it.
 ///
 /// Without `authorize` there is no console: a function from the request to `true` or `false`, or a type that implements
-/// [`Authorize`](core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
+/// [`Authorize`](larder_core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
 /// other sites may not, whomever they pose as.
 ///
 /// From when it is made, the cache remembers its last requests, with their paths and queries, for half an hour at most.
@@ -105,15 +114,15 @@ impl<E: Endpoint + 'static, Target: core::route::EvictTarget> Middleware<E> for 
 /// # }
 /// ```
 #[cfg(feature = "console")]
-pub fn console<A: core::console::Authorize>(
+pub fn console<A: larder_core::console::Authorize>(
     larder: &Larder,
     authorize: A,
 ) -> impl Endpoint<Output = poem::Response> + use<A> {
-    let console = core::console::Console::new(larder, authorize);
+    let console = larder_core::console::Console::new(larder, authorize);
     poem::endpoint::make(move |mut request: Request| {
         let console = console.clone();
         async move {
-            let body = request.take_body().into_bytes_limit(core::console::Console::MAX_BODY).await?;
+            let body = request.take_body().into_bytes_limit(larder_core::console::Console::MAX_BODY).await?;
             let view = endpoint::view(&request);
             let answer = console.answer(&view, request.uri().path(), &body).await;
             Ok::<_, poem::Error>(endpoint::with_body(answer, poem::Body::from_bytes))

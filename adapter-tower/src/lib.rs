@@ -45,7 +45,16 @@ mod shared_cache;
 
 use tower_layer::Layer;
 
-pub use larder_core::{self as core, *};
+// The names that routes need. Everything else is in `larder_core`.
+pub use larder_core;
+#[cfg(feature = "memory")]
+pub use larder_core::MemoryStore;
+pub use larder_core::{
+    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, KeyBuilder, KeySpace, Larder, LarderBuilder,
+    ManualClock, Reason, ReplyBody, RequestView, Stats, Status, StoreError, Ttl, default_key,
+};
+#[cfg(feature = "redis")]
+pub use larder_core::{RedisOptions, RedisStore};
 pub use service::{AsReceived, CacheService, UriSource};
 pub use shared_cache::{SharedCacheLayer, SharedCacheService};
 
@@ -67,7 +76,7 @@ impl<S> Layer<S> for CachePut {
     }
 }
 
-impl<S, Target: core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
+impl<S, Target: larder_core::route::EvictTarget> Layer<S> for CacheEvict<Target> {
     type Service = CacheService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {

@@ -18,7 +18,7 @@ use futures_util::future::{BoxFuture, join_all};
 use http::{HeaderName, Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use larder_tower::core::shared::SharedBody;
+use larder_tower::larder_core::shared::SharedBody;
 use larder_tower::{Larder, MemoryStore, ReplyBody, SharedCacheLayer, cache, cache_evict, cache_put};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;

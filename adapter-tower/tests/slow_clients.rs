@@ -16,7 +16,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use larder_tower::core::shared::SharedRule;
+use larder_tower::larder_core::shared::SharedRule;
 use larder_tower::{Larder, MemoryStore, SharedCacheLayer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

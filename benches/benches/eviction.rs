@@ -13,8 +13,8 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
-use larder_axum::core::store::redis::{RedisOptions, RedisStore};
-use larder_axum::core::{CacheStore as _, KeySpace};
+use larder_axum::larder_core::store::redis::{RedisOptions, RedisStore};
+use larder_axum::larder_core::{CacheStore as _, KeySpace};
 use larder_benches::{RedisServer, SMALL, TTL, body};
 use redis::aio::MultiplexedConnection;
 

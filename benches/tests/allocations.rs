@@ -2,8 +2,9 @@
 
 use allocation_counter::measure;
 use http::header::{ETAG, IF_NONE_MATCH};
-use larder_axum::core::policy::{CachePolicy, Decision, OnEntry, OnRequest};
-use larder_axum::{KeySpace, Kind, Larder, Record, RequestView, Rule, cache};
+use larder_axum::larder_core::policy::{CachePolicy, Decision, OnEntry, OnRequest};
+use larder_axum::larder_core::{Kind, Record, Rule};
+use larder_axum::{KeySpace, Larder, RequestView, cache};
 use larder_benches::{Direct, LARGE, PATH, SMALL, TTL, at_once, body, entry, get, response, route, runtime};
 use tower::{Layer, Service, service_fn};
 

@@ -380,6 +380,7 @@ macro_rules! route_layers {
         /// A layer that caches the responses of a route.
         ///
         /// A hit skips the handler *and its extractors*: authenticate outside the cache.
+        #[doc(alias = "CacheLayer")]
         #[derive(Clone, Debug)]
         #[must_use = "a cache does nothing until it is layered over a handler"]
         pub struct Cache {

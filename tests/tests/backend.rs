@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use larder_axum::{CacheBackend, CacheError, Json, Larder, MessagePack, StoreError, Ttl};
+use larder_axum::{CacheBackend, CacheError, Larder, StoreError, Ttl};
+use larder_core::{Json, MessagePack};
 use larder_tests::in_process::Runs;
 use larder_tests::on_every_store;
 use serde::{Deserialize, Serialize};

@@ -228,7 +228,7 @@ async fn what_is_explained_is_what_happens() {
             let request = request.body(Body::empty()).unwrap();
             let answer = handler(request.uri().clone()).await;
             let answer = axum::response::IntoResponse::into_response(answer).into_parts().0;
-            let length = larder_axum::policy::BodyLength::Known(2);
+            let length = larder_core::policy::BodyLength::Known(2);
             let explained = route.explain(RequestView::from(&request), Some((&answer, length))).await;
 
             let before = larder.stats();
@@ -242,7 +242,7 @@ async fn what_is_explained_is_what_happens() {
             let grown =
                 larder_axum::Status::ALL.into_iter().find(|status| after.of(*status) > before.of(*status));
             assert_eq!(Some(explained.status), grown, "{path} {fields:?}\n{explained}");
-            let count = |reasons: &[larder_axum::stats::ReasonCount]| {
+            let count = |reasons: &[larder_core::stats::ReasonCount]| {
                 let of = reasons.iter().find(|counted| Some(counted.reason) == explained.reason);
                 of.map_or(0, |counted| counted.count)
             };

@@ -9,8 +9,9 @@ use axum::body::Body;
 use axum::handler::Handler;
 use axum::http::{Request, Response, StatusCode};
 use axum::routing::get;
-use larder_axum::stats::{RouteStats, Stats};
-use larder_axum::{Kind, Larder, ManualClock, MemoryStore, Reason, cache, cache_evict, cache_put};
+use larder_axum::{Larder, ManualClock, MemoryStore, Reason, cache, cache_evict, cache_put};
+use larder_core::Kind;
+use larder_core::stats::{RouteStats, Stats};
 use larder_tests::redis_server::RedisServer;
 use tower::ServiceExt as _;
 
@@ -221,7 +222,7 @@ async fn groups_named_after_users_do_not_fill_the_memory() {
 
 #[tokio::test]
 async fn a_redis_that_is_away_is_told() {
-    use larder_axum::store::Breaker;
+    use larder_core::store::Breaker;
 
     let mut server = RedisServer::start();
     let larder = Larder::redis(&server.url()).unwrap();

@@ -27,7 +27,7 @@ use std::env;
 use std::error::Error;
 
 use larder_tower::Larder;
-use larder_tower::core::shared::SetCookie;
+use larder_tower::larder_core::shared::SetCookie;
 use tokio::net::TcpListener;
 
 #[tokio::main]

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use larder_tower::core::shared::policy::OriginFailed;
+use larder_tower::larder_core::shared::policy::OriginFailed;
 
 use crate::admission::refusal;
 use crate::fields::{add, add_via, asks_for_websocket, remove_hop_by_hop, say_websocket};

@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use larder_tower::core::shared::{SchemeSource, SharedBody, SharedRule};
+use larder_tower::larder_core::shared::{SchemeSource, SharedBody, SharedRule};
 use larder_tower::{Larder, SharedCacheLayer};
 use tokio::net::TcpListener;
 use tower::util::BoxCloneSyncService;

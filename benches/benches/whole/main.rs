@@ -29,7 +29,7 @@ use axum_response_cache::CacheLayer;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG};
 use http::{HeaderName, HeaderValue, Response};
-use larder_axum::core::store::redis::{RedisOptions, RedisStore};
+use larder_axum::larder_core::store::redis::{RedisOptions, RedisStore};
 use larder_axum::{Larder, cache};
 use larder_benches::{Interval, LARGE, RedisServer, SMALL, TTL, body};
 use redis::AsyncCommands;

@@ -28,7 +28,7 @@ use hitbox_redis::{ConnectionMode, RedisBackend as HitboxRedis};
 use http_body::{Body, Frame, SizeHint};
 use http_cache::{MokaCache, MokaManager};
 use http_cache_tower_server::{ServerCacheLayer, ServerCacheOptions};
-use larder_axum::core::store::redis::{RedisOptions, RedisStore};
+use larder_axum::larder_core::store::redis::{RedisOptions, RedisStore};
 use larder_axum::{Larder, cache, cache_evict};
 use redis::AsyncCommands as _;
 use redis::aio::ConnectionManagerConfig;

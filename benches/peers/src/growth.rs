@@ -10,7 +10,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
-use larder_axum::{Call, Larder, MemoryStore, RequestView, Route};
+use larder_axum::larder_core::{Call, Route};
+use larder_axum::{Larder, MemoryStore, RequestView};
 use larder_benches::{Interval, at_once, get, route, runtime};
 use serde::Serialize;
 
