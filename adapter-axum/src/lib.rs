@@ -41,10 +41,10 @@
     doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
     doc = "[the backend](guide::backend), [both together](guide::combining), [lifetimes](guide::ttl),",
     doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [where every feature is](guide::features).",
-    doc = "What has nothing to do with axum is in [the core's guide](larder_core::guide)."
+    doc = "The topics that don't depend on axum are in [the core's guide](larder_core::guide)."
 )]
 
-// Its examples run on the one store, and its pages name both.
+// The guide's examples use the memory store, and its pages link to both stores.
 #[cfg(all(feature = "memory", feature = "redis"))]
 pub mod guide;
 
@@ -72,7 +72,8 @@ pub use larder_core::{RedisOptions, RedisStore};
 
 larder_core::route_layers!();
 
-/// axum keeps the URI that the client sent beside the one that nested routers cut, and the pattern that they matched.
+/// The URI that the client sent, before nested routers shortened it. axum keeps it, and the matched pattern, in the request's
+/// extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct BeforeNesting;
 
@@ -94,8 +95,8 @@ impl UriSource for BeforeNesting {
     }
 }
 
-/// Whether these are the same bytes in memory, so that nothing can have changed or cut one of them. A lone `/` is always the
-/// same.
+/// Returns `true` if both URIs share their bytes in memory, so that no layer has changed either. Returns `false` for a lone `/`,
+/// which is always the same static string.
 fn is_same(sent: &Uri, current: &Uri) -> bool {
     let whole = |uri: &Uri| uri.path_and_query().map(|path| std::ptr::from_ref(path.as_str()));
     current.path().len() > 1
@@ -187,14 +188,13 @@ impl<S> Layer<S> for SharedCacheLayer {
     }
 }
 
-/// A page that shows what a cache does, says why, and evicts, for whomever `authorize` allows. To be nested where you
-/// want it.
+/// Returns the console: a page that shows what the cache does and why, and that evicts entries. Nest it under a path.
 ///
-/// Without `authorize` there is no console: a function from the request to `true` or `false`, or a type that implements
-/// [`Authorize`](larder_core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
-/// other sites may not, whomever they pose as.
+/// `authorize` is a function from the request to `true` or `false`, or a type that implements
+/// [`Authorize`](larder_core::console::Authorize). The console calls it for every request. A client that it allows may evict.
+/// Requests from other sites may not evict, whatever credentials they carry.
 ///
-/// From when it is made, the cache remembers its last requests, with their paths and queries, for half an hour at most.
+/// Once the console is made, the cache keeps its last requests, with their paths and queries, for at most half an hour.
 ///
 /// ```
 /// use axum::Router;

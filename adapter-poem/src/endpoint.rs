@@ -1,5 +1,5 @@
-//! The endpoint around an endpoint. It shows the request to the route, runs the inner endpoint when it is told to, and
-//! decides nothing.
+//! The endpoint with a cache around it. It passes the request to the route, which decides, and runs the inner endpoint when the
+//! route asks for it.
 
 use std::fmt;
 use std::io;
@@ -19,7 +19,7 @@ pub struct CacheEndpoint<E> {
 }
 
 impl<E> CacheEndpoint<E> {
-    /// Answers the requests to `inner` through `route`.
+    /// Wraps `inner`, so that `route` answers its requests.
     pub fn new(inner: E, route: Arc<Route>) -> Self {
         Self { inner: Arc::new(inner), route }
     }
@@ -27,7 +27,7 @@ impl<E> CacheEndpoint<E> {
 
 impl<E> fmt::Debug for CacheEndpoint<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Few endpoints can be shown.
+        // Few endpoints implement `Debug`.
         f.debug_struct("CacheEndpoint").field("route", &self.route).finish_non_exhaustive()
     }
 }
@@ -42,7 +42,7 @@ impl<E: Endpoint + 'static> Endpoint for CacheEndpoint<E> {
     }
 }
 
-/// A request and the endpoint that will answer it if the cache doesn't.
+/// A request, and the endpoint that answers it if the cache doesn't.
 struct PoemCall<E> {
     endpoint: Arc<E>,
     request: Request,
@@ -50,7 +50,7 @@ struct PoemCall<E> {
     has_content: bool,
 }
 
-/// What is inside poem's own body. Taking it out and putting it back copies nothing.
+/// The type inside poem's own body. Unwrapping and wrapping it copies nothing.
 type Inner = BoxBody<Bytes, io::Error>;
 
 impl<E: Endpoint + 'static> Call for PoemCall<E> {
@@ -85,7 +85,8 @@ pub(crate) fn view(request: &Request) -> RequestView<'_> {
     RequestView::new(request.method(), sent(request), request.headers(), request.extensions())
 }
 
-/// The URI that the client sent, which routers cut. A request that came from no server has none: it is `/` then.
+/// Returns the URI that the client sent, before routers shortened it. For a request that didn't come from a server, poem
+/// reports `/`, and this returns the current URI.
 fn sent(request: &Request) -> &Uri {
     let original = request.original_uri();
     if original == "/" { request.uri() } else { original }
@@ -94,7 +95,7 @@ fn sent(request: &Request) -> &Uri {
 fn key_uri(request: &Request) -> KeyUri {
     let (sent, seen) = (sent(request), request.uri());
     match pattern(request) {
-        // Outside of all routers nothing is cut.
+        // Outside of routers the URI is unchanged.
         None => KeyUri::of(sent, seen, None),
         Some(pattern) => KeyUri::of_pattern(sent, seen, pattern),
     }
@@ -104,7 +105,7 @@ fn pattern(request: &Request) -> Option<&str> {
     request.data::<PathPattern>().map(|PathPattern(pattern)| &**pattern)
 }
 
-/// poem shows a body only to those who take it.
+/// Returns `true` if the request has content. poem gives access to a body only by value.
 fn has_content(request: &mut Request) -> bool {
     let body = request.take_body();
     let has_content = !body.is_empty();
@@ -116,8 +117,8 @@ fn response(answer: http::Response<ReplyBody<Inner>>) -> Response {
     let (mut parts, body) = answer.into_parts();
     let body = match body.as_bytes() {
         Some(bytes) => {
-            // A router that ran a HEAD as GET drops the body afterwards, and its length would be lost with it, which is
-            // to be that of the GET (RFC 9110 §9.3.2). Empty answers may be a 304 or a 204, which have none.
+            // A router that runs a HEAD as GET drops the body afterwards, and with it the length, which must be that of the
+            // GET (RFC 9110 §9.3.2). An empty response may be a 304 or a 204, which have no `Content-Length`.
             if !bytes.is_empty() {
                 parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes.len()));
             }
@@ -128,7 +129,7 @@ fn response(answer: http::Response<ReplyBody<Inner>>) -> Response {
     with_body(http::Response::from_parts(parts, body), |body| body)
 }
 
-/// poem's own kind of response, whose length stays known.
+/// Converts to poem's response type, and keeps the body's length known.
 pub(crate) fn with_body<B>(answer: http::Response<B>, convert: impl FnOnce(B) -> Body) -> Response {
     let (parts, body) = answer.into_parts();
     let parts = ResponseParts {

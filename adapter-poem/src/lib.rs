@@ -35,19 +35,19 @@
 //! # #[cfg(not(feature = "memory"))] fn main() {}
 //! ```
 //!
-//! Options, headers, safety and all the rest are the same in every adapter. [The guide of
+//! Options, headers and safety rules are the same in every adapter. [The guide of
 //! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) shows them one by one, with axum; [the core's
-//! guide](https://docs.rs/larder-core/latest/larder_core/guide/) has what depends on no framework.
+//! guide](https://docs.rs/larder-core/latest/larder_core/guide/) covers the topics that don't depend on a framework.
 //!
 //! # What poem does differently
 //!
 //! * Keys are made from the URI that the client sent, also under [`Route::nest`](poem::Route::nest). Requests that come
-//!   from a `TestClient` or a `RequestBuilder` have lost it, so that under `nest` they show what the router left of it.
-//! * An endpoint's `Err` is not an answer yet: it passes through as it is, without a word from the cache. It is never
-//!   stored, also not by [`Cache::ttl_for`], and never counts as the success of a write. To cache a 404, answer with it.
-//! * A body that may be endless isn't stored, and poem's conversion of an `http::Response` forgets how long the body is.
-//!   Endpoints that answer with one set `Content-Length`, or make the [`Response`](poem::Response) from its bytes.
-//! * poem's routers run the GET endpoint for a HEAD and drop the body of what it answered, so a HEAD fills the cache too.
+//!   from a `TestClient` or a `RequestBuilder` don't carry it: under `nest` their keys are made from the path that the router left.
+//! * An endpoint's `Err` passes through unchanged, without the cache's headers. It is never stored, also not with
+//!   [`Cache::ttl_for`], and never counts as the success of a write. To cache a 404, return it as a response.
+//! * A body of unknown length isn't stored, and poem's conversion of an `http::Response` drops the length of the body.
+//!   An endpoint that returns an `http::Response` sets `Content-Length`, or makes the [`Response`](poem::Response) from bytes.
+//! * poem's routers run the GET endpoint for a HEAD and drop the response's body, so a HEAD fills the cache too.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod endpoint;
@@ -92,14 +92,13 @@ impl<E: Endpoint + 'static, Target: larder_core::route::EvictTarget> Middleware<
     }
 }
 
-/// A page that shows what a cache does, says why, and evicts, for whomever `authorize` allows. To be nested where you
-/// want it.
+/// Returns the console: a page that shows what the cache does and why, and that evicts entries. Nest it under a path.
 ///
-/// Without `authorize` there is no console: a function from the request to `true` or `false`, or a type that implements
-/// [`Authorize`](larder_core::console::Authorize). It is asked for every request, and whoever it allows may evict. Requests from
-/// other sites may not, whomever they pose as.
+/// `authorize` is a function from the request to `true` or `false`, or a type that implements
+/// [`Authorize`](larder_core::console::Authorize). The console calls it for every request. A client that it allows may evict.
+/// Requests from other sites may not evict, whatever credentials they carry.
 ///
-/// From when it is made, the cache remembers its last requests, with their paths and queries, for half an hour at most.
+/// Once the console is made, the cache keeps its last requests, with their paths and queries, for at most half an hour.
 ///
 /// ```
 /// use larder_poem::{Larder, RequestView, console};

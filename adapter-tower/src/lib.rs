@@ -1,12 +1,13 @@
 //! Larder, the response cache, for [tower](https://docs.rs/tower) services: anything that takes an
 //! `http::Request` and answers with an `http::Response`.
 //!
-//! [`cache`], [`cache_put`] and [`cache_evict`] make layers for routes, whose authors decide; [`SharedCacheLayer`] goes around
-//! a whole service, whose answers decide (RFC 9111). The service under them must be `Clone`; the
-//! request's body is an `http_body::Body`, which says whether there is content. Errors of the service pass through, and so do the request's extensions.
+//! [`cache`], [`cache_put`] and [`cache_evict`] make layers for routes, whose options decide what is stored.
+//! [`SharedCacheLayer`] wraps a whole service, whose responses decide (RFC 9111). The inner service must be `Clone`. The request's
+//! body is an `http_body::Body`, which tells whether the request has content. The service's errors and the request's
+//! extensions pass through.
 //!
-//! Only a request that gets to the service waits until that is ready, in its call: hits take no part in a concurrency limit
-//! under the cache, and load is to be shed under it too.
+//! The cache is always ready. A request that reaches the inner service waits in its call until the service is ready. Hits don't
+//! count towards a concurrency limit under the cache. Put a load-shedding layer under the cache too.
 //!
 //! ```
 //! # #[cfg(feature = "memory")]
@@ -35,9 +36,9 @@
 //! # #[cfg(not(feature = "memory"))] fn main() {}
 //! ```
 //!
-//! Options, headers, safety and all the rest are the same in every adapter. [The guide of
+//! Options, headers and safety rules are the same in every adapter. [The guide of
 //! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) shows them one by one, with axum; [the core's
-//! guide](https://docs.rs/larder-core/latest/larder_core/guide/) has what depends on no framework.
+//! guide](https://docs.rs/larder-core/latest/larder_core/guide/) covers the topics that don't depend on a framework.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod service;

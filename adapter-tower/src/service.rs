@@ -1,5 +1,5 @@
-//! The service around a service. It shows the request to the route, runs the inner service when it is told to, and
-//! decides nothing.
+//! The service with a cache around it. It passes the request to the route, which decides, and runs the inner service when the
+//! route asks for it.
 
 use std::future::poll_fn;
 use std::marker::PhantomData;
@@ -20,7 +20,7 @@ pub struct CacheService<S, U = AsReceived> {
 }
 
 impl<S, U> CacheService<S, U> {
-    /// Answers the requests to `inner` through `route`.
+    /// Wraps `inner`, so that `route` answers its requests.
     pub const fn new(inner: S, route: Arc<Route>) -> Self {
         Self { inner, route, uri: PhantomData }
     }
@@ -32,24 +32,24 @@ impl<S: Clone, U> Clone for CacheService<S, U> {
     }
 }
 
-/// What a framework's router knows of a request: the URI that the client sent, where routers on the way have cut it, the
-/// pattern that led here, and what else was changed.
+/// Access to what a framework's router keeps about a request: the URI that the client sent, the URI for keys, and the matched
+/// pattern.
 pub trait UriSource: 'static {
-    /// That URI, given the one the request has now.
+    /// Returns the URI that the client sent. `current` is the request's URI now.
     fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri;
 
-    /// The URI that keys are made from, where that isn't the one that the client sent: see [`KeyUri`].
+    /// Returns the URI that keys are made from, if it isn't the one that the client sent. See [`KeyUri`].
     fn key_uri(_current: &Uri, _extensions: &Extensions) -> KeyUri {
         KeyUri::AsSent
     }
 
-    /// The pattern, such as `/products/{id}`, if a router left it with the request.
+    /// Returns the matched pattern, such as `/products/{id}`, if a router keeps it with the request.
     fn pattern(_extensions: &Extensions) -> Option<&str> {
         None
     }
 }
 
-/// The request's URI is the one that the client sent.
+/// A [`UriSource`] for services outside of routers: the request's URI is the one that the client sent.
 #[derive(Clone, Copy, Debug)]
 pub struct AsReceived;
 
@@ -73,7 +73,8 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<ResBody, S::Error>;
 
-    /// Always: what is stored is answered even if the inner service is busy. Who has to wait for that waits in the call.
+    /// Returns `Ready` always, so that hits are answered while the inner service is busy. A request that needs the inner service
+    /// waits for it in `call`.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }
@@ -97,12 +98,12 @@ fn view<'a, U: UriSource, B: Body>(request: &'a Request<B>, key_uri: &'a KeyUri)
         .with_content(has_content(request.body()))
 }
 
-/// A body that isn't at its end has content, unless it says that there are no bytes.
+/// Returns `true` if the body isn't at its end, unless its exact size is zero.
 fn has_content(body: &impl Body) -> bool {
     !body.is_end_stream() && body.size_hint().exact() != Some(0)
 }
 
-/// A request and the service that will answer it if the cache doesn't.
+/// A request, and the service that answers it if the cache doesn't.
 pub(crate) struct TowerCall<S, ReqBody, U> {
     service: S,
     request: Request<ReqBody>,

@@ -16,18 +16,18 @@ use tower_service::Service;
 
 use crate::service::{AsReceived, TowerCall, UriSource};
 
-/// A shared cache (RFC 9111) around a whole service: a gateway, a reverse proxy, or an application whose answers say
-/// themselves how long they may be kept. Their own fields rule: `Cache-Control`, `Expires`, `Vary`, `ETag` and so on.
+/// A shared cache (RFC 9111) around a whole service: a gateway, a reverse proxy, or an application that sets its own caching
+/// fields. The responses' fields decide what is stored: `Cache-Control`, `Expires`, `Vary`, `ETag` and so on.
 ///
-/// Put it where the service sees requests and answers as they are on the wire, outside of what changes bodies. It stores what
-/// the answers allow, validates what is stale with the service, answers conditional requests and ranges from what is stored,
-/// and forgets what a successful write made void. What an application keeps from caches only by accident, because nobody
-/// asked so far, is not safe here: answers that are one user's have to say `private`.
+/// Put it outside of layers that change bodies, where requests and responses are as on the wire. It stores the responses that
+/// allow it, validates stale ones with the service, answers conditional requests and ranges from stored responses, and
+/// invalidates the responses that a successful write makes obsolete. A response for one user must say `private`: the cache
+/// can't tell otherwise.
 ///
-/// Answers are passed on as they come, while they are being kept. A store that fails costs hits and no answers.
+/// Responses are streamed to the client while they are stored. If the store is down, requests go to the service.
 ///
 /// Keys are made from the request's URI as it gets here. In an axum router use `larder_axum::SharedCacheLayer`: under `nest`
-/// this one would see only the end of each path, and take `/v1/items` and `/v2/items` for one resource.
+/// this layer sees only the end of each path, and takes `/v1/items` and `/v2/items` for one resource.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]
@@ -55,7 +55,7 @@ use crate::service::{AsReceived, TowerCall, UriSource};
 /// let get = || Request::get("/hello").body(Full::default()).unwrap();
 /// let first = service.clone().oneshot(get()).await.unwrap();
 /// assert_eq!(first.headers()["cache-status"], "Larder; fwd=uri-miss; stored; detail=absent");
-/// // It is stored when it was read to its end.
+/// // The response is stored once its body has been read to the end.
 /// first.into_body().collect().await.unwrap();
 /// let second = service.clone().oneshot(get()).await.unwrap();
 /// assert_eq!(second.headers()["cache-status"], "Larder; hit; ttl=60");
@@ -68,20 +68,20 @@ pub struct SharedCacheLayer {
 }
 
 impl SharedCacheLayer {
-    /// A shared cache with the usual rule.
+    /// Creates a shared cache with the default rule.
     #[must_use]
     pub fn new(larder: &Larder) -> Self {
         Self { cache: Arc::new(SharedCache::new(larder)) }
     }
 
-    /// A shared cache whose rule `change` has changed.
+    /// Creates a shared cache whose rule `change` adjusts.
     #[must_use]
     #[track_caller]
     pub fn with_rule(larder: &Larder, change: impl FnOnce(&mut SharedRule)) -> Self {
         Self { cache: Arc::new(SharedCache::with_rule(larder, change)) }
     }
 
-    /// The cache itself, to evict from it.
+    /// Returns the cache, for evictions.
     #[must_use]
     pub const fn cache(&self) -> &Arc<SharedCache> {
         &self.cache
@@ -98,8 +98,8 @@ impl<S> Layer<S> for SharedCacheLayer {
 
 /// A service with a shared cache around it.
 ///
-/// The service inside says that there was no answer by an error, or by
-/// [`OriginFailed`](larder_core::shared::policy::OriginFailed) in the extensions of the response that it makes instead.
+/// The inner service reports that it got no response with an error, or with
+/// [`OriginFailed`](larder_core::shared::policy::OriginFailed) in the extensions of the response that it returns instead.
 pub struct SharedCacheService<S, U = AsReceived> {
     inner: S,
     cache: Arc<SharedCache>,
@@ -107,7 +107,7 @@ pub struct SharedCacheService<S, U = AsReceived> {
 }
 
 impl<S, U> SharedCacheService<S, U> {
-    /// Answers the requests to `inner` through `cache`.
+    /// Wraps `inner`, so that `cache` answers its requests.
     pub const fn new(inner: S, cache: Arc<SharedCache>) -> Self {
         Self { inner, cache, source: PhantomData }
     }
@@ -142,7 +142,8 @@ where
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
-    /// Always: what is stored is answered even if the inner service is busy. Who has to wait for that waits in the call.
+    /// Returns `Ready` always, so that hits are answered while the inner service is busy. A request that needs the inner service
+    /// waits for it in `call`.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }
