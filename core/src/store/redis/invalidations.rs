@@ -1,10 +1,10 @@
-//! Whom Redis tells of changes: a connection to the server, or to each master of a cluster.
+//! Connections that receive `CLIENT TRACKING` invalidations: one to the server, or one to each master of a cluster.
 //!
-//! Changes are told on the connection on which they were asked for, in the order in which they happen, and answers come
-//! in between. So an answer proves that every change before the question was heard of. In a cluster that isn't enough:
-//! a slot may have gone to somebody who isn't listened to. So each master is also asked who serves what, and only if all
-//! of them say the same, and say it of those who are listened to, nothing can have been missed. A master that was cut off
-//! from the others notices that itself, and says so; until it does, it would answer a read no better.
+//! Redis sends messages and replies on one connection in the order in which they happen. So a reply proves that every message
+//! about an earlier change has arrived. In a cluster that isn't enough: a slot may have moved to a master without a connection.
+//! So each master is also asked for the slots' owners. Only if all masters agree, and each owner has a connection here, no
+//! message can be missing. A master that is cut off from the others reports that itself; until then, reads from it would be
+//! as outdated.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use super::node::{Dialer, Line};
 use super::server_identity::KnownServer;
 use super::transport::Wire;
 
-/// Connections on which changes are told.
-pub(super) struct Ears {
-    /// What holds each connection open.
+/// The connections that receive invalidation messages.
+pub(super) struct InvalidationListener {
+    /// Keeps each connection open.
     _lines: Vec<Line>,
     wires: Vec<Wire>,
-    /// The servers that they lead to, each with the generation of its connection.
+    /// The connected servers, each with the generation of its connection.
     servers: Vec<(Arc<KnownServer>, u64)>,
     is_cluster: bool,
-    /// Who serves what in a cluster, once it has been asked.
+    /// The owners of a cluster's slots, once known.
     serving: Option<BTreeMap<String, String>>,
 }
 
-impl Ears {
-    /// Asks each of these to tell of every change to keys that begin so.
+impl InvalidationListener {
+    /// Connects to each address, and turns on tracking for keys that begin with `head`.
     pub(super) async fn open(
         dialer: &Dialer,
         addresses: &[Address],
@@ -52,9 +52,9 @@ impl Ears {
         Ok(Self { _lines: lines, wires, servers, is_cluster: dialer.options.is_cluster(), serving: None })
     }
 
-    /// Whether every change before this call has been heard of. If not, only new ears will do.
-    pub(super) async fn hear_everything(&mut self) -> RedisResult<bool> {
-        // Commands may go to another server than these connections do.
+    /// Returns `true` if every message about a change before this call has arrived. After `false` the connections must be replaced.
+    pub(super) async fn is_caught_up(&mut self) -> RedisResult<bool> {
+        // Commands may reach another server than these connections.
         if self.servers.iter().any(|(server, generation)| server.generation() != *generation) {
             return Ok(false);
         }
@@ -66,13 +66,13 @@ impl Ears {
         let Some(views) = views.into_iter().collect::<Option<Vec<View>>>() else { return Ok(false) };
         let Some(first) = views.first() else { return Ok(false) };
         let serving = self.serving.get_or_insert_with(|| first.serving.clone());
-        let is_heard = |master: &String| views.iter().any(|view| view.myself == *master);
-        Ok(serving.keys().all(is_heard)
+        let is_connected = |master: &String| views.iter().any(|view| view.myself == *master);
+        Ok(serving.keys().all(is_connected)
             && views.iter().all(|view| view.is_settled() && view.serving == *serving))
     }
 }
 
-/// What a master says about the cluster. `None` if it says that something is wrong.
+/// Asks a master for its view of the cluster. Returns `None` if the master reports a fault.
 async fn view_of(wire: &mut Wire) -> RedisResult<Option<View>> {
     let mut pipe = redis::pipe();
     pipe.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("NODES");

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How many bytes a connection has delivered. Clones share the count.
+/// A count of the bytes that a connection has delivered. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Delivered(Arc<AtomicU64>);
 

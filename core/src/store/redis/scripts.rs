@@ -1,4 +1,4 @@
-//! The Lua scripts. They are sent by hash, and in full when the server does not know them (yet, or any more).
+//! The Lua scripts. Sent by hash, and in full if the server doesn't have them.
 
 use std::sync::LazyLock;
 
@@ -36,14 +36,13 @@ impl Call<'_> {
         self.command("EVAL", self.script.code)
     }
 
-    /// One of the keys, to tell by it where all of them are.
+    /// Returns the key that determines the slot of all of them.
     pub(super) fn slot_key(&self) -> &str {
         self.keys.first().copied().unwrap_or_default()
     }
 
-    /// Whether it means the same to be run twice. A commit that ran gave its lease back, and would be refused the second
-    /// time, as if it had never been run. And a lease, or the nonce that it made, would come back after an eviction that
-    /// revoked it in between.
+    /// Returns `true` if the script is idempotent. A commit releases its lease, so a second run is refused as if the first had
+    /// failed. A second `BEGIN` could restore a lease, or a nonce, that an eviction revoked in between.
     pub(super) fn may_be_sent_twice(&self) -> bool {
         ![&BEGIN, &COMMIT, &COMMIT_SMALL].into_iter().any(|script| std::ptr::eq(self.script, &**script))
     }
@@ -56,7 +55,7 @@ impl Call<'_> {
     }
 }
 
-/// The code of a script of this hash.
+/// Returns the code of the script with this hash.
 pub(super) fn code(hash: &str) -> Option<&'static str> {
     all().find(|script| script.sha == hash).map(|script| script.code)
 }
@@ -76,7 +75,7 @@ macro_rules! scripts {
 }
 
 scripts! {
-    /// Takes a lease, or says why not.
+    /// Acquires a lease, or returns why not.
     BEGIN = "lua/begin.lua";
     /// Moves an uploaded body into place if the lease still holds.
     COMMIT = "lua/commit.lua";
@@ -84,15 +83,15 @@ scripts! {
     COMMIT_SMALL = "lua/commit_small.lua";
     /// Extends a lease that still holds.
     RENEW = "lua/renew.lua";
-    /// Gives a lease back.
+    /// Releases a lease.
     ABANDON = "lua/abandon.lua";
     /// Removes an entry and revokes its lease.
     DELETE = "lua/delete.lua";
     /// Invalidates a whole group at once.
     DROP_GROUP = "lua/drop_group.lua";
-    /// Unlinks what a dropped group left behind.
+    /// Unlinks the entries of a dropped group.
     SWEEP = "lua/sweep.lua";
-    /// Forgets a list of what a dropped group left behind.
+    /// Removes the list of a dropped group's entries.
     SWEPT = "lua/swept.lua";
 }
 

@@ -1,19 +1,19 @@
-//! Values of a Redis, kept in this process too: [`TieredStore`].
+//! A local tier over Redis: [`TieredStore`].
 //!
 //! # How it stays coherent
 //!
-//! A connection of its own asks Redis to tell it of every change under the prefix (`CLIENT TRACKING ON BCAST`), in a
-//! cluster one to each master, and each message removes what it names. Four rules make that safe:
+//! A dedicated connection, in a cluster one to each master, receives an invalidation message for every change under the
+//! prefix (`CLIENT TRACKING ON BCAST`). Each message removes the entries that it names. Four rules make that safe:
 //!
-//! * **A fence.** A value that was read may be outdated before it is kept. So the epoch of the key's stripe is taken
-//!   *before* Redis is asked, every message advances it, and what was read is kept only if it is still the same.
-//! * **A bound.** Four times a second it is proven that every change before was heard of (see `invalidations.rs`). What is here
-//!   counts only until then plus [`MAX_STALE`]: a connection that hangs, or was cut without a word, and a slot that went
-//!   to somebody else are noticed by the time alone. New connections start with nothing.
-//! * **Own changes don't wait for their message.** Whatever this process writes or evicts is removed here, and fenced,
-//!   after Redis confirmed it and before the caller hears of it. What Redis didn't confirm is bypassed until it does.
-//! * **A lease reads from Redis.** The holder of a lease builds on what it reads next, so the copy of the key is removed, and
-//!   fenced, before the caller has the lease.
+//! * **A fence.** A value may be outdated by the time it is kept. So the epoch of the key's stripe is read *before* the value
+//!   is. Every message advances the epoch, and the value is kept only if the epoch is unchanged.
+//! * **A bound.** Four times a second the tier proves that it has received every earlier message (see `invalidations.rs`). Its
+//!   entries are valid until [`MAX_STALE`] after the last proof, which covers a connection that hangs or was cut silently, and
+//!   a slot that moved to another master. New connections start with an empty tier.
+//! * **Own changes don't wait for their message.** An entry that this process writes or evicts is removed and fenced here after
+//!   Redis confirms the change and before the call returns. Keys of an unconfirmed eviction are bypassed until Redis confirms it.
+//! * **A lease reads from Redis.** The holder of a lease builds on its next read, so the local copy is removed and fenced before
+//!   the lease is returned.
 //!
 //! An entry of a group also carries its group's epoch, which advances with every message about the group's nonce.
 
@@ -36,38 +36,39 @@ use tokio::time::{Instant, sleep, timeout};
 use super::RedisStore;
 use super::change_log::Lost;
 use super::client::Connection;
-use super::invalidations::Ears;
+use super::invalidations::InvalidationListener;
 use super::key_names;
 use super::node::Dialer;
 use crate::key::{CacheKey, KeySpace};
 use crate::store::lease_table::head_of;
 use crate::store::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 
-/// For how long what is here may be out of date when Redis can't be heard. While it can, it is less than a millisecond.
+/// The longest time that an entry of the local tier may be outdated when invalidation messages can't arrive. While they arrive,
+/// it is less than a millisecond.
 pub const MAX_STALE: Duration = Duration::from_secs(1);
 
-/// How often it is proven that nothing went unheard.
+/// Interval between proofs that all messages have been received.
 const PROVEN_EVERY: Duration = Duration::from_millis(250);
 
-/// The pause before the connection is tried again, and the one after Redis refused to tell of changes.
+/// The pauses before the next connection: after a failure, and after Redis refused `CLIENT TRACKING`.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(5);
 
-/// How many epochs share the keys, and the groups. Two that share one only cost each other a read.
+/// The number of epochs for keys, and for groups. A collision costs only an additional read from Redis.
 const STRIPES: usize = 1024;
 
-/// What an entry weighs besides its name and its value, in bytes.
+/// The weight of an entry besides its name and its value, in bytes.
 const OVERHEAD: u64 = 200;
 
 /// A [`RedisStore`] with a tier in this process's memory. Clones share both.
 ///
-/// Made by [`RedisStore::with_local`]. Reads are answered here if they can be; leases, writes and evictions always go to
-/// Redis. After an eviction by this process has returned, nothing older is read in it. Another process's eviction
-/// is seen as soon as Redis's message arrives, and after [`MAX_STALE`] at the latest, even if no message can arrive.
+/// Made by [`RedisStore::with_local`]. Reads are answered from memory where possible. Leases, writes and evictions always go to
+/// Redis. After an eviction by this process has returned, this process never reads an older value. Another process's eviction
+/// takes effect when Redis's message arrives, and after [`MAX_STALE`] at the latest, even if no message can arrive.
 ///
 /// It needs Redis 6 or newer and a user who may run `CLIENT TRACKING`, and in a cluster `CLUSTER INFO` and `CLUSTER
-/// NODES`. Without them, and through a pool of the application's own, there is a warning and everything is read from Redis.
-/// So it is, without a warning, while slots of a cluster are moved, or one of its masters is away.
+/// NODES`. Without these rights, or through the application's own pool, the store logs a warning and reads everything from
+/// Redis. It also does so, without a warning, while slots of a cluster move or one of its masters is down.
 #[derive(Clone, Debug)]
 pub struct TieredStore {
     redis: RedisStore,
@@ -75,14 +76,14 @@ pub struct TieredStore {
 }
 
 impl RedisStore {
-    /// Keeps what is read under this prefix in memory too, at most so many bytes. Keys of other prefixes are
-    /// always read from Redis.
+    /// Adds a local tier of at most `bytes` bytes for values read under `prefix`. Keys of other prefixes are always read from
+    /// Redis.
     #[must_use]
     pub fn with_local(self, prefix: &str, bytes: u64) -> TieredStore {
         let dialer = self.inner.connection.dialer().clone();
         let local = Arc::new(Local::new(dialer, self.inner.connection.clone(), prefix, bytes));
         let weak = Arc::downgrade(&local);
-        // What was read until a change of servers was noticed may be outdated.
+        // Values read before a change of servers was noticed may be outdated.
         self.inner.on_recall.add(move || {
             if let Some(local) = weak.upgrade() {
                 local.remove(Scope::All);
@@ -101,12 +102,12 @@ impl CacheStore for TieredStore {
         if let Some(value) = self.try_get(key) {
             return Ok(Some(value));
         }
-        let Some(ticket) = self.local.ticket(key) else { return self.redis.get(key).await };
-        // Only now: from here on an eviction revokes the ticket.
+        let Some(epochs) = self.local.epochs(key) else { return self.redis.get(key).await };
+        // From here on an eviction advances the epoch.
         let asked = self.local.now();
         let read = self.redis.believed(key, self.redis.read_whole(key));
         let Some((value, left)) = read.await? else { return Ok(None) };
-        self.local.keep(key, &ticket, &ValueHead::whole(value.clone()), left.map(|left| asked + left));
+        self.local.keep(key, &epochs, &ValueHead::whole(value.clone()), left.map(|left| asked + left));
         Ok(Some(value))
     }
 
@@ -121,8 +122,8 @@ impl CacheStore for TieredStore {
         if let Some(head) = self.local.head(key).filter(|head| head.is_whole() || head.bytes.len() >= limit) {
             return Ok(Some(head));
         }
-        let Some(ticket) = self.local.ticket(key) else { return self.redis.get_head(key, limit).await };
-        // Only now: from here on an eviction revokes the ticket.
+        let Some(epochs) = self.local.epochs(key) else { return self.redis.get_head(key, limit).await };
+        // From here on an eviction advances the epoch.
         let asked = self.local.now();
         let (head, left) = match self.redis.believed(key, self.redis.read_head(key, limit)).await {
             Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
@@ -131,7 +132,7 @@ impl CacheStore for TieredStore {
                 None => return Ok(None),
             },
         };
-        self.local.keep(key, &ticket, &head, left.map(|left| asked + left));
+        self.local.keep(key, &epochs, &head, left.map(|left| asked + left));
         Ok(Some(head))
     }
 
@@ -185,7 +186,7 @@ impl LeaseStore for TieredStore {
     async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
         let begun = self.redis.begin(key, intent, hold).await?;
         if matches!(begun, Begin::Lease(_)) {
-            // The holder builds on what it reads now. The message about another process's change may still be on its way.
+            // The holder builds on its next read. The message about another process's change may not have arrived yet.
             self.local.forget(key.name());
         }
         Ok(begun)
@@ -211,12 +212,12 @@ impl LeaseStore for TieredStore {
     }
 
     async fn changed(&self, key: &CacheKey) {
-        self.local.news_of(key.name()).notified().await;
+        self.local.notify_of(key.name()).notified().await;
     }
 }
 
-/// A change that this process makes. What it concerns is removed when it begins, and when it is over, however it ends:
-/// dropped half-way too, which is when Redis may carry it out later.
+/// A guard around a change that this process makes. It removes the affected entries when it is made and when it is dropped, also
+/// if the call is cancelled: Redis may still carry the change out.
 #[must_use]
 struct Change<'a> {
     local: &'a Local,
@@ -254,22 +255,22 @@ impl Drop for Change<'_> {
     }
 }
 
-/// What is kept here. Times are since its beginning.
+/// The local tier. Times count from `beginning`.
 struct Local {
     dialer: Arc<Dialer>,
-    /// Which servers there are.
+    /// Tells the cluster's layout.
     servers: Connection,
-    /// What the names of tracked keys begin with.
+    /// The prefix of tracked names, with its colon.
     head: Box<str>,
-    entries: Cache<Box<str>, Kept, Weigh>,
-    /// Locked by whoever keeps or removes an entry of the stripe.
+    entries: Cache<Box<str>, LocalEntry, Weigh>,
+    /// Epochs of keys by stripe, locked to keep or remove an entry of the stripe.
     keys: Box<[Mutex<u64>]>,
     groups: Box<[AtomicU64]>,
-    /// Told of every change of a key of the stripe.
-    news: Box<[Notify]>,
+    /// Notified of every change of a key of the stripe.
+    changes: Box<[Notify]>,
     hasher: RandomState,
     beginning: Instant,
-    /// Until when, in microseconds, every change is known to be heard of in time. 0 without a connection.
+    /// The time in microseconds until which entries are valid. 0 without a connection.
     valid_until: AtomicU64,
     listener: Mutex<Listener>,
 }
@@ -278,13 +279,13 @@ struct Local {
 struct Listener {
     task: Option<AbortHandle>,
     closed: bool,
-    /// How many times a connection was lost.
+    /// The number of lost connections.
     losses: u64,
 }
 
 #[derive(Clone)]
-struct Kept {
-    /// The value, or the beginning of one of which only that was read.
+struct LocalEntry {
+    /// The value, or its beginning if only that was read.
     head: ValueHead,
     expires: Option<Duration>,
     group_epoch: u64,
@@ -293,14 +294,14 @@ struct Kept {
 #[derive(Clone)]
 struct Weigh;
 
-impl Weighter<Box<str>, Kept> for Weigh {
-    fn weight(&self, name: &Box<str>, kept: &Kept) -> u64 {
+impl Weighter<Box<str>, LocalEntry> for Weigh {
+    fn weight(&self, name: &Box<str>, kept: &LocalEntry) -> u64 {
         OVERHEAD + name.len() as u64 + kept.head.bytes.len() as u64
     }
 }
 
-/// The right to keep what is read from now on, unless something changes meanwhile.
-struct Ticket {
+/// The epochs at the start of a read. The value is kept only if they are unchanged.
+struct ReadEpochs {
     epoch: u64,
     group_epoch: u64,
 }
@@ -314,7 +315,7 @@ impl Local {
             entries: Cache::with_weighter(usize::try_from(bytes / 2048).unwrap_or(usize::MAX), bytes, Weigh),
             keys: (0..STRIPES).map(|_| Mutex::default()).collect(),
             groups: (0..STRIPES).map(|_| AtomicU64::default()).collect(),
-            news: (0..STRIPES).map(|_| Notify::new()).collect(),
+            changes: (0..STRIPES).map(|_| Notify::new()).collect(),
             hasher: RandomState::new(),
             beginning: Instant::now(),
             valid_until: AtomicU64::new(0),
@@ -330,7 +331,7 @@ impl Local {
         self.head(key).filter(ValueHead::is_whole).map(|head| head.bytes)
     }
 
-    /// A value, or the beginning of one.
+    /// Returns a valid entry's value, or the beginning of it.
     fn head(&self, key: &CacheKey) -> Option<ValueHead> {
         let now = self.now();
         if !self.is_valid_at(now) {
@@ -341,22 +342,22 @@ impl Local {
         (!is_over && kept.group_epoch == self.group_epoch(key)).then_some(kept.head)
     }
 
-    /// To be taken before Redis is asked. `None` for what isn't tracked, or not now.
-    fn ticket(self: &Arc<Self>, key: &CacheKey) -> Option<Ticket> {
+    /// Reads the epochs before a read from Redis. Returns `None` if the key isn't tracked, or the tier isn't valid now.
+    fn epochs(self: &Arc<Self>, key: &CacheKey) -> Option<ReadEpochs> {
         if !self.is_valid_at(self.now()) {
             self.listen();
             return None;
         }
         let epoch = *self.stripe(key.name());
-        let ticket = Ticket { epoch, group_epoch: self.group_epoch(key) };
-        key.name().starts_with(&*self.head).then_some(ticket)
+        let epochs = ReadEpochs { epoch, group_epoch: self.group_epoch(key) };
+        key.name().starts_with(&*self.head).then_some(epochs)
     }
 
-    fn keep(&self, key: &CacheKey, ticket: &Ticket, head: &ValueHead, expires: Option<Duration>) {
+    fn keep(&self, key: &CacheKey, epochs: &ReadEpochs, head: &ValueHead, expires: Option<Duration>) {
         let epoch = self.stripe(key.name());
         // The beginning of a value doesn't replace the whole.
-        if *epoch == ticket.epoch && (head.is_whole() || self.get(key).is_none()) {
-            let kept = Kept { head: head.clone(), expires, group_epoch: ticket.group_epoch };
+        if *epoch == epochs.epoch && (head.is_whole() || self.get(key).is_none()) {
+            let kept = LocalEntry { head: head.clone(), expires, group_epoch: epochs.group_epoch };
             self.entries.insert(key.name().into(), kept);
         }
     }
@@ -365,13 +366,13 @@ impl Local {
         match scope {
             Scope::Key(name) => {
                 self.forget(name);
-                self.news_of(name).notify_waiters();
+                self.notify_of(name).notify_waiters();
             }
             Scope::Group(nonce) => {
                 self.groups[self.number(nonce)].fetch_add(1, Ordering::AcqRel);
             }
             Scope::All => {
-                // All of them before the first entry goes: nothing may be kept behind the back of this.
+                // All stripes are locked before entries are removed, so that no entry is kept meanwhile.
                 let mut epochs: Vec<_> = self.keys.iter().map(lock).collect();
                 epochs.iter_mut().for_each(|epoch| **epoch += 1);
                 self.entries.clear();
@@ -379,7 +380,7 @@ impl Local {
         }
     }
 
-    /// Drops the copy of an entry, and any that was read before now.
+    /// Removes an entry, and fences reads that began before now.
     fn forget(&self, name: &str) {
         let mut epoch = self.stripe(name);
         *epoch += 1;
@@ -395,8 +396,8 @@ impl Local {
         lock(&self.keys[self.number(name)])
     }
 
-    fn news_of(&self, name: &str) -> &Notify {
-        &self.news[self.number(name)]
+    fn notify_of(&self, name: &str) -> &Notify {
+        &self.changes[self.number(name)]
     }
 
     fn number(&self, name: &str) -> usize {
@@ -408,9 +409,9 @@ impl Local {
     }
 }
 
-/// Hearing of changes.
+/// The listener for invalidation messages.
 impl Local {
-    /// Sees to it that somebody listens. A task dies with its runtime, so a finished one is replaced.
+    /// Starts the listener unless it runs. A task ends with its runtime, so a finished one is replaced.
     fn listen(self: &Arc<Self>) {
         let mut listener = lock(&self.listener);
         if listener.closed || listener.task.as_ref().is_some_and(|task| !task.is_finished()) {
@@ -427,7 +428,7 @@ impl Local {
             let mut refused = false;
             while let Some(local) = weak.upgrade() {
                 let ended = local.listen_once().await;
-                local.goes_deaf();
+                local.on_disconnect();
                 let pause = match ended {
                     Err(error) if !error.is_io_error() && !error.is_unrecoverable_error() => {
                         local.dialer.refusals.note(&local.dialer.options.addresses()[0], &error);
@@ -445,13 +446,13 @@ impl Local {
         listener.task = Some(runtime.spawn(task).abort_handle());
     }
 
-    /// Listens until that is no good any more.
+    /// Listens until a connection is lost or the cluster changes.
     async fn listen_once(self: &Arc<Self>) -> RedisResult<()> {
         let (weak, losses) = (Arc::downgrade(self), lock(&self.listener).losses);
-        // Called where the connection is read, in the order in which messages and answers come.
+        // Called by the connection's reader, in the order of messages and replies.
         let on_push = move |push: PushInfo| {
             if let Some(local) = weak.upgrade() {
-                local.hear(&push);
+                local.on_message(&push);
             }
             Ok::<(), ()>(())
         };
@@ -466,19 +467,19 @@ impl Local {
                 )
                     .into());
             }
-            // While slots are on the move there is nothing to listen for.
+            // Nothing is kept while slots move.
             Ok(_) | Err(_) => return Ok(()),
         };
         let addresses: Vec<_> = layout.nodes.iter().map(|node| node.address().clone()).collect();
-        let opened = Ears::open(&self.dialer, &addresses, &self.head, on_push);
-        let Ok(ears) = timeout(MAX_STALE, opened).await else { return Ok(()) };
-        let mut ears = ears?;
-        // Before this, changes went unheard.
+        let opened = InvalidationListener::open(&self.dialer, &addresses, &self.head, on_push);
+        let Ok(connections) = timeout(MAX_STALE, opened).await else { return Ok(()) };
+        let mut connections = connections?;
+        // Earlier changes were missed.
         self.remove(Scope::All);
         loop {
             let sent = self.now();
-            let Ok(heard) = timeout(MAX_STALE, ears.hear_everything()).await else { return Ok(()) };
-            if !heard? {
+            let Ok(caught_up) = timeout(MAX_STALE, connections.is_caught_up()).await else { return Ok(()) };
+            if !caught_up? {
                 return Ok(());
             }
             {
@@ -493,24 +494,24 @@ impl Local {
         }
     }
 
-    fn hear(&self, push: &PushInfo) {
+    fn on_message(&self, push: &PushInfo) {
         match push.kind {
             PushKind::Invalidate => match push.data.first() {
-                Some(Value::Array(names)) => names.iter().for_each(|name| self.hear_of(name)),
+                Some(Value::Array(names)) => names.iter().for_each(|name| self.invalidate(name)),
                 // The whole database was flushed.
                 _ => self.remove(Scope::All),
             },
-            PushKind::Disconnection => self.goes_deaf(),
+            PushKind::Disconnection => self.on_disconnect(),
             _ => {}
         }
     }
 
-    fn hear_of(&self, name: &Value) {
+    fn invalidate(&self, name: &Value) {
         let name = match name {
             Value::BulkString(name) => std::str::from_utf8(name).ok(),
             _ => None,
         };
-        // Every name of ours is UTF-8.
+        // All names of this crate are UTF-8.
         let Some(name) = name else { return };
         if name.ends_with('}') {
             self.remove(Scope::Group(name));
@@ -518,7 +519,7 @@ impl Local {
         self.remove(Scope::Key(name));
     }
 
-    fn goes_deaf(&self) {
+    fn on_disconnect(&self) {
         let mut listener = lock(&self.listener);
         listener.losses += 1;
         self.valid_until.store(0, Ordering::Release);
@@ -533,7 +534,7 @@ impl Local {
             task.abort();
         }
         drop(listener);
-        self.goes_deaf();
+        self.on_disconnect();
     }
 }
 

@@ -1,4 +1,4 @@
-//! TLS, with a crypto provider of its own: one installed for the whole process could be somebody else's, or missing.
+//! TLS to Redis, with its own crypto provider: the process-wide one may be another library's, or missing.
 
 use std::io;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use tokio_rustls::rustls::{
 
 use super::tls_options::TlsOptions;
 
-/// What every connection of a store needs to speak TLS.
+/// The TLS configuration of a store's connections.
 #[derive(Clone)]
 pub(super) struct Tls {
     connector: TlsConnector,
 }
 
 impl Tls {
-    /// Reads certificates and keys. The error says what is wrong with them, not what is in them.
+    /// Reads certificates and keys. The error names the fault, and never shows their content.
     pub(super) fn new(options: &TlsOptions) -> Result<Self, String> {
         let provider = Arc::new(ring::default_provider());
         let roots = Arc::new(roots(options.authorities.as_deref())?);
@@ -72,7 +72,7 @@ fn roots(own: Option<&[u8]>) -> Result<RootCertStore, String> {
         }
     } else {
         let system = rustls_native_certs::load_native_certs();
-        // Systems ship some that rustls does not take.
+        // Systems ship some that rustls rejects.
         roots.add_parsable_certificates(system.certs);
         if roots.is_empty() {
             return Err("the system trusts no authority; name one".to_owned());
@@ -91,7 +91,7 @@ fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, 
     Ok(certificates)
 }
 
-/// Checks everything about a certificate except whom it is for.
+/// A verifier that checks everything about a certificate except its name.
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
 
@@ -104,7 +104,7 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        // The name is looked at last, after the chain, the dates and the purpose.
+        // The inner verifier checks the name last, after the chain, the dates and the purpose.
         match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
