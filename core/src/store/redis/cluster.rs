@@ -591,6 +591,7 @@ impl<'a> Line<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::key_names;
+    use super::super::slots::crc16;
     use super::*;
     use crate::key::KeySpace;
 

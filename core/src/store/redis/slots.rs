@@ -46,7 +46,7 @@ pub(super) fn slot(key: &str) -> u16 {
 }
 
 /// CRC-16/XMODEM, as the Redis Cluster specification has it.
-fn crc16(bytes: &[u8]) -> u16 {
+pub(super) fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, byte| {
         let high = (crc >> 8) ^ u16::from(*byte);
         (crc << 8) ^ REMAINDERS[usize::from(high & 0xff)]

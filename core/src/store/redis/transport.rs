@@ -1,18 +1,16 @@
 //! What a command is written to: a connection of our own, or one lent by somebody's pool.
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Cmd, Pipeline, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
 #[cfg(feature = "redis-pool")]
 use {
     deadpool_redis::{PoolError, TimeoutType},
-    redis::RedisError,
     redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
     std::time::Duration,
     tokio::time::sleep,
 };
 
 use super::refusals;
-#[cfg(feature = "redis-pool")]
 use super::server_identity::ServerIdentity;
 
 /// The pause before a pool without a free connection is asked again.
