@@ -1,0 +1,483 @@
+//! An exhaustive check of how processes remember what they evicted, for servers that lose what they confirmed.
+//!
+//! One key lies on a master and on a replica that lags. Two processes evict and replace the value, a third one fills and reads.
+//! The master may change places with its replica, and may restart from an old snapshot. Every step of a process that a change
+//! of servers can come in between is a step of its own.
+//!
+//! The rules are those of `core/src/store/redis/change_log.rs`. Two things are checked in every state that can be reached:
+//!
+//! * A read that begins more than one watch period after the servers changed, and after an eviction was confirmed, never gives
+//!   the value from before the eviction, in no process.
+//! * A process whose connection broke or was redirected never reads what it evicted itself, not even within that period.
+//!
+//! With one of the rules turned off, one of them fails: otherwise the check would show nothing.
+
+use std::collections::{HashMap, VecDeque};
+
+/// How much happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Bounds {
+    processes: usize,
+    /// How often the servers change.
+    changes: u8,
+    /// How often the database changes.
+    versions: u8,
+    /// Whether there is a fill, and whether the processes that evict read too.
+    reads: bool,
+}
+
+/// A failover may be undone, and an eviction may come after another.
+const ONE_PROCESS: Bounds = Bounds { processes: 1, changes: 2, versions: 2, reads: true };
+
+/// One process may repeat an eviction while the other changes the value, and a third one reads.
+const TWO_PROCESSES: Bounds = Bounds { processes: 2, changes: 2, versions: 2, reads: false };
+
+/// A rule, to be turned off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    /// A process asks the servers who they are once a period, also when it has nothing else to ask.
+    Watch,
+    /// The history of writes is part of who a server is, not only its address and its process.
+    HistoryIsIdentity,
+    /// Confirmed evictions are remembered, and repeated at a server that may have lost them.
+    Remember,
+    /// So are writes that replaced a value.
+    RememberWrites,
+    /// What was repeated is remembered, too.
+    RememberRepeats,
+    /// An answer is not believed if servers changed since the question.
+    SecondLook,
+    /// A confirmation doesn't settle an eviction if servers changed since it began.
+    CountRecalls,
+    /// A repeated eviction revokes the leases of fills.
+    RevokeLeases,
+}
+
+const RULES: [Rule; 8] = [
+    Rule::Watch,
+    Rule::HistoryIsIdentity,
+    Rule::Remember,
+    Rule::RememberWrites,
+    Rule::RememberRepeats,
+    Rule::SecondLook,
+    Rule::CountRecalls,
+    Rule::RevokeLeases,
+];
+
+/// What a server holds under the key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Data {
+    value: Option<u8>,
+    /// Whether a fill may be committed.
+    lease: bool,
+}
+
+/// Where a server is, and its process: a connection leads to one of these. Its history of writes is kept apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Identity {
+    address: u8,
+    run: u8,
+}
+
+/// What a process changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Change {
+    /// The database has this version, and what is older goes.
+    Evict(u8),
+    /// This version replaces what is there.
+    Set(u8),
+    /// What is pending is evicted once more.
+    Repeat,
+}
+
+/// A change under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Running {
+    change: Change,
+    /// Whether something was recalled since it began.
+    is_recalled: bool,
+    /// Whether the eviction that is pending was so when it began.
+    settles: bool,
+    is_executed: bool,
+}
+
+/// A read under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Reading {
+    /// Whether something was recalled since it began.
+    is_recalled: bool,
+    /// The oldest value that it may give.
+    floor: u8,
+    /// Whether it began more than a period after the servers changed, and they haven't changed since.
+    is_late: bool,
+    /// The oldest value that its process knows to be good.
+    own_floor: u8,
+    /// The answer, and whether its connection had to be made anew.
+    answer: Option<(Option<u8>, bool)>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Process {
+    /// The master when the process last asked.
+    known: Identity,
+    /// Whether it had the same history of writes.
+    knows_history: bool,
+    remembers: bool,
+    is_pending: bool,
+    /// Whether it has watched since the servers changed.
+    has_watched: bool,
+    running: Option<Running>,
+    reading: Option<Reading>,
+    /// Older values were evicted or replaced by this process, which has been told so.
+    floor: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct World {
+    /// On each server.
+    data: [Data; 2],
+    master: Identity,
+    /// What the master saved, if it is still the same server.
+    snapshot: Option<Data>,
+    changes: u8,
+    /// Whether more than a period has passed since the servers changed and since something was confirmed.
+    is_late: bool,
+    /// The version in the database.
+    version: u8,
+    /// Older values were evicted or replaced, and whoever did it has been told so.
+    floor: u8,
+    /// The version with which a third process will fill.
+    filling: Option<u8>,
+    has_filled: bool,
+    processes: [Process; TWO_PROCESSES.processes],
+    bounds: Bounds,
+}
+
+/// A state that breaks a promise.
+#[derive(Clone, Copy, Debug)]
+struct Stale;
+
+type Step = (&'static str, usize, Result<World, Stale>);
+
+impl World {
+    fn new(bounds: Bounds) -> Self {
+        let data = Data { value: Some(0), lease: false };
+        Self {
+            data: [data; 2],
+            master: Identity::default(),
+            snapshot: None,
+            changes: 0,
+            is_late: true,
+            version: 0,
+            floor: 0,
+            filling: None,
+            has_filled: false,
+            processes: [Process { knows_history: true, ..Process::default() }; TWO_PROCESSES.processes],
+            bounds,
+        }
+    }
+
+    fn here(&mut self) -> &mut Data {
+        &mut self.data[usize::from(self.master.address)]
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// The servers are others than before.
+    fn changed(&mut self) {
+        self.changes += 1;
+        self.is_late = false;
+        for process in &mut self.processes {
+            (process.has_watched, process.knows_history) = (false, false);
+            if let Some(reading) = &mut process.reading {
+                reading.is_late = false;
+            }
+        }
+    }
+
+    /// A process sends something: it notices when its connection is broken or redirected. `true` if it was.
+    fn reach(&mut self, number: usize) -> bool {
+        let (master, process) = (self.master, &mut self.processes[number]);
+        let is_another = process.known != master;
+        if is_another {
+            process.recall(master);
+        }
+        is_another
+    }
+
+    fn steps(self, off: Option<Rule>) -> Vec<Step> {
+        let mut steps = self.steps_of_servers(off);
+        for number in 0..self.bounds.processes {
+            self.steps_of(number, off, &mut steps);
+        }
+        steps
+    }
+
+    fn steps_of_servers(self, off: Option<Rule>) -> Vec<Step> {
+        let mut steps: Vec<Step> = Vec::new();
+        let mut step = |name, world: Self| steps.push((name, 0, Ok(world)));
+        let (master, replica) = (usize::from(self.master.address), usize::from(1 - self.master.address));
+        let may_change = self.changes < self.bounds.changes;
+        if may_change && self.data[replica] != self.data[master] {
+            step("the replica catches up", self.with(|world| world.data[replica] = world.data[master]));
+        }
+        if may_change && self.snapshot != Some(self.data[master]) {
+            step("the master saves a snapshot", self.with(|world| world.snapshot = Some(world.data[master])));
+        }
+        if may_change {
+            let failover = self.with(|world| {
+                world.master.address = 1 - world.master.address;
+                world.snapshot = None;
+                world.changed();
+            });
+            step("the replica takes the master's place", failover);
+            if let Some(saved) = self.snapshot {
+                let restart = self.with(|world| {
+                    *world.here() = saved;
+                    world.master.run += 1;
+                    world.changed();
+                });
+                step("the master restarts from its snapshot", restart);
+            }
+        }
+        // A process that remembers something watches once a period, and repeats what is pending within it.
+        let is_done = |process: &Process| {
+            let must_watch = off != Some(Rule::Watch) && (process.remembers || process.is_pending);
+            !process.is_pending && (process.has_watched || !must_watch)
+        };
+        if !self.is_late && self.processes.iter().all(is_done) {
+            step("a period passes", self.with(|world| world.is_late = true));
+        }
+        if self.bounds.reads
+            && !self.has_filled
+            && self.data[master].value.is_none()
+            && self.filling.is_none()
+        {
+            let fill = self.with(|world| {
+                world.here().lease = true;
+                world.filling = Some(world.version);
+            });
+            step("a fill begins", fill);
+        }
+        if let Some(version) = self.filling {
+            let commit = self.with(|world| {
+                if std::mem::take(&mut world.here().lease) {
+                    world.here().value = Some(version);
+                }
+                (world.filling, world.has_filled) = (None, true);
+            });
+            step("the fill is committed, if its lease holds", commit);
+        }
+        if self.is_late && self.data[master].value.is_some_and(|value| value < self.floor) {
+            steps.push(("another process reads", 0, Err(Stale)));
+        }
+        steps
+    }
+
+    fn steps_of(self, number: usize, off: Option<Rule>, steps: &mut Vec<Step>) {
+        let process = self.processes[number];
+        let mut step = |name, world: Result<Self, Stale>| steps.push((name, number, world));
+        let run = |change| {
+            self.with(|world| {
+                let process = &mut world.processes[number];
+                let settles = process.is_pending;
+                process.running = Some(Running { change, is_recalled: false, settles, is_executed: false });
+            })
+        };
+        let is_quiet = !self
+            .processes
+            .iter()
+            .filter_map(|process| process.running)
+            .any(|running| running.changes_the_database());
+        if process.running.is_none() && is_quiet && self.version < self.bounds.versions {
+            let version = self.version + 1;
+            let changed = |change| run(change).with(|world| world.version = version);
+            step("changes the database and begins to evict", Ok(changed(Change::Evict(version))));
+            step("changes the database and begins to replace", Ok(changed(Change::Set(version))));
+        }
+        if process.is_pending && process.running.is_none() {
+            step("begins to repeat an eviction", Ok(run(Change::Repeat)));
+        }
+        match process.running {
+            Some(running) if !running.is_executed => {
+                let executed = self.with(|world| {
+                    world.reach(number);
+                    let keeps_lease =
+                        off == Some(Rule::RevokeLeases) && matches!(running.change, Change::Repeat);
+                    let here = world.here();
+                    here.lease &= keeps_lease;
+                    here.value = match running.change {
+                        Change::Set(version) => Some(version),
+                        Change::Evict(_) | Change::Repeat => None,
+                    };
+                    if let Some(running) = &mut world.processes[number].running {
+                        running.is_executed = true;
+                    }
+                });
+                step("the master carries it out", Ok(executed));
+            }
+            Some(running) => step("is told so", Ok(self.with(|world| world.confirm(number, running, off)))),
+            None => {}
+        }
+        if !process.has_watched && off != Some(Rule::Watch) {
+            let watched = self.with(|world| {
+                let master = world.master;
+                let process = &mut world.processes[number];
+                let has_history = process.knows_history || off == Some(Rule::HistoryIsIdentity);
+                let is_known = process.known == master && has_history;
+                if !is_known {
+                    process.recall(master);
+                }
+                process.has_watched = true;
+            });
+            step("asks the servers who they are", Ok(watched));
+        }
+        self.steps_of_reading(number, off, &mut step);
+    }
+
+    fn steps_of_reading(
+        self,
+        number: usize,
+        off: Option<Rule>,
+        step: &mut impl FnMut(&'static str, Result<Self, Stale>),
+    ) {
+        let process = self.processes[number];
+        let Some(reading) = process.reading else {
+            if self.bounds.reads && !process.is_pending && self.floor > 0 {
+                let begun = self.with(|world| {
+                    world.processes[number].reading = Some(Reading {
+                        is_recalled: false,
+                        floor: world.floor,
+                        is_late: world.is_late,
+                        own_floor: process.floor,
+                        answer: None,
+                    });
+                });
+                step("begins to read", Ok(begun));
+            }
+            return;
+        };
+        let Some((value, was_redialled)) = reading.answer else {
+            let answered = self.with(|world| {
+                let was_redialled = world.reach(number);
+                let value = world.here().value;
+                if let Some(reading) = &mut world.processes[number].reading {
+                    reading.answer = Some((value, was_redialled));
+                }
+            });
+            return step("the master answers the read", Ok(answered));
+        };
+        let is_believed = off == Some(Rule::SecondLook) || !(process.is_pending || reading.is_recalled);
+        let is_older = |floor| value.is_some_and(|value| value < floor);
+        let is_stale =
+            (reading.is_late && is_older(reading.floor)) || (was_redialled && is_older(reading.own_floor));
+        if is_believed && is_stale {
+            return step("believes the answer", Err(Stale));
+        }
+        step("has read", Ok(self.with(|world| world.processes[number].reading = None)));
+    }
+
+    /// The answer to a change arrives.
+    fn confirm(&mut self, number: usize, running: Running, off: Option<Rule>) {
+        let process = &mut self.processes[number];
+        process.running = None;
+        let (version, is_remembered) = match running.change {
+            Change::Evict(version) => (Some(version), true),
+            Change::Set(version) => (Some(version), off != Some(Rule::RememberWrites)),
+            Change::Repeat => (None, off != Some(Rule::RememberRepeats)),
+        };
+        if off != Some(Rule::CountRecalls) && running.is_recalled {
+            process.is_pending = true;
+        } else {
+            process.is_pending &= !running.settles;
+            process.remembers |= is_remembered && off != Some(Rule::Remember);
+        }
+        if let Some(version) = version {
+            process.floor = version;
+            self.floor = version;
+            self.is_late = false;
+            for reading in self.processes.iter_mut().filter_map(|process| process.reading.as_mut()) {
+                reading.is_late &= reading.floor == version;
+            }
+        }
+    }
+}
+
+impl Running {
+    fn changes_the_database(self) -> bool {
+        !matches!(self.change, Change::Repeat)
+    }
+}
+
+impl Process {
+    /// The master turned out to be another: it may lack what was confirmed.
+    fn recall(&mut self, master: Identity) {
+        (self.known, self.knows_history) = (master, true);
+        self.is_pending |= self.remembers;
+        if let Some(running) = &mut self.running {
+            running.is_recalled = true;
+            // What is pending now was asked for since.
+            running.settles &= !self.remembers;
+        }
+        if let Some(reading) = &mut self.reading {
+            reading.is_recalled = true;
+        }
+    }
+}
+
+/// Looks at every state that can be reached. Returns how many there are, or the steps to one that breaks a promise.
+fn check(bounds: Bounds, off: Option<Rule>) -> Result<usize, Vec<String>> {
+    let start = World::new(bounds);
+    let mut seen = HashMap::from([(start, None)]);
+    let mut next = VecDeque::from([start]);
+    while let Some(world) = next.pop_front() {
+        for (name, process, step) in world.steps(off) {
+            match step {
+                Ok(after) => {
+                    seen.entry(after).or_insert_with(|| {
+                        next.push_back(after);
+                        Some((world, name, process))
+                    });
+                }
+                Err(Stale) => {
+                    let mut path = vec![format!("{process}: {name}")];
+                    let mut world = world;
+                    while let Some((before, name, process)) = seen[&world] {
+                        path.push(format!("{process}: {name}"));
+                        world = before;
+                    }
+                    path.reverse();
+                    return Err(path);
+                }
+            }
+        }
+    }
+    Ok(seen.len())
+}
+
+fn check_everything(bounds: Bounds) {
+    let states = check(bounds, None).unwrap_or_else(|path| panic!("{}", path.join("\n")));
+    assert!(states > 100_000, "{states} states are too few to say anything");
+    println!("{states} states");
+}
+
+#[test]
+fn nothing_that_a_process_evicted_comes_back() {
+    check_everything(ONE_PROCESS);
+}
+
+#[test]
+fn nothing_that_two_processes_evicted_comes_back() {
+    check_everything(TWO_PROCESSES);
+}
+
+#[test]
+fn each_rule_is_needed() {
+    for rule in RULES {
+        let path = check(ONE_PROCESS, Some(rule)).expect_err(&format!("nothing is stale without {rule:?}"));
+        println!("without {rule:?}:\n    {}", path.join("\n    "));
+    }
+}
