@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use deadpool_redis::{PoolConfig, Runtime};
+use deadpool_redis::{PoolConfig, Runtime, Timeouts};
 use larder_core::{
     Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore, StoreError,
 };
@@ -121,7 +121,14 @@ fn pool(url: &str, config: PoolConfig) -> deadpool_redis::Pool {
 fn cluster_pool(cluster: &RedisCluster) -> deadpool_redis::cluster::Pool {
     let nodes: Vec<_> = (0..2 * MASTERS).map(|node| cluster.node(node).url()).collect();
     let mut config = deadpool_redis::cluster::Config::from_urls(nodes);
-    config.pool = Some(PoolConfig::new(4));
+    let mut pool = PoolConfig::new(4);
+    // As the documentation of `RedisOptions::from_cluster_pool` says.
+    pool.timeouts = Timeouts {
+        wait: Some(Duration::from_millis(200)),
+        create: Some(Duration::from_millis(500)),
+        recycle: Some(Duration::from_millis(200)),
+    };
+    config.pool = Some(pool);
     config.create_pool(Some(Runtime::Tokio1)).unwrap()
 }
 
@@ -653,6 +660,71 @@ async fn failover_that_is_undone_is_noticed_within_a_second() {
         for key in &homes[0] {
             assert_eq!(cluster.cli(0, &["exists", key.name()]), "0", "{way:?}: {key}");
             assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_costs_only_what_lies_in_its_slots_while_another_master_hangs() {
+    let mut cluster = cluster().await;
+    let store = Store::to_cluster(&cluster, Way::OneConnection);
+    let homes = deaf_replica(&cluster, &store).await;
+    let evicted: Vec<_> = (0..1500).map(|n| key(None, &format!("evicted{n}"))).collect();
+    for keys in evicted.chunks(50) {
+        futures_util::future::join_all(keys.iter().map(|key| store.delete(key))).await;
+    }
+    for key in &homes[0] {
+        store.delete(key).await;
+    }
+    // Its own replica is down: otherwise that would take its place meanwhile.
+    cluster.node_mut(MASTERS + 2).kill();
+    cluster.node(2).pause();
+    cluster.cli(MASTERS, &["cluster", "failover", "takeover"]);
+    let start = Instant::now();
+    // The cluster as a whole stops to serve when it takes the hung master for dead.
+    while start.elapsed() < Duration::from_millis(800) {
+        for key in &homes[0] {
+            assert!(!store.finds(key, "old").await, "{key}");
+        }
+        for key in &homes[1] {
+            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"old"[..]), "{key}");
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    cluster.node(2).resume();
+    eventually("the evictions are repeated", RECOVERY, || {
+        let left = homes[0].iter().any(|key| cluster.cli(MASTERS, &["exists", key.name()]) != "0");
+        std::future::ready(!left)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prefix_that_is_evicted_during_a_failover_is_evicted_from_the_promoted_replica() {
+    for way in WAYS {
+        let mut cluster = cluster().await;
+        let store = Store::to_cluster(&cluster, way);
+        let homes = deaf_replica(&cluster, &store).await;
+        let whole = KeySpace::new("p", None).unwrap();
+        let evictions = async {
+            // Some before the failover, one or more during it.
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(500) {
+                let _outcome = store.delete_group(&whole).await;
+            }
+        };
+        let failover = async {
+            sleep(Duration::from_millis(100)).await;
+            cluster.node_mut(0).kill();
+            takes_over(&cluster).await;
+        };
+        tokio::join!(evictions, failover);
+        sleep(NOTICED + SLACK).await;
+        let reader = Store::to_cluster(&cluster, Way::OneConnection);
+        answers(&reader).await;
+        for key in homes.iter().flatten() {
+            assert!(!reader.finds(key, "old").await, "{way:?}: {key}");
+            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
         }
     }
 }

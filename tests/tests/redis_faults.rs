@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
+use larder_core::store::Breaker;
 use larder_core::{
     Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
     RedisStore, StoreError,
@@ -16,6 +17,9 @@ use tokio::time::{Instant, sleep};
 
 const HOLD: Duration = Duration::from_secs(60);
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// How long the tests of the breaker wait for a read.
+const READ_DEADLINE: Duration = Duration::from_millis(50);
 
 /// What a call may take beyond its deadline on a busy machine.
 const SLACK: Duration = Duration::from_millis(150);
@@ -139,6 +143,30 @@ async fn a_hung_server_is_given_up_soon_and_comes_back() {
     let took = recovered(&store).await;
     assert!(took < Duration::from_millis(1500) + SLACK, "{took:?}");
     assert_eq!(store.get(&key(None, "a")).await.unwrap().unwrap(), "1");
+}
+
+#[tokio::test]
+async fn silence_as_long_as_three_read_deadlines_opens_the_breaker() {
+    for (silence, expected) in [(150, Breaker::Open), (110, Breaker::Closed)] {
+        let server = RedisServer::start();
+        let options = RedisOptions::from_url(&server.url()).unwrap();
+        let silence = Duration::from_millis(silence);
+        let store = RedisStore::new(options.read_deadline(READ_DEADLINE).evict_deadline(silence));
+        recovered(&store).await;
+        server.pause();
+        assert!(matches!(store.delete(&key(None, "a")).await, Err(StoreError::Timeout(_))));
+        assert_eq!(store.health().servers[0].breaker, expected, "{silence:?}");
+        if expected == Breaker::Open {
+            // Stacked evictions wait once.
+            let start = Instant::now();
+            for name in ["b", "c", "d"] {
+                assert!(matches!(store.delete(&key(None, name)).await, Err(StoreError::Unavailable(_))));
+            }
+            assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
+        }
+        server.resume();
+        recovered(&store).await;
+    }
 }
 
 #[tokio::test]

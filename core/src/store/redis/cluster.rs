@@ -70,13 +70,15 @@ struct Lookup {
 #[derive(Clone)]
 struct Slots {
     masters: Vec<Arc<Node>>,
+    /// Those that are known from a redirection, by the slot that it was about. What else they serve isn't known yet.
+    redirected: Vec<Arc<Node>>,
     /// For each slot the number of its master.
     owners: Box<[u16]>,
 }
 
 impl Slots {
     fn unknown() -> Self {
-        Self { masters: Vec::new(), owners: vec![NOBODY; SLOTS].into() }
+        Self { masters: Vec::new(), redirected: Vec::new(), owners: vec![NOBODY; SLOTS].into() }
     }
 
     fn owner(&self, slot: u16) -> Option<&Arc<Node>> {
@@ -375,8 +377,12 @@ impl Cluster {
     /// Recalls what lies in slots whose new owner was no master before: it may be a replica that took its master's place
     /// without the last moments. Between masters, slots move with everything in them.
     fn recall_moved(&self, known: &Slots, new: &Slots, slots: impl Iterator<Item = u16>) {
+        let is_among = |nodes: &[Arc<Node>], master: &Arc<Node>| {
+            nodes.iter().any(|other| other.address() == master.address())
+        };
+        // One that is known from a redirection only is new for its other slots.
         let is_new =
-            |master: &Arc<Node>| !known.masters.iter().any(|other| other.address() == master.address());
+            |master: &Arc<Node>| !is_among(&known.masters, master) || is_among(&known.redirected, master);
         let new_masters: Vec<bool> = new.masters.iter().map(is_new).collect();
         if known.masters.is_empty() || !new_masters.contains(&true) {
             return;
@@ -413,6 +419,10 @@ impl Cluster {
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         if !known.owner(slot).is_some_and(|owner| Arc::ptr_eq(owner, &node)) {
             let mut slots = Slots::clone(&known);
+            let is_known = slots.masters.iter().any(|master| Arc::ptr_eq(master, &node));
+            if !is_known {
+                slots.redirected.push(node.clone());
+            }
             slots.assign([slot], node.clone());
             self.recall_moved(&known, &slots, std::iter::once(slot));
             *known = Arc::new(slots);

@@ -185,8 +185,8 @@ struct Live {
 enum Silence {
     /// It delivered something else.
     Busy,
-    /// It delivered nothing.
-    Dead,
+    /// It delivered nothing for so long.
+    Dead(Duration),
 }
 
 impl Live {
@@ -199,12 +199,13 @@ impl Live {
     ) -> Result<T, Silence> {
         loop {
             let delivered = self.line.delivered();
-            let turn = until.min(Instant::now() + deadline);
+            let start = Instant::now();
+            let turn = until.min(start + deadline);
             if let Ok(answer) = timeout_at(turn, answer.as_mut()).await {
                 return Ok(answer);
             }
             if self.line.delivered() == delivered {
-                return Err(Silence::Dead);
+                return Err(Silence::Dead(turn.saturating_duration_since(start)));
             }
             if turn == until {
                 return Err(Silence::Busy);
@@ -259,8 +260,10 @@ impl Link {
                     // A pool whose connections are all in use says nothing about Redis while others get answers.
                     let waited_for_others =
                         !is_sent.load(Ordering::Relaxed) && live.answers.load(Ordering::Relaxed) != answers;
-                    if silence == Silence::Dead && !waited_for_others {
-                        self.struck(&live, deadline);
+                    if let Silence::Dead(waited) = silence
+                        && !waited_for_others
+                    {
+                        self.struck(&live, waited);
                     }
                     return Err(StoreError::Timeout(deadline));
                 }
@@ -329,7 +332,7 @@ impl Link {
                 self.server.checked(live.generation, found, || self.dialer.changed(&self.address));
             }
             Ok(Err(error)) if is_broken(&error) => self.broke(&live, &error),
-            Err(Silence::Dead) if is_sent.load(Ordering::Relaxed) => self.struck(&live, deadline),
+            Err(Silence::Dead(waited)) if is_sent.load(Ordering::Relaxed) => self.struck(&live, waited),
             Ok(Err(_)) | Err(_) => {}
         }
     }
@@ -387,7 +390,9 @@ impl Link {
     /// for each of them in turn.
     fn struck(self: &Arc<Self>, live: &Arc<Live>, waited: Duration) {
         let read_deadline = self.dialer.options.read_deadline.as_nanos().max(1);
-        let strikes = (waited.as_nanos() / read_deadline).clamp(1, u128::from(STRIKES)) as u32;
+        // Rounded: the deadline began a moment before the command was sent.
+        let strikes =
+            ((waited.as_nanos() + read_deadline / 2) / read_deadline).clamp(1, u128::from(STRIKES)) as u32;
         if live.strikes.fetch_add(strikes, Ordering::Relaxed) + strikes >= STRIKES
             && self.replace(live, || State::Open(self.connect(live.next_pause())))
         {
