@@ -1,5 +1,7 @@
 //! Imports go one way. Reads the `crate::`, `super::` and `self::` paths of every source file, as text.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
