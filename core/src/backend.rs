@@ -35,7 +35,7 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Every method comes in two forms. The plain form never fails: if the store is down, it logs the error and reports a miss.
 /// The `try_` form returns the error.
 ///
-/// Methods that write or evict continue in the background if their future is dropped. [`Larder::close`] waits for them.
+/// Methods that write or evict continue in the background if their future is dropped. [`Larder::close`](crate::Larder::close) waits for them.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]

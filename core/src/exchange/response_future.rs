@@ -13,7 +13,7 @@ use crate::body::ReplyBody;
 
 /// The future of a response, either ready or still to be produced.
 ///
-/// [`Route::handle`] does the lookup in memory when it is called. Everything else happens when this is polled.
+/// [`Route::handle`](crate::Route::handle) does the lookup in memory when it is called. Everything else happens when this is polled.
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<B: Body, E>(State<B, E>);
 
@@ -26,7 +26,7 @@ pub(super) enum State<B: Body, E> {
 }
 
 impl<B: Body, E> ResponseFuture<B, E> {
-    /// Creates a future of a response from [`Route::try_hit`].
+    /// Creates a future of a response from [`Route::try_hit`](crate::Route::try_hit).
     pub fn ready(response: Response<Bytes>) -> Self {
         Self(State::Now(Some(Ok(response.map(ReplyBody::full)))))
     }
