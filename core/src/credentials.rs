@@ -89,7 +89,7 @@ pub(crate) fn is_credential(name: &str) -> bool {
 /// Returns `true` if some frameworks take the method or the URI from this field. The handler would then answer another
 /// request than the one in the key.
 pub(crate) fn replaces_target(name: &str) -> bool {
-    replaces_method(name) || replaces_uri(name)
+    name.starts_with('x') && (replaces_method(name) || replaces_uri(name))
 }
 
 /// Returns `true` if some frameworks take the method from this field.
@@ -120,8 +120,13 @@ fn replaces_uri(name: &str) -> bool {
 /// Returns `true` if frameworks or servers may take the host, scheme or path from this field instead of the request
 /// line and `Host`.
 pub(crate) fn may_send_elsewhere(name: &str) -> bool {
+    names_origin(name) || (name.starts_with('x') && replaces_uri(name))
+}
+
+/// Whether a field is one of [`ORIGIN_FIELDS`].
+pub(crate) fn names_origin(name: &str) -> bool {
     // The first letter rules out nearly all fields without a string comparison.
-    matches!(name.as_bytes(), [b'f' | b'x', ..]) && (ORIGIN_FIELDS.contains(&name) || replaces_uri(name))
+    matches!(name.as_bytes(), [b'f' | b'x', ..]) && ORIGIN_FIELDS.contains(&name)
 }
 
 /// The fields in which a proxy names the origin that its client requested. A handler may build absolute links from

@@ -293,18 +293,23 @@ fn write_plain(out: &mut String, uri: &Uri) -> Option<()> {
     let path = uri.path().strip_prefix('/')?;
     let mut copied = 0;
     for (at, byte) in path.bytes().enumerate() {
-        if byte == b'/' {
-            out.push_str(&path[copied..at]);
-            out.push(':');
-            copied = at + 1;
-        } else if CLASSES[usize::from(byte)] & PLAIN_SEGMENT == 0 {
+        if CLASSES[usize::from(byte)] & PLAIN_SEGMENT != 0 {
+            continue;
+        }
+        if byte != b'/' {
             return None;
         }
+        out.push_str(&path[copied..at]);
+        out.push(':');
+        copied = at + 1;
     }
     out.push_str(&path[copied..]);
     let Some(query) = uri.query() else { return Some(()) };
     let (mut last, mut begin, mut name) = ("", 0, None);
     for (at, byte) in query.bytes().enumerate() {
+        if CLASSES[usize::from(byte)] & PLAIN_PARAM != 0 {
+            continue;
+        }
         match byte {
             b'&' => {
                 let name = name.take().filter(|name| *name >= last)?;
@@ -312,9 +317,8 @@ fn write_plain(out: &mut String, uri: &Uri) -> Option<()> {
                 out.push_str(&query[begin..at]);
                 (last, begin) = (name, at + 1);
             }
-            b'=' if name.is_none() => name = Some(&query[begin..at]),
-            _ if CLASSES[usize::from(byte)] & PLAIN_PARAM == 0 => return None,
-            _ => {}
+            b'=' => name = name.or(Some(&query[begin..at])),
+            _ => return None,
         }
     }
     name.filter(|name| *name >= last)?;
@@ -339,7 +343,7 @@ pub(crate) fn is_canonical(path: &str) -> bool {
     let bytes = path.as_bytes();
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
-        if byte == b'/' || CLASSES[usize::from(byte)] & PCHAR != 0 {
+        if CLASSES[usize::from(byte)] & IN_PATH != 0 {
             at += 1;
             continue;
         }
@@ -489,8 +493,10 @@ const IN_NAME: Class = 2;
 const IN_VALUE: Class = 4;
 /// Is copied from a path into a key as it is.
 const PLAIN_SEGMENT: Class = 8;
-/// Is copied from a parameter into a key as it is.
+/// Is copied from a parameter into a key as it is, and isn't the `=` after its name.
 const PLAIN_PARAM: Class = 16;
+/// `pchar`, or the slash between segments.
+const IN_PATH: Class = 32;
 
 const CLASSES: [Class; 256] = {
     let mut classes = [0; 256];
@@ -505,6 +511,9 @@ const CLASSES: [Class; 256] = {
         if pchar {
             classes[byte] |= PCHAR;
         }
+        if pchar || character == b'/' {
+            classes[byte] |= IN_PATH;
+        }
         if in_value {
             classes[byte] |= IN_VALUE;
         }
@@ -514,7 +523,7 @@ const CLASSES: [Class; 256] = {
         if pchar && SPECIAL[byte] & SEGMENT == 0 {
             classes[byte] |= PLAIN_SEGMENT;
         }
-        if in_value && SPECIAL[byte] & PARAM == 0 {
+        if in_value && character != b'=' && SPECIAL[byte] & PARAM == 0 {
             classes[byte] |= PLAIN_PARAM;
         }
         byte += 1;

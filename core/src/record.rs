@@ -23,9 +23,10 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{ACCEPT_RANGES, CONTENT_TYPE, ETAG, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::headers::vary::Variants;
+use crate::headers::vary::{USUAL_CREDENTIALS, Variants};
 use crate::provenance::Provenance;
 
 /// The version of values and of shared caches' records.
@@ -43,8 +44,9 @@ const RESPONSE_FIXED: usize = 2 + 2 + 1 + 8 + 8 + 8 + 8 + 4 + 8;
 /// The lengths of a field's name and value.
 const FIELD_FIXED: usize = 2 + 4;
 
-/// Room for `Cache-Control` and the cache's status fields.
-const ADDED_BY_A_HIT: usize = 3;
+/// `Cache-Control` and the status field. The map grows for `Cache-Status`, which is off by default: with room for it, the usual map
+/// would be twice as large.
+const ADDED_BY_A_HIT: usize = 2;
 
 const MUST_REVALIDATE: u8 = 1;
 const IS_CANONICAL: u8 = 2;
@@ -299,11 +301,25 @@ pub(crate) fn read_head(bytes: &Bytes, place: Range<usize>) -> Option<HeaderMap>
     let mut headers = HeaderMap::try_with_capacity(count + ADDED_BY_A_HIT).ok()?;
     let mut fields = Fields { bytes, at: place.start, end: place.end };
     for field in &mut fields {
-        let name = HeaderName::from_bytes(&bytes[field.name]).ok()?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice(field.value)).ok()?;
+        let (name, value) = match (&bytes[field.name], &bytes[field.value.clone()]) {
+            (b"accept-ranges", b"bytes") => (ACCEPT_RANGES, HeaderValue::from_static("bytes")),
+            (b"vary", value) if value == USUAL_CREDENTIALS.as_bytes() => {
+                (VARY, HeaderValue::from_static(USUAL_CREDENTIALS))
+            }
+            (name, _) => (name_of(name)?, HeaderValue::from_maybe_shared(bytes.slice(field.value)).ok()?),
+        };
         headers.try_append(name, value).ok()?;
     }
     (fields.at == place.end).then_some(headers)
+}
+
+/// Reads the name of a field. Nearly all stored responses have the first two, which are recognised without a look-up.
+fn name_of(name: &[u8]) -> Option<HeaderName> {
+    match name {
+        b"content-type" => Some(CONTENT_TYPE),
+        b"etag" => Some(ETAG),
+        _ => HeaderName::from_bytes(name).ok(),
+    }
 }
 
 /// An iterator over the positions of the fields in a stored response, up to the first damaged one.

@@ -1,7 +1,7 @@
 //! The engine's view of a request. It borrows, so that an adapter copies nothing.
 
 use http::request::Parts;
-use http::{Extensions, HeaderMap, Method, Request, Uri};
+use http::{Extensions, HeaderMap, HeaderName, Method, Request, Uri};
 
 use crate::credentials::is_other_credential;
 use crate::key::uri::KeyUri;
@@ -138,8 +138,8 @@ pub(crate) struct RequestFields {
 impl RequestFields {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
-        for name in headers.keys() {
-            match name.as_str() {
+        for name in headers.keys().map(HeaderName::as_str).filter(|name| !is_ordinary(name)) {
+            match name {
                 "cache-control" | "pragma" => found.directives = true,
                 "if-none-match" | "if-modified-since" => found.validators = true,
                 "if-match" | "if-unmodified-since" => found.preconditions = true,
@@ -153,5 +153,56 @@ impl RequestFields {
             }
         }
         found
+    }
+}
+
+/// Returns `true` for fields that every browser sends and that don't concern a cache.
+fn is_ordinary(name: &str) -> bool {
+    matches!(name, "host" | "user-agent" | "referer")
+        || name.starts_with("accept")
+        || name.starts_with("sec-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::ORIGIN_FIELDS;
+    use http::HeaderValue;
+
+    #[test]
+    fn ordinary_fields_concern_no_cache() {
+        for name in [
+            "cache-control",
+            "pragma",
+            "if-none-match",
+            "if-modified-since",
+            "if-match",
+            "if-unmodified-since",
+            "content-length",
+            "transfer-encoding",
+            "authorization",
+            "cookie",
+            "origin",
+            "range",
+            "upgrade",
+            "access-token",
+            "auth-token",
+            "remote-user",
+            "session-token",
+            "ssl-client-cert",
+        ] {
+            assert!(!is_ordinary(name) && is_found(name), "{name}");
+        }
+        for name in ["host", "user-agent", "referer", "accept", "accept-language", "sec-fetch-mode"] {
+            assert!(is_ordinary(name) && !is_found(name), "{name}");
+        }
+        for name in ORIGIN_FIELDS {
+            assert!(!is_ordinary(name), "{name}");
+        }
+    }
+
+    fn is_found(name: &'static str) -> bool {
+        let headers = [(HeaderName::from_static(name), HeaderValue::from_static("x"))].into_iter().collect();
+        format!("{:?}", RequestFields::of(&headers)).contains("true")
     }
 }

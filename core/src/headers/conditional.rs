@@ -41,19 +41,19 @@ impl Validators {
     /// Whether the client already holds this response, so that a 304 answers it.
     #[must_use]
     pub fn match_response(&self, response: &HeaderMap) -> bool {
-        not_modified(self.none_match.iter(), self.modified_since.as_ref(), response)
+        not_modified(self.none_match.iter(), || self.modified_since.as_ref(), response)
     }
 }
 
 /// The same, straight from the request's fields.
 pub(crate) fn request_matches(request: &HeaderMap, response: &HeaderMap) -> bool {
-    not_modified(request.get_all(IF_NONE_MATCH).iter(), request.get(IF_MODIFIED_SINCE), response)
+    not_modified(request.get_all(IF_NONE_MATCH).iter(), || request.get(IF_MODIFIED_SINCE), response)
 }
 
 /// RFC 9110 §13.2.2: `If-None-Match` decides alone when it is there; `If-Modified-Since` counts only without it.
 fn not_modified<'a>(
     none_match: impl Iterator<Item = &'a HeaderValue>,
-    modified_since: Option<&HeaderValue>,
+    modified_since: impl FnOnce() -> Option<&'a HeaderValue>,
     response: &HeaderMap,
 ) -> bool {
     let mut none_match = none_match.peekable();
@@ -62,7 +62,7 @@ fn not_modified<'a>(
         return none_match.any(|field| matches(field.as_bytes(), etag).unwrap_or(false));
     }
     let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
-    match (modified_since.and_then(date), response.get(LAST_MODIFIED).and_then(date)) {
+    match (modified_since().and_then(date), response.get(LAST_MODIFIED).and_then(date)) {
         (Some(since), Some(modified)) => modified <= since,
         _ => false,
     }

@@ -214,6 +214,9 @@ impl SecondaryKey {
     }
 }
 
+/// The `Vary` of an undeclared route's response that varies by nothing else.
+pub(crate) const USUAL_CREDENTIALS: &str = "Authorization, Cookie";
+
 /// Adds names to `Vary`, in one field, unless they are present or `*` covers them.
 pub(crate) fn add_vary<'a>(response: &mut HeaderMap, names: impl Iterator<Item = &'a HeaderName>) {
     let is_told = |name: &HeaderName| {

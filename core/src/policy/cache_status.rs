@@ -8,7 +8,6 @@ use http::Response;
 use http::header::{CACHE_CONTROL, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-use crate::headers::vary::add_vary;
 use crate::policy::rule::{Kind, Rule};
 use crate::reason::Reason;
 
@@ -101,7 +100,7 @@ impl Mark {
         );
         // The stored response of a hit already has these fields.
         if self.word != "HIT" {
-            add_vary(headers, self.rule.vary_fields());
+            self.rule.add_vary(headers);
         }
         // The response to an eviction isn't stored, and a write-through around it may store its handler's response.
         if matches!(self.rule.kind, Kind::EvictKey | Kind::EvictGroup) {

@@ -406,7 +406,8 @@ impl Admit {
         let Self { forward, names, .. } = self;
         let rule = forward.rule;
         let known = forward.variants.as_ref().map_or(&[][..], |variants| &variants.names);
-        add_vary(&mut parts.headers, names.iter().chain(known).chain(rule.vary_fields()));
+        add_vary(&mut parts.headers, names.iter().chain(known));
+        rule.add_vary(&mut parts.headers);
         let etag = parts.headers.entry(ETAG).or_insert_with(|| weak_etag(&body)).clone();
         let status = match rule.kind {
             // A GET would answer with this representation and a 200, whatever the status of the write.
@@ -418,7 +419,7 @@ impl Admit {
         let headers = match rule.kind {
             Kind::Write => {
                 let mut fields = representation_fields(&parts.headers);
-                add_vary(&mut fields, rule.vary_fields());
+                rule.add_vary(&mut fields);
                 if may_be_cut {
                     add_accept_ranges(&mut fields);
                 }

@@ -10,7 +10,6 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use crate::headers::hop_by_hop::only;
 use crate::headers::range::{self, Selection};
-use crate::headers::vary::add_vary;
 use crate::policy::cache_status::Mark;
 use crate::policy::rule::{Audience, Rule};
 use crate::reason::Reason;
@@ -76,7 +75,7 @@ impl Hit {
         // Another deployment may have stored the response under another rule, without these fields.
         let tells_all = entry.tells_credentials && rule.credential_fields.is_empty();
         if !(tells_all || matches!(rule.audience, Audience::Public)) {
-            add_vary(&mut headers, rule.vary_fields());
+            rule.add_vary(&mut headers);
         }
         headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too, revalidation));
         let mut mark = Mark::hit(rule, remaining, staleness);

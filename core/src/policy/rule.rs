@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, COOKIE};
-use http::{HeaderName, StatusCode};
+use http::header::{AUTHORIZATION, COOKIE, VARY};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::credentials::{ORIGIN_FIELDS, is_credential, replaces_target};
+use crate::credentials::{ORIGIN_FIELDS, is_credential, names_origin, replaces_target};
+use crate::headers::vary::{USUAL_CREDENTIALS, add_vary};
 use crate::key::{self, CacheKey, KeySpace, Params};
 use crate::request::RequestView;
 
@@ -236,7 +237,7 @@ impl Rule {
     /// Returns `true` if a field is hidden from a handler whose response may be stored. A response that depended on the
     /// field would answer requests with another value.
     pub(crate) fn hides(&self, name: &HeaderName) -> bool {
-        let names_origin = || !self.by_host && ORIGIN_FIELDS.contains(&name.as_str());
+        let hides_origin = || !self.by_host && names_origin(name.as_str());
         let hidden = match self.kind {
             Kind::Read => {
                 let hides_credential = match &self.audience {
@@ -245,18 +246,37 @@ impl Rule {
                     Audience::Public => self.is_credential(name),
                     Audience::Private(_, from) => self.is_credential(name) && !from.contains(name),
                 };
-                hides_credential || replaces_target(name.as_str()) || names_origin()
+                hides_credential || replaces_target(name.as_str()) || hides_origin()
             }
             // A write has to be authorised by its handler. Its answer is for readers all the same.
-            Kind::Write => names_origin(),
+            Kind::Write => hides_origin(),
             Kind::EvictKey | Kind::EvictGroup => false,
         };
         hidden && !self.passed_fields.contains(name)
     }
 
+    /// Adds the [fields](Self::vary_fields) to the `Vary` of a response.
+    pub(crate) fn add_vary(&self, response: &mut HeaderMap) {
+        let is_usual = matches!(self.audience, Audience::Undeclared)
+            && matches!(self.kind, Kind::Read | Kind::Write)
+            && self.credential_fields.is_empty();
+        if is_usual {
+            // `HeaderMap::entry` reserves room even if the field is present.
+            match response.get(VARY) {
+                None => {
+                    response.insert(VARY, HeaderValue::from_static(USUAL_CREDENTIALS));
+                    return;
+                }
+                Some(told) if told == USUAL_CREDENTIALS => return,
+                Some(_) => {}
+            }
+        }
+        add_vary(response, self.vary_fields());
+    }
+
     /// Returns the request fields that `Vary` names on the route's responses. Other caches must not share responses
     /// that this cache doesn't share.
-    pub(crate) fn vary_fields(&self) -> impl Iterator<Item = &HeaderName> {
+    fn vary_fields(&self) -> impl Iterator<Item = &HeaderName> {
         static BOTH: [HeaderName; 2] = [AUTHORIZATION, COOKIE];
         let (fields, more): (&[HeaderName], &[HeaderName]) = match &self.audience {
             _ if matches!(self.kind, Kind::EvictKey | Kind::EvictGroup) => (&[], &[]),
