@@ -71,11 +71,25 @@ fn answers_are_the_same_with_a_local_tier_and_late_messages() {
     check(Store::Tier, 3_000);
 }
 
+/// How many requests the long run on the store in memory sends.
+fn many() -> u64 {
+    number("LARDER_REQUESTS").unwrap_or(10_000_000)
+}
+
 #[test]
 #[ignore = "takes as long as LARDER_REQUESTS says; run by tests/run --slow, optimized"]
-fn answers_are_the_same_in_a_long_run() {
-    let requests = number("LARDER_REQUESTS").unwrap_or(10_000_000);
-    check(Store::Memory, requests);
-    check(Store::Redis, requests / 50);
-    check(Store::Tier, requests / 100);
+fn answers_are_the_same_in_a_long_run_with_a_store_in_memory() {
+    check(Store::Memory, many());
+}
+
+#[test]
+#[ignore = "takes as long as LARDER_REQUESTS says; run by tests/run --slow, optimized"]
+fn answers_are_the_same_in_a_long_run_with_redis() {
+    check(Store::Redis, many() / 50);
+}
+
+#[test]
+#[ignore = "takes as long as LARDER_REQUESTS says; run by tests/run --slow, optimized"]
+fn answers_are_the_same_in_a_long_run_with_a_local_tier() {
+    check(Store::Tier, many() / 100);
 }

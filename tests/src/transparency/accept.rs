@@ -214,7 +214,8 @@ pub(super) fn may_be_missing(ask: &Ask, cached: &Answer) -> bool {
 /// - `Vary: Origin`, or `Vary: Accept-Encoding`, on some of a handler's answers alone: a single answer without it doesn't tell.
 /// - Credentials in another field than `Authorization` and `Cookie`, where nothing is declared: the list of such fields is long
 ///   and open, so that `Vary` names those two alone (guide: safety). `.public()` and `.private_by()` are for the others.
-/// - [`STEERING`] fields, where a handler allows what it answers past the cache to be kept, and doesn't say `Vary` itself.
+/// - Fields that a handler sees past the cache alone ([`STEERING`], credentials on `.public()` routes), and a forgotten
+///   `Vary: Accept-Encoding`, where it says itself that what it answers there may be kept.
 ///
 /// A fallback outside of the router that is cached speaks for itself.
 pub(super) fn says_what_it_depends_on(
@@ -226,14 +227,17 @@ pub(super) fn says_what_it_depends_on(
     let Some(route) = route else { return false };
     let is_outside =
         world.fallback.as_ref().is_some_and(|fallback| fallback.handler.name == route.handler.name);
+    let said = route.handler.cache_control;
     let unspoken = route.handler.reads.iter().filter_map(|read| match read {
         Read::OriginSometimes => Some("origin"),
         Read::EncodingSometimes => Some("accept-encoding"),
-        Read::Credential(field) => {
-            let is_named = ["authorization", "cookie"].contains(field);
-            (!is_named && route.rule.audience == Audience::Undeclared).then_some(*field)
-        }
-        Read::Steering(field) => route.handler.cache_control.and(Some(*field)),
+        Read::Credential(field) => match route.rule.audience {
+            Audience::Undeclared => (!["authorization", "cookie"].contains(field)).then_some(*field),
+            Audience::Public => said.and(Some(*field)),
+            Audience::Private | Audience::PrivateByCookie => None,
+        },
+        Read::EncodingSilently => said.and(Some("accept-encoding")),
+        Read::Steering(field) => said.and(Some(*field)),
         _ => None,
     });
     let mut unspoken = unspoken.filter(|field| first.field(field) != second.field(field));

@@ -46,12 +46,16 @@ fn calm(rng: &mut Rng, world: &mut World) {
     let is_varying = chance(rng, 60);
     for route in &mut world.routes {
         route.handler.reads.retain(|read| match read {
-            Read::Language | Read::Encoding | Read::Origin => true,
+            Read::Language | Read::Encoding | Read::Origin | Read::Counter => true,
             Read::Credential(_) => route.rule.audience != Audience::Undeclared,
             _ => false,
         });
         if is_varying && !route.handler.reads.contains(&Read::Language) {
             route.handler.reads.push(Read::Language);
+        }
+        let counts = world.store == Store::Tier && chance(rng, 25);
+        if counts && !world.place.is_shared() && route.rule.write != Write::Put {
+            route.handler.reads.push(Read::Counter);
         }
         route.handler.cache_control = route.handler.cache_control.filter(|_| world.place.is_shared());
         (route.rule.by_host, route.rule.twice, route.handler.sets_cookie) = (false, false, false);
@@ -207,7 +211,10 @@ fn lawful_route(
     }
     if route.rule.write == Write::Put {
         reads.retain(|read| {
-            !matches!(read, Read::Origin | Read::OriginSometimes | Read::Content | Read::Steering(_))
+            !matches!(
+                read,
+                Read::Origin | Read::OriginSometimes | Read::Content | Read::Steering(_) | Read::Counter
+            )
         });
         route.handler.shape = Shape::Found;
         route.handler.sets_cookie = false;
@@ -241,6 +248,7 @@ fn route(rng: &mut Rng, pattern: &'static str, name: &'static str, is_shared: bo
         (Read::Language, 20),
         (Read::Encoding, 12),
         (Read::EncodingSometimes, if is_shared { 0 } else { 6 }),
+        (Read::EncodingSilently, if is_shared { 0 } else { 4 }),
         (Read::Origin, 8),
         (Read::OriginSometimes, if is_shared { 0 } else { 4 }),
         (credential, 25),
@@ -248,6 +256,7 @@ fn route(rng: &mut Rng, pattern: &'static str, name: &'static str, is_shared: bo
         (Read::Content, 10),
         (Read::Scheme, if is_shared { 15 } else { 0 }),
         (Read::Backend, if is_shared { 0 } else { 4 }),
+        (Read::Counter, if is_shared { 0 } else { 6 }),
     ] {
         if chance(rng, percent) {
             reads.push(read);
@@ -419,13 +428,13 @@ fn ops(rng: &mut Rng, world: &World) -> Vec<Op> {
     for read in world.all().flat_map(|route| &route.handler.reads) {
         fields.extend(match read {
             Read::Language => Some("accept-language"),
-            Read::Encoding | Read::EncodingSometimes => Some("accept-encoding"),
+            Read::Encoding | Read::EncodingSometimes | Read::EncodingSilently => Some("accept-encoding"),
             Read::Origin | Read::OriginSometimes => Some("origin"),
             Read::Credential(_) => Some("credential"),
             Read::Steering(_) => Some("steering"),
             Read::Content => Some("content"),
             Read::Host => Some("host"),
-            Read::Scheme | Read::Backend => None,
+            Read::Scheme | Read::Backend | Read::Counter => None,
         });
     }
     if world.rewrite == Some(Rewrite::HostToPath) {

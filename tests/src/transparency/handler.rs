@@ -157,6 +157,7 @@ impl Handling {
             resource = list.clone();
         }
         let is_write = [Method::PUT, Method::DELETE].contains(&facts.method);
+        let mut count = None;
         if is_write && !handler.is_read_only {
             let refused = match field(OUTCOME) {
                 "403" => Some(StatusCode::FORBIDDEN),
@@ -168,6 +169,7 @@ impl Handling {
             }
             self.state.change(&resource, facts.method == Method::DELETE);
             self.state.change(&list, false);
+            count = self.count(&resource).await;
             match field(OUTCOME) {
                 "408" => return plain(StatusCode::REQUEST_TIMEOUT, "too late"),
                 "500" => return plain(StatusCode::INTERNAL_SERVER_ERROR, "failed after the change"),
@@ -180,7 +182,7 @@ impl Handling {
             if facts.method == Method::DELETE {
                 let mut response = Response::new(Bytes::new());
                 *response.status_mut() = StatusCode::NO_CONTENT;
-                return response;
+                return counted(response, count);
             }
         }
         if facts.method == Method::POST {
@@ -190,7 +192,7 @@ impl Handling {
         if !field(SLOW).is_empty() {
             tokio::time::sleep(SLOWLY).await;
         }
-        response
+        counted(response, count)
     }
 
     fn create(&self, facts: &Facts, host: &str, list: &str) -> Response<Bytes> {
@@ -266,9 +268,9 @@ impl Handling {
                     text += &format!(" language {}", field("accept-language"));
                     response = response.header("vary", "accept-language");
                 }
-                Read::Encoding | Read::EncodingSometimes => {
+                Read::Encoding | Read::EncodingSometimes | Read::EncodingSilently => {
                     encoded = takes_gzip(&facts.headers);
-                    if encoded || *read == Read::Encoding {
+                    if *read == Read::Encoding || (encoded && *read == Read::EncodingSometimes) {
                         response = response.header("vary", "Accept-Encoding");
                     }
                 }
@@ -284,6 +286,7 @@ impl Handling {
                 Read::Credential(name) | Read::Steering(name) => text += &format!(" {name} {}", field(name)),
                 Read::Content => text += &format!(" content {:?}", facts.content),
                 Read::Scheme => text += &format!(" scheme {:?}", facts.uri.scheme_str()),
+                Read::Counter => {}
                 Read::Backend => text += &format!(" number {}", self.number(resource, version.number).await),
             }
         }
@@ -307,6 +310,21 @@ impl Handling {
         response.status(status).body(Bytes::from(text)).unwrap()
     }
 
+    /// Counts a write, if the handler does. Every process has to see each other's.
+    async fn count(&self, resource: &str) -> Option<u64> {
+        if !self.route.handler.reads.contains(&Read::Counter) {
+            return None;
+        }
+        let key = format!("count {resource}");
+        let Some(backend) = &self.backend else {
+            self.state.change(&key, false);
+            return self.state.of(&key).map(|version| version.number);
+        };
+        let (key, backend) = (format!("{:x}", hash(&key)), backend.group("counts"));
+        let more = |count: Option<u64>| count.unwrap_or_default() + 1;
+        backend.update(&key, Duration::from_secs(1 << 20), more).await.ok()
+    }
+
     /// A number that nobody would compute twice.
     async fn number(&self, resource: &str, version: u64) -> f64 {
         // Seventeen digits.
@@ -316,6 +334,13 @@ impl Handling {
         let backend = backend.group("numbers");
         backend.get_or_set(&key, 600, || async { Ok::<_, ()>(number) }).await.unwrap_or(f64::NAN)
     }
+}
+
+fn counted(mut response: Response<Bytes>, count: Option<u64>) -> Response<Bytes> {
+    if let Some(count) = count {
+        response.headers_mut().insert("x-count", count.into());
+    }
+    response
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Bytes> {

@@ -155,6 +155,8 @@ pub(super) enum Read {
     Encoding,
     /// `Accept-Encoding`, with `Vary` on answers that are encoded.
     EncodingSometimes,
+    /// `Accept-Encoding`, without `Vary`, which the handler forgets.
+    EncodingSilently,
     /// `Origin`, with `Vary` on every answer.
     Origin,
     /// `Origin`, with `Vary` on answers to requests that have one.
@@ -169,6 +171,8 @@ pub(super) enum Read {
     Scheme,
     /// A number computed through `CacheBackend::get_or_set`.
     Backend,
+    /// Writes are counted through `CacheBackend::update`, and say their number.
+    Counter,
 }
 
 /// The status of answers to reads.
@@ -284,6 +288,7 @@ impl World {
                 || self.all().all(|route| {
                     !route.handler.reads.contains(&Read::Encoding)
                         && !route.handler.reads.contains(&Read::EncodingSometimes)
+                        && !route.handler.reads.contains(&Read::EncodingSilently)
                 }))
             // On a busy machine everything is late in real time.
             && (self.is_virtual() || !self.has(Wrap::Timeout))
@@ -352,6 +357,7 @@ impl Route {
                     && !reads(Read::Origin)
                     && !reads(Read::OriginSometimes)
                     && !reads(Read::Content)
+                    && !reads(Read::Counter)
                     && !handler.sets_cookie
                     && !steering))
             // An eviction of one key reaches one spelling of one query.
@@ -370,7 +376,9 @@ impl Route {
                     && !steering
                     && !reads(Read::Backend)
                     && !reads(Read::OriginSometimes)
+                    && !reads(Read::Counter)
                     && !reads(Read::EncodingSometimes)
+                    && !reads(Read::EncodingSilently)
                     && (credentials.iter().all(|field| *field == "authorization")
                         || handler.cache_control.is_some_and(|value| value.contains("private")))
                     && (credentials.is_empty() || handler.cache_control != Some("public, max-age=60"))))
