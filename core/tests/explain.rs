@@ -133,8 +133,8 @@ fn as_text_it_is_for_people() {
     assert_eq!(
         refused.to_string(),
         "GET /things/7: bypass (cookie)\n  \
-         1. The cache takes no part. It carries `Cookie`, and the route was declared neither public nor private. If \
-         everybody gets the same, declare the route .public(); if everybody has a copy of their own, .private() or \
+         1. The cache takes no part. The request carries `Cookie`, and the route was declared neither public nor private. \
+         If everybody gets the same, declare the route .public(); if everybody has a copy of their own, .private() or \
          .private_by(..)."
     );
 }
