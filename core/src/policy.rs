@@ -87,7 +87,7 @@ pub(crate) use rules::{allows_stale_if_error, has_content};
 /// let policy = CachePolicy::new(rule);
 /// let now = SystemTime::UNIX_EPOCH;
 ///
-/// Nothing is stored: the engine decides to run the handler, and then to store its response.
+/// // Nothing is stored: the engine decides to run the handler, and then to store its response.
 /// let request = Request::get("/hello").body(())?;
 /// let view = RequestView::from(&request);
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
@@ -97,7 +97,7 @@ pub(crate) use rules::{allows_stale_if_error, has_content};
 /// let admitted = admit.on_body(parts, body.into(), now);
 /// let record = Record::decode(&admitted.record());
 ///
-/// The next request is a hit.
+/// // The next request is a hit.
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
 /// let OnEntry::Decided(Decision::Hit(hit)) = lookup.on_entry(Ok(record), &view, now) else { panic!() };
 /// assert_eq!(hit.into_response().headers()["x-redis-cache"], "HIT");

@@ -70,7 +70,7 @@ pub use crate::headers::vary::Placement;
 /// let policy = SharedPolicy::new(Arc::new(SharedRule::new(KeySpace::new("example", None)?)));
 /// let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
 ///
-/// Nothing is stored: the request goes to the origin, whose response may be stored.
+/// // Nothing is stored: the request goes to the origin, whose response may be stored.
 /// let request = Request::get("/hello").body(())?;
 /// let view = RequestView::from(&request);
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
@@ -79,7 +79,7 @@ pub use crate::headers::vary::Placement;
 /// let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5), now, now) else { panic!() };
 /// let record = SharedRecord::decode(&admit.with_body(body.into()).record());
 ///
-/// The stored response answers ten seconds later.
+/// // The stored response answers ten seconds later.
 /// let now = now + Duration::from_secs(10);
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
 /// let OnRecord::Decided(Decision::Answer(answer)) = lookup.on_record(Ok(record), &view, now) else { panic!() };
