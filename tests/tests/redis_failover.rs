@@ -153,12 +153,18 @@ async fn answers(store: &Store) {
     eventually("an answer", RECOVERY, || async { store.get(&other).await.is_ok() }).await;
 }
 
-/// Keys in and outside of a group, which the server has saved with the value `old`.
-async fn saved(server: &RedisServer, store: &Store, names: &[&str]) -> Vec<CacheKey> {
+/// Keys in and outside of a group, with the value `old`.
+async fn written(store: &Store, names: &[&str]) -> Vec<CacheKey> {
     let keys: Vec<_> = names.iter().flat_map(|name| [key(Some("g"), name), key(None, name)]).collect();
     for key in &keys {
         store.set(key, "old").await;
     }
+    keys
+}
+
+/// The same, saved by the server.
+async fn saved(server: &RedisServer, store: &Store, names: &[&str]) -> Vec<CacheKey> {
+    let keys = written(store, names).await;
     let _: String = raw(server, &["SAVE"]).await;
     keys
 }
@@ -422,7 +428,7 @@ async fn change_that_too_few_replicas_have_is_not_confirmed() {
         // Without the option: a busy machine may need longer than the replica has.
         let plain = Store::to(&master.url(), Way::OneConnection);
         plain.set(&other, "kept").await;
-        let keys = saved(&master, &plain, &["set", "delete", "group", "write-through", "refresh"]).await;
+        let keys = written(&plain, &["set", "delete", "group", "write-through", "refresh"]).await;
         replica.pause();
         for (pair, number) in keys.chunks(2).zip(0..) {
             for key in pair {
