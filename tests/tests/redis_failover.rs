@@ -418,7 +418,7 @@ async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn change_that_too_few_replicas_have_is_not_confirmed() {
-    const PATIENCE: Duration = Duration::from_millis(400);
+    const PATIENCE: Duration = Duration::from_millis(200);
     for way in WAYS {
         let master = RedisServer::start();
         let proxy = Proxy::to(master.port()).await;
