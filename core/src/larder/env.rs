@@ -13,6 +13,7 @@ use crate::ttl::Ttl;
 
 #[cfg(feature = "redis")]
 use crate::store::redis::address::Address;
+#[cfg(feature = "redis")]
 use crate::store::redis::options::DEFAULT_PORT;
 #[cfg(feature = "redis")]
 use crate::store::redis::{RedisOptions, RedisStore};
