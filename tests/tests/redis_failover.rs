@@ -371,7 +371,7 @@ async fn replica_of(master: &RedisServer, proxy: &Proxy) -> RedisServer {
 async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
     const LAG: Duration = Duration::from_millis(20);
     for way in WAYS {
-        let master = RedisServer::start();
+        let master = RedisServer::with_args(&["--repl-diskless-sync-delay", "0"]);
         let proxy = Proxy::to(master.port()).await;
         let replica = replica_of(&master, &proxy).await;
         proxy.turn(Weather::Slow(LAG));
@@ -420,7 +420,7 @@ async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
 async fn change_that_too_few_replicas_have_is_not_confirmed() {
     const PATIENCE: Duration = Duration::from_millis(200);
     for way in WAYS {
-        let master = RedisServer::start();
+        let master = RedisServer::with_args(&["--repl-diskless-sync-delay", "0"]);
         let proxy = Proxy::to(master.port()).await;
         let replica = replica_of(&master, &proxy).await;
         let store = Store::with(&master.url(), way, |options| options.wait_for_replicas(1, PATIENCE));

@@ -383,7 +383,8 @@ impl RedisOptions {
     /// entries that were missing, don't wait. Deleting a whole prefix waits for each group, and in a cluster for each key
     /// outside a group.
     ///
-    /// The user has to be allowed `WAIT`. Through a pool, keep `timeout` below the response timeout of its client.
+    /// The user has to be allowed `WAIT`. Through a pool, keep `timeout` below the response timeout of its client; a change holds
+    /// one of the pool's connections while it waits.
     ///
     /// ```
     /// use std::time::Duration;

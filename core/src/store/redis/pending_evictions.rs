@@ -32,6 +32,10 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How many evictions are repeated at once.
 const AT_ONCE: usize = 32;
 
+/// The same where each waits for replicas and holds up others meanwhile: those of a single server wait on one connection, and
+/// those of a pool would take all that it has.
+const WAITING_AT_ONCE: usize = 2;
+
 /// The outcome of an attempt to repeat everything that is pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Attempt {
@@ -133,7 +137,10 @@ impl RedisStore {
         let evictions = pending.into_iter().map(|eviction| async move {
             if stopped.load(Ordering::Relaxed) { Attempt::Away } else { note(self.repeat(&eviction).await) }
         });
-        let evicted = worst(evictions).await;
+        let Inner { options, waiting, .. } = &*self.inner;
+        let is_narrow = waiting.is_some() && (stops || options.is_lent());
+        let at_once = if is_narrow { WAITING_AT_ONCE } else { AT_ONCE };
+        let evicted = worst(evictions, at_once).await;
         let releases = releases.into_iter().map(|release| async move {
             if stopped.load(Ordering::Relaxed) {
                 return Attempt::Away;
@@ -145,7 +152,7 @@ impl RedisStore {
             }
             attempt
         });
-        evicted.max(worst(releases).await)
+        evicted.max(worst(releases, AT_ONCE).await)
     }
 
     /// Repeats one eviction.
@@ -186,9 +193,10 @@ impl RedisStore {
     }
 }
 
-async fn worst(attempts: impl Iterator<Item = impl Future<Output = Attempt>>) -> Attempt {
+/// The worst of these attempts, so many of them at once.
+async fn worst(attempts: impl Iterator<Item = impl Future<Output = Attempt>>, at_once: usize) -> Attempt {
     stream::iter(attempts)
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(at_once)
         .fold(Attempt::Confirmed, async |worst, attempt| worst.max(attempt))
         .await
 }
