@@ -450,7 +450,17 @@ fn ops(rng: &mut Rng, world: &World) -> Vec<Op> {
     let is_tier = world.store == Store::Tier;
     let count = rng.usize(8..=if is_tier { 80 } else { 40 });
     let mut ops = Vec::new();
+    let counts = is_tier && world.all().any(|route| route.handler.reads.contains(&Read::Counter));
     for _ in 0..count {
+        // What one process keeps, and another changes just before the first one builds on it.
+        if counts && chance(rng, 10) {
+            let process = rng.usize(..world.processes());
+            let read = Ask { process, ..topic.read(rng) };
+            let write = Ask { target: read.target.clone(), ..topic.write(rng) };
+            let elsewhere = Ask { process: (process + 1) % world.processes(), ..write.clone() };
+            ops.extend([Op::Ask(read), Op::Ask(elsewhere), Op::Ask(Ask { process, ..write })]);
+            continue;
+        }
         // What a tier keeps shows when messages have arrived and it is read again.
         let (across, settle) = if is_tier { (14, 16) } else { (5, 0) };
         let op = match rng.u32(..100) {

@@ -286,7 +286,8 @@ impl Handling {
                 Read::Credential(name) | Read::Steering(name) => text += &format!(" {name} {}", field(name)),
                 Read::Content => text += &format!(" content {:?}", facts.content),
                 Read::Scheme => text += &format!(" scheme {:?}", facts.uri.scheme_str()),
-                Read::Counter => {}
+                // A local tier keeps what is read.
+                Read::Counter => drop(self.counter(resource).await),
                 Read::Backend => text += &format!(" number {}", self.number(resource, version.number).await),
             }
         }
@@ -315,14 +316,22 @@ impl Handling {
         if !self.route.handler.reads.contains(&Read::Counter) {
             return None;
         }
-        let key = format!("count {resource}");
-        let Some(backend) = &self.backend else {
+        let Some(backend) = self.counts() else {
+            let key = format!("count {resource}");
             self.state.change(&key, false);
             return self.state.of(&key).map(|version| version.number);
         };
-        let (key, backend) = (format!("{:x}", hash(&key)), backend.group("counts"));
         let more = |count: Option<u64>| count.unwrap_or_default() + 1;
-        backend.update(&key, Duration::from_secs(1 << 20), more).await.ok()
+        backend.update(&key_of(resource), Duration::from_secs(1 << 20), more).await.ok()
+    }
+
+    /// How many writes were counted, as the cache has it.
+    async fn counter(&self, resource: &str) -> Option<u64> {
+        self.counts()?.get(&key_of(resource)).await
+    }
+
+    fn counts(&self) -> Option<CacheBackend> {
+        self.backend.as_ref().map(|backend| backend.group("counts"))
     }
 
     /// A number that nobody would compute twice.
@@ -334,6 +343,10 @@ impl Handling {
         let backend = backend.group("numbers");
         backend.get_or_set(&key, 600, || async { Ok::<_, ()>(number) }).await.unwrap_or(f64::NAN)
     }
+}
+
+fn key_of(resource: &str) -> String {
+    format!("{:x}", hash(resource))
 }
 
 fn counted(mut response: Response<Bytes>, count: Option<u64>) -> Response<Bytes> {
