@@ -27,9 +27,6 @@ use crate::ttl::Ttl;
 
 pub use self::seconds::Seconds;
 
-/// Maximum size of a record besides its body, in bytes.
-const HEAD_ROOM: u64 = 16 * 1024;
-
 /// A route of a cache. [`handle`](Self::handle) answers its requests.
 pub struct Route {
     pub(crate) context: Arc<CacheContext>,
@@ -185,11 +182,9 @@ impl RouteOptions {
         let RouteConfig { larder, rule, key_source, name, made_at, route, .. } = &*self.config;
         let finish = || {
             let context = Arc::clone(&larder.context);
-            context.agreement.compare(rule, !matches!(key_source, KeySource::Uri), name.as_deref(), made_at);
+            context.agreement.compare(rule, name.as_deref(), made_at);
             let mut rule = rule.clone();
-            // A record is slightly longer than its body.
-            let largest = context.store.max_value_bytes();
-            rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
+            rule.max_body = context.storable_body(rule.max_body);
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(context.defaults.secret.clone());
             let (key_source, metrics) = (key_source.clone(), metrics::RouteMetrics::new(name.clone()));
             let (miss_predictor, warned, warned_nested) =

@@ -31,8 +31,8 @@ struct KeyConfig {
 
 impl Agreement {
     /// Compares a new route with the others of its key space, and logs a warning for each mismatch.
-    pub(crate) fn compare(&self, rule: &Rule, is_chosen: bool, name: Option<&str>, made_at: &Location<'_>) {
-        let config = KeyConfig::new(rule, is_chosen, name, made_at);
+    pub(crate) fn compare(&self, rule: &Rule, name: Option<&str>, made_at: &Location<'_>) {
+        let config = KeyConfig::new(rule, name, made_at);
         for (reader, writer, what) in self.add(config) {
             warn!(
                 group = rule.space.group(),
@@ -73,7 +73,7 @@ impl Agreement {
 }
 
 impl KeyConfig {
-    fn new(rule: &Rule, is_chosen: bool, name: Option<&str>, made_at: &Location<'_>) -> Self {
+    fn new(rule: &Rule, name: Option<&str>, made_at: &Location<'_>) -> Self {
         let params = rule.params.clone().map(|mut params| {
             params.sort();
             params
@@ -89,7 +89,7 @@ impl KeyConfig {
             kind: rule.kind,
             is_private: rule.audience.is_private(),
             by_host: rule.by_host,
-            is_chosen,
+            is_chosen: rule.is_chosen,
             params,
         }
     }

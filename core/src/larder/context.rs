@@ -24,6 +24,9 @@ use crate::store::StoreError;
 use crate::telemetry::{MeteredStore, Telemetry, spans};
 use crate::ttl::Ttl;
 
+/// The room in a stored value for the head of a record, in bytes.
+const HEAD_ROOM: u64 = 16 * 1024;
+
 /// The defaults of routes.
 #[derive(Clone, Debug)]
 pub(crate) struct Defaults {
@@ -89,6 +92,12 @@ pub(crate) struct CacheContext {
 impl CacheContext {
     pub(crate) fn now(&self) -> SystemTime {
         self.clock.now()
+    }
+
+    /// Limits the length of bodies, in bytes, so that a body and its head fit in the store's largest value.
+    pub(crate) fn storable_body(&self, max_body: u64) -> u64 {
+        let largest = self.store.max_value_bytes();
+        max_body.min(largest - HEAD_ROOM.min(largest / 4))
     }
 
     /// Returns a random id for a record.

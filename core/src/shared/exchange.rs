@@ -44,9 +44,6 @@ use crate::status::Outcome;
 use crate::store::{Abandon, Intent};
 use crate::telemetry::{RequestTimer, RouteCounters};
 
-/// What the fields of a response take beside its body, when the store limits both.
-const HEAD_ROOM: u64 = 16 * 1024;
-
 /// A shared cache in front of a whole service (RFC 9111). Adapters wrap it in a layer.
 ///
 /// The service is whatever asks the origin. When there was no answer it says so, by an error or by
@@ -80,8 +77,7 @@ impl SharedCache {
         change(&mut rule);
         // Not before: `change` may put a list of its own in place.
         rule.credential_fields.extend(context.defaults.credential_fields.iter().cloned());
-        let largest = context.store.max_value_bytes();
-        rule.max_body = rule.max_body.min(largest - HEAD_ROOM.min(largest / 4));
+        rule.max_body = context.storable_body(rule.max_body);
         let counters = context.telemetry.shared_cache();
         let budget = Budget::new(rule.max_held);
         Self { context, policy: SharedPolicy::new(Arc::new(rule)), budget, counters }

@@ -108,6 +108,7 @@ use tokio::time::Instant;
 
 use self::change_log::{ChangeLog, Epoch, Target, UnconfirmedGuard};
 use self::client::{At, Connection};
+use self::command::command;
 use self::node::{Changed, Memory};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::readings::{Found, Readings};
@@ -420,7 +421,7 @@ impl RedisStore {
         let ours = [&fence[..], b"F", &token].concat();
         let names = [Some(lease), Some(key.name()), nonce];
         let mut pipe = redis::Pipeline::with_capacity(2);
-        pipe.add_command(command::command(
+        pipe.add_command(command(
             [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", hold.as_bytes()].into_iter(),
         ));
         pipe.add_command(mget(names.into_iter().flatten()));
@@ -546,7 +547,7 @@ impl RedisStore {
     async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let Inner { options, connection, .. } = &*self.inner;
         let Some(nonce) = key_names::nonce_of(key) else {
-            let get = command::command([b"GET", key.name().as_bytes()].into_iter());
+            let get = command([b"GET", key.name().as_bytes()].into_iter());
             let value = connection.command(At::Key(key.name()), &get, options.read_deadline).await;
             return Ok(unless_foreign(value)?.flatten());
         };
@@ -820,7 +821,7 @@ fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a
 }
 
 fn mget<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Cmd {
-    command::command(std::iter::once("MGET").chain(names).map(str::as_bytes))
+    command(std::iter::once("MGET").chain(names).map(str::as_bytes))
 }
 
 /// How many bytes of an entry come before its value.
