@@ -120,7 +120,7 @@ impl Route {
     }
 
     /// Acquires a lease to fill. Waits for another process that is filling the entry.
-    pub(super) async fn start_fill(&self, forward: &Forward, key: &CacheKey, intent: Intent) -> Started {
+    async fn start_fill(&self, forward: &Forward, key: &CacheKey, intent: Intent) -> Started {
         let is_fresh = |record: &Bytes| match Record::decode(record) {
             Some(Record::Response(entry)) => !entry.is_expired(self.context.now()),
             _ => false,
@@ -131,7 +131,7 @@ impl Route {
         self.context.start(key, intent, awaited).await
     }
 
-    pub(super) async fn fill_held<C: Call>(
+    async fn fill_held<C: Call>(
         &self,
         forward: Forward,
         place: FillKey,
@@ -189,7 +189,7 @@ impl Route {
         stored
     }
 
-    pub(super) async fn store_within(
+    async fn store_within(
         &self,
         admitted: &mut Admitted,
         place: &FillKey,

@@ -90,7 +90,7 @@ impl Route {
         Box::pin(self.look_for_variant(select, key, target, span, request)).await
     }
 
-    pub(super) async fn look_for_variant(
+    async fn look_for_variant(
         &self,
         mut select: Select,
         key: CacheKey,
@@ -106,7 +106,7 @@ impl Route {
     }
 
     /// Decides on the record under the request's key. Returns `Err` if the resource varies.
-    pub(super) fn on_found(
+    fn on_found(
         &self,
         lookup: Lookup,
         found: Result<Option<Record>, Reason>,
@@ -122,7 +122,7 @@ impl Route {
     }
 
     /// Decides on the record under the secondary key.
-    pub(super) fn on_variant(
+    fn on_variant(
         &self,
         select: Select,
         found: Result<Option<Record>, Reason>,
@@ -161,7 +161,7 @@ impl Route {
 
     /// Reads a record that `try_get` didn't return. Of a large response it may read only the part that the request needs,
     /// and notes that in the lookup.
-    pub(super) async fn fetch_for(
+    async fn fetch_for(
         &self,
         lookup: &mut Lookup,
         key: &CacheKey,
@@ -197,7 +197,7 @@ impl Route {
         }
     }
 
-    pub(super) fn key_at_once(&self, request: &RequestView<'_>, principal: Option<Principal>) -> Keyed<'_> {
+    fn key_at_once(&self, request: &RequestView<'_>, principal: Option<Principal>) -> Keyed<'_> {
         let rule = self.policy.rule();
         match &self.key_source {
             KeySource::Uri => Keyed::Key(rule.key(request, principal)),

@@ -88,13 +88,7 @@ impl Route {
     }
 
     /// Evicts the entry of a resource that a write created at another URI (RFC 9110 §15.3.2), such as a stored 404.
-    pub(super) async fn evict_created(
-        &self,
-        asked: &Asked,
-        target: &Target,
-        status: StatusCode,
-        response: &HeaderMap,
-    ) {
+    async fn evict_created(&self, asked: &Asked, target: &Target, status: StatusCode, response: &HeaderMap) {
         if status != StatusCode::CREATED {
             return;
         }

@@ -7,11 +7,11 @@ use http::header::{
 
 use crate::headers::cache_control::list;
 
-pub(super) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-pub(super) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// The fields with these names.
+/// Returns the fields with the names that `is_kept` accepts.
 pub(crate) fn only(mut fields: HeaderMap, is_kept: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     let others: Vec<_> = fields.keys().filter(|name| !is_kept(name)).cloned().collect();
     for name in others {
@@ -20,8 +20,8 @@ pub(crate) fn only(mut fields: HeaderMap, is_kept: impl Fn(&HeaderName) -> bool)
     fields
 }
 
-/// Everything but what belongs to one connection (RFC 9110 §7.6.1), in itself or because `Connection` lists it, or to one
-/// proxy (§11.7).
+/// Returns the fields without those that belong to one connection (RFC 9110 §7.6.1), in themselves or because `Connection`
+/// lists them, or to one proxy (§11.7).
 pub(crate) fn end_to_end(response: &HeaderMap) -> HeaderMap {
     let mut fields = response.clone();
     for value in response.get_all(CONNECTION) {
@@ -33,8 +33,8 @@ pub(crate) fn end_to_end(response: &HeaderMap) -> HeaderMap {
     fields
 }
 
-/// What belongs to one connection, or to one proxy.
-pub(crate) const HOP_BY_HOP: [HeaderName; 9] = [
+/// The fields that belong to one connection, or to one proxy.
+const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     KEEP_ALIVE,
     PROXY_CONNECTION,
@@ -46,7 +46,7 @@ pub(crate) const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Removes whatever is there of these. Each removal hashes a name, and mostly none of them is there.
+/// Removes the fields with these names. Each removal hashes a name, so it is skipped if none of them is there.
 pub(crate) fn remove_all(fields: &mut HeaderMap, names: &[HeaderName]) {
     if fields.keys().any(|name| names.contains(name)) {
         for name in names {

@@ -65,11 +65,10 @@ pub struct Forward {
 }
 
 /// The fields that make a request conditional. A fill must not have them.
-pub(super) const CONDITIONAL: [HeaderName; 4] =
-    [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE];
+const CONDITIONAL: [HeaderName; 4] = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE];
 
 /// The fields that ask for a part, or for a part under a condition.
-pub(super) const FOR_A_PART: [HeaderName; 2] = [RANGE, IF_RANGE];
+const FOR_A_PART: [HeaderName; 2] = [RANGE, IF_RANGE];
 
 impl Forward {
     /// Returns the reason for which the handler has to run.
@@ -180,14 +179,14 @@ impl Forward {
         Self { reason, ..self }
     }
 
-    /// Whether the handler sees which part the client wants, and may answer with that part alone, which isn't stored.
+    /// Returns `true` if the handler sees the requested range. It may answer with that part alone, which isn't stored.
     #[must_use]
     pub const fn keeps_range(&self) -> bool {
         self.keeps_range
     }
 
-    /// Whether one run of the handler serves every request that misses at the same time. A request that asks for a
-    /// fresher answer than the stored one never takes part in a run that began before it.
+    /// Returns `true` if one run of the handler serves all requests that miss at the same time. A request that asks for a
+    /// fresher response than the stored one never shares a run that began before it.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.intent().is_some()
@@ -195,8 +194,8 @@ impl Forward {
             && !matches!(self.reason, Reason::NoCache | Reason::MaxAge | Reason::MinFresh | Reason::Down)
     }
 
-    /// Whether the run of this request would keep others waiting that don't get its answer: it isn't shared, and the canonical
-    /// spelling of its path may be another route's.
+    /// Returns `true` if other requests would wait for the run of this one and not get its response: the run isn't shared, and
+    /// the canonical spelling of the path may belong to another route.
     #[must_use]
     pub fn holds_up_others(&self) -> bool {
         self.intent().is_some()
@@ -364,7 +363,7 @@ impl Pass {
 }
 
 /// The fields that a 304 leaves out.
-pub(super) const OF_THE_BODY: [HeaderName; 7] = [
+const OF_THE_BODY: [HeaderName; 7] = [
     CONTENT_ENCODING,
     CONTENT_LANGUAGE,
     CONTENT_LENGTH,

@@ -152,7 +152,7 @@ pub(super) fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule
 }
 
 /// Returns `true` for the cache's status fields, and for the fields that let a script in a browser read the response.
-pub(super) fn is_about_the_exchange(name: &HeaderName, rule: &Rule) -> bool {
+fn is_about_the_exchange(name: &HeaderName, rule: &Rule) -> bool {
     match name.as_str() {
         "cache-status"
         | "access-control-allow-origin"

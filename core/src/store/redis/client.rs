@@ -29,13 +29,13 @@ use crate::store::{Breaker, StoreError};
 pub(super) struct Connection {
     dialer: Arc<Dialer>,
     servers: Servers,
-    /// How many replicas have to confirm what is sent, except by [`command`](Self::command).
+    /// The number of replicas that confirm each change, except those of [`command`](Self::command).
     replicas: Option<Replicas>,
 }
 
-/// How many keys outside of groups are removed at once from a cluster whose replicas have to confirm it. They wait for each
+/// The number of keys outside of groups that are removed at once if replicas have to confirm it. They wait for each
 /// other, and have one deadline.
-const WAITING_AT_ONCE: usize = 16;
+const UNLINKS_AT_ONCE: usize = 16;
 
 #[derive(Clone)]
 enum Servers {
@@ -182,7 +182,7 @@ impl Connection {
                 let (removed,): (u64,) = self.pipeline(At::Key(name), &pipe, deadline).await?;
                 Ok::<_, StoreError>(removed)
             };
-            let at_once = if self.replicas.is_some() { WAITING_AT_ONCE } else { usize::MAX };
+            let at_once = if self.replicas.is_some() { UNLINKS_AT_ONCE } else { usize::MAX };
             let mut removed = Vec::with_capacity(names.len());
             for names in names.chunks(at_once) {
                 removed.extend(try_join_all(names.iter().map(unlink)).await?);
@@ -240,7 +240,7 @@ impl Connection {
         if_replicated(self.run(at, self.with_wait(deadline), call.may_be_sent_twice(), send).await?)
     }
 
-    /// Whether enough replicas have what was just sent on this connection.
+    /// Returns `true` if enough replicas have the changes that this connection just sent.
     async fn is_replicated(&self, conn: &mut Wire, at: At<'_>) -> RedisResult<bool> {
         let Some(replicas) = self.replicas else { return Ok(true) };
         if let At::Key(key) = at {

@@ -32,7 +32,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How many evictions are repeated at once.
 const AT_ONCE: usize = 32;
 
-/// The same where each waits for replicas and holds up others meanwhile: those of a single server wait on one connection, and
+/// The same if each waits for replicas and delays others: those of a single server wait on one connection, and
 /// those of a pool would take all that it has.
 const WAITING_AT_ONCE: usize = 2;
 
