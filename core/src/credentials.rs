@@ -123,7 +123,7 @@ pub(crate) fn may_send_elsewhere(name: &str) -> bool {
     names_origin(name) || (name.starts_with('x') && replaces_uri(name))
 }
 
-/// Whether a field is one of [`ORIGIN_FIELDS`].
+/// Returns `true` if a field is one of [`ORIGIN_FIELDS`].
 pub(crate) fn names_origin(name: &str) -> bool {
     // The first letter rules out nearly all fields without a string comparison.
     matches!(name.as_bytes(), [b'f' | b'x', ..]) && ORIGIN_FIELDS.contains(&name)

@@ -272,7 +272,7 @@ pub struct Explanation {
     pub entry: Option<FoundEntry>,
     /// `true` if the handler's response is stored.
     pub stores: bool,
-    /// How long the store keeps the response. `None` if it isn't stored, or for no expiry.
+    /// The time that the store keeps the response. `None` if it isn't stored, or for no expiry.
     #[cfg_attr(feature = "runtime", serde(serialize_with = "seconds"))]
     pub kept_for: Option<Duration>,
     /// `true` if the key, or the group, is evicted.

@@ -8,10 +8,10 @@
 //! console exists.
 
 mod counters;
-// Without the feature, the same functions do nothing.
 #[cfg(feature = "console")]
 pub(crate) mod history;
 mod metered_store;
+// Without the feature, the same functions do nothing.
 #[cfg_attr(not(feature = "metrics"), path = "telemetry/no_metrics.rs")]
 mod metrics;
 pub(crate) mod spans;
@@ -39,7 +39,7 @@ use crate::store::Health;
 use self::counters::{Counters, Histogram};
 pub(crate) use self::metered_store::MeteredStore;
 
-/// A route, whatever its type is: this module knows none. The console asks for it.
+/// A route of any type, for the console. This module names no route, so that imports go one way.
 pub(crate) type AnyRoute = Weak<dyn Any + Send + Sync>;
 
 /// The label of shared caches, which see every request of a service and know no routes.

@@ -14,15 +14,15 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// How much happens.
+/// The bounds of the search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Bounds {
     processes: usize,
-    /// How often the servers change.
+    /// The number of changes of servers.
     changes: u8,
-    /// How often the database changes.
+    /// The number of changes of the database.
     versions: u8,
-    /// Whether there is a fill, and whether the processes that evict read too.
+    /// `true` if there is a fill, and if the processes that evict read too.
     reads: bool,
 }
 
@@ -41,9 +41,9 @@ enum Rule {
     HistoryIsIdentity,
     /// Confirmed evictions are remembered, and repeated at a server that may have lost them.
     Remember,
-    /// So are writes that replaced a value.
+    /// Writes that replaced a value are remembered, too.
     RememberWrites,
-    /// What was repeated is remembered, too.
+    /// Repeated evictions are remembered, too.
     RememberRepeats,
     /// An answer is not believed if servers changed since the question.
     SecondLook,
@@ -64,11 +64,11 @@ const RULES: [Rule; 8] = [
     Rule::RevokeLeases,
 ];
 
-/// What a server holds under the key.
+/// The value and the lease under the key, on one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Data {
     value: Option<u8>,
-    /// Whether a fill may be committed.
+    /// `true` if a fill may be committed.
     lease: bool,
 }
 
@@ -79,14 +79,14 @@ struct Identity {
     run: u8,
 }
 
-/// What a process changes.
+/// A change that a process makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Change {
     /// The database has this version, and what is older goes.
     Evict(u8),
     /// This version replaces what is there.
     Set(u8),
-    /// What is pending is evicted once more.
+    /// A pending eviction is sent once more.
     Repeat,
 }
 
@@ -94,9 +94,9 @@ enum Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Running {
     change: Change,
-    /// Whether something was recalled since it began.
+    /// `true` if something was recalled since it began.
     is_recalled: bool,
-    /// Whether the eviction that is pending was so when it began.
+    /// `true` if the eviction that is pending was so when it began.
     settles: bool,
     is_executed: bool,
 }
@@ -104,11 +104,11 @@ struct Running {
 /// A read under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Reading {
-    /// Whether something was recalled since it began.
+    /// `true` if something was recalled since it began.
     is_recalled: bool,
     /// The oldest value that it may give.
     floor: u8,
-    /// Whether it began more than a period after the servers changed, and they haven't changed since.
+    /// `true` if it began more than a period after the servers changed, and they haven't changed since.
     is_late: bool,
     /// The oldest value that its process knows to be good.
     own_floor: u8,
@@ -120,11 +120,11 @@ struct Reading {
 struct Process {
     /// The master when the process last asked.
     known: Identity,
-    /// Whether it had the same history of writes.
+    /// `true` if it had the same history of writes.
     knows_history: bool,
     remembers: bool,
     is_pending: bool,
-    /// Whether it has watched since the servers changed.
+    /// `true` if it has watched since the servers changed.
     has_watched: bool,
     running: Option<Running>,
     reading: Option<Reading>,
@@ -137,14 +137,14 @@ struct World {
     /// On each server.
     data: [Data; 2],
     master: Identity,
-    /// What the master saved, if it is still the same server.
+    /// The snapshot that the master saved, if it is still the same server.
     snapshot: Option<Data>,
     changes: u8,
-    /// Whether more than a period has passed since the servers changed and since something was confirmed.
+    /// `true` if more than a period has passed since the servers changed and since something was confirmed.
     is_late: bool,
     /// The version in the database.
     version: u8,
-    /// Older values were evicted or replaced, and whoever did it has been told so.
+    /// Older values were evicted or replaced, and the process that did it has been told so.
     floor: u8,
     /// The version with which a third process will fill.
     filling: Option<u8>,
@@ -419,7 +419,7 @@ impl Process {
         self.is_pending |= self.remembers;
         if let Some(running) = &mut self.running {
             running.is_recalled = true;
-            // What is pending now was asked for since.
+            // The pending eviction was requested since.
             running.settles &= !self.remembers;
         }
         if let Some(reading) = &mut self.reading {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 const HOLD: Duration = Duration::from_secs(60);
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// How long the tests of the breaker wait for a read.
+/// The read deadline in the tests of the breaker.
 const READ_DEADLINE: Duration = Duration::from_millis(50);
 
 /// What a call may take beyond its deadline on a busy machine.

@@ -71,7 +71,7 @@ fn answers_are_the_same_with_a_local_tier_and_late_messages() {
     check(Store::Tier, 3_000);
 }
 
-/// How many requests the long run on the store in memory sends.
+/// The number of requests of the long run on the store in memory.
 fn many() -> u64 {
     number("LARDER_REQUESTS").unwrap_or(10_000_000)
 }

@@ -88,7 +88,7 @@ fn routes(larder: &Larder) -> Router {
         .route("/settings/{key}", get(setting))
         .route("/sessions/{id}", put(save_session))
         .route("/checkout", post(checkout))
-        // What a cache must take care with.
+        // Routes with credentials, errors, sizes and streams, which a cache has to treat with care.
         .route(
             "/slow/{id}",
             get(slow.layer(cache(larder).group("slow").ttl(300).public()))

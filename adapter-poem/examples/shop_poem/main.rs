@@ -84,7 +84,7 @@ fn routes(larder: &Larder) -> impl Endpoint + use<> {
         .at("/settings/:key", get(setting))
         .at("/sessions/:id", put(save_session))
         .at("/checkout", post(checkout))
-        // What a cache must take care with.
+        // Routes with credentials, errors, sizes and streams, which a cache has to treat with care.
         .at(
             "/slow/:id",
             get(slow.with(cache(larder).group("slow").ttl(300).public()))

@@ -23,17 +23,17 @@ impl Larder {
     ///
     /// # Errors
     ///
-    /// When a variable makes no sense, or asks for a feature that isn't compiled in. The error names the variable and,
-    /// unless it may hold a secret, the value.
+    /// Returns an error if a variable is invalid, or needs a feature that isn't compiled in. The error names the variable
+    /// and, unless it may contain a secret, its value.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_vars(|name| std::env::var(name).ok())
     }
 
-    /// As [`from_env`](Self::from_env), from any source of variables.
+    /// Creates a cache as [`from_env`](Self::from_env) does, from any source of variables.
     ///
     /// # Errors
     ///
-    /// As [`from_env`](Self::from_env).
+    /// Returns the errors of [`from_env`](Self::from_env).
     ///
     /// ```
     /// # #[cfg(feature = "memory")] {
@@ -56,12 +56,12 @@ impl Larder {
         }
     }
 
-    /// A cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`, or any that
-    /// [`RedisOptions::from_url`] understands. Connects when it is first used.
+    /// Creates a cache on the Redis at this URL: `redis://[[username]:password@]host[:port][/db]`, or any other that
+    /// [`RedisOptions::from_url`] accepts. It connects on first use.
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense.
+    /// Returns an error if the URL is invalid.
     #[cfg(feature = "redis")]
     pub fn redis(url: &str) -> Result<Self, crate::store::redis::RedisUrlError> {
         Ok(Self::builder().leased(RedisStore::new(RedisOptions::from_url(url)?)))
@@ -104,7 +104,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    /// What is in the file that a variable names.
+    /// Reads the file that a variable names.
     #[cfg(feature = "redis-tls")]
     fn file(&self, name: &'static str) -> Result<Option<Vec<u8>>, ConfigError> {
         let Some(path) = self.text(name) else { return Ok(None) };
@@ -114,7 +114,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    /// Better no start than a cache that is not what was asked for.
+    /// Refuses variables that Larder can't honour. Otherwise the cache would silently differ from its configuration.
     fn refuse_unsupported(&self) -> Result<(), ConfigError> {
         let name = "REDIS_SENTINEL";
         if self.flag(name)? == Some(true) {
@@ -127,7 +127,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         Ok(self.parsed("REDIS_LOCAL_CACHE_BYTES", "a number of bytes, 0 for none")?.unwrap_or(0))
     }
 
-    /// Whoever says how to speak to Redis, but not where it is, does not want memory.
+    /// Refuses options for a connection to Redis without an address: the memory store isn't meant.
     fn refuse_nowhere(&self) -> Result<(), ConfigError> {
         for variable in ["REDIS_CLUSTER", "REDIS_SSL"] {
             if self.flag(variable)? == Some(true) {
@@ -207,7 +207,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             return Err(ConfigError::invalid("REDIS_PORT", port, expected));
         }
         let hosts = self.text("REDIS_HOST").unwrap_or_default();
-        // Somebody's URL, maybe with a password in it, which must appear neither in the error nor in the log later.
+        // This is a URL, maybe with a password in it. The password must appear neither in the error nor in a log.
         if hosts.contains(['/', '@']) {
             let problem = "not a host; a URL belongs in REDIS_URL".to_owned();
             return Err(ConfigError::Secret { variable: "REDIS_HOST", problem });
@@ -216,7 +216,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
             Address::parse_or(host.trim(), port)
                 .ok_or_else(|| ConfigError::invalid("REDIS_HOST", &hosts, "host[:port][,host[:port]…]"))
         };
-        // A host alone may be anything, an IPv6 address without brackets too.
+        // A single host can have any form, for instance an IPv6 address without brackets.
         let mut options = match hosts.split_once(',') {
             None => match address(&hosts) {
                 Ok(Address { host, port }) => RedisOptions::new(host, port),
@@ -298,7 +298,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         match (self.file("REDIS_SSL_CERTFILE")?, self.file("REDIS_SSL_KEYFILE")?) {
             (None, None) => {}
             (Some(certificate), Some(key)) => options = options.client_certificate(certificate, key),
-            // A key often stands in one file with its certificate.
+            // One file often contains both the certificate and its key.
             (Some(both), None) => options = options.client_certificate(both.clone(), both),
             (None, Some(_)) => {
                 let problem = "a key without a certificate: set REDIS_SSL_CERTFILE too".to_owned();
@@ -335,40 +335,40 @@ fn memory(_: LarderBuilder) -> Result<Larder, ConfigError> {
     Err(ConfigError::Feature { feature: "memory", why: "the absence of REDIS_URL and REDIS_HOST" })
 }
 
-/// A configuration that makes no sense.
+/// An invalid configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A value that can't be understood.
+    /// An invalid value.
     #[error("{variable}={value:?}: expected {expected}")]
     Invalid {
         /// The variable.
         variable: &'static str,
         /// Its value.
         value: String,
-        /// What would have made sense.
+        /// A description of valid values.
         expected: String,
     },
-    /// The same, of a variable that may hold a secret.
+    /// An invalid value of a variable that may contain a secret.
     #[error("{variable}: {problem}")]
     Secret {
         /// The variable.
         variable: &'static str,
-        /// What is wrong with its value, which is not told.
+        /// The problem, without the value.
         problem: String,
     },
-    /// Something that is not supported.
+    /// A variable that isn't supported.
     #[error("{variable} is not supported")]
     Unsupported {
         /// The variable.
         variable: &'static str,
     },
-    /// Something that is not compiled in.
+    /// A variable that needs a feature that isn't compiled in.
     #[error("{why} needs the feature `{feature}` of larder")]
     Feature {
         /// The feature.
         feature: &'static str,
-        /// What needs it.
+        /// The reason for which it is needed.
         why: &'static str,
     },
 }

@@ -50,9 +50,9 @@ pub struct StoredResponse {
     pub initial_age: Duration,
     /// The freshness lifetime, as an age (§4.2.1).
     pub lifetime: Duration,
-    /// How long after that it may be used while it is refreshed (RFC 5861 §3).
+    /// The time after that during which it may be used while it is refreshed (RFC 5861 §3).
     pub stale_while_revalidate: Duration,
-    /// How long after that it may be used when the origin fails (RFC 5861 §4).
+    /// The time after that during which it may be used when the origin fails (RFC 5861 §4).
     pub stale_if_error: Duration,
     /// `true` if it must never be used stale (RFC 9111 §5.2.2.2).
     pub forbids_stale: bool,

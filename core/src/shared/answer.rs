@@ -166,12 +166,12 @@ impl Answer {
 }
 
 /// RFC 9110 §8.6.
-pub(super) fn has_length(status: StatusCode) -> bool {
+fn has_length(status: StatusCode) -> bool {
     !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
 }
 
 /// Keeps the fields of the 200 about freshness and validators (RFC 9110 §15.4.5).
-pub(super) fn for_not_modified(stored: HeaderMap) -> HeaderMap {
+fn for_not_modified(stored: HeaderMap) -> HeaderMap {
     only(stored, is_for_not_modified)
 }
 

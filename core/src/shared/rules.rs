@@ -113,7 +113,7 @@ pub(super) fn is_not_modified(request: &HeaderMap, stored: &StoredResponse) -> b
 }
 
 /// A response without `Last-Modified` is compared by its `Date`.
-pub(super) fn not_modified_since_its_date(request: &HeaderMap, stored: &StoredResponse) -> bool {
+fn not_modified_since_its_date(request: &HeaderMap, stored: &StoredResponse) -> bool {
     if request.contains_key(IF_NONE_MATCH) || stored.headers.contains_key(LAST_MODIFIED) {
         return false;
     }
@@ -179,7 +179,7 @@ pub(super) fn has_validator(headers: &HeaderMap) -> bool {
 
 /// Returns `true` if this cache conforms to the status code's requirements (§5.2.2.3): the codes that are only stored
 /// and sent, and 206.
-pub(super) fn is_understood(status: StatusCode) -> bool {
+fn is_understood(status: StatusCode) -> bool {
     is_heuristically_cacheable(status)
         || matches!(status.as_u16(), 201 | 202 | 302 | 303 | 307 | 400 | 401 | 403 | 500 | 502 | 503 | 504)
 }

@@ -208,7 +208,7 @@ pub(super) fn may_be_missing(ask: &Ask, cached: &Answer) -> bool {
     cached.status == StatusCode::GATEWAY_TIMEOUT && ask.field("cache-control").contains("only-if-cached")
 }
 
-/// Whether a browser that kept the answer to the first request can know that it isn't for the second. It can't where they
+/// Returns `true` if a browser that kept the first response can tell that it doesn't answer the second request. It can't where they
 /// differ in a field that Larder can't speak of downstream:
 ///
 /// - `Vary: Origin`, or `Vary: Accept-Encoding`, on some of a handler's answers alone: a single answer without it doesn't tell.

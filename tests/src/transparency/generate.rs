@@ -452,7 +452,7 @@ fn ops(rng: &mut Rng, world: &World) -> Vec<Op> {
     let mut ops = Vec::new();
     let counts = is_tier && world.all().any(|route| route.handler.reads.contains(&Read::Counter));
     for _ in 0..count {
-        // What one process keeps, and another changes just before the first one builds on it.
+        // One process keeps a value, and another changes it just before the first one updates it.
         if counts && chance(rng, 10) {
             let process = rng.usize(..world.processes());
             let read = Ask { process, ..topic.read(rng) };

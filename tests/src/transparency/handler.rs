@@ -325,7 +325,7 @@ impl Handling {
         backend.update(&key_of(resource), Duration::from_secs(1 << 20), more).await.ok()
     }
 
-    /// How many writes were counted, as the cache has it.
+    /// The number of writes that the cache has counted.
     async fn counter(&self, resource: &str) -> Option<u64> {
         self.counts()?.get(&key_of(resource)).await
     }

@@ -349,7 +349,7 @@ impl Run<'_> {
         Ok(seen)
     }
 
-    /// Whether a read's answer is the one without a cache or follows from it.
+    /// Returns `true` if a read's response is the one without a cache, or follows from it.
     async fn is_right(&self, ask: &Ask, cached: &Answer, bare: &Answer) -> Result<bool, Difference> {
         if same(cached, bare).is_ok() || may_be_missing(ask, cached) {
             return Ok(true);
@@ -412,7 +412,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether this has the body that a handler may answer a plain request with. Layers outside of the cache add the rest.
+    /// Returns `true` if the handler may answer a plain request with this body. Layers outside of the cache add the rest.
     async fn has_body_for(&self, ask: &Ask, kept: &Answer) -> Result<bool, Difference> {
         for seen in self.seen(ask, kept).await? {
             if self.bare(&seen).await?.body == kept.body {

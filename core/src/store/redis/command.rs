@@ -1,8 +1,8 @@
-//! Commands, made with room for all of their parts.
+//! Commands of Redis, allocated once.
 
 use redis::Cmd;
 
-/// A command of these parts, with room for all of them from the beginning: to grow costs more than to write.
+/// Builds a command of these parts. It has room for all of them from the start, because growing costs more than writing.
 pub(super) fn command<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd {
     let (count, len) = parts.clone().fold((0, 0), |(count, len), part| (count + 1, len + part.len()));
     let mut cmd = Cmd::with_capacity(count, len);

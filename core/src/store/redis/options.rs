@@ -365,7 +365,7 @@ impl RedisOptions {
         Self { connections: connections.clamp(1, 4), ..self }
     }
 
-    /// How many replicas have to confirm a change, and how long to wait for them. None by default.
+    /// The replicas that confirm each change, and the limit of the wait for them. None by default.
     ///
     /// A master confirms a change before its replicas have it, so a failover may take back the last moments. With this option,
     /// an eviction, a `set`, a write-through and an [`update`](crate::CacheBackend::update) are confirmed only when so many
@@ -488,11 +488,11 @@ impl fmt::Debug for RedisOptions {
     }
 }
 
-/// How many replicas have to confirm a change.
+/// The replicas that confirm each change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Replicas {
     pub(super) count: u32,
-    /// How long to wait for them.
+    /// The limit of the wait for them.
     pub(super) timeout: Duration,
 }
 

@@ -1,6 +1,6 @@
 //! Slots of a cluster: the slot of a key, and sets of slots.
 
-/// How many slots there are.
+/// The number of slots of a cluster.
 pub(super) const SLOTS: usize = 16384;
 
 /// A set of slots.
@@ -35,7 +35,7 @@ impl FromIterator<u16> for SlotSet {
     }
 }
 
-/// The slot of a key: of what stands between its first braces, if it has some with anything in between.
+/// Returns the slot of a key: of its hash tag, the text between the first braces, if there is one that isn't empty.
 pub(super) fn slot(key: &str) -> u16 {
     let tag = key
         .split_once('{')
@@ -45,7 +45,7 @@ pub(super) fn slot(key: &str) -> u16 {
     crc16(tag.unwrap_or(key).as_bytes()) % SLOTS as u16
 }
 
-/// CRC-16/XMODEM, as the Redis Cluster specification has it.
+/// Computes CRC-16/XMODEM, as the Redis Cluster specification requires.
 pub(super) fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, byte| {
         let high = (crc >> 8) ^ u16::from(*byte);
@@ -53,7 +53,7 @@ pub(super) fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
-/// What each byte leaves when it is divided by x¹⁶ + x¹² + x⁵ + 1.
+/// The remainder of each byte divided by x¹⁶ + x¹² + x⁵ + 1.
 static REMAINDERS: [u16; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;

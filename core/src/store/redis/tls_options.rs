@@ -1,6 +1,6 @@
-//! The options of TLS: which authorities to trust, and which certificate to show.
+//! The options of TLS to Redis.
 
-/// Whom to trust and what to show.
+/// The trusted authorities, the client's certificate, and the check of the server's name.
 #[derive(Clone)]
 pub(super) struct TlsOptions {
     pub(super) authorities: Option<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! What a command is written to: a connection of our own, or one lent by somebody's pool.
+//! Connections that commands are sent on: the store's own, or one lent by the application's pool.
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
@@ -26,15 +26,15 @@ pub(super) enum Wire {
     LentByCluster(deadpool_redis::cluster::Connection, Reach, Option<Witness>),
 }
 
-/// Learns which server answered, before the answer is used.
+/// A callback that receives the identity of the server that answered, before the answer is used.
 #[cfg(feature = "redis-pool")]
 pub(super) type Witness = Box<dyn Fn(Option<ServerIdentity>) + Send + Sync>;
 
-/// Whom a command reaches through a connection that knows a whole cluster.
+/// The node that a command reaches through a connection that knows a whole cluster.
 #[cfg(feature = "redis-pool")]
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Reach {
-    /// Whoever has the key that it names.
+    /// The node that has the key that the command names.
     Key,
     /// The master of this slot.
     Master(u16),
@@ -52,7 +52,7 @@ impl Wire {
         Ok(ServerIdentity::read(replies.into_iter().map(|reply| reply.inspect_err(&refused))))
     }
 
-    /// Lets the server say who it is with every answer to several commands.
+    /// Asks for the server's identity with every pipeline.
     #[cfg(feature = "redis-pool")]
     pub(super) fn witnessed(self, witness: Witness) -> Self {
         match self {
@@ -62,7 +62,7 @@ impl Wire {
         }
     }
 
-    /// Whether the server says who it is with every answer to several commands.
+    /// Returns `true` if every pipeline asks for the server's identity.
     pub(super) fn has_witness(&self) -> bool {
         match self {
             Self::Own(_) => false,
@@ -71,7 +71,7 @@ impl Wire {
         }
     }
 
-    /// Lets the next command reach the master of this slot, though it names no key.
+    /// Sends the next command to the master of this slot, although it names no key.
     pub(super) fn aim(&mut self, slot: u16) {
         #[cfg(feature = "redis-pool")]
         if let Self::LentByCluster(_, reach @ Reach::Key, _) = self {
@@ -98,7 +98,7 @@ impl Wire {
         reply.and_then(Value::extract_error).map_err(|error| refusals::named(cmd, error))
     }
 
-    /// Sends several commands in one go. Each has a reply or an error of its own. If there is a witness, it learns who answered.
+    /// Sends several commands as one pipeline. Each has its own reply or error. A witness receives the server's identity.
     pub(super) async fn several(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
         #[cfg(feature = "redis-pool")]
         if let Self::Lent(_, Some(_)) | Self::LentByCluster(.., Some(_)) = self {
@@ -145,7 +145,7 @@ pub(super) enum Pool {
 
 #[cfg(feature = "redis-pool")]
 impl Pool {
-    /// Borrows a connection. Waits beyond the pool's own wait timeout, which says nothing about Redis: callers have a deadline.
+    /// Borrows a connection. Waits beyond the pool's own wait timeout, which says nothing about Redis. Callers have a deadline.
     pub(super) async fn lend(&self, reach: Reach) -> RedisResult<Wire> {
         loop {
             // On the heap: their futures are large, and the compiler counts how deep they go.
@@ -167,7 +167,7 @@ impl Pool {
         }
     }
 
-    /// Forgets every connection that nobody uses: they may all be as dead as the one that was tried.
+    /// Drops all idle connections: they may be as broken as the one that was tried.
     pub(super) fn forget_idle(&self) {
         match self {
             Self::One(pool) => drop(pool.retain(|_, _| false)),
