@@ -161,6 +161,9 @@ impl LarderBuilder {
 
     /// Sets the time to live for routes without one. No expiry by default. Methods of a [`CacheBackend`] always take their
     /// own.
+    ///
+    /// The number 0 means no expiry, as `.no_expiry()` does on a route. A `Duration` of zero or a negative number means that
+    /// routes without a time to live store nothing ([`Reason::Lifetime`](crate::Reason::Lifetime)).
     pub fn default_ttl(mut self, ttl: impl Into<Ttl>) -> Self {
         self.defaults.ttl = ttl.into();
         self
