@@ -1,0 +1,152 @@
+//! Readers fill a key while the database changes: no reader sees a value from before an eviction that returned.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use super::{LONG, Subject, bytes_of};
+use crate::key::{CacheKey, KeySpace};
+use crate::store::{Abandon, Begin, Intent, LeaseStore};
+
+/// After `delete` has returned nobody reads what the database held before.
+pub async fn racing_against_delete<S: LeaseStore>(subject: &Subject<S>) {
+    race(subject, subject.group("race").key("k"), Change::Delete).await;
+    race(subject, subject.ungrouped().key("k"), Change::Delete).await;
+}
+
+/// After `delete_group` has returned nobody reads what the database held before.
+pub async fn racing_against_delete_group<S: LeaseStore>(subject: &Subject<S>) {
+    let key = subject.group("race").key("k");
+    race(subject, key.clone(), Change::Evict(key.space())).await;
+}
+
+/// After a prefix was wiped nobody reads what the database held before.
+pub async fn racing_against_a_wiped_prefix<S: LeaseStore>(subject: &Subject<S>) {
+    race(subject, subject.group("race").key("k"), Change::Evict(subject.ungrouped())).await;
+    race(subject, subject.ungrouped().key("k"), Change::Evict(subject.ungrouped())).await;
+}
+
+/// After a write-through has finished nobody reads what the database held before, though others write, too.
+pub async fn racing_against_writes<S: LeaseStore>(subject: &Subject<S>) {
+    race(subject, subject.group("race").key("k"), Change::WriteThrough).await;
+}
+
+/// How the database's changes reach the store.
+#[derive(Clone)]
+enum Change {
+    Delete,
+    Evict(KeySpace),
+    WriteThrough,
+}
+
+/// One value in a database that only ever grows, and what readers may still see of it.
+#[derive(Default)]
+struct Database {
+    version: AtomicU64,
+    /// Every version below this was evicted, and that eviction has returned.
+    floor: AtomicU64,
+    over: AtomicBool,
+}
+
+const READERS: usize = 6;
+
+/// Readers fill a key from a database while others change the database and evict.
+async fn race<S: LeaseStore>(subject: &Subject<S>, key: CacheKey, change: Change) {
+    let database = Arc::new(Database::default());
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| tokio::spawn(read_on(Arc::clone(&subject.store), key.clone(), Arc::clone(&database))))
+        .collect();
+    let changers: Vec<_> = (0..2)
+        .map(|_| {
+            let (store, key, database) = (Arc::clone(&subject.store), key.clone(), Arc::clone(&database));
+            let (change, rounds) = (change.clone(), subject.rounds / 2);
+            tokio::spawn(async move {
+                for _ in 0..rounds {
+                    change_once(&*store, &key, &database, &change).await;
+                    let floor = database.floor.load(Ordering::SeqCst);
+                    assert_recent(store.get(&key).await.unwrap(), floor, &key);
+                    pause().await;
+                }
+            })
+        })
+        .collect();
+    // The readers stop before a changer's panic is passed on.
+    let changes = futures_util::future::join_all(changers).await;
+    database.over.store(true, Ordering::SeqCst);
+    let mut filled = 0;
+    for reader in readers {
+        filled += outcome(reader.await);
+    }
+    changes.into_iter().for_each(outcome);
+    assert!(filled > 0, "no fill was ever committed, so the race shows nothing");
+    subject.clean_up().await;
+}
+
+/// Reads, and fills what is missing, until the race is over. Answers how many fills were committed.
+async fn read_on<S: LeaseStore>(store: Arc<S>, key: CacheKey, database: Arc<Database>) -> u64 {
+    let mut filled = 0;
+    while !database.over.load(Ordering::SeqCst) {
+        let floor = database.floor.load(Ordering::SeqCst);
+        assert_recent(store.get(&key).await.unwrap(), floor, &key);
+        let intent = if fastrand::u8(..4) == 0 { Intent::Refresh } else { Intent::Fill };
+        let floor = database.floor.load(Ordering::SeqCst);
+        match store.begin(&key, intent, LONG).await.unwrap() {
+            Begin::Found(found) => assert_recent(Some(found), floor, &key),
+            Begin::Lease(lease) => {
+                let version = database.version.load(Ordering::SeqCst);
+                pause().await;
+                if fastrand::u8(..16) == 0 {
+                    store.abandon(&key, &lease, Abandon::Failed).await.unwrap();
+                } else {
+                    filled +=
+                        u64::from(store.commit(&key, &lease, bytes_of(version), Some(LONG)).await.unwrap());
+                }
+            }
+            Begin::Filling | Begin::Busy => {}
+        }
+        pause().await;
+    }
+    filled
+}
+
+/// Changes the database, then does what a route does after a change.
+async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Database, change: &Change) {
+    let ticket = match change {
+        Change::WriteThrough => match store.begin(key, Intent::Write, LONG).await.unwrap() {
+            Begin::Lease(ticket) => Some(ticket),
+            other => panic!("`begin(Write)` always gives a ticket, not {other:?}"),
+        },
+        Change::Delete | Change::Evict(_) => None,
+    };
+    let version = database.version.fetch_add(1, Ordering::SeqCst) + 1;
+    pause().await;
+    let committed = match &ticket {
+        Some(ticket) => store.commit(key, ticket, bytes_of(version), Some(LONG)).await.unwrap(),
+        None => false,
+    };
+    match change {
+        _ if committed => {}
+        Change::Evict(space) => drop(store.delete_group(space).await.unwrap()),
+        Change::Delete | Change::WriteThrough => drop(store.delete(key).await.unwrap()),
+    }
+    database.floor.fetch_max(version, Ordering::SeqCst);
+}
+
+/// What a task answered; its panic goes on in here, so that the test shows the rule that was broken.
+fn outcome<T>(task: Result<T, tokio::task::JoinError>) -> T {
+    task.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+fn assert_recent(value: Option<Bytes>, floor: u64, key: &CacheKey) {
+    let Some(value) = value else { return };
+    let version = u64::from_be_bytes(value[..].try_into().unwrap());
+    assert!(version >= floor, "{key} holds version {version}, but everything below {floor} was evicted");
+}
+
+/// Lets the others in, for a while that differs from time to time.
+async fn pause() {
+    for _ in 0..fastrand::u8(..4) {
+        tokio::task::yield_now().await;
+    }
+}
