@@ -106,13 +106,13 @@ use quick_cache::sync::Cache;
 use redis::{Cmd, RedisError, RedisWrite, ToRedisArgs, Value};
 use tokio::time::Instant;
 
-use self::change_log::{ChangeLog, Epoch, Target, UnconfirmedGuard};
-use self::client::{At, Connection};
+use self::change_log::{ChangeLog, ChangeTarget, Epoch, UnconfirmedGuard};
+use self::client::{Client, Destination};
 use self::command::command;
-use self::node::{Changed, Memory};
+use self::node::{ServerChange, ServerChangeHandler};
 pub use self::options::{RedisOptions, RedisUrlError};
-use self::readings::{Found, Readings};
-use self::scripts::Call;
+use self::readings::{Readings, ValueWithExpiry};
+use self::scripts::ScriptCall;
 pub use self::tiered::{MAX_STALE, TieredStore};
 use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
@@ -129,15 +129,15 @@ use crate::key::{CacheKey, KeySpace};
 /// ```
 #[derive(Clone, Debug)]
 pub struct RedisStore {
-    inner: Arc<Inner>,
+    inner: Arc<RedisInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct RedisInner {
     options: RedisOptions,
-    connection: Connection,
+    client: Client,
     /// For changes, if replicas have to confirm them: a connection that waits for that carries nothing else.
-    waiting: Option<Connection>,
+    replicated: Option<Client>,
     log: ChangeLog,
     /// Called when servers lost what they confirmed.
     on_recall: Hooks,
@@ -151,15 +151,15 @@ impl RedisStore {
     /// A store that will connect when it is first used. Needs no runtime yet.
     #[must_use]
     pub fn new(options: RedisOptions) -> Self {
-        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| {
-            let connection = Connection::new(&options, Arc::new(inner.clone()));
-            Inner {
-                waiting: options.replicas.map(|replicas| connection.waiting(replicas)),
+        let inner = Arc::new_cyclic(|inner: &Weak<RedisInner>| {
+            let client = Client::new(&options, Arc::new(inner.clone()));
+            RedisInner {
+                replicated: options.replicas.map(|replicas| client.with_replicas(replicas)),
                 options,
-                connection,
+                client,
                 log: ChangeLog::default(),
                 on_recall: Hooks::default(),
-                nonces: Cache::new(GUESSES),
+                nonces: Cache::new(MAX_CACHED_NONCES),
                 readings: Readings::default(),
             }
         });
@@ -167,19 +167,19 @@ impl RedisStore {
     }
 }
 
-impl Inner {
+impl RedisInner {
     /// Where changes are sent.
-    fn changing(&self) -> &Connection {
-        self.waiting.as_ref().unwrap_or(&self.connection)
+    fn change_client(&self) -> &Client {
+        self.replicated.as_ref().unwrap_or(&self.client)
     }
 }
 
-impl Memory for Weak<Inner> {
-    fn recall(&self, changed: Changed<'_>) {
+impl ServerChangeHandler for Weak<RedisInner> {
+    fn on_change(&self, change: ServerChange<'_>) {
         let Some(inner) = self.upgrade() else { return };
-        let mut lost = inner.connection.lost(&changed);
-        if let Some(waiting) = &inner.waiting {
-            lost.extend(&waiting.lost(&changed));
+        let mut lost = inner.client.lost(&change);
+        if let Some(replicated) = &inner.replicated {
+            lost.extend(&replicated.lost(&change));
         }
         RedisStore::from_inner(inner).recall(&lost);
     }
@@ -201,7 +201,7 @@ impl CacheStore for RedisStore {
             self.inner.readings.saw(key, found.as_ref().map_or(0, Bytes::len));
             Ok(found)
         };
-        self.believed(key, found).await
+        self.read_checked(key, found).await
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
@@ -212,7 +212,7 @@ impl CacheStore for RedisStore {
                 head => Ok(head?.map(|(head, _)| head)),
             }
         };
-        self.believed(key, head).await
+        self.read_checked(key, head).await
     }
 
     async fn get_range(
@@ -228,7 +228,7 @@ impl CacheStore for RedisStore {
                 .filter(|found| range.end <= found.length)
                 .and_then(|found| found.cut(head, 0..0)));
         }
-        self.believed(key, self.read_range(key, head, range)).await
+        self.read_checked(key, self.read_range(key, head, range)).await
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
@@ -241,14 +241,14 @@ impl CacheStore for RedisStore {
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        let guard = UnconfirmedGuard::new(self, Target::Key(key));
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Key(key));
         let was_there = self.evict(key).await?;
         guard.confirmed();
         Ok(was_there)
     }
 
     async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
-        let guard = UnconfirmedGuard::new(self, Target::Space(group));
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Space(group));
         let count = self.evict_space(group).await?;
         guard.confirmed();
         Ok(count)
@@ -259,31 +259,31 @@ impl CacheStore for RedisStore {
     }
 
     fn health(&self) -> Health {
-        let servers = self.inner.connection.servers();
+        let servers = self.inner.client.servers();
         servers
             .into_iter()
             .fold(Health::of("redis"), |health, (address, breaker)| health.server(address, breaker))
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        self.believed(key, self.exists(key)).await
+        self.read_checked(key, self.exists(key)).await
     }
 
     /// Repeats evictions that Redis has not confirmed, for [`RedisOptions::close_deadline`] at most, logs the names of those
     /// that are left, and disconnects.
     async fn close(&self) {
         self.settle_pending(self.inner.options.close_deadline).await;
-        self.inner.connection.close();
-        if let Some(waiting) = &self.inner.waiting {
-            waiting.close();
+        self.inner.client.close();
+        if let Some(replicated) = &self.inner.replicated {
+            replicated.close();
         }
     }
 }
 
 impl LeaseStore for RedisStore {
-    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+    async fn begin(&self, key: &CacheKey, intent: Intent, lease_ttl: Duration) -> Result<Begin, StoreError> {
         let Some(epoch) = self.epoch_for(key) else { return Ok(Begin::Busy) };
-        match self.take(key, intent, hold).await? {
+        match self.acquire(key, intent, lease_ttl).await? {
             Begin::Found(_) if !self.may_believe(key, epoch) => Ok(Begin::Busy),
             begin => Ok(begin),
         }
@@ -302,29 +302,29 @@ impl LeaseStore for RedisStore {
         // Without an answer, a fill leaves what was there, or what is true, and perhaps its lease. A write may leave what it
         // replaced. A value that too few replicas have may be taken back by a failover.
         let name = key_names::lease(key);
-        let may_be_taken_back = self.inner.waiting.is_some() && replaces(lease);
+        let may_be_taken_back = self.inner.replicated.is_some() && replaces(lease);
         let target = if is_write(lease) || may_be_taken_back {
-            Target::Key(key)
+            ChangeTarget::Key(key)
         } else {
-            Target::Lease(&name, *lease.token())
+            ChangeTarget::Lease(&name, *lease.token())
         };
         let guard = UnconfirmedGuard::new(self, target);
         let stored = self.write(key, lease, value, ttl).await?;
         if stored && replaces(lease) {
-            guard.confirmed_as(Target::Key(key));
+            guard.confirmed_as(ChangeTarget::Key(key));
         } else {
             guard.settle();
         }
         Ok(stored)
     }
 
-    async fn renew(&self, key: &CacheKey, lease: &Lease, hold: Duration) -> Result<bool, StoreError> {
+    async fn renew(&self, key: &CacheKey, lease: &Lease, lease_ttl: Duration) -> Result<bool, StoreError> {
         let name = key_names::lease(key);
-        let hold = span(hold).max(1).to_string();
-        let call = Call {
+        let lease_ttl = bounded_millis(lease_ttl).max(1).to_string();
+        let call = ScriptCall {
             script: &scripts::RENEW,
             keys: &with_nonce(&[&name], key),
-            args: &[lease.fence(), lease.token(), hold.as_bytes()],
+            args: &[lease.fence(), lease.token(), lease_ttl.as_bytes()],
         };
         self.call(call, self.inner.options.fill_deadline).await
     }
@@ -335,7 +335,7 @@ impl LeaseStore for RedisStore {
             Abandon::Failed => Duration::ZERO,
             Abandon::Uncacheable(time) => time,
         };
-        let guard = UnconfirmedGuard::new(self, Target::Lease(&name, *lease.token()));
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(&name, *lease.token()));
         self.release(&name, lease.token(), uncacheable_for).await?;
         guard.settle();
         Ok(())
@@ -348,16 +348,26 @@ impl RedisStore {
     ///
     /// What asks for one is never sent twice, but a connection that broke while nobody used it is no reason to give up: so
     /// there is a second attempt, at another lease with another nonce.
-    async fn take(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
-        match self.take_once(key, intent, hold).await {
-            Err(StoreError::Unavailable(_)) => self.take_once(key, intent, hold).await,
+    async fn acquire(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+    ) -> Result<Begin, StoreError> {
+        match self.try_acquire(key, intent, lease_ttl).await {
+            Err(StoreError::Unavailable(_)) => self.try_acquire(key, intent, lease_ttl).await,
             begin => begin,
         }
     }
 
-    async fn take_once(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+    async fn try_acquire(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+    ) -> Result<Begin, StoreError> {
         /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
-        const LOOKS: usize = 3;
+        const MAX_ATTEMPTS: usize = 3;
 
         let kind = match intent {
             Intent::Fill => b"F",
@@ -367,24 +377,24 @@ impl RedisStore {
         let lease = key_names::lease(key);
         let mut token: [u8; 16] = random()?;
         token[0] = kind[0];
-        let hold = span(hold).max(1).to_string();
+        let lease_ttl = bounded_millis(lease_ttl).max(1).to_string();
         if intent == Intent::Fill
-            && let Some(begin) = self.take_by_guess(key, &lease, token, &hold).await?
+            && let Some(begin) = self.acquire_optimistic(key, &lease, token, &lease_ttl).await?
         {
             return Ok(begin);
         }
         let fresh: [u8; 8] = random()?;
-        let call = Call {
+        let call = ScriptCall {
             script: &scripts::BEGIN,
             keys: &with_nonce(&[key.name(), &lease], key),
-            args: &[kind, &token, hold.as_bytes(), &fresh],
+            args: &[kind, &token, lease_ttl.as_bytes(), &fresh],
         };
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_ATTEMPTS {
             // A command without an answer may still be carried out, and the lease would stand in everybody's way.
-            let guard = UnconfirmedGuard::new(self, Target::Lease(&lease, token));
+            let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(&lease, token));
             let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
             guard.settle();
-            self.guess(key, &fence);
+            self.cache_nonce(key, &fence);
             match &*state {
                 b"E" => {
                     if let Some(found) = self.read(key).await? {
@@ -409,12 +419,12 @@ impl RedisStore {
     ///
     /// The lease is taken before the entry and the nonce are read, so what is true of them then was not missed by it; what
     /// becomes of them later is for the commit to find out, as ever.
-    async fn take_by_guess(
+    async fn acquire_optimistic(
         &self,
         key: &CacheKey,
         lease: &str,
         token: [u8; 16],
-        hold: &str,
+        lease_ttl: &str,
     ) -> Result<Option<Begin>, StoreError> {
         let nonce = key_names::nonce_of(key);
         let Some(fence) = self.inner.nonces.get(nonce.unwrap_or(key.prefix())) else { return Ok(None) };
@@ -422,13 +432,13 @@ impl RedisStore {
         let names = [Some(lease), Some(key.name()), nonce];
         let mut pipe = redis::Pipeline::with_capacity(2);
         pipe.add_command(command(
-            [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", hold.as_bytes()].into_iter(),
+            [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", lease_ttl.as_bytes()].into_iter(),
         ));
         pipe.add_command(mget(names.into_iter().flatten()));
-        let guard = UnconfirmedGuard::new(self, Target::Lease(lease, token));
-        let Inner { options, connection, .. } = &*self.inner;
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(lease, token));
+        let RedisInner { options, client, .. } = &*self.inner;
         let (_, found): (Value, Vec<Option<Bytes>>) =
-            connection.pipeline_once(At::Key(key.name()), &pipe, options.fill_deadline).await?;
+            client.pipeline_once(Destination::Key(key.name()), &pipe, options.fill_deadline).await?;
         let mut found = found.into_iter();
         let (held, entry, present) = (found.next().flatten(), found.next().flatten(), found.next().flatten());
         if nonce.is_some() && present.as_deref() != Some(&fence) {
@@ -455,7 +465,7 @@ impl RedisStore {
     }
 
     /// Remembers what a lease of this key has for a nonce.
-    fn guess(&self, key: &CacheKey, fence: &[u8]) {
+    fn cache_nonce(&self, key: &CacheKey, fence: &[u8]) {
         if let Ok(fence) = fence.try_into() {
             self.inner.nonces.insert(key_names::nonce_of(key).unwrap_or(key.prefix()).into(), fence);
         }
@@ -468,11 +478,11 @@ impl RedisStore {
         value: &Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
-        let guard = UnconfirmedGuard::new(self, Target::Key(key));
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Key(key));
         let _turn = guard.turn(key, self.inner.options.fill_deadline).await?;
-        let written = match self.write_with_ticket(key, value.clone(), ttl).await {
+        let written = match self.write_under_new_lease(key, value.clone(), ttl).await {
             // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
-            Err(StoreError::Unavailable(_)) => self.write_with_ticket(key, value.clone(), ttl).await?,
+            Err(StoreError::Unavailable(_)) => self.write_under_new_lease(key, value.clone(), ttl).await?,
             written => written?,
         };
         if written {
@@ -487,19 +497,19 @@ impl RedisStore {
     ///
     /// What is not answered may be carried out at any time, on another connection also after an eviction that came later.
     /// An eviction revokes the ticket.
-    async fn write_with_ticket(
+    async fn write_under_new_lease(
         &self,
         key: &CacheKey,
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
-        let until = Instant::now() + TICKET;
+        let until = Instant::now() + WRITE_LEASE_TTL;
         // Also while an eviction of this key is owed: who writes knows better than whatever was to be removed.
-        let Begin::Lease(ticket) = self.take(key, Intent::Write, TICKET).await? else {
+        let Begin::Lease(lease) = self.acquire(key, Intent::Write, WRITE_LEASE_TTL).await? else {
             return Err(StoreError::refused("no ticket for a write"));
         };
-        let stored = self.write(key, &ticket, value, ttl).await?;
-        if stored || Instant::now() < until { Ok(stored) } else { Err(StoreError::Timeout(TICKET)) }
+        let stored = self.write(key, &lease, value, ttl).await?;
+        if stored || Instant::now() < until { Ok(stored) } else { Err(StoreError::Timeout(WRITE_LEASE_TTL)) }
     }
 
     /// Writes under a lease, and gives that back.
@@ -511,26 +521,26 @@ impl RedisStore {
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
         let fits = value.len() <= self.inner.options.max_value_bytes;
-        let ttl = if fits { millis(ttl) } else { 0 };
+        let ttl = if fits { ttl_millis(ttl) } else { 0 };
         let group = GroupNames::of(key);
         let (lease_name, token) = (key_names::lease(key), lease.token());
-        let record = Record { fence: group.is_some().then_some(lease.fence()), value: &value };
+        let record = FencedValue { fence: group.is_some().then_some(lease.fence()), value: &value };
         let (ttl_arg, suffix) = (ttl.to_string(), key.suffix());
         let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
-        let Inner { options, connection, .. } = &*self.inner;
+        let RedisInner { options, client, .. } = &*self.inner;
         // A fill of a missing entry has no predecessor.
-        let connection = if replaces(lease) { self.inner.changing() } else { connection };
-        let stored: i64 = if ttl == 0 || value.len() <= SMALL {
+        let client = if replaces(lease) { self.inner.change_client() } else { client };
+        let stored: i64 = if ttl == 0 || value.len() <= MAX_INLINE_BYTES {
             let record = if ttl == 0 { Vec::new() } else { record.to_bytes() };
-            let call = Call {
+            let call = ScriptCall {
                 script: &scripts::COMMIT_SMALL,
                 keys: &with_group(&[key.name(), &lease_name], group.as_ref()),
                 args: &[&args[..], &[&record]].concat(),
             };
-            connection.script(call, options.fill_deadline).await?
+            client.script(call, options.fill_deadline).await?
         } else {
             let tmp = key_names::tmp(key, token);
-            let call = Call {
+            let call = ScriptCall {
                 script: &scripts::COMMIT,
                 keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
                 args: &args,
@@ -538,27 +548,27 @@ impl RedisStore {
             // Redis drops a body that no script took.
             let mut upload = Cmd::with_capacity(5, record.value.len() + tmp.len() + 32);
             upload.arg("SET").arg(&tmp).arg(&record).arg("PX").arg(10_000);
-            connection.upload_and_script(upload, call, options.fill_deadline).await?
+            client.upload_and_script(upload, call, options.fill_deadline).await?
         };
         self.inner.readings.saw(key, value.len());
         Ok(stored == 1 && fits)
     }
 
     async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        let Inner { options, connection, .. } = &*self.inner;
+        let RedisInner { options, client, .. } = &*self.inner;
         let Some(nonce) = key_names::nonce_of(key) else {
             let get = command([b"GET", key.name().as_bytes()].into_iter());
-            let value = connection.command(At::Key(key.name()), &get, options.read_deadline).await;
-            return Ok(unless_foreign(value)?.flatten());
+            let value = client.command(Destination::Key(key.name()), &get, options.read_deadline).await;
+            return Ok(unless_wrong_type(value)?.flatten());
         };
         let both = mget([key.name(), nonce].into_iter());
         let (record, nonce): (Option<Bytes>, Option<Bytes>) =
-            connection.command(At::Key(key.name()), &both, options.read_deadline).await?;
+            client.command(Destination::Key(key.name()), &both, options.read_deadline).await?;
         Ok(record.zip(nonce).and_then(|(record, nonce)| valid_under(&nonce, &record)))
     }
 
     /// A value and its expiry, read once for all who ask for it at the same time if it is large.
-    async fn read_whole(&self, key: &CacheKey) -> Result<Found, StoreError> {
+    async fn read_whole(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
         if self.inner.readings.expect_large(key) {
             return Box::pin(self.read_shared(key)).await;
         }
@@ -567,13 +577,13 @@ impl RedisStore {
         Ok(found)
     }
 
-    async fn read_shared(&self, key: &CacheKey) -> Result<Found, StoreError> {
+    async fn read_shared(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
         let weak = self.downgrade();
         let read = move |key: CacheKey| {
             let inner = weak.upgrade();
             async move {
                 let inner = inner.ok_or_else(|| StoreError::unavailable("the store was dropped"))?;
-                Self::from_inner(inner).read_with_expiry(&key, LONGEST_READING).await
+                Self::from_inner(inner).read_with_expiry(&key, MAX_SHARED_READ).await
             }
         };
         let deadline = self.inner.options.read_deadline;
@@ -584,16 +594,17 @@ impl RedisStore {
     }
 
     async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        let Inner { options, connection, .. } = &*self.inner;
+        let RedisInner { options, client, .. } = &*self.inner;
         let Some(nonce) = key_names::nonce_of(key) else {
             let kind = redis::cmd("TYPE").arg(key.name()).take();
-            let kind: String = connection.command(At::Key(key.name()), &kind, options.read_deadline).await?;
+            let kind: String =
+                client.command(Destination::Key(key.name()), &kind, options.read_deadline).await?;
             return Ok(kind == "string");
         };
         let mut pipe = redis::pipe();
         pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
-        let both = connection.pipeline(At::Key(key.name()), &pipe, options.read_deadline).await;
-        let Some((fence, nonce)) = unless_foreign::<(Bytes, Option<Bytes>)>(both)? else {
+        let both = client.pipeline(Destination::Key(key.name()), &pipe, options.read_deadline).await;
+        let Some((fence, nonce)) = unless_wrong_type::<(Bytes, Option<Bytes>)>(both)? else {
             return Ok(false);
         };
         Ok(nonce.is_some_and(|nonce| nonce == fence))
@@ -602,16 +613,20 @@ impl RedisStore {
     /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
     ///
     /// It takes `longest` at most, if that is more than the deadline and the connection delivers all the time.
-    async fn read_with_expiry(&self, key: &CacheKey, longest: Duration) -> Result<Found, StoreError> {
-        let Inner { options, connection, .. } = &*self.inner;
+    async fn read_with_expiry(
+        &self,
+        key: &CacheKey,
+        longest: Duration,
+    ) -> Result<ValueWithExpiry, StoreError> {
+        let RedisInner { options, client, .. } = &*self.inner;
         let mut pipe = redis::pipe();
         match key_names::nonce_of(key) {
             Some(nonce) => pipe.cmd("MGET").arg(key.name()).arg(nonce),
             None => pipe.cmd("MGET").arg(key.name()),
         };
         pipe.cmd("PTTL").arg(key.name());
-        let (found, left): (Vec<Option<Bytes>>, i64) = connection
-            .pipeline_while_delivered(At::Key(key.name()), &pipe, options.read_deadline, longest)
+        let (found, left): (Vec<Option<Bytes>>, i64) = client
+            .pipeline_while_delivered(Destination::Key(key.name()), &pipe, options.read_deadline, longest)
             .await?;
         let value = match &*found {
             [Some(value)] => Some(value.clone()),
@@ -632,7 +647,7 @@ impl RedisStore {
         key: &CacheKey,
         limit: usize,
     ) -> Result<Option<(ValueHead, Option<Duration>)>, StoreError> {
-        let Inner { options, connection, .. } = &*self.inner;
+        let RedisInner { options, client, .. } = &*self.inner;
         let name = key.name();
         let limit = limit.max(1);
         let mut pipe = redis::pipe();
@@ -640,22 +655,22 @@ impl RedisStore {
         pipe.cmd("STRLEN").arg(name).cmd("PTTL").arg(name);
         let (bytes, length, left) = if let Some(nonce) = key_names::nonce_of(key) {
             pipe.cmd("GET").arg(nonce);
-            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
             let Some((record, length, left, nonce)) =
-                unless_foreign::<(Bytes, usize, i64, Option<Bytes>)>(read)?
+                unless_wrong_type::<(Bytes, usize, i64, Option<Bytes>)>(read)?
             else {
                 return Ok(None);
             };
             let Some(value) = nonce.and_then(|nonce| valid_under(&nonce, &record)) else { return Ok(None) };
             (value, length.saturating_sub(fence_len(key)), left)
         } else {
-            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
-            let Some((value, length, left)) = unless_foreign::<(Bytes, usize, i64)>(read)? else {
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((value, length, left)) = unless_wrong_type::<(Bytes, usize, i64)>(read)? else {
                 return Ok(None);
             };
             if value.is_empty() {
                 // An empty value and none look the same.
-                let found = if left == GONE {
+                let found = if left == PTTL_MISSING {
                     None
                 } else {
                     self.read_with_expiry(key, options.read_deadline).await?
@@ -678,21 +693,21 @@ impl RedisStore {
         head: &[u8],
         range: Range<usize>,
     ) -> Result<Option<Bytes>, StoreError> {
-        let Inner { options, connection, .. } = &*self.inner;
+        let RedisInner { options, client, .. } = &*self.inner;
         let (name, fence) = (key.name(), fence_len(key));
         let mut pipe = redis::pipe();
         pipe.cmd("GETRANGE").arg(name).arg(range.start + fence).arg(range.end - 1 + fence);
         pipe.cmd("GETRANGE").arg(name).arg(0).arg((head.len() + fence).max(1) - 1);
         let (part, found) = if let Some(nonce) = key_names::nonce_of(key) {
             pipe.cmd("GET").arg(nonce);
-            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
-            let Some((part, found, nonce)) = unless_foreign::<(Bytes, Bytes, Option<Bytes>)>(read)? else {
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((part, found, nonce)) = unless_wrong_type::<(Bytes, Bytes, Option<Bytes>)>(read)? else {
                 return Ok(None);
             };
             (part, nonce.and_then(|nonce| valid_under(&nonce, &found)))
         } else {
-            let read = connection.pipeline(At::Key(name), &pipe, options.read_deadline).await;
-            let Some((part, found)) = unless_foreign::<(Bytes, Bytes)>(read)? else { return Ok(None) };
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((part, found)) = unless_wrong_type::<(Bytes, Bytes)>(read)? else { return Ok(None) };
             (part, Some(found))
         };
         let is_same = found.is_some_and(|found| found.starts_with(head));
@@ -702,12 +717,12 @@ impl RedisStore {
     async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let lease = key_names::lease(key);
         let group = GroupNames::of(key);
-        let call = Call {
+        let call = ScriptCall {
             script: &scripts::DELETE,
             keys: &with_group(&[key.name(), &lease], group.as_ref()),
             args: &[key.suffix().as_bytes()],
         };
-        self.inner.changing().script(call, self.inner.options.evict_deadline).await
+        self.inner.change_client().script(call, self.inner.options.evict_deadline).await
     }
 
     async fn release(
@@ -716,24 +731,27 @@ impl RedisStore {
         token: &[u8; 16],
         uncacheable_for: Duration,
     ) -> Result<(), StoreError> {
-        let uncacheable_for = span(uncacheable_for).to_string();
-        let call =
-            Call { script: &scripts::ABANDON, keys: &[lease], args: &[token, uncacheable_for.as_bytes()] };
+        let uncacheable_for = bounded_millis(uncacheable_for).to_string();
+        let call = ScriptCall {
+            script: &scripts::ABANDON,
+            keys: &[lease],
+            args: &[token, uncacheable_for.as_bytes()],
+        };
         let _: i64 = self.call(call, self.inner.options.fill_deadline).await?;
         Ok(())
     }
 
     async fn call<T: redis::FromRedisValue>(
         &self,
-        call: Call<'_>,
+        call: ScriptCall<'_>,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        self.inner.connection.script(call, deadline).await
+        self.inner.client.script(call, deadline).await
     }
 
     /// Asks Redis about a key: an answer that must not be believed counts as nothing, and while an eviction is pending
     /// nothing is asked.
-    async fn believed<T: Default>(
+    async fn read_checked<T: Default>(
         &self,
         key: &CacheKey,
         question: impl Future<Output = Result<T, StoreError>>,
@@ -761,11 +779,11 @@ impl RedisStore {
         &self.inner.log
     }
 
-    fn downgrade(&self) -> Weak<Inner> {
+    fn downgrade(&self) -> Weak<RedisInner> {
         Arc::downgrade(&self.inner)
     }
 
-    fn from_inner(inner: Arc<Inner>) -> Self {
+    fn from_inner(inner: Arc<RedisInner>) -> Self {
         Self { inner }
     }
 }
@@ -830,7 +848,7 @@ fn fence_len(key: &CacheKey) -> usize {
 }
 
 /// What `PTTL` answers for a key that is not there.
-const GONE: i64 = -2;
+const PTTL_MISSING: i64 = -2;
 
 /// What `PTTL` says: `None` for no end. What is gone by now has nothing left.
 fn remaining(left: i64) -> Option<Duration> {
@@ -839,7 +857,7 @@ fn remaining(left: i64) -> Option<Duration> {
 
 /// `None` for what holds something else than a string, which another program wrote there. It is no value of ours, and the next
 /// write replaces it.
-fn unless_foreign<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match reply {
         Err(StoreError::Refused(error))
             if error.downcast_ref::<RedisError>().and_then(RedisError::code) == Some("WRONGTYPE") =>
@@ -856,18 +874,18 @@ fn valid_under(nonce: &[u8], record: &Bytes) -> Option<Bytes> {
 }
 
 /// What is stored: the nonce, for an entry of a group, and the value. Written in one piece, copied once.
-struct Record<'a> {
+struct FencedValue<'a> {
     fence: Option<&'a [u8; 8]>,
     value: &'a [u8],
 }
 
-impl Record<'_> {
+impl FencedValue<'_> {
     fn to_bytes(&self) -> Vec<u8> {
         [self.fence.map_or(&[][..], |fence| fence), self.value].concat()
     }
 }
 
-impl ToRedisArgs for Record<'_> {
+impl ToRedisArgs for FencedValue<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         let mut out = out.writer_for_next_arg();
         // Writing to memory can't fail.
@@ -877,28 +895,28 @@ impl ToRedisArgs for Record<'_> {
 }
 
 /// A time to live as scripts take it: milliseconds; 0 for what is over already; -1 for no expiry, or none to speak of.
-fn millis(ttl: Option<Duration>) -> i64 {
-    ttl.map(span).filter(|ms| *ms < CENTURY).unwrap_or(-1)
+fn ttl_millis(ttl: Option<Duration>) -> i64 {
+    ttl.map(bounded_millis).filter(|ms| *ms < MAX_MILLIS).unwrap_or(-1)
 }
 
 /// A duration in milliseconds, at least one unless it is zero. Redis refuses what overflows its clock.
-fn span(duration: Duration) -> i64 {
+fn bounded_millis(duration: Duration) -> i64 {
     let shortest = i64::from(!duration.is_zero());
-    i64::try_from(duration.as_millis()).unwrap_or(CENTURY).clamp(shortest, CENTURY)
+    i64::try_from(duration.as_millis()).unwrap_or(MAX_MILLIS).clamp(shortest, MAX_MILLIS)
 }
 
 /// How many groups' nonces are remembered.
-const GUESSES: usize = 1024;
+const MAX_CACHED_NONCES: usize = 1024;
 
 /// For how long a large value is read while it is delivered, though those who asked for it have run out of time.
-const LONGEST_READING: Duration = Duration::from_secs(10);
+const MAX_SHARED_READ: Duration = Duration::from_secs(10);
 
 /// The largest body that is sent as an argument of its script, in bytes.
-const SMALL: usize = 4096;
+const MAX_INLINE_BYTES: usize = 4096;
 
 /// How long the ticket of a plain `set` lasts: far longer than it takes to use it, and no longer than others can go without
 /// storing should it be lost.
-const TICKET: Duration = Duration::from_secs(2);
+const WRITE_LEASE_TTL: Duration = Duration::from_secs(2);
 
 /// Whether a lease is the ticket of a write.
 fn is_write(lease: &Lease) -> bool {
@@ -911,7 +929,7 @@ fn replaces(lease: &Lease) -> bool {
 }
 
 /// The longest time that makes a difference, in milliseconds.
-const CENTURY: i64 = 100 * 365 * 24 * 60 * 60 * 1000;
+const MAX_MILLIS: i64 = 100 * 365 * 24 * 60 * 60 * 1000;
 
 fn random<const N: usize>() -> Result<[u8; N], StoreError> {
     let mut bytes = [0; N];

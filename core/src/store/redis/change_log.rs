@@ -64,7 +64,7 @@ const PENDING: u64 = 1;
 /// The changes of one store.
 #[derive(Debug)]
 pub(super) struct ChangeLog {
-    state: Mutex<State>,
+    state: Mutex<LogState>,
     /// How often confirmed changes were recalled, twice, and [`PENDING`]. Read without the lock.
     stamp: AtomicU64,
     /// Held by whoever evicts or writes a key whose eviction is pending: a late eviction must not remove what was written since.
@@ -76,7 +76,7 @@ pub(super) struct ChangeLog {
 
 /// What changes together.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct LogState {
     /// Each with the number of the last time it was asked for.
     pending: Changes<u64>,
     releases: VecDeque<Release>,
@@ -157,7 +157,7 @@ pub(super) struct Release {
 
 /// What a command leaves behind if its answer never arrives.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Target<'a> {
+pub(super) enum ChangeTarget<'a> {
     /// A key that may hold what was to be removed or replaced.
     Key(&'a CacheKey),
     /// A group or a prefix that may hold what was to be removed.
@@ -180,14 +180,14 @@ pub(super) enum Pending {
 #[must_use]
 pub(super) struct UnconfirmedGuard<'a> {
     store: &'a RedisStore,
-    target: Option<Target<'a>>,
+    target: Option<ChangeTarget<'a>>,
     /// The number of the pending eviction of the same target, if there was one.
     pending: Option<u64>,
     recalls: u64,
 }
 
 impl<'a> UnconfirmedGuard<'a> {
-    pub(super) fn new(store: &'a RedisStore, target: Target<'a>) -> Self {
+    pub(super) fn new(store: &'a RedisStore, target: ChangeTarget<'a>) -> Self {
         let (pending, recalls) = store.log().before(target);
         Self { store, target: Some(target), pending, recalls }
     }
@@ -221,12 +221,12 @@ impl<'a> UnconfirmedGuard<'a> {
     }
 
     /// The same for another target than what an error would leave behind.
-    pub(super) fn confirmed_as(mut self, target: Target<'_>) -> bool {
+    pub(super) fn confirmed_as(mut self, target: ChangeTarget<'_>) -> bool {
         self.target = None;
         self.confirm(target)
     }
 
-    fn confirm(&self, target: Target<'_>) -> bool {
+    fn confirm(&self, target: ChangeTarget<'_>) -> bool {
         let is_confirmed = self.store.log().confirm(target, self.pending, self.recalls);
         if is_confirmed {
             self.store.watch_servers();
@@ -249,7 +249,7 @@ impl Drop for UnconfirmedGuard<'_> {
 impl Default for ChangeLog {
     fn default() -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(LogState {
                 // As much as is remembered: both generations may be recalled at once.
                 pending: Changes::new(2 * MAX_KEYS, 2 * MAX_GROUPS),
                 releases: VecDeque::new(),
@@ -282,7 +282,7 @@ impl ChangeLog {
             return true;
         }
         let state = self.lock();
-        !state.pending.covers(key) && !state.was_recalled_since(epoch.0 >> 1, Target::Key(key))
+        !state.pending.covers(key) && !state.was_recalled_since(epoch.0 >> 1, ChangeTarget::Key(key))
     }
 
     /// Waits for the right to evict or to write a key whose eviction is pending.
@@ -297,12 +297,12 @@ impl ChangeLog {
     }
 
     /// The number of the pending eviction of this target, if there is one.
-    pub(super) fn pending_number(&self, target: Target<'_>) -> Option<u64> {
+    pub(super) fn pending_number(&self, target: ChangeTarget<'_>) -> Option<u64> {
         self.before(target).0
     }
 
     /// What is pending of a target before it is changed, and the recalls until then.
-    fn before(&self, target: Target<'_>) -> (Option<u64>, u64) {
+    fn before(&self, target: ChangeTarget<'_>) -> (Option<u64>, u64) {
         let stamp = self.stamp.load(Ordering::Acquire);
         if stamp & PENDING == 0 {
             return (None, stamp >> 1);
@@ -312,7 +312,7 @@ impl ChangeLog {
     }
 
     /// Makes an eviction or a release pending.
-    pub(super) fn enqueue(&self, target: Target<'_>) {
+    pub(super) fn enqueue(&self, target: ChangeTarget<'_>) {
         let mut state = self.lock();
         state.enqueue(target);
         self.publish(&state);
@@ -320,7 +320,7 @@ impl ChangeLog {
 
     /// Remembers a confirmed change, and removes the pending eviction that had this number. `false` if servers changed since
     /// `recalls`: the target is pending then.
-    pub(super) fn confirm(&self, target: Target<'_>, pending: Option<u64>, recalls: u64) -> bool {
+    pub(super) fn confirm(&self, target: ChangeTarget<'_>, pending: Option<u64>, recalls: u64) -> bool {
         let mut state = self.lock();
         if state.was_recalled_since(recalls, target) {
             if state.pending.get(target).is_none() {
@@ -355,19 +355,19 @@ impl ChangeLog {
             state.history.pop_front();
         }
         state.history.push_back(lost.clone());
-        let State { pending, recent, count, .. } = &mut *state;
+        let LogState { pending, recent, count, .. } = &mut *state;
         for changes in [&recent.now, &recent.before] {
             for (key, ()) in changes.keys.values().filter(|(key, ())| lost.concerns(key.name())) {
                 *count += 1;
-                pending.insert(Target::Key(key), lost, *count);
+                pending.insert(ChangeTarget::Key(key), lost, *count);
             }
             for (group, ()) in changes.groups.values().filter(|(group, ())| lost.concerns(group.head())) {
                 *count += 1;
-                pending.insert(Target::Space(group), lost, *count);
+                pending.insert(ChangeTarget::Space(group), lost, *count);
             }
             for (prefix, ..) in changes.prefixes.values() {
                 *count += 1;
-                pending.insert(Target::Space(prefix), lost, *count);
+                pending.insert(ChangeTarget::Space(prefix), lost, *count);
             }
         }
         self.publish(&state);
@@ -420,12 +420,12 @@ impl ChangeLog {
         );
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LogState> {
         // Nothing under the lock can panic half way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, state: &State) {
+    fn publish(&self, state: &LogState) {
         let before = self.stamp.load(Ordering::Relaxed);
         let stamp = state.recalls << 1 | if state.pending.is_empty() { 0 } else { PENDING };
         self.stamp.store(stamp, Ordering::Release);
@@ -439,9 +439,9 @@ impl ChangeLog {
     }
 }
 
-impl State {
-    fn enqueue(&mut self, target: Target<'_>) {
-        if let Target::Lease(lease, token) = target {
+impl LogState {
+    fn enqueue(&mut self, target: ChangeTarget<'_>) {
+        if let ChangeTarget::Lease(lease, token) = target {
             if self.releases.len() >= MAX_RELEASES {
                 self.releases.pop_front();
             }
@@ -452,12 +452,12 @@ impl State {
     }
 
     /// Whether servers may have lost something of this target when confirmed changes were recalled since then.
-    fn was_recalled_since(&self, recalls: u64, target: Target<'_>) -> bool {
+    fn was_recalled_since(&self, recalls: u64, target: ChangeTarget<'_>) -> bool {
         let since = usize::try_from(self.recalls.saturating_sub(recalls)).unwrap_or(usize::MAX);
         let concerns = |lost: &Lost| match target {
-            Target::Key(key) => lost.concerns(key.name()),
-            Target::Space(space) => space.group().is_none() || lost.concerns(space.head()),
-            Target::Lease(..) => false,
+            ChangeTarget::Key(key) => lost.concerns(key.name()),
+            ChangeTarget::Space(space) => space.group().is_none() || lost.concerns(space.head()),
+            ChangeTarget::Lease(..) => false,
         };
         since > self.history.len() || self.history.iter().rev().take(since).any(concerns)
     }
@@ -474,10 +474,10 @@ impl State {
 }
 
 impl Pending {
-    pub(super) fn target(&self) -> Target<'_> {
+    pub(super) fn target(&self) -> ChangeTarget<'_> {
         match self {
-            Self::Key(key, _) => Target::Key(key),
-            Self::Group(space, _) | Self::Prefix(space, ..) => Target::Space(space),
+            Self::Key(key, _) => ChangeTarget::Key(key),
+            Self::Group(space, _) | Self::Prefix(space, ..) => ChangeTarget::Space(space),
         }
     }
 
@@ -500,21 +500,21 @@ impl<T: Copy> Changes<T> {
             || self.prefixes.get(&name[..=prefix]).is_some_and(|(_, lost, _)| lost.concerns(name))
     }
 
-    fn get(&self, target: Target<'_>) -> Option<T> {
+    fn get(&self, target: ChangeTarget<'_>) -> Option<T> {
         match target {
-            Target::Key(key) => self.keys.get(key.name()).map(|(_, with)| *with),
-            Target::Space(space) if space.group().is_some() => {
+            ChangeTarget::Key(key) => self.keys.get(key.name()).map(|(_, with)| *with),
+            ChangeTarget::Space(space) if space.group().is_some() => {
                 self.groups.get(space.head()).map(|(_, with)| *with)
             }
-            Target::Space(space) => self.prefixes.get(space.head()).map(|(.., with)| *with),
-            Target::Lease(..) => None,
+            ChangeTarget::Space(space) => self.prefixes.get(space.head()).map(|(.., with)| *with),
+            ChangeTarget::Lease(..) => None,
         }
     }
 
     /// Adds a change. Of a prefix only what is `lost` counts.
-    fn insert(&mut self, target: Target<'_>, lost: &Lost, with: T) {
+    fn insert(&mut self, target: ChangeTarget<'_>, lost: &Lost, with: T) {
         match target {
-            Target::Key(key) => {
+            ChangeTarget::Key(key) => {
                 if let Some(known) = self.keys.get_mut(key.name()) {
                     known.1 = with;
                     return;
@@ -524,7 +524,7 @@ impl<T: Copy> Changes<T> {
                 }
                 self.keys.insert(key.name().into(), (key.clone(), with));
             }
-            Target::Space(space) if space.group().is_some() => {
+            ChangeTarget::Space(space) if space.group().is_some() => {
                 if let Some(known) = self.groups.get_mut(space.head()) {
                     known.1 = with;
                     return;
@@ -534,8 +534,8 @@ impl<T: Copy> Changes<T> {
                 }
                 self.groups.insert(space.head().into(), (space.clone(), with));
             }
-            Target::Space(space) => self.insert_prefix(space, lost, with),
-            Target::Lease(..) => {}
+            ChangeTarget::Space(space) => self.insert_prefix(space, lost, with),
+            ChangeTarget::Lease(..) => {}
         }
     }
 
@@ -553,7 +553,7 @@ impl<T: Copy> Changes<T> {
         let grouped: Vec<_> =
             self.keys.extract_if(|_, (key, _)| key.group().is_some()).map(|(_, known)| known).collect();
         for (key, with) in grouped {
-            self.insert(Target::Space(&key.space()), &Lost::Everything, with);
+            self.insert(ChangeTarget::Space(&key.space()), &Lost::Everything, with);
         }
         // So that room is not made again for each of the next few keys.
         if self.keys.len() > self.max_keys / 4 * 3 {
@@ -570,14 +570,14 @@ impl<T: Copy> Changes<T> {
         }
     }
 
-    fn remove(&mut self, target: Target<'_>) {
+    fn remove(&mut self, target: ChangeTarget<'_>) {
         match target {
-            Target::Key(key) => drop(self.keys.remove(key.name())),
-            Target::Space(space) => {
+            ChangeTarget::Key(key) => drop(self.keys.remove(key.name())),
+            ChangeTarget::Space(space) => {
                 self.groups.remove(space.head());
                 self.prefixes.remove(space.head());
             }
-            Target::Lease(..) => {}
+            ChangeTarget::Lease(..) => {}
         }
     }
 
@@ -625,16 +625,16 @@ mod tests {
     #[test]
     fn pending_eviction_covers_what_it_removes() {
         let log = ChangeLog::default();
-        log.enqueue(Target::Key(&space(Some("g")).key("a")));
+        log.enqueue(ChangeTarget::Key(&space(Some("g")).key("a")));
         assert!(covers(&log, &space(Some("g")).key("a")));
         assert!(!covers(&log, &space(Some("g")).key("b")));
 
-        log.enqueue(Target::Space(&space(Some("h"))));
+        log.enqueue(ChangeTarget::Space(&space(Some("h"))));
         assert!(covers(&log, &space(Some("h")).key("b")));
         assert!(!covers(&log, &space(Some("hh")).key("b")));
         assert!(!covers(&log, &space(None).key("b")));
 
-        log.enqueue(Target::Space(&space(None)));
+        log.enqueue(ChangeTarget::Space(&space(None)));
         assert!(covers(&log, &space(None).key("b")));
         assert!(covers(&log, &space(Some("x")).key("b")));
         assert!(!covers(&log, &KeySpace::new("pp", None).unwrap().key("b")));
@@ -644,12 +644,12 @@ mod tests {
     fn confirmation_does_not_settle_a_later_eviction() {
         let log = ChangeLog::default();
         let key = space(None).key("a");
-        log.enqueue(Target::Key(&key));
-        let asked = log.pending_number(Target::Key(&key));
-        log.enqueue(Target::Key(&key));
-        log.confirm(Target::Key(&key), asked, 0);
+        log.enqueue(ChangeTarget::Key(&key));
+        let asked = log.pending_number(ChangeTarget::Key(&key));
+        log.enqueue(ChangeTarget::Key(&key));
+        log.confirm(ChangeTarget::Key(&key), asked, 0);
         assert!(covers(&log, &key));
-        log.confirm(Target::Key(&key), log.pending_number(Target::Key(&key)), 0);
+        log.confirm(ChangeTarget::Key(&key), log.pending_number(ChangeTarget::Key(&key)), 0);
         assert!(!covers(&log, &key));
     }
 
@@ -658,10 +658,10 @@ mod tests {
         let log = ChangeLog::default();
         let (key, group) = (space(None).key("a"), space(Some("g")));
         assert!(!log.recall(&Lost::Everything), "nothing is remembered yet");
-        assert!(!log.confirm(Target::Key(&key), None, 0));
-        assert!(!log.confirm(Target::Space(&group), None, 0));
+        assert!(!log.confirm(ChangeTarget::Key(&key), None, 0));
+        assert!(!log.confirm(ChangeTarget::Space(&group), None, 0));
         assert!(covers(&log, &key) && covers(&log, &group.key("b")));
-        for target in [Target::Key(&key), Target::Space(&group)] {
+        for target in [ChangeTarget::Key(&key), ChangeTarget::Space(&group)] {
             assert!(log.confirm(target, log.pending_number(target), 1));
         }
         assert!(!covers(&log, &key) && !covers(&log, &group.key("b")));
@@ -671,7 +671,9 @@ mod tests {
     fn recall_repeats_only_what_lies_in_the_lost_slots() {
         let log = ChangeLog::default();
         let (lost, kept) = (space(Some("lost")), space(Some("kept")));
-        for target in [Target::Key(&lost.key("a")), Target::Space(&kept), Target::Space(&lost)] {
+        for target in
+            [ChangeTarget::Key(&lost.key("a")), ChangeTarget::Space(&kept), ChangeTarget::Space(&lost)]
+        {
             assert!(log.confirm(target, None, 0));
         }
         let slots = SlotSet::from_iter([slot(lost.head())]);
@@ -680,7 +682,7 @@ mod tests {
         assert!(!covers(&log, &kept.key("a")));
 
         let log = ChangeLog::default();
-        assert!(log.confirm(Target::Space(&space(None)), None, 0));
+        assert!(log.confirm(ChangeTarget::Space(&space(None)), None, 0));
         assert!(log.recall(&Lost::Slots(slots)));
         assert!(covers(&log, &lost.key("a")));
         assert!(!covers(&log, &kept.key("a")), "the prefix is evicted only where it was lost");
@@ -692,10 +694,10 @@ mod tests {
         let (key, other) = (space(None).key("a"), space(None).key("b"));
         let epoch = log.epoch_for(&key).unwrap();
         assert!(log.may_believe(&key, epoch));
-        log.enqueue(Target::Key(&key));
+        log.enqueue(ChangeTarget::Key(&key));
         assert!(!log.may_believe(&key, epoch));
         assert!(log.may_believe(&other, epoch));
-        log.confirm(Target::Key(&key), log.pending_number(Target::Key(&key)), 0);
+        log.confirm(ChangeTarget::Key(&key), log.pending_number(ChangeTarget::Key(&key)), 0);
         assert!(log.may_believe(&key, epoch));
         log.recall(&Lost::Slots(SlotSet::from_iter([slot(key.name())])));
         assert!(!log.may_believe(&key, epoch) && log.may_believe(&other, epoch));
@@ -710,7 +712,7 @@ mod tests {
         let log = ChangeLog::default();
         let keys: Vec<_> = (0..MAX_KEYS).map(|n| space(None).key(&format!("k{n}"))).collect();
         for key in &keys {
-            log.confirm(Target::Key(key), None, 0);
+            log.confirm(ChangeTarget::Key(key), None, 0);
         }
         assert!(log.recall(&Lost::Everything));
         assert!(keys.iter().all(|key| covers(&log, key)));
@@ -722,15 +724,15 @@ mod tests {
     fn too_many_keys_become_groups_and_only_then_prefixes() {
         let mut changes = Changes::new(4, 2);
         for name in ["a", "b"] {
-            changes.insert(Target::Key(&space(None).key(name)), &Lost::Everything, ());
-            changes.insert(Target::Key(&space(Some("g")).key(name)), &Lost::Everything, ());
+            changes.insert(ChangeTarget::Key(&space(None).key(name)), &Lost::Everything, ());
+            changes.insert(ChangeTarget::Key(&space(Some("g")).key(name)), &Lost::Everything, ());
         }
-        changes.insert(Target::Key(&space(None).key("c")), &Lost::Everything, ());
+        changes.insert(ChangeTarget::Key(&space(None).key("c")), &Lost::Everything, ());
         assert!(changes.covers(&space(Some("g")).key("other")));
         assert!(changes.covers(&space(None).key("a")) && !changes.covers(&space(None).key("other")));
 
         for group in ["h", "i"] {
-            changes.insert(Target::Space(&space(Some(group))), &Lost::Everything, ());
+            changes.insert(ChangeTarget::Space(&space(Some(group))), &Lost::Everything, ());
         }
         for group in [Some("g"), Some("h"), Some("i"), None] {
             assert!(changes.covers(&space(group).key("other")), "{group:?}");
@@ -742,7 +744,7 @@ mod tests {
     fn changes_are_forgotten_after_a_while() {
         let start = Instant::now();
         let mut recent = Recent::new(start);
-        recent.now.insert(Target::Space(&space(None)), &Lost::Everything, ());
+        recent.now.insert(ChangeTarget::Space(&space(None)), &Lost::Everything, ());
         for (after, expected) in [(RECENT / 2, false), (RECENT, false), (RECENT * 2, true)] {
             recent.turn(start + after);
             assert_eq!(recent.is_empty(), expected, "{after:?}");
@@ -753,7 +755,7 @@ mod tests {
     fn leases_are_bounded() {
         let log = ChangeLog::default();
         for lease in 0..2 * MAX_RELEASES {
-            log.enqueue(Target::Lease(&lease.to_string(), [0; 16]));
+            log.enqueue(ChangeTarget::Lease(&lease.to_string(), [0; 16]));
         }
         assert_eq!(log.pending().1.len(), MAX_RELEASES);
     }

@@ -14,19 +14,19 @@ use tokio::time::Instant;
 use super::address::Address;
 use super::change_log::Lost;
 use super::cluster::{Cluster, Detour, Layout};
-use super::node::{Changed, Dialer, Memory, Node};
+use super::node::{Dialer, Node, ServerChange, ServerChangeHandler};
 use super::options::{RedisOptions, Replicas};
 #[cfg(feature = "redis-pool")]
-use super::pooled_cluster::LentCluster;
+use super::pooled_cluster::PooledCluster;
 use super::refusals;
-use super::scripts::Call;
+use super::scripts::ScriptCall;
 use super::slots::slot;
-use super::transport::Wire;
+use super::transport::Transport;
 use crate::store::{Breaker, StoreError};
 
 /// Everything a store has open. Clones share it.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct Client {
     dialer: Arc<Dialer>,
     servers: Servers,
     /// The number of replicas that confirm each change, except those of [`command`](Self::command).
@@ -42,31 +42,31 @@ enum Servers {
     One(Arc<Node>),
     Cluster(Arc<Cluster>),
     #[cfg(feature = "redis-pool")]
-    Lent(Arc<LentCluster>),
+    PooledCluster(Arc<PooledCluster>),
 }
 
 /// Whom a command is for.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum At<'a> {
+pub(super) enum Destination<'a> {
     /// Whoever has this key, and with it everything that shares its slot.
     Key(&'a str),
     /// This node.
     Node(&'a Node),
 }
 
-impl Connection {
+impl Client {
     /// Connects to nothing yet.
     ///
-    /// `memory` is told when a server may have lost what it confirmed, before anything that is read from it is believed.
-    pub(super) fn new(options: &RedisOptions, memory: Arc<dyn Memory>) -> Self {
-        Self::by(Arc::new(Dialer::new(options.clone(), memory)))
+    /// `change_handler` is told when a server may have lost what it confirmed, before anything that is read from it is believed.
+    pub(super) fn new(options: &RedisOptions, change_handler: Arc<dyn ServerChangeHandler>) -> Self {
+        Self::with_dialer(Arc::new(Dialer::new(options.clone(), change_handler)))
     }
 
-    fn by(dialer: Arc<Dialer>) -> Self {
+    fn with_dialer(dialer: Arc<Dialer>) -> Self {
         let options = &dialer.options;
         #[cfg(feature = "redis-pool")]
         if options.is_cluster() && options.pool.is_some() {
-            let servers = Servers::Lent(Arc::new(LentCluster::new(dialer.clone())));
+            let servers = Servers::PooledCluster(Arc::new(PooledCluster::new(dialer.clone())));
             return Self { servers, dialer, replicas: None };
         }
         let servers = if options.cluster {
@@ -78,8 +78,8 @@ impl Connection {
     }
 
     /// Other connections to the same servers, on which each call waits until so many replicas have what it sent.
-    pub(super) fn waiting(&self, replicas: Replicas) -> Self {
-        Self { replicas: Some(replicas), ..Self::by(self.dialer.clone()) }
+    pub(super) fn with_replicas(&self, replicas: Replicas) -> Self {
+        Self { replicas: Some(replicas), ..Self::with_dialer(self.dialer.clone()) }
     }
 
     pub(super) fn dialer(&self) -> &Arc<Dialer> {
@@ -93,28 +93,30 @@ impl Connection {
             Servers::One(node) => node.check(deadline).await,
             Servers::Cluster(cluster) => cluster.check(deadline).await,
             #[cfg(feature = "redis-pool")]
-            Servers::Lent(cluster) => cluster.check(deadline).await,
+            Servers::PooledCluster(cluster) => cluster.check(deadline).await,
         }
     }
 
     /// What servers that changed may have lost.
-    pub(super) fn lost(&self, changed: &Changed<'_>) -> Lost {
-        match (&self.servers, changed) {
-            (_, Changed::Owners(slots)) => Lost::Slots(slots.clone()),
-            (Servers::Cluster(cluster), Changed::Server(address)) => Lost::Slots(cluster.slots_of(address)),
-            (_, Changed::Server(_)) => Lost::Everything,
+    pub(super) fn lost(&self, change: &ServerChange<'_>) -> Lost {
+        match (&self.servers, change) {
+            (_, ServerChange::Owners(slots)) => Lost::Slots(slots.clone()),
+            (Servers::Cluster(cluster), ServerChange::Server(address)) => {
+                Lost::Slots(cluster.slots_of(address))
+            }
+            (_, ServerChange::Server(_)) => Lost::Everything,
         }
     }
 
     /// Sends one command.
     pub(super) async fn command<T: FromRedisValue>(
         &self,
-        at: At<'_>,
+        at: Destination<'_>,
         cmd: &Cmd,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        let send = |mut conn: Wire, asking| async move {
-            Ok(from_redis_value(answer(&mut conn, cmd, asking).await?)?)
+        let send = |mut conn: Transport, asking| async move {
+            Ok(from_redis_value(send_checked(&mut conn, cmd, asking).await?)?)
         };
         self.run(at, deadline, true, send).await
     }
@@ -122,7 +124,7 @@ impl Connection {
     /// Sends several commands about one slot in one go. Fails if any of them does.
     pub(super) async fn pipeline<T: FromRedisValue>(
         &self,
-        at: At<'_>,
+        at: Destination<'_>,
         pipe: &redis::Pipeline,
         deadline: Duration,
     ) -> Result<T, StoreError> {
@@ -132,7 +134,7 @@ impl Connection {
     /// The same, but the deadline begins anew whenever something was delivered within it, until `longest` is over.
     pub(super) async fn pipeline_while_delivered<T: FromRedisValue>(
         &self,
-        at: At<'_>,
+        at: Destination<'_>,
         pipe: &redis::Pipeline,
         deadline: Duration,
         longest: Duration,
@@ -140,10 +142,10 @@ impl Connection {
         self.replies(at, pipe, (deadline, longest), true).await
     }
 
-    /// The same, for what must not be sent twice: see [`Call::may_be_sent_twice`].
+    /// The same, for what must not be sent twice: see [`ScriptCall::may_be_sent_twice`].
     pub(super) async fn pipeline_once<T: FromRedisValue>(
         &self,
-        at: At<'_>,
+        at: Destination<'_>,
         pipe: &redis::Pipeline,
         deadline: Duration,
     ) -> Result<T, StoreError> {
@@ -152,14 +154,14 @@ impl Connection {
 
     async fn replies<T: FromRedisValue>(
         &self,
-        at: At<'_>,
+        at: Destination<'_>,
         pipe: &redis::Pipeline,
         (deadline, longest): (Duration, Duration),
         resend: bool,
     ) -> Result<T, StoreError> {
-        let send = |mut conn: Wire, asking| async move {
+        let send = |mut conn: Transport, asking| async move {
             let replies: Vec<Value> =
-                several(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
+                send_all(&mut conn, pipe, asking).await?.into_iter().collect::<Result<_, _>>()?;
             Ok((from_redis_value(Value::Array(replies))?, self.is_replicated(&mut conn, at).await?))
         };
         let (deadline, longest) = (self.with_wait(deadline), self.with_wait(longest));
@@ -173,13 +175,13 @@ impl Connection {
             for name in names {
                 pipe.cmd("UNLINK").arg(name);
             }
-            self.pipeline(At::Node(node), &pipe, deadline).await?
+            self.pipeline(Destination::Node(node), &pipe, deadline).await?
         } else {
             // They are in different slots, so each is a command of its own.
             let unlink = async |name: &&str| {
                 let mut pipe = redis::pipe();
                 pipe.cmd("UNLINK").arg(name);
-                let (removed,): (u64,) = self.pipeline(At::Key(name), &pipe, deadline).await?;
+                let (removed,): (u64,) = self.pipeline(Destination::Key(name), &pipe, deadline).await?;
                 Ok::<_, StoreError>(removed)
             };
             let at_once = if self.replicas.is_some() { UNLINKS_AT_ONCE } else { usize::MAX };
@@ -195,13 +197,13 @@ impl Connection {
     /// Calls a script.
     pub(super) async fn script<T: FromRedisValue>(
         &self,
-        call: Call<'_>,
+        call: ScriptCall<'_>,
         deadline: Duration,
     ) -> Result<T, StoreError> {
-        let (by_hash, at) = (&call.by_hash(), At::Key(call.slot_key()));
-        let send = |mut conn: Wire, asking| async move {
-            let reply = match one(&mut conn, by_hash, asking).await {
-                Err(error) if is_no_script(&error) => one(&mut conn, &call.in_full(), asking).await?,
+        let (by_hash, at) = (&call.by_hash(), Destination::Key(call.slot_key()));
+        let send = |mut conn: Transport, asking| async move {
+            let reply = match send_one(&mut conn, by_hash, asking).await {
+                Err(error) if is_no_script(&error) => send_one(&mut conn, &call.in_full(), asking).await?,
                 reply => reply?,
             };
             Ok((from_redis_value(reply)?, self.is_replicated(&mut conn, at).await?))
@@ -214,14 +216,14 @@ impl Connection {
     pub(super) async fn upload_and_script<T: FromRedisValue>(
         &self,
         upload: Cmd,
-        call: Call<'_>,
+        call: ScriptCall<'_>,
         deadline: Duration,
     ) -> Result<T, StoreError> {
         let mut pipe = redis::pipe();
         pipe.add_command(upload).add_command(call.by_hash());
-        let (pipe, at) = (&pipe, At::Key(call.slot_key()));
-        let send = |mut conn: Wire, asking| async move {
-            let mut replies = several(&mut conn, pipe, asking).await?.into_iter();
+        let (pipe, at) = (&pipe, Destination::Key(call.slot_key()));
+        let send = |mut conn: Transport, asking| async move {
+            let mut replies = send_all(&mut conn, pipe, asking).await?.into_iter();
             // An upload to the wrong node is no upload, so whoever has the slot gets both once more. One that the user has no
             // right to won't be any later.
             if let Some(Err(error)) = replies.next()
@@ -231,7 +233,9 @@ impl Connection {
             }
             let reply = match replies.next() {
                 // The upload is still there, and only the script has to be sent again.
-                Some(Err(error)) if is_no_script(&error) => one(&mut conn, &call.in_full(), asking).await?,
+                Some(Err(error)) if is_no_script(&error) => {
+                    send_one(&mut conn, &call.in_full(), asking).await?
+                }
                 Some(reply) => reply?,
                 None => return Err((ErrorKind::UnexpectedReturnType, "two commands, one reply").into()),
             };
@@ -241,15 +245,15 @@ impl Connection {
     }
 
     /// Returns `true` if enough replicas have the changes that this connection just sent.
-    async fn is_replicated(&self, conn: &mut Wire, at: At<'_>) -> RedisResult<bool> {
+    async fn is_replicated(&self, conn: &mut Transport, at: Destination<'_>) -> RedisResult<bool> {
         let Some(replicas) = self.replicas else { return Ok(true) };
-        if let At::Key(key) = at {
-            conn.aim(slot(key));
+        if let Destination::Key(key) = at {
+            conn.route_to_master(slot(key));
         }
         let mut wait = redis::cmd("WAIT");
         wait.arg(replicas.count).arg(u64::try_from(replicas.timeout.as_millis()).unwrap_or(u64::MAX));
         // On the heap, so that calls without replicas needn't have room for it.
-        let count: u32 = from_redis_value(Box::pin(conn.one(&wait)).await?)?;
+        let count: u32 = from_redis_value(Box::pin(conn.send(&wait)).await?)?;
         Ok(count >= replicas.count)
     }
 
@@ -264,7 +268,7 @@ impl Connection {
             Servers::One(node) => Ok(Layout::of_one(node)),
             Servers::Cluster(cluster) => cluster.layout(within, deadline).await,
             #[cfg(feature = "redis-pool")]
-            Servers::Lent(cluster) => cluster.layout(within, deadline).await,
+            Servers::PooledCluster(cluster) => cluster.layout(within, deadline).await,
         }
     }
 
@@ -274,7 +278,9 @@ impl Connection {
             Servers::One(node) => vec![(node.address().clone(), node.breaker())],
             Servers::Cluster(cluster) => cluster.servers(),
             #[cfg(feature = "redis-pool")]
-            Servers::Lent(cluster) => vec![(cluster.any().address().clone(), cluster.any().breaker())],
+            Servers::PooledCluster(cluster) => {
+                vec![(cluster.any().address().clone(), cluster.any().breaker())]
+            }
         }
     }
 
@@ -288,19 +294,19 @@ impl Connection {
             Servers::One(node) => node.close(),
             Servers::Cluster(cluster) => cluster.close(),
             #[cfg(feature = "redis-pool")]
-            Servers::Lent(cluster) => cluster.close(),
+            Servers::PooledCluster(cluster) => cluster.close(),
         }
     }
 
     async fn run<T, F, Fut>(
         &self,
-        at: At<'_>,
+        at: Destination<'_>,
         deadline: Duration,
         resend: bool,
         send: F,
     ) -> Result<T, StoreError>
     where
-        F: Fn(Wire, bool) -> Fut,
+        F: Fn(Transport, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         self.run_while_delivered(at, deadline, deadline, resend, send).await
@@ -309,74 +315,74 @@ impl Connection {
     /// Sends to whom it is for. The flag that `send` gets says that the key is just moving in there.
     async fn run_while_delivered<T, F, Fut>(
         &self,
-        at: At<'_>,
+        at: Destination<'_>,
         deadline: Duration,
         longest: Duration,
         resend: bool,
         send: F,
     ) -> Result<T, StoreError>
     where
-        F: Fn(Wire, bool) -> Fut,
+        F: Fn(Transport, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let until = Instant::now() + longest.max(deadline);
         let node = match (&self.servers, at) {
-            (Servers::Cluster(cluster), At::Key(key)) => {
+            (Servers::Cluster(cluster), Destination::Key(key)) => {
                 // On the heap, so that a single server's calls needn't have room for it.
                 return Box::pin(cluster.run(key, until, deadline, resend, send)).await;
             }
-            (Servers::One(node), At::Key(_)) => node,
+            (Servers::One(node), Destination::Key(_)) => node,
             #[cfg(feature = "redis-pool")]
-            (Servers::Lent(cluster), At::Key(key)) => {
+            (Servers::PooledCluster(cluster), Destination::Key(key)) => {
                 cluster.know_masters(deadline / 2).await;
-                let send = |conn| send(cluster.witnessed(conn, key), false);
+                let send = |conn| send(cluster.with_identity_callback(conn, key), false);
                 return cluster.any().run(until, deadline, resend, send).await?.map_err(StoreError::refused);
             }
-            (_, At::Node(node)) => node,
+            (_, Destination::Node(node)) => node,
         };
         node.run(until, deadline, resend, |conn| send(conn, false)).await?.map_err(StoreError::refused)
     }
 }
 
-impl fmt::Debug for Connection {
+impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = f.debug_struct("Connection");
+        let mut debug = f.debug_struct("Client");
         match &self.servers {
             Servers::One(node) => debug.field("server", node),
             Servers::Cluster(cluster) => debug.field("cluster", cluster),
             #[cfg(feature = "redis-pool")]
-            Servers::Lent(_) => debug.field("cluster", &"a pool"),
+            Servers::PooledCluster(_) => debug.field("cluster", &"a pool"),
         };
         debug.finish_non_exhaustive()
     }
 }
 
 /// Sends a command whose answer is believed only if the server is still the one that it was.
-async fn answer(conn: &mut Wire, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
-    if !conn.has_witness() {
-        return one(conn, cmd, asking).await;
+async fn send_checked(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
+    if !conn.has_identity_callback() {
+        return send_one(conn, cmd, asking).await;
     }
     let mut pipe = redis::pipe();
     pipe.add_command(cmd.clone());
-    several(conn, &pipe, asking).await?.pop().unwrap_or(Ok(Value::Nil))
+    send_all(conn, &pipe, asking).await?.pop().unwrap_or(Ok(Value::Nil))
 }
 
-async fn one(conn: &mut Wire, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
+async fn send_one(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
     if !asking {
-        return conn.one(cmd).await;
+        return conn.send(cmd).await;
     }
     let mut pipe = redis::pipe();
     pipe.add_command(cmd.clone());
-    several(conn, &pipe, true).await?.pop().unwrap_or(Ok(Value::Nil))
+    send_all(conn, &pipe, true).await?.pop().unwrap_or(Ok(Value::Nil))
 }
 
-async fn several(
-    conn: &mut Wire,
+async fn send_all(
+    conn: &mut Transport,
     pipe: &redis::Pipeline,
     asking: bool,
 ) -> RedisResult<Vec<RedisResult<Value>>> {
     if !asking {
-        let mut replies = conn.several(pipe).await?;
+        let mut replies = conn.send_pipeline(pipe).await?;
         keep_together(&mut replies);
         return Ok(replies);
     }
@@ -385,7 +391,7 @@ async fn several(
     for cmd in pipe.cmd_iter() {
         asked.cmd("ASKING").add_command(cmd.clone());
     }
-    Ok(conn.several(&asked).await?.into_iter().skip(1).step_by(2).collect())
+    Ok(conn.send_pipeline(&asked).await?.into_iter().skip(1).step_by(2).collect())
 }
 
 /// Keeps a pipe on one node while its slot moves: once a command was carried out here, those after it aren't sent ahead

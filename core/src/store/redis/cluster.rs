@@ -29,9 +29,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::address::Address;
 use super::change_log::Lost;
-use super::node::{Changed, Dialer, Node};
+use super::node::{Dialer, Node, ServerChange};
 use super::slots::{SLOTS, SlotSet, slot};
-use super::transport::Wire;
+use super::transport::Transport;
 use crate::store::{Breaker, StoreError};
 
 /// A slot that nobody serves, as far as is known.
@@ -54,14 +54,14 @@ pub(super) struct Cluster {
     dialer: Arc<Dialer>,
     slots: RwLock<Arc<Slots>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
-    lookup: Mutex<Lookup>,
+    lookup: Mutex<LayoutLookup>,
     /// How many times the slots have been looked up, with or without success.
     lookups: watch::Sender<u64>,
     closed: AtomicBool,
 }
 
 #[derive(Default)]
-struct Lookup {
+struct LayoutLookup {
     task: Option<AbortHandle>,
     ended: Option<Instant>,
 }
@@ -171,7 +171,7 @@ impl Cluster {
         send: F,
     ) -> Result<T, StoreError>
     where
-        F: Fn(Wire, bool) -> Fut,
+        F: Fn(Transport, bool) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let slot = slot(key);
@@ -391,7 +391,7 @@ impl Cluster {
             |slot: &u16| new_masters.get(usize::from(new.owners[usize::from(*slot)])) == Some(&true);
         let lost: SlotSet = slots.filter(is_lost).collect();
         if !lost.is_empty() {
-            self.dialer.memory.recall(Changed::Owners(lost));
+            self.dialer.change_handler.on_change(ServerChange::Owners(lost));
         }
     }
 
@@ -450,7 +450,7 @@ impl Cluster {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lookup(&self) -> MutexGuard<'_, Lookup> {
+    fn lookup(&self) -> MutexGuard<'_, LayoutLookup> {
         self.lookup.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -469,7 +469,7 @@ pub(super) async fn ask<T: FromRedisValue>(
     deadline: Duration,
 ) -> Result<T, StoreError> {
     let until = Instant::now() + deadline;
-    let send = |mut conn: Wire| async move { Ok(from_redis_value(conn.one(cmd).await?)?) };
+    let send = |mut conn: Transport| async move { Ok(from_redis_value(conn.send(cmd).await?)?) };
     node.run(until, deadline, true, send).await?.map_err(StoreError::refused)
 }
 
@@ -501,7 +501,7 @@ impl View {
     pub(super) fn read(list: &str) -> Option<Self> {
         let (mut own, mut serving, mut empty_masters) = (None, BTreeMap::new(), Vec::new());
         let mut reaches_all = true;
-        for line in list.lines().filter_map(Line::parse) {
+        for line in list.lines().filter_map(NodeLine::parse) {
             if line.is_master && !line.slots.is_empty() {
                 reaches_all &= line.is_reachable;
                 serving.insert(line.id.to_owned(), line.describe());
@@ -556,7 +556,7 @@ pub(super) fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address
 }
 
 /// A line of an answer to `CLUSTER NODES`.
-struct Line<'a> {
+struct NodeLine<'a> {
     id: &'a str,
     address: &'a str,
     is_myself: bool,
@@ -566,7 +566,7 @@ struct Line<'a> {
     slots: Vec<&'a str>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> NodeLine<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace();
         let (id, address, flags) = (fields.next()?, fields.next()?, fields.next()?);
@@ -690,16 +690,16 @@ mod tests {
 
     #[test]
     fn nodes_describe_themselves() {
-        let line = Line::parse(
+        let line = NodeLine::parse(
             "07c3 127.0.0.1:7000@17000,host myself,master - 0 1426238317239 4 connected 0-10 12 [13->-67ad]",
         )
         .unwrap();
         assert_eq!((line.address, line.is_myself, line.is_master), ("127.0.0.1:7000", true, true));
         assert!(line.is_moving() && !line.is_empty_master());
         assert_eq!(line.describe(), "07c3 4 0-10 12 [13->-67ad]");
-        assert!(Line::parse("a h:1@2 master - 0 0 0 connected").unwrap().is_empty_master());
-        assert!(!Line::parse("a h:1@2 master,fail - 0 0 0 disconnected").unwrap().is_empty_master());
-        assert!(!Line::parse("a h:1@2 slave b 0 0 0 connected").unwrap().is_empty_master());
-        assert!(Line::parse("vars currentEpoch 6 lastVoteEpoch 0").is_none());
+        assert!(NodeLine::parse("a h:1@2 master - 0 0 0 connected").unwrap().is_empty_master());
+        assert!(!NodeLine::parse("a h:1@2 master,fail - 0 0 0 disconnected").unwrap().is_empty_master());
+        assert!(!NodeLine::parse("a h:1@2 slave b 0 0 0 connected").unwrap().is_empty_master());
+        assert!(NodeLine::parse("vars currentEpoch 6 lastVoteEpoch 0").is_none());
     }
 }

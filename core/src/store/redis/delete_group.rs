@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::change_log::Lost;
-use super::client::{At, Connection};
+use super::client::{Client, Destination};
 use super::cluster::Layout;
 use super::key_names::{self, Owned};
-use super::scripts::{self, Call};
-use super::{Inner, RedisStore, random};
+use super::scripts::{self, ScriptCall};
+use super::{RedisInner, RedisStore, random};
 use crate::key::KeySpace;
 use crate::store::StoreError;
 
@@ -55,7 +55,7 @@ impl RedisStore {
             let mut range = redis::cmd("ZRANGE");
             range.arg(doomed).arg(start).arg(start + CHUNK - 1);
             let suffixes: Vec<Bytes> =
-                self.connection().command(At::Key(doomed), &range, self.deadline()).await?;
+                self.client().command(Destination::Key(doomed), &range, self.deadline()).await?;
             let entries: Vec<String> = suffixes
                 .iter()
                 .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
@@ -73,7 +73,7 @@ impl RedisStore {
     /// To be called when everything on the list is gone: until then, the next eviction of the group goes on with it.
     async fn forget_list(&self, prefix: &str, group: &str, doomed: &str) -> Result<(), StoreError> {
         let left = key_names::left(prefix, group);
-        let call = Call { script: &scripts::SWEPT, keys: &[&left, doomed], args: &[] };
+        let call = ScriptCall { script: &scripts::SWEPT, keys: &[&left, doomed], args: &[] };
         let _: i64 = self.call(call, self.deadline()).await?;
         Ok(())
     }
@@ -148,9 +148,10 @@ impl RedisStore {
     async fn drop_group(&self, prefix: &str, group: &str) -> Result<Dropped, StoreError> {
         let (nonce, index) = (format!("{prefix}:{{{group}}}"), key_names::index(prefix, group));
         let (doomed, left) = (key_names::tmp_in(prefix, group, &random()?), key_names::left(prefix, group));
-        let call = Call { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed, &left], args: &[] };
+        let call =
+            ScriptCall { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed, &left], args: &[] };
         let (nonce, lists): (Bytes, Vec<(String, Bytes)>) =
-            self.inner.changing().script(call, self.deadline()).await?;
+            self.inner.change_client().script(call, self.deadline()).await?;
         Ok(Dropped { nonce, lists })
     }
 
@@ -166,19 +167,19 @@ impl RedisStore {
             Counting::ValidUnder(old) => &[old],
             Counting::Everything => &[b"", b"all"],
         };
-        self.call(Call { script: &scripts::SWEEP, keys: &keys, args }, self.deadline()).await
+        self.call(ScriptCall { script: &scripts::SWEEP, keys: &keys, args }, self.deadline()).await
     }
 
     async fn unlink(&self, names: &[&str]) -> Result<u64, StoreError> {
-        self.inner.changing().unlink(names, self.deadline()).await
+        self.inner.change_client().unlink(names, self.deadline()).await
     }
 
-    fn connection(&self) -> &Connection {
-        &self.inner.connection
+    fn client(&self) -> &Client {
+        &self.inner.client
     }
 
     fn deadline(&self) -> std::time::Duration {
-        let Inner { options, .. } = &*self.inner;
+        let RedisInner { options, .. } = &*self.inner;
         options.evict_deadline
     }
 }
@@ -217,7 +218,7 @@ struct Scan {
 
 impl Scan {
     async fn begin(store: &RedisStore, pattern: String, within: Lost) -> Result<Self, StoreError> {
-        let layout = store.connection().layout(&within, store.deadline()).await?;
+        let layout = store.client().layout(&within, store.deadline()).await?;
         Ok(Self { pattern, within, layout, again: false, node: 0, cursor: 0 })
     }
 
@@ -230,7 +231,7 @@ impl Scan {
         let mut scan = redis::cmd("SCAN");
         scan.arg(self.cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(PAGE);
         let (next, names): (u64, Vec<Bytes>) =
-            store.connection().command(At::Node(node), &scan, store.deadline()).await?;
+            store.client().command(Destination::Node(node), &scan, store.deadline()).await?;
         self.cursor = next;
         if next == 0 {
             self.node += 1;
@@ -244,7 +245,7 @@ impl Scan {
         if self.again {
             return Ok(false);
         }
-        let layout = store.connection().layout(&self.within, store.deadline()).await?;
+        let layout = store.client().layout(&self.within, store.deadline()).await?;
         self.again = !layout.is_steady_since(&self.layout);
         if self.again {
             (self.layout, self.node) = (layout, 0);

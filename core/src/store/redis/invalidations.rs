@@ -15,15 +15,15 @@ use redis::{RedisResult, Value, from_redis_value};
 
 use super::address::Address;
 use super::cluster::View;
-use super::node::{Dialer, Line};
+use super::node::{ConnectionSource, Dialer};
 use super::server_identity::KnownServer;
-use super::transport::Wire;
+use super::transport::Transport;
 
 /// The connections that receive invalidation messages.
 pub(super) struct InvalidationListener {
     /// Keeps each connection open.
-    _lines: Vec<Line>,
-    wires: Vec<Wire>,
+    _sources: Vec<ConnectionSource>,
+    transports: Vec<Transport>,
     /// The connected servers, each with the generation of its connection.
     servers: Vec<(Arc<KnownServer>, u64)>,
     is_cluster: bool,
@@ -42,14 +42,20 @@ impl InvalidationListener {
         let mut track = redis::cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(head);
         let opened = addresses.iter().map(async |address| {
-            let (line, generation) = dialer.dial_listener(address, on_push.clone()).await?;
-            let mut wire = line.wire().await?;
-            wire.one(&track).await?;
-            Ok::<_, redis::RedisError>(((line, wire), (dialer.server(address), generation)))
+            let (source, generation) = dialer.dial_listener(address, on_push.clone()).await?;
+            let mut transport = source.transport().await?;
+            transport.send(&track).await?;
+            Ok::<_, redis::RedisError>(((source, transport), (dialer.server(address), generation)))
         });
-        let (lines, servers): (Vec<_>, _) = try_join_all(opened).await?.into_iter().unzip();
-        let (lines, wires) = lines.into_iter().unzip();
-        Ok(Self { _lines: lines, wires, servers, is_cluster: dialer.options.is_cluster(), serving: None })
+        let (sources, servers): (Vec<_>, _) = try_join_all(opened).await?.into_iter().unzip();
+        let (sources, transports) = sources.into_iter().unzip();
+        Ok(Self {
+            _sources: sources,
+            transports,
+            servers,
+            is_cluster: dialer.options.is_cluster(),
+            serving: None,
+        })
     }
 
     /// Returns `true` if every message about a change before this call has arrived. After `false` the connections must be replaced.
@@ -59,10 +65,13 @@ impl InvalidationListener {
             return Ok(false);
         }
         if !self.is_cluster {
-            try_join_all(self.wires.iter_mut().map(async |wire| wire.one(&redis::cmd("PING")).await)).await?;
+            try_join_all(
+                self.transports.iter_mut().map(async |transport| transport.send(&redis::cmd("PING")).await),
+            )
+            .await?;
             return Ok(true);
         }
-        let views = try_join_all(self.wires.iter_mut().map(view_of)).await?;
+        let views = try_join_all(self.transports.iter_mut().map(view_of)).await?;
         let Some(views) = views.into_iter().collect::<Option<Vec<View>>>() else { return Ok(false) };
         let Some(first) = views.first() else { return Ok(false) };
         let serving = self.serving.get_or_insert_with(|| first.serving.clone());
@@ -73,10 +82,10 @@ impl InvalidationListener {
 }
 
 /// Asks a master for its view of the cluster. Returns `None` if the master reports a fault.
-async fn view_of(wire: &mut Wire) -> RedisResult<Option<View>> {
+async fn view_of(transport: &mut Transport) -> RedisResult<Option<View>> {
     let mut pipe = redis::pipe();
     pipe.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("NODES");
-    let mut replies = wire.several(&pipe).await?.into_iter();
+    let mut replies = transport.send_pipeline(&pipe).await?.into_iter();
     let mut text =
         || -> RedisResult<String> { Ok(from_redis_value(replies.next().unwrap_or(Ok(Value::Nil))?)?) };
     let (info, nodes) = (text()?, text()?);

@@ -48,9 +48,9 @@ use super::server_identity::KnownServer;
 use super::slots::SlotSet;
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
-use super::transport::Wire;
+use super::transport::Transport;
 #[cfg(feature = "redis-pool")]
-use super::transport::{Pool, Reach};
+use super::transport::{ClusterRoute, Pool};
 use crate::store::{Breaker, StoreError};
 
 /// How many read deadlines in a row may pass without an answer before a connection is given up.
@@ -99,7 +99,7 @@ impl Node {
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
-        F: Fn(Wire) -> Fut,
+        F: Fn(Transport) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let turn = if self.links.len() == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) };
@@ -130,10 +130,10 @@ struct Link {
     dialer: Arc<Dialer>,
     address: Address,
     server: Arc<KnownServer>,
-    state: watch::Sender<State>,
+    state: watch::Sender<LinkState>,
 }
 
-enum State {
+enum LinkState {
     Cold,
     /// The task tries to connect for the first time since things were well.
     Joining(AbortHandle),
@@ -143,7 +143,7 @@ enum State {
     Closed,
 }
 
-impl State {
+impl LinkState {
     /// The connection, or why there is none. `None` if there may be one soon.
     fn live(&self) -> Option<Result<Arc<Live>, StoreError>> {
         match self {
@@ -168,7 +168,7 @@ impl State {
 
 /// A connection that worked when it was last heard of.
 struct Live {
-    line: Line,
+    source: ConnectionSource,
     /// The [generation](KnownServer::generation) of its server.
     generation: u64,
     /// Read deadlines that commands waited in vain since the last one with an answer.
@@ -198,13 +198,13 @@ impl Live {
         deadline: Duration,
     ) -> Result<T, Silence> {
         loop {
-            let delivered = self.line.delivered();
+            let delivered = self.source.delivered();
             let start = Instant::now();
             let turn = until.min(start + deadline);
             if let Ok(answer) = timeout_at(turn, answer.as_mut()).await {
                 return Ok(answer);
             }
-            if self.line.delivered() == delivered {
+            if self.source.delivered() == delivered {
                 return Err(Silence::Dead(turn.saturating_duration_since(start)));
             }
             if turn == until {
@@ -222,7 +222,7 @@ impl Live {
 impl Link {
     fn new(dialer: Arc<Dialer>, address: Address) -> Self {
         let server = dialer.server(&address);
-        Self { dialer, address, server, state: watch::Sender::new(State::Cold) }
+        Self { dialer, address, server, state: watch::Sender::new(LinkState::Cold) }
     }
 
     /// Sends, and waits for the answer until the deadline.
@@ -237,7 +237,7 @@ impl Link {
         send: F,
     ) -> Result<RedisResult<T>, StoreError>
     where
-        F: Fn(Wire) -> Fut,
+        F: Fn(Transport) -> Fut,
         Fut: Future<Output = RedisResult<T>>,
     {
         let mut again = resend;
@@ -249,11 +249,11 @@ impl Link {
             }
             let (answers, is_sent) = (live.answers.load(Ordering::Relaxed), AtomicBool::new(false));
             let sent = pin!(async {
-                let wire = live.line.wire().await?;
+                let transport = live.source.transport().await?;
                 is_sent.store(true, Ordering::Relaxed);
                 #[cfg(feature = "redis-pool")]
-                let wire = self.witnessed(wire, &live);
-                send(wire).await
+                let transport = self.with_identity_callback(transport, &live);
+                send(transport).await
             });
             match live.answer(sent, until, deadline).await {
                 Err(silence) => {
@@ -281,7 +281,7 @@ impl Link {
                     if live.strikes.load(Ordering::Relaxed) > 0 {
                         live.strikes.store(0, Ordering::Relaxed);
                     }
-                    if live.line.is_lent() {
+                    if live.source.is_pooled() {
                         live.answers.fetch_add(1, Ordering::Relaxed);
                     }
                     return Ok(reply);
@@ -293,13 +293,13 @@ impl Link {
     /// A pool doesn't say whether the connection that it lent is new, so the server says with each answer who it is, as long
     /// as there is anything that it could have lost.
     #[cfg(feature = "redis-pool")]
-    fn witnessed(self: &Arc<Self>, wire: Wire, live: &Live) -> Wire {
-        let is_asked = live.line.is_lent() && self.dialer.has_one_server() && self.server.is_identified();
-        if !is_asked || !self.dialer.memory.remembers() {
-            return wire;
+    fn with_identity_callback(self: &Arc<Self>, transport: Transport, live: &Live) -> Transport {
+        let is_asked = live.source.is_pooled() && self.dialer.has_one_server() && self.server.is_identified();
+        if !is_asked || !self.dialer.change_handler.remembers() {
+            return transport;
         }
         let (link, generation) = (self.clone(), live.generation);
-        wire.witnessed(Box::new(move |found| {
+        transport.with_identity_callback(Box::new(move |found| {
             link.server.checked(generation, found, || link.dialer.changed(&link.address));
         }))
     }
@@ -312,7 +312,7 @@ impl Link {
             Some(Err(_)) => return,
             None => {
                 // Its task may have ended with its runtime.
-                if !matches!(*self.state.borrow(), State::Cold) {
+                if !matches!(*self.state.borrow(), LinkState::Cold) {
                     self.join();
                 }
                 return;
@@ -323,9 +323,9 @@ impl Link {
         }
         let is_sent = AtomicBool::new(false);
         let asked = pin!(async {
-            let mut wire = live.line.wire().await?;
+            let mut transport = live.source.transport().await?;
             is_sent.store(true, Ordering::Relaxed);
-            wire.identity(|error| self.dialer.refusals.note(&self.address, error)).await
+            transport.identity(|error| self.dialer.refusals.note(&self.address, error)).await
         });
         match live.answer(asked, Instant::now() + deadline, deadline).await {
             Ok(Ok(found)) => {
@@ -340,14 +340,14 @@ impl Link {
     /// The connection may lead to a server that another has replaced.
     fn outdated(self: &Arc<Self>, live: &Arc<Live>) {
         #[cfg(feature = "redis-pool")]
-        if let Line::Lent(pool, _) = &live.line {
+        if let ConnectionSource::Pool(pool, _) = &live.source {
             pool.forget_idle();
         }
         // Two servers behind one address would take turns without a pause.
         if self.server.is_flapping() {
-            self.replace(live, || State::Open(self.connect(LONGEST_PAUSE)));
+            self.replace(live, || LinkState::Open(self.connect(LONGEST_PAUSE)));
         } else {
-            self.replace(live, || State::Joining(self.connect(Duration::ZERO)));
+            self.replace(live, || LinkState::Joining(self.connect(Duration::ZERO)));
         }
     }
 
@@ -373,12 +373,12 @@ impl Link {
     fn join(self: &Arc<Self>) {
         self.state.send_if_modified(|state| {
             let idle = match state {
-                State::Cold => true,
-                State::Joining(task) | State::Open(task) => task.is_finished(),
-                State::Up(_) | State::Closed => false,
+                LinkState::Cold => true,
+                LinkState::Joining(task) | LinkState::Open(task) => task.is_finished(),
+                LinkState::Up(_) | LinkState::Closed => false,
             };
             if idle {
-                *state = State::Joining(self.connect(Duration::ZERO));
+                *state = LinkState::Joining(self.connect(Duration::ZERO));
             }
             idle
         });
@@ -394,7 +394,7 @@ impl Link {
         let strikes =
             ((waited.as_nanos() + read_deadline / 2) / read_deadline).clamp(1, u128::from(STRIKES)) as u32;
         if live.strikes.fetch_add(strikes, Ordering::Relaxed) + strikes >= STRIKES
-            && self.replace(live, || State::Open(self.connect(live.next_pause())))
+            && self.replace(live, || LinkState::Open(self.connect(live.next_pause())))
         {
             breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(redis = %self.address, "Redis does not answer; doing without it until it does");
@@ -404,17 +404,17 @@ impl Link {
     /// The connection is no more, or no good.
     fn broke(self: &Arc<Self>, live: &Arc<Live>, error: &RedisError) {
         if error.is_io_error() {
-            self.replace(live, || State::Joining(self.connect(Duration::ZERO)));
-        } else if self.replace(live, || State::Open(self.connect(live.next_pause()))) {
+            self.replace(live, || LinkState::Joining(self.connect(Duration::ZERO)));
+        } else if self.replace(live, || LinkState::Open(self.connect(live.next_pause()))) {
             breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(redis = %self.address, %error, "Redis can't serve; doing without it until it can");
         }
     }
 
     /// Moves on from `live`, unless somebody else has done so already.
-    fn replace(&self, live: &Arc<Live>, next: impl FnOnce() -> State) -> bool {
+    fn replace(&self, live: &Arc<Live>, next: impl FnOnce() -> LinkState) -> bool {
         self.state.send_if_modified(|state| {
-            let current = matches!(state, State::Up(current) if Arc::ptr_eq(current, live));
+            let current = matches!(state, LinkState::Up(current) if Arc::ptr_eq(current, live));
             if current {
                 *state = next();
             }
@@ -436,7 +436,7 @@ impl Link {
                 }
                 let Some(link) = link.upgrade() else { return };
                 match link.dialer.dial(&link.address, &link.server).await {
-                    Ok((line, generation)) => return link.came_up(line, generation, pause),
+                    Ok((source, generation)) => return link.came_up(source, generation, pause),
                     Err(error) => {
                         link.dialer.refusals.note(&link.address, &error);
                         link.stays_down(&error);
@@ -448,9 +448,9 @@ impl Link {
         tokio::spawn(task).abort_handle()
     }
 
-    fn came_up(&self, line: Line, generation: u64, pause: Duration) {
+    fn came_up(&self, source: ConnectionSource, generation: u64, pause: Duration) {
         let live = Live {
-            line,
+            source,
             generation,
             strikes: AtomicU32::new(0),
             answers: AtomicU64::new(0),
@@ -458,13 +458,13 @@ impl Link {
             pause,
         };
         self.state.send_if_modified(|state| {
-            if matches!(state, State::Open(_)) {
+            if matches!(state, LinkState::Open(_)) {
                 tracing::info!(redis = %self.address, "Redis answers again");
             }
-            let open = !matches!(state, State::Closed);
+            let open = !matches!(state, LinkState::Closed);
             if open {
                 breaker_gauge::record(&self.address, Breaker::Closed);
-                *state = State::Up(Arc::new(live));
+                *state = LinkState::Up(Arc::new(live));
             }
             open
         });
@@ -472,48 +472,48 @@ impl Link {
 
     fn close(&self) {
         self.state.send_modify(|state| {
-            if let State::Joining(task) | State::Open(task) = state {
+            if let LinkState::Joining(task) | LinkState::Open(task) = state {
                 task.abort();
             }
-            *state = State::Closed;
+            *state = LinkState::Closed;
         });
     }
 
     fn stays_down(&self, error: &RedisError) {
         self.state.send_if_modified(|state| {
-            let State::Joining(task) = state else { return false };
+            let LinkState::Joining(task) = state else { return false };
             breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(
                 redis = %self.address,
                 %error,
                 "Redis can't be reached; doing without it until it can"
             );
-            *state = State::Open(task.clone());
+            *state = LinkState::Open(task.clone());
             true
         });
     }
 }
 
 /// Where calls get their connections from.
-pub(super) enum Line {
+pub(super) enum ConnectionSource {
     /// All share this one. The task serves it: left alone, it would wait for the answers of a server that hangs.
     Own { conn: MultiplexedConnection, delivered: Delivered, _driver: AbortOnDropHandle<()> },
     /// Each borrows one.
     #[cfg(feature = "redis-pool")]
-    Lent(Pool, Reach),
+    Pool(Pool, ClusterRoute),
 }
 
-impl Line {
+impl ConnectionSource {
     #[cfg_attr(not(feature = "redis-pool"), expect(clippy::unused_async, reason = "only a pool has to wait"))]
-    pub(super) async fn wire(&self) -> RedisResult<Wire> {
+    pub(super) async fn transport(&self) -> RedisResult<Transport> {
         match self {
-            Self::Own { conn, .. } => Ok(Wire::Own(conn.clone())),
+            Self::Own { conn, .. } => Ok(Transport::Own(conn.clone())),
             #[cfg(feature = "redis-pool")]
-            Self::Lent(pool, reach) => pool.lend(*reach).await,
+            Self::Pool(pool, route) => pool.get(*route).await,
         }
     }
 
-    fn is_lent(&self) -> bool {
+    fn is_pooled(&self) -> bool {
         !matches!(self, Self::Own { .. })
     }
 
@@ -522,7 +522,7 @@ impl Line {
         match self {
             Self::Own { delivered, .. } => delivered.bytes(),
             #[cfg(feature = "redis-pool")]
-            Self::Lent(..) => 0,
+            Self::Pool(..) => 0,
         }
     }
 }
@@ -534,16 +534,16 @@ pub(super) struct Dialer {
     tls: std::sync::OnceLock<Result<Tls, String>>,
     /// Whom connections from a cluster's pool are for.
     #[cfg(feature = "redis-pool")]
-    reach: Reach,
+    route: ClusterRoute,
     servers: Mutex<HashMap<Address, Arc<KnownServer>>>,
-    pub(super) memory: Arc<dyn Memory>,
+    pub(super) change_handler: Arc<dyn ServerChangeHandler>,
     pub(super) refusals: Arc<Refusals>,
 }
 
 /// What this process remembers of what servers confirmed.
-pub(super) trait Memory: Send + Sync {
+pub(super) trait ServerChangeHandler: Send + Sync {
     /// Called when servers may have lost what they confirmed, before anything that is read from them is believed.
-    fn recall(&self, changed: Changed<'_>);
+    fn on_change(&self, change: ServerChange<'_>);
 
     /// Whether there is anything that a server could lose.
     #[cfg(feature = "redis-pool")]
@@ -552,7 +552,7 @@ pub(super) trait Memory: Send + Sync {
 
 /// A server that took another's place.
 #[derive(Debug)]
-pub(super) enum Changed<'a> {
+pub(super) enum ServerChange<'a> {
     /// The one at this address.
     Server(&'a Address),
     /// The owners of these slots of a cluster.
@@ -560,15 +560,15 @@ pub(super) enum Changed<'a> {
 }
 
 impl Dialer {
-    pub(super) fn new(options: RedisOptions, memory: Arc<dyn Memory>) -> Self {
+    pub(super) fn new(options: RedisOptions, change_handler: Arc<dyn ServerChangeHandler>) -> Self {
         Self {
             options,
             #[cfg(feature = "redis-tls")]
             tls: std::sync::OnceLock::new(),
             #[cfg(feature = "redis-pool")]
-            reach: Reach::Key,
+            route: ClusterRoute::Key,
             servers: Mutex::default(),
-            memory,
+            change_handler,
             refusals: Arc::default(),
         }
     }
@@ -577,14 +577,14 @@ impl Dialer {
     #[cfg(feature = "redis-pool")]
     pub(super) fn to_master(&self, slot: u16) -> Self {
         Self {
-            reach: Reach::Master(slot),
+            route: ClusterRoute::Master(slot),
             refusals: self.refusals.clone(),
-            ..Self::new(self.options.clone(), self.memory.clone())
+            ..Self::new(self.options.clone(), self.change_handler.clone())
         }
     }
 
     /// Connects, logs in and waits for the answer to a `PING`.
-    async fn dial(&self, address: &Address, server: &KnownServer) -> RedisResult<(Line, u64)> {
+    async fn dial(&self, address: &Address, server: &KnownServer) -> RedisResult<(ConnectionSource, u64)> {
         #[cfg(feature = "redis-pool")]
         if let Some(pool) = &self.options.pool {
             return self.borrow(pool, address, server).await;
@@ -594,33 +594,38 @@ impl Dialer {
             return Err((ErrorKind::InvalidClientConfig, "a cluster has no other database than 0").into());
         }
         let dialled = async {
-            let line = self.connect(address, self.options.handshake(), config()).await?;
-            let generation = self.greet(address, server, line.wire().await?).await?;
-            Ok((line, generation))
+            let source = self.connect(address, self.options.handshake(), config()).await?;
+            let generation = self.greet(address, server, source.transport().await?).await?;
+            Ok((source, generation))
         };
         self.in_time(dialled).await
     }
 
     /// Waits for the answer to a `PING`, and notes whether it is the server that it was. Returns the generation of the
     /// connection.
-    async fn greet(&self, address: &Address, server: &KnownServer, mut wire: Wire) -> RedisResult<u64> {
-        wire.one(&redis::cmd("PING")).await?;
+    async fn greet(
+        &self,
+        address: &Address,
+        server: &KnownServer,
+        mut transport: Transport,
+    ) -> RedisResult<u64> {
+        transport.send(&redis::cmd("PING")).await?;
         if !self.has_one_server() {
             return Ok(server.generation());
         }
         let refused = |error: &RedisError| self.refusals.note(address, error);
-        let found = wire.identity(refused).await?;
+        let found = transport.identity(refused).await?;
         Ok(server.opened(found, || self.changed(address)))
     }
 
     /// Whether every connection leads to the server at its address. Those of a cluster's pool lead to any node.
     fn has_one_server(&self) -> bool {
-        !(self.options.is_lent() && self.options.is_cluster())
+        !(self.options.is_pooled() && self.options.is_cluster())
     }
 
     fn changed(&self, address: &Address) {
         tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
-        self.memory.recall(Changed::Server(address));
+        self.change_handler.on_change(ServerChange::Server(address));
     }
 
     /// The server at this address. Known for as long as the store lives: a node that leaves a cluster may come back.
@@ -631,14 +636,19 @@ impl Dialer {
 
     /// Tries one of a pool's connections. Each call then borrows one of its own.
     #[cfg(feature = "redis-pool")]
-    async fn borrow(&self, pool: &Pool, address: &Address, server: &KnownServer) -> RedisResult<(Line, u64)> {
-        let tried = async { self.greet(address, server, pool.lend(self.reach).await?).await };
+    async fn borrow(
+        &self,
+        pool: &Pool,
+        address: &Address,
+        server: &KnownServer,
+    ) -> RedisResult<(ConnectionSource, u64)> {
+        let tried = async { self.greet(address, server, pool.get(self.route).await?).await };
         let tried = timeout(self.options.connect_deadline, tried).await;
         if !matches!(tried, Ok(Ok(_))) {
             pool.forget_idle();
         }
         match tried {
-            Ok(Ok(generation)) => Ok((Line::Lent(pool.clone(), self.reach), generation)),
+            Ok(Ok(generation)) => Ok((ConnectionSource::Pool(pool.clone(), self.route), generation)),
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 Err((ErrorKind::Io, "the pool had no working connection within the connect deadline").into())
@@ -651,13 +661,13 @@ impl Dialer {
         &self,
         address: &Address,
         on_push: impl redis::aio::AsyncPushSender,
-    ) -> RedisResult<(Line, u64)> {
+    ) -> RedisResult<(ConnectionSource, u64)> {
         let handshake = self.options.handshake().set_protocol(ProtocolVersion::RESP3);
         let config = config().set_push_sender(on_push);
         let dialled = async {
-            let line = self.connect(address, handshake, config).await?;
-            let generation = self.greet(address, &self.server(address), line.wire().await?).await?;
-            Ok((line, generation))
+            let source = self.connect(address, handshake, config).await?;
+            let generation = self.greet(address, &self.server(address), source.transport().await?).await?;
+            Ok((source, generation))
         };
         self.in_time(dialled).await
     }
@@ -674,7 +684,7 @@ impl Dialer {
         address: &Address,
         handshake: RedisConnectionInfo,
         config: AsyncConnectionConfig,
-    ) -> RedisResult<Line> {
+    ) -> RedisResult<ConnectionSource> {
         if let Some(path) = address.socket() {
             return self.socket(path, &handshake, config).await;
         }
@@ -683,7 +693,7 @@ impl Dialer {
         }
         let stream = TcpStream::connect((&*address.host, address.port)).await?;
         stream.set_nodelay(true)?;
-        line(stream, &handshake, config).await
+        open_source(stream, &handshake, config).await
     }
 
     #[cfg(unix)]
@@ -692,16 +702,21 @@ impl Dialer {
         path: &str,
         handshake: &RedisConnectionInfo,
         config: AsyncConnectionConfig,
-    ) -> RedisResult<Line> {
+    ) -> RedisResult<ConnectionSource> {
         if self.options.tls || self.options.cluster {
             let problem = "a Unix socket has neither TLS nor a cluster behind it";
             return Err((ErrorKind::InvalidClientConfig, problem).into());
         }
-        line(tokio::net::UnixStream::connect(path).await?, handshake, config).await
+        open_source(tokio::net::UnixStream::connect(path).await?, handshake, config).await
     }
 
     #[cfg(not(unix))]
-    async fn socket(&self, _: &str, _: &RedisConnectionInfo, _: AsyncConnectionConfig) -> RedisResult<Line> {
+    async fn socket(
+        &self,
+        _: &str,
+        _: &RedisConnectionInfo,
+        _: AsyncConnectionConfig,
+    ) -> RedisResult<ConnectionSource> {
         Err((ErrorKind::InvalidClientConfig, "this system has no Unix sockets").into())
     }
 
@@ -711,30 +726,35 @@ impl Dialer {
         address: &Address,
         handshake: &RedisConnectionInfo,
         config: AsyncConnectionConfig,
-    ) -> RedisResult<Line> {
+    ) -> RedisResult<ConnectionSource> {
         let tls = self.tls.get_or_init(|| Tls::new(&self.options.tls_options));
         let tls = tls
             .as_ref()
             .map_err(|error| (ErrorKind::InvalidClientConfig, "TLS is not set up well", error.clone()))?;
-        line(tls.connect(&address.host, address.port).await?, handshake, config).await
+        open_source(tls.connect(&address.host, address.port).await?, handshake, config).await
     }
 
     #[cfg(not(feature = "redis-tls"))]
-    async fn tls(&self, _: &Address, _: &RedisConnectionInfo, _: AsyncConnectionConfig) -> RedisResult<Line> {
+    async fn tls(
+        &self,
+        _: &Address,
+        _: &RedisConnectionInfo,
+        _: AsyncConnectionConfig,
+    ) -> RedisResult<ConnectionSource> {
         Err((ErrorKind::InvalidClientConfig, "TLS needs the feature `redis-tls`").into())
     }
 }
 
 /// Speaks Redis on a stream.
-async fn line(
+async fn open_source(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     handshake: &RedisConnectionInfo,
     config: AsyncConnectionConfig,
-) -> RedisResult<Line> {
+) -> RedisResult<ConnectionSource> {
     let delivered = Delivered::default();
     let stream = Metered::new(stream, delivered.clone());
     let (conn, driver) = MultiplexedConnection::new_with_config(handshake, stream, config).await?;
-    Ok(Line::Own { conn, delivered, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+    Ok(ConnectionSource::Own { conn, delivered, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
 }
 
 /// Deadlines are ours: the library's would drop the answer but keep a dead connection.

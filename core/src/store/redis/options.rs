@@ -430,7 +430,7 @@ impl RedisOptions {
     }
 
     /// Whether connections come from a pool of the application's own, which alone knows where they lead.
-    pub(super) fn is_lent(&self) -> bool {
+    pub(super) fn is_pooled(&self) -> bool {
         #[cfg(feature = "redis-pool")]
         return self.pool.is_some();
         #[cfg(not(feature = "redis-pool"))]

@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::change_log::{Lost, Pending};
-use super::client::Connection;
-use super::{Inner, RedisStore};
+use super::client::Client;
+use super::{RedisInner, RedisStore};
 use crate::store::StoreError;
 
 /// The first pause between two attempts. While the breaker is open, an attempt costs nothing.
@@ -115,9 +115,9 @@ impl RedisStore {
                         return;
                     }
                 }
-                let Inner { connection, waiting, .. } = &*store.inner;
-                let connections = [Some(connection), waiting.as_ref()];
-                join_all(connections.into_iter().flatten().map(Connection::check_servers)).await;
+                let RedisInner { client, replicated, .. } = &*store.inner;
+                let clients = [Some(client), replicated.as_ref()];
+                join_all(clients.into_iter().flatten().map(Client::check_servers)).await;
             }
         });
     }
@@ -126,7 +126,7 @@ impl RedisStore {
     pub(super) async fn attempt(&self) -> Attempt {
         let (pending, releases) = self.log().pending();
         // A single server that does not answer is not asked for the rest.
-        let (stops, stopped) = (!self.inner.connection.is_cluster(), AtomicBool::new(false));
+        let (stops, stopped) = (!self.inner.client.is_cluster(), AtomicBool::new(false));
         let note = |attempt: Attempt| {
             if stops && attempt == Attempt::Away {
                 stopped.store(true, Ordering::Relaxed);
@@ -137,8 +137,8 @@ impl RedisStore {
         let evictions = pending.into_iter().map(|eviction| async move {
             if stopped.load(Ordering::Relaxed) { Attempt::Away } else { note(self.repeat(&eviction).await) }
         });
-        let Inner { options, waiting, .. } = &*self.inner;
-        let is_narrow = waiting.is_some() && (stops || options.is_lent());
+        let RedisInner { options, replicated, .. } = &*self.inner;
+        let is_narrow = replicated.is_some() && (stops || options.is_pooled());
         let at_once = if is_narrow { WAITING_AT_ONCE } else { AT_ONCE };
         let evicted = worst(evictions, at_once).await;
         let releases = releases.into_iter().map(|release| async move {

@@ -12,14 +12,14 @@ use tokio::time::timeout;
 use super::address::Address;
 use super::change_log::Lost;
 use super::cluster::{Layout, View, ask, ranges};
-use super::node::{Changed, Dialer, Node};
+use super::node::{Dialer, Node, ServerChange};
 use super::server_identity::ServerIdentity;
 use super::slots::{SlotSet, slot};
-use super::transport::{Reach, Wire};
+use super::transport::{ClusterRoute, Transport};
 use crate::store::StoreError;
 
 /// A cluster that looks like one server, and like one more for each master when it comes to walking over all keys.
-pub(super) struct LentCluster {
+pub(super) struct PooledCluster {
     dialer: Arc<Dialer>,
     any: Arc<Node>,
     /// The masters when they were last asked who they are.
@@ -71,7 +71,7 @@ impl Masters {
     }
 }
 
-impl LentCluster {
+impl PooledCluster {
     pub(super) fn new(dialer: Arc<Dialer>) -> Self {
         let any = Arc::new(Node::new(&dialer, &dialer.options.addresses()[0]));
         Self {
@@ -111,7 +111,7 @@ impl LentCluster {
                 let lost = masters.lost_since(before);
                 if !lost.is_empty() {
                     tracing::info!("masters of the Redis cluster changed; repeating what was evicted lately");
-                    self.dialer.memory.recall(Changed::Owners(lost));
+                    self.dialer.change_handler.on_change(ServerChange::Owners(lost));
                 }
                 for (address, identity) in &before.identities {
                     masters.identities.entry(address.clone()).or_insert_with(|| identity.clone());
@@ -119,7 +119,7 @@ impl LentCluster {
             }
             // Commands went to masters that were not asked.
             None if self.was_unknown.load(Ordering::Acquire) => {
-                self.dialer.memory.recall(Changed::Server(self.any.address()));
+                self.dialer.change_handler.on_change(ServerChange::Server(self.any.address()));
             }
             None => {}
         }
@@ -129,13 +129,13 @@ impl LentCluster {
 
     /// The pool's client follows a failover on its own, so each answer says by whom it is, as long as there is anything that
     /// a server could have lost.
-    pub(super) fn witnessed(self: &Arc<Self>, wire: Wire, key: &str) -> Wire {
+    pub(super) fn with_identity_callback(self: &Arc<Self>, transport: Transport, key: &str) -> Transport {
         let is_asked = self.known().as_ref().is_some_and(|masters| !masters.identities.is_empty());
-        if !is_asked || !self.dialer.memory.remembers() {
-            return wire;
+        if !is_asked || !self.dialer.change_handler.remembers() {
+            return transport;
         }
         let (cluster, slot) = (self.clone(), slot(key));
-        wire.witnessed(Box::new(move |found| cluster.answered(slot, found)))
+        transport.with_identity_callback(Box::new(move |found| cluster.answered(slot, found)))
     }
 
     /// Notes who answered for a slot.
@@ -143,7 +143,7 @@ impl LentCluster {
         let Some(found) = found else { return };
         let mut known = self.known();
         let Some(masters) = known.as_mut().filter(|masters| !masters.has_history_of(&found)) else { return };
-        self.dialer.memory.recall(Changed::Owners(masters.beside(slot)));
+        self.dialer.change_handler.on_change(ServerChange::Owners(masters.beside(slot)));
         // An answer of the master before is not believed any more.
         if let Some(owner) = masters.owner(slot).cloned() {
             masters.identities.insert(owner, found);
@@ -164,7 +164,7 @@ impl LentCluster {
     async fn identity_of(&self, slot: u16) -> RedisResult<Option<ServerIdentity>> {
         let Some(pool) = &self.dialer.options.pool else { return Ok(None) };
         let refused = |error: &RedisError| self.dialer.refusals.note(self.any.address(), error);
-        pool.lend(Reach::Master(slot)).await?.identity(refused).await
+        pool.get(ClusterRoute::Master(slot)).await?.identity(refused).await
     }
 
     /// Whoever has the key that a command names.

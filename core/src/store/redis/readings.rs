@@ -29,10 +29,10 @@ const LARGE: usize = 64 * 1024;
 const KNOWN: usize = 256;
 
 /// What was read: the value, and how long it will still be there.
-pub(super) type Found = Option<(Bytes, Option<Duration>)>;
+pub(super) type ValueWithExpiry = Option<(Bytes, Option<Duration>)>;
 
 /// A reading, or the one that will follow it.
-type Outcome = Option<Result<Found, Arc<StoreError>>>;
+type SharedRead = Option<Result<ValueWithExpiry, Arc<StoreError>>>;
 
 /// The readings of a store. Clones are the same ones.
 #[derive(Clone, Debug, Default)]
@@ -48,7 +48,7 @@ struct Shared {
     /// The hashes of keys whose values were large.
     known: [AtomicU64; KNOWN],
     /// By the names of keys: who waits for the reading that follows the one under way.
-    under_way: Mutex<HashMap<Box<str>, Option<watch::Sender<Outcome>>, RandomState>>,
+    under_way: Mutex<HashMap<Box<str>, Option<watch::Sender<SharedRead>>, RandomState>>,
 }
 
 impl Default for Shared {
@@ -90,10 +90,10 @@ impl Readings {
         key: &CacheKey,
         deadline: Duration,
         read: R,
-    ) -> Option<Result<Found, StoreError>>
+    ) -> Option<Result<ValueWithExpiry, StoreError>>
     where
         R: Fn(CacheKey) -> F + Send + 'static,
-        F: Future<Output = Result<Found, StoreError>> + Send,
+        F: Future<Output = Result<ValueWithExpiry, StoreError>> + Send,
     {
         let mut outcome = self.join(key, read);
         let over = timeout(deadline, outcome.wait_for(Option::is_some)).await;
@@ -105,10 +105,10 @@ impl Readings {
         Some(found.map_err(|error| again(&error)))
     }
 
-    fn join<R, F>(&self, key: &CacheKey, read: R) -> watch::Receiver<Outcome>
+    fn join<R, F>(&self, key: &CacheKey, read: R) -> watch::Receiver<SharedRead>
     where
         R: Fn(CacheKey) -> F + Send + 'static,
-        F: Future<Output = Result<Found, StoreError>> + Send,
+        F: Future<Output = Result<ValueWithExpiry, StoreError>> + Send,
     {
         let mut under_way = self.shared.under_way();
         if let Some(next) = under_way.get_mut(key.name()) {
@@ -139,7 +139,7 @@ impl Shared {
     }
 
     // Nothing under this lock can panic half way through a change.
-    fn under_way(&self) -> MutexGuard<'_, HashMap<Box<str>, Option<watch::Sender<Outcome>>, RandomState>> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<Box<str>, Option<watch::Sender<SharedRead>>, RandomState>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -152,10 +152,10 @@ struct Reading {
 }
 
 impl Reading {
-    async fn go_on<R, F>(mut self, mut sender: watch::Sender<Outcome>, read: R)
+    async fn go_on<R, F>(mut self, mut sender: watch::Sender<SharedRead>, read: R)
     where
         R: Fn(CacheKey) -> F + Send,
-        F: Future<Output = Result<Found, StoreError>> + Send,
+        F: Future<Output = Result<ValueWithExpiry, StoreError>> + Send,
     {
         loop {
             let found = read(self.key.clone()).await;

@@ -21,13 +21,13 @@ impl Script {
 
 /// One call of a script. Every key it touches is named, and all of them are in one slot.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Call<'a> {
+pub(super) struct ScriptCall<'a> {
     pub(super) script: &'a Script,
     pub(super) keys: &'a [&'a str],
     pub(super) args: &'a [&'a [u8]],
 }
 
-impl Call<'_> {
+impl ScriptCall<'_> {
     pub(super) fn by_hash(&self) -> Cmd {
         self.command("EVALSHA", &self.script.sha)
     }

@@ -35,7 +35,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::RedisStore;
 use super::change_log::Lost;
-use super::client::Connection;
+use super::client::Client;
 use super::invalidations::InvalidationListener;
 use super::key_names;
 use super::node::Dialer;
@@ -80,8 +80,8 @@ impl RedisStore {
     /// Redis.
     #[must_use]
     pub fn with_local(self, prefix: &str, bytes: u64) -> TieredStore {
-        let dialer = self.inner.connection.dialer().clone();
-        let local = Arc::new(Local::new(dialer, self.inner.connection.clone(), prefix, bytes));
+        let dialer = self.inner.client.dialer().clone();
+        let local = Arc::new(Local::new(dialer, self.inner.client.clone(), prefix, bytes));
         let weak = Arc::downgrade(&local);
         // Values read before a change of servers was noticed may be outdated.
         self.inner.on_recall.add(move || {
@@ -105,7 +105,7 @@ impl CacheStore for TieredStore {
         let Some(epochs) = self.local.epochs(key) else { return self.redis.get(key).await };
         // From here on an eviction advances the epoch.
         let asked = self.local.now();
-        let read = self.redis.believed(key, self.redis.read_whole(key));
+        let read = self.redis.read_checked(key, self.redis.read_whole(key));
         let Some((value, left)) = read.await? else { return Ok(None) };
         self.local.keep(key, &epochs, &ValueHead::whole(value.clone()), left.map(|left| asked + left));
         Ok(Some(value))
@@ -125,7 +125,7 @@ impl CacheStore for TieredStore {
         let Some(epochs) = self.local.epochs(key) else { return self.redis.get_head(key, limit).await };
         // From here on an eviction advances the epoch.
         let asked = self.local.now();
-        let (head, left) = match self.redis.believed(key, self.redis.read_head(key, limit)).await {
+        let (head, left) = match self.redis.read_checked(key, self.redis.read_head(key, limit)).await {
             Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
             head => match head? {
                 Some(found) => found,
@@ -149,17 +149,17 @@ impl CacheStore for TieredStore {
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
-        let _change = Change::of_key(&self.local, key);
+        let _change = InvalidationGuard::of_key(&self.local, key);
         self.redis.set(key, value, ttl).await
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        let _change = Change::of_key(&self.local, key);
+        let _change = InvalidationGuard::of_key(&self.local, key);
         self.redis.delete(key).await
     }
 
     async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
-        let _change = Change::of_space(&self.local, group);
+        let _change = InvalidationGuard::of_space(&self.local, group);
         self.redis.delete_group(group).await
     }
 
@@ -199,7 +199,7 @@ impl LeaseStore for TieredStore {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
-        let _change = Change::of_key(&self.local, key);
+        let _change = InvalidationGuard::of_key(&self.local, key);
         self.redis.commit(key, lease, value, ttl).await
     }
 
@@ -219,7 +219,7 @@ impl LeaseStore for TieredStore {
 /// A guard around a change that this process makes. It removes the affected entries when it is made and when it is dropped, also
 /// if the call is cancelled: Redis may still carry the change out.
 #[must_use]
-struct Change<'a> {
+struct InvalidationGuard<'a> {
     local: &'a Local,
     scope: Scope<'a>,
 }
@@ -231,7 +231,7 @@ enum Scope<'a> {
     All,
 }
 
-impl<'a> Change<'a> {
+impl<'a> InvalidationGuard<'a> {
     fn of_key(local: &'a Local, key: &'a CacheKey) -> Self {
         Self::new(local, Scope::Key(key.name()))
     }
@@ -249,7 +249,7 @@ impl<'a> Change<'a> {
     }
 }
 
-impl Drop for Change<'_> {
+impl Drop for InvalidationGuard<'_> {
     fn drop(&mut self) {
         self.local.remove(self.scope);
     }
@@ -259,7 +259,7 @@ impl Drop for Change<'_> {
 struct Local {
     dialer: Arc<Dialer>,
     /// Tells the cluster's layout.
-    servers: Connection,
+    servers: Client,
     /// The prefix of tracked names, with its colon.
     head: Box<str>,
     entries: Cache<Box<str>, LocalEntry, Weigh>,
@@ -307,7 +307,7 @@ struct ReadEpochs {
 }
 
 impl Local {
-    fn new(dialer: Arc<Dialer>, servers: Connection, prefix: &str, bytes: u64) -> Self {
+    fn new(dialer: Arc<Dialer>, servers: Client, prefix: &str, bytes: u64) -> Self {
         Self {
             dialer,
             servers,
@@ -418,7 +418,7 @@ impl Local {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return };
-        if self.dialer.options.is_lent() {
+        if self.dialer.options.is_pooled() {
             tracing::warn!("nothing is kept in this process: a pool of the application can't be listened to");
             listener.closed = true;
             return;

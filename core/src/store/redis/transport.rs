@@ -18,29 +18,29 @@ use super::server_identity::ServerIdentity;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A connection for one call. Dropped, a lent one goes back to its pool.
-pub(super) enum Wire {
+pub(super) enum Transport {
     Own(MultiplexedConnection),
     #[cfg(feature = "redis-pool")]
-    Lent(deadpool_redis::Connection, Option<Witness>),
+    Pooled(deadpool_redis::Connection, Option<IdentityCallback>),
     #[cfg(feature = "redis-pool")]
-    LentByCluster(deadpool_redis::cluster::Connection, Reach, Option<Witness>),
+    PooledCluster(deadpool_redis::cluster::Connection, ClusterRoute, Option<IdentityCallback>),
 }
 
 /// A callback that receives the identity of the server that answered, before the answer is used.
 #[cfg(feature = "redis-pool")]
-pub(super) type Witness = Box<dyn Fn(Option<ServerIdentity>) + Send + Sync>;
+pub(super) type IdentityCallback = Box<dyn Fn(Option<ServerIdentity>) + Send + Sync>;
 
 /// The node that a command reaches through a connection that knows a whole cluster.
 #[cfg(feature = "redis-pool")]
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Reach {
+pub(super) enum ClusterRoute {
     /// The node that has the key that the command names.
     Key,
     /// The master of this slot.
     Master(u16),
 }
 
-impl Wire {
+impl Transport {
     /// Asks the server for its identity. `None` if the user may not run `INFO`, for which `refused` is called.
     pub(super) async fn identity(
         &mut self,
@@ -48,49 +48,49 @@ impl Wire {
     ) -> RedisResult<Option<ServerIdentity>> {
         let mut pipe = redis::pipe();
         ServerIdentity::ask(&mut pipe);
-        let replies = self.several(&pipe).await?;
+        let replies = self.send_pipeline(&pipe).await?;
         Ok(ServerIdentity::read(replies.into_iter().map(|reply| reply.inspect_err(&refused))))
     }
 
     /// Asks for the server's identity with every pipeline.
     #[cfg(feature = "redis-pool")]
-    pub(super) fn witnessed(self, witness: Witness) -> Self {
+    pub(super) fn with_identity_callback(self, on_identity: IdentityCallback) -> Self {
         match self {
             Self::Own(conn) => Self::Own(conn),
-            Self::Lent(conn, _) => Self::Lent(conn, Some(witness)),
-            Self::LentByCluster(conn, reach, _) => Self::LentByCluster(conn, reach, Some(witness)),
+            Self::Pooled(conn, _) => Self::Pooled(conn, Some(on_identity)),
+            Self::PooledCluster(conn, route, _) => Self::PooledCluster(conn, route, Some(on_identity)),
         }
     }
 
     /// Returns `true` if every pipeline asks for the server's identity.
-    pub(super) fn has_witness(&self) -> bool {
+    pub(super) fn has_identity_callback(&self) -> bool {
         match self {
             Self::Own(_) => false,
             #[cfg(feature = "redis-pool")]
-            Self::Lent(_, witness) | Self::LentByCluster(_, _, witness) => witness.is_some(),
+            Self::Pooled(_, on_identity) | Self::PooledCluster(_, _, on_identity) => on_identity.is_some(),
         }
     }
 
     /// Sends the next command to the master of this slot, although it names no key.
-    pub(super) fn aim(&mut self, slot: u16) {
+    pub(super) fn route_to_master(&mut self, slot: u16) {
         #[cfg(feature = "redis-pool")]
-        if let Self::LentByCluster(_, reach @ Reach::Key, _) = self {
-            *reach = Reach::Master(slot);
+        if let Self::PooledCluster(_, route @ ClusterRoute::Key, _) = self {
+            *route = ClusterRoute::Master(slot);
         }
         #[cfg(not(feature = "redis-pool"))]
         let _ = (self, slot);
     }
 
     /// Sends one command.
-    pub(super) async fn one(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+    pub(super) async fn send(&mut self, cmd: &Cmd) -> RedisResult<Value> {
         let reply = match self {
             Self::Own(conn) => conn.req_packed_command(cmd).await,
             #[cfg(feature = "redis-pool")]
-            Self::Lent(conn, _) => conn.req_packed_command(cmd).await,
+            Self::Pooled(conn, _) => conn.req_packed_command(cmd).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Key, _) => conn.req_packed_command(cmd).await,
+            Self::PooledCluster(conn, ClusterRoute::Key, _) => conn.req_packed_command(cmd).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Master(slot), _) => {
+            Self::PooledCluster(conn, ClusterRoute::Master(slot), _) => {
                 let master = SingleNodeRoutingInfo::SpecificNode(Route::new(*slot, SlotAddr::Master));
                 Box::pin(conn.route_command(cmd.clone(), RoutingInfo::SingleNode(master))).await
             }
@@ -98,31 +98,33 @@ impl Wire {
         reply.and_then(Value::extract_error).map_err(|error| refusals::named(cmd, error))
     }
 
-    /// Sends several commands as one pipeline. Each has its own reply or error. A witness receives the server's identity.
-    pub(super) async fn several(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+    /// Sends several commands as one pipeline. Each has its own reply or error. A callback receives the server's identity.
+    pub(super) async fn send_pipeline(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
         #[cfg(feature = "redis-pool")]
-        if let Self::Lent(_, Some(_)) | Self::LentByCluster(.., Some(_)) = self {
+        if let Self::Pooled(_, Some(_)) | Self::PooledCluster(.., Some(_)) = self {
             let mut asked = pipe.clone();
             ServerIdentity::ask(&mut asked);
-            let mut replies = self.several_unwitnessed(&asked).await?;
+            let mut replies = self.send_pipeline_only(&asked).await?;
             let identity = replies.split_off(replies.len().saturating_sub(ServerIdentity::QUESTIONS));
-            if let Self::Lent(_, Some(witness)) | Self::LentByCluster(.., Some(witness)) = self {
-                witness(ServerIdentity::read(identity.into_iter()));
+            if let Self::Pooled(_, Some(on_identity)) | Self::PooledCluster(.., Some(on_identity)) = self {
+                on_identity(ServerIdentity::read(identity.into_iter()));
             }
             return Ok(replies);
         }
-        self.several_unwitnessed(pipe).await
+        self.send_pipeline_only(pipe).await
     }
 
-    async fn several_unwitnessed(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
+    async fn send_pipeline_only(&mut self, pipe: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
         let replies = match self {
             Self::Own(conn) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
             #[cfg(feature = "redis-pool")]
-            Self::Lent(conn, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            Self::Pooled(conn, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Key, _) => conn.req_packed_commands(pipe, 0, pipe.len()).await,
+            Self::PooledCluster(conn, ClusterRoute::Key, _) => {
+                conn.req_packed_commands(pipe, 0, pipe.len()).await
+            }
             #[cfg(feature = "redis-pool")]
-            Self::LentByCluster(conn, Reach::Master(slot), _) => {
+            Self::PooledCluster(conn, ClusterRoute::Master(slot), _) => {
                 let (count, master) = (pipe.len(), Route::new(*slot, SlotAddr::Master));
                 let route = SingleNodeRoutingInfo::SpecificNode(master);
                 Box::pin(conn.route_pipeline(pipe.clone(), 0, count, route)).await
@@ -146,17 +148,17 @@ pub(super) enum Pool {
 #[cfg(feature = "redis-pool")]
 impl Pool {
     /// Borrows a connection. Waits beyond the pool's own wait timeout, which says nothing about Redis. Callers have a deadline.
-    pub(super) async fn lend(&self, reach: Reach) -> RedisResult<Wire> {
+    pub(super) async fn get(&self, route: ClusterRoute) -> RedisResult<Transport> {
         loop {
             // On the heap: their futures are large, and the compiler counts how deep they go.
-            let lent = match self {
-                Self::One(pool) => Box::pin(pool.get()).await.map(|conn| Wire::Lent(conn, None)),
+            let got = match self {
+                Self::One(pool) => Box::pin(pool.get()).await.map(|conn| Transport::Pooled(conn, None)),
                 Self::Cluster(pool) => {
-                    Box::pin(pool.get()).await.map(|conn| Wire::LentByCluster(conn, reach, None))
+                    Box::pin(pool.get()).await.map(|conn| Transport::PooledCluster(conn, route, None))
                 }
             };
-            return match lent {
-                Ok(wire) => Ok(wire),
+            return match got {
+                Ok(transport) => Ok(transport),
                 Err(PoolError::Timeout(TimeoutType::Wait)) => {
                     sleep(PAUSE).await;
                     continue;
