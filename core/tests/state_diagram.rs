@@ -54,7 +54,7 @@ fn every_reason_is_on_an_edge() {
         // These are about waiting for others and about commits, which are the exchange's part.
         let of_the_exchange =
             matches!(reason, Reason::Busy | Reason::Waited | Reason::Evicted | Reason::Nested);
-        // The machine of the shared cache is another one: `shared_policy.rs` has its rules as tables.
+        // The machine of the shared cache is another one: `shared_policy/` has its rules as tables.
         let of_the_shared_cache = matches!(reason, Reason::Incomplete | Reason::Budget);
         assert_ne!(words.contains(reason.as_str()), of_the_exchange || of_the_shared_cache, "{reason}");
     }

@@ -1,0 +1,217 @@
+//! Conditional requests (RFC 9110 §13).
+
+use http::{HeaderMap, Method, StatusCode};
+use larder_core::policy::{BodyLength, CommitResult, Decision, OnResponse};
+use larder_core::{Entry, Kind, Record, Rule, weak_etag};
+
+use super::engine::{Fields, TTL, entry, headers, now, request, response, rule};
+use super::{admitted, ask, cache_status, forward, lines, stored};
+
+pub(super) const MODIFIED: &str = "Sat, 01 Jan 2000 00:00:00 GMT";
+
+pub(super) const BEFORE: &str = "Fri, 31 Dec 1999 23:59:59 GMT";
+
+/// RFC 9110 §13.2.2, on what is stored and on what was filled just now.
+#[test]
+fn which_validators_match() {
+    let table: &[(&str, Fields<'_>, bool)] = &[
+        ("the same (RFC 9110 §13.1.2)", &[("if-none-match", "\"e\"")], true),
+        ("weakly the same (RFC 9110 §8.8.3.2)", &[("if-none-match", "W/\"e\"")], true),
+        ("one of a list", &[("if-none-match", "\"a\", W/\"b, c\", \"e\"")], true),
+        ("one of several fields", &[("if-none-match", "\"a\""), ("if-none-match", "\"e\"")], true),
+        ("anything", &[("if-none-match", "*")], true),
+        ("another", &[("if-none-match", "\"a\"")], false),
+        ("inside of another", &[("if-none-match", "\"a, \"e\"")], false),
+        ("unquoted", &[("if-none-match", "e")], false),
+        ("not modified since (RFC 9110 §13.1.3)", &[("if-modified-since", MODIFIED)], true),
+        ("modified since", &[("if-modified-since", BEFORE)], false),
+        ("no date", &[("if-modified-since", "yesterday")], false),
+        ("the tag decides alone", &[("if-none-match", "\"a\""), ("if-modified-since", MODIFIED)], false),
+        ("the tag decides alone", &[("if-none-match", "\"e\""), ("if-modified-since", BEFORE)], true),
+    ];
+    let fields: Fields<'_> = &[("etag", "\"e\""), ("last-modified", MODIFIED)];
+    for (why, conditions, expected) in table {
+        for method in [Method::GET, Method::HEAD] {
+            let request = request(method, conditions);
+            let response = match ask(rule(Kind::Read), &request, stored(entry(fields)), now()) {
+                Decision::NotModified(hit) if *expected => hit.into_response(),
+                Decision::Hit(hit) if !*expected => hit.into_response(),
+                other => panic!("{why}: {other:?}"),
+            };
+            let status = if *expected { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+            assert_eq!(response.status(), status, "{why}");
+        }
+        let filled =
+            admitted(forward(rule(Kind::Read), &request(Method::GET, conditions)), 200, fields, "new");
+        let response = filled.into_response(CommitResult::Stored);
+        assert_eq!(response.status() == StatusCode::NOT_MODIFIED, *expected, "{why}");
+        assert_eq!(response.body().is_empty(), *expected, "{why}");
+    }
+}
+
+#[test]
+fn what_a_304_says() {
+    const ALL: Fields<'_> = &[
+        ("etag", "\"e\""),
+        ("last-modified", MODIFIED),
+        ("vary", "origin"),
+        ("content-location", "/things/7.json"),
+        ("content-type", "text/plain"),
+        ("content-language", "en"),
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-expose-headers", "x"),
+        ("x-other", "1"),
+    ];
+    let conditional = request(Method::GET, &[("if-none-match", "*")]);
+    let Decision::NotModified(hit) = ask(rule(Kind::Read), &conditional, stored(entry(ALL)), now() + TTL / 2)
+    else {
+        panic!("modified");
+    };
+    let response = hit.into_response();
+    assert_eq!((response.status(), response.body().len()), (StatusCode::NOT_MODIFIED, 0));
+    assert_eq!(cache_status(response.headers()), "Larder; hit; ttl=30");
+    assert_eq!(
+        lines(response.headers()),
+        [
+            "access-control-allow-credentials: true",
+            "access-control-allow-origin: *",
+            "access-control-expose-headers: x",
+            "cache-control: max-age=30",
+            "content-location: /things/7.json",
+            "etag: \"e\"",
+            "vary: origin, Authorization, Cookie",
+            "x-redis-cache: HIT",
+        ],
+        "RFC 9110 §15.4.5"
+    );
+
+    // Without a tag, the date is the validator.
+    let Decision::NotModified(hit) = ask(rule(Kind::Read), &conditional, stored(entry(&ALL[1..2])), now())
+    else {
+        panic!("modified");
+    };
+    let expected =
+        ["cache-control: max-age=60", "last-modified: Sat, 01 Jan 2000 00:00:00 GMT", "x-redis-cache: HIT"];
+    assert_eq!(lines(hit.into_response().headers()), expected);
+
+    // The same after a fill, where it says MISS and has the handler's `Date`.
+    let filled = admitted(
+        forward(rule(Kind::Read), &conditional),
+        200,
+        &[("date", MODIFIED), ("x-other", "1")],
+        "new",
+    );
+    let tag = weak_etag(b"new").to_str().unwrap().to_owned();
+    assert_eq!(
+        lines(filled.into_response(CommitResult::Stored).headers()),
+        [
+            "cache-control: max-age=60".to_owned(),
+            format!("date: {MODIFIED}"),
+            format!("etag: {tag}"),
+            "x-redis-cache: MISS".to_owned()
+        ]
+    );
+}
+
+/// The handler sees no conditions that the cache will evaluate itself; what isn't a fill is its own business.
+#[test]
+fn which_conditions_the_handler_sees() {
+    const CONDITIONS: Fields<'_> = &[
+        ("if-none-match", "\"a\""),
+        ("if-modified-since", MODIFIED),
+        ("if-range", "\"a\""),
+        ("x-other", "1"),
+    ];
+    for (kind, method, stripped) in [
+        (Kind::Read, Method::GET, true),
+        (Kind::Read, Method::HEAD, false),
+        (Kind::Write, Method::PUT, false),
+        (Kind::EvictKey, Method::DELETE, false),
+        (Kind::EvictGroup, Method::POST, false),
+    ] {
+        let request = request(method, CONDITIONS);
+        let mut headers = request.headers.clone();
+        forward(rule(kind), &request).prepare(&mut headers);
+        let expected = if stripped { super::engine::headers(&CONDITIONS[3..]) } else { request.headers };
+        assert_eq!(headers, expected, "{kind:?}");
+    }
+    let put = request(Method::PUT, &[("if-match", "\"a\""), ("if-unmodified-since", MODIFIED)]);
+    let mut headers = put.headers.clone();
+    forward(rule(Kind::Write), &put).prepare(&mut headers);
+    assert_eq!(headers, put.headers);
+}
+
+/// RFC 9110 §13.2.1: preconditions are ignored where the answer without them isn't a success. A 304 for a stored 404
+/// would tell the client that its old copy is still good.
+#[test]
+fn preconditions_count_only_where_the_answer_is_a_success() {
+    let also = |status| Rule { also: vec![(status, Some(TTL))], ..rule(Kind::Read) };
+    let get = request(Method::GET, &[("if-none-match", "*")]);
+    for (status, expected) in [
+        (StatusCode::NON_AUTHORITATIVE_INFORMATION, StatusCode::NOT_MODIFIED),
+        (StatusCode::MOVED_PERMANENTLY, StatusCode::MOVED_PERMANENTLY),
+        (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND),
+        (StatusCode::GONE, StatusCode::GONE),
+    ] {
+        let entry = Entry { status, ..entry(&[("etag", "\"e\"")]) };
+        let answer = match ask(also(status), &get, stored(entry.clone()), now()) {
+            Decision::Hit(hit) | Decision::NotModified(hit) => hit.into_response(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(answer.status(), expected, "stored");
+
+        let waiting = forward(also(status), &get);
+        let answer = waiting.on_filled(Some(Record::Response(entry)), now()).unwrap().into_response();
+        assert_eq!(answer.status(), expected, "filled by another");
+
+        let filled = admitted(forward(also(status), &get), status.as_u16(), &[("etag", "\"e\"")], "gone");
+        assert_eq!(filled.into_response(CommitResult::Stored).status(), expected, "filled");
+    }
+}
+
+/// What is too large, endless or of the wrong status to be stored is as private as what is stored.
+/// The handler doesn't see a read's conditions, so that what isn't stored has to be compared here (RFC 9110 §13.2.1).
+#[test]
+fn what_is_passed_on_may_be_a_304() {
+    const TAG: (&str, &str) = ("etag", "\"e\"");
+    const MATCHES: (&str, &str) = ("if-none-match", "W/\"e\"");
+    let (day, dated) = (("if-modified-since", MODIFIED), ("last-modified", MODIFIED));
+    for (why, method, fields, status, answer, expected) in [
+        ("withheld", Method::GET, &[MATCHES][..], 200, &[TAG, ("cache-control", "no-store")][..], true),
+        ("another tag", Method::GET, &[("if-none-match", "\"f\"")], 200, &[TAG, ("vary", "*")], false),
+        ("no condition", Method::GET, &[], 200, &[TAG, ("vary", "*")], false),
+        ("no validator", Method::GET, &[MATCHES], 200, &[("vary", "*")], false),
+        ("the date", Method::GET, &[day], 200, &[dated, ("vary", "*")], true),
+        (
+            "the tag comes first",
+            Method::GET,
+            &[day, ("if-none-match", "\"f\"")],
+            200,
+            &[TAG, dated, ("vary", "*")],
+            false,
+        ),
+        ("a cookie", Method::GET, &[MATCHES], 200, &[TAG, ("set-cookie", "a=1")], true),
+        ("HEAD", Method::HEAD, &[MATCHES], 200, &[TAG], true),
+        ("no success", Method::GET, &[MATCHES], 404, &[TAG], false),
+        ("PUT", Method::PUT, &[MATCHES], 200, &[TAG, ("vary", "*")], false),
+    ] {
+        let kind = if method == Method::PUT { Kind::Write } else { Kind::Read };
+        let mut parts =
+            response(status, &[answer, &[("content-type", "a/b"), ("content-length", "3")]].concat());
+        let forward = forward(rule(kind), &request(method, fields));
+        let OnResponse::Pass(pass) = forward.on_response(&parts, BodyLength::Known(3)) else {
+            panic!("{why}")
+        };
+        assert_eq!(pass.is_not_modified(), expected, "{why}");
+        if expected {
+            pass.as_not_modified(&mut parts);
+            assert_eq!(parts.status, StatusCode::NOT_MODIFIED, "{why}");
+            assert_eq!(lines_of(&parts.headers), lines_of(&headers(answer)), "{why}: nothing else is lost");
+        }
+    }
+}
+
+fn lines_of(headers: &HeaderMap) -> Vec<String> {
+    headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
+}

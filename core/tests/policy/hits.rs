@@ -1,0 +1,149 @@
+//! Responses made of stored ones.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use larder_core::policy::{Decision, Hit};
+use larder_core::{Entry, Kind};
+
+use super::engine::{TTL, entry, now, request, rule};
+use super::requests::PRIVATE;
+use super::{AS_IT_IS, Tweak, ask, cache_status, lines, millis, stored, tweaked};
+
+pub(super) fn hit(decision: Decision) -> Hit {
+    match decision {
+        Decision::Hit(hit) => hit,
+        other => panic!("no hit: {other:?}"),
+    }
+}
+
+#[test]
+fn what_a_hit_looks_like() {
+    const DOWNSTREAM: Tweak = |rule| rule.downstream_ttl = Some(Duration::from_secs(5));
+    const UNNAMED: Tweak = |rule| rule.status_header = None;
+    let without_end: fn(Entry) -> Entry = |entry| Entry { ttl: None, ..entry };
+    let as_it_is: fn(Entry) -> Entry = |entry| entry;
+    let table: &[(&str, Tweak, fn(Entry) -> Entry, u64, &[&str])] = &[
+        (
+            "the whole lifetime",
+            AS_IT_IS,
+            as_it_is,
+            0,
+            &["cache-control: max-age=60", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "whole seconds",
+            AS_IT_IS,
+            as_it_is,
+            999,
+            &["cache-control: max-age=60", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "counting down",
+            AS_IT_IS,
+            as_it_is,
+            1_000,
+            &["cache-control: max-age=59", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "to the last",
+            AS_IT_IS,
+            as_it_is,
+            59_999,
+            &["cache-control: max-age=1", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "a clock that went back",
+            AS_IT_IS,
+            |e| Entry { stored_at: e.stored_at + TTL, ..e },
+            0,
+            &["cache-control: max-age=60", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "no end: ask each time",
+            AS_IT_IS,
+            without_end,
+            5_000,
+            &["cache-control: no-cache", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "private",
+            PRIVATE,
+            as_it_is,
+            1_000,
+            &["cache-control: private, max-age=59", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "private without end",
+            PRIVATE,
+            without_end,
+            0,
+            &["cache-control: private, no-cache", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "others are told less",
+            DOWNSTREAM,
+            as_it_is,
+            0,
+            &["cache-control: max-age=5", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "but never more than there is",
+            DOWNSTREAM,
+            as_it_is,
+            57_000,
+            &["cache-control: max-age=3", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "something else than no end",
+            DOWNSTREAM,
+            without_end,
+            0,
+            &["cache-control: max-age=5", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        ("no field of our own", UNNAMED, as_it_is, 0, &["cache-control: max-age=60", "etag: \"e\""]),
+    ];
+    for (why, tweak, change, age, expected) in table {
+        let stored = stored(change(entry(&[("etag", "\"e\"")])));
+        let at = now() + millis(*age);
+        let answer = hit(ask(tweaked(Kind::Read, *tweak), &request(Method::GET, &[]), stored.clone(), at))
+            .into_response();
+        assert_eq!((answer.status(), &answer.body()[..]), (StatusCode::OK, &b"stored"[..]), "{why}");
+        assert_eq!(lines(answer.headers()), *expected, "{why}");
+
+        // RFC 9110 §9.3.2: HEAD is told the same, and the length of what GET would get.
+        let head =
+            hit(ask(tweaked(Kind::Read, *tweak), &request(Method::HEAD, &[]), stored, at)).into_response();
+        let mut expected: Vec<&str> = expected.to_vec();
+        expected.insert(1, "content-length: 6");
+        assert_eq!(
+            (lines(head.headers()), head.body().len()),
+            (expected.into_iter().map(str::to_owned).collect(), 0),
+            "{why}"
+        );
+    }
+}
+
+#[test]
+fn a_hit_has_the_stored_status_and_says_who_else_waited() {
+    let found = || stored(Entry { status: StatusCode::NOT_FOUND, ..entry(&[]) });
+    let get = request(Method::GET, &[]);
+    let plain = hit(ask(rule(Kind::Read), &get, found(), now() + TTL / 2));
+    assert_eq!(plain.entry().status, StatusCode::NOT_FOUND);
+    let plain = plain.into_response();
+    assert_eq!(plain.status(), StatusCode::NOT_FOUND);
+    assert_eq!(cache_status(plain.headers()), "Larder; hit; ttl=30");
+    let endless = stored(Entry { ttl: None, ..entry(&[]) });
+    let collapsed = hit(ask(rule(Kind::Read), &get, endless, now())).collapsed().into_response();
+    assert_eq!(cache_status(collapsed.headers()), "Larder; fwd=miss; collapsed");
+}
+
+/// RFC 9110 §8.6: a 204 never says how long it is.
+#[test]
+fn the_head_of_a_stored_204_has_no_length() {
+    let found = || stored(Entry { status: StatusCode::NO_CONTENT, body: Bytes::new(), ..entry(&[]) });
+    let head = hit(ask(rule(Kind::Read), &request(Method::HEAD, &[]), found(), now())).into_response();
+    assert_eq!(head.status(), StatusCode::NO_CONTENT);
+    assert_eq!(lines(head.headers()), ["cache-control: max-age=60", "x-redis-cache: HIT"]);
+}

@@ -1,0 +1,209 @@
+//! Which responses and which of their fields are stored.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use http::header::{CACHE_CONTROL, ETAG};
+use http::{Method, StatusCode};
+use larder_core::policy::{BodyLength, CommitResult, OnResponse};
+use larder_core::{Kind, Reason, Rule};
+
+use super::conditions::MODIFIED;
+use super::engine::{Fields, TTL, now, request, response, rule};
+use super::requests::PUBLIC;
+use super::{AS_IT_IS, Reasons, Tweak, admitted, answered, decoded, forward, lines, millis, tweaked};
+
+pub(super) fn storing() -> Reasons {
+    const NOT_FOUND: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(Duration::from_secs(5)))];
+    const SMALL: Tweak = |rule| rule.max_body = 3;
+    const ZERO: Tweak = |rule| rule.ttl = Some(Duration::ZERO);
+    const NOT_FOUND_ZERO: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(Duration::ZERO))];
+    let many_names: &'static str =
+        Box::leak((0..17).map(|i| format!("x-{i}")).collect::<Vec<_>>().join(",").into());
+    let many: &[(&str, &str)] = &[("vary", many_names)];
+    let table: &[(&str, Tweak, u16, Fields<'_>, &'static str, Option<Reason>)] = &[
+        ("200", AS_IT_IS, 200, &[], "new", None),
+        ("an empty one too", AS_IT_IS, 200, &[], "", None),
+        ("no other", AS_IT_IS, 203, &[], "new", Some(Reason::Status)),
+        ("204", AS_IT_IS, 204, &[], "", Some(Reason::Status)),
+        ("a part (RFC 9111 §3.4)", AS_IT_IS, 206, &[], "new", Some(Reason::Status)),
+        ("a redirect", AS_IT_IS, 301, &[("location", "/")], "", Some(Reason::Status)),
+        ("404", AS_IT_IS, 404, &[], "new", Some(Reason::Status)),
+        ("a failure", AS_IT_IS, 500, &[], "new", Some(Reason::Status)),
+        ("unless the author said so", NOT_FOUND, 404, &[], "new", None),
+        ("and then only that", NOT_FOUND, 410, &[], "new", Some(Reason::Status)),
+        (
+            "a cookie is one client's (RFC 6265 §3)",
+            AS_IT_IS,
+            200,
+            &[("set-cookie", "a=1")],
+            "new",
+            Some(Reason::SetCookie),
+        ),
+        ("also on a public route", PUBLIC, 200, &[("set-cookie", "a=1")], "new", Some(Reason::SetCookie)),
+        ("RFC 9111 §5.2.2.5", AS_IT_IS, 200, &[("cache-control", "no-store")], "new", Some(Reason::Withheld)),
+        (
+            "RFC 9111 §5.2.2.7",
+            AS_IT_IS,
+            200,
+            &[("cache-control", "max-age=9, private")],
+            "new",
+            Some(Reason::Withheld),
+        ),
+        ("RFC 9111 §5.2.2.4", AS_IT_IS, 200, &[("cache-control", "no-cache")], "new", Some(Reason::Withheld)),
+        (
+            "for a field of it",
+            AS_IT_IS,
+            200,
+            &[("cache-control", "private=\"x-a\"")],
+            "new",
+            Some(Reason::Withheld),
+        ),
+        ("a lifetime is the route's business", AS_IT_IS, 200, &[("cache-control", "max-age=0")], "new", None),
+        ("RFC 9111 §4.1", AS_IT_IS, 200, &[("vary", "*")], "new", Some(Reason::Vary)),
+        (
+            "anywhere in it",
+            AS_IT_IS,
+            200,
+            &[("vary", "origin"), ("vary", "accept, *")],
+            "new",
+            Some(Reason::Vary),
+        ),
+        ("not a name", AS_IT_IS, 200, &[("vary", "a b")], "new", Some(Reason::Vary)),
+        ("too many fields", AS_IT_IS, 200, many, "new", Some(Reason::Vary)),
+        ("as large as may be", SMALL, 200, &[], "new", None),
+        ("larger", SMALL, 200, &[], "newer", Some(Reason::Size)),
+        ("a lifetime of zero", ZERO, 200, &[], "new", Some(Reason::Lifetime)),
+        ("a status with a lifetime of zero", NOT_FOUND_ZERO, 404, &[], "new", Some(Reason::Lifetime)),
+        ("200, beside a status with a lifetime of zero", NOT_FOUND_ZERO, 200, &[], "new", None),
+    ];
+    let mut seen = Reasons::new();
+    for (why, tweak, status, fields, body, expected) in table {
+        let get = request(Method::GET, &[("if-none-match", "\"other\"")]);
+        match answered(forward(tweaked(Kind::Read, *tweak), &get), *status, fields, body) {
+            Ok(admitted) => {
+                assert_eq!(None, *expected, "{why}");
+                let ttl = if *status == 404 { Duration::from_secs(5) } else { TTL };
+                let entry = decoded(&admitted);
+                assert_eq!(
+                    (admitted.retention(), entry.ttl, entry.stored_at),
+                    (Some(ttl), Some(ttl), now()),
+                    "{why}"
+                );
+                assert_eq!((entry.status.as_u16(), &entry.body[..]), (*status, body.as_bytes()), "{why}");
+                let told = admitted.into_response(CommitResult::Stored).headers()[CACHE_CONTROL].clone();
+                assert_eq!(told, format!("max-age={}", ttl.as_secs()), "{why}");
+            }
+            Err((pass, headers)) => {
+                assert_eq!(pass.mark().reason(), *expected, "{why}");
+                assert!(!pass.evicts(), "a read leaves alone what it can't replace: {why}");
+                assert_eq!(headers["x-redis-cache"], "BYPASS", "{why}");
+                assert!(!headers.contains_key(ETAG), "a refused answer isn't touched: {why}");
+                seen.extend(expected);
+            }
+        }
+    }
+
+    // A body that may never end flows through; one that breaks its promise is passed on.
+    let get = || forward(rule(Kind::Read), &request(Method::GET, &[]));
+    let OnResponse::Pass(pass) = get().on_response(&response(200, &[]), BodyLength::Unknown) else {
+        panic!("waiting for a body that may never end");
+    };
+    seen.extend(pass.mark().reason());
+    assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Stream), false));
+    let OnResponse::Admit(admit) = get().on_response(&response(200, &[]), BodyLength::Known(3)) else {
+        panic!("refused");
+    };
+    let pass = admit.on_broken_body();
+    seen.extend(pass.mark().reason());
+    assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Body), false));
+
+    // The answer to a HEAD has no body to store (RFC 9110 §9.3.2).
+    let head = forward(rule(Kind::Read), &request(Method::HEAD, &[]));
+    let (pass, headers) = answered(head, 200, &[], "").unwrap_err();
+    seen.extend(pass.mark().reason());
+    assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Head), false));
+    assert_eq!(lines(&headers), ["x-redis-cache: BYPASS"]);
+    seen
+}
+
+#[test]
+fn which_answers_are_stored() {
+    storing();
+}
+
+/// RFC 9111 §3.1: what belongs to one connection, one moment or this cache itself isn't stored.
+#[test]
+fn which_fields_are_stored() {
+    let filled = admitted(
+        forward(rule(Kind::Read), &request(Method::GET, &[])),
+        200,
+        &[
+            ("connection", "close, X-Hop"),
+            ("connection", "x-hop-2, not a name"),
+            ("x-hop", "1"),
+            ("x-hop-2", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("proxy-authenticate", "Basic"),
+            ("proxy-authorization", "Basic"),
+            ("te", "trailers"),
+            ("trailer", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("content-length", "3"),
+            ("date", MODIFIED),
+            ("age", "3"),
+            ("expires", MODIFIED),
+            ("cache-control", "max-age=3"),
+            ("x-redis-cache", "HIT"),
+            ("content-type", "text/plain"),
+            ("last-modified", MODIFIED),
+            ("link", "</a>"),
+            ("link", "</b>"),
+            ("etag", "\"own\""),
+        ],
+        "new",
+    );
+    assert_eq!(
+        lines(&decoded(&filled).headers),
+        [
+            "accept-ranges: bytes",
+            "content-type: text/plain",
+            "etag: \"own\"",
+            "last-modified: Sat, 01 Jan 2000 00:00:00 GMT",
+            "link: </a>",
+            "link: </b>"
+        ]
+    );
+    // They are the handler's to say on its own answer, but for what the cache says there.
+    let response = filled.into_response(CommitResult::Stored);
+    assert_eq!(response.headers()["keep-alive"], "timeout=5");
+    assert_eq!(response.headers()["x-redis-cache"], "MISS");
+}
+
+#[test]
+fn jitter_only_shortens_and_by_no_more_than_it_says() {
+    let bodies = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    for jitter in [0.0, 0.1, 0.5, 1.0] {
+        let lifetimes: BTreeSet<Duration> = bodies
+            .into_iter()
+            .map(|body| {
+                let rule = Rule { jitter, ..rule(Kind::Read) };
+                let filled = admitted(forward(rule, &request(Method::GET, &[])), 200, &[], body);
+                let ttl = filled.retention().unwrap();
+                assert_eq!(
+                    filled.into_response(CommitResult::Stored).headers()[CACHE_CONTROL],
+                    format!("max-age={}", ttl.as_secs()),
+                    "others are told the same lifetime"
+                );
+                ttl
+            })
+            .collect();
+        let shortest = TTL.mul_f64(1.0 - jitter).max(millis(1));
+        assert!(lifetimes.iter().all(|ttl| (shortest..=TTL).contains(ttl)), "{jitter}: {lifetimes:?}");
+        assert_eq!(lifetimes.len() == 1, jitter == 0.0, "{jitter}: {lifetimes:?}");
+    }
+    let endless = Rule { jitter: 1.0, ttl: None, ..rule(Kind::Read) };
+    assert_eq!(admitted(forward(endless, &request(Method::GET, &[])), 200, &[], "new").retention(), None);
+}

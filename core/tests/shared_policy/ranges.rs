@@ -1,0 +1,157 @@
+//! Ranges and parts (§3.3, §3.4; RFC 9110 §14).
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use larder_core::Reason;
+use larder_core::shared::policy::{Decision, OnResponse};
+use larder_core::shared::{SharedRecord, StoredResponse};
+
+use super::engine::{Fields, headers, now, request};
+use super::{
+    A_MINUTE_AGO, BODY, NOW, answer, ask, get, policy, record_of, response_of, store_under, stored, word,
+};
+
+/// RFC 9110 §14.3: what is cut says so to the first client and to the next ones, unless the origin said something else.
+#[test]
+fn what_can_be_cut_says_so() {
+    const FRESH: (&str, &str) = ("cache-control", "max-age=60");
+    for (why, status, fields, expected) in [
+        ("an origin that says nothing", 200, &[FRESH][..], Some("bytes")),
+        ("one that cuts", 200, &[FRESH, ("accept-ranges", "bytes")], Some("bytes")),
+        ("one that refuses", 200, &[FRESH, ("accept-ranges", "none")], Some("none")),
+        ("no 200", 404, &[FRESH], None),
+    ] {
+        let said = |headers: &http::HeaderMap| {
+            headers.get("accept-ranges").map(|units| units.to_str().unwrap().to_owned())
+        };
+        let stored = store_under(&policy(), &get(&[]), status, fields).unwrap();
+        assert_eq!(said(&stored.headers).as_deref(), expected, "{why}");
+        let OnResponse::Admit(admit) = answer(&policy(), &get(&[]), None, (status, fields), now()) else {
+            panic!("{why}");
+        };
+        let mut headers = headers(fields);
+        admit.stamp(&mut headers);
+        assert_eq!(said(&headers).as_deref(), expected, "{why}");
+        let part = ask(
+            &policy(),
+            &get(&[("range", "bytes=0-0")]),
+            Some(SharedRecord::Response(Box::new(stored))),
+            now(),
+        );
+        let is_cut = expected == Some("bytes");
+        assert_eq!(response_of(part).status() == StatusCode::PARTIAL_CONTENT, is_cut, "{why}");
+    }
+}
+
+#[test]
+fn ranges_are_cut_from_what_is_complete() {
+    let fields: Fields<'_> =
+        &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("last-modified", A_MINUTE_AGO)];
+    let rows: &[(&str, Fields<'_>, u16, &str, &str)] = &[
+        ("first to last", &[("range", "bytes=2-4")], 206, "234", "bytes 2-4/10"),
+        ("to the end", &[("range", "bytes=8-")], 206, "89", "bytes 8-9/10"),
+        ("past the end", &[("range", "bytes=8-99999999999999999")], 206, "89", "bytes 8-9/10"),
+        ("a suffix", &[("range", "bytes=-1")], 206, "9", "bytes 9-9/10"),
+        ("a long suffix", &[("range", "bytes=-99")], 206, BODY, "bytes 0-9/10"),
+        ("units in any case", &[("range", "Bytes=0-0")], 206, "0", "bytes 0-0/10"),
+        ("behind the end", &[("range", "bytes=10-")], 416, "", "bytes */10"),
+        ("an empty suffix", &[("range", "bytes=-0")], 416, "", "bytes */10"),
+        ("several may be ignored", &[("range", "bytes=0-1,3-4")], 200, BODY, ""),
+        ("another unit", &[("range", "lines=0-1")], 200, BODY, ""),
+        ("backwards", &[("range", "bytes=4-2")], 200, BODY, ""),
+        ("no digits", &[("range", "bytes=+1-2")], 200, BODY, ""),
+        ("If-Range", &[("range", "bytes=0-0"), ("if-range", "\"a\"")], 206, "0", "bytes 0-0/10"),
+        ("If-Range, changed", &[("range", "bytes=0-0"), ("if-range", "\"b\"")], 200, BODY, ""),
+        ("If-Range, weak", &[("range", "bytes=0-0"), ("if-range", "W/\"a\"")], 200, BODY, ""),
+        ("If-Range, a date", &[("range", "bytes=0-0"), ("if-range", A_MINUTE_AGO)], 206, "0", "bytes 0-0/10"),
+        ("If-Range, a later date", &[("range", "bytes=0-0"), ("if-range", NOW)], 200, BODY, ""),
+    ];
+    for (what, request, status, body, range) in rows {
+        let response = response_of(ask(&policy(), &get(request), stored(fields), now()));
+        assert_eq!((response.status().as_u16(), &response.body()[..]), (*status, body.as_bytes()), "{what}");
+        let found = response.headers().get("content-range").map_or("", |range| range.to_str().unwrap());
+        assert_eq!(found, *range, "{what}");
+    }
+    // RFC 9110 §14.2: a range is for GET alone.
+    let head = request(Method::HEAD, &[("range", "bytes=0-0")]);
+    assert_eq!(response_of(ask(&policy(), &head, stored(fields), now())).status(), StatusCode::OK);
+}
+
+/// A stored part: the bytes 10 to 19 of 30.
+pub(super) fn part() -> Option<SharedRecord> {
+    let fields: Fields<'_> =
+        &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("content-range", "bytes 10-19/30")];
+    let stored = store_under(&policy(), &get(&[("range", "bytes=10-19")]), 206, fields).unwrap();
+    Some(SharedRecord::Response(Box::new(stored)))
+}
+
+#[test]
+fn parts_answer_what_lies_wholly_within_them() {
+    // §3.3.
+    for (range, expected) in [
+        ("bytes=10-19", Some(("0123456789", "bytes 10-19/30"))),
+        ("bytes=12-13", Some(("23", "bytes 12-13/30"))),
+        ("bytes=9-12", None),
+        ("bytes=19-20", None),
+        ("bytes=12-", None),
+        ("bytes=-5", None),
+        ("bytes=12-13,15-16", None),
+    ] {
+        match (ask(&policy(), &get(&[("range", range)]), part(), now()), expected) {
+            (Decision::Forward(forward), None) => assert_eq!(forward.reason(), Reason::Incomplete, "{range}"),
+            (decision, Some((body, content_range))) => {
+                let response = response_of(decision);
+                assert_eq!(
+                    (response.status().as_u16(), &response.body()[..]),
+                    (206, body.as_bytes()),
+                    "{range}"
+                );
+                assert_eq!(response.headers()["content-range"], content_range, "{range}");
+            }
+            (decision, None) => panic!("{range}: {decision:?}"),
+        }
+    }
+    assert_eq!(word(&ask(&policy(), &get(&[]), part(), now())), "incomplete");
+}
+
+#[test]
+fn parts_are_put_together() {
+    // §3.4.
+    let combined = |tag: &str, range: &str, asked: &str| {
+        let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", tag), ("content-range", range)];
+        let request = get(&[("range", asked)]);
+        match answer(&policy(), &request, part(), (206, fields), now()) {
+            OnResponse::Admit(admit) => record_of(&admit.with_body(Bytes::from_static(b"abcdefghij"))),
+            other => panic!("{other:?}"),
+        }
+    };
+    let after = combined("\"a\"", "bytes 20-29/30", "bytes=20-29");
+    assert_eq!(after.body, "0123456789abcdefghij");
+    assert_eq!(after.part.as_ref().map(|part| (part.first, part.claimed)), Some((10, 20)));
+    assert_eq!(combined("\"a\"", "bytes 5-14/30", "bytes=5-14").body, "abcdefghij56789");
+    assert_eq!(combined("\"a\"", "bytes 21-30/31", "bytes=21-30").body, "abcdefghij", "of another length");
+    assert_eq!(
+        combined("\"b\"", "bytes 20-29/30", "bytes=20-29").body,
+        "abcdefghij",
+        "of another representation"
+    );
+    assert_eq!(combined("\"a\"", "bytes 0-8/30", "bytes=0-8").body, "abcdefghij", "with a gap");
+
+    // Both halves make a whole.
+    let half = |range: &str, before: Option<StoredResponse>| {
+        let fields: Fields<'_> =
+            &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("content-range", range)];
+        let before = before.map(|before| SharedRecord::Response(Box::new(before)));
+        match answer(&policy(), &get(&[("range", "bytes=1-")]), before, (206, fields), now()) {
+            OnResponse::Admit(admit) => record_of(&admit.with_body(Bytes::from_static(BODY.as_bytes()))),
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut first = half("bytes 0-9/20", None);
+    if let Some(part) = &mut first.part {
+        part.asked = Bytes::new();
+    }
+    let whole = half("bytes 10-19/20", Some(first));
+    assert_eq!((whole.status, whole.part, whole.body.len()), (StatusCode::OK, None, 20));
+    assert!(!whole.headers.contains_key("content-range"));
+}

@@ -1,0 +1,207 @@
+//! Which responses and which of their fields are stored (§3).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use http::header::COOKIE;
+use larder_core::Reason;
+use larder_core::shared::policy::SharedPolicy;
+use larder_core::shared::{SetCookie, SharedRule};
+
+use super::engine::Fields;
+use super::{A_THOUSAND_SECONDS_AGO, IN_A_MINUTE, NOW, get, policy, rule, seconds, store, store_under};
+
+#[test]
+fn what_is_stored() {
+    const FRESH: (&str, &str) = ("cache-control", "max-age=60");
+    const CREDENTIALS: Fields<'_> = &[("authorization", "Basic eA==")];
+    const API_KEY: Fields<'_> = &[("x-api-key", "key-1")];
+    let rows: &[(&str, Fields<'_>, u16, Fields<'_>, Result<(), Reason>)] = &[
+        ("§3 explicitly fresh", &[], 200, &[FRESH], Ok(())),
+        ("§3 any final status", &[], 599, &[FRESH], Ok(())),
+        ("§3 nothing said", &[], 200, &[], Err(Reason::Lifetime)),
+        (
+            "§3 never fresh and not to be validated",
+            &[],
+            200,
+            &[("cache-control", "max-age=0")],
+            Err(Reason::Lifetime),
+        ),
+        (
+            "§4.3 never fresh, but to be validated",
+            &[],
+            200,
+            &[("cache-control", "max-age=0"), ("etag", "\"a\"")],
+            Ok(()),
+        ),
+        ("§4.2.2 a status that is no reason to guess", &[], 403, &[("etag", "\"a\"")], Err(Reason::Status)),
+        ("§5.2.2.5 no-store", &[], 200, &[("cache-control", "no-store, max-age=60")], Err(Reason::Withheld)),
+        ("§5.2.2.7 private", &[], 200, &[("cache-control", "private, max-age=60")], Err(Reason::Withheld)),
+        (
+            "§5.2.2.7 but not the named fields alone",
+            &[],
+            200,
+            &[("cache-control", "private=\"a\", max-age=60")],
+            Ok(()),
+        ),
+        ("§5.2.2.4 no-cache", &[], 200, &[("cache-control", "no-cache"), ("etag", "\"a\"")], Ok(())),
+        (
+            "§5.2.2.3 must-understand",
+            &[],
+            599,
+            &[("cache-control", "must-understand, max-age=60")],
+            Err(Reason::Status),
+        ),
+        (
+            "§5.2.2.3 which overrides no-store when it is understood",
+            &[],
+            200,
+            &[("cache-control", "must-understand, no-store, max-age=60")],
+            Ok(()),
+        ),
+        ("§3.5 credentials", CREDENTIALS, 200, &[FRESH], Err(Reason::Authorization)),
+        ("§3.5 and public", CREDENTIALS, 200, &[("cache-control", "public, max-age=60")], Ok(())),
+        (
+            "§3.5 and must-revalidate",
+            CREDENTIALS,
+            200,
+            &[("cache-control", "must-revalidate, max-age=60")],
+            Ok(()),
+        ),
+        ("§3.5 and s-maxage", CREDENTIALS, 200, &[("cache-control", "s-maxage=60")], Ok(())),
+        (
+            "§3.5 but not proxy-revalidate",
+            CREDENTIALS,
+            200,
+            &[("cache-control", "proxy-revalidate, max-age=60")],
+            Err(Reason::Authorization),
+        ),
+        ("§4.1 Vary: *", &[], 200, &[FRESH, ("vary", "accept, *")], Err(Reason::Vary)),
+        (
+            "§7.3 a cookie, explicitly fresh",
+            &[],
+            200,
+            &[FRESH, ("set-cookie", "a=b")],
+            Err(Reason::SetCookie),
+        ),
+        (
+            "§5.2.2.7 a cookie that is withheld by name",
+            &[],
+            200,
+            &[("cache-control", "max-age=60, private=\"set-cookie\""), ("set-cookie", "a=b")],
+            Ok(()),
+        ),
+        ("§3.5 credentials in another field", API_KEY, 200, &[FRESH], Err(Reason::Authorization)),
+        ("§3.5 and public", API_KEY, 200, &[("cache-control", "public, max-age=60")], Ok(())),
+        ("§3 cookies: the answer decides", &[("cookie", "a=b")], 200, &[FRESH], Ok(())),
+        (
+            "§7.3 a cookie by guess",
+            &[],
+            200,
+            &[("last-modified", A_THOUSAND_SECONDS_AGO), ("set-cookie", "a=b")],
+            Err(Reason::SetCookie),
+        ),
+        ("§3 a 304 nobody asked for", &[], 304, &[FRESH], Err(Reason::Status)),
+        ("§3.3 a part without its place", &[("range", "bytes=0-1")], 206, &[FRESH], Err(Reason::Range)),
+        ("§3.3 a part", &[("range", "bytes=0-9")], 206, &[FRESH, ("content-range", "bytes 0-9/20")], Ok(())),
+        (
+            "§3.3 several parts",
+            &[("range", "bytes=0-1,5-6")],
+            206,
+            &[FRESH, ("content-type", "multipart/byteranges; boundary=x")],
+            Err(Reason::Range),
+        ),
+    ];
+    for (what, request, status, fields, expected) in rows {
+        let found = store_under(&policy(), &get(request), *status, fields).map(|_| ());
+        assert_eq!(found, expected.map_err(|reason| reason.to_string()), "{what}");
+    }
+}
+
+#[test]
+fn what_the_rule_says_about_storing() {
+    let changed = |change: fn(&mut SharedRule)| {
+        let mut rule = rule();
+        change(&mut rule);
+        SharedPolicy::new(Arc::new(rule))
+    };
+    let cookie: Fields<'_> = &[("cache-control", "max-age=60"), ("set-cookie", "a=b")];
+    assert_eq!(store_under(&policy(), &get(&[]), 200, cookie).unwrap_err(), "set-cookie");
+    let explicit = changed(|rule| rule.set_cookie = SetCookie::IfExplicit);
+    let kept = store_under(&explicit, &get(&[]), 200, cookie).unwrap();
+    assert!(kept.sets_cookie && kept.headers["set-cookie"] == "a=b");
+    let guessed: Fields<'_> = &[("last-modified", A_THOUSAND_SECONDS_AGO), ("set-cookie", "a=b")];
+    assert_eq!(store_under(&explicit, &get(&[]), 200, guessed).unwrap_err(), "set-cookie");
+    let by_session = changed(|rule| rule.credential_fields.push(COOKIE));
+    let session = get(&[("cookie", "a=b")]);
+    let fresh: Fields<'_> = &[("cache-control", "max-age=60")];
+    assert_eq!(store_under(&by_session, &session, 200, fresh).unwrap_err(), "authorization");
+    let own = changed(|rule| rule.credential_fields = vec![HeaderName::from_static("x-house-key")]);
+    for usual in ["x-house-key", "x-api-key", "x-vault-token", "private-token", "dpop", "x-amzn-oidc-data"] {
+        let request = get(&[(usual, "key-1")]);
+        assert_eq!(store_under(&own, &request, 200, fresh).unwrap_err(), "authorization", "{usual}");
+    }
+    assert!(store_under(&policy(), &get(&[("x-house-key", "key-1")]), 200, fresh).is_ok());
+    let small = changed(|rule| rule.max_body = 9);
+    assert_eq!(store_under(&small, &get(&[]), 200, &[("cache-control", "max-age=60")]).unwrap_err(), "size");
+    let certain = changed(|rule| rule.heuristic_limit = Duration::ZERO);
+    let modified =
+        store_under(&certain, &get(&[]), 200, &[("last-modified", A_THOUSAND_SECONDS_AGO)]).unwrap();
+    assert_eq!(modified.lifetime, Duration::ZERO);
+
+    // RFC 9213: a targeted field comes before `Cache-Control` and `Expires`, if it can be read.
+    let targeted = changed(|rule| rule.targeted = vec![HeaderName::from_static("cdn-cache-control")]);
+    let rows: &[(&str, Fields<'_>, Result<u64, &str>)] = &[
+        ("it counts", &[("cdn-cache-control", "max-age=9"), ("cache-control", "no-store")], Ok(9)),
+        (
+            "it forbids",
+            &[("cdn-cache-control", "no-store"), ("cache-control", "max-age=60")],
+            Err("withheld"),
+        ),
+        ("without it", &[("cache-control", "max-age=60")], Ok(60)),
+        ("Expires doesn't", &[("cdn-cache-control", "a"), ("expires", IN_A_MINUTE)], Err("lifetime")),
+        (
+            "no dictionary",
+            &[("cdn-cache-control", "max-age=9, &&&"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        ("no integer", &[("cdn-cache-control", "max-age=\"9\""), ("cache-control", "max-age=60")], Ok(60)),
+        ("a space", &[("cdn-cache-control", "max-age= 9"), ("cache-control", "max-age=60")], Ok(60)),
+    ];
+    for (what, fields, expected) in rows {
+        let found = store_under(&targeted, &get(&[]), 200, fields).map(|stored| stored.lifetime);
+        assert_eq!(found, expected.map(seconds).map_err(str::to_owned), "{what}");
+    }
+    // Nobody looks at it who wasn't told to.
+    let untold = store(&[("cdn-cache-control", "max-age=9"), ("etag", "\"a\"")]);
+    assert_eq!(untold.lifetime, Duration::ZERO);
+}
+
+#[test]
+fn which_fields_are_stored() {
+    let stored = store(&[
+        ("cache-control", "max-age=60, no-cache=\"x-a\", private=\"x-b, x-c\""),
+        ("connection", "x-d, close"),
+        ("x-a", "1"),
+        ("x-b", "1"),
+        ("x-c", "1"),
+        ("x-d", "1"),
+        ("x-e", "1"),
+        ("x-e", "2"),
+        ("keep-alive", "timeout=5"),
+        ("proxy-authenticate", "Basic"),
+        ("proxy-authentication-info", "x"),
+        ("proxy-connection", "close"),
+        ("te", "trailers"),
+        ("trailer", "x"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "x"),
+        ("age", "1"),
+    ]);
+    let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    // §3.1; RFC 9110 §6.6.1: the date when it came; RFC 9110 §14.3: that it can be cut.
+    assert_eq!(names, ["accept-ranges", "cache-control", "date", "x-e", "x-e"]);
+    assert_eq!(stored.headers["date"], NOW);
+}

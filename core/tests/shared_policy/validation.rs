@@ -1,0 +1,189 @@
+//! Validation with the origin (§4.3).
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use larder_core::shared::SharedRecord;
+use larder_core::shared::policy::{Decision, Fate, OnResponse};
+
+use super::engine::{Fields, now, request};
+use super::{A_MINUTE_AGO, BODY, answer, ask, get, policy, rule, seconds, store, stored};
+
+#[test]
+fn requests_are_made_conditional() {
+    let both: Fields<'_> =
+        &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("last-modified", A_MINUTE_AGO)];
+    let neither: Fields<'_> = &[("cache-control", "max-age=60")];
+    let rows: &[(&str, Fields<'_>, Fields<'_>, &str, &str)] = &[
+        ("§4.3.1 with all there is", &[], both, "\"a\"", A_MINUTE_AGO),
+        ("§4.3.1 in place of the client's", &[("if-none-match", "\"b\"")], both, "\"a\"", A_MINUTE_AGO),
+        (
+            "§4.3.1 which go on, if nothing is to be validated",
+            &[("if-none-match", "\"b\"")],
+            neither,
+            "\"b\"",
+            "",
+        ),
+    ];
+    for (what, request, fields, tag, date) in rows {
+        let request = get(request);
+        let decision = ask(&policy(), &request, stored(fields), now() + seconds(3600));
+        let Decision::Forward(forward) = decision else { panic!("{what}: {decision:?}") };
+        let mut headers = request.headers.clone();
+        forward.prepare(&mut headers);
+        let found = |name: &str| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        assert_eq!(
+            (found("if-none-match"), found("if-modified-since")),
+            ((*tag).into(), (*date).into()),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_refresh_in_the_background_asks_for_everything_with_the_clients_fields() {
+    let request = get(&[("range", "bytes=0-1"), ("if-none-match", "\"b\""), ("accept", "text/plain")]);
+    let record = stored(&[("cache-control", "max-age=60, stale-while-revalidate=60")]);
+    let Decision::Stale(_, forward) = ask(&policy(), &request, record, now() + seconds(61)) else { panic!() };
+    let mut headers = request.headers.clone();
+    forward.prepare(&mut headers);
+    assert_eq!(headers, super::engine::headers(&[("accept", "text/plain")]));
+}
+
+#[test]
+fn a_304_freshens() {
+    let fields: Fields<'_> = &[
+        ("cache-control", "max-age=60"),
+        ("etag", "\"a\""),
+        ("date", A_MINUTE_AGO),
+        ("x-old", "1"),
+        ("x-both", "1"),
+        ("x-both", "2"),
+        ("content-length", "10"),
+        ("content-encoding", "gzip"),
+        ("content-type", "text/plain"),
+    ];
+    let mut record = store(fields);
+    record.variant = 0;
+    let record = Some(SharedRecord::Response(Box::new(record)));
+    let validated: Fields<'_> = &[
+        ("etag", "\"a\""),
+        ("cache-control", "max-age=30"),
+        ("x-both", "3"),
+        ("content-length", "99"),
+        ("content-encoding", "br"),
+        ("content-range", "bytes 0-0/1"),
+        ("content-type", "text/html"),
+        ("connection", "x-hop"),
+        ("x-hop", "1"),
+    ];
+    let later = now() + seconds(100);
+    let OnResponse::Freshened(freshened) = answer(&policy(), &get(&[]), record, (304, validated), later)
+    else {
+        panic!()
+    };
+    assert!(freshened.is_fresh());
+    assert_eq!(freshened.fate(), Fate::Store);
+    let (bytes, ttl) = (freshened.record(), freshened.retention());
+    let Some(SharedRecord::Response(stored)) = SharedRecord::decode(&bytes) else { panic!() };
+    let all = |name: &str| {
+        let values = stored.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned());
+        values.collect::<Vec<_>>().join(" ")
+    };
+    // §3.2: what is there replaces; what speaks of the body that is kept stays.
+    assert_eq!(
+        (all("x-old"), all("x-both"), all("content-type")),
+        ("1".into(), "3".into(), "text/html".into())
+    );
+    assert_eq!((all("content-length"), all("content-encoding")), ("10".into(), "gzip".into()));
+    assert_eq!(
+        (all("content-range"), all("x-hop"), all("connection")),
+        (String::new(), String::new(), String::new())
+    );
+    // §4.3.4: its age starts anew.
+    assert_eq!((stored.age(later), stored.lifetime), (Duration::ZERO, seconds(30)));
+    assert_eq!(ttl, seconds(30) + rule().keep_stale);
+
+    let response = freshened.into_answer().unwrap().into_response();
+    assert_eq!((response.status(), &response.body()[..]), (StatusCode::OK, BODY.as_bytes()));
+    assert_eq!(
+        response.headers()["cache-status"],
+        "Larder; fwd=stale; fwd-status=304; stored; detail=expired"
+    );
+}
+
+#[test]
+fn after_validation_the_clients_own_condition_is_evaluated() {
+    let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
+    for (request, status, body) in [
+        (&[("if-none-match", "\"a\"")][..], 304, ""),
+        (&[("if-none-match", "\"b\"")][..], 200, BODY),
+        (&[("range", "bytes=0-1")][..], 206, "01"),
+    ] {
+        let later = now() + seconds(100);
+        let found = answer(&policy(), &get(request), stored(fields), (304, &[]), later);
+        let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+        let response = freshened.into_answer().unwrap().into_response();
+        assert_eq!((response.status().as_u16(), &response.body()[..]), (status, body.as_bytes()));
+    }
+}
+
+#[test]
+fn a_304_can_forbid_to_keep() {
+    let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
+    for told in ["no-store", "private"] {
+        let later = now() + seconds(100);
+        let found = answer(&policy(), &get(&[]), stored(fields), (304, &[("cache-control", told)]), later);
+        let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+        assert!(freshened.fate() == Fate::Evict && !freshened.is_fresh(), "{told}");
+    }
+    // §3.5: what is validated for one user isn't kept for all, and what was there for all stays.
+    let credentials = get(&[("authorization", "x")]);
+    let found = answer(&policy(), &credentials, stored(fields), (304, &[]), now() + seconds(100));
+    let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+    assert!(freshened.fate() == Fate::Leave && freshened.into_answer().is_some());
+    // A 304 to a condition of the client's own says nothing about what is stored.
+    let request = get(&[("if-none-match", "\"b\"")]);
+    let record = stored(&[("cache-control", "max-age=60")]);
+    let found = answer(&policy(), &request, record, (304, &[]), now() + seconds(100));
+    assert!(matches!(&found, OnResponse::Pass(pass) if !pass.evicts()), "{found:?}");
+}
+
+#[test]
+fn a_head_freshens_what_is_the_same_still() {
+    // §4.3.5.
+    let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
+    let rows: &[(u16, Fields<'_>, &str)] = &[
+        (200, &[("etag", "\"a\""), ("cache-control", "max-age=9"), ("content-length", "10")], "freshened"),
+        (200, &[("cache-control", "max-age=9")], "freshened"),
+        (200, &[("etag", "\"b\"")], "evicts"),
+        (200, &[("content-length", "11")], "evicts"),
+        (410, &[], "evicts"),
+        (403, &[], "passes"),
+    ];
+    for (status, response, expected) in rows {
+        let request = request(Method::HEAD, &[]);
+        let found =
+            match answer(&policy(), &request, stored(fields), (*status, response), now() + seconds(100)) {
+                OnResponse::Freshened(freshened) if freshened.fate() == Fate::Store => "freshened",
+                OnResponse::Pass(pass) if pass.evicts() => "evicts",
+                OnResponse::Pass(_) => "passes",
+                other => panic!("{other:?}"),
+            };
+        assert_eq!(found, *expected, "{status} {response:?}");
+    }
+}
+
+#[test]
+fn cookies_of_a_304_are_for_one_client() {
+    let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
+    let later = now() + seconds(100);
+    let told: Fields<'_> = &[("set-cookie", "a=b"), ("set-cookie", "c=d")];
+    let found = answer(&policy(), &get(&[]), stored(fields), (304, told), later);
+    let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+    let Some(SharedRecord::Response(kept)) = SharedRecord::decode(&freshened.record()) else { panic!() };
+    assert!(freshened.fate() == Fate::Store && !kept.sets_cookie && !kept.headers.contains_key("set-cookie"));
+    let response = freshened.into_answer().unwrap().into_response();
+    let cookies: Vec<_> = response.headers().get_all("set-cookie").iter().collect();
+    assert_eq!(cookies, ["a=b", "c=d"]);
+}
