@@ -1,11 +1,11 @@
-//! Certificates made by the `openssl` command, for servers and clients that live no longer than a test.
+//! Certificates made by the `openssl` command, for the servers and clients of a test.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// An authority that signs whatever it is asked to. Its files go with it.
+/// A certificate authority. Its files are deleted when it is dropped.
 #[derive(Debug)]
 pub struct Authority {
     dir: TempDir,
@@ -33,19 +33,19 @@ impl Authority {
         authority
     }
 
-    /// The authority's own certificate.
+    /// Returns the authority's own certificate.
     #[must_use]
     pub fn certificate(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
-    /// Signs a certificate for a server of these names: `DNS:localhost,IP:127.0.0.1`.
+    /// Signs a certificate for a server with these names, such as `DNS:localhost,IP:127.0.0.1`.
     #[must_use]
     pub fn server(&self, names: &str) -> Certificate {
         self.sign("server", &format!("subjectAltName={names}\nextendedKeyUsage=serverAuth\n"))
     }
 
-    /// Signs a certificate for a server of these names that is a client of others like it.
+    /// Signs a certificate for a cluster node with these names, which is a server and a client.
     #[must_use]
     pub fn node(&self, names: &str) -> Certificate {
         self.sign("node", &format!("subjectAltName={names}\nextendedKeyUsage=serverAuth,clientAuth\n"))
@@ -90,7 +90,7 @@ impl Default for Authority {
 
 const FRESH_KEY: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
 
-/// A path as the command line and the environment take it.
+/// Returns a path as the command line and the environment take it.
 #[must_use]
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")

@@ -1,4 +1,4 @@
-//! Services of any framework under one interface, for scenarios that routers of all frameworks go through.
+//! Services of any framework behind one interface, for scenarios that run on all of them.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tower::ServiceExt;
 use crate::http::Http;
 use crate::in_process::Answer;
 
-/// A cache in memory whose answers say why.
+/// Returns a cache in memory that sends `Cache-Status`.
 pub fn larder() -> Larder {
     Larder::builder().cache_status(true).leased(MemoryStore::new())
 }
@@ -33,7 +33,7 @@ impl std::fmt::Debug for App {
 }
 
 impl App {
-    /// An axum router, in this process.
+    /// Wraps an axum router, which is called in this process.
     pub fn axum(router: Router) -> Self {
         Self(Arc::new(move |request| {
             let router = router.clone();
@@ -41,7 +41,7 @@ impl App {
         }))
     }
 
-    /// Behind a real server: only that tells poem what the client sent.
+    /// Serves a poem endpoint on a real server. poem gets the client's URI only there.
     pub fn poem(endpoint: impl Endpoint + 'static) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -63,7 +63,7 @@ impl App {
         }))
     }
 
-    /// A tower service, in this process.
+    /// Wraps a tower service, which is called in this process.
     pub fn tower<S, B>(service: S) -> Self
     where
         S: tower::Service<Request<Body>, Response = Response<B>, Error = Infallible, Future: Send>
@@ -86,7 +86,7 @@ impl App {
         self.send_with(method, uri, &[]).await
     }
 
-    /// The same, with these fields.
+    /// Sends a request with these fields.
     pub async fn send_with(&self, method: Method, uri: &str, fields: &[(&str, &str)]) -> Answer {
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in fields {
@@ -95,13 +95,13 @@ impl App {
         (self.0)(request.body(Body::empty()).unwrap()).await
     }
 
-    /// A GET without fields.
+    /// Sends a GET without fields.
     pub async fn get(&self, uri: &str) -> Answer {
         self.send(Method::GET, uri).await
     }
 }
 
-/// `HIT`, or the word and the reason.
+/// Returns `HIT`, or the word and the reason.
 pub fn said(answer: &Answer) -> String {
     match answer.header("cache-status").split_once("detail=") {
         Some((_, reason)) => format!("{} {reason}", answer.cache()),

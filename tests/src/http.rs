@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client that shows what came over the wire, and does nothing clever with it.
+//! A small HTTP/1.1 client that shows the response as it was sent.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// No request of any test takes longer, unless something hangs.
+/// The longest time that a request may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client of one server. Clones share their connections.
@@ -69,7 +69,7 @@ impl Http {
         self.request(method, path, &[JSON], &body.to_string()).await
     }
 
-    /// Any request. Panics when there is no whole answer within a generous time.
+    /// Sends any request. Panics if the whole response takes longer than 20 seconds.
     pub async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let began = Instant::now();
         let name = format!("{method} {path}");
@@ -84,7 +84,7 @@ impl Http {
         Answer { request: name, status: parts.status, headers: parts.headers, body, took: began.elapsed() }
     }
 
-    /// Any request, with the body of its answer still to be read.
+    /// Sends any request, and leaves the body of the response to be read.
     pub async fn open(
         &self,
         method: Method,
@@ -101,7 +101,7 @@ impl Http {
         self.client.request(request).await.unwrap_or_else(|error| panic!("{name}: {error:?}"))
     }
 
-    /// Sends a whole request over a connection of its own, and hangs up `after` that without reading anything.
+    /// Sends a whole request over a new connection, and disconnects `after` that without reading the response.
     pub async fn hang_up(
         &self,
         method: Method,
@@ -123,13 +123,13 @@ impl Http {
     }
 }
 
-/// Says that a body is JSON.
+/// The field of a JSON body.
 pub const JSON: (&str, &str) = ("content-type", "application/json");
 
-/// One whole answer.
+/// A whole response.
 #[derive(Clone)]
 pub struct Answer {
-    /// What was asked, for messages.
+    /// The method and the path, for messages.
     pub request: String,
     /// The status.
     pub status: StatusCode,
@@ -137,37 +137,37 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The whole body.
     pub body: Bytes,
-    /// From the request to the last byte.
+    /// The time from the request to the last byte.
     pub took: Duration,
 }
 
 impl Answer {
-    /// A header field, or the empty string.
+    /// Returns a header field, or the empty string.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// What `X-Redis-Cache` says.
+    /// Returns the value of `X-Redis-Cache`.
     #[must_use]
     pub fn cache(&self) -> &str {
         self.header("x-redis-cache")
     }
 
-    /// The entity tag.
+    /// Returns the entity tag.
     #[must_use]
     pub fn etag(&self) -> &str {
         self.header("etag")
     }
 
-    /// The body as JSON.
+    /// Returns the body as JSON.
     #[must_use]
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
-    /// The seconds of `max-age` in `Cache-Control`, if it has any.
+    /// Returns the seconds of `max-age` in `Cache-Control`, if there are any.
     #[must_use]
     pub fn max_age(&self) -> Option<u64> {
         self.header("cache-control")
@@ -205,7 +205,7 @@ impl Answer {
         answer
     }
 
-    /// Panics unless the cache kept out of this: it says so, and it promises nobody that the answer stays fresh.
+    /// Panics unless the response bypassed the cache: it says so, and has no `max-age`.
     #[track_caller]
     pub fn expect_bypass(self) -> Self {
         assert_eq!(self.cache(), "BYPASS", "{self:?}");

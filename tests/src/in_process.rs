@@ -1,4 +1,4 @@
-//! Services called in this process, on every store: for what can't be seen, or not be arranged, over a socket.
+//! Services called in this process, on every store, for what can't be seen or arranged over a socket.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use tower::ServiceExt;
 
 use crate::redis_server::RedisServer;
 
-/// A cache on one kind of store, with the server it needs.
+/// A cache on one kind of store, with the server that it needs.
 #[derive(Debug)]
 pub struct Fixture {
     /// The cache.
@@ -24,19 +24,19 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// On the in-process store.
+    /// Creates a cache in memory.
     pub fn memory() -> Self {
         Self { larder: Larder::memory(), redis: None }
     }
 
-    /// On a Redis of its own.
+    /// Creates a cache on its own Redis server.
     pub fn redis() -> Self {
         let redis = RedisServer::start();
         Self { larder: Larder::redis(&redis.url()).unwrap(), redis: Some(redis) }
     }
 }
 
-/// Makes two tests of an `async fn(Fixture)`: one on memory, one on Redis.
+/// Makes two tests of an `async fn(Fixture)`: one in memory, one on Redis.
 #[macro_export]
 macro_rules! on_every_store {
     ($($(#[$meta:meta])* async fn $name:ident($fixture:ident) $body:block)+) => {
@@ -62,28 +62,28 @@ macro_rules! on_every_store {
     };
 }
 
-/// Counts the runs of a handler. Clones count together.
+/// Counts the runs of a handler. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct Runs(Arc<AtomicUsize>);
 
 impl Runs {
-    /// None yet.
+    /// Creates a counter at zero.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// One more; answers which.
+    /// Counts one more run and returns its number, from 1.
     pub fn count(&self) -> usize {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// How many so far.
+    /// Returns the number of runs.
     pub fn total(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-/// A whole answer.
+/// A whole response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The status code.
@@ -95,7 +95,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Collects a response.
+    /// Reads the whole response.
     pub async fn of(response: Response) -> Self {
         let (parts, body) = response.into_parts();
         Self {
@@ -105,28 +105,28 @@ impl Answer {
         }
     }
 
-    /// A field, or "" if it is not there.
+    /// Returns a field, or "" if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// HIT, MISS or BYPASS.
+    /// Returns HIT, MISS or BYPASS.
     pub fn cache(&self) -> &str {
         self.header("x-redis-cache")
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 }
 
-/// Sends a request with these fields to a router.
+/// Sends a request with these fields to a router, and reads the whole response.
 pub async fn send(app: &Router, method: Method, uri: &str, fields: &[(&str, &str)]) -> Answer {
     Answer::of(start(app, method, uri, fields).await).await
 }
 
-/// The same, without reading the body.
+/// Sends a request with these fields to a router, without reading the body.
 pub async fn start(app: &Router, method: Method, uri: &str, fields: &[(&str, &str)]) -> Response {
     let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in fields {
@@ -135,7 +135,7 @@ pub async fn start(app: &Router, method: Method, uri: &str, fields: &[(&str, &st
     app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
 }
 
-/// A GET without fields.
+/// Sends a GET without fields.
 pub async fn get(app: &Router, uri: &str) -> Answer {
     send(app, Method::GET, uri, &[]).await
 }

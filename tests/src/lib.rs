@@ -1,5 +1,4 @@
-//! The project's black-box tests: harnesses for the example programs and for their stores, and the scenarios that
-//! every program has to get through.
+//! Black-box tests: harnesses for the example programs and for their stores, and the scenarios that every program has to pass.
 
 pub mod certificates;
 pub mod framework;

@@ -1,10 +1,10 @@
-//! One table for all adapters: what a route is set up with, what is asked of it, and what must come of it.
+//! One table for all adapters: the options of a route, the requests to it, and the expected responses.
 //!
-//! Each [`Row`] is data. [`check_on_memory`] builds the same small service from it with plain tower, axum or poem, serves that over
-//! a real connection, and compares every answer. All rows run through every adapter, on every store.
+//! Each [`Row`] is data. [`check_on_memory`] builds the same small service from it with plain tower, axum or poem, serves it over
+//! a real connection, and compares every response. All rows run through every adapter, on every store.
 //!
-//! Each service has the resources `/x` and `/y`, and the same again under the nested routers `/v1` and `/v2`. GET (and
-//! HEAD) is `cache`, PUT is `cache_put`, DELETE is `cache_evict` of the key and POST is `cache_evict` of the whole group.
+//! Each service has the resources `/x` and `/y`, at the top and under the nested routers `/v1` and `/v2`. GET and HEAD use
+//! `cache`, PUT uses `cache_put`, DELETE uses `cache_evict` of the key, and POST uses `cache_evict` of the whole group.
 
 mod apps;
 mod origin;
@@ -30,16 +30,16 @@ use crate::redis_server::RedisServer;
 pub use apps::Adapter;
 pub use origin::{Content, Origin, says};
 
-/// The time to live, in seconds, of routes that don't say.
+/// The TTL, in seconds, of routes that set none.
 pub const DEFAULT_TTL: u64 = 900;
 
-/// The value of a field that stands for the entity tag of the answer before.
+/// In a request, the value of a field that stands for the entity tag of the previous response.
 pub const LAST_ETAG: &str = "@etag";
 
-/// The value of an expected field that may be anything but must be there.
+/// In an expected response, the value of a field that must be present and may have any value.
 pub const ANY: &str = "@any";
 
-/// One scenario.
+/// A scenario.
 #[derive(Clone, Debug)]
 pub struct Row {
     name: &'static str,
@@ -50,7 +50,7 @@ pub struct Row {
     steps: Vec<Step>,
 }
 
-/// One option of a route; all routes of a row that know it are set up with it.
+/// An option of a route. It is set on all routes of a row that have it.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each is the builder method of the same name")]
 pub enum Opt {
@@ -67,7 +67,7 @@ pub enum Opt {
     StaleIfError(u64),
     Also(u16, u64),
     KeyBy(fn(&RequestView<'_>) -> Option<String>),
-    /// `key_by_async` with a builder that waits first.
+    /// `key_by_async` with a builder that sleeps first.
     KeyByAsync(fn(&RequestView<'_>) -> Option<String>),
 }
 
@@ -88,7 +88,7 @@ pub struct Ask {
     body: &'static str,
 }
 
-/// What must be true of the answer. What isn't said isn't checked.
+/// The expected response. What is not set is not checked.
 #[derive(Clone, Debug)]
 pub struct Expect {
     status: u16,
@@ -99,56 +99,56 @@ pub struct Expect {
 }
 
 impl Row {
-    /// A scenario of routes with these options. Their handlers answer 200 and count.
+    /// Creates a scenario of routes with these options. Their handlers answer 200 and count.
     #[must_use]
     pub fn new(name: &'static str, options: &[Opt]) -> Self {
         let (options, reads, writes) = (options.to_vec(), Origin::default(), Origin::default());
         Self { name, options, reads, writes, only: Vec::new(), steps: Vec::new() }
     }
 
-    /// What the handler of GET does instead.
+    /// Sets the handler of GET.
     #[must_use]
     pub fn reads(self, reads: Origin) -> Self {
         Self { reads, ..self }
     }
 
-    /// What the handlers of PUT, DELETE and POST do instead.
+    /// Sets the handlers of PUT, DELETE and POST.
     #[must_use]
     pub fn writes(self, writes: Origin) -> Self {
         Self { writes, ..self }
     }
 
-    /// For what frameworks do differently.
+    /// Limits the row to these adapters, for what frameworks do differently.
     #[must_use]
     pub fn only(self, adapters: &[Adapter]) -> Self {
         Self { only: adapters.to_vec(), ..self }
     }
 
-    /// A request and its answer.
+    /// Adds a request and the expected response.
     #[must_use]
     pub fn on(self, ask: Ask, expect: Expect) -> Self {
         self.step(Step::Ask(ask, expect))
     }
 
-    /// Time passes.
+    /// Advances the clock.
     #[must_use]
     pub fn later(self, seconds: u64) -> Self {
         self.step(Step::Later(Duration::from_secs(seconds)))
     }
 
-    /// So often handlers ran, all together.
+    /// Expects this number of runs of all handlers together.
     #[must_use]
     pub fn runs(self, total: usize) -> Self {
         self.step(Step::Runs(total))
     }
 
-    /// The store holds an entry under this name.
+    /// Expects an entry with this key in the store.
     #[must_use]
     pub fn holds(self, name: &'static str) -> Self {
         self.step(Step::Holds(name, true))
     }
 
-    /// The store holds none under this name.
+    /// Expects no entry with this key in the store.
     #[must_use]
     pub fn lacks(self, name: &'static str) -> Self {
         self.step(Step::Holds(name, false))
@@ -159,13 +159,13 @@ impl Row {
         self
     }
 
-    /// What the row's keys begin with.
+    /// Returns the prefix of the row's keys.
     fn prefix(&self) -> &'static str {
         let named = |option: &Opt| if let Opt::Prefix(prefix) = option { Some(*prefix) } else { None };
         self.options.iter().find_map(named).unwrap_or(DEFAULT_PREFIX)
     }
 
-    /// The key with this whole name.
+    /// Returns the key with this full name.
     fn key(&self, name: &str) -> CacheKey {
         let rest = name.strip_prefix(self.prefix()).and_then(|rest| rest.strip_prefix(':'));
         let rest = rest.unwrap_or_else(|| panic!("{name} is no name in this row"));
@@ -179,27 +179,27 @@ impl Row {
     }
 }
 
-/// A request with this method.
+/// Makes a request with this method.
 #[must_use]
 pub fn ask(method: Method, uri: &'static str) -> Ask {
     Ask { method, uri, fields: Vec::new(), body: "" }
 }
 
-/// A GET.
+/// Makes a GET.
 #[must_use]
 pub fn get(uri: &'static str) -> Ask {
     ask(Method::GET, uri)
 }
 
 impl Ask {
-    /// With this field too.
+    /// Adds a field.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &'static str) -> Self {
         self.fields.push((name, value));
         self
     }
 
-    /// With this content.
+    /// Sets the content.
     #[must_use]
     pub fn content(self, body: &'static str) -> Self {
         Self { body, ..self }
@@ -224,13 +224,13 @@ pub fn hit(text: &'static str) -> Expect {
     status(200).says("HIT").text(text)
 }
 
-/// A fresh 200 with this text, which the cache could store.
+/// A 200 with this text from the handler, which could be stored.
 #[must_use]
 pub fn miss(text: &'static str) -> Expect {
     status(200).says("MISS").text(text)
 }
 
-/// A 200 with this text that is none of the cache's business, for this reason.
+/// A 200 with this text that bypassed the cache for this reason.
 #[must_use]
 pub fn bypass(why: &'static str, text: &'static str) -> Expect {
     status(200).says("BYPASS").because(why).text(text)
@@ -243,38 +243,38 @@ pub fn not_modified(word: &'static str) -> Expect {
 }
 
 impl Expect {
-    /// HIT, MISS or BYPASS.
+    /// Expects HIT, MISS or BYPASS.
     #[must_use]
     pub fn says(self, word: &'static str) -> Self {
         Self { word: Some(word), ..self }
     }
 
-    /// The reason in `Cache-Status`.
+    /// Expects this reason in `Cache-Status`.
     #[must_use]
     pub fn because(self, why: &'static str) -> Self {
         Self { why: Some(why), ..self }
     }
 
-    /// The body.
+    /// Expects this body.
     #[must_use]
     pub fn text(self, text: &'static str) -> Self {
         Self { text: Some(text), ..self }
     }
 
-    /// Another status.
+    /// Expects another status.
     #[must_use]
     pub fn status(self, status: u16) -> Self {
         Self { status, ..self }
     }
 
-    /// With this field.
+    /// Expects this field.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: &'static str) -> Self {
         self.fields.push((name, Some(value)));
         self
     }
 
-    /// Without this field.
+    /// Expects that this field is missing.
     #[must_use]
     pub fn without(mut self, name: &'static str) -> Self {
         self.fields.push((name, None));
@@ -305,7 +305,7 @@ impl Expect {
                 (None, Some(_)) => return Err(format!("there is a {name}; {answer:?}")),
             }
         }
-        // Stored bodies are whole, so clients are told how long they are.
+        // Stored bodies are complete, so a hit always has a `Content-Length`.
         if self.word == Some("HIT") && self.status == 200 && answer.header("content-length").is_empty() {
             return Err(format!("a hit has no length; {answer:?}"));
         }
@@ -313,7 +313,7 @@ impl Expect {
     }
 }
 
-/// Runs all rows through one adapter, on the store in memory. Panics with everything that was wrong.
+/// Runs all rows through one adapter, on the store in memory. Panics with the list of all mismatches.
 pub async fn check_on_memory(adapter: Adapter, rows: &[Row]) {
     let mut wrong = Vec::new();
     for row in rows.iter().filter(|row| row.is_for(adapter)) {
@@ -322,10 +322,10 @@ pub async fn check_on_memory(adapter: Adapter, rows: &[Row]) {
     report(adapter, &wrong);
 }
 
-/// The same on Redis.
+/// Runs all rows through one adapter, on Redis. Panics with the list of all mismatches.
 pub async fn check_on_redis(adapter: Adapter, rows: &[Row]) {
     let server = RedisServer::start();
-    // A busy machine is no reason to fail: this is not about deadlines.
+    // Long deadlines: the rows must not fail on a busy machine.
     let long = Duration::from_secs(10);
     let options = RedisOptions::from_url(&server.url()).unwrap();
     let options = options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long);

@@ -1,4 +1,4 @@
-//! A TCP proxy that misbehaves on demand.
+//! A TCP proxy that delays, cuts or replaces what it forwards.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,28 +11,28 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// What becomes of what passes through.
+/// The treatment of forwarded data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
-    /// It passes.
+    /// Forwarded unchanged.
     Fair,
-    /// It passes after this time, and what follows waits behind it.
+    /// Forwarded after this time. Later data wait behind it.
     Slow(Duration),
-    /// Answers pass at this rate, in bytes per second. All connections share it.
+    /// Replies are forwarded at this rate, in bytes per second, shared by all connections.
     Throttled(u64),
-    /// It passes, but what comes after this time on connections that asked for invalidation messages.
+    /// Forwarded, but replies on connections that asked for invalidation messages arrive after this time.
     LateNews(Duration),
-    /// It waits until the weather changes. Connections are accepted all the same.
+    /// Held until the mode changes. Connections are still accepted.
     BlackHole,
-    /// Answers are replaced by nonsense.
+    /// Replies are replaced by invalid bytes.
     Garbage,
-    /// It passes, but whoever sends something with these words in it is cut off before the answer.
+    /// Forwarded, but a connection that sends a command with these words is cut before the reply.
     CutAfter(&'static str),
-    /// It passes, but what has these words in it is lost, and its connection with it.
+    /// Forwarded, but a command with these words is dropped, and its connection cut.
     CutBefore(&'static str),
 }
 
-/// A proxy on a port of its own. It ends with this value.
+/// A proxy on its own port. Dropping it stops it.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
@@ -41,19 +41,19 @@ pub struct Proxy {
     task: JoinHandle<()>,
 }
 
-/// What all connections share.
+/// State shared by all connections.
 #[derive(Debug, Default)]
 struct Line {
-    /// How many bytes of answers have passed.
+    /// Bytes of replies that have been forwarded.
     answered: AtomicU64,
-    /// Held by the connection whose answer passes while the line is throttled.
+    /// Held by the connection whose reply is forwarded while the proxy is throttled.
     turn: tokio::sync::Mutex<()>,
-    /// The port that connections lead to.
+    /// The port that connections are forwarded to.
     target: watch::Sender<u16>,
 }
 
 impl Proxy {
-    /// Begins to pass everything on to this port of the loopback interface.
+    /// Starts to forward connections to this port of the loopback interface.
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let own = listener.local_addr().expect("its number").port();
@@ -69,29 +69,29 @@ impl Proxy {
         Self { port: own, weather, line, task }
     }
 
-    /// Where it listens.
+    /// Returns the port that it listens on.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where it listens, as a URL.
+    /// Returns the URL that it listens on.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Changes what becomes of everything from now on, on connections that are open too.
+    /// Changes the treatment of all data from now on, also on open connections.
     pub fn turn(&self, weather: Weather) {
         self.weather.send_replace(weather);
     }
 
-    /// Leads new connections to another port, and cuts those that are open.
+    /// Forwards new connections to another port, and cuts those that are open.
     pub fn redirect(&self, port: u16) {
         self.line.target.send_replace(port);
     }
 
-    /// How many bytes of answers have passed on all connections.
+    /// Returns the bytes of replies that have been forwarded on all connections.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.line.answered.load(Ordering::SeqCst)
@@ -131,7 +131,7 @@ async fn pump(
     let are_answers = answers.is_some();
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
-        // The proxy is gone, and with it whatever it held back.
+        // The proxy was dropped: what it held back is lost.
         let Ok(weather) = forecast.wait_for(|weather| *weather != Weather::BlackHole).await.map(|now| *now)
         else {
             return;
@@ -178,7 +178,7 @@ async fn pump(
     }
 }
 
-/// Writes at this rate, in bytes per second, in pieces of a few milliseconds.
+/// Writes at this rate, in bytes per second, in chunks of a few milliseconds.
 async fn throttled(
     to: &mut tokio::net::tcp::OwnedWriteHalf,
     bytes: &[u8],

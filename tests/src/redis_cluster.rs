@@ -1,5 +1,5 @@
-//! A real Redis Cluster of one's own: three masters and three replicas on the loopback interface, whose nodes can be
-//! killed and whose slots can be moved.
+//! A real Redis Cluster for one test: three masters and three replicas on the loopback interface, whose nodes can be killed and
+//! whose slots can be moved.
 
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -10,21 +10,21 @@ use larder_core::{CacheKey, KeySpace};
 use crate::certificates::{Authority, Certificate, text};
 use crate::redis_server::{RedisServer, free_port_below};
 
-/// How many slots a cluster has.
+/// The number of slots in a cluster.
 const SLOTS: u16 = 16384;
 
 /// The highest port of a node: the cluster's bus is 10,000 further up.
 const HIGHEST: u16 = 55_000;
 
-/// How many of the nodes are masters at first.
+/// The number of nodes that are masters at first.
 pub const MASTERS: usize = 3;
 
-/// Nodes 0 to 2 are masters of a third of the slots each; node 3 is a replica of node 0, and so on.
+/// A cluster. Nodes 0 to 2 are masters of a third of the slots each; node 3 is a replica of node 0, and so on.
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<RedisServer>,
     ids: Vec<String>,
-    /// The ports under which the nodes know each other: those for TLS, if they speak that.
+    /// The ports by which the nodes know each other: those for TLS, if the nodes speak TLS.
     ports: Vec<u16>,
 }
 
@@ -35,14 +35,14 @@ impl RedisCluster {
         Self::with_args(&[])
     }
 
-    /// The same with options for every node, as on the command line of `redis-server`.
+    /// Starts a cluster with options for every node, as on the command line of `redis-server`.
     #[must_use]
     pub fn with_args(args: &[&str]) -> Self {
         Self::start_each(args, |_| Vec::new())
     }
 
-    /// A cluster whose nodes speak TLS to each other and, on [other ports](Self::url), to clients. The certificate has
-    /// to do for a server and for a client.
+    /// Starts a cluster whose nodes speak TLS to each other and, on [other ports](Self::url), to clients. The certificate must be
+    /// valid for a server and for a client.
     #[must_use]
     pub fn with_tls(authority: &Authority, certificate: &Certificate) -> Self {
         let (ca, certificate, key) = (authority.certificate(), &certificate.certificate, &certificate.key);
@@ -77,7 +77,7 @@ impl RedisCluster {
 
     fn join(&self) {
         for (index, port) in self.ports.iter().enumerate() {
-            // Without epochs of their own the nodes would settle who comes first among themselves, which takes time.
+            // Without an epoch for each, the nodes resolve the conflict among themselves, which takes time.
             self.cli(index, &["cluster", "set-config-epoch", &(index + 1).to_string()]);
             if index > 0 {
                 self.cli(0, &["cluster", "meet", "127.0.0.1", &port.to_string()]);
@@ -97,7 +97,7 @@ impl RedisCluster {
         for replica in MASTERS..self.nodes.len() {
             self.cli(replica, &["cluster", "replicate", &self.ids[replica - MASTERS]]);
         }
-        // A replica that a node still takes for a master looks like a failover.
+        // If a node still sees a replica as a master, that looks like a failover.
         until("the cluster serves", || {
             (0..self.nodes.len()).all(|node| {
                 let linked = node < MASTERS
@@ -108,13 +108,13 @@ impl RedisCluster {
         });
     }
 
-    /// Whether this node says that all is well.
+    /// Returns `true` if this node reports the cluster's state as ok.
     #[must_use]
     pub fn serves(&self, node: usize) -> bool {
         self.cli(node, &["cluster", "info"]).contains("cluster_state:ok")
     }
 
-    /// Every node, as a URL: `rediss://` if they speak TLS.
+    /// Returns a URL with every node, `rediss://` if they speak TLS.
     #[must_use]
     pub fn url(&self) -> String {
         let hosts: Vec<_> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
@@ -122,29 +122,29 @@ impl RedisCluster {
         format!("{}://{}", if is_secure { "rediss" } else { "redis" }, hosts.join(","))
     }
 
-    /// A node.
+    /// Returns a node.
     #[must_use]
     pub fn node(&self, index: usize) -> &RedisServer {
         &self.nodes[index]
     }
 
-    /// A node, to kill it or to start it again.
+    /// Returns a node, to kill or restart it.
     pub fn node_mut(&mut self, index: usize) -> &mut RedisServer {
         &mut self.nodes[index]
     }
 
-    /// What a node answers.
+    /// Runs a command on a node and returns the reply.
     pub fn cli(&self, node: usize, command: &[&str]) -> String {
         cli(self.nodes[node].port(), command)
     }
 
-    /// The slot of a key, as Redis computes it.
+    /// Returns the slot of a key, as Redis computes it.
     #[must_use]
     pub fn slot(&self, key: &str) -> u16 {
         self.cli(0, &["cluster", "keyslot", key]).parse().expect("a slot")
     }
 
-    /// Which of the first masters had this slot at first.
+    /// Returns the index of the master that had this slot at first.
     #[must_use]
     pub fn home(slot: u16) -> usize {
         (0..MASTERS)
@@ -159,14 +159,14 @@ impl RedisCluster {
         self.end_move(slot, from, to);
     }
 
-    /// Begins to move a slot, without moving a key.
+    /// Starts to move a slot, without moving a key.
     pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
         assert_eq!(self.cli(to, &["cluster", "setslot", &slot, "importing", &self.ids[from]]), "OK");
         assert_eq!(self.cli(from, &["cluster", "setslot", &slot, "migrating", &self.ids[to]]), "OK");
     }
 
-    /// Moves the keys of a slot that is being moved: one by one with a pause before each, or all at once without.
+    /// Moves the keys of a slot that is being moved: one by one with a pause before each, or all at once if there is no pause.
     pub fn move_keys(&self, slot: u16, from: usize, to: usize, pause: Duration) {
         let (slot, port) = (slot.to_string(), self.ports[to].to_string());
         let at_once = if pause.is_zero() { "1000" } else { "1" };
@@ -182,9 +182,9 @@ impl RedisCluster {
         }
     }
 
-    /// Gives the slot to its new owner for good.
+    /// Assigns the slot to its new owner.
     pub fn end_move(&self, slot: u16, from: usize, to: usize) {
-        // The new owner is told first, so that nobody is sent back and forth.
+        // The new owner first, so that no client is redirected back and forth.
         for node in [to, from] {
             assert_eq!(
                 self.cli(node, &["cluster", "setslot", &slot.to_string(), "node", &self.ids[to]]),
@@ -194,7 +194,7 @@ impl RedisCluster {
     }
 }
 
-/// Waits for something that takes a moment.
+/// Waits until a condition holds.
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..1500 {
         if is_so() {
@@ -215,13 +215,13 @@ fn cli(port: u16, command: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// A key under the prefix `p`.
+/// Returns a key under the prefix `p`.
 #[must_use]
 pub fn key(group: Option<&str>, suffix: &str) -> CacheKey {
     KeySpace::new("p", group).unwrap().key(suffix)
 }
 
-/// So many keys of every master: some in groups, some not.
+/// Returns `count` keys of every master, some in groups and some not.
 #[must_use]
 pub fn everywhere(cluster: &RedisCluster, count: usize) -> Vec<Vec<CacheKey>> {
     let mut keys = vec![Vec::new(); MASTERS];

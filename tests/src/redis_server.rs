@@ -1,4 +1,4 @@
-//! A real `redis-server` of one's own, which can be killed, stopped in its tracks and started again.
+//! A real `redis-server` for one test, which can be killed, stopped and restarted.
 
 use larder_core::RedisOptions;
 use std::io::{Read as _, Write as _};
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-/// A server on a free port of the loopback interface, in a directory of its own, that writes nothing to disk unless
-/// asked to (`SAVE`). It ends with this value, so don't keep it in a `static`: those are never dropped.
+/// A server on a free port of the loopback interface, in its own directory, that writes to disk only on `SAVE`. Dropping it ends
+/// the process, so don't keep it in a `static`, which is never dropped.
 #[derive(Debug)]
 pub struct RedisServer {
     args: Vec<String>,
@@ -21,19 +21,19 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts a server and waits until it answers. Blocks, for some milliseconds.
+    /// Starts a server and waits until it answers. Blocks for some milliseconds.
     #[must_use]
     pub fn start() -> Self {
         Self::with_args(&[])
     }
 
-    /// The same with options as on the command line of `redis-server`.
+    /// Starts a server with options as on the command line of `redis-server`.
     #[must_use]
     pub fn with_args(args: &[&str]) -> Self {
         Self::with_args_below(args, u16::MAX)
     }
 
-    /// The same on a port no higher than this: a node of a cluster needs the one 10,000 further up too.
+    /// Starts a server on a port no higher than `highest`: a cluster node also needs the port 10,000 above its own.
     #[must_use]
     pub fn with_args_below(args: &[&str], highest: u16) -> Self {
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
@@ -52,31 +52,31 @@ impl RedisServer {
         panic!("redis-server does not start; is it installed?");
     }
 
-    /// Where it listens.
+    /// Returns the port that it listens on.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where it listens, as a URL.
+    /// Returns the URL that it listens on.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Its process.
+    /// Returns the id of its process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Ends it at once (`SIGKILL`). What it held is lost, except what it saved.
+    /// Kills it (`SIGKILL`). Its data are lost, except what it saved.
     pub fn kill(&mut self) {
         self.child.kill().expect("a server to kill");
         self.child.wait().expect("its end");
     }
 
-    /// Starts it again on the same port, with what it saved.
+    /// Restarts it on the same port, with what it saved.
     pub fn restart(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -84,12 +84,12 @@ impl RedisServer {
         assert!(answers(self.port, &mut self.child), "redis-server does not start again");
     }
 
-    /// Makes it hang (`SIGSTOP`): the kernel goes on accepting connections and commands for it.
+    /// Stops it (`SIGSTOP`). The kernel still accepts connections and commands for it.
     pub fn pause(&self) {
         self.signal("STOP");
     }
 
-    /// Lets it go on (`SIGCONT`), with everything it was sent meanwhile.
+    /// Continues it (`SIGCONT`). It then handles the commands that arrived meanwhile.
     pub fn resume(&self) {
         self.signal("CONT");
     }
@@ -102,19 +102,19 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // A stopped process dies of SIGKILL too.
+        // SIGKILL also ends a stopped process.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The same, no higher than this.
+/// Returns a free port no higher than `highest`.
 #[must_use]
 pub fn free_port_below(highest: u16) -> u16 {
     (0..1000).map(|_| free_port()).find(|port| *port <= highest).expect("a free port that low")
 }
 
-/// A port that nobody listens on. Somebody else may take it any time.
+/// Returns a free port. Another process may take it at any time.
 #[must_use]
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -133,7 +133,7 @@ fn spawn(port: u16, dir: &TempDir, args: &[String]) -> Child {
         .expect("redis-server to be installed")
 }
 
-/// Waits for any reply to a `PING`: one that asks for a password will do.
+/// Waits for any reply to a `PING`, including one that asks for a password.
 fn answers(port: u16, child: &mut Child) -> bool {
     for _ in 0..500 {
         if child.try_wait().is_ok_and(|status| status.is_some()) {
@@ -157,7 +157,7 @@ fn ping(port: u16) -> Option<[u8; 5]> {
     Some(reply)
 }
 
-/// The version of the `redis-server` in `PATH`, as major and minor: `(7, 0)`. Valkey counts on from 7.2.
+/// Returns the version of the `redis-server` in `PATH`, as major and minor: `(7, 0)`. Valkey counts on from 7.2.
 #[must_use]
 pub fn version() -> (u32, u32) {
     static VERSION: LazyLock<(u32, u32)> = LazyLock::new(|| {
@@ -173,14 +173,14 @@ pub fn version() -> (u32, u32) {
     *VERSION
 }
 
-/// The options that allow `DEBUG`. Redis 6 always does, and doesn't know the option.
+/// Returns the options that allow `DEBUG`. Redis 6 always allows it, and doesn't know the option.
 #[must_use]
 pub fn allow_debug() -> &'static [&'static str] {
     if version() >= (7, 0) { &["--enable-debug-command", "yes"] } else { &[] }
 }
 
-/// The rules of `ACL SETUSER` that take one subcommand away from a user who may run everything. Redis 6 can't take away
-/// single subcommands: there the whole command goes, and those that are `needed` are given back.
+/// Returns the rules of `ACL SETUSER` that deny one subcommand to a user who may run everything. Redis 6 can't deny single
+/// subcommands: there the whole command is denied, and the subcommands in `needed` are allowed again.
 #[must_use]
 pub fn deny(command: &str, subcommand: &str, needed: &[&str]) -> Vec<String> {
     if version() >= (7, 0) {
@@ -190,24 +190,24 @@ pub fn deny(command: &str, subcommand: &str, needed: &[&str]) -> Vec<String> {
     std::iter::once(format!("-{command}")).chain(given_back).collect()
 }
 
-/// With deadlines that a machine with other work to do keeps too, for tests that are not about them.
+/// Sets long deadlines, which hold on a busy machine, for tests that are not about deadlines.
 #[must_use]
 pub fn patient(options: RedisOptions) -> RedisOptions {
     let long = Duration::from_secs(5);
     options.read_deadline(long).fill_deadline(long).evict_deadline(long).connect_deadline(long)
 }
 
-/// A connection that waits as long as it takes, for what looks on from outside.
+/// Opens a connection without deadlines, for tests that inspect the server.
 pub async fn looking_on(url: &str) -> redis::aio::MultiplexedConnection {
     let config = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
     let client = redis::Client::open(url).expect("a URL");
     client.get_multiplexed_async_connection_with_config(&config).await.expect("a connection")
 }
 
-/// How often a command was called, according to `INFO commandstats`.
+/// Returns the number of calls of a command, from `INFO commandstats`.
 #[must_use]
 pub fn calls(stats: &str, command: &str) -> u64 {
-    // To the end of the name: `getrange` begins like `get`.
+    // The `:` ends the name: `get` is also the start of `getrange`.
     let name = format!("cmdstat_{command}:calls=");
     let count = |line: &str| line.strip_prefix(&*name)?.split(',').next()?.parse().ok();
     stats.lines().find_map(count).unwrap_or(0)

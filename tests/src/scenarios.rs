@@ -1,7 +1,7 @@
-//! What every shop must do, whichever framework it is built with and wherever it caches.
+//! Requirements on every shop, for each framework and each store.
 //!
-//! A scenario is a function of running shops. `shop_tests!` makes one test of every scenario and store, each with
-//! processes of its own, so that no test depends on what another one left behind.
+//! A scenario is a function of running shops. `shop_tests!` makes one test of every scenario and store, each with its own
+//! processes, so that no test depends on another.
 
 pub mod backend;
 pub mod faults;
@@ -19,40 +19,47 @@ pub mod writes;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-/// One test for every scenario and store. The argument is the path of the shop's program.
+/// Makes one test for every scenario and store. The argument is the path of the shop's program.
 #[macro_export]
 macro_rules! shop_tests {
     ($program:expr) => {
         $crate::shop_tests! { @any_store $program;
-            headers: a_miss_then_hits, no_ttl_means_no_cache, max_age_counts_down, matching_etags_answer_304,
-                etags_are_compared_after_a_miss_too, etags_follow_the_body, head_uses_the_entry_of_get,
-                head_never_poisons_get, vary_keeps_variants_apart;
-            requests: no_store_keeps_out, no_cache_refreshes, unknown_directives_change_nothing,
-                parts_are_cut_and_content_bypasses, credentials_share_what_is_public;
-            keys: order_of_parameters_does_not_matter, look_alikes_share_nothing;
-            writes: deleting_evicts_one_key, clearing_evicts_the_group_alone, writing_through_is_a_hit,
-                writes_answer_no_conditions, failures_change_nothing;
-            private: users_never_meet, users_never_meet_in_a_crowd, without_a_token_nothing_is_kept;
-            backend: drafts_are_not_kept, parts_are_kept_apart, contents_are_kept, views_are_counted,
-                has_warms_up, settings_have_defaults, sessions_and_orders_are_taken;
-            streams: events_flow_at_once, cookies_are_never_stored;
-            races: a_crowd_runs_the_handler_once, no_cache_joins_no_earlier_flight, no_view_is_lost,
-                fills_never_outlive_an_eviction, reads_follow_writes, overlapping_writes_end_alike,
-                a_leader_that_hangs_up_strands_nobody, a_writer_that_hangs_up_leaves_nothing_old;
+            headers: first_request_misses_and_the_next_hits, entry_without_ttl_is_sent_with_no_cache,
+                max_age_counts_down, matching_etags_answer_304, matching_etag_gets_304_after_a_miss,
+                etags_follow_the_body, head_uses_the_entry_of_get, head_response_is_never_served_to_get,
+                each_vary_variant_has_its_own_entry;
+            requests: no_store_request_bypasses_the_cache, no_cache_request_refreshes_the_entry,
+                unknown_directives_are_ignored, ranges_are_cut_from_the_entry_and_content_bypasses,
+                credentials_share_entries_of_a_public_route;
+            keys: order_of_parameters_does_not_matter, similar_paths_have_separate_entries;
+            writes: deleting_evicts_one_key, clearing_a_group_evicts_only_that_group,
+                write_through_is_the_next_hit, writes_ignore_preconditions, failed_writes_change_nothing;
+            private: each_token_has_its_own_entry, concurrent_users_get_their_own_responses,
+                requests_without_a_token_are_not_cached;
+            backend: drafts_are_not_cached, dashboard_parts_are_cached_separately, contents_are_cached,
+                views_are_counted, has_warms_up, settings_have_defaults, sessions_and_orders_are_taken;
+            streams: events_are_streamed_without_delay, cookies_are_never_stored;
+            races: concurrent_requests_run_the_handler_once, no_cache_request_does_not_join_an_earlier_fill,
+                concurrent_updates_are_all_counted, fill_that_overlaps_an_eviction_is_not_stored,
+                reads_after_a_write_return_the_new_value, overlapping_writes_leave_cache_and_origin_equal,
+                leader_disconnect_does_not_block_followers, writer_disconnect_leaves_no_old_entry;
         }
         $crate::shop_tests! { @on_redis $program;
-            on_redis: keys_and_lifetimes_are_the_documented_ones, look_alikes_have_the_documented_keys,
-                evictions_leave_nothing_behind, tokens_stay_secret, what_cannot_be_read_is_a_miss;
-            faults: a_dead_redis_is_survived, a_hung_redis_is_survived, writes_during_an_outage_are_not_forgotten,
-                a_writer_that_hangs_up_during_an_outage_leaves_nothing_old;
+            on_redis: keys_and_ttls_match_the_documentation, similar_paths_have_the_documented_keys,
+                evicted_entries_are_deleted_from_redis, keys_contain_no_token, unreadable_records_are_misses;
+            faults: requests_are_answered_while_redis_is_down, requests_are_answered_while_redis_hangs,
+                evictions_during_an_outage_hold_after_it,
+                writer_disconnect_during_an_outage_leaves_no_old_entry;
         }
         $crate::shop_tests! { @two_shops $program;
-            shared: what_one_stores_the_other_serves, what_one_evicts_is_gone_for_both,
-                a_crowd_over_both_runs_the_handler_once, fills_never_outlive_the_others_eviction,
-                no_view_is_lost_over_both;
+            shared: entry_of_one_shop_is_a_hit_in_the_other, eviction_by_one_shop_applies_to_both,
+                concurrent_requests_to_both_run_the_handler_once,
+                fill_that_overlaps_the_other_shops_eviction_is_not_stored,
+                concurrent_updates_by_both_are_all_counted;
         }
         $crate::shop_tests! { @alone $program;
-            lifecycle: stops_when_told_and_answers_first, starts_without_its_redis, a_bad_url_is_refused_in_secret;
+            lifecycle: sigterm_lets_open_requests_finish, starts_while_redis_is_down,
+                invalid_url_is_refused_without_showing_the_password;
         }
     };
     (@any_store $program:expr; $($module:ident: $($name:ident),+;)+) => {
@@ -113,12 +120,12 @@ macro_rules! shop_tests {
     };
 }
 
-/// Runs `count` futures at once and answers what they answered, in order.
+/// Runs `count` futures concurrently and returns their results, in order.
 async fn crowd<T, F: Future<Output = T>>(count: usize, make: impl FnMut(usize) -> F) -> Vec<T> {
     join_all((0..count).map(make)).await
 }
 
-/// A product as the shop has it at start.
+/// Returns a product as the shop has it at start.
 fn product(id: u64) -> Value {
     json!({ "id": id, "name": format!("product-{id}"), "price": id * 100 })
 }

@@ -1,4 +1,4 @@
-//! Runs a shop as a process of its own, the way a user would.
+//! Runs a shop as a process of its own.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read};
@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::http::Http;
 
-/// How long a shop may take to say where it listens, or to stop.
+/// The time that a shop may take to report its address, or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running shop, and a client of it. It is killed when it is dropped.
+/// A running shop, and a client of it. Dropping it kills the process.
 ///
 /// Set `LARDER_SHOP` to the path of another program to test that one instead.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// Starts the program on a free port with these variables and no other of the cache's.
+    /// Starts the program on a free port with these variables, and without other variables of the cache.
     #[must_use]
     pub fn start(program: &str, variables: &[(&str, &str)]) -> Self {
         let (mut child, stderr, _) = spawn(program, variables);
@@ -37,7 +37,7 @@ impl Shop {
         thread::spawn(move || {
             let mut lines = BufReader::new(stdout).lines();
             let _ = send.send(lines.next());
-            // Whatever else it prints must not block it.
+            // Reads the rest of its output, so that a full pipe doesn't block it.
             lines.for_each(drop);
         });
         match receive.recv_timeout(PATIENCE) {
@@ -66,43 +66,43 @@ impl Shop {
         Self::start(program, &[("REDIS_URL", url)])
     }
 
-    /// The same with a deadline that a machine with other work to do keeps too. For scenarios that are not about the
-    /// deadline: a read that misses it is answered by the handler, rightly, and counts as a run.
+    /// Starts the program on Redis with a long deadline, which holds on a busy machine, for scenarios that are not about
+    /// deadlines. A read that misses its deadline is answered by the handler and counts as a run.
     #[must_use]
     pub fn on_patient_redis(program: &str, url: &str) -> Self {
         Self::start(program, &[("REDIS_URL", url), ("REDIS_SOCKET_TIMEOUT", "2")])
     }
 
-    /// Runs the program to its end, which must come soon, and answers how it ended and what it said on stderr.
+    /// Runs the program until it exits, which must be soon, and returns its status and its stderr.
     #[must_use]
     pub fn fail(program: &str, variables: &[(&str, &str)]) -> (ExitStatus, String) {
         let (mut child, stderr, reader) = spawn(program, variables);
         let status = wait(&mut child);
-        // What it said last may still be in the pipe.
+        // The last lines may still be in the pipe.
         reader.join().unwrap();
         let stderr = stderr.lock().unwrap().clone();
         (status, stderr)
     }
 
-    /// How often handlers ran, by the name of the shop's counter.
+    /// Returns the number of runs of handlers, by the name of the shop's counter.
     pub async fn runs(&self, name: &str) -> u64 {
         let runs = self.http.get("/origin-runs").await.ok().json();
         runs.get(name).and_then(Value::as_u64).unwrap_or(0)
     }
 
-    /// Everything the shop said on stderr so far.
+    /// Returns everything that the shop has written to stderr.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
 
-    /// Asks the shop to stop, as an operator does.
+    /// Sends SIGTERM to the shop.
     pub fn terminate(&self) {
         let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         assert!(killed.success());
     }
 
-    /// Waits until the shop has ended by itself.
+    /// Waits until the shop has exited.
     pub async fn ended(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
@@ -115,7 +115,7 @@ impl Shop {
     }
 }
 
-/// A shop is asked through its client.
+/// Requests to a shop go through its client.
 impl Deref for Shop {
     type Target = Http;
 
@@ -138,7 +138,7 @@ fn spawn(program: &str, variables: &[(&str, &str)]) -> (Child, Arc<Mutex<String>
     let program = env::var("LARDER_SHOP").unwrap_or_else(|_| program.to_owned());
     let mut command = Command::new(&program);
     for (name, _) in env::vars_os() {
-        // What the developer's shell says about a Redis is not for a test.
+        // A Redis from the developer's environment must not affect the test.
         if name.to_string_lossy().starts_with("REDIS_") {
             command.env_remove(name);
         }

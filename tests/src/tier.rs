@@ -1,4 +1,4 @@
-//! What tests of the tier in a process ask of it, over one server or a cluster.
+//! Helpers and checks for tests of the local tier, over one server or a cluster.
 
 use std::future::Future;
 use std::pin::pin;
@@ -12,29 +12,29 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::redis_cluster::key;
 
-/// How long values are good for that nobody waits for to expire.
+/// The TTL of values that must not expire during a test.
 pub const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// More than any test keeps.
+/// A capacity that no test exceeds.
 pub const CAPACITY: u64 = 16 << 20;
 
-/// What a busy machine may add to any bound.
+/// Extra time for any bound on a busy machine.
 pub const SLACK: Duration = Duration::from_millis(500);
 
-/// A key in a group, and one in none.
+/// Returns a key in a group, and one in none.
 #[must_use]
 pub fn keys() -> [CacheKey; 2] {
     [key(Some("g"), "a"), key(None, "a")]
 }
 
-/// Whether the value comes at once, without a turn for any connection. With several threads a connection may have had its
-/// turn meanwhile, so that only a "no" is sure.
+/// Returns `true` if the value is ready at once, without polling a connection. With several threads a connection may have been
+/// polled meanwhile, so that only `false` is certain.
 pub fn is_here(store: &TieredStore, key: &CacheKey) -> bool {
     let mut get = pin!(store.get(key));
     matches!(get.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(Some(_))))
 }
 
-/// Reads until the value is kept here.
+/// Reads until the local tier holds the value.
 pub async fn comes_here(store: &TieredStore, key: &CacheKey, limit: Duration) {
     let start = Instant::now();
     while !is_here(store, key) {
@@ -44,7 +44,7 @@ pub async fn comes_here(store: &TieredStore, key: &CacheKey, limit: Duration) {
     }
 }
 
-/// Waits until none of these is kept here, because nobody can be heard.
+/// Waits until the local tier holds none of these keys, because no invalidation messages arrive.
 pub async fn all_go(store: &TieredStore, keys: &[CacheKey]) {
     let start = Instant::now();
     while keys.iter().any(|key| is_here(store, key)) {
@@ -53,11 +53,11 @@ pub async fn all_go(store: &TieredStore, keys: &[CacheKey]) {
     }
 }
 
-/// Who is told that another process fills a key hears of it when that is over, long before asking again.
+/// A process that waits for another's fill is told of its end, long before it would ask again.
 ///
 /// # Panics
 ///
-/// When nothing is heard.
+/// If it isn't told.
 pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &CacheKey) {
     other.set(key, "heard".into(), MINUTE).await.unwrap();
     comes_here(mine, key, Duration::from_secs(60)).await;
@@ -81,7 +81,7 @@ pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &Cac
     assert!(matches!(begun, Begin::Found(value) if value == "filled"), "{key}");
 }
 
-/// Waits for what another process did, for as long as it may take.
+/// Waits until a change by another process is visible, for as long as that may take.
 pub async fn becomes(store: &TieredStore, key: &CacheKey, expected: Option<&str>, why: &str) {
     let start = Instant::now();
     let expected = expected.map(|value| Bytes::copy_from_slice(value.as_bytes()));
@@ -91,7 +91,7 @@ pub async fn becomes(store: &TieredStore, key: &CacheKey, expected: Option<&str>
     }
 }
 
-/// A read whose answer has come, but which nobody has looked at since.
+/// A read whose reply has arrived, but that has not been polled since.
 async fn half_read<'a>(
     store: &'a TieredStore,
     key: &'a CacheKey,
@@ -102,7 +102,8 @@ async fn half_read<'a>(
     get
 }
 
-/// Another process changes a value between its being read and its being kept: it must not stay.
+/// Another process changes a value after it was read, and before the local tier stores it. The local tier must not keep the old
+/// value.
 pub async fn fills_against_invalidations(
     mine: &TieredStore,
     other: &impl CacheStore,
@@ -132,6 +133,6 @@ pub async fn fills_against_invalidations(
         }
     }
     assert_eq!(stale, 0, "{key}: stale in so many of {rounds} rounds");
-    // Without a group, evicting the next one's would be evicting this one too.
+    // A key space without a group stands for the whole prefix: evicting the next key's would also evict this one.
     other.delete(key).await.unwrap();
 }

@@ -1,9 +1,9 @@
 //! A differential test: a cache is transparent.
 //!
 //! A [`Case`] is a generated application and a list of requests. `run::run` sends the same requests to the application with
-//! Larder's layers and to the same application without them, each with a state of its own, and compares status, body and
-//! fields. [`accept`] lists everything in which the two may differ. A case that fails is made smaller by [`shrink::shrink`]
-//! and printed as the program text of its application and its requests.
+//! Larder's layers and to the same application without them, each with its own state, and compares status, body and fields.
+//! [`accept`] lists all differences that are allowed. A case that fails is made smaller by [`shrink::shrink`] and printed as the
+//! program text of its application and its requests.
 
 pub mod accept;
 mod apps;
@@ -24,7 +24,7 @@ pub use run::{Difference, Stores};
 pub use shrink::shrink;
 pub use world::{Framework, Store, World};
 
-/// A generated application and what is asked of it.
+/// A generated application and the requests to it.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// The application.

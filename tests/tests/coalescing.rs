@@ -63,7 +63,7 @@ on_every_store! {
         assert_eq!(answers.iter().filter(|answer| answer.cache() == "HIT").count(), 99);
     }
 
-    async fn a_leader_that_hangs_up_strands_nobody(fixture) {
+    async fn leader_disconnect_does_not_block_followers(fixture) {
         let database = Database::default();
         let app = database.router(&fixture.larder, SLOW);
         // The first request is polled until its handler runs, and then dropped, as a server does with a lost client.

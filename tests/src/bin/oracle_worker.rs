@@ -1,11 +1,11 @@
-//! One of several processes that read, evict and update through one cache, while an oracle in another Redis knows the truth.
+//! One of several processes that read, evict and update through one cache. An oracle in another Redis holds the true values.
 //!
 //! `oracle_worker ORACLE_URL CACHE_URL plain|tier SECONDS` prints `reads=… evictions=… updates=… stale=…`.
 //!
-//! Each resource has a version in the oracle. A change counts it up, evicts or replaces what the cache holds, and raises the
-//! floor of the resource once that was confirmed. A read takes the floor first: a version below it was evicted before the read
-//! began. With a tier, the floor of other processes counts once their messages must have been heard of
-//! ([`MAX_STALE`]), and that of this process at once.
+//! Each resource has a version in the oracle. A change increments it, evicts or replaces the entry in the cache, and once that is
+//! confirmed, raises the floor of the resource. A read takes the floor first: a version below it was evicted before the read
+//! began. With a tier, the floor of other processes counts once their messages must have arrived ([`MAX_STALE`]), and that of
+//! this process at once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,18 +26,18 @@ use larder_tests::redis_server::looking_on;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
-/// Sets the floor to the greater of what it is and what it shall be.
+/// Raises the floor to a value, if that is greater.
 const RAISE: &str = "local f = tonumber(redis.call('GET', KEYS[1]) or '0') \
                      if tonumber(ARGV[1]) > f then redis.call('SET', KEYS[1], ARGV[1]) end";
 
-/// Tasks in each process, and resources of each kind.
+/// The number of tasks in each process, and of resources of each kind.
 const TASKS: usize = 6;
 const RESOURCES: u64 = 3;
 
 const PREFIX: &str = "oracle:cache";
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// What a busy machine may add to the bound of a tier.
+/// Extra time for the bound of a tier on a busy machine.
 const SLACK: Duration = Duration::from_millis(500);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -56,13 +56,13 @@ async fn main() {
     }
 }
 
-/// What the oracle knows, and what this process found.
+/// The oracle, and the counts of this process.
 struct Truth {
     oracle: MultiplexedConnection,
     is_tier: bool,
-    /// Floors that were seen, by resource, with the time.
+    /// Floors that this process has seen, by resource, with the time.
     seen: Mutex<HashMap<String, VecDeque<(Instant, u64)>>>,
-    /// Floors that this process raised.
+    /// Floors that this process has raised.
     own: Mutex<HashMap<String, u64>>,
     reads: AtomicU64,
     evictions: AtomicU64,
@@ -92,7 +92,7 @@ impl Truth {
 
     async fn version(&self, resource: &str) -> u64 {
         let version = self.ask("GET", format!("version:{resource}")).await;
-        // What was read is old by the time it is stored, now and then.
+        // Sometimes waits, so that the value is old when it is stored.
         sleep(Duration::from_micros(fastrand::u64(0..600))).await;
         version
     }
@@ -103,7 +103,7 @@ impl Truth {
         version
     }
 
-    /// Below this, what a read that begins now finds is stale.
+    /// Returns the version below which a read that begins now is stale.
     async fn floor(&self, resource: &str) -> u64 {
         let floor = self.ask("GET", format!("floor:{resource}")).await;
         if !self.is_tier {
@@ -198,7 +198,7 @@ impl<S: LeaseStore + Clone> Worker<S> {
         }
     }
 
-    /// Values of a backend, in a group and in none.
+    /// Returns a backend with a group or without one.
     fn values(&self, n: u64) -> CacheBackend {
         if n.is_multiple_of(2) { self.backend.group("b") } else { self.backend.clone() }
     }
@@ -287,13 +287,13 @@ impl<S: LeaseStore + Clone> Worker<S> {
         }
     }
 
-    /// Counted before and after: what came to an error may have been made all the same.
+    /// Counts the call before and after: an update that failed may still have happened.
     async fn update(&self, n: u64) {
         let name = format!("u{n}");
         self.truth.ask("INCR", format!("tried:{name}")).await;
         let counters = if n.is_multiple_of(2) { self.backend.group("u") } else { self.backend.clone() };
         if fastrand::bool() {
-            // A tier keeps a copy, which the update must not build on.
+            // Makes a tier keep a copy, which the update must not build on.
             let _ = counters.try_get::<u64>(&name).await;
         }
         let updated = counters.update(&name, 3600, |count: Option<u64>| count.unwrap_or(0) + 1).await;

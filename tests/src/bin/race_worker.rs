@@ -2,9 +2,9 @@
 //!
 //! `race_worker REDIS_URL TASKS ROUNDS` prints `reads=… writes=… stale=…`.
 //!
-//! The database is a counter in the same Redis, outside the cache. A write counts it up, and once its answer is there,
-//! which is after the cache was told, raises the floor. A read takes the floor first: an answer below it was evicted
-//! before the read began, and is stale.
+//! The database is a counter in the same Redis, outside the cache. A write increments it, and raises the floor once its response
+//! has arrived, which is after the cache was changed. A read takes the floor first: a value below it was evicted before the read
+//! began, and is stale.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use larder_axum::{Larder, cache, cache_evict, cache_put};
 use larder_tests::in_process::send;
 use redis::aio::MultiplexedConnection;
 
-/// Sets the floor to the greater of what it is and what it shall be.
+/// Raises the floor to a value, if that is greater.
 const RAISE: &str = "local f = tonumber(redis.call('GET', KEYS[1]) or '0') \
                      if tonumber(ARGV[1]) > f then redis.call('SET', KEYS[1], ARGV[1]) end";
 
@@ -59,7 +59,7 @@ fn app(larder: &Larder, database: &MultiplexedConnection) -> Router {
         let database = database.clone();
         move || async move {
             let value = value_of(database, "GET").await;
-            // What was read is old by the time it is stored, now and then.
+            // Sometimes waits, so that the value is old when it is stored.
             tokio::time::sleep(Duration::from_micros(fastrand::u64(0..600))).await;
             value
         }

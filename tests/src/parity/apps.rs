@@ -25,7 +25,7 @@ use super::origin::{Failure, OriginBody};
 use super::{Opt, Origin, Row};
 use crate::in_process::Runs;
 
-/// Through which adapter a row runs.
+/// The adapter that a row runs through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adapter {
     /// `larder-tower` on plain hyper.
@@ -36,14 +36,14 @@ pub enum Adapter {
     Poem,
 }
 
-/// Where resources are, besides at the top.
+/// The nested routers that hold the resources again.
 const MOUNTS: [&str; 2] = ["/v1", "/v2"];
 const RESOURCES: [&str; 2] = ["/x", "/y"];
 
-/// What a handler that returned an error is answered with, by whoever turns it into an answer.
+/// The body of the response that an error of a handler becomes.
 const FAILED: &str = "failed";
 
-/// A service that runs until this is dropped.
+/// A running service. Dropping it stops it.
 pub(super) struct App {
     pub(super) address: SocketAddr,
     task: JoinHandle<()>,
@@ -73,7 +73,7 @@ pub(super) async fn serve(adapter: Adapter, larder: &Larder, row: &Row, runs: &R
     App { address, task }
 }
 
-/// A key builder that has to wait for something.
+/// A key builder that sleeps before it answers.
 struct Waiting(fn(&RequestView<'_>) -> Option<String>);
 
 impl KeyBuilder for Waiting {
@@ -83,7 +83,7 @@ impl KeyBuilder for Waiting {
     }
 }
 
-/// The layers of an adapter for GET, PUT, DELETE and POST, with a row's options. Each adapter has types of its own.
+/// Makes the layers of an adapter for GET, PUT, DELETE and POST, with a row's options. Each adapter has its own types.
 macro_rules! layers {
     ($adapter:ident, $larder:expr, $row:expr) => {{
         let mut read = $adapter::cache($larder);
@@ -143,7 +143,7 @@ macro_rules! layers {
 
 type TowerService = BoxCloneSyncService<Request<Incoming>, Response<ReplyBody<OriginBody>>, Failure>;
 
-/// Plain services know of no nesting: here one dispatches over the whole URI.
+/// Plain services have no nested routers. This one dispatches on the whole URI.
 fn tower_app(
     larder: &Larder,
     row: &Row,
@@ -258,7 +258,7 @@ fn poem_app(larder: &Larder, row: &Row, runs: &Runs) -> poem::Route {
     MOUNTS.iter().fold(resources(""), |app, mount| app.nest(mount, resources(mount)))
 }
 
-/// poem's own conversion forgets how long the body is, and what may be endless isn't stored.
+/// poem's own conversion drops the size of the body, and a body without a known end isn't stored.
 fn poem_response(response: Response<OriginBody>) -> poem::Response {
     let (parts, body) = response.into_parts();
     let parts = poem::ResponseParts {

@@ -1,4 +1,4 @@
-//! What the handlers of the table's services do, whichever framework calls them.
+//! The handlers of the table's services, for every framework.
 
 use std::io;
 
@@ -11,14 +11,14 @@ use http_body_util::{BodyExt, Full, StreamBody};
 
 use crate::in_process::Runs;
 
-/// The body of their answers.
+/// The body of a handler's response.
 pub(super) type OriginBody = BoxBody<Bytes, io::Error>;
 
-/// What a handler does instead of answering: an error that asks to be answered with this status.
+/// The error that a handler returns instead of a response. It becomes a response with this status.
 #[derive(Debug)]
 pub(super) struct Failure(pub(super) StatusCode);
 
-/// What a handler answers.
+/// The response of a handler.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
     status: u16,
@@ -27,18 +27,18 @@ pub struct Origin {
     good_runs: usize,
 }
 
-/// What is in the answer.
+/// The body of a handler's response.
 #[derive(Clone, Copy, Debug)]
 pub enum Content {
-    /// The method, the nested router if it is under one, and which run of all handlers this is: `GET/v1 3`.
+    /// The method, the nested router if there is one, and the number of the run among those of all handlers: `GET/v1 3`.
     Counted,
-    /// The value of this field of the request, and which run this is: `fr 3`.
+    /// The value of this field of the request, and the number of the run: `fr 3`.
     Echoed(&'static str),
-    /// As `Counted`, in two chunks, and without saying how long it is.
+    /// The same as `Counted`, in two chunks and without a length.
     Streamed,
     /// An empty body.
     Nothing,
-    /// No answer: the handler returns an error, which asks to be answered with the status.
+    /// The handler returns an error, which becomes a response with the status.
     Failed,
 }
 
@@ -48,20 +48,20 @@ impl Default for Origin {
     }
 }
 
-/// A handler that answers with this status and these fields, and counts.
+/// A handler that answers with this status and these fields, and counts its runs.
 #[must_use]
 pub const fn says(status: u16, fields: &'static [(&'static str, &'static str)]) -> Origin {
     Origin { status, fields, content: Content::Counted, good_runs: 0 }
 }
 
 impl Origin {
-    /// With something else in it.
+    /// Sets the body.
     #[must_use]
     pub const fn content(self, content: Content) -> Self {
         Self { content, ..self }
     }
 
-    /// So many runs of all handlers go well first: 200, and counted.
+    /// Lets this number of runs of all handlers succeed first, with a 200 and the count.
     #[must_use]
     pub const fn after(self, good_runs: usize) -> Self {
         Self { good_runs, ..self }

@@ -1,4 +1,4 @@
-//! The recipes of the guide's second part: handlers that use the backend themselves.
+//! The recipes for `CacheBackend` in the guide: handlers that use the backend themselves.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::shop::Shop;
 
 /// Conditional caching.
-pub async fn drafts_are_not_kept(shop: &Shop) {
+pub async fn drafts_are_not_cached(shop: &Shop) {
     for _ in 0..3 {
         for id in [1, 2, 3, 4] {
             assert_eq!(shop.get(&format!("/items/{id}")).await.ok().json()["id"], id);
@@ -19,8 +19,8 @@ pub async fn drafts_are_not_kept(shop: &Shop) {
     }
 }
 
-/// Intermediate results, and a cascade over several groups that makes one of them stale.
-pub async fn parts_are_kept_apart(shop: &Shop) {
+/// Intermediate results, and an eviction over several groups that makes one of them stale.
+pub async fn dashboard_parts_are_cached_separately(shop: &Shop) {
     let first = shop.get("/dashboard/5").await.ok();
     assert!(!first.json()["orders"].is_null() && !first.json()["recommendations"].is_null(), "{first:?}");
     assert_eq!(shop.get("/dashboard/5").await.ok().body, first.body);
@@ -32,12 +32,12 @@ pub async fn parts_are_kept_apart(shop: &Shop) {
     assert_eq!((shop.runs("orders:5").await, shop.runs("reco:5").await), (2, 1));
     shop.get("/dashboard/6").await.ok();
     assert_eq!((shop.runs("orders:6").await, shop.runs("reco:6").await), (1, 1));
-    // Without a body, and for a user nobody knows: nothing to fail at.
+    // Without a body, and for a user that doesn't exist, the eviction succeeds.
     shop.request(Method::PUT, "/profile/nobody", &[], "").await.ok();
 }
 
-/// Dynamic TTL. How long, only the store can tell: see the scenarios on Redis.
-pub async fn contents_are_kept(shop: &Shop) {
+/// Dynamic TTL. The TTLs themselves are checked in the scenarios on Redis.
+pub async fn contents_are_cached(shop: &Shop) {
     for id in [2, 3] {
         let first = shop.get(&format!("/content/{id}")).await.ok();
         assert_eq!(first.json()["id"], id);
@@ -47,7 +47,7 @@ pub async fn contents_are_kept(shop: &Shop) {
     }
 }
 
-/// Atomic read-modify-write, one after the other. See `races` for all at once.
+/// Atomic read-modify-write, in sequence. `races` does the same concurrently.
 pub async fn views_are_counted(shop: &Shop) {
     for views in 1..=3 {
         let answer = shop.request(Method::POST, "/products/1/view", &[], "").await.ok();
@@ -62,7 +62,7 @@ pub async fn has_warms_up(shop: &Shop) {
     for (id, warm) in [(1, false), (1, true), (2, false), (1, true), (2, true)] {
         assert_eq!(shop.get(&format!("/warm-check/{id}")).await.ok().json(), json!({ "warm": warm }));
     }
-    // The route's entry of the same product has another name.
+    // The route's entry of the same product has another key.
     shop.get("/products/3").await.expect_miss();
     assert_eq!(shop.get("/warm-check/3").await.ok().json(), json!({ "warm": false }));
 }
@@ -76,7 +76,7 @@ pub async fn settings_have_defaults(shop: &Shop) {
     assert_eq!(shop.get("/settings/theme").await.ok().json()["key"], "theme");
 }
 
-/// A TTL as a duration, and deletes of what may not be there.
+/// A TTL given as a `Duration`, and deletes of keys that may not exist.
 pub async fn sessions_and_orders_are_taken(shop: &Shop) {
     assert_eq!(shop.put("/sessions/abc", &json!({ "user": 5 })).await.ok().json(), json!({ "ok": true }));
     let empty = shop.request(Method::PUT, "/sessions/def", &[], "").await.ok();

@@ -1,4 +1,4 @@
-//! A Redis that is dead or hung: every request is still answered, soon, and never with anything old.
+//! A Redis that is down or hangs: every request is answered within a second, and never with an old response.
 
 use std::time::Duration;
 
@@ -12,25 +12,25 @@ use crate::http::{Answer, JSON};
 use crate::redis_server::RedisServer;
 use crate::shop::Shop;
 
-/// No answer may take longer than this, whatever the store does.
+/// The longest time that a response may take, whatever the store does.
 const SOON: Duration = Duration::from_secs(1);
 
-/// How soon after Redis is back the shop must be caching again.
+/// The time in which the shop must cache again once Redis is back.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// Refused connections.
-pub async fn a_dead_redis_is_survived(shop: &Shop, redis: &mut RedisServer) {
+/// Redis refuses connections.
+pub async fn requests_are_answered_while_redis_is_down(shop: &Shop, redis: &mut RedisServer) {
     warm(shop).await;
     redis.kill();
     everything_still_answers(shop).await;
     redis.restart();
-    // What it held is lost, and nothing else is.
+    // Redis lost its entries. The shop lost nothing.
     until_hit(shop, "/products/3", RECOVERY, &product(3)).await;
     views_count_again(shop).await;
 }
 
-/// Connections that stay open and say nothing.
-pub async fn a_hung_redis_is_survived(shop: &Shop, redis: &mut RedisServer) {
+/// Connections stay open, but Redis sends no reply.
+pub async fn requests_are_answered_while_redis_hangs(shop: &Shop, redis: &mut RedisServer) {
     warm(shop).await;
     redis.pause();
     everything_still_answers(shop).await;
@@ -39,9 +39,9 @@ pub async fn a_hung_redis_is_survived(shop: &Shop, redis: &mut RedisServer) {
     views_count_again(shop).await;
 }
 
-/// What is written while Redis hangs is not undone by what Redis still remembers.
-pub async fn writes_during_an_outage_are_not_forgotten(shop: &Shop, redis: &mut RedisServer) {
-    // So many that the later ones are no longer even sent to it.
+/// Writes while Redis hangs are not undone by entries that Redis still holds.
+pub async fn evictions_during_an_outage_hold_after_it(shop: &Shop, redis: &mut RedisServer) {
+    // Enough writes for the circuit breaker to open: the later ones are not even sent.
     let (deleted, replaced, evicted) = (1..=8, 11..=18, 21..=28);
     let price = json!({ "price": 1 });
     let value = json!({ "value": "new" });
@@ -80,8 +80,8 @@ pub async fn writes_during_an_outage_are_not_forgotten(shop: &Shop, redis: &mut 
     }
 }
 
-/// The same when the client doesn't wait for its write to be answered.
-pub async fn a_writer_that_hangs_up_during_an_outage_leaves_nothing_old(
+/// The same, when the client disconnects before its write is answered.
+pub async fn writer_disconnect_during_an_outage_leaves_no_old_entry(
     shop: &Shop,
     redis: &mut RedisServer,
 ) {
@@ -95,7 +95,7 @@ pub async fn a_writer_that_hangs_up_during_an_outage_leaves_nothing_old(
         let after = Duration::from_millis(id * 2);
         shop.hang_up(method, &format!("/products/{id}"), &[JSON], body, after).await;
     }
-    // Time for the handlers to run, with every deadline on the way.
+    // Leaves time for the handlers to run, and for every deadline on the way.
     sleep(Duration::from_millis(1500)).await;
     for id in ids.clone() {
         agree(shop, id).await;
@@ -119,7 +119,7 @@ async fn warm(shop: &Shop) {
     }
 }
 
-/// Asks for everything the shop has, one after the other and all at once.
+/// Requests everything the shop has, in sequence and concurrently.
 async fn everything_still_answers(shop: &Shop) {
     for round in 0..3 {
         for (path, expected) in [
@@ -150,7 +150,7 @@ async fn everything_still_answers(shop: &Shop) {
         let answer = soon(shop.get_with("/me/profile", &alice).await).ok();
         assert_eq!(answer.json()["user"], "alice");
 
-        // Writes succeed, and are what the next read sees.
+        // Writes succeed, and the next read sees them.
         let new = json!({ "id": 10, "round": round });
         assert_eq!(soon(shop.put("/products/10", &new).await).ok().json(), new);
         assert_eq!(soon(shop.get("/products/10").await).ok().json(), new);
@@ -161,7 +161,7 @@ async fn everything_still_answers(shop: &Shop) {
         soon(shop.put("/sessions/abc", &json!({})).await).ok();
         soon(shop.post("/checkout", &json!({ "user_id": 5 })).await).ok();
 
-        // The one thing that is refused: a count that would be a lie.
+        // Only counting is refused: the count would be wrong.
         let view = soon(shop.request(Method::POST, "/products/1/view", &[], "").await);
         assert_eq!(view.status, StatusCode::SERVICE_UNAVAILABLE, "{view:?}");
         assert!(!view.json()["error"].is_null(), "{view:?}");

@@ -1,4 +1,4 @@
-//! What the answers say about the cache, and how validators are compared (RFC 9110 §13.1.2).
+//! Response fields that the cache sets, and the comparison of validators (RFC 9110 §13.1.2).
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use super::product;
 use crate::http::Answer;
 use crate::shop::Shop;
 
-/// The first answer comes from the handler, the next from the cache, and they differ in nothing else.
-pub async fn a_miss_then_hits(shop: &Shop) {
+/// The first response comes from the handler, the next from the cache. Only the cache's own fields differ.
+pub async fn first_request_misses_and_the_next_hits(shop: &Shop) {
     let miss = shop.get("/products/7").await.expect_miss();
     assert_eq!(miss.json(), product(7));
     assert_eq!(miss.header("cache-control"), "public, max-age=300");
@@ -40,8 +40,8 @@ pub async fn a_miss_then_hits(shop: &Shop) {
     assert_eq!((uncached.cache(), uncached.etag(), uncached.header("cache-control")), ("", "", ""));
 }
 
-/// Without a TTL an answer is kept, but browsers have to ask each time.
-pub async fn no_ttl_means_no_cache(shop: &Shop) {
+/// Without a TTL a response is stored, but browsers must revalidate it each time.
+pub async fn entry_without_ttl_is_sent_with_no_cache(shop: &Shop) {
     let miss = shop.get("/config").await.expect_miss();
     assert_eq!(miss.json(), json!({ "theme": "dark" }));
     let hit = shop.get("/config").await.expect_hit();
@@ -54,12 +54,12 @@ pub async fn no_ttl_means_no_cache(shop: &Shop) {
     assert_eq!(shop.runs("config").await, 1);
 }
 
-/// `max-age` is what is left, a request's own `max-age=N` is compared with the age, and a refresh starts anew.
+/// `max-age` is the remaining lifetime. A request's `max-age=N` is compared with the age. A refresh resets both.
 pub async fn max_age_counts_down(shop: &Shop) {
     for path in ["/products/1", "/products/2", "/products/3"] {
         assert_eq!(shop.get(path).await.expect_miss().max_age(), Some(300));
     }
-    // The one place that waits: an age of two seconds, however the rest is rounded, is three less than the TTL.
+    // The only scenario that waits. When 297 seconds are left, the age is at least two seconds, however both are rounded.
     let mut left = 300;
     while left > 297 {
         sleep(Duration::from_millis(100)).await;
@@ -80,7 +80,7 @@ pub async fn max_age_counts_down(shop: &Shop) {
     assert!(unchanged.max_age() <= Some(297), "{unchanged:?}");
 }
 
-/// `If-None-Match` compares weakly, with every tag of the list, and `*` matches whatever is there.
+/// `If-None-Match` compares weakly, with every tag of the list. `*` matches any response.
 pub async fn matching_etags_answer_304(shop: &Shop) {
     let miss = shop.get("/products/7").await.expect_miss();
     let weak = miss.etag();
@@ -109,8 +109,8 @@ pub async fn matching_etags_answer_304(shop: &Shop) {
     assert_eq!(shop.runs("get_product").await, 1);
 }
 
-/// A client that has the answer already is told so also when the handler had to run, and the whole answer is stored.
-pub async fn etags_are_compared_after_a_miss_too(shop: &Shop) {
+/// A client that has the current response gets a 304 even if the handler ran. The whole response is stored.
+pub async fn matching_etag_gets_304_after_a_miss(shop: &Shop) {
     let miss = shop.get("/products/7").await.expect_miss();
     shop.request(Method::POST, "/admin/clear-products", &[], "").await.ok();
     let answer = shop.get_with("/products/7", &[("if-none-match", miss.etag())]).await;
@@ -125,7 +125,7 @@ pub async fn etags_are_compared_after_a_miss_too(shop: &Shop) {
     assert_same_representation(&shop.get("/products/7").await.expect_hit(), &miss);
 }
 
-/// Another body, another tag; the same body, the same tag.
+/// Another body has another tag. The same body has the same tag.
 pub async fn etags_follow_the_body(shop: &Shop) {
     let first = shop.get("/products/7").await.expect_miss();
     let written = shop.put("/products/7", &json!({ "name": "new", "price": 1 })).await.ok();
@@ -140,7 +140,7 @@ pub async fn etags_follow_the_body(shop: &Shop) {
     assert_ne!(shop.get("/products/8").await.expect_miss().etag(), first.etag());
 }
 
-/// `HEAD` is answered from what `GET` stored: everything but the body.
+/// `HEAD` is answered from the entry of `GET`, without the body.
 pub async fn head_uses_the_entry_of_get(shop: &Shop) {
     let miss = shop.get("/products/7").await.expect_miss();
     let head = shop.head("/products/7").await.expect_hit();
@@ -157,8 +157,8 @@ pub async fn head_uses_the_entry_of_get(shop: &Shop) {
     assert_same_representation(&shop.get("/products/7").await.expect_hit(), &miss);
 }
 
-/// What a `HEAD` leaves behind is never served to a `GET` as if it were the body.
-pub async fn head_never_poisons_get(shop: &Shop) {
+/// The response to a `HEAD` is never served to a `GET`.
+pub async fn head_response_is_never_served_to_get(shop: &Shop) {
     for _ in 0..2 {
         let head = shop.head("/products/9").await.ok();
         assert!(head.body.is_empty(), "{head:?}");
@@ -171,8 +171,8 @@ pub async fn head_never_poisons_get(shop: &Shop) {
     assert_eq!(shop.get("/products/9").await.ok().json(), product(9));
 }
 
-/// Each language has an entry of its own, and is never taken for the other.
-pub async fn vary_keeps_variants_apart(shop: &Shop) {
+/// Each language has an entry of its own.
+pub async fn each_vary_variant_has_its_own_entry(shop: &Shop) {
     let in_language = async |language| shop.get_with("/greeting", &[("accept-language", language)]).await;
     let english = in_language("en").await.expect_miss();
     let french = in_language("fr").await.expect_miss();
@@ -186,7 +186,7 @@ pub async fn vary_keeps_variants_apart(shop: &Shop) {
     }
     assert_eq!(shop.runs("greeting").await, 2);
 
-    // One variant's tag says nothing about the other.
+    // The tag of one variant doesn't match another variant.
     let headers = [("accept-language", "fr"), ("if-none-match", english.etag())];
     assert_eq!(&shop.get_with("/greeting", &headers).await.expect_hit().body[..], b"Bonjour");
     let headers = [("accept-language", "fr"), ("if-none-match", french.etag())];
@@ -194,7 +194,7 @@ pub async fn vary_keeps_variants_apart(shop: &Shop) {
     assert_not_modified(&unchanged, &french);
     assert!(unchanged.header("vary").to_lowercase().contains("accept-language"), "{unchanged:?}");
 
-    // Without the field, and with a language that the shop doesn't speak: English, from whatever entry.
+    // Without the field, and for a language that the shop doesn't speak, the response is in English.
     assert_eq!(&shop.get("/greeting").await.ok().body[..], b"Hello");
     assert_eq!(&in_language("de").await.ok().body[..], b"Hello");
     assert_eq!(&in_language("fr").await.expect_hit().body[..], b"Bonjour");
@@ -213,7 +213,7 @@ fn assert_same_representation(a: &Answer, b: &Answer) {
     assert_eq!(a.header("content-type"), b.header("content-type"), "{a:?}\n{b:?}");
 }
 
-/// A 304 carries what a 200 would have told a cache, and no body (RFC 9110 §15.4.5).
+/// A 304 carries the fields that a 200 would have carried for a cache, and no body (RFC 9110 §15.4.5).
 #[track_caller]
 fn assert_not_modified(answer: &Answer, of: &Answer) {
     assert_eq!(answer.status, StatusCode::NOT_MODIFIED, "{answer:?}");

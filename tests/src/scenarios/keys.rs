@@ -1,24 +1,24 @@
-//! Which requests are the same request.
+//! Cache keys: which requests share an entry.
 
 use http::StatusCode;
 
 use crate::shop::Shop;
 
-/// Parameters are sorted.
+/// Parameters are sorted by name.
 pub async fn order_of_parameters_does_not_matter(shop: &Shop) {
     let miss = shop.get("/products?limit=2&z=1&a=2").await.expect_miss();
     for path in ["/products?a=2&limit=2&z=1", "/products?z=1&a=2&limit=2"] {
         assert_eq!(shop.get(path).await.expect_hit().body, miss.body);
     }
-    // The values of one name are not: their order can mean something.
+    // The values of one name keep their order, which can matter.
     shop.get("/products?limit=2&z=1&z=2").await.expect_miss();
     shop.get("/products?limit=2&z=2&z=1").await.expect_miss();
     shop.get("/products?z=1&limit=2&z=2").await.expect_hit();
     assert_eq!(shop.runs("list_products").await, 3);
 }
 
-/// Requests that resemble each other in a key, where slashes are colons, have entries of their own.
-pub async fn look_alikes_share_nothing(shop: &Shop) {
+/// Requests whose keys look similar, because slashes become colons, have separate entries.
+pub async fn similar_paths_have_separate_entries(shop: &Shop) {
     let paths = [
         "/products/1:2",
         "/products/1%253A2",
@@ -49,7 +49,7 @@ pub async fn look_alikes_share_nothing(shop: &Shop) {
     for path in paths {
         let answer = shop.get(path).await;
         if answer.status == StatusCode::NOT_FOUND {
-            // The router's business: there may be no such route.
+            // There may be no such route: the router decides.
             continue;
         }
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
@@ -60,7 +60,7 @@ pub async fn look_alikes_share_nothing(shop: &Shop) {
     for (path, miss) in &first {
         assert_eq!(shop.get(path).await.expect_hit().body, miss.body);
     }
-    // Two spellings of one URI, though, are one (RFC 3986 §3.3 and §6.2.2), and so are two of one form.
+    // Two spellings of one URI (RFC 3986 §3.3 and §6.2.2) share an entry, and so do two spellings of one form.
     for (spelling, path) in [
         ("/products/1%3A2", "/products/1:2"),
         ("/products/1%3a2", "/products/1:2"),

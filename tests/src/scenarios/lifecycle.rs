@@ -1,4 +1,4 @@
-//! How a shop starts and stops.
+//! Start and shutdown of a shop.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use tokio::time::sleep;
 use super::product;
 use crate::shop::Shop;
 
-/// SIGTERM: requests that are under way are answered, then the process ends well, even with an endless answer open.
-pub async fn stops_when_told_and_answers_first(program: &str) {
+/// On SIGTERM, requests in progress are answered. Then the process exits with success, even if an endless response is open.
+pub async fn sigterm_lets_open_requests_finish(program: &str) {
     let mut shop = Shop::in_memory(program);
     let endless = shop.open(Method::GET, "/events", &[], "").await;
     let under_way = shop.get("/slow/1");
@@ -26,8 +26,8 @@ pub async fn stops_when_told_and_answers_first(program: &str) {
     drop(endless);
 }
 
-/// A Redis that isn't there yet keeps nobody from serving.
-pub async fn starts_without_its_redis(program: &str) {
+/// The shop serves requests before Redis is up.
+pub async fn starts_while_redis_is_down(program: &str) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -42,8 +42,8 @@ pub async fn starts_without_its_redis(program: &str) {
     assert!(status.success(), "{status}");
 }
 
-/// A configuration that can't work is said at start, without the password.
-pub async fn a_bad_url_is_refused_in_secret(program: &str) {
+/// An invalid configuration is reported at start, without the password.
+pub async fn invalid_url_is_refused_without_showing_the_password(program: &str) {
     for url in ["redis://user:s3cret@127.0.0.1:notaport", "http://user:s3cret@127.0.0.1", "s3cret"] {
         let (status, stderr) = Shop::fail(program, &[("REDIS_URL", url)]);
         assert!(!status.success(), "{url} was accepted");

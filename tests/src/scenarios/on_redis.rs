@@ -1,4 +1,4 @@
-//! What can be seen in Redis itself.
+//! Keys, TTLs and values in Redis itself.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::shop::Shop;
 
 const PREFIX: &str = "redis:larder:cache";
 
-/// Every key of the guide's tables, with the lifetime the route asked for.
-pub async fn keys_and_lifetimes_are_the_documented_ones(shop: &Shop, redis: &mut RedisServer) {
+/// Every key in the guide's tables, with the TTL that the route sets.
+pub async fn keys_and_ttls_match_the_documentation(shop: &Shop, redis: &mut RedisServer) {
     let mut connection = connect(redis).await;
-    // The first of these evicts the lists.
+    // The first of these writes evicts the lists.
     shop.put("/products/8", &json!({ "name": "new" })).await.ok();
     shop.request(Method::POST, "/products/1/view", &[], "").await.ok();
     shop.put("/sessions/abc", &json!({ "user": 5 })).await.ok();
@@ -78,8 +78,8 @@ pub async fn keys_and_lifetimes_are_the_documented_ones(shop: &Shop, redis: &mut
     }
 }
 
-/// Look-alikes are told apart by the documented escapes.
-pub async fn look_alikes_have_the_documented_keys(shop: &Shop, redis: &mut RedisServer) {
+/// The documented escapes keep similar paths apart.
+pub async fn similar_paths_have_the_documented_keys(shop: &Shop, redis: &mut RedisServer) {
     let mut connection = connect(redis).await;
     for (path, key) in [
         ("/products/1:2", "products:1%3A2"),
@@ -99,8 +99,8 @@ pub async fn look_alikes_have_the_documented_keys(shop: &Shop, redis: &mut Redis
     }
 }
 
-/// What was evicted is gone from Redis too: by key at once, by group when the answer is there.
-pub async fn evictions_leave_nothing_behind(shop: &Shop, redis: &mut RedisServer) {
+/// Evicted entries are deleted from Redis: by key at once, by group when the response is sent.
+pub async fn evicted_entries_are_deleted_from_redis(shop: &Shop, redis: &mut RedisServer) {
     let mut connection = connect(redis).await;
     let key = |suffix: &str| format!("{PREFIX}:{{products}}:{suffix}");
     let mut exists = async |suffix: &str| connection.exists::<_, bool>(key(suffix)).await.unwrap();
@@ -125,8 +125,8 @@ pub async fn evictions_leave_nothing_behind(shop: &Shop, redis: &mut RedisServer
     shop.get("/config").await.expect_hit();
 }
 
-/// Neither a token nor anything that could be guessed back into it is part of a key.
-pub async fn tokens_stay_secret(shop: &Shop, redis: &mut RedisServer) {
+/// No key contains a token, or anything from which a token could be guessed.
+pub async fn keys_contain_no_token(shop: &Shop, redis: &mut RedisServer) {
     let token = "tok-0123456789";
     let authorization = format!("Bearer {token}");
     let headers = [JSON, ("authorization", authorization.as_str())];
@@ -142,8 +142,8 @@ pub async fn tokens_stay_secret(shop: &Shop, redis: &mut RedisServer) {
     assert!(!shop.stderr().contains(token), "{}", shop.stderr());
 }
 
-/// Bytes of another program, or of another version, are a miss and are replaced.
-pub async fn what_cannot_be_read_is_a_miss(shop: &Shop, redis: &mut RedisServer) {
+/// Records of another program or version are misses, and are replaced.
+pub async fn unreadable_records_are_misses(shop: &Shop, redis: &mut RedisServer) {
     let mut connection = connect(redis).await;
     for (id, fresh) in [(1, true), (2, false)] {
         let path = format!("/products/{id}");
@@ -155,7 +155,7 @@ pub async fn what_cannot_be_read_is_a_miss(shop: &Shop, redis: &mut RedisServer)
         assert_eq!(shop.get(&path).await.ok().json(), product(id));
         assert_eq!(shop.get(&path).await.expect_hit().json(), product(id));
     }
-    // In the middle of a real entry, byte by byte: whatever can still be read is never another answer.
+    // Flips each byte of a real entry. Bytes that can still be read never give another response.
     shop.get("/config").await.expect_miss();
     let key = format!("{PREFIX}:{{config}}:config");
     let entry: Vec<u8> = connection.get(&key).await.unwrap();
@@ -163,7 +163,7 @@ pub async fn what_cannot_be_read_is_a_miss(shop: &Shop, redis: &mut RedisServer)
         let () = connection.set(&key, &entry[..length]).await.unwrap();
         assert_eq!(shop.get("/config").await.ok().json(), json!({ "theme": "dark" }), "cut to {length}");
     }
-    // Not even a string.
+    // A value that is not even a string.
     let key = format!("{PREFIX}:{{products}}:products:3");
     let () = connection.rpush(&key, "a list").await.unwrap();
     assert_eq!(shop.get("/products/3").await.ok().json(), product(3));

@@ -1,4 +1,4 @@
-//! What belongs to one user is served to no other.
+//! Private routes: one user's responses are never served to another.
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::http::{Answer, JSON};
 use crate::shop::Shop;
 
 /// Each token has an entry of its own, for reads and for writes.
-pub async fn users_never_meet(shop: &Shop) {
+pub async fn each_token_has_its_own_entry(shop: &Shop) {
     for user in ["alice", "bob"] {
         let miss = profile(shop, user).await.expect_miss();
         assert_eq!(miss.json()["user"], user);
@@ -20,7 +20,7 @@ pub async fn users_never_meet(shop: &Shop) {
     }
     assert_eq!(shop.runs("profile").await, 2);
 
-    // One user's tag says nothing about another's answer.
+    // The tag of one user's response doesn't match another's.
     let alice = profile(shop, "alice").await.expect_hit();
     let condition = [("authorization", "Bearer bob"), ("if-none-match", alice.etag())];
     assert_eq!(shop.get_with("/me/profile", &condition).await.expect_hit().json()["user"], "bob");
@@ -40,8 +40,8 @@ pub async fn users_never_meet(shop: &Shop) {
     assert_eq!(shop.runs("profile").await, 3);
 }
 
-/// Also when they all come at once and nothing is there yet.
-pub async fn users_never_meet_in_a_crowd(shop: &Shop) {
+/// The same for concurrent requests with a cold cache.
+pub async fn concurrent_users_get_their_own_responses(shop: &Shop) {
     let users = ["alice", "bob", "carol", "dave"];
     for answer in crowd(120, |n| async move {
         let user = users[n % users.len()];
@@ -58,8 +58,8 @@ pub async fn users_never_meet_in_a_crowd(shop: &Shop) {
     }
 }
 
-/// Nobody in particular has no entry, whatever else they send.
-pub async fn without_a_token_nothing_is_kept(shop: &Shop) {
+/// A request without a token has no entry, whatever other fields it has.
+pub async fn requests_without_a_token_are_not_cached(shop: &Shop) {
     profile(shop, "alice").await.expect_miss();
     for (field, value) in [
         ("x-nothing", "1"),

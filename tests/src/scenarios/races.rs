@@ -1,4 +1,4 @@
-//! What only goes wrong when things happen at once.
+//! Concurrent requests to one shop.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::{crowd, product};
 use crate::http::JSON;
 use crate::shop::Shop;
 
-/// A hundred requests for something cold run the handler once.
-pub async fn a_crowd_runs_the_handler_once(shop: &Shop) {
+/// A hundred requests for a cold entry run the handler once.
+pub async fn concurrent_requests_run_the_handler_once(shop: &Shop) {
     for answer in crowd(100, async |_| shop.get("/slow/9").await.ok()).await {
         assert_eq!(answer.json(), json!({ "id": 9, "value": "old-9" }));
         assert!(matches!(answer.cache(), "HIT" | "MISS"), "{answer:?}");
@@ -27,13 +27,13 @@ pub async fn a_crowd_runs_the_handler_once(shop: &Shop) {
     }
     assert_eq!(shop.runs("get_product").await, 1);
 
-    // The same inside a handler.
+    // The same inside a handler, through the backend.
     crowd(100, async |_| shop.get("/dashboard/5").await.ok()).await;
     assert_eq!((shop.runs("orders:5").await, shop.runs("reco:5").await), (1, 1));
 }
 
-/// Who asks for a fresh answer doesn't get one that was begun before.
-pub async fn no_cache_joins_no_earlier_flight(shop: &Shop) {
+/// A request with `no-cache` doesn't get the response of a fill that started earlier.
+pub async fn no_cache_request_does_not_join_an_earlier_fill(shop: &Shop) {
     let early = shop.get("/slow/3");
     let late = async {
         sleep(Duration::from_millis(80)).await;
@@ -45,24 +45,24 @@ pub async fn no_cache_joins_no_earlier_flight(shop: &Shop) {
     assert_eq!(shop.runs("slow:3").await, 2);
 }
 
-/// Four hundred views at once are four hundred views.
-pub async fn no_view_is_lost(shop: &Shop) {
+/// Four hundred concurrent updates count to four hundred.
+pub async fn concurrent_updates_are_all_counted(shop: &Shop) {
     let views: BTreeSet<u64> = crowd(400, async |_| view(shop).await).await.into_iter().collect();
     assert_eq!(views, (1..=400).collect());
     assert_eq!(view(shop).await, 401);
 }
 
-/// Records a view of product 1 and answers the count.
+/// Records a view of product 1 and returns the count.
 pub(super) async fn view(shop: &Shop) -> u64 {
     let answer = shop.request(Method::POST, "/products/1/view", &[], "").await.ok();
     answer.json()["views"].as_u64().unwrap()
 }
 
-/// A handler reads the old value, and is still busy when the value changes: once the change has been answered, nobody
-/// gets the old value again, be it from the store or from the flight.
-pub async fn fills_never_outlive_an_eviction(shop: &Shop) {
+/// A handler that read the old value is still running when the value changes. Once the change is answered, the old value is
+/// not served again, neither from the store nor from the fill.
+pub async fn fill_that_overlaps_an_eviction_is_not_stored(shop: &Shop) {
     for round in 0..3 {
-        // The change lands at another moment of every flight: before it, at its beginning, in its middle, at its end.
+        // The change happens at another moment of each fill: before it, at its beginning, in its middle, at its end.
         crowd(36, async |n| {
             let id = round * 100 + n;
             let path = format!("/slow/{id}");
@@ -78,7 +78,7 @@ pub async fn fills_never_outlive_an_eviction(shop: &Shop) {
             };
             join(fills, change).await;
             assert_new(shop, &path).await;
-            // And it is stored again, unless the last flight was refused: then by now.
+            // The value is stored again, unless the last fill was refused. Then the read above stored it.
             assert_new(shop, &path).await;
             shop.get(&path).await.expect_hit();
         })
@@ -91,8 +91,8 @@ async fn assert_new(shop: &Shop, path: &str) {
     assert_eq!(answer.json()["value"], "new", "stale: {answer:?}");
 }
 
-/// Once a write has been answered, no read that begins after it answers anything older, while readers keep coming.
-pub async fn reads_follow_writes(shop: &Shop) {
+/// Once a write is answered, no later read returns an older value, while reads go on.
+pub async fn reads_after_a_write_return_the_new_value(shop: &Shop) {
     join_all((1..=4).map(async |id| {
         let path = format!("/products/{id}");
         let writing = async {
@@ -121,8 +121,8 @@ pub async fn reads_follow_writes(shop: &Shop) {
     .await;
 }
 
-/// However overlapping writes end in the database, the cache agrees with it.
-pub async fn overlapping_writes_end_alike(shop: &Shop) {
+/// In whatever order overlapping writes reach the database, the cache agrees with it.
+pub async fn overlapping_writes_leave_cache_and_origin_equal(shop: &Shop) {
     for round in 0..40 {
         crowd(6, async |writer| {
             shop.put("/products/7", &json!({ "round": round, "writer": writer })).await.ok();
@@ -136,8 +136,8 @@ pub async fn overlapping_writes_end_alike(shop: &Shop) {
     }
 }
 
-/// The client whose request runs the handler hangs up: the others get their answers, and from that one run.
-pub async fn a_leader_that_hangs_up_strands_nobody(shop: &Shop) {
+/// The client whose request runs the handler disconnects. The others get the response of that same run.
+pub async fn leader_disconnect_does_not_block_followers(shop: &Shop) {
     let leader = shop.hang_up(Method::GET, "/slow/1", &[], "", Duration::from_millis(80));
     let others = async {
         sleep(Duration::from_millis(30)).await;
@@ -151,15 +151,16 @@ pub async fn a_leader_that_hangs_up_strands_nobody(shop: &Shop) {
     assert_eq!(shop.runs("slow:1").await, 1);
     shop.get("/slow/1").await.expect_hit();
 
-    // Alone, too: what it began is finished, or begun again, but nobody waits for the dead.
+    // Also without followers: the handler finishes or runs again, and the next request doesn't wait for the client that
+    // left.
     shop.hang_up(Method::GET, "/slow/2", &[], "", Duration::from_millis(50)).await;
     let answer = shop.get("/slow/2").await.ok();
     assert!(answer.took < Duration::from_secs(1), "{answer:?}");
     shop.get("/slow/2").await.expect_hit();
 }
 
-/// A client hangs up at any moment of its write: the value may have changed or not, but the cache agrees with it.
-pub async fn a_writer_that_hangs_up_leaves_nothing_old(shop: &Shop) {
+/// A client disconnects at any moment of its write. Whether or not the value changed, the cache agrees with the database.
+pub async fn writer_disconnect_leaves_no_old_entry(shop: &Shop) {
     let ids: Vec<u64> = (100..160).collect();
     for &id in &ids {
         shop.get(&format!("/products/{id}")).await.expect_miss();
@@ -170,13 +171,13 @@ pub async fn a_writer_that_hangs_up_leaves_nothing_old(shop: &Shop) {
         let after = Duration::from_micros(n as u64 * 50);
         shop.hang_up(method, &format!("/products/{id}"), &[JSON], body, after).await;
     }
-    // Time for what was begun to end.
+    // Leaves time for the writes to end.
     sleep(Duration::from_millis(500)).await;
     for id in ids {
         agree(shop, id).await;
     }
 
-    // The same with a slow fill under way: the value changed, so the flight's answer may not stay.
+    // The same during a slow fill: the value changed, so the response of the fill must not stay.
     crowd(20, async |n| {
         let path = format!("/slow/{}", 500 + n);
         let fill = shop.get(&path);
@@ -194,14 +195,14 @@ pub async fn a_writer_that_hangs_up_leaves_nothing_old(shop: &Shop) {
     .await;
 }
 
-/// Panics unless the cache and the origin give the same answer for a product, or none alike.
+/// Panics unless the cache and the origin give the same response for a product.
 pub(super) async fn agree(shop: &Shop, id: u64) {
     let cached = shop.get(&format!("/products/{id}")).await;
     let origin = shop.get(&format!("/products-uncached/{id}")).await;
     assert_eq!((cached.status, &cached.body), (origin.status, &origin.body), "{cached:?}");
 }
 
-/// Asks until the answer is a hit, and panics if that takes too long. Every answer on the way must have this body.
+/// Sends requests until one is a hit, and panics after `within`. Every response must have this body.
 pub(super) async fn until_hit(shop: &Shop, path: &str, within: Duration, expected: &Value) {
     let began = Instant::now();
     loop {

@@ -1,12 +1,12 @@
-//! What a request may ask of the cache (RFC 9111 §5.2.1), and requests that are none of its business.
+//! `Cache-Control` in requests (RFC 9111 §5.2.1), and requests that bypass the cache.
 
 use http::Method;
 
 use super::product;
 use crate::shop::Shop;
 
-/// `no-store` neither reads nor writes the cache.
-pub async fn no_store_keeps_out(shop: &Shop) {
+/// With `no-store`, the cache is neither read nor written.
+pub async fn no_store_request_bypasses_the_cache(shop: &Shop) {
     let no_store = [("cache-control", "no-store")];
     assert_eq!(shop.get_with("/products/7", &no_store).await.ok().expect_bypass().json(), product(7));
     shop.get("/products/7").await.expect_miss();
@@ -19,8 +19,8 @@ pub async fn no_store_keeps_out(shop: &Shop) {
     shop.get("/products/7").await.expect_hit();
 }
 
-/// `no-cache` and `max-age=0` run the handler and store what it says.
-pub async fn no_cache_refreshes(shop: &Shop) {
+/// With `no-cache` or `max-age=0`, the handler runs and its response is stored.
+pub async fn no_cache_request_refreshes_the_entry(shop: &Shop) {
     shop.get("/products/7").await.expect_miss();
     let mut runs = 1;
     for directives in [
@@ -40,13 +40,13 @@ pub async fn no_cache_refreshes(shop: &Shop) {
     }
     let lines = [("cache-control", "max-age=100"), ("cache-control", "no-cache")];
     shop.get_with("/products/7", &lines).await.expect_miss();
-    // On a cold key too, and it is kept.
+    // Also if nothing was stored: the response is stored.
     shop.get_with("/products/8", &[("cache-control", "no-cache")]).await.expect_miss();
     shop.get("/products/8").await.expect_hit();
 }
 
-/// What isn't understood is ignored; a `max-age` that is no number may be taken either way, but breaks nothing.
-pub async fn unknown_directives_change_nothing(shop: &Shop) {
+/// Unknown directives are ignored. A `max-age` that is not a number may be read either way, but must not fail.
+pub async fn unknown_directives_are_ignored(shop: &Shop) {
     shop.get("/products/7").await.expect_miss();
     for directives in [
         "",
@@ -72,15 +72,16 @@ pub async fn unknown_directives_change_nothing(shop: &Shop) {
     shop.get("/products/7").await.expect_hit();
 }
 
-/// A part is cut from the whole, which fills if nothing is stored. An answer to content is the handler's business.
-pub async fn parts_are_cut_and_content_bypasses(shop: &Shop) {
-    // Cold: nothing is stored.
+/// A range is cut from the whole response, which is filled first if it isn't stored. A request with content bypasses the
+/// cache.
+pub async fn ranges_are_cut_from_the_entry_and_content_bypasses(shop: &Shop) {
+    // Nothing is stored.
     let range = [("range", "bytes=0-3")];
     shop.request(Method::GET, "/products/7", &[], "content").await.ok().expect_bypass();
     let part = shop.get_with("/products/7", &range).await;
     assert_eq!((part.cache(), part.status.as_u16(), part.body.len()), ("MISS", 206, 4));
     assert_eq!(shop.runs("get_product").await, 2);
-    // Warm: the part is there, and content is still the handler's.
+    // The response is stored, and a request with content still goes to the handler.
     let whole = shop.get("/products/7").await.expect_hit().body;
     let part = shop.get_with("/products/7", &range).await;
     assert_eq!((part.cache(), part.status.as_u16(), &part.body[..]), ("HIT", 206, &whole[..4]));
@@ -90,8 +91,8 @@ pub async fn parts_are_cut_and_content_bypasses(shop: &Shop) {
     assert_eq!(shop.get("/products/7").await.expect_hit().json(), product(7));
 }
 
-/// A route that is declared public serves everybody the same, whoever they are.
-pub async fn credentials_share_what_is_public(shop: &Shop) {
+/// A public route serves the same entry to all users.
+pub async fn credentials_share_entries_of_a_public_route(shop: &Shop) {
     shop.get_with("/products/7", &[("authorization", "Bearer alice")]).await.expect_miss();
     shop.get("/products/7").await.expect_hit();
     shop.get_with("/products/7", &[("authorization", "Bearer bob")]).await.expect_hit();

@@ -1,4 +1,4 @@
-//! Two shops, one Redis. Each has data of its own, as if its database were a replica that lags behind.
+//! Two shops over one Redis. Each has its own data, as if its database were a replica that lags behind.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::races::view;
 use crate::http::JSON;
 use crate::shop::Shop;
 
-/// One shop's answers are hits in the other, with the same tag and the lifetime that is left.
-pub async fn what_one_stores_the_other_serves(one: &Shop, other: &Shop) {
+/// A response of one shop is a hit in the other, with the same tag and the remaining lifetime.
+pub async fn entry_of_one_shop_is_a_hit_in_the_other(one: &Shop, other: &Shop) {
     for path in ["/products/7", "/products?limit=2", "/config", "/greeting", "/big"] {
         let miss = one.get(path).await.expect_miss();
         let hit = other.get(path).await.expect_hit();
@@ -22,7 +22,7 @@ pub async fn what_one_stores_the_other_serves(one: &Shop, other: &Shop) {
     }
     let written = one.put("/products/8", &json!({ "name": "new" })).await.expect_miss();
     assert_eq!(other.get("/products/8").await.expect_hit().body, written.body);
-    // It has that product otherwise; the cache is what they share.
+    // The other shop's own data differ: only the cache is shared.
     assert_ne!(other.get("/products-uncached/8").await.ok().body, written.body);
     one.get("/items/2").await.ok();
     other.get("/items/2").await.ok();
@@ -35,8 +35,8 @@ pub async fn what_one_stores_the_other_serves(one: &Shop, other: &Shop) {
     assert_eq!(other.get_with("/me/profile", &alice).await.ok().json()["user"], "alice");
 }
 
-/// One shop's evictions are the other's.
-pub async fn what_one_evicts_is_gone_for_both(one: &Shop, other: &Shop) {
+/// An eviction by one shop applies to the other.
+pub async fn eviction_by_one_shop_applies_to_both(one: &Shop, other: &Shop) {
     for path in ["/products/7", "/products/8", "/products"] {
         one.get(path).await.expect_miss();
         other.get(path).await.expect_hit();
@@ -44,7 +44,7 @@ pub async fn what_one_evicts_is_gone_for_both(one: &Shop, other: &Shop) {
     one.delete("/products/7").await.ok();
     other.get("/products/7").await.expect_miss();
     other.get("/products/8").await.expect_hit();
-    // The one that has no such product any more is served the other's.
+    // The shop that deleted the product serves the other's entry.
     one.get("/products/7").await.expect_hit();
     other.delete("/products/7").await.ok();
     one.get("/products/7").await.expect_status(StatusCode::NOT_FOUND);
@@ -61,8 +61,8 @@ pub async fn what_one_evicts_is_gone_for_both(one: &Shop, other: &Shop) {
     assert_eq!((one.runs("orders:5").await, one.runs("reco:5").await), (2, 1));
 }
 
-/// A hundred cold requests, fifty to each: one run in all.
-pub async fn a_crowd_over_both_runs_the_handler_once(one: &Shop, other: &Shop) {
+/// A hundred cold requests, fifty to each shop, run the handler once.
+pub async fn concurrent_requests_to_both_run_the_handler_once(one: &Shop, other: &Shop) {
     for answer in crowd(100, async |n| [one, other][n % 2].get("/slow/9").await.ok()).await {
         assert_eq!(answer.json()["value"], "old-9");
         assert!(answer.took < Duration::from_secs(3), "{answer:?}");
@@ -70,16 +70,16 @@ pub async fn a_crowd_over_both_runs_the_handler_once(one: &Shop, other: &Shop) {
     assert_eq!(one.runs("slow:9").await + other.runs("slow:9").await, 1);
 }
 
-/// One shop's handler is busy with the old value when the other evicts: the old value is never stored.
-pub async fn fills_never_outlive_the_others_eviction(one: &Shop, other: &Shop) {
+/// The handler of one shop holds the old value when the other evicts. The old value is never stored.
+pub async fn fill_that_overlaps_the_other_shops_eviction_is_not_stored(one: &Shop, other: &Shop) {
     for round in 0..3 {
         crowd(30, async |n| {
             let id = round * 100 + n;
             let path = format!("/slow/{id}");
             let fill = async { one.get(&path).await.ok() };
             let change = async {
-                // The handler of `one` has read the value when the other changes and evicts it. That is the only old
-                // value there will be, so where `other` answers it, it was stored after the eviction.
+                // The handler of `one` has read the value when `other` changes and evicts it. No other run reads the old
+                // value, so if `other` serves it, it was stored after the eviction.
                 let counter = format!("slow:{id}");
                 while one.runs(&counter).await == 0 {
                     sleep(Duration::from_millis(1)).await;
@@ -98,8 +98,8 @@ pub async fn fills_never_outlive_the_others_eviction(one: &Shop, other: &Shop) {
     }
 }
 
-/// Two hundred views in each shop are four hundred.
-pub async fn no_view_is_lost_over_both(one: &Shop, other: &Shop) {
+/// Two hundred updates by each shop count to four hundred.
+pub async fn concurrent_updates_by_both_are_all_counted(one: &Shop, other: &Shop) {
     let views: BTreeSet<u64> =
         crowd(400, async |n| view([one, other][n % 2]).await).await.into_iter().collect();
     assert_eq!(views, (1..=400).collect());

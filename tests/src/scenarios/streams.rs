@@ -1,4 +1,4 @@
-//! Answers that can't be stored.
+//! Responses that can't be stored.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout};
 use super::crowd;
 use crate::shop::Shop;
 
-/// Events arrive while they happen, for one listener and for several, and nobody gets those of another.
-pub async fn events_flow_at_once(shop: &Shop) {
+/// Events arrive as they happen, for one listener and for several. No listener gets the events of another.
+pub async fn events_are_streamed_without_delay(shop: &Shop) {
     let began = Instant::now();
     for _ in 0..2 {
         let listeners = crowd(3, async |_| {
@@ -28,14 +28,14 @@ pub async fn events_flow_at_once(shop: &Shop) {
             assert_eq!((&first[..], &second[..], &third[..]), ("data: 0\n\n", "data: 1\n\n", "data: 2\n\n"));
         }
     }
-    // Twice two pauses of 100 ms, and patience for a busy machine.
+    // Two pauses of 100 ms for each of two listeners, and a margin for a busy machine.
     assert!(began.elapsed() < Duration::from_secs(3), "took {:?}", began.elapsed());
     assert_eq!(shop.runs("events").await, 6);
-    // Endless answers hold up nothing else.
+    // Endless responses don't block other requests.
     shop.get("/products/1").await.expect_miss();
 }
 
-/// A cookie is for the one who got it, also when many ask at once.
+/// A cookie goes only to the client it was made for, also with concurrent requests.
 pub async fn cookies_are_never_stored(shop: &Shop) {
     let mut cookies = BTreeSet::new();
     for _ in 0..3 {
