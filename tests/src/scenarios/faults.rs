@@ -81,10 +81,7 @@ pub async fn evictions_during_an_outage_hold_after_it(shop: &Shop, redis: &mut R
 }
 
 /// The same, when the client disconnects before its write is answered.
-pub async fn writer_disconnect_during_an_outage_leaves_no_old_entry(
-    shop: &Shop,
-    redis: &mut RedisServer,
-) {
+pub async fn writer_disconnect_during_an_outage_leaves_no_old_entry(shop: &Shop, redis: &mut RedisServer) {
     let ids = 1..=12;
     for id in ids.clone() {
         shop.get(&format!("/products/{id}")).await.expect_miss();
