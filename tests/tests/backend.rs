@@ -119,7 +119,7 @@ on_every_store! {
             if run == 1 { Err("first") } else { Ok(run) }
         }))).await;
         assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 1);
-        // The others compute at once, and what one of them computed is stored.
+        // The others compute concurrently, and one of their values is stored.
         assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 9);
         let stored = backend.get::<usize>("k").await.expect("one of them stores");
         assert!(answers.contains(&Ok(stored)));
@@ -166,7 +166,7 @@ on_every_store! {
 
     async fn no_update_is_lost(fixture) {
         let one = fixture.larder.backend().group("analytics");
-        // A second cache on the same store is what a second process would be.
+        // A second cache on the same store, like that of a second process.
         let two = match &fixture.redis {
             Some(redis) => Larder::redis(&redis.url()).unwrap().backend().group("analytics"),
             None => one.clone(),
@@ -339,7 +339,7 @@ async fn a_store_that_is_down_is_a_miss_and_an_error_for_those_who_ask() {
     let unavailable = |error: &CacheError| {
         matches!(error, CacheError::Store(StoreError::Unavailable(_) | StoreError::Timeout(_)))
     };
-    // What waits to be evicted is known to be absent, without asking; so ask for something else.
+    // An entry whose eviction is pending is a miss without asking the store, so use another key.
     let backend = backend.group("h");
     assert!(unavailable(&backend.try_get::<u64>("k").await.unwrap_err()));
     assert!(unavailable(&backend.update("k", 60, |old: Option<u64>| old.unwrap_or(0)).await.unwrap_err()));
@@ -352,7 +352,7 @@ async fn a_store_that_is_down_is_a_miss_and_an_error_for_those_who_ask() {
     assert_eq!(runs.total(), 1);
 }
 
-/// A group that can't be is a bug of the caller, so the panic names the caller's line.
+/// An invalid group is a bug of the caller, so the panic names the caller's line.
 #[test]
 fn a_bad_group_is_blamed_on_the_one_who_said_it() {
     let (send, receive) = std::sync::mpsc::channel();

@@ -1,4 +1,5 @@
-//! One run for many requests, and no old answer after an eviction: whoever hangs up, fails, panics or overlaps.
+//! Request coalescing: one run for many requests, and no old response after an eviction, whichever request disconnects, fails,
+//! panics or overlaps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use tokio::time::sleep;
 
 const SLOW: Duration = Duration::from_millis(60);
 
-/// A value behind a slow reader, as a database would be: what is read is what stood there when reading began.
+/// A value with slow reads, as in a database: a read returns the value at the time it began.
 #[derive(Clone, Default)]
 struct Database {
     value: Arc<AtomicU64>,
@@ -66,7 +67,7 @@ on_every_store! {
     async fn leader_disconnect_does_not_block_followers(fixture) {
         let database = Database::default();
         let app = database.router(&fixture.larder, SLOW);
-        // The first request is polled until its handler runs, and then dropped, as a server does with a lost client.
+        // The first request is polled until its handler runs, and then dropped, as a server does when the client disconnects.
         assert!(tokio::time::timeout(SLOW / 3, get(&app, "/x")).await.is_err());
         let answers = join_all((0..20).map(|_| get(&app, "/x"))).await;
         assert!(answers.iter().all(|answer| answer.cache() == "HIT" && answer.text() == "0"));
@@ -117,7 +118,7 @@ on_every_store! {
         let app = Router::new().route("/x", get_route(handler.layer(cache(&fixture.larder).ttl(60))));
         let started = tokio::time::Instant::now();
         join_all((0..20).map(|_| get(&app, "/x"))).await;
-        // One to find out, and then all the others at once.
+        // One run shows that the response can't be shared. Then all others run concurrently.
         assert!(started.elapsed() < SLOW * 10, "{:?}", started.elapsed());
         assert_eq!(runs.total(), 20);
     }
@@ -145,7 +146,7 @@ on_every_store! {
             let fill = tokio::spawn({ let app = app.clone(); async move { get(&app, "/x").await } });
             sleep(SLOW / 3).await;
             let written = send(&app, method.clone(), "/x", &[]).await.text().to_owned();
-            // Also while the old fill is still in flight.
+            // Also while the old fill is still running.
             assert_eq!(get(&app, "/x").await.text(), written, "{method}");
             let old = fill.await.unwrap();
             assert_ne!(old.text(), written);
@@ -230,7 +231,7 @@ on_every_store! {
 
     async fn overlapping_writes_never_leave_the_losers_value(fixture) {
         let larder = &fixture.larder;
-        // Each write takes effect at once and answers after a time of its own, so answers come in any order.
+        // Each write takes effect at once and is answered after its own delay, so responses come in any order.
         for (first, second) in [(60, 20), (20, 60), (40, 40)] {
             let value = Arc::new(AtomicU64::new(0));
             let (reader, writer) = (Arc::clone(&value), Arc::clone(&value));
@@ -266,7 +267,7 @@ on_every_store! {
             let (app, done) = (app.clone(), Arc::clone(&done));
             tokio::spawn(async move {
                 while !done.load(Ordering::SeqCst) {
-                    // A hit in memory waits for nothing, so nothing else would make this task let others run.
+                    // A hit in memory never yields, so this task must do so to let others run.
                     tokio::task::yield_now().await;
                     assert_eq!(get(&app, "/x").await.status, StatusCode::OK);
                 }
@@ -307,9 +308,9 @@ async fn a_handler_that_hangs_holds_nobody_up_for_good() {
     };
     let app = Router::new().route("/x", get_route(handler.layer(cache(&larder).ttl(60))));
     assert!(tokio::time::timeout(Duration::from_millis(20), get(&app, "/x")).await.is_err());
-    // The client is gone. Others wait for a while, and then run by themselves.
+    // The client has disconnected. Other requests wait for a while, and then run the handler themselves.
     assert_eq!(get(&app, "/x").await.text(), "well");
-    // After the longest time that a fill may take, the key is free again, and closing waits for nobody.
+    // After the longest time that a fill may take, the key is free again, and `close` doesn't wait for the fill.
     sleep(Duration::from_millis(500)).await;
     get(&app, "/x").await;
     let hit = get(&app, "/x").await;
@@ -345,7 +346,7 @@ async fn a_client_that_is_gone_before_its_write_begins_does_not_stop_it() {
         for _ in 0..200 {
             get(&app, "/x").await;
             let before = database.value.load(Ordering::SeqCst);
-            // Polled once, and dropped before the task of its own had its turn.
+            // Polled once, and dropped before the write's own task ran.
             let _ = send(&app, method.clone(), "/x", &[]).now_or_never();
             while database.value.load(Ordering::SeqCst) == before {
                 tokio::task::yield_now().await;
@@ -357,11 +358,11 @@ async fn a_client_that_is_gone_before_its_write_begins_does_not_stop_it() {
     }
 }
 
-/// Where nothing was found for long, the look is left out. Nobody can tell by the answers.
+/// After many misses, the read before the lease is left out. Responses stay the same.
 mod without_looking {
     use super::*;
 
-    /// What a path is answered, by how its name begins. Everything else is a miss.
+    /// Responds by the path's name. All other paths are misses.
     fn app(fixture: &Fixture, runs: &Runs) -> Router {
         app_for(fixture, runs, 60)
     }
@@ -383,7 +384,7 @@ mod without_looking {
         Router::new().route("/x/{name}", get_route(handler.layer(layer)))
     }
 
-    /// Asks for what nobody asked for before until nobody looks any more.
+    /// Requests new paths, which are misses, until the read is left out.
     async fn miss(app: &Router, times: usize) {
         static NEW: AtomicU64 = AtomicU64::new(0);
         for _ in 0..times {

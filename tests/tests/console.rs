@@ -1,5 +1,5 @@
-//! The console, mounted in both frameworks: who gets in, and what it takes to evict. What it looks like is tested in a
-//! browser, by `tests/console/run`.
+//! The console, mounted in both frameworks: who may open it, and what an eviction requires. Its look is tested in a browser, by
+//! `tests/console/run`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use poem::{Endpoint, EndpointExt as _};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-/// What both consoles are asked: a method, a path, fields and a body.
+/// A request to both consoles: a method, a path, fields and a body.
 struct Asked<'a>(&'a str, &'a str, &'a [(&'a str, &'a str)], Value);
 
 struct Answered {
@@ -36,7 +36,7 @@ enum App {
     Poem(Arc<dyn poem::endpoint::DynEndpoint<Output = poem::Response>>),
 }
 
-/// In each framework, a shop with a console for those who say that they are staff.
+/// A shop in each framework, with a console for clients that claim to be staff.
 fn apps() -> [App; 2] {
     let is_staff = |request: &RequestView<'_>| request.headers.contains_key("x-staff");
 

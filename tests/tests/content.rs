@@ -1,4 +1,4 @@
-//! A GET with content goes past the cache, also over HTTP/2, which needs no field to announce it.
+//! A GET with content bypasses the cache, also over HTTP/2, where no field announces the content.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ async fn ask(client: &SendRequest<Body>, body: Body) -> Answer {
     Answer::of(response.map(axum::body::Body::new)).await
 }
 
-/// A handler answers with the content and the number of its run.
+/// Services whose handler answers with the content and the number of its run.
 async fn services() -> Vec<(&'static str, SocketAddr)> {
     let larder = Larder::memory();
     let runs = Runs::new();
@@ -101,7 +101,7 @@ async fn content_that_never_ends_holds_up_no_other_request() {
         let client = connect(address).await;
         let stuck = client.clone();
         let stuck = tokio::spawn(async move { ask(&stuck, frames("pears", false)).await });
-        // Until the server has it.
+        // Leaves time for the server to get it.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let answer = tokio::time::timeout(Duration::from_secs(3), ask(&client, none())).await;
         assert_eq!(answer.expect(name).text(), " 1", "{name}");

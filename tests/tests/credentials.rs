@@ -1,4 +1,4 @@
-//! Credentials in any field, and fields that send a request elsewhere: no answer that depends on them reaches another client.
+//! Credentials in any field, and fields that change a request's target: no response that depends on them reaches another client.
 
 use axum::Router;
 use axum::handler::Handler;
@@ -46,7 +46,7 @@ const ROUTING: [&str; 11] = [
     "x-rewrite-url",
 ];
 
-/// A handler that says which of the fields above it sees.
+/// A route whose handler lists the fields above that it sees.
 fn app(layer: Cache) -> Router {
     Router::new().route("/x", get_route(seen.layer(layer)))
 }
@@ -86,7 +86,7 @@ async fn the_handler_of_a_public_route_sees_no_credentials() {
             assert!(first.status.is_success());
             assert_eq!(get(&app, "/x").await.text(), "", "{method} {name}");
         }
-        // Past the cache the handler sees everything.
+        // When the request bypasses the cache, the handler sees all fields.
         let app = app(cache(&Larder::memory()).ttl(60).public());
         let past = send(&app, Method::GET, "/x", &[(name, "secret-1"), ("cache-control", "no-store")]).await;
         assert_eq!((past.cache(), past.text()), ("BYPASS", &*format!("{name} ")));
@@ -108,7 +108,7 @@ async fn no_stored_answer_depends_on_where_a_client_sends_its_request() {
             "authorization ",
             "{name}"
         );
-        // With the host in the key the handler may see what names it, and then it is part of the key, too.
+        // With the host in the key, the handler may see the fields that name it, which are then also in the key.
         let by_host = app(cache(&Larder::memory()).ttl(60).public().vary_by_host());
         send(&by_host, Method::GET, "/x", &[(name, "host=evil.example")]).await;
         assert_eq!(get(&by_host, "/x").await.text(), "", "{name}");
@@ -165,7 +165,7 @@ async fn a_write_keeps_its_credentials_for_its_handler() {
     let fields = [("authorization", "Bearer t"), ("x-forwarded-host", "evil.example")];
     assert_eq!(send(&app, Method::PUT, "/x", &fields).await.text(), "authorization ");
     assert_eq!(get(&app, "/x").await.cache(), "HIT");
-    // A method or a URI in a field may make it another request: its answer isn't stored.
+    // A method or a URI in a field may change what the request is, so its response isn't stored.
     for name in ["x-http-method-override", "x-original-url"] {
         let answer = send(&app, Method::PUT, "/x", &[(name, "DELETE")]).await;
         assert_eq!((answer.cache(), answer.text()), ("BYPASS", &*format!("{name} ")));

@@ -1,4 +1,4 @@
-//! Beside other layers: in the right order everything works together, and in the wrong one nothing leaks.
+//! The cache together with other layers. In the right order all features work; in the wrong order nothing leaks.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ async fn compression_inside_the_cache_gives_nobody_a_coding_he_did_not_ask_for()
     for _ in 0..2 {
         let zipped = send(&app, Method::GET, "/x", &GZIP).await;
         assert_eq!((zipped.header("content-encoding"), &zipped.body[..2]), ("gzip", &[0x1f, 0x8b][..]));
-        // Its length isn't known beforehand, so it isn't stored: that is what the wrong order costs.
+        // Its length isn't known beforehand, so it isn't stored. That is the cost of the wrong order.
         assert_eq!(zipped.cache(), "BYPASS");
         let plain = get(&app, "/x").await;
         assert_eq!((plain.header("content-encoding"), plain.text()), ("", long_text()));
@@ -118,7 +118,7 @@ async fn cors_inside_is_stored_by_origin() {
     assert_eq!(runs.total(), 2);
 }
 
-/// Lets those in whose token isn't revoked.
+/// Rejects requests whose token is missing or revoked.
 async fn authenticate(request: Request, next: Next) -> Response {
     match request.headers().get("authorization").map(|value| value.as_bytes()) {
         Some(b"Bearer alice") => next.run(request).await,
@@ -126,7 +126,7 @@ async fn authenticate(request: Request, next: Next) -> Response {
     }
 }
 
-/// What the handler does for itself where nobody stands outside.
+/// Checks the token in the handler, for apps without an authentication layer.
 async fn secret(headers: HeaderMap) -> Response {
     match headers.get("authorization").map(|value| value.as_bytes()) {
         Some(b"Bearer alice" | b"Bearer bob") => "secret".into_response(),
@@ -160,7 +160,7 @@ async fn private_alone_authorises_nobody() {
     let ask = async || send(&app, Method::GET, "/x", &[("authorization", "Bearer alice")]).await;
     ask().await;
     revoked.store(true, std::sync::atomic::Ordering::SeqCst);
-    // A hit skips the handler, and the check in it. That is why checks belong outside.
+    // A hit skips the handler and its check. That is why authentication belongs outside the cache.
     assert_eq!(ask().await.text(), "secret");
 }
 
@@ -238,7 +238,7 @@ async fn compression_outside_leaves_a_304_alone() {
 async fn what_is_compressed_with_a_length_is_stored_for_each_coding_alone() {
     let runs = Runs::new();
     let counted = runs.clone();
-    // As a handler that serves compressed files would: it knows the length.
+    // Like a handler that serves compressed files, it knows the length.
     let files = move |headers: HeaderMap| async move {
         counted.count();
         match headers.get("accept-encoding").is_some_and(|value| value == "gzip") {
@@ -304,7 +304,7 @@ async fn tracing_outside_sees_hits() {
     assert_eq!((seen.total(), runs.total()), (3, 1));
 }
 
-/// Serves a router on a socket, for as long as the test runs.
+/// Serves a router on a socket until the test ends.
 async fn serve(app: Router) -> Http {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

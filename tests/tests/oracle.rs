@@ -1,8 +1,8 @@
 //! An oracle for stores: several processes change, evict and update through one cache, while single keys vanish, the server
-//! stalls, and invalidation messages are late. No read that began after a confirmed eviction is older than it, and no confirmed
-//! update is lost.
+//! stalls, and invalidation messages are late. No read that starts after a confirmed eviction returns an older value, and no
+//! confirmed update is lost.
 //!
-//! `LARDER_ORACLE_SECONDS` says how long the long runs take: `cargo test -p larder-tests --test oracle -- --ignored`.
+//! `LARDER_ORACLE_SECONDS` sets the length of the long runs: `cargo test -p larder-tests --test oracle -- --ignored`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,20 +14,20 @@ use tokio::time::sleep;
 
 const PREFIX: &str = "oracle:cache";
 
-/// How many processes there are, and how many of them have a tier.
+/// The number of processes.
 const PROCESSES: usize = 3;
 
-/// The counters that nothing vanishes from, and the one that does.
+/// The counters that are never deleted, and the one that is.
 const STEADY: [u64; 2] = [0, 1];
 const VANISHING: u64 = 2;
 
-/// The number at the end of a record.
+/// Returns the number at the end of a record.
 fn trailing_number(record: &[u8]) -> u64 {
     let digits = record.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
     std::str::from_utf8(&record[record.len() - digits..]).unwrap().parse().unwrap_or(0)
 }
 
-/// Lets single keys go, behind the cache's back. What a counter held is added up in the oracle.
+/// Deletes single keys without the cache's knowledge. Adds the value of a deleted counter to the oracle.
 async fn keys_vanish(server: &RedisServer, oracle: &RedisServer) {
     let (mut cache, mut oracle) = (looking_on(&server.url()).await, looking_on(&oracle.url()).await);
     loop {
@@ -62,7 +62,7 @@ async fn keys_vanish(server: &RedisServer, oracle: &RedisServer) {
     }
 }
 
-/// Lets the server hang, or refuse to answer, now and then.
+/// Makes the server hang, or refuse commands, from time to time.
 async fn servers_stall(server: &RedisServer) {
     let mut cache = looking_on(&server.url()).await;
     loop {
@@ -80,7 +80,7 @@ async fn servers_stall(server: &RedisServer) {
     }
 }
 
-/// Invalidation messages are late, now less, now more, and at times nothing passes at all.
+/// Delays invalidation messages by changing times, and sometimes holds all traffic.
 async fn messages_are_late(proxy: &Proxy) {
     loop {
         proxy.turn(Weather::LateNews(Duration::from_millis(fastrand::u64(0..120))));
@@ -100,7 +100,7 @@ struct Counts {
     stale: u64,
 }
 
-/// Runs the processes to their end, and adds up what they print.
+/// Runs the processes until they exit, and adds up the numbers that they print.
 async fn work(urls: Vec<String>, oracle: String, kinds: [&'static str; PROCESSES], seconds: u64) -> Counts {
     tokio::task::spawn_blocking(move || {
         let workers: Vec<_> = kinds
@@ -165,7 +165,7 @@ async fn consult(kinds: [&'static str; PROCESSES], seconds: u64) {
         };
         let (tried, made, vanished) = (ask("tried").await, ask("made").await, ask("vanished").await);
         println!("u{n}: {left} left and {vanished} vanished, of {made} confirmed and {tried} tried");
-        // An update that read before its key vanished wrote what vanished once more.
+        // An update that had read the counter before it vanished wrote the vanished count again.
         if left + vanished < made || (n != VANISHING && left > tried) {
             lost.push((n, left, vanished, made, tried));
         }

@@ -1,5 +1,5 @@
-//! What an outage of Redis costs a busy service: requests per second of a route with a cache, and of the same route without
-//! one beside it, second for second.
+//! The cost of a Redis outage for a busy service: requests per second of a route with a cache, compared each second with the same
+//! route without one.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -21,20 +21,20 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 const CLIENTS: usize = 32;
 
-/// How many products each client asks for, in turn. No two clients share one: a cache makes one run of several requests
-/// for the same, outage or not, and that would flatter it.
+/// The number of products that each client requests in turn. No two clients share a product: the cache would run the handler once
+/// for several requests, with or without an outage, and look better than it is.
 const PRODUCTS: usize = 10;
 
 const WINDOW: Duration = Duration::from_secs(1);
 const WINDOWS: usize = 5;
 
-/// An outage may cost this long whatever it likes.
+/// The first part of an outage, which is not measured.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What a service with a cache must at least do of what it does without, in each second.
+/// The least throughput with a cache in each second, as a share of the throughput without one.
 const SHARE: f64 = 0.8;
 
-/// A service and its clients on a thread of their own, so that two of them share the processor fairly.
+/// A service and its clients on their own thread, so that two services share the processor fairly.
 struct Service {
     progress: Arc<Progress>,
     thread: Option<JoinHandle<()>>,
@@ -60,14 +60,14 @@ impl Service {
         self.progress.answered.load(Ordering::Relaxed)
     }
 
-    /// Stops the clients, and panics if one of them ever got a wrong answer or none.
+    /// Stops the clients. Panics if a client ever got a wrong response or none.
     fn stop(mut self) {
         self.progress.is_over.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().expect("every answer is the handler's own");
     }
 }
 
-/// Ends a service whose test fails, too.
+/// Stops the service also if the test fails.
 impl Drop for Service {
     fn drop(&mut self) {
         self.progress.is_over.store(true, Ordering::Relaxed);
@@ -88,7 +88,7 @@ fn app(larder: Option<Larder>, work: Duration) -> Router {
     Router::new().route("/products/{id}", route)
 }
 
-/// All of one length, so that clients know where it ends.
+/// All bodies have the same length, so that clients know where they end.
 fn body(id: usize) -> String {
     format!("product {id:>500}")
 }
@@ -105,7 +105,7 @@ async fn run(app: Router, progress: Arc<Progress>) {
     server.abort();
 }
 
-/// Asks over and over, on one connection, and looks at every byte of the body.
+/// Sends requests on one connection, and checks every byte of each body.
 async fn client(port: u16, number: usize, progress: Arc<Progress>) {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -135,7 +135,7 @@ async fn client(port: u16, number: usize, progress: Arc<Progress>) {
     }
 }
 
-/// What becomes of Redis.
+/// The way in which Redis fails.
 #[derive(Clone, Copy, Debug)]
 enum Outage {
     Killed,
@@ -144,7 +144,7 @@ enum Outage {
     Slow,
 }
 
-/// Prints a row of the table, and answers the ratios of its windows.
+/// Prints a row of the table, and returns the ratio of each second.
 async fn measure(outage: Outage, work: Duration) -> Vec<f64> {
     let mut server = RedisServer::start();
     let proxy = Proxy::to(server.port()).await;
@@ -156,7 +156,7 @@ async fn measure(outage: Outage, work: Duration) -> Vec<f64> {
     let bare = Service::start(None, work);
     let hits = || cached.progress.hits.load(Ordering::Relaxed);
     let began = Instant::now();
-    // Until every product was asked for again.
+    // Until every product has been a hit.
     while hits() < (CLIENTS * PRODUCTS) as u64 {
         assert!(began.elapsed() < 10 * WINDOW, "{} hits before the outage", hits());
         sleep(WINDOW / 10).await;
@@ -196,9 +196,9 @@ fn median(ratios: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// A handler that waits as if for a database, and one that does nothing at all. The first shows what an outage makes
-/// requests wait for. The second is as good as its processor time, of which a cache takes some: it is printed, but a busy
-/// machine and a debug build have too much of a say in it to be held to anything.
+/// The first handler waits, as for a database, and shows how long an outage makes requests wait. The second does nothing, so its
+/// throughput depends only on the processor, of which a cache takes a part. Its ratios are printed but not checked: they depend
+/// too much on the load of the machine and on the debug build.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "slow"]
 async fn an_outage_leaves_a_service_its_throughput() {
@@ -206,7 +206,7 @@ async fn an_outage_leaves_a_service_its_throughput() {
     println!("|---|--:|---|--:|--:|");
     for outage in [Outage::Killed, Outage::Stopped, Outage::BlackHole, Outage::Slow] {
         let ratios = measure(outage, Duration::from_millis(20)).await;
-        // The machine may have something else to do for one second, but not for two.
+        // The machine may be busy for one second, but not for two.
         let poor = ratios.iter().filter(|ratio| **ratio < SHARE).count();
         assert!(poor <= 1, "{outage:?}: {ratios:.2?}");
         measure(outage, Duration::ZERO).await;

@@ -1,4 +1,5 @@
-//! The same routes, asked the same, answer the same through every adapter and on every store. A new row tests them all.
+//! The same requests to the same routes have the same responses through every adapter and on every store. A new row tests all of
+//! them.
 
 use http::Method;
 use larder_core::default_key;
@@ -30,7 +31,7 @@ fn post(uri: &'static str) -> Ask {
     ask(Method::POST, uri)
 }
 
-/// As `curl --http2` sends it.
+/// The fields that `curl --http2` sends.
 fn offering_h2c(ask: Ask) -> Ask {
     ask.with("connection", "Upgrade, HTTP2-Settings")
         .with("upgrade", "h2c")
@@ -48,7 +49,7 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-/// Hits, misses, lifetimes.
+/// Hits, misses and lifetimes.
 fn reading() -> Vec<Row> {
     vec![
         Row::new("a miss, then hits that age", &[Group("g"), Ttl(60)])
@@ -110,7 +111,7 @@ fn reading() -> Vec<Row> {
     ]
 }
 
-/// What requests say.
+/// Request directives and conditions.
 fn asking() -> Vec<Row> {
     vec![
         Row::new("who has it already gets a 304", &[Ttl(60)])
@@ -198,7 +199,7 @@ fn asking() -> Vec<Row> {
     ]
 }
 
-/// What must not be stored.
+/// Responses that must not be stored.
 fn withholding() -> Vec<Row> {
     let twice = |name, options: &[_], reads, why, expected: u16| {
         Row::new(name, options)
@@ -259,7 +260,7 @@ fn withholding() -> Vec<Row> {
             .later(61)
             .on(get("/x"), bypass("status", "GET 2").status(404))
             .lacks("redis:larder:cache:x"),
-        // To tower an error is an error; the others know what it will be answered with.
+        // In tower an error is only an error. In the others it has the status of its response.
         Row::new("a stale answer hides no error that is a refusal", &[Ttl(60), StaleIfError(600)])
             .only(&[Adapter::Axum, Adapter::Poem])
             .reads(says(404, &[]).content(Content::Failed).after(1))
@@ -432,7 +433,7 @@ fn telling_apart() -> Vec<Row> {
     ]
 }
 
-/// Key builders, prefixes, and what counts for a key.
+/// Key builders, prefixes, and the parts of a key.
 fn naming() -> Vec<Row> {
     vec![
         Row::new(

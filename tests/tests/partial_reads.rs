@@ -1,5 +1,5 @@
-//! Requests that need only a part of a large value, over connections that are slow: what they read from Redis, and what that
-//! does to others.
+//! Requests that need only a part of a large value, over slow connections: the bytes that they read from Redis, and their effect
+//! on other requests.
 
 use std::future::Future;
 use std::ops::Range;
@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 /// The length of a large value.
 const LARGE: usize = 900_000;
 
-/// What a request may read from Redis that needs no more than the head of a large value, in bytes.
+/// The most bytes that a request may read from Redis if it needs only the head of a large value.
 const LITTLE: u64 = 16 * 1024;
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
@@ -33,7 +33,7 @@ const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 const SLOW: u64 = 12_500_000;
 const SLOWEST: u64 = 2_500_000;
 
-/// A Redis behind a line that counts and throttles.
+/// A Redis behind a proxy that counts and throttles.
 struct Far {
     proxy: Proxy,
     redis: RedisServer,
@@ -57,7 +57,7 @@ impl Far {
         Larder::builder().leased(RedisStore::new(patient(self.options())))
     }
 
-    /// What passed from Redis while this ran, in bytes.
+    /// Runs `work` and returns the bytes that came from Redis meanwhile.
     async fn cost<T>(&self, work: impl Future<Output = T>) -> (T, u64) {
         let before = self.proxy.answered();
         let done = work.await;
@@ -69,7 +69,7 @@ fn key(group: Option<&str>, suffix: &str) -> CacheKey {
     KeySpace::new("p", group).unwrap().key(suffix)
 }
 
-/// A body whose every eight bytes say where they are.
+/// A body in which every eight bytes contain their position.
 fn body() -> Bytes {
     (0..LARGE / 8).map(|at| format!("{at:08}")).collect::<String>().into()
 }
@@ -80,7 +80,7 @@ fn breaker(health: &Health) -> Breaker {
 
 const TAG: &str = "\"v1\"";
 
-/// Large pages in a group, in none, and one that varies; and a small one.
+/// A small page, and large ones: in a group, in none, and with `Vary`.
 fn app(larder: &Larder, runs: &Runs) -> Router {
     let page = |varies: bool| {
         let runs = runs.clone();
@@ -111,7 +111,7 @@ fn app(larder: &Larder, runs: &Runs) -> Router {
 
 const PAGES: [&str; 3] = ["/grouped", "/plain", "/varied"];
 
-/// A request, and what its answer is.
+/// A request and its expected response.
 struct Case {
     name: &'static str,
     method: Method,
@@ -253,7 +253,7 @@ async fn the_shared_cache_reads_no_more_of_a_large_value_than_it_needs() {
         }
         assert_eq!(runs.total(), warmed, "{page}");
     }
-    // What has to be validated, and stored again, keeps its body.
+    // An entry that has to be validated and stored again keeps its body.
     let page = "http://a.example/stale";
     stored(&app, page).await;
     for case in cases() {
@@ -264,7 +264,7 @@ async fn the_shared_cache_reads_no_more_of_a_large_value_than_it_needs() {
     }
 }
 
-/// Asks until the answer is stored, which is shortly after it was sent.
+/// Sends requests until the response is stored, which is shortly after it was sent.
 async fn stored(app: &Router, uri: &str) {
     let start = Instant::now();
     while get(app, uri).await.header("cache-status").contains("uri-miss") {
@@ -282,7 +282,7 @@ async fn a_tier_keeps_heads_and_gives_way_to_whole_values() {
     let app = app(&larder, &runs);
     for page in PAGES {
         get(&warm, page).await;
-        // Until changes are heard, nothing is kept.
+        // The tier stores nothing until its connection for invalidation messages is ready.
         let start = Instant::now();
         loop {
             let (_, cost) = far.cost(send(&app, Method::HEAD, page, &[])).await;
@@ -346,7 +346,7 @@ async fn heads_are_as_current_as_whole_values() {
     }
 }
 
-/// A store whose values change between the reading of their head and that of a part.
+/// A store whose values change between the read of their head and that of a part.
 struct Shifting {
     store: MemoryStore,
     next: Bytes,
@@ -393,7 +393,7 @@ impl CacheStore for Shifting {
 
 #[tokio::test]
 async fn a_part_is_never_cut_from_another_version_than_its_head() {
-    // What a store holds for the second version, as the cache itself would have written it.
+    // The record of the second version, as the cache itself writes it.
     let record = {
         let store = MemoryStore::new();
         let larder = Larder::builder().leased(store.clone());
@@ -420,13 +420,13 @@ async fn a_part_is_never_cut_from_another_version_than_its_head() {
     assert_eq!(between.cache(), "HIT");
 }
 
-/// A page that is one letter over and over, and says so in its tag.
+/// A page of one repeated letter, which is also its tag.
 fn versioned(larder: &Larder, letter: &'static str) -> Router {
     let page = move || async move { ([("etag", format!("\"{letter}\""))], letter.repeat(LARGE)) };
     Router::new().route("/x", get_route(page.layer(cache(larder).group("g").ttl(60))))
 }
 
-/// A store that tests keep a hand on.
+/// A store that the test keeps a reference to.
 struct Shared(Arc<Shifting>);
 
 impl CacheStore for Shared {
@@ -460,11 +460,12 @@ impl CacheStore for Shared {
     }
 }
 
-/// What 150 requests a second do to others on a slow line, where a whole value takes most of the deadline.
+/// Measures the effect of 150 requests a second on other requests, over a slow connection on which a whole value takes most of
+/// the deadline.
 async fn flood(method: Method, fields: &[(&str, &str)]) {
     let far = Far::start().await;
     let runs = Runs::new();
-    // Ten times the default, for machines with other work to do.
+    // Ten times the default, for busy machines.
     let options =
         far.options().read_deadline(Duration::from_millis(500)).fill_deadline(Duration::from_secs(5));
     let larder = Larder::builder().leased(RedisStore::new(options));
@@ -512,7 +513,7 @@ async fn many_small_parts_of_a_large_value_leave_others_their_hits() {
     flood(Method::GET, &[("range", "bytes=700000-700000")]).await;
 }
 
-/// All callers get the value, and it comes twice at most: for the first of them, and for those that came meanwhile.
+/// All callers get the value. It is read at most twice: for the first caller, and for those that came meanwhile.
 async fn readers_share(far: &Far, store: &impl CacheStore) {
     let keys = [key(Some("g"), "large"), key(None, "large")];
     for key in &keys {
@@ -581,7 +582,7 @@ async fn a_large_value_is_asked_for_once_while_it_is_on_its_way() {
     let client = redis::Client::open(far.redis.url()).unwrap();
     let mut direct = client.get_multiplexed_async_connection().await.unwrap();
     let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut direct).await.unwrap();
-    // One takes a third of a second.
+    // One read takes a third of a second.
     assert!(calls(&stats, "mget") < 20, "{} times", calls(&stats, "mget"));
     assert_eq!(breaker(&store.health()), Breaker::Closed);
 }

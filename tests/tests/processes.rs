@@ -1,4 +1,4 @@
-//! Several processes over one Redis: nothing stale after any eviction, and one run of a handler for all of them.
+//! Several processes over one Redis: no stale read after an eviction, and one run of a handler for all of them.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use larder_tests::redis_server::RedisServer;
 use larder_tests::shop::Shop;
 
-/// Starts so many workers at once and adds up what they print.
+/// Starts the workers and adds up the numbers that they print.
 fn race(processes: usize, tasks: u64, rounds: u64) -> (u64, u64, u64) {
     let redis = RedisServer::start();
     let workers: Vec<_> = (0..processes)
@@ -62,7 +62,7 @@ async fn when_the_process_that_fills_is_killed_another_one_does_after_the_lease(
     let redis = RedisServer::start();
     let shop = || Shop::on_patient_redis(env!("CARGO_BIN_EXE_shop-axum"), &redis.url());
     let (one, other) = (shop(), shop());
-    // The handler of `/slow` takes 200 ms: enough to die in the middle of it.
+    // The handler of `/slow` takes 200 ms, so the process is killed while it runs.
     assert!(tokio::time::timeout(Duration::from_millis(100), one.get("/slow/3")).await.is_err());
     drop(one);
     let answers = join_all((0..50).map(|_| other.get("/slow/3"))).await;

@@ -1,4 +1,4 @@
-//! Requests for a part of what isn't stored: they fill, so that media is cached, and their clients get the part.
+//! Range requests on a cold route: they fill the cache, so that media files are cached, and the client gets its range.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 const MEDIA: &str = "0123456789";
 
-/// What a handler was asked for: the number of its runs, and the last `Range` and `If-Range` that it saw.
+/// What the handler saw: the number of its runs, and the last `Range` and `If-Range`.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     runs: Runs,
@@ -41,12 +41,12 @@ impl Seen {
     }
 }
 
-/// A handler that knows no ranges.
+/// A handler without support for ranges.
 fn whole(_: &HeaderMap) -> Response {
     ([("content-type", "video/mp4"), ("etag", "\"v1\"")], MEDIA).into_response()
 }
 
-/// A handler that cuts, as file servers do.
+/// A handler that serves ranges, as file servers do.
 fn cuts(headers: &HeaderMap) -> Response {
     let if_range = headers.get("if-range").is_none_or(|tag| tag == "\"v1\"");
     let selection = if if_range { select(headers, MEDIA.len() as u64) } else { Selection::Whole };
@@ -63,12 +63,12 @@ fn cuts(headers: &HeaderMap) -> Response {
     }
 }
 
-/// A handler that has no use for ranges, and says so.
+/// A handler that declares that it doesn't support ranges.
 fn refuses(_: &HeaderMap) -> Response {
     ([("accept-ranges", "none")], MEDIA).into_response()
 }
 
-/// A route with keys of its own.
+/// A route with its own keys.
 fn app(larder: &Larder, seen: &Seen, answer: fn(&HeaderMap) -> Response) -> Router {
     static APPS: AtomicUsize = AtomicUsize::new(0);
     let group = format!("g{}", APPS.fetch_add(1, Ordering::Relaxed));
@@ -84,7 +84,7 @@ async fn part(app: &Router, range: &str) -> Answer {
     send(app, Method::GET, "/x", &[("range", range)]).await
 }
 
-/// Status, cache status, `Content-Range` and body.
+/// Formats status, cache status, `Content-Range` and body.
 fn told(answer: &Answer) -> String {
     let range = answer.header("content-range");
     format!("{} {} {range} {}", answer.status.as_u16(), answer.cache(), answer.text())
@@ -131,14 +131,14 @@ on_every_store! {
             assert_eq!(told(&part(&app, range).await), expected, "{range}");
             assert_eq!(seen.range(), range);
         }
-        // None of them keeps the next one from filling.
+        // None of them keeps the next request from filling.
         assert_eq!(told(&part(&app, "bytes=0-").await), "206 MISS bytes 0-9/10 0123456789");
         assert_eq!(told(&part(&app, "bytes=2-4").await), "206 HIT bytes 2-4/10 234");
         assert_eq!(seen.runs.total(), 4);
     }
 
     async fn a_part_in_another_unit_or_without_its_status_is_never_the_whole(fixture) {
-        // As some services of collections do.
+        // As services with paged collections do.
         fn pages(headers: &HeaderMap) -> Response {
             match headers.get("range").map(|range| range.to_str().unwrap()) {
                 Some("bytes=0-1") => ([("content-range", "bytes 0-1/*")], "01").into_response(),
@@ -160,7 +160,7 @@ on_every_store! {
             let first = part(&app, "bytes=0-").await;
             assert_eq!((first.status.as_u16(), first.header("accept-ranges")), (206, "bytes"));
             let etag = first.header("etag").to_owned();
-            // It looks for the index at the end, seeks, and plays from there.
+            // A player reads the index at the end, seeks, and plays from there.
             for (range, body) in [("bytes=8-", "89"), ("bytes=4-5", "45"), ("bytes=6-9", "6789")] {
                 let fields = [("range", range), ("if-range", etag.as_str())];
                 let answer = send(&app, Method::GET, "/x", &fields).await;

@@ -1,4 +1,5 @@
-//! Users of Redis with the rights that the guide lists: they are enough, each is needed, and what is refused is named.
+//! Redis users with the rights that the guide lists: the rights suffice, each is needed, and a refused command is named in the
+//! log.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -20,10 +21,10 @@ const HOLD: Duration = Duration::from_secs(10);
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// The guide's page, which is where the rights come from.
+/// The guide's page, from which the rights are read.
 const PAGE: &str = include_str!("../../core/src/docs/redis.md");
 
-/// The rights that the guide lists for these features, for keys under `prefix`.
+/// Returns the rights that the guide lists for these features, for keys under `prefix`.
 fn rights(features: &[&str], prefix: &str) -> Vec<String> {
     let mut found = Vec::new();
     for feature in features {
@@ -39,7 +40,7 @@ fn rights(features: &[&str], prefix: &str) -> Vec<String> {
     found
 }
 
-/// The rules for a user `app` who may do this and nothing else.
+/// Returns the rules for a user `app` who has these rights and no others.
 fn user(rights: &[String]) -> Vec<String> {
     let fixed = ["ACL", "SETUSER", "app", "reset", "on", ">pw", "resetchannels"].map(str::to_owned);
     fixed.into_iter().chain(rights.iter().cloned()).collect()
@@ -62,7 +63,7 @@ fn as_app(url: &str) -> RedisOptions {
     patient(RedisOptions::from_url(url).unwrap().username("app").password("pw"))
 }
 
-/// What the server refused to anybody, from its own log. Clients introduce themselves without asking whether they may.
+/// Returns the commands that the server refused, from its own log. Clients introduce themselves whether or not they may.
 async fn refused(server: &RedisServer) -> Vec<String> {
     let log: Vec<redis::Value> = raw(server, &["ACL", "LOG"]).await;
     let object = |entry: redis::Value| {
@@ -76,13 +77,13 @@ async fn refused(server: &RedisServer) -> Vec<String> {
             .unwrap_or_default()
     };
     let objects = log.into_iter().map(object);
-    // Redis 6 doesn't say which subcommand.
+    // Redis 6 doesn't name the subcommand.
     objects
         .filter(|object| object != "client|setinfo" && (version() >= (7, 0) || object != "client"))
         .collect()
 }
 
-/// Calls everything that a store can do, as far as it gets, and returns what failed.
+/// Runs every operation of a store, as far as possible, and returns the errors.
 async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
     let errors = Mutex::new(Vec::new());
     let note = |error: Option<StoreError>| errors.lock().unwrap().extend(error);
@@ -116,7 +117,7 @@ async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
                 }
             }
         }
-        // One commit in eight strikes off what is over.
+        // One commit in eight removes expired entries from the index.
         for number in 0..96 {
             let ttl = if number < 32 { Duration::from_millis(1) } else { Duration::from_secs(60) };
             if let Err(error) = store.set(&space.key(&format!("n{number}")), "1".into(), Some(ttl)).await {
@@ -128,7 +129,7 @@ async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
             note(store.delete_group(&space).await.err());
         }
     }
-    // A group whose list has an end.
+    // A group whose index expires.
     let passing = KeySpace::new(prefix, Some("passing")).unwrap();
     note(store.set(&passing.key("k"), "1".into(), MINUTE).await.err());
     note(store.delete_group(&passing).await.err());
@@ -194,7 +195,7 @@ async fn listed_rights_suffice_to_wait_for_replicas() {
     let server = RedisServer::start();
     may(&server, &rights(&["every store", "replicas"], "p")).await;
     let options = as_app(&server.url()).wait_for_replicas(1, Duration::from_millis(1));
-    // There is no replica, so nothing is confirmed.
+    // There is no replica, so no change is confirmed.
     let errors = exercise(&RedisStore::new(options), "p").await;
     assert!(!errors.is_empty() && errors.iter().all(|error| matches!(error, StoreError::Unavailable(_))));
     assert_eq!(refused(&server).await, Vec::<String>::new());
@@ -223,7 +224,7 @@ async fn listed_rights_suffice_in_a_cluster() {
     for key in everywhere(&cluster, 2).iter().flatten() {
         store.set(key, "1".into(), MINUTE).await.unwrap();
     }
-    // Keys that have gone ahead are asked for there.
+    // Keys that have been moved are read from the new owner.
     let moving = key(None, "moving");
     store.set(&moving, "1".into(), MINUTE).await.unwrap();
     let slot = cluster.slot(moving.name());
@@ -259,11 +260,11 @@ async fn listed_rights_suffice_in_a_cluster() {
 }
 
 thread_local! {
-    /// What was logged on this thread.
+    /// The log of this thread.
     static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The log of this thread, which a test on a runtime of one thread has to itself.
+/// Writes the log of this thread. A test on a runtime of one thread has it to itself.
 struct Log;
 
 impl io::Write for Log {
@@ -278,10 +279,10 @@ impl io::Write for Log {
 }
 
 impl Log {
-    /// Begins anew.
+    /// Clears the log.
     fn begin() -> Self {
-        // For the whole program: with a subscriber for one thread only, `tracing` may remember from another thread that nobody
-        // wants to know of a warning.
+        // Installed for the whole program: with a subscriber for one thread only, `tracing` may cache from another thread that no
+        // subscriber wants a warning.
         static LISTENING: Once = Once::new();
         LISTENING.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).init());
         LOGGED.take();
@@ -292,7 +293,7 @@ impl Log {
         LOGGED.with_borrow(|logged| String::from_utf8(logged.clone()).unwrap())
     }
 
-    /// The commands that were warned of, in the order of the warnings.
+    /// Returns the commands that were warned of, in order.
     fn warned(&self) -> Vec<String> {
         let text = self.text();
         let named = |line: &str| {
@@ -303,7 +304,7 @@ impl Log {
     }
 }
 
-/// The rights without this one. A key's patterns and the other commands stay.
+/// Returns the rights without this one. The key patterns and the other commands stay.
 fn without(rights: &[String], denied: &str) -> Vec<String> {
     rights.iter().filter(|right| *right != denied).cloned().collect()
 }
@@ -321,7 +322,7 @@ async fn each_listed_right_is_needed_and_its_refusal_named_once() {
             owner.set(key, "old".into(), MINUTE).await.unwrap();
         }
         may(&server, &without(&all, denied)).await;
-        // Scripts that the server knows are never sent in full.
+        // The server sends a script in full only if it doesn't know it.
         let _: () = raw(&server, &["SCRIPT", "FLUSH"]).await;
         let log = Log::begin();
         let options = RedisOptions::from_url(&server.url()).unwrap().username("app").password("pw").db(3);
@@ -329,7 +330,7 @@ async fn each_listed_right_is_needed_and_its_refusal_named_once() {
         let start = Instant::now();
         for key in &keys {
             let deleted = store.delete(key).await;
-            // Either it is gone for everybody, or this process doesn't serve it.
+            // Either the entry is evicted for all, or this process doesn't serve it.
             let seen = store.get(key).await;
             assert!(!matches!(seen, Ok(Some(_))), "{denied}: {deleted:?}, and {seen:?}");
             assert!(deleted.is_err() || owner.get(key).await.unwrap().is_none(), "{denied}");
@@ -342,7 +343,7 @@ async fn each_listed_right_is_needed_and_its_refusal_named_once() {
             let _ = tiered.get(&keys[0]).await;
             sleep(Duration::from_millis(5)).await;
         }
-        // Once more, in vain.
+        // The second refusal must not be logged again.
         exercise(&store, "p").await;
         wipe(&store, "p").await;
         let warned = log.warned();
@@ -354,7 +355,7 @@ async fn each_listed_right_is_needed_and_its_refusal_named_once() {
 }
 
 #[tokio::test]
-async fn an_eviction_that_was_refused_is_repeated_once_it_is_allowed() {
+async fn refused_eviction_is_retried_until_it_is_allowed() {
     let server = RedisServer::start();
     let all = rights(&["every store"], "p");
     let owner = RedisStore::new(patient(RedisOptions::from_url(&server.url()).unwrap()));
@@ -363,7 +364,7 @@ async fn an_eviction_that_was_refused_is_repeated_once_it_is_allowed() {
         owner.set(key, "old".into(), MINUTE).await.unwrap();
         may(&server, &without(&all, denied)).await;
         let store = RedisStore::new(as_app(&server.url()));
-        // The server may know the script, or not.
+        // The case where the server doesn't know the script.
         let _: () = raw(&server, &["SCRIPT", "FLUSH"]).await;
         let deleted = store.delete(key).await;
         assert!(matches!(deleted, Err(StoreError::Refused(_))), "{denied}: {deleted:?}");

@@ -37,7 +37,7 @@ fn patient(cluster: &RedisCluster) -> RedisStore {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_contract_of_a_store() {
+async fn store_passes_the_suite() {
     let cluster = start().await;
     suite::run(&Subject::new(patient(&cluster))).await;
     suite::run_leases(&Subject::new(patient(&cluster))).await;
@@ -167,7 +167,7 @@ async fn an_eviction_that_a_promoted_replica_never_heard_of() {
 }
 
 #[tokio::test]
-async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
+async fn evict_foreign_deletes_foreign_values_of_a_group() {
     let cluster = start().await;
     let options = RedisOptions::from_url(&cluster.url()).unwrap().evict_foreign(true);
     let store = RedisStore::new(redis_server::patient(options));
@@ -184,7 +184,7 @@ async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn as_the_environment_says() {
+async fn environment_variables_configure_tls() {
     let cluster = start().await;
     let (first, rest) = (cluster.node(0).port().to_string(), cluster.url());
     for vars in [

@@ -1,4 +1,4 @@
-//! The tier in this process over Redis: what it serves, and when it must not.
+//! The local tier over one Redis: what it serves, and when it must not serve.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep};
 use tower::Layer as _;
 
 fn options(server: &RedisServer) -> RedisOptions {
-    // How soon it connects again is what some of these are about.
+    // Some of these tests depend on the time until it connects again.
     patient(RedisOptions::from_url(&server.url()).unwrap()).connect_deadline(Duration::from_millis(500))
 }
 
@@ -43,7 +43,7 @@ async fn ask(conn: &mut MultiplexedConnection, command: &str) -> String {
     redis::from_redis_value(answer).unwrap_or_default()
 }
 
-/// How many values Redis was asked for.
+/// Returns the number of values that Redis was asked for.
 async fn reads(conn: &mut MultiplexedConnection) -> u64 {
     let stats = ask(conn, "INFO commandstats").await;
     calls(&stats, "get") + calls(&stats, "mget")
@@ -64,14 +64,14 @@ async fn warm(store: &TieredStore, key: &CacheKey, conn: &mut MultiplexedConnect
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_keeps_the_contract_of_a_store() {
+async fn tier_passes_the_store_suite() {
     let server = RedisServer::start();
     let store = RedisStore::new(options(&server)).with_local("suite", CAPACITY);
     suite::run(&Subject::new(store)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_keeps_the_fill_protocol() {
+async fn tier_passes_the_lease_suite() {
     let server = RedisServer::start();
     let store = RedisStore::new(options(&server)).with_local("suite", CAPACITY);
     suite::run_leases(&Subject::new(store)).await;
@@ -92,7 +92,7 @@ async fn late_tiers(server: &RedisServer, delay: Duration, prefix: &str) -> (Pro
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_keeps_the_fill_protocol_with_late_messages() {
+async fn tier_passes_the_lease_suite_with_late_messages() {
     let server = RedisServer::start();
     let (_proxy, [mine, other]) = late_tiers(&server, Duration::from_millis(20), "suite").await;
     let prefix = KeySpace::new("suite", None).unwrap();
@@ -101,7 +101,7 @@ async fn it_keeps_the_fill_protocol_with_late_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_update_is_lost_however_late_messages_are() {
+async fn updates_are_all_applied_with_late_messages() {
     for delay in [0, 5, 100].map(Duration::from_millis) {
         let server = RedisServer::start();
         let (_proxy, stores) = late_tiers(&server, delay, "p").await;
@@ -116,8 +116,8 @@ async fn no_update_is_lost_however_late_messages_are() {
     }
 }
 
-/// A resource in two languages and more, whose handler answers with the version it read. A request for `slow` reads it and
-/// then waits for `go`.
+/// A resource in several languages, whose handler answers with the version that it read. A request for the language `slow` reads
+/// the version and then waits for `go`.
 #[derive(Clone, Default)]
 struct Resource {
     version: Arc<AtomicU64>,
@@ -154,8 +154,8 @@ impl Resource {
     }
 }
 
-/// A variant that was read before another process evicted the resource does not bring the resource back.
-async fn a_late_variant_stays_out(app: impl Fn(&Larder, &Resource) -> Router) {
+/// A variant that was read before another process evicted the resource doesn't restore the resource.
+async fn late_variant_is_not_stored(app: impl Fn(&Larder, &Resource) -> Router) {
     let server = RedisServer::start();
     let (_proxy, stores) = late_tiers(&server, Duration::from_millis(150), "redis:larder:cache").await;
     let plain = RedisStore::new(options(&server));
@@ -168,7 +168,7 @@ async fn a_late_variant_stays_out(app: impl Fn(&Larder, &Resource) -> Router) {
     };
     for _ in 0..5 {
         assert_eq!(ask(&one, "en").await, "0");
-        // What was written is kept when its own message has come, and it is read again.
+        // The tier keeps a written value once the message about the write has come and the value is read again.
         sleep(Duration::from_millis(350)).await;
     }
     let late = {
@@ -193,8 +193,8 @@ async fn a_late_variant_stays_out(app: impl Fn(&Larder, &Resource) -> Router) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_late_variant_does_not_bring_back_an_evicted_route() {
-    a_late_variant_stays_out(|larder, resource| {
+async fn late_variant_does_not_restore_an_evicted_route() {
+    late_variant_is_not_stored(|larder, resource| {
         let read = resource.get("accept-language").layer(larder_axum::cache(larder).ttl(600));
         let change = resource.change().layer(larder_axum::cache_evict(larder).key());
         Router::new().route("/r", get_route(read).post(change))
@@ -203,9 +203,9 @@ async fn a_late_variant_does_not_bring_back_an_evicted_route() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_late_variant_does_not_bring_back_what_the_shared_cache_evicted() {
+async fn late_variant_does_not_restore_what_the_shared_cache_evicted() {
     for slow_varies_by in ["accept-language", "accept-language, x-other"] {
-        a_late_variant_stays_out(|larder, resource| {
+        late_variant_is_not_stored(|larder, resource| {
             let route = get_route(resource.get(slow_varies_by)).post(resource.change());
             let app = Router::new().route("/r", route);
             Router::new().fallback_service(SharedCacheLayer::new(larder).layer(app))
@@ -215,7 +215,7 @@ async fn a_late_variant_does_not_bring_back_what_the_shared_cache_evicted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_eviction_removes_variants_that_this_process_has_not_heard_of() {
+async fn eviction_removes_variants_unknown_to_this_process() {
     let server = RedisServer::start();
     let (_proxy, stores) = late_tiers(&server, Duration::from_millis(150), "redis:larder:cache").await;
     let resource = Resource::default();
@@ -237,7 +237,7 @@ async fn an_eviction_removes_variants_that_this_process_has_not_heard_of() {
 }
 
 #[tokio::test]
-async fn what_another_process_changes_is_gone_here() {
+async fn changes_by_another_process_invalidate_the_tier() {
     let server = RedisServer::start();
     let (mine, other, mut conn) = (tiered(&server), tiered(&server), raw(&server).await);
     for key in keys() {
@@ -262,7 +262,7 @@ async fn what_another_process_changes_is_gone_here() {
 }
 
 #[tokio::test]
-async fn it_forgets_when_redis_does() {
+async fn entries_that_redis_loses_leave_the_tier() {
     let server = RedisServer::start();
     let (store, mut conn) = (tiered(&server), raw(&server).await);
     for key in keys() {
@@ -301,11 +301,11 @@ async fn fills_against_invalidations(rounds: u64) {
     }
 }
 
-/// Once this process's change has been confirmed to it, nothing in it reads what was before.
+/// Once a change is confirmed to this process, none of its reads returns the value before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_sees_its_own_changes_at_once() {
+async fn process_sees_its_own_changes_at_once() {
     let server = RedisServer::start();
-    // On two connections a read may overtake a change that was begun before it.
+    // With two connections, a read may overtake a change that started before it.
     let store = RedisStore::new(options(&server).connections(2)).with_local("p", CAPACITY);
     let mut conn = raw(&server).await;
     for key in keys() {
@@ -333,7 +333,7 @@ async fn a_process_sees_its_own_changes_at_once() {
         for version in 1..=1_000_u64 {
             store.set(&key, version.to_string().into(), MINUTE).await.unwrap();
             floor.store(version, Ordering::SeqCst);
-            // Kept by now, for what comes next to find it.
+            // Makes the tier keep the value, which the next step must not find.
             store.get(&key).await.unwrap();
             match version % 3 {
                 0 => drop(store.delete(&key).await.unwrap()),
@@ -351,7 +351,7 @@ async fn a_process_sees_its_own_changes_at_once() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_fill_hears_of_it() {
+async fn waiters_are_woken_when_a_fill_ends() {
     let server = RedisServer::start();
     let (mine, other) = (tiered(&server), RedisStore::new(options(&server)));
     for key in keys() {
@@ -360,18 +360,18 @@ async fn who_waits_for_a_fill_hears_of_it() {
 }
 
 #[tokio::test]
-async fn nothing_older_stays() {
+async fn fills_do_not_keep_invalidated_values() {
     fills_against_invalidations(600).await;
 }
 
 #[tokio::test]
 #[ignore = "takes minutes; run by tests/run --slow"]
-async fn nothing_older_stays_in_tens_of_thousands_of_rounds() {
+async fn fills_do_not_keep_invalidated_values_in_a_long_run() {
     fills_against_invalidations(10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_hangs_is_bypassed_within_the_bound() {
+async fn tier_stops_serving_within_the_bound_when_redis_hangs() {
     let server = RedisServer::start();
     let store = RedisStore::new(RedisOptions::from_url(&server.url()).unwrap()).with_local("p", CAPACITY);
     let mut conn = raw(&server).await;
@@ -393,7 +393,7 @@ async fn a_redis_that_hangs_is_bypassed_within_the_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_connection_starts_again_with_nothing() {
+async fn reconnecting_clears_the_tier() {
     let server = RedisServer::start();
     let (store, other, mut conn) = (tiered(&server), RedisStore::new(options(&server)), raw(&server).await);
     for key in keys() {
@@ -402,7 +402,7 @@ async fn a_cut_connection_starts_again_with_nothing() {
             other.set(&key, value.clone().into(), MINUTE).await.unwrap();
             becomes(&store, &key, Some(&value), "another process wrote").await;
             warm(&store, &key, &mut conn).await;
-            // The change comes right behind the cut, so that nobody is told of it.
+            // The change follows at once, so no message about it arrives.
             let mut cut = redis::pipe();
             for id in trackers(&mut conn).await {
                 cut.cmd("CLIENT").arg("KILL").arg("ID").arg(id).ignore();
@@ -414,7 +414,7 @@ async fn a_cut_connection_starts_again_with_nothing() {
     }
 }
 
-/// The connections that are told of changes: `B` is their flag.
+/// Returns the connections that receive invalidation messages: they have the flag `B`.
 async fn trackers(conn: &mut MultiplexedConnection) -> Vec<String> {
     let list = ask(conn, "CLIENT LIST").await;
     let field = |line: &str, name: &str| {
@@ -430,7 +430,7 @@ async fn trackers(conn: &mut MultiplexedConnection) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn without_tracking_everything_is_read_from_redis() {
+async fn without_tracking_all_reads_go_to_redis() {
     let server = RedisServer::start();
     let mut conn = raw(&server).await;
     let denied = deny("client", "tracking", &[]).join(" ");
@@ -447,10 +447,10 @@ async fn without_tracking_everything_is_read_from_redis() {
     }
 }
 
-/// Another process evicts while both are busy. Prints for how long this one may still read what was there.
+/// Another process evicts while both are busy. Prints how long this process may still read the old value.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures"]
-async fn how_long_another_processs_change_takes() {
+async fn delay_of_another_processs_change() {
     const ROUNDS: usize = 3_000;
     let server = RedisServer::start();
     let (mine, other) = (tiered(&server), RedisStore::new(options(&server)));

@@ -1,4 +1,4 @@
-//! The tier in this process over a Redis Cluster: every master is listened to, and while that isn't enough nothing is kept.
+//! The local tier over a Redis Cluster: it receives messages from every master, and stores nothing while it can't.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use larder_tests::tier::{
 };
 use tokio::time::{Instant, sleep};
 
-/// How long a cluster may take to be of one mind again.
+/// The time that a cluster may take to agree again.
 const SETTLED: Duration = Duration::from_secs(60);
 
 async fn start() -> Arc<RedisCluster> {
@@ -31,13 +31,13 @@ fn tiered(cluster: &RedisCluster) -> TieredStore {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_keeps_the_contract_of_a_store() {
+async fn tier_passes_the_store_suite() {
     let cluster = start().await;
     suite::run(&Subject::new(RedisStore::new(options(&cluster)).with_local("suite", CAPACITY))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_process_changes_is_gone_here() {
+async fn changes_by_another_process_invalidate_the_tier() {
     let cluster = start().await;
     let (mine, other) = (tiered(&cluster), RedisStore::new(options(&cluster)));
     for key in everywhere(&cluster, 3).iter().flatten() {
@@ -56,7 +56,7 @@ async fn what_another_process_changes_is_gone_here() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_fill_hears_of_it() {
+async fn waiters_are_woken_when_a_fill_ends() {
     let cluster = start().await;
     let (mine, other) = (tiered(&cluster), RedisStore::new(options(&cluster)));
     for key in everywhere(&cluster, 2).iter().flatten() {
@@ -65,7 +65,7 @@ async fn who_waits_for_a_fill_hears_of_it() {
 }
 
 #[tokio::test]
-async fn nothing_older_stays() {
+async fn fills_do_not_keep_invalidated_values() {
     let cluster = start().await;
     let (mine, other) = (tiered(&cluster), tiered(&cluster));
     for key in everywhere(&cluster, 2).iter().flatten() {
@@ -73,10 +73,10 @@ async fn nothing_older_stays() {
     }
 }
 
-/// Another process counts up while the slot goes from master to master. Nothing is read here that was replaced longer ago
-/// than the bound.
+/// Another process increments a value while its slot moves from master to master. Reads here never return a value that was
+/// replaced longer ago than the bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_move() {
+async fn reads_stay_within_the_bound_while_slots_move() {
     let cluster = start().await;
     let (mine, other) = (tiered(&cluster), RedisStore::new(options(&cluster)));
     let key = key(Some("g"), "a");
@@ -125,7 +125,7 @@ async fn slots_move() {
             let next = (at + 1) % MASTERS;
             moving.reshard(slot, at, next, Duration::from_millis(20));
             at = next;
-            // As long as it takes to be heard again, and a little.
+            // Leaves time to receive messages again, and a margin.
             std::thread::sleep(Duration::from_millis(1500));
         }
     })
@@ -139,9 +139,9 @@ async fn slots_move() {
     assert!(kept.load(Ordering::SeqCst) > 20, "nothing was kept meanwhile");
 }
 
-/// While a slot is on the move its keys are in two places, and nobody can be sure who tells of them.
+/// While a slot moves, its keys are on two masters, and either may be the one that sends a message.
 #[tokio::test]
-async fn nothing_is_kept_while_a_slot_is_on_the_move() {
+async fn tier_stores_nothing_while_a_slot_moves() {
     let cluster = start().await;
     let store = tiered(&cluster);
     let keys: Vec<CacheKey> = everywhere(&cluster, 1).into_iter().flatten().collect();
@@ -172,9 +172,9 @@ async fn nothing_is_kept_while_a_slot_is_on_the_move() {
     }
 }
 
-/// Who may not ask who serves what can't know whom to listen to.
+/// A user without `CLUSTER NODES` can't find the masters that send messages.
 #[tokio::test]
-async fn without_cluster_nodes_everything_is_read_from_redis() {
+async fn without_cluster_nodes_all_reads_go_to_redis() {
     let cluster = start().await;
     let denied = deny("cluster", "nodes", &["slots", "info"]);
     for node in 0..2 * MASTERS {
@@ -193,7 +193,7 @@ async fn without_cluster_nodes_everything_is_read_from_redis() {
     }
 }
 
-/// A cluster with these keys, all of which are kept here, and a store of another process.
+/// A cluster with some keys, all of which the local tier holds, and a store of another process.
 async fn filled() -> (RedisCluster, TieredStore, RedisStore, Vec<CacheKey>) {
     let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
     let options = RedisOptions::from_url(&cluster.url()).unwrap();
@@ -208,7 +208,7 @@ async fn filled() -> (RedisCluster, TieredStore, RedisStore, Vec<CacheKey>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_hangs() {
+async fn tier_drops_its_entries_while_a_master_hangs() {
     let (mut cluster, store, _, keys) = filled().await;
     cluster.node_mut(1).pause();
     all_go(&store, &keys).await;
@@ -218,9 +218,9 @@ async fn a_master_hangs() {
     }
 }
 
-/// Once a replica has taken its place, that one is listened to.
+/// Messages come from the replica that has taken over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_dies() {
+async fn tier_follows_the_replica_of_a_dead_master() {
     let (mut cluster, store, other, keys) = filled().await;
     cluster.node_mut(0).kill();
     all_go(&store, &keys).await;

@@ -1,4 +1,4 @@
-//! The Redis store on pools of the application's own.
+//! The Redis store on pools of the application.
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// What a call may take beyond its deadline on a busy machine.
+/// Extra time for a call's deadline on a busy machine.
 const SLACK: Duration = Duration::from_millis(150);
 
 fn pool(url: &str, connections: usize) -> deadpool_redis::Pool {
@@ -48,7 +48,7 @@ async fn eventually<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_contract_of_a_store() {
+async fn store_passes_the_suite() {
     let server = RedisServer::start();
     let subject = Subject::new(patient(RedisOptions::from_pool(pool(&server.url(), 4))));
     suite::run(&subject).await;
@@ -56,7 +56,7 @@ async fn the_contract_of_a_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_contract_of_a_store_in_a_cluster() {
+async fn store_passes_the_suite_in_a_cluster() {
     let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
     let subject = Subject::new(patient(RedisOptions::from_cluster_pool(cluster_pool(&cluster))));
     suite::run(&subject).await;
@@ -64,7 +64,7 @@ async fn the_contract_of_a_store_in_a_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wipe_reaches_every_master_and_nobody_else() {
+async fn wipe_reaches_every_master_and_no_other_prefix() {
     let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
     let store = patient(RedisOptions::from_cluster_pool(cluster_pool(&cluster)));
     let keys: Vec<CacheKey> =
@@ -83,13 +83,13 @@ async fn a_wipe_reaches_every_master_and_nobody_else() {
     assert!(store.has(&other).await.unwrap());
 }
 
-/// What the store has, while it has anything to say.
+/// Returns the stored value, or `None` if the store fails.
 async fn held(store: &RedisStore, key: &CacheKey) -> Option<Bytes> {
     store.get(key).await.ok().flatten()
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_costs_nothing_and_comes_back() {
+async fn server_that_is_down_costs_no_time_and_is_used_again() {
     let server = RedisServer::start();
     let proxy = Proxy::to(server.port()).await;
     let store = RedisStore::new(RedisOptions::from_pool(pool(&proxy.url(), 4)));
@@ -120,7 +120,7 @@ async fn a_server_that_is_away_costs_nothing_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_pool_with_nothing_to_lend_is_a_store_that_does_not_answer() {
+async fn exhausted_pool_fails_within_the_deadline() {
     let server = RedisServer::start();
     let pool = pool(&server.url(), 1);
     let store = RedisStore::new(RedisOptions::from_pool(pool.clone()));

@@ -1,4 +1,4 @@
-//! The Redis store where there is much of everything: more than fits into memory, and groups of 100,000 entries.
+//! The Redis store under load: more entries than fit into memory, and groups of 100,000 entries.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -29,15 +29,15 @@ async fn ask<T: redis::FromRedisValue>(conn: &MultiplexedConnection, command: &[
     redis::Cmd::new().arg(command).query_async(&mut conn.clone()).await.unwrap()
 }
 
-/// A number out of `INFO`.
+/// Returns a number from `INFO`.
 async fn info(conn: &MultiplexedConnection, name: &str) -> u64 {
     let all: String = ask(conn, &["INFO"]).await;
     let value = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     value.unwrap().trim().parse().unwrap()
 }
 
-/// Writes and evicts at random while Redis throws away whatever it likes, also nonces and indexes. What was evicted
-/// may be missing, or be what was written since, but never what it was before.
+/// Writes and evicts at random while Redis evicts keys for lack of memory, including nonces and indexes. An evicted entry may be
+/// missing or newer, but never the old one.
 async fn under_pressure(policy: &str) {
     const GROUPS: usize = 40;
     const KEYS: usize = 60;
@@ -47,7 +47,7 @@ async fn under_pressure(policy: &str) {
     let room = info(&conn, "used_memory").await + 1_500_000;
     let _: () = ask(&conn, &["CONFIG", "SET", "maxmemory", &room.to_string()]).await;
     let filler = "x".repeat(2000);
-    // What each key must at least be, if it is anything.
+    // The lowest version that each key may have.
     let mut floors: HashMap<CacheKey, u64> = HashMap::new();
     let (mut hits, mut now) = (0, 0);
     while now < 20_000 {
@@ -83,17 +83,17 @@ async fn under_pressure(policy: &str) {
 }
 
 #[tokio::test]
-async fn redis_may_evict_what_was_used_least() {
+async fn entries_stay_correct_under_allkeys_lru() {
     under_pressure("allkeys-lru").await;
 }
 
 #[tokio::test]
-async fn redis_may_evict_what_expires() {
+async fn entries_stay_correct_under_volatile_lru() {
     under_pressure("volatile-lru").await;
 }
 
 #[tokio::test]
-async fn redis_may_evict_anything() {
+async fn entries_stay_correct_under_allkeys_random() {
     under_pressure("allkeys-random").await;
 }
 
@@ -107,7 +107,7 @@ async fn fill(store: &RedisStore, group: &KeySpace, count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "slow"]
-async fn a_group_of_100_000_blocks_nobody_for_long() {
+async fn evicting_100_000_entries_blocks_redis_only_briefly() {
     let server = RedisServer::start();
     let (store, conn) = (patient(&server), connect(&server).await);
     let group = KeySpace::new("p", Some("g")).unwrap();
@@ -123,17 +123,17 @@ async fn a_group_of_100_000_blocks_nobody_for_long() {
     let mut times: Vec<u64> = times.collect();
     times.sort_unstable();
     println!("{took:?} in all; {} commands over 1 ms, the longest {:?} µs", times.len(), times.last());
-    // A busy machine takes the processor away from Redis now and then, for some milliseconds.
+    // A busy machine suspends Redis from time to time, for some milliseconds.
     assert!(times.iter().filter(|micros| **micros > 5000).count() <= 2, "{times:?}");
     assert_eq!(ask::<u64>(&conn, &["DBSIZE"]).await, 0);
 }
 
-/// What looks for the keys of a group in the whole database, in one go.
+/// A script that scans the whole database for the keys of a group, in one call.
 const SCAN_AND_UNLINK: &str = include_str!("../../benches/src/scan_and_unlink.lua");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "slow"]
-async fn evicting_a_group_does_not_depend_on_everything_else() {
+async fn time_of_a_group_eviction_does_not_depend_on_other_keys() {
     const ENTRIES: usize = 100;
     const ROUNDS: usize = 20;
 

@@ -1,4 +1,4 @@
-//! The Redis store against a real server: what it writes, what it promises, and what it refuses.
+//! The Redis store against a real server: its keys and values, its guarantees, and the values that it refuses.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use redis::aio::MultiplexedConnection;
 const HOLD: Duration = Duration::from_secs(10);
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// A server, a store on it, and a look behind the store's back.
+/// A server, a store on it, and a raw connection to inspect it.
 struct Bench {
     server: RedisServer,
     store: RedisStore,
@@ -73,7 +73,7 @@ impl Bench {
     }
 }
 
-/// Options for a machine that is busy with other tests.
+/// Options with long deadlines, for a busy machine.
 fn patient(server: &RedisServer) -> RedisOptions {
     redis_server::patient(RedisOptions::from_url(&server.url()).unwrap())
 }
@@ -87,7 +87,7 @@ fn both(suffix: &str) -> [CacheKey; 2] {
 }
 
 #[tokio::test]
-async fn what_it_writes() {
+async fn keys_and_values_have_the_documented_form() {
     let bench = Bench::new().await;
     let [grouped, plain] = both("a:b");
 
@@ -120,7 +120,7 @@ async fn what_it_writes() {
 }
 
 #[tokio::test]
-async fn an_entry_counts_only_under_its_nonce() {
+async fn entry_is_valid_only_under_its_nonce() {
     let bench = Bench::new().await;
     let key = &both("a")[0];
     bench.set(key, "1").await;
@@ -136,7 +136,7 @@ async fn an_entry_counts_only_under_its_nonce() {
 }
 
 #[tokio::test]
-async fn what_others_wrote_under_our_names_is_not_valid_and_goes() {
+async fn foreign_values_under_the_stores_names_are_invalid_and_deleted() {
     let bench = Bench::new().await;
     let group = space("p", Some("g"));
     for suffix in ["a", "b", "c", "d"] {
@@ -154,7 +154,7 @@ async fn what_others_wrote_under_our_names_is_not_valid_and_goes() {
 }
 
 #[tokio::test]
-async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
+async fn evict_foreign_deletes_foreign_values_of_a_group() {
     let bench = Bench::new().await;
     let store = RedisStore::new(patient(&bench.server).evict_foreign(true));
     let (group, star) = (space("p", Some("g")), space("p", Some("*")));
@@ -166,7 +166,7 @@ async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
         let _: () = bench.ask(&["SET", stays, "foreign"]).await;
     }
     bench.set(&group.key("own"), "1").await;
-    // Without the option they are left alone, and with it they are counted; a name is no pattern.
+    // Without the option they stay, and with it they are deleted and counted. A group's name is not a pattern.
     assert_eq!(bench.store.delete_group(&group).await.unwrap(), 1);
     assert_eq!(store.delete_group(&star).await.unwrap(), 0);
     bench.set(&group.key("own"), "1").await;
@@ -176,7 +176,7 @@ async fn what_others_wrote_in_a_group_goes_with_it_if_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn deletes_answer_what_was_valid() {
+async fn delete_returns_whether_the_entry_was_valid() {
     let bench = Bench::new().await;
     for key in both("a") {
         assert!(!bench.store.delete(&key).await.unwrap());
@@ -189,7 +189,7 @@ async fn deletes_answer_what_was_valid() {
 }
 
 #[tokio::test]
-async fn a_group_is_counted_and_swept() {
+async fn group_eviction_counts_and_deletes_entries() {
     let bench = Bench::new().await;
     let (group, other) = (space("p", Some("g")), space("p", Some("h")));
     assert_eq!(bench.store.delete_group(&group).await.unwrap(), 0);
@@ -209,7 +209,7 @@ async fn a_group_is_counted_and_swept() {
 }
 
 #[tokio::test]
-async fn a_server_is_reached_through_its_unix_socket() {
+async fn server_is_reached_through_its_unix_socket() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("re dis.sock");
     let path = path.to_str().unwrap();
@@ -240,7 +240,7 @@ async fn a_server_is_reached_through_its_unix_socket() {
     assert!(matches!(wrong.get(&key).await, Err(StoreError::Unavailable(_))));
 }
 
-/// Writes a value of every type that isn't ours under a name.
+/// Writes a value of a type that the store doesn't use under a name.
 async fn write_foreign(bench: &Bench, name: &str, kind: &str) {
     let _: redis::Value = bench.ask(&["DEL", name]).await;
     let command: &[&str] = match kind {
@@ -257,7 +257,7 @@ async fn write_foreign(bench: &Bench, name: &str, kind: &str) {
 const FOREIGN: [&str; 5] = ["list", "hash", "set", "sorted set", "stream"];
 
 #[tokio::test]
-async fn a_foreign_type_under_a_key_is_a_miss_and_is_replaced() {
+async fn foreign_type_under_a_key_is_a_miss_and_is_replaced() {
     let bench = Bench::new().await;
     let tiered = RedisStore::new(patient(&bench.server)).with_local("p", 1 << 20);
     for kind in FOREIGN {
@@ -323,17 +323,17 @@ async fn foreign_types_in_the_bookkeeping_fail_nothing() {
 }
 
 #[tokio::test]
-async fn an_interrupted_eviction_of_a_group_leaves_nothing() {
+async fn interrupted_group_eviction_leaves_nothing() {
     let bench = Bench::new().await;
     let group = space("p", Some("g"));
-    // Another process fills and evicts, and is gone in the middle of that.
+    // Another process fills and evicts, and dies in the middle of that.
     for (round, prefix_goes) in [(0, false), (1, true)] {
         for number in 0..2_000 {
             bench.store.set(&group.key(&format!("k{number}")), "x".into(), None).await.unwrap();
         }
         let other = RedisStore::new(patient(&bench.server));
         other.get(&group.key("k0")).await.unwrap();
-        // Its first command is through, and no other will be: it never says what was left.
+        // Its first command has run, and its others never will, so the rest is never reported.
         let script = redis::Script::new(concat!(
             include_str!("../../core/src/store/redis/lua/prelude.lua"),
             include_str!("../../core/src/store/redis/lua/drop_group.lua")
@@ -354,7 +354,7 @@ async fn an_interrupted_eviction_of_a_group_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn an_eviction_that_is_dropped_is_finished() {
+async fn dropped_eviction_runs_to_completion() {
     let bench = Bench::new().await;
     let group = space("p", Some("g"));
     for number in 0..4_000 {
@@ -370,12 +370,12 @@ async fn an_eviction_that_is_dropped_is_finished() {
 }
 
 #[tokio::test]
-async fn sweeping_leaves_what_was_written_since() {
+async fn sweeping_keeps_newer_entries() {
     let bench = Bench::new().await;
     let group = space("p", Some("g"));
     bench.set(&group.key("old"), "1").await;
     bench.set(&group.key("new"), "1").await;
-    // What a fill would do that comes between the eviction and its sweep: a new nonce, and an entry that carries it.
+    // A fill between the eviction and its sweep: a new nonce, and an entry that carries it.
     let _: () = bench.ask(&["DEL", "p:{g}"]).await;
     bench.set(&group.key("new"), "2").await;
     let nonce = bench.bytes("p:{g}").await;
@@ -396,7 +396,7 @@ async fn sweeping_leaves_what_was_written_since() {
 }
 
 #[tokio::test]
-async fn a_prefix_is_wiped_and_its_neighbours_are_not() {
+async fn wiping_a_prefix_keeps_its_neighbours() {
     let bench = Bench::new().await;
     let mine = [
         space("a:b", None).key("x"),
@@ -419,7 +419,7 @@ async fn a_prefix_is_wiped_and_its_neighbours_are_not() {
     }
     bench.lease(&space("a:b", None).key("lease"), Intent::Fill).await;
     bench.lease(&space("a:b", Some("g")).key("lease"), Intent::Fill).await;
-    // An entry that lost its nonce does not count but goes.
+    // An entry that lost its nonce isn't counted, but is deleted.
     bench.set(&space("a:b", Some("lost")).key("x"), "1").await;
     let _: () = bench.ask(&["DEL", "a:b:{lost}", "a:b-idx:{lost}"]).await;
     for number in 0..3000 {
@@ -446,14 +446,14 @@ async fn a_prefix_is_wiped_and_its_neighbours_are_not() {
     ];
     assert_eq!(left, expected);
 
-    // A wildcard in a prefix means itself.
+    // A wildcard in a prefix is literal.
     assert_eq!(bench.store.delete_group(&space("*:b", None)).await.unwrap(), 1);
     assert_eq!(bench.store.delete_group(&space("[a]:b", None)).await.unwrap(), 1);
     assert_eq!(bench.get(&neighbours[0]).await.unwrap(), "1");
 }
 
 #[tokio::test]
-async fn a_fill_does_not_land_after_an_eviction() {
+async fn fill_is_not_stored_after_an_eviction() {
     let bench = Bench::new().await;
     for key in both("a") {
         for intent in [Intent::Fill, Intent::Refresh, Intent::Write] {
@@ -477,7 +477,7 @@ async fn a_fill_does_not_land_after_an_eviction() {
 }
 
 #[tokio::test]
-async fn one_fills_and_the_others_hear_of_it() {
+async fn one_process_fills_and_the_others_are_told() {
     let bench = Bench::new().await;
     for key in both("a") {
         let lease = bench.lease(&key, Intent::Fill).await;
@@ -505,9 +505,9 @@ async fn one_fills_and_the_others_hear_of_it() {
     }
 }
 
-/// Once the nonce of a group is known, a lease is taken without the script, which must mean the same.
+/// Once the nonce of a group is known, a lease is taken without the script, with the same meaning.
 #[tokio::test]
-async fn a_lease_taken_by_guess_is_a_lease() {
+async fn optimistic_lease_is_equivalent_to_the_script() {
     let bench = Bench::new().await;
     let other = RedisStore::new(patient(&bench.server));
     for (space, has_nonce) in [(space("p", Some("g")), true), (space("p", None), false)] {
@@ -533,7 +533,7 @@ async fn a_lease_taken_by_guess_is_a_lease() {
         assert!(bench.commit(&key, &lease, "filled").await);
         assert_eq!(bench.get(&key).await.unwrap(), "filled");
 
-        // What is there is found, and no lease stays behind.
+        // If there is an entry it is found, and no lease is left.
         let begin = bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap();
         assert!(matches!(begin, Begin::Found(found) if found == "filled"));
         assert_eq!(bench.ask::<i64>(&["EXISTS", lease_name]).await, 0);
@@ -542,7 +542,7 @@ async fn a_lease_taken_by_guess_is_a_lease() {
         assert!(matches!(begin, Begin::Found(found) if found == "filled"));
         assert!(bench.commit(&key, &lease, "refreshed").await, "who found something took nobody's lease");
 
-        // An eviction by another process revokes it, of the key or of the whole group.
+        // An eviction by another process, of the key or of the whole group, revokes it.
         for evict_group in [false, has_nonce] {
             other.delete(&key).await.unwrap();
             let lease = bench.lease(&key, Intent::Fill).await;
@@ -555,7 +555,7 @@ async fn a_lease_taken_by_guess_is_a_lease() {
             assert_eq!(bench.get(&key).await, None);
         }
 
-        // So does a write; and while one goes on, or what was filled is not for all, nobody fills.
+        // So does a write. During a write, or after a fill that can't be shared, no lease is given.
         let lease = bench.lease(&key, Intent::Fill).await;
         let ticket = bench.lease(&key, Intent::Write).await;
         assert!(!bench.commit(&key, &lease, "old").await);
@@ -567,7 +567,7 @@ async fn a_lease_taken_by_guess_is_a_lease() {
         assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
     }
 
-    // A nonce that is another by now, and a lease that somebody took under the old one.
+    // The nonce has changed, and another process took a lease under the old one.
     let key = space("p", Some("g")).key("b");
     let old = bench.lease(&key, Intent::Fill).await;
     other.delete_group(&key.space()).await.unwrap();
@@ -579,7 +579,7 @@ async fn a_lease_taken_by_guess_is_a_lease() {
 }
 
 #[tokio::test]
-async fn a_lease_runs_out() {
+async fn lease_expires() {
     let bench = Bench::new().await;
     for key in both("a") {
         let short = Duration::from_millis(30);
@@ -595,7 +595,7 @@ async fn a_lease_runs_out() {
 }
 
 #[tokio::test]
-async fn of_two_overlapping_writes_neither_survives() {
+async fn overlapping_writes_store_neither_value() {
     let bench = Bench::new().await;
     for key in both("a") {
         bench.set(&key, "before").await;
@@ -618,7 +618,7 @@ async fn of_two_overlapping_writes_neither_survives() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_leaves_nothing_behind() {
+async fn value_over_the_limit_removes_the_entry() {
     let bench = Bench::new().await;
     let store = RedisStore::new(patient(&bench.server).max_value_bytes(10));
     for key in both("a") {
@@ -640,9 +640,9 @@ async fn what_is_too_large_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn what_finds_no_room_leaves_nothing_behind() {
+async fn out_of_memory_removes_the_entry() {
     let bench = Bench::with_args(&["--maxmemory-policy", "noeviction"]).await;
-    // Large ones are uploaded before their script is called.
+    // Large values are uploaded before their script is called.
     let large: &str = "2".repeat(5000).leak();
     for (key, new) in both("a").into_iter().chain(both("b")).zip(["2", "2", large, large]) {
         bench.set(&key, "1").await;
@@ -695,7 +695,7 @@ async fn times_to_live() {
 }
 
 #[tokio::test]
-async fn a_nonce_outlives_its_entries_and_seldom_changes() {
+async fn nonce_outlives_its_entries_and_seldom_changes() {
     let bench = Bench::with_args(&["--notify-keyspace-events", "KEA"]).await;
     let mut events = redis::Client::open(bench.server.url()).unwrap().get_async_pubsub().await.unwrap();
     events.subscribe("__keyspace@0__:p:{g}").await.unwrap();
@@ -729,7 +729,7 @@ async fn a_nonce_outlives_its_entries_and_seldom_changes() {
 }
 
 #[tokio::test]
-async fn the_index_forgets_what_expired() {
+async fn expired_entries_are_removed_from_the_index() {
     let bench = Bench::new().await;
     let group = space("p", Some("g"));
     for number in 0..200 {
@@ -737,7 +737,7 @@ async fn the_index_forgets_what_expired() {
         bench.store.set(&key, "1".into(), Some(Duration::from_millis(1))).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(20)).await;
-    // One write in eight, by chance, strikes off as many as 128. That fewer than two of these do happens once in 10^10 times.
+    // One write in eight, by chance, removes up to 128 expired names. Fewer than two of these removals happen once in 10^10 runs.
     for _ in 0..200 {
         bench.set(&group.key("a"), "1").await;
     }
@@ -745,7 +745,7 @@ async fn the_index_forgets_what_expired() {
 }
 
 #[tokio::test]
-async fn scripts_that_the_server_forgot_are_sent_again() {
+async fn scripts_unknown_to_the_server_are_sent_again() {
     let bench = Bench::new().await;
     for key in both("a") {
         let forget = async || bench.ask::<()>(&["SCRIPT", "FLUSH"]).await;
@@ -787,7 +787,7 @@ async fn without_scripts_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn the_right_database_and_the_right_password() {
+async fn database_and_password_are_used() {
     let bench = Bench::with_args(&["--requirepass", "s3cret"]).await.server;
     let options = patient(&bench);
     let store = RedisStore::new(options.clone().password("s3cret").db(3));
@@ -800,7 +800,7 @@ async fn the_right_database_and_the_right_password() {
 }
 
 #[test]
-fn a_store_outlives_the_runtime_it_was_first_used_on() {
+fn store_outlives_its_first_runtime() {
     let server = RedisServer::start();
     let store = RedisStore::new(patient(&server).connections(2));
     let key = &both("a")[0];
@@ -816,15 +816,15 @@ fn a_store_outlives_the_runtime_it_was_first_used_on() {
 }
 
 #[tokio::test]
-async fn a_closed_store_says_so() {
+async fn closed_store_is_unavailable() {
     let bench = Bench::new().await;
     bench.set(&both("a")[0], "1").await;
     bench.store.close().await;
     assert!(matches!(bench.store.get(&both("a")[0]).await, Err(StoreError::Unavailable(_))));
 }
 
-/// Readers fill from a "database" while somebody changes it and evicts. Once an eviction has returned, nobody may
-/// ever see what was there before it.
+/// Readers fill from a "database" that a writer changes and evicts. Once an eviction has returned, no reader may see the value
+/// before it.
 async fn race(key: CacheKey, evict_group: bool) {
     const READERS: usize = 16;
     const CHANGES: u64 = 1500;
@@ -835,7 +835,7 @@ async fn race(key: CacheKey, evict_group: bool) {
     let (stale, hits) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let readers: Vec<_> = (0..READERS)
         .map(|_| {
-            // A connection each, so that nothing is in order by accident.
+            // A connection each, so that no order is guaranteed by chance.
             let (store, key) = (RedisStore::new(patient(&bench.server)), key.clone());
             let (database, evicted, done) = (database.clone(), evicted.clone(), done.clone());
             let (stale, hits) = (stale.clone(), hits.clone());
@@ -846,7 +846,7 @@ async fn race(key: CacheKey, evict_group: bool) {
                         Begin::Found(found) => found,
                         Begin::Lease(lease) => {
                             let value = database.load(Ordering::SeqCst).to_string();
-                            // A slow handler now and then, so that evictions come in the middle of it.
+                            // Sometimes the handler is slow, so that evictions happen during the fill.
                             if fastrand::u8(..4) == 0 {
                                 tokio::time::sleep(Duration::from_millis(2)).await;
                             }

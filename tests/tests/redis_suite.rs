@@ -9,13 +9,13 @@ fn subject(server: &RedisServer) -> Subject<RedisStore> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_contract_of_a_store() {
+async fn store_passes_the_suite() {
     let server = RedisServer::start();
     suite::run(&subject(&server)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_fill_protocol() {
+async fn store_passes_the_lease_suite() {
     let server = RedisServer::start();
     suite::run_leases(&subject(&server)).await;
 }

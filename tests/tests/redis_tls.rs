@@ -1,4 +1,4 @@
-//! The Redis store over TLS: whom it trusts, what it shows, and how the environment says so.
+//! The Redis store over TLS: trusted authorities, client certificates, and the environment variables for both.
 
 use std::path::Path;
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl Secure {
         Self { _server: server, port, authority }
     }
 
-    /// One that does not ask clients who they are.
+    /// A server that asks clients for no certificate.
     fn open_to_all(names: &str) -> Self {
         Self::new(names, &["--tls-auth-clients", "no"])
     }
@@ -52,7 +52,7 @@ impl Secure {
     }
 }
 
-/// Options for a machine that is busy with other tests.
+/// Options with long deadlines, for a busy machine.
 fn patient(url: &str) -> RedisOptions {
     redis_server::patient(RedisOptions::from_url(url).unwrap())
 }
@@ -77,33 +77,33 @@ async fn is_refused(options: RedisOptions) {
 }
 
 #[tokio::test]
-async fn only_a_trusted_authority_counts() {
+async fn only_trusted_authorities_are_accepted() {
     let server = Secure::open_to_all("DNS:localhost,IP:127.0.0.1");
     works(server.trusted("localhost")).await;
     works(server.trusted("127.0.0.1")).await;
     let both = [read(&Authority::new().certificate()), read(&server.authority.certificate())].concat();
     works(server.options("localhost").ca_certificates(both)).await;
     is_refused(server.options("localhost").ca_certificates(read(&Authority::new().certificate()))).await;
-    // The system has never heard of a test's authority.
+    // The system's authorities don't include the test's.
     is_refused(server.options("localhost")).await;
     is_refused(server.trusted("localhost").tls(false)).await;
     is_refused(server.options("localhost").ca_certificates("nothing")).await;
 }
 
 #[tokio::test]
-async fn the_certificate_has_to_name_the_host() {
+async fn certificate_must_name_the_host() {
     let server = Secure::open_to_all("DNS:elsewhere.example");
     is_refused(server.trusted("localhost")).await;
     is_refused(server.trusted("127.0.0.1")).await;
     works(server.trusted("localhost").check_hostname(false)).await;
     works(server.trusted("127.0.0.1").check_hostname(false)).await;
-    // The rest is checked all the same.
+    // The authority is still checked.
     let stranger = read(&Authority::new().certificate());
     is_refused(server.options("localhost").ca_certificates(stranger).check_hostname(false)).await;
 }
 
 #[tokio::test]
-async fn a_server_that_asks_who_is_there() {
+async fn client_certificate_is_sent_on_request() {
     let server = Secure::new("DNS:localhost", &["--tls-auth-clients", "yes"]);
     let show = |shown: Certificate| {
         server.trusted("localhost").client_certificate(read(&shown.certificate), read(&shown.key))
@@ -114,13 +114,13 @@ async fn a_server_that_asks_who_is_there() {
 }
 
 #[tokio::test]
-async fn the_older_protocol_works_too() {
+async fn tls_1_2_works() {
     let server = Secure::new("DNS:localhost", &["--tls-auth-clients", "no", "--tls-protocols", "TLSv1.2"]);
     works(server.trusted("localhost")).await;
 }
 
 #[tokio::test]
-async fn with_a_name_and_a_password() {
+async fn name_and_password_work_over_tls() {
     let user = ["--user", "app", "on", ">s3cret", "~p*", "&*", "+@all", "--user", "default", "off"];
     let server = Secure::new("DNS:localhost", &[&["--tls-auth-clients", "no"][..], &user].concat());
     works(server.trusted("localhost").username("app").password("s3cret")).await;
@@ -129,7 +129,7 @@ async fn with_a_name_and_a_password() {
 }
 
 #[tokio::test]
-async fn as_the_environment_says() {
+async fn environment_variables_configure_tls() {
     let server = Secure::new("DNS:localhost", &["--tls-auth-clients", "yes"]);
     let client = server.authority.client();
     let (ca, port) = (server.authority.certificate(), server.port.to_string());
@@ -155,7 +155,7 @@ async fn as_the_environment_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_contract_of_a_store() {
+async fn store_passes_the_suite() {
     let server = Secure::open_to_all("DNS:localhost");
     suite::run(&Subject::new(RedisStore::new(server.trusted("localhost")))).await;
 }
@@ -169,7 +169,7 @@ async fn a_cluster() {
     let cluster = tokio::task::spawn_blocking(start).await.unwrap();
     is_refused(patient(&cluster.url())).await;
     let store = RedisStore::new(patient(&cluster.url()).ca_certificates(ca));
-    // On every master.
+    // Reaches every master.
     for number in 0..20 {
         let key = KeySpace::new("p", None).unwrap().key(&number.to_string());
         store.set(&key, "1".into(), MINUTE).await.unwrap();

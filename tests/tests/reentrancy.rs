@@ -1,4 +1,4 @@
-//! The same cache twice around one handler, and handlers that ask for what they are asked for: no request waits for itself.
+//! The same cache twice around one handler, and handlers that request their own resource: no request waits for itself.
 
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
@@ -18,7 +18,7 @@ use larder_tests::on_every_store;
 use poem::EndpointExt;
 use tower::{Layer, ServiceExt};
 
-/// Far below the time for which requests wait for each other.
+/// Well below the time that requests wait for each other.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(4), work).await.expect("it waits for itself")
 }
@@ -29,7 +29,7 @@ fn statuses(answer: &Answer) -> (usize, usize) {
 }
 
 on_every_store! {
-    async fn a_cache_twice_around_a_handler_is_one(fixture) {
+    async fn two_layers_of_a_cache_act_as_one(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move || async move { counted.count().to_string() };
@@ -42,7 +42,7 @@ on_every_store! {
         assert_eq!((second.cache(), second.text()), ("HIT", "1"));
     }
 
-    async fn a_write_through_twice_stores_once(fixture) {
+    async fn two_write_through_layers_store_once(fixture) {
         let runs = Runs::new();
         let (reads, writes) = (runs.clone(), runs.clone());
         let read = move || async move { reads.count().to_string() };
@@ -57,7 +57,7 @@ on_every_store! {
         assert_eq!((read.cache(), read.text()), ("HIT", "1"));
     }
 
-    async fn a_write_and_an_eviction_of_another_group_both_work(fixture) {
+    async fn write_through_and_eviction_of_another_group_combine(fixture) {
         let larder = &fixture.larder;
         let list = Runs::new();
         let lists = move || async move { list.count().to_string() };
@@ -75,7 +75,7 @@ on_every_store! {
         }
     }
 
-    async fn a_handler_may_compute_under_its_own_key(fixture) {
+    async fn handler_can_compute_under_its_own_key(fixture) {
         let backend = fixture.larder.backend().group("g");
         let runs = Runs::new();
         let counted = runs.clone();
@@ -93,7 +93,7 @@ on_every_store! {
         assert_eq!(soon(get(&app, "/x")).await.cache(), "HIT");
     }
 
-    async fn a_computation_may_compute_its_own_key(fixture) {
+    async fn computation_can_compute_its_own_key(fixture) {
         let backend = fixture.larder.backend().group("g");
         let inner = backend.clone();
         let compute = || async move {
@@ -104,7 +104,7 @@ on_every_store! {
         assert_eq!(backend.get::<i32>("x").await, Some(2));
     }
 
-    async fn a_handler_may_ask_its_own_router(fixture) {
+    async fn handler_can_call_its_own_router(fixture) {
         let router = Arc::new(OnceLock::<Router>::new());
         let (own, runs) = (Arc::clone(&router), Runs::new());
         let handler = move |request: Request<Body>| {
@@ -129,7 +129,7 @@ on_every_store! {
 }
 
 #[tokio::test]
-async fn poem_and_tower_pass_through_too() {
+async fn two_layers_act_as_one_in_poem_and_tower() {
     let larder = larder();
     let layer = larder_poem::cache(&larder).group("poem").ttl(60);
     let runs = Runs::new();

@@ -1,4 +1,4 @@
-//! What changes the URI on its way to the handler: the key says what the handler sees, and evictions reach it.
+//! Layers that change the URI before the handler: the key is of the URI that the handler sees, and evictions reach it.
 
 use axum::Router;
 use axum::body::Body;
@@ -18,14 +18,14 @@ fn with_uri<B>(mut request: Request<B>, uri: String) -> Request<B> {
     request
 }
 
-/// `/home` of `two.example` becomes `/two.example/home`.
+/// Rewrites `/home` of `two.example` to `/two.example/home`.
 fn host_to_path<B>(request: Request<B>) -> Request<B> {
     let host = request.headers()["host"].to_str().unwrap().to_owned();
     let path = request.uri().path_and_query().unwrap().to_string();
     with_uri(request, format!("/{host}{path}"))
 }
 
-/// `?lang=`, from `Accept-Language`.
+/// Adds `?lang=`, from `Accept-Language`.
 fn with_language<B>(request: Request<B>) -> Request<B> {
     let language = request.headers()["accept-language"].to_str().unwrap().to_owned();
     let path = request.uri().path().to_owned();
@@ -40,7 +40,7 @@ fn without_slashes<B>(request: Request<B>) -> Request<B> {
     with_uri(request, if path.is_empty() { "/".to_owned() } else { path })
 }
 
-/// A GET is answered with the URI that the handler sees, and the number of its run.
+/// A route whose GET answers with the URI that the handler sees, and the number of its run.
 fn shown(larder: &Larder, path: &str) -> Router {
     let runs = Runs::new();
     let show = move |uri: Uri| async move { format!("{uri} {}", runs.count()) };
@@ -60,7 +60,7 @@ const ONE: &[(&str, &str)] = &[("host", "one.example")];
 const TWO: &[(&str, &str)] = &[("host", "two.example")];
 
 #[tokio::test]
-async fn a_page_by_host_is_that_hosts() {
+async fn rewritten_pages_are_stored_per_host() {
     let larder = larder();
     let shops = ["/one.example", "/two.example"];
     let nested = shops.iter().fold(Router::new(), |app, shop| app.nest(shop, shown(&larder, "/home")));
@@ -79,7 +79,7 @@ async fn a_page_by_host_is_that_hosts() {
         assert_eq!(words, ["MISS", "MISS", "HIT", "HIT"], "{texts:?}");
         assert_eq!((&texts[0], &texts[1]), (&texts[2], &texts[3]));
     }
-    // And evicted by either name.
+    // Either name evicts it.
     let app = behind(host_to_path, shown(&larder, "/{shop}/home"));
     app.send_with(Method::GET, "/home", TWO).await;
     app.send_with(Method::DELETE, "/home", ONE).await;
@@ -88,7 +88,7 @@ async fn a_page_by_host_is_that_hosts() {
 }
 
 #[tokio::test]
-async fn under_a_mount_with_parameters_what_is_rewritten_is_not_cached() {
+async fn rewritten_requests_under_a_mount_with_parameters_are_not_cached() {
     let larder = larder();
     let named = |Path(shop): Path<String>| async move { shop };
     let inner = Router::new().route(
@@ -101,7 +101,7 @@ async fn under_a_mount_with_parameters_what_is_rewritten_is_not_cached() {
         assert_eq!((said(&answer).as_str(), answer.text()), ("BYPASS rewritten", text));
     }
     assert_eq!(said(&app.send_with(Method::PUT, "/home", ONE).await), "BYPASS rewritten");
-    // Where nothing is rewritten, parameters in the mount are no trouble.
+    // Without rewriting, parameters in the mount are no problem.
     let named = |Path(shop): Path<String>| async move { shop };
     let inner = Router::new().route("/home", get_route(named.layer(cache(&larder).ttl(60))));
     let app = App::axum(Router::new().nest("/{shop}", inner));
@@ -111,7 +111,7 @@ async fn under_a_mount_with_parameters_what_is_rewritten_is_not_cached() {
 }
 
 #[tokio::test]
-async fn an_added_parameter_is_in_the_key() {
+async fn added_parameter_is_in_the_key() {
     let larder = larder();
     let around = MapRequestLayer::new(with_language::<Body>);
     for app in [
@@ -136,7 +136,7 @@ async fn an_added_parameter_is_in_the_key() {
 }
 
 #[tokio::test]
-async fn paths_that_are_normalised_on_the_way_are_one_resource() {
+async fn normalized_paths_are_one_resource() {
     let inner = |larder: &Larder| shown(larder, "/p/{id}");
     for (app, mount) in [
         (behind(without_slashes, inner(&larder())), ""),
@@ -192,7 +192,7 @@ fn poem_shown(larder: &Larder, mount: Option<&str>) -> App {
 }
 
 #[tokio::test]
-async fn poem_knows_what_was_rewritten_too() {
+async fn rewriting_works_in_poem() {
     let larder = larder();
     let page = poem::endpoint::make_sync(|request| request.uri().path().to_owned());
     let routes =
@@ -210,7 +210,7 @@ async fn poem_knows_what_was_rewritten_too() {
     }
 }
 
-/// A write to `/page` is one to `/other`.
+/// Rewrites a write to `/page` into one to `/other`.
 fn writes_elsewhere<B>(request: Request<B>) -> Request<B> {
     if request.method() == Method::DELETE && request.uri().path() == "/page" {
         return with_uri(request, "/other".to_owned());
@@ -218,7 +218,7 @@ fn writes_elsewhere<B>(request: Request<B>) -> Request<B> {
     request
 }
 
-/// Fills these paths, whose bodies count runs, sends the write, and answers which of them are still there.
+/// Fills these paths, whose bodies count runs, sends the write, and returns the paths that are still stored.
 async fn left_after(app: &App, paths: &[&str], written: &str) -> Vec<String> {
     let mut stored = Vec::new();
     for path in paths {
@@ -237,7 +237,7 @@ async fn left_after(app: &App, paths: &[&str], written: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_write_whose_key_is_unknown_evicts_every_key_it_may_have() {
+async fn write_with_an_unknown_key_evicts_every_possible_key() {
     let around = |inner: Router| {
         let layer = MapRequestLayer::new(writes_elsewhere::<Body>);
         let service = ServiceBuilder::new().layer(layer).service(inner);
@@ -248,7 +248,7 @@ async fn a_write_whose_key_is_unknown_evicts_every_key_it_may_have() {
     let paths = ["/one/page", "/one/other", "/two/page", "/two/other"];
     assert_eq!(left_after(&around(routes()), &paths, "/one/page").await, ["/two/page", "/two/other"]);
 
-    // The shared cache knows as little.
+    // The shared cache doesn't know the key either.
     let runs = Runs::new();
     let fresh = move || async move { ([("cache-control", "max-age=60")], runs.count().to_string()) };
     let route = || get_route(fresh.clone()).delete(fresh.clone());
@@ -258,7 +258,7 @@ async fn a_write_whose_key_is_unknown_evicts_every_key_it_may_have() {
 }
 
 #[tokio::test]
-async fn a_write_evicts_under_every_mount_that_its_pattern_leaves_open() {
+async fn write_evicts_under_every_mount_that_its_pattern_allows() {
     let larder = larder();
     let runs = Runs::new();
     let page = || {
@@ -276,7 +276,7 @@ async fn a_write_evicts_under_every_mount_that_its_pattern_leaves_open() {
         }
         Ok(request)
     }));
-    // The mount is `/v1` or `/v1/files`, for all that the pattern says.
+    // From the pattern alone, the mount may be `/v1` or `/v1/files`.
     let paths = ["/other/a", "/v1/files/a", "/v1/files/files/a", "/other/b", "/v1/files/b"];
     assert_eq!(left_after(&app, &paths, "/other/a").await, ["/other/b", "/v1/files/b"]);
 }

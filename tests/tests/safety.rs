@@ -1,4 +1,4 @@
-//! What must never happen, each a test: one user's response given to another, a cookie replayed, a stream held up.
+//! Safety of the cache: no response reaches another user, no cookie is replayed, no stream is held up.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use larder_axum::{Cache, Larder, cache, cache_evict, cache_put};
 use larder_tests::in_process::{Runs, get, send, start};
 use larder_tests::on_every_store;
 
-/// A route whose handler answers with who asked and how often it ran.
+/// A route whose handler answers with the user and the number of its run.
 fn app(layer: Cache, runs: &Runs) -> Router {
     let runs = runs.clone();
     let handler = move |headers: HeaderMap| async move {
@@ -42,7 +42,7 @@ fn answering<R: IntoResponse + Clone + Send + Sync + 'static>(
 }
 
 on_every_store! {
-    async fn credentials_stay_out_of_an_undeclared_route(fixture) {
+    async fn credentials_bypass_undeclared_route(fixture) {
         let runs = Runs::new();
         let app = app(cache(&fixture.larder).ttl(60), &runs);
         for (name, value) in [("authorization", "Bearer alice"), ("cookie", "session=alice")] {
@@ -60,7 +60,7 @@ on_every_store! {
         assert_eq!(alice.text(), "Bearer alice 6", "what is stored for nobody isn't for somebody either");
     }
 
-    async fn private_routes_keep_users_apart(fixture) {
+    async fn private_routes_have_an_entry_per_user(fixture) {
         let runs = Runs::new();
         let app = app(cache(&fixture.larder).ttl(60).private(), &runs);
         let ask = async |token: &str| {
@@ -72,20 +72,20 @@ on_every_store! {
         let again = ask("alice").await;
         assert_eq!((again.cache(), again.text()), ("HIT", "Bearer alice 1"));
         assert_eq!(again.header("cache-control"), "private, max-age=60");
-        // No principal, or one that isn't a token: no cache.
+        // No principal, or credentials that are not a token: the request bypasses the cache.
         for fields in [&[][..], &[("authorization", "Basic YTpi")], &[("cookie", "session=alice")]] {
             assert_eq!(send(&app, Method::GET, "/me", fields).await.cache(), "BYPASS", "{fields:?}");
         }
     }
 
-    async fn a_principal_of_ones_own_comes_from_outside_the_cache(fixture) {
+    async fn custom_principal_is_set_outside_the_cache(fixture) {
         #[derive(Clone)]
         struct User(&'static str);
         let runs = Runs::new();
         let layer = cache(&fixture.larder).ttl(60).private_by(|request| {
             request.extensions.get::<User>().map(|user| user.0.to_owned())
         });
-        // Authentication is a layer around the cache: a revoked session doesn't get as far as a hit.
+        // Authentication is a layer around the cache: a revoked session never reaches a hit.
         let authenticate = axum::middleware::from_fn(
             |mut request: axum::extract::Request, next: axum::middleware::Next| async move {
                 let user = match request.headers().get("cookie").map(|value| value.as_bytes()) {
@@ -105,7 +105,7 @@ on_every_store! {
         assert_eq!(ask("session=revoked").await.status, StatusCode::UNAUTHORIZED);
     }
 
-    async fn public_routes_share_whatever_the_credentials(fixture) {
+    async fn public_routes_share_entries_with_any_credentials(fixture) {
         let runs = Runs::new();
         let app = app(cache(&fixture.larder).ttl(60).public(), &runs);
         send(&app, Method::GET, "/me", &[("cookie", "theme=dark")]).await;
@@ -124,7 +124,7 @@ on_every_store! {
         assert_eq!(runs.total(), 2);
     }
 
-    async fn what_the_handler_withholds_is_not_stored(fixture) {
+    async fn responses_with_restrictive_cache_control_are_not_stored(fixture) {
         for control in ["no-store", "private", "no-cache", "max-age=60, Private"] {
             let runs = Runs::new();
             let app = answering(&fixture.larder, &runs, ([("cache-control", control)], "hello"));
@@ -136,7 +136,7 @@ on_every_store! {
         }
     }
 
-    async fn only_successful_answers_are_stored(fixture) {
+    async fn only_successful_responses_are_stored(fixture) {
         for status in [201, 204, 206, 301, 302, 400, 404, 410, 500, 503] {
             let runs = Runs::new();
             let app = answering(&fixture.larder, &runs, (StatusCode::from_u16(status).unwrap(), "x"));
@@ -146,7 +146,7 @@ on_every_store! {
         }
     }
 
-    async fn negative_answers_are_stored_if_asked_for(fixture) {
+    async fn negative_responses_are_stored_with_ttl_for(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move || async move {
@@ -162,7 +162,7 @@ on_every_store! {
         assert_eq!(runs.total(), 1);
     }
 
-    async fn a_post_is_neither_answered_nor_stored(fixture) {
+    async fn post_is_neither_answered_nor_stored(fixture) {
         let runs = Runs::new();
         let app = answering(&fixture.larder, &runs, "hello");
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS, Method::PATCH] {
@@ -172,7 +172,7 @@ on_every_store! {
         assert_eq!(runs.total(), 6);
     }
 
-    async fn a_head_never_poisons_a_get(fixture) {
+    async fn head_never_answers_a_get(fixture) {
         let runs = Runs::new();
         let app = answering(&fixture.larder, &runs, "hello");
         let head = send(&app, Method::HEAD, "/x", &[]).await;
@@ -186,7 +186,7 @@ on_every_store! {
         assert_eq!(runs.total(), 2);
     }
 
-    async fn variants_are_kept_apart(fixture) {
+    async fn variants_have_separate_entries(fixture) {
         let larder = &fixture.larder;
         let runs = Runs::new();
         let counted = runs.clone();
@@ -221,7 +221,7 @@ on_every_store! {
         assert_eq!(ask("en").await.cache(), "MISS");
     }
 
-    async fn what_varies_by_everything_is_not_stored(fixture) {
+    async fn vary_star_is_not_stored(fixture) {
         let runs = Runs::new();
         let app = answering(&fixture.larder, &runs, ([("vary", "*")], "hello"));
         get(&app, "/x").await;
@@ -229,16 +229,16 @@ on_every_store! {
         assert_eq!(runs.total(), 2);
     }
 
-    async fn a_coding_is_only_for_those_who_accept_it(fixture) {
+    async fn coding_is_served_only_to_clients_that_accept_it(fixture) {
         let runs = Runs::new();
-        // The handler forgot to say that it varies.
+        // The handler omits `Vary`.
         let app = answering(&fixture.larder, &runs, ([("content-encoding", "gzip")], "zipped"));
         send(&app, Method::GET, "/x", &[("accept-encoding", "gzip")]).await;
         assert_eq!(send(&app, Method::GET, "/x", &[("accept-encoding", "gzip")]).await.cache(), "HIT");
         assert_eq!(get(&app, "/x").await.cache(), "MISS");
     }
 
-    async fn partial_and_conditional_requests_get_what_they_ask_for(fixture) {
+    async fn ranges_and_conditions_are_answered(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move |headers: HeaderMap| async move {
@@ -254,20 +254,20 @@ on_every_store! {
         let app = Router::new().route("/x", get_route(handler.layer(cache(&fixture.larder).ttl(60))));
         let ranged = send(&app, Method::GET, "/x", &[("range", "bytes=0-0")]).await;
         assert_eq!((ranged.cache(), ranged.status, ranged.text()), ("BYPASS", StatusCode::PARTIAL_CONTENT, "h"));
-        // The handler must not answer 304 for the cache: the condition is checked here, afterwards.
+        // The handler must not answer the condition with a 304: the cache checks it afterwards.
         let unknown = send(&app, Method::GET, "/x", &[("if-none-match", "\"other\"")]).await;
         assert_eq!((unknown.cache(), unknown.status, unknown.text()), ("MISS", StatusCode::OK, "hello"));
         let etag = unknown.header("etag").to_owned();
         let known = send(&app, Method::GET, "/x", &[("if-none-match", &etag)]).await;
         assert_eq!((known.cache(), known.status, known.text()), ("HIT", StatusCode::NOT_MODIFIED, ""));
         assert_eq!(send(&app, Method::GET, "/x", &[("if-match", "\"other\"")]).await.cache(), "BYPASS");
-        // The whole is stored by now, and the handler isn't needed for a part of it.
+        // The whole response is stored by now, and a range of it needs no handler.
         let cut = send(&app, Method::GET, "/x", &[("range", "bytes=1-2")]).await;
         assert_eq!((cut.cache(), cut.status, cut.text()), ("HIT", StatusCode::PARTIAL_CONTENT, "el"));
         assert_eq!((cut.header("content-range"), cut.header("content-length")), ("bytes 1-2/5", "2"));
     }
 
-    async fn endless_bodies_flow_at_once(fixture) {
+    async fn endless_bodies_are_streamed_at_once(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move || async move {
@@ -294,7 +294,7 @@ on_every_store! {
         assert_eq!(runs.total(), 2);
     }
 
-    async fn bodies_over_the_limit_pass_whole(fixture) {
+    async fn bodies_over_the_limit_pass_unchanged(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move || async move {
@@ -310,7 +310,7 @@ on_every_store! {
         assert_eq!(runs.total(), 2);
     }
 
-    async fn a_body_that_breaks_off_is_delivered_so_and_not_stored(fixture) {
+    async fn broken_off_body_is_passed_on_and_not_stored(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move || async move {
@@ -346,7 +346,7 @@ on_every_store! {
         }
     }
 
-    async fn stored_answers_lose_what_belonged_to_one_connection_or_moment(fixture) {
+    async fn stored_responses_omit_fields_of_one_connection(fixture) {
         let fields = [
             ("connection", "x-hop"),
             ("x-hop", "1"),
@@ -366,7 +366,7 @@ on_every_store! {
         }
     }
 
-    async fn a_write_through_of_an_undeclared_route_keeps_credentials_out(fixture) {
+    async fn write_through_of_an_undeclared_route_bypasses_with_credentials(fixture) {
         let larder = &fixture.larder;
         let read = async |headers: HeaderMap| format!("read {}", headers.contains_key("authorization"));
         let write = async |headers: HeaderMap| format!("written by {}", headers["authorization"].to_str().unwrap());
@@ -381,7 +381,7 @@ on_every_store! {
         assert_eq!((read.cache(), read.text()), ("MISS", "read false"), "evicted, and not replaced by Alice's");
     }
 
-    async fn private_writes_reach_their_own_user_only(fixture) {
+    async fn private_writes_change_only_their_users_entry(fixture) {
         let larder = &fixture.larder;
         let read = async |headers: HeaderMap| format!("read {}", headers["authorization"].to_str().unwrap());
         let write = async |headers: HeaderMap| format!("written {}", headers["authorization"].to_str().unwrap());
@@ -421,7 +421,7 @@ on_every_store! {
         }
     }
 
-    async fn a_careful_handler_on_a_private_route_is_cached(fixture) {
+    async fn private_response_on_a_private_route_is_stored(fixture) {
         let handler = async || ([("cache-control", "private")], "mine");
         let layer = cache(&fixture.larder).ttl(60).private();
         let app = Router::new().route("/x", get_route(handler.layer(layer)));

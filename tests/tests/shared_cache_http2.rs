@@ -13,7 +13,7 @@ use larder_tests::in_process::{Answer, Runs};
 use larder_tower::{Larder, SharedCacheLayer};
 use tower::{Layer, service_fn};
 
-/// A connection to a shared cache. The service answers with the content that it got, or says `gzip` or `plain` as the request
+/// A connection to a shared cache. The service answers with the content that it got, or with `gzip` or `plain` as the request
 /// accepts, and counts its runs.
 async fn cached() -> (SendRequest<Body>, Runs) {
     let runs = Runs::new();
@@ -64,7 +64,7 @@ async fn content_without_a_length_is_neither_answered_from_the_cache_nor_stored(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn content_that_never_ends_holds_up_no_request() {
+async fn endless_content_blocks_no_request() {
     let (client, runs) = cached().await;
     let stuck: Vec<_> = (0..10)
         .map(|_| {
@@ -137,7 +137,7 @@ async fn spellings_of_accept_encoding_share_a_variant() {
     // Two fields are one list.
     let answer = get(&client, &[("accept-encoding", "br, zstd"), ("accept-encoding", "deflate, gzip")]).await;
     assert_eq!((answer.text(), runs.total()), ("gzip", 3));
-    // Preferences are a meaning of their own.
+    // A list with preferences is another variant.
     get(&client, &[("accept-encoding", "gzip;q=0.5, br")]).await;
     assert_eq!(runs.total(), 4);
 }

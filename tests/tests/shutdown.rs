@@ -1,4 +1,4 @@
-//! What `close` leaves behind, and what `Debug` gives away: nothing.
+//! `close` leaves no connection and no unfinished work, and `Debug` shows no secret.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use larder_tests::in_process::{get, send};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster};
 use larder_tests::redis_server::RedisServer;
 
-/// How many connections the server has from caches.
+/// Returns the number of connections from caches to the server.
 async fn connections(redis: &RedisServer) -> usize {
     let client = redis::Client::open(redis.url()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -20,7 +20,7 @@ async fn connections(redis: &RedisServer) -> usize {
 }
 
 #[tokio::test]
-async fn closing_lets_go_of_every_connection() {
+async fn closing_closes_every_connection() {
     let redis = RedisServer::start();
     let larder = Larder::redis(&redis.url()).unwrap();
     assert_eq!(connections(&redis).await, 0, "none before it is used");
@@ -38,7 +38,7 @@ async fn closing_lets_go_of_every_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn closing_lets_go_of_every_node_of_a_cluster() {
+async fn closing_closes_connections_to_every_node() {
     let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
     let larder = Larder::redis(&cluster.url()).unwrap();
     for key in 0..50 {
@@ -63,7 +63,7 @@ async fn closing_lets_go_of_every_node_of_a_cluster() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_reaches_redis_before_the_connections_close() {
+async fn work_in_progress_reaches_redis_before_connections_close() {
     let redis = RedisServer::start();
     let larder = Larder::redis(&redis.url()).unwrap();
     let slow = async || {
@@ -83,7 +83,7 @@ async fn what_is_under_way_reaches_redis_before_the_connections_close() {
     }
     larder.close().await;
 
-    // Nothing old is left. The write whose client hung up evicted at that moment, so that what it answers later isn't stored.
+    // No old value is left. The write whose client disconnected evicted at that moment, so its later response isn't stored.
     let reader = Larder::redis(&redis.url()).unwrap();
     let app = Router::new()
         .route("/{id}", get_route((async || "not stored").layer(cache(&reader).group("g").ttl(60))));
@@ -96,7 +96,7 @@ async fn what_is_under_way_reaches_redis_before_the_connections_close() {
 }
 
 #[tokio::test]
-async fn after_closing_a_cache_misses_and_hurts_nobody() {
+async fn closed_cache_misses_and_requests_succeed() {
     let redis = RedisServer::start();
     let larder = Larder::redis(&redis.url()).unwrap();
     let backend = larder.backend();
@@ -107,7 +107,7 @@ async fn after_closing_a_cache_misses_and_hurts_nobody() {
 }
 
 #[test]
-fn no_secret_shows() {
+fn debug_output_contains_no_secret() {
     let url = "redis://alice:hunter2@localhost:7000/1";
     let options = RedisOptions::from_url(url).unwrap();
     let from_url =

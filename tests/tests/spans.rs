@@ -1,5 +1,5 @@
-//! The spans around what the cache does. Alone in its program: `tracing` remembers for the whole of it whether a span is
-//! wanted, and other tests don't want them.
+//! The cache's spans. Alone in its program: `tracing` caches for the whole process whether a span is wanted, and other tests
+//! don't want spans.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 type Fields = BTreeMap<&'static str, String>;
 
-/// Keeps every span of the cache, with what was recorded.
+/// Records every span of the cache, with its fields.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<Vec<(&'static str, Fields)>>>);
 
@@ -83,9 +83,9 @@ fn fields(fields: &[(&'static str, &str)]) -> Fields {
 }
 
 #[tokio::test]
-async fn each_thing_the_cache_does_has_its_span() {
+async fn every_operation_has_its_span() {
     let spans = Spans::default();
-    // The runtime is this thread, and so are the tasks that fill and write.
+    // The runtime runs on this thread, and so do the tasks that fill and write.
     let _guard = tracing::subscriber::set_default(spans.clone());
     let larder = Larder::builder().prefix("p").leased(MemoryStore::new());
     let app = Router::new().route(

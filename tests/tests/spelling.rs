@@ -1,5 +1,5 @@
-//! One resource under several spellings: evictions reach all of them, and none gets, or puts, another handler's answer under
-//! its key. Through real routers.
+//! Resources with several spellings, through real routers: evictions reach all of them, and no spelling reads or writes an entry
+//! of another handler.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ enum Framework {
 
 const BOTH: [Framework; 2] = [Framework::Axum, Framework::Poem];
 
-/// An app of these patterns, in axum's words. GET is cached, PUT writes through, DELETE evicts; a handler answers with its
+/// An app with these patterns, in axum's notation. GET is cached, PUT writes through, DELETE evicts. A handler answers with its
 /// pattern and the number of its run.
 fn routes(framework: Framework, larder: &Larder, patterns: &[&'static str], by: Option<Builder>) -> App {
     match framework {
@@ -79,12 +79,12 @@ fn routes(framework: Framework, larder: &Larder, patterns: &[&'static str], by: 
 type Builder = fn(&larder_axum::RequestView<'_>) -> Option<String>;
 
 #[tokio::test]
-async fn another_spelling_is_not_answered_with_another_handlers_answer() {
+async fn spelling_of_another_handler_does_not_get_its_response() {
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/products/{slug}", "/products/featured"], None);
         let stranger = app.get("/products/%66eatured").await;
         assert_eq!((said(&stranger).as_str(), stranger.text()), ("MISS absent", "/products/{slug} 1"));
-        // The spelling with the key is the other handler's, which takes the entry.
+        // The canonical spelling belongs to the other handler, which takes the entry.
         let house = app.get("/products/featured").await;
         assert_eq!(
             (said(&house).as_str(), house.text()),
@@ -92,7 +92,7 @@ async fn another_spelling_is_not_answered_with_another_handlers_answer() {
             "{framework:?}"
         );
         assert_eq!(said(&app.get("/products/featured").await), "HIT");
-        // And it isn't taken back.
+        // The first handler doesn't take it back.
         for _ in 0..2 {
             let stranger = app.get("/products/%66eatured").await;
             assert_eq!(
@@ -106,7 +106,7 @@ async fn another_spelling_is_not_answered_with_another_handlers_answer() {
 }
 
 #[tokio::test]
-async fn another_spelling_gets_no_internal_page() {
+async fn other_spellings_get_no_internal_page() {
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/docs/{page}", "/docs/intro"], None);
         assert_eq!(app.get("/docs/intro").await.text(), "/docs/intro 1");
@@ -131,7 +131,7 @@ async fn another_spelling_gets_no_internal_page() {
 }
 
 #[tokio::test]
-async fn a_write_by_another_spelling_replaces_no_other_handlers_entry() {
+async fn write_by_another_spelling_replaces_no_other_handlers_entry() {
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/pages/{name}", "/pages/terms"], None);
         assert_eq!(app.get("/pages/terms").await.text(), "/pages/terms 1");
@@ -139,7 +139,7 @@ async fn a_write_by_another_spelling_replaces_no_other_handlers_entry() {
         assert_eq!(written.text(), "/pages/{name} 1");
         let house = app.get("/pages/terms").await;
         assert_eq!((said(&house).as_str(), house.text()), ("MISS absent", "/pages/terms 2"), "{framework:?}");
-        // Nothing is stored: it stores, and the house's reads don't get it.
+        // With nothing stored it stores its response, but reads of the other handler don't get it.
         app.send(Method::DELETE, "/pages/terms").await;
         app.send(Method::PUT, "/pages/%74erms").await;
         let house = app.get("/pages/terms").await;
@@ -153,7 +153,7 @@ async fn a_write_by_another_spelling_replaces_no_other_handlers_entry() {
 }
 
 #[tokio::test]
-async fn one_handlers_spellings_share_an_entry_and_evict_it() {
+async fn spellings_of_one_handler_share_an_entry_and_evict_it() {
     let spellings = [
         ("/users/a@b.example", "/users/a%40b.example"),
         ("/users/a,b:c", "/users/a%2Cb%3Ac"),
@@ -191,7 +191,7 @@ async fn one_handlers_spellings_share_an_entry_and_evict_it() {
 }
 
 #[tokio::test]
-async fn what_a_handler_tells_apart_has_entries_of_its_own() {
+async fn paths_that_a_handler_distinguishes_have_separate_entries() {
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/users/{name}"], None);
         for uri in [
@@ -214,7 +214,7 @@ async fn what_a_handler_tells_apart_has_entries_of_its_own() {
 }
 
 #[tokio::test]
-async fn behind_a_catch_all_only_the_canonical_spelling_is_cached() {
+async fn only_the_canonical_spelling_is_cached_behind_a_catch_all() {
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/files/{*path}"], None);
         for uri in ["/files/%61", "/files/a%40b", "/files/%7e/x"] {
@@ -224,7 +224,7 @@ async fn behind_a_catch_all_only_the_canonical_spelling_is_cached() {
         }
         assert_eq!(said(&app.get("/files/a").await), "MISS absent");
         assert_eq!(said(&app.get("/files/a").await), "HIT");
-        // A write by another spelling evicts, and so does an eviction.
+        // A write or an eviction by another spelling evicts.
         for method in [Method::PUT, Method::DELETE] {
             app.send(method, "/files/%61").await;
             assert_eq!(said(&app.get("/files/a").await), "MISS absent", "{framework:?}");
@@ -233,7 +233,7 @@ async fn behind_a_catch_all_only_the_canonical_spelling_is_cached() {
 }
 
 #[tokio::test]
-async fn chosen_keys_are_as_safe() {
+async fn custom_keys_are_as_safe() {
     let by: Builder = |request| default_key(request);
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/p/{slug}", "/p/featured", "/f/{*path}"], Some(by));
@@ -245,7 +245,7 @@ async fn chosen_keys_are_as_safe() {
         assert_eq!(said(&app.get("/p/a%40b").await), "MISS absent");
         assert_eq!(said(&app.get("/p/a@b").await), "HIT");
     }
-    // On purpose, routes of several patterns share an entry.
+    // With the author's own key builder, routes of several patterns can share an entry.
     let by: Builder = |request| Some(format!("product:{}", request.uri.path().rsplit('/').next()?));
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/products/{id}", "/v2/articles/{id}"], Some(by));
@@ -257,7 +257,7 @@ async fn chosen_keys_are_as_safe() {
 }
 
 #[tokio::test]
-async fn a_layer_around_a_router_never_gives_one_route_the_fallbacks_answer() {
+async fn layer_around_a_router_never_serves_a_route_the_fallbacks_response() {
     let larder = larder();
     let cache = larder_axum::cache(&larder).ttl(60).ttl_for(StatusCode::NOT_FOUND, 60);
     let router = Router::new()
@@ -291,10 +291,10 @@ async fn a_layer_around_a_router_never_gives_one_route_the_fallbacks_answer() {
 }
 
 #[tokio::test]
-async fn without_a_router_only_the_canonical_spelling_is_cached() {
+async fn only_the_canonical_spelling_is_cached_without_a_router() {
     let larder = larder();
     let runs = Runs::new();
-    // It routes by the raw path, as an origin behind a gateway does.
+    // The service routes by the raw path, as an origin behind a gateway does.
     let handler = tower::service_fn(move |request: Request<Body>| {
         let text = format!("{} {}", request.uri(), runs.count());
         async move { Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from(text))) }
@@ -317,7 +317,7 @@ async fn without_a_router_only_the_canonical_spelling_is_cached() {
 }
 
 #[tokio::test]
-async fn variants_belong_to_their_pattern_too() {
+async fn variants_belong_to_their_pattern() {
     let larder = larder();
     let route = |name: &'static str| {
         let handler = move |fields: HeaderMap| async move {
@@ -340,7 +340,7 @@ async fn variants_belong_to_their_pattern_too() {
     for language in ["en", "de"] {
         assert_eq!(ask("/p/featured", language).await, is("HIT", &format!("featured {language}")));
     }
-    // The other way round.
+    // In the other order.
     larder.evict(&larder.key_for(None, &"/p/featured".parse().unwrap()).unwrap()).await;
     assert_eq!(ask("/p/%66eatured", "en").await, is("MISS absent", "slug en"));
     assert_eq!(ask("/p/featured", "en").await, is("MISS pattern", "featured en"));
@@ -370,7 +370,7 @@ async fn requests_do_not_wait_for_another_patterns_run() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_another_spelling_keeps_no_route_from_being_stored() {
+async fn refused_spelling_does_not_stop_a_route_from_being_stored() {
     let larder = larder();
     let cache = larder_axum::cache(&larder).ttl(60);
     let router = Router::new()
@@ -378,7 +378,7 @@ async fn a_refusal_of_another_spelling_keeps_no_route_from_being_stored() {
         .route("/p/featured", get_route((|| async { "featured" }).layer(cache)));
     let app = App::axum(router);
     assert_eq!(said(&app.get("/p/%66eatured").await), "BYPASS status");
-    // The lease is given back in the background.
+    // The lease is returned in the background.
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(said(&app.get("/p/featured").await), "MISS absent");
     assert_eq!(said(&app.get("/p/featured").await), "HIT");

@@ -1,4 +1,4 @@
-//! Several layers of the cache around one handler: an item and its lists, and what was created.
+//! Several cache layers around one handler: an item and its lists, and created resources.
 
 use axum::Router;
 use axum::handler::Handler;
@@ -19,7 +19,7 @@ async fn written() -> &'static str {
     "written"
 }
 
-/// Each way to put a write-through and an eviction of the lists around one handler.
+/// Every way to put a write-through and an eviction of the lists around one handler.
 fn stacks(larder: &Larder) -> [(&'static str, MethodRouter); 4] {
     let put = || cache_put(larder).group("items").ttl(60).public();
     let evict = || cache_evict(larder).group("lists").whole_group();
@@ -34,7 +34,7 @@ fn stacks(larder: &Larder) -> [(&'static str, MethodRouter); 4] {
 }
 
 #[tokio::test]
-async fn a_put_and_an_eviction_of_the_lists_work_in_either_order() {
+async fn put_and_eviction_of_the_lists_work_in_either_order() {
     for index in 0..4 {
         let larder = larder();
         let (name, write) = stacks(&larder).into_iter().nth(index).unwrap();
@@ -60,7 +60,7 @@ async fn a_put_and_an_eviction_of_the_lists_work_in_either_order() {
 }
 
 #[tokio::test]
-async fn a_private_put_is_stored_with_an_eviction_on_either_side() {
+async fn private_put_is_stored_with_an_eviction_on_either_side() {
     for is_inside in [false, true] {
         let larder = larder();
         let put = cache_put(&larder).group("items").ttl(60).private();
@@ -79,7 +79,7 @@ async fn a_private_put_is_stored_with_an_eviction_on_either_side() {
 }
 
 #[tokio::test]
-async fn a_refused_put_changes_neither_the_item_nor_the_lists() {
+async fn refused_put_changes_neither_the_item_nor_the_lists() {
     let larder = larder();
     let refuse = async || StatusCode::FORBIDDEN;
     let read = get_route((async || "read").layer(cache(&larder).group("items").ttl(60).public()));
@@ -100,9 +100,9 @@ async fn a_refused_put_changes_neither_the_item_nor_the_lists() {
     }
 }
 
-/// A remembered 404 of what a POST creates goes, wherever `Location` says on the same host that it is.
+/// A POST evicts a stored 404 of the resource that it creates, if `Location` names it on the same host.
 #[tokio::test]
-async fn a_create_evicts_the_remembered_404_of_what_it_created() {
+async fn create_evicts_the_stored_404_of_the_new_resource() {
     for (location, is_evicted) in [
         ("/items/7", true),
         ("items/7", true),
@@ -130,7 +130,7 @@ async fn a_create_evicts_the_remembered_404_of_what_it_created() {
 }
 
 #[tokio::test]
-async fn a_put_that_names_its_own_location_stays_stored() {
+async fn put_with_its_own_location_stays_stored() {
     let larder = larder();
     let create = async || (StatusCode::CREATED, [("location", "/items/7")], "created");
     let read = get_route((async || "read").layer(cache(&larder).public().ttl(60)));

@@ -1,4 +1,4 @@
-//! Stale answers, where a route allows them: while they are refreshed, and when the handler fails.
+//! Stale responses on routes that allow them: during a refresh, and when the handler fails.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -19,7 +19,7 @@ const TTL: Duration = Duration::from_millis(100);
 const AFTER_TTL: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_secs(60);
 
-/// Answers with the number of the run and a status that can be changed.
+/// A handler that answers with the number of its run and a status that tests can change.
 struct Origin {
     runs: Runs,
     status: Arc<AtomicU16>,
@@ -41,7 +41,7 @@ fn origin(layer: Cache, takes: Duration, control: &'static str) -> Origin {
 }
 
 on_every_store! {
-    async fn a_stale_answer_comes_at_once_and_one_run_refreshes_it(fixture) {
+    async fn stale_response_is_served_at_once_and_refreshed_by_one_run(fixture) {
         let layer = cache(&fixture.larder).group("g").ttl(TTL).stale_while_revalidate(LONG);
         let origin = origin(layer, Duration::from_millis(80), "");
         let first = get(&origin.app, "/x").await;
@@ -57,7 +57,7 @@ on_every_store! {
         assert_eq!(get(&origin.app, "/x").await.text(), "2");
     }
 
-    async fn without_the_option_or_past_its_time_a_stale_answer_is_a_miss(fixture) {
+    async fn stale_entry_is_a_miss_without_the_option_or_past_its_time(fixture) {
         let larder = &fixture.larder;
         for layer in [
             cache(larder).group("none").ttl(TTL),
@@ -84,7 +84,7 @@ on_every_store! {
         assert_eq!(get(&origin.app, "/x").await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
-    async fn what_was_fresh_once_stands_in_for_an_error(fixture) {
+    async fn stale_entry_is_served_instead_of_an_error(fixture) {
         let origin = origin(cache(&fixture.larder).ttl(TTL).stale_if_error(LONG), Duration::from_millis(20), "");
         get(&origin.app, "/x").await;
         for status in [500, 502, 503, 504] {
@@ -94,14 +94,14 @@ on_every_store! {
             assert!(answers.iter().all(|a| a.status == StatusCode::OK && a.text() == "1"), "{status}: {answers:?}");
         }
         assert_eq!(origin.runs.total(), 5, "each time one run for all");
-        // An answer that is no error is the answer, and what it contradicts is gone.
+        // Any other response replaces the entry that it contradicts.
         origin.status.store(404, Ordering::SeqCst);
         assert_eq!(get(&origin.app, "/x").await.status, StatusCode::NOT_FOUND);
         origin.status.store(503, Ordering::SeqCst);
         assert_eq!(get(&origin.app, "/x").await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
-    async fn a_client_that_wants_better_gets_no_stale_answer(fixture) {
+    async fn request_directives_refuse_stale_responses(fixture) {
         let layer = cache(&fixture.larder).ttl(TTL).stale_while_revalidate(LONG).stale_if_error(LONG);
         let origin = origin(layer, Duration::ZERO, "");
         get(&origin.app, "/x").await;
@@ -115,12 +115,12 @@ on_every_store! {
         assert_eq!(answer.text(), "4");
     }
 
-    async fn an_eviction_ends_stale_answers_too(fixture) {
+    async fn evicted_entry_is_not_served_stale(fixture) {
         let layer = cache(&fixture.larder).group("g").ttl(TTL).stale_while_revalidate(LONG).stale_if_error(LONG);
         let origin = origin(layer, Duration::from_millis(60), "");
         get(&origin.app, "/x").await;
         sleep(AFTER_TTL).await;
-        // The refresh that this begins is fenced by the eviction.
+        // The eviction revokes the lease of the refresh that starts here.
         assert_eq!(get(&origin.app, "/x").await.text(), "1");
         sleep(Duration::from_millis(20)).await;
         fixture.larder.backend().group("g").delete_group().await;
@@ -130,7 +130,7 @@ on_every_store! {
         assert_ne!(get(&origin.app, "/x").await.text(), "2");
     }
 
-    async fn a_handler_that_panics_in_a_refresh_harms_nobody(fixture) {
+    async fn panic_in_a_refresh_fails_no_request(fixture) {
         let panics = Arc::new(AtomicBool::new(false));
         let switch = Arc::clone(&panics);
         let handler = move || async move {

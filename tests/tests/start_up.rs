@@ -1,12 +1,11 @@
-//! What the log says when a cache is set up. Alone in its program: `tracing` remembers for the whole of it whether a line is
-//! wanted.
+//! The log line when a cache is set up. Alone in its program: `tracing` caches for the whole process whether a line is wanted.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use larder_core::{Larder, MemoryStore};
 
-/// A log that is kept.
+/// A log in memory.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -20,9 +19,9 @@ impl Write for Log {
     }
 }
 
-/// Two services with one prefix on one Redis answer for each other, which the logs of both show.
+/// Two services with one prefix on one Redis serve each other's entries. The logs of both show the prefix.
 #[test]
-fn the_start_up_line_names_the_prefix() {
+fn start_up_line_names_the_prefix() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();

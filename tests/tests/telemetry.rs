@@ -1,4 +1,4 @@
-//! What the cache counts, through real routers: by route, group, status and reason.
+//! The cache's counters, through real routers: by route, group, status and reason.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ async fn requests_are_counted_by_pattern_and_group() {
 }
 
 #[tokio::test]
-async fn stale_answers_and_errors_are_told_apart() {
+async fn stale_responses_and_errors_are_counted_apart() {
     let clock = Arc::new(ManualClock::new());
     let store = MemoryStore::new().with_clock(clock.clone());
     let larder = Larder::builder().clock(clock.clone()).leased(store);
@@ -118,7 +118,7 @@ async fn stale_answers_and_errors_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_panic_is_an_error_and_a_client_that_is_gone_nothing() {
+async fn panic_counts_as_an_error_and_a_disconnect_does_not_count() {
     async fn panics() -> &'static str {
         panic!("on purpose")
     }
@@ -143,7 +143,7 @@ async fn a_panic_is_an_error_and_a_client_that_is_gone_nothing() {
 }
 
 #[tokio::test]
-async fn those_who_wait_for_another_are_counted() {
+async fn followers_are_counted() {
     let larder = Larder::memory();
     let slow = || async {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -161,7 +161,7 @@ async fn those_who_wait_for_another_are_counted() {
 }
 
 #[tokio::test]
-async fn routes_without_a_router_have_names_or_none() {
+async fn routes_without_a_router_use_their_name_or_none() {
     let larder = Larder::memory();
     let handler = tower::service_fn(|_: Request<axum::body::Body>| async {
         Ok::<_, Infallible>(Response::new(http_body_util::Full::new(bytes::Bytes::from("tea"))))
@@ -178,7 +178,7 @@ async fn routes_without_a_router_have_names_or_none() {
 }
 
 #[tokio::test]
-async fn one_layer_over_many_routes_is_counted_by_each() {
+async fn layer_over_many_routes_is_counted_per_route() {
     let larder = Larder::memory();
     let app = Router::new()
         .route("/a/{id}", get(product))
@@ -193,7 +193,7 @@ async fn one_layer_over_many_routes_is_counted_by_each() {
 }
 
 #[tokio::test]
-async fn poem_knows_its_patterns_too() {
+async fn requests_are_counted_by_pattern_in_poem() {
     use larder_poem::cache;
     use poem::{Endpoint as _, EndpointExt as _, Request, Route, endpoint::make_sync, get};
 
@@ -210,7 +210,7 @@ async fn poem_knows_its_patterns_too() {
 }
 
 #[tokio::test]
-async fn groups_named_after_users_do_not_fill_the_memory() {
+async fn number_of_counted_groups_is_bounded() {
     let larder = Larder::memory();
     for user in 0..2_000 {
         larder.backend().group(&format!("user-{user}")).set("name", "x", 60).await;
@@ -221,7 +221,7 @@ async fn groups_named_after_users_do_not_fill_the_memory() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_is_told() {
+async fn unreachable_redis_is_reported() {
     use larder_core::store::Breaker;
 
     let mut server = RedisServer::start();

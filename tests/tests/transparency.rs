@@ -1,6 +1,6 @@
-//! A cache is transparent: generated applications answer the same with Larder and without.
+//! Transparency of the cache: generated applications answer the same with Larder and without.
 //!
-//! `LARDER_SEED=7` runs the case of that seed alone, and `LARDER_REQUESTS=1000000` says how many requests the long run sends
+//! `LARDER_SEED=7` runs only the case of that seed, and `LARDER_REQUESTS=1000000` sets the number of requests in the long run
 //! (`tests/run --slow`: ten million).
 
 use larder_tests::transparency::{Difference, Store, Stores, case, shrink};
@@ -11,7 +11,7 @@ fn number(name: &str) -> Option<u64> {
         .map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
 }
 
-/// Sends this many requests of cases from this seed on. Answers what differed, made small.
+/// Runs cases from the seed `first` on, up to this number of requests. Returns the failures, made small.
 fn run(mut stores: Stores, store: Store, first: u64, requests: u64) -> Vec<String> {
     let mut failures: Vec<String> = Vec::new();
     let (first, last) = match number("LARDER_SEED") {
@@ -38,7 +38,7 @@ fn report(seed: u64, case: &larder_tests::transparency::Case, difference: &Diffe
     format!("LARDER_SEED={seed}\n{case}      → {difference}\n")
 }
 
-/// On twice as many threads as there are cores in CI: cases in real time mostly wait.
+/// Runs on twice as many threads as there are cores in CI: cases in real time mostly wait.
 fn check(store: Store, requests: u64) {
     let parts = [0, 1, 2, 3]
         .map(|part| std::thread::spawn(move || run(Stores::default(), store, part << 40, requests / 4)));
@@ -71,7 +71,7 @@ fn answers_are_the_same_with_a_local_tier_and_late_messages() {
     check(Store::Tier, 3_000);
 }
 
-/// The number of requests of the long run on the store in memory.
+/// Returns the number of requests of the long run on the store in memory.
 fn many() -> u64 {
     number("LARDER_REQUESTS").unwrap_or(10_000_000)
 }

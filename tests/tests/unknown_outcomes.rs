@@ -1,5 +1,5 @@
-//! Writes whose outcome is unknown: after a timeout, a panic or an error the handler may have changed something, so that what
-//! is stored is evicted. A refusal changes nothing.
+//! Writes whose outcome is unknown: after a timeout, a panic or an error the handler may have changed the value, so the entry is
+//! evicted. A refusal changes nothing.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tower_http::timeout::TimeoutLayer;
 
 const SOON: Duration = Duration::from_millis(50);
 
-/// How a write goes on after it has changed the value.
+/// The end of a write after it has changed the value.
 #[derive(Clone, Copy, Debug)]
 enum After {
     Answers(u16),
@@ -28,7 +28,7 @@ enum After {
 }
 
 /// A value that is read with GET and changed with PUT (write-through), DELETE (evicts the key) and POST (evicts the group).
-/// `within` is a layer between the cache and the handler that writes.
+/// `within` adds a layer between the cache and the handler that writes.
 fn app(larder: &Larder, after: After, within: fn(MethodRouter) -> MethodRouter) -> Router {
     let value = Arc::new(AtomicU64::new(0));
     let reads = Arc::clone(&value);
@@ -61,7 +61,7 @@ async fn check(app: &Router, expected: StatusCode) {
 const NOTHING: fn(MethodRouter) -> MethodRouter = |route| route;
 
 #[tokio::test]
-async fn statuses_that_leave_the_outcome_open_evict() {
+async fn statuses_with_an_unknown_outcome_evict() {
     for status in [408, 500, 502, 503, 504, 507, 599] {
         let app = app(&Larder::memory(), After::Answers(status), NOTHING);
         check(&app, StatusCode::from_u16(status).unwrap()).await;
@@ -69,7 +69,7 @@ async fn statuses_that_leave_the_outcome_open_evict() {
 }
 
 #[tokio::test]
-async fn refusals_leave_everything_as_it_is() {
+async fn refusals_evict_nothing() {
     for status in [400, 401, 403, 404, 405, 409, 410, 412, 413, 422, 429, 451] {
         let app = app(&Larder::memory(), After::Answers(status), NOTHING);
         get(&app, "/x").await;
@@ -81,14 +81,14 @@ async fn refusals_leave_everything_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_timeout_between_the_cache_and_the_handler_evicts() {
+async fn timeout_between_the_cache_and_the_handler_evicts() {
     let within: fn(MethodRouter) -> MethodRouter =
         |route| route.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, SOON));
     check(&app(&Larder::memory(), After::Hangs, within), StatusCode::REQUEST_TIMEOUT).await;
 }
 
 #[tokio::test]
-async fn a_timeout_outside_the_cache_evicts_before_its_answer() {
+async fn timeout_outside_the_cache_evicts_before_its_response() {
     for status in [StatusCode::REQUEST_TIMEOUT, StatusCode::GATEWAY_TIMEOUT] {
         let app = app(&Larder::memory(), After::Hangs, NOTHING);
         check(&app.layer(TimeoutLayer::with_status_code(status, SOON)), status).await;
@@ -96,7 +96,7 @@ async fn a_timeout_outside_the_cache_evicts_before_its_answer() {
 }
 
 #[tokio::test]
-async fn a_timeout_outside_stacked_layers_evicts_for_each_of_them() {
+async fn timeout_outside_stacked_layers_evicts_for_each_of_them() {
     for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]] {
         let larder = Larder::memory();
         let value = Arc::new(AtomicU64::new(0));
@@ -130,7 +130,7 @@ async fn a_timeout_outside_stacked_layers_evicts_for_each_of_them() {
 }
 
 #[tokio::test]
-async fn a_panic_evicts_wherever_it_is_caught() {
+async fn panic_evicts_wherever_it_is_caught() {
     let within: fn(MethodRouter) -> MethodRouter = |route| route.layer(CatchPanicLayer::new());
     check(&app(&Larder::memory(), After::Panics, within), StatusCode::INTERNAL_SERVER_ERROR).await;
     let app = app(&Larder::memory(), After::Panics, NOTHING).layer(CatchPanicLayer::new());

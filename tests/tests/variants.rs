@@ -1,4 +1,5 @@
-//! Resources that vary: each client gets what it can use, each variant is stored once, and no client keeps another's out.
+//! Resources that vary: each client gets a response that it accepts, each variant is stored once, and no client keeps out
+//! another's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use larder_axum::{Larder, cache, cache_evict, cache_put};
 use larder_tests::in_process::{Answer, Runs, get, send};
 use tokio::sync::Semaphore;
 
-/// The fields and the body of an answer.
+/// The fields and the body of a response.
 type FieldsAndBody = (Vec<(&'static str, String)>, String);
 
 /// A route whose handler makes its fields and body from the fields of the request.
@@ -39,7 +40,7 @@ async fn with(app: &Router, name: &str, value: &str) -> Answer {
     send(app, Method::GET, "/x", &[(name, value)]).await
 }
 
-/// A handler that compresses, and says `Vary` only then.
+/// A handler that compresses, and sends `Vary` only then.
 fn zips(headers: &HeaderMap) -> FieldsAndBody {
     if field(headers, "accept-encoding").contains("gzip") {
         (vec![("content-encoding", "gzip".into())], "zipped".into())
@@ -49,7 +50,7 @@ fn zips(headers: &HeaderMap) -> FieldsAndBody {
 }
 
 #[tokio::test]
-async fn an_answer_without_vary_leaves_the_other_variants_alone() {
+async fn response_without_vary_keeps_the_other_variants() {
     let runs = Runs::new();
     let app = app(&runs, zips);
     for _ in 0..4 {
@@ -57,7 +58,7 @@ async fn an_answer_without_vary_leaves_the_other_variants_alone() {
         assert_eq!(get(&app, "/x").await.text(), "plain");
     }
     assert_eq!(runs.total(), 2);
-    // Whoever is next has to know, even of the answer that didn't say so.
+    // The response without `Vary` must also tell downstream caches about it.
     for answer in [get(&app, "/x").await, with(&app, "accept-encoding", "gzip").await] {
         assert!(
             answer.header("vary").to_ascii_lowercase().contains("accept-encoding"),
@@ -86,7 +87,7 @@ async fn spellings_of_accept_encoding_run_the_handler_once() {
     assert_eq!(runs.total(), 1);
 }
 
-/// A handler that lets in every origin by name, and says `Vary` only to those that name one.
+/// A CORS handler that allows every origin by name, and sends `Vary` only to requests with an `Origin`.
 fn cors(headers: &HeaderMap) -> FieldsAndBody {
     let origin = field(headers, "origin");
     if origin.is_empty() {
@@ -97,7 +98,7 @@ fn cors(headers: &HeaderMap) -> FieldsAndBody {
 }
 
 #[tokio::test]
-async fn vary_origin_that_is_said_only_sometimes_loses_neither_cors_fields_nor_hits() {
+async fn occasional_vary_origin_loses_neither_cors_fields_nor_hits() {
     let (a, b) = ("https://a.example", "https://b.example");
     // In any order, each kind of client costs two runs at most.
     for order in [["", a, b], [a, "", b], [a, b, ""]] {
@@ -119,7 +120,7 @@ async fn vary_origin_that_is_said_only_sometimes_loses_neither_cors_fields_nor_h
 }
 
 #[tokio::test]
-async fn requests_that_name_an_origin_are_hits_where_no_answer_depends_on_it() {
+async fn requests_with_an_origin_are_hits_if_no_response_varies_by_it() {
     let runs = Runs::new();
     let app = app(&runs, |_| (vec![], "x".into()));
     get(&app, "/x").await;
@@ -136,18 +137,18 @@ fn language(headers: &HeaderMap) -> FieldsAndBody {
 }
 
 #[tokio::test]
-async fn made_up_languages_do_not_keep_a_real_one_out() {
+async fn made_up_languages_do_not_keep_out_a_real_one() {
     let app = app(&Runs::new(), language);
     for made_up in 0..200 {
         with(&app, "accept-language", &format!("x-{made_up}")).await;
     }
     assert_eq!(with(&app, "accept-language", "en").await.cache(), "MISS");
     assert_eq!(with(&app, "accept-language", "en").await.cache(), "HIT");
-    // The list is bounded all the same: what was stored first is gone.
+    // The list is still bounded: the variant that was stored first is dropped.
     assert_eq!(with(&app, "accept-language", "x-0").await.cache(), "MISS");
 }
 
-/// A route whose answers in German wait until they are let through.
+/// A route whose responses in German wait for a permit.
 fn gated(larder: &Larder, gate: &Arc<Semaphore>) -> Router {
     let gate = Arc::clone(gate);
     let read = move |headers: HeaderMap| async move {
@@ -165,7 +166,7 @@ fn gated(larder: &Larder, gate: &Arc<Semaphore>) -> Router {
 }
 
 #[tokio::test]
-async fn an_overtaken_answer_of_a_new_variant_says_so() {
+async fn revoked_fill_of_a_new_variant_reports_its_reason() {
     let larder = Larder::builder().cache_status(true).leased(larder_axum::MemoryStore::new());
     let gate = Arc::new(Semaphore::new(0));
     let app = gated(&larder, &gate);
@@ -185,7 +186,7 @@ async fn an_overtaken_answer_of_a_new_variant_says_so() {
 }
 
 #[tokio::test]
-async fn a_put_without_vary_is_served_to_no_language_before_and_after_an_eviction() {
+async fn put_without_vary_is_served_to_no_language_around_an_eviction() {
     let larder = Larder::memory();
     let read = async |headers: HeaderMap| ([("vary", "accept-language")], field(&headers, "accept-language"));
     let write = async || "in the language of the writer";

@@ -1,5 +1,5 @@
-//! What authors of routes are warned of, once, and by the routes' names. Alone in its program: `tracing` remembers for the
-//! whole of it whether an event is wanted.
+//! Warnings for authors of routes, logged once and with the routes' names. Alone in its program: `tracing` caches for the whole
+//! process whether an event is wanted.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ impl io::Write for Log {
 }
 
 impl Log {
-    /// The lines since this was last asked.
+    /// Returns the lines since the last call.
     fn lines(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
@@ -34,7 +34,7 @@ impl Log {
 }
 
 #[tokio::test]
-async fn authors_are_warned_once_and_by_name() {
+async fn warnings_are_logged_once_and_name_the_route() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -64,7 +64,7 @@ async fn authors_are_warned_once_and_by_name() {
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(lines[0].contains("/x/{id}") && lines[0].contains("nested"), "{lines:#?}");
 
-    // Routes of a group that don't say the same about their keys.
+    // Routes of a group with different options for their keys.
     let _ = cache(&larder).group("people").ttl(60).private().route();
     let _ = cache_evict(&larder).group("people").key().route();
     let _ = cache(&larder).group("hosts").vary_by_host().ttl(60).name("pages").route();
@@ -77,7 +77,7 @@ async fn authors_are_warned_once_and_by_name() {
         "{lines:#?}"
     );
 
-    // And those that do.
+    // Routes of a group with the same options for their keys.
     let _ = cache(&larder).group("fine").ttl(60).query_params(["page"]).route();
     let _ = cache_evict(&larder).group("fine").key().query_params(["page"]).route();
     let _ = cache_evict(&larder).group("fine").whole_group().route();

@@ -1,39 +1,39 @@
-//! What may differ between an application with Larder and without: everything, in one place.
+//! All differences that are allowed between an application with Larder and the same application without it.
 //!
 //! | difference | why |
 //! |---|---|
 //! | `X-Redis-Cache`, `Cache-Status` | the cache's own fields |
-//! | `Cache-Control`, `Expires`, `Age` | on routes the cache owns them (guide: headers) |
-//! | `Date` | belongs to a moment, not to a stored response |
-//! | an added `ETag` | the cache makes one; a handler's own stays |
-//! | added members of `Vary` | the cache says what its answers depend on |
-//! | an added `Accept-Ranges` | the cache can cut what it stored |
+//! | `Cache-Control`, `Expires`, `Age` | the cache sets them on its routes (guide: headers) |
+//! | `Date` | the time of a response, which no stored response can repeat |
+//! | an added `ETag` | the cache adds one where the handler sets none |
+//! | added members of `Vary` | the cache names the fields that its responses depend on |
+//! | an added `Accept-Ranges` | the cache serves ranges of stored responses |
 //! | presence of `Content-Length`, and framing fields | a stored body has a known length |
-//! | 304 instead of a 200 | if the condition holds for the `ETag` or the `Last-Modified` of the answer (RFC 9110 §13) |
-//! | 206 or 416 instead of a 200 | if it is the right part of the 200 (RFC 9110 §14) |
+//! | 304 instead of a 200 | if the condition holds for the `ETag` or the `Last-Modified` of the response (RFC 9110 §13) |
+//! | 206 or 416 instead of a 200 | if it follows from the range and the 200 (RFC 9110 §14) |
 //! | 504 | to `Cache-Control: only-if-cached` (RFC 9111 §5.2.1.7) |
 //! | an identity body for a client that accepts codings | identity is always acceptable (RFC 9110 §12.5.3) |
-//! | the answer to the request without [`STEERING`] fields | they don't reach handlers whose answer may be stored (guide: safety) |
-//! | the answer to the request without credentials, on `.public()` routes | the same |
-//! | the answer to the request without credentials but those of the principal, on private routes | the same |
+//! | the response to the request without [`STEERING`] fields | they don't reach handlers whose response may be stored (guide: safety) |
+//! | the response to the request without credentials, on `.public()` routes | the same |
+//! | the response to the request without credentials except the principal's, on private routes | the same |
 //!
-//! What isn't compared:
+//! Not compared:
 //!
 //! | not compared | why |
 //! |---|---|
-//! | the body of the answer to HEAD | there is none (RFC 9110 §9.3.2), and poem's server sends that of an error |
-//! | reads by a process with a local tier that another process wrote behind, until messages have arrived | the tier is told by messages (guide: local tier) |
-//! | answers from a browser's cache where `says_what_it_depends_on` says so | a response can't say more |
+//! | the body of the response to HEAD | it has none (RFC 9110 §9.3.2), but poem's server sends that of an error |
+//! | reads by a process with a local tier after a write by another, until messages have arrived | messages invalidate the tier (guide: local tier) |
+//! | responses from a browser's cache where `says_what_it_depends_on` is `false` | the response couldn't name the dependency |
 //!
-//! What generated applications leave out (`World::is_lawful`):
+//! Left out of generated applications (`World::is_lawful`):
 //!
 //! | left out | why |
 //! |---|---|
-//! | fallbacks that change something | which resource they change is theirs to evict |
-//! | `Forwarded` and `X-Forwarded-Host` with `.vary_by_host()` | they are in the key, and an eviction is for one host |
-//! | a shared cache around resources that only a decoded query tells apart | URIs name resources there (RFC 9111 §4.4) |
-//! | layers with a timeout in real time | a busy machine is late as it likes |
-//! | compression around handlers that negotiate codings themselves | two that negotiate are one too many |
+//! | fallbacks that write | only they could evict the resource that they change |
+//! | `Forwarded` and `X-Forwarded-Host` with `.vary_by_host()` | they are in the key, and an eviction covers one host |
+//! | a shared cache around resources that only a decoded query tells apart | there, URIs name resources (RFC 9111 §4.4) |
+//! | layers with a timeout in real time | a busy machine can be late by any time |
+//! | compression around handlers that negotiate codings themselves | both would negotiate |
 
 use http::{HeaderMap, Method, StatusCode};
 
@@ -42,7 +42,7 @@ use super::run::Difference;
 use super::world::{Audience, Place, Read, Route, World};
 use crate::in_process::Answer;
 
-/// Fields that change where a request goes, or what it is.
+/// Fields that change the target of a request, or its method.
 pub const STEERING: [&str; 5] =
     ["x-forwarded-host", "forwarded", "x-original-url", "x-rewrite-url", "x-http-method-override"];
 
@@ -63,7 +63,7 @@ const OWN: [&str; 6] = ["x-redis-cache", "cache-status", "cache-control", "expir
 const MAY_BE_ADDED: [&str; 3] = ["etag", "vary", "accept-ranges"];
 const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
 
-/// The request that a handler of this route may see instead of this one, if the answer may be stored.
+/// Returns the requests that a handler of this route may see instead of this one, if the response may be stored.
 pub(super) fn as_seen_by(route: Option<&Route>, ask: &Ask) -> Vec<Ask> {
     let mut seen = Vec::new();
     let stripped = ask.without(|name| STEERING.contains(&name));
@@ -80,14 +80,14 @@ pub(super) fn as_seen_by(route: Option<&Route>, ask: &Ask) -> Vec<Ask> {
     seen
 }
 
-/// The members of all `Vary` fields, in lower case.
+/// Returns the members of all `Vary` fields, in lower case.
 pub(super) fn vary(headers: &HeaderMap) -> Vec<String> {
     let all = headers.get_all("vary").iter().filter_map(|value| value.to_str().ok());
     let members = all.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase());
     members.filter(|name| !name.is_empty()).collect()
 }
 
-/// Whether the answer with the cache is the one without, but for what may differ.
+/// Checks that the response with the cache is the one without, except for the allowed differences.
 pub(super) fn same(cached: &Answer, bare: &Answer) -> Result<(), Difference> {
     if cached.headers.get_all("x-redis-cache").iter().count() > 1 {
         return Err(Difference::of("field x-redis-cache", "is there twice"));
@@ -128,7 +128,7 @@ pub(super) fn same(cached: &Answer, bare: &Answer) -> Result<(), Difference> {
     Ok(())
 }
 
-/// Whether the answer is a 304, 206 or 416 that follows from this 200.
+/// Returns `true` if the response is a 304, 206 or 416 that follows from this 200.
 pub(super) fn follows(ask: &Ask, last_etag: &str, cached: &Answer, whole: &Answer) -> bool {
     if whole.status != StatusCode::OK {
         return false;
@@ -172,7 +172,7 @@ fn opaque(tag: &str) -> &str {
     tag.strip_prefix("W/").unwrap_or(tag)
 }
 
-/// The members of a valid list of entity tags (RFC 9110 §8.8.3).
+/// Parses a valid list of entity tags (RFC 9110 §8.8.3).
 fn etags(list: &str) -> Option<Vec<String>> {
     let mut tags = Vec::new();
     let mut rest = list.trim();
@@ -189,7 +189,7 @@ fn etags(list: &str) -> Option<Vec<String>> {
     }
 }
 
-/// The first and the last byte that a range of a body of this length selects.
+/// Returns the first and the last byte that a range of a body of this length selects.
 fn part(range: &str, length: usize) -> Option<(usize, usize)> {
     let (first, last) = range.split_once('-')?;
     let end = length.checked_sub(1)?;
@@ -203,21 +203,21 @@ fn part(range: &str, length: usize) -> Option<(usize, usize)> {
     (first <= last && first <= end).then_some((first, last))
 }
 
-/// Whether the cache may answer that it has nothing.
+/// Returns `true` if the cache may answer this request with a 504, because nothing is stored.
 pub(super) fn may_be_missing(ask: &Ask, cached: &Answer) -> bool {
     cached.status == StatusCode::GATEWAY_TIMEOUT && ask.field("cache-control").contains("only-if-cached")
 }
 
-/// Returns `true` if a browser that kept the first response can tell that it doesn't answer the second request. It can't where they
-/// differ in a field that Larder can't speak of downstream:
+/// Returns `true` if a browser that stored the first response can tell that it doesn't answer the second request. It can't if the
+/// requests differ in a field that Larder can't name downstream:
 ///
-/// - `Vary: Origin`, or `Vary: Accept-Encoding`, on some of a handler's answers alone: a single answer without it doesn't tell.
-/// - Credentials in another field than `Authorization` and `Cookie`, where nothing is declared: the list of such fields is long
-///   and open, so that `Vary` names those two alone (guide: safety). `.public()` and `.private_by()` are for the others.
-/// - Fields that a handler sees past the cache alone ([`STEERING`], credentials on `.public()` routes), and a forgotten
-///   `Vary: Accept-Encoding`, where it says itself that what it answers there may be kept.
+/// - `Vary: Origin` or `Vary: Accept-Encoding` on only some responses of a handler: the stored response may lack it.
+/// - Credentials in other fields than `Authorization` and `Cookie`, on routes without a declared audience. The list of such
+///   fields is long and open, so `Vary` names only those two (guide: safety). `.public()` and `.private_by()` are for the others.
+/// - Fields that a handler sees only when it bypasses the cache ([`STEERING`], credentials on `.public()` routes), and a
+///   forgotten `Vary: Accept-Encoding`, if the handler's own `Cache-Control` allows such a response to be stored.
 ///
-/// A fallback outside of the router that is cached speaks for itself.
+/// A fallback outside of the cached router sets its own fields, so it can always tell.
 pub(super) fn says_what_it_depends_on(
     world: &World,
     route: Option<&Route>,

@@ -11,7 +11,7 @@ use super::handler::State;
 use super::wire::App;
 use super::world::{Framework, World};
 
-/// What an application is built with.
+/// The inputs for building an application.
 #[derive(Clone, Debug)]
 pub(super) struct Kit {
     /// `None` builds the application without a cache.
@@ -30,13 +30,13 @@ pub(super) async fn build(world: &World, kit: &Kit) -> App {
 const GROUP: &str = "all";
 const LISTS: &str = "lists";
 
-/// The principal of `.private_by` in generated applications.
+/// Returns the principal for `.private_by` in generated applications.
 fn cookie_user(request: &larder_core::RequestView<'_>) -> Option<String> {
     let cookie = request.headers.get("cookie")?.to_str().ok()?;
     Some(cookie.strip_prefix("u=")?.to_owned())
 }
 
-/// With another path.
+/// Replaces the path.
 fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
     let target = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
     with_target(uri, &target)
@@ -48,7 +48,7 @@ fn with_target(uri: &Uri, target: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Defines the functions that turn a route's rule into the layers of one adapter.
+/// Defines the functions that build one adapter's layers from a route's rule.
 macro_rules! layers_of {
     ($adapter:ident) => {
         use crate::transparency::world::{Audience, NAMED, Query, Route};

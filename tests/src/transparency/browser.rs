@@ -1,4 +1,4 @@
-//! The cache of a browser (RFC 9111) behind the application: what it is told to keep must be right for whom it answers.
+//! A browser's cache (RFC 9111) in front of the application. What it stores must be right for the requests that it answers.
 
 use std::collections::HashMap;
 
@@ -8,16 +8,16 @@ use super::accept::vary;
 use super::request::{Ask, Content};
 use crate::in_process::Answer;
 
-/// Host, whether by https, and the target as it was sent.
+/// The host, `true` for https, and the target as it was sent.
 type Target = (&'static str, bool, String);
 
-/// A private cache that keeps what it is allowed to, until something changes.
+/// A private cache that stores what it may, until the application changes.
 #[derive(Debug, Default)]
 pub(super) struct Browser {
     kept: HashMap<Target, Vec<(Ask, Answer)>>,
 }
 
-/// Fields of requests that change how a cache answers; such requests are not looked at.
+/// Request fields that change how a cache answers. Requests with them are skipped.
 const CONDITIONS: [&str; 6] =
     ["range", "if-none-match", "if-modified-since", "if-range", "cache-control", "pragma"];
 
@@ -51,7 +51,7 @@ impl Browser {
         }
     }
 
-    /// What would be reused for this request (RFC 9111 §4.1).
+    /// Returns the stored response for this request, and the request that it was stored for (RFC 9111 §4.1).
     pub(super) fn reuse(&self, ask: &Ask) -> Option<(&Ask, &Answer)> {
         if !is_plain(ask) {
             return None;

@@ -1,4 +1,4 @@
-//! Generated cases. The same seed makes the same case.
+//! Generates cases. The same seed makes the same case.
 
 use fastrand::Rng;
 use http::Method;
@@ -11,13 +11,13 @@ use super::world::{
     World, Wrap, Write,
 };
 
-/// A case for this store. Requests without the network make up nearly all of those on the store in memory.
+/// Generates a case for this store. Nearly all cases on the store in memory send requests without the network.
 #[must_use]
 pub fn case(seed: u64, store: Store) -> Case {
     let mut rng = Rng::with_seed(seed);
     loop {
         let mut world = world(&mut rng, store);
-        // Applications with little in them, whose long sequences meet the same entries again and again.
+        // Small applications, whose long sequences reach the same entries again and again.
         if chance(&mut rng, if store == Store::Tier { 70 } else { 30 }) {
             calm(&mut rng, &mut world);
         }
@@ -125,7 +125,7 @@ fn world(rng: &mut Rng, store: Store) -> World {
         }
         const NAMES: [&str; 4] = ["h0", "h1", "h2", "h3"];
         routes.push(lawful_route(rng, pattern, NAMES[routes.len()], is_shared, common.as_ref()));
-        // What one spelling of another path leads to.
+        // A path that another spelling of `/items/{id}` can lead to.
         if pattern == "/items/{id}" && routes.len() < 4 && chance(rng, 40) {
             let name = NAMES[routes.len()];
             if routes.iter().all(|route| route.pattern != "/items/featured") {
@@ -174,7 +174,7 @@ fn world(rng: &mut Rng, store: Store) -> World {
     }
 }
 
-/// A route that is lawful in the simplest application of its place.
+/// Generates a route that is lawful in the simplest application of its place.
 fn lawful_route(
     rng: &mut Rng,
     pattern: &'static str,
@@ -331,7 +331,7 @@ fn route(rng: &mut Rng, pattern: &'static str, name: &'static str, is_shared: bo
     }
 }
 
-/// What the requests of a case are about: few things, so that requests meet.
+/// The targets of a case's requests: few, so that requests reach the same entries.
 struct Topic<'a> {
     world: &'a World,
     targets: Vec<Target>,
@@ -424,7 +424,7 @@ fn ops(rng: &mut Rng, world: &World) -> Vec<Op> {
         }
     }
     let mut fields: Vec<&'static str> = (0..rng.usize(0..=3)).map(|_| one(rng, &FIELDS)).collect();
-    // What handlers read is sent.
+    // Requests carry the fields that handlers read.
     for read in world.all().flat_map(|route| &route.handler.reads) {
         fields.extend(match read {
             Read::Language => Some("accept-language"),
@@ -452,7 +452,7 @@ fn ops(rng: &mut Rng, world: &World) -> Vec<Op> {
     let mut ops = Vec::new();
     let counts = is_tier && world.all().any(|route| route.handler.reads.contains(&Read::Counter));
     for _ in 0..count {
-        // One process keeps a value, and another changes it just before the first one updates it.
+        // One process keeps a value in its tier, and another changes it just before the first one updates it.
         if counts && chance(rng, 10) {
             let process = rng.usize(..world.processes());
             let read = Ask { process, ..topic.read(rng) };
@@ -461,7 +461,7 @@ fn ops(rng: &mut Rng, world: &World) -> Vec<Op> {
             ops.extend([Op::Ask(read), Op::Ask(elsewhere), Op::Ask(Ask { process, ..write })]);
             continue;
         }
-        // What a tier keeps shows when messages have arrived and it is read again.
+        // A stale value in a tier shows when messages have arrived and the value is read again.
         let (across, settle) = if is_tier { (14, 16) } else { (5, 0) };
         let op = match rng.u32(..100) {
             0..=3 => Op::Later(one(rng, &[1, 4, 10, 61])),
@@ -583,7 +583,7 @@ impl Topic<'_> {
         {
             path.push('/');
         }
-        // What a write means is said by its route's path, unless the query is part of the name.
+        // The path alone names what a write changes, unless every handler's query is part of the name.
         let mut query = target.query.clone();
         if !target.takes_query
             || (ask.is_write() && self.world.all().any(|route| route.handler.query != Query::Part))
@@ -639,7 +639,7 @@ impl Topic<'_> {
                         _ => None,
                     });
                 let name = read.unwrap_or_else(|| one(rng, &super::accept::STEERING));
-                // With `.vary_by_host()` these are in the key, and an eviction is for one of their values.
+                // With `.vary_by_host()` these are in the key, and an eviction covers only one of their values.
                 let is_host = ["forwarded", "x-forwarded-host"].contains(&name);
                 if is_host && self.world.all().any(|route| route.rule.by_host) {
                     return;

@@ -1,4 +1,4 @@
-//! The one handler that all frameworks run: a function of the state and of what its route says it reads.
+//! The handler that all frameworks run: a function of the state and of the fields that its route reads.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use larder_core::CacheBackend;
 use super::request::{OUTCOME, SLOW};
 use super::world::{Audience, NAMED, Query, Read, Route, Shape, World};
 
-/// The versions of everything that can be written.
+/// The versions of all resources.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State(Arc<Mutex<HashMap<String, Version>>>);
 
@@ -33,47 +33,47 @@ impl State {
     }
 }
 
-/// How long a handler hangs, in real and in virtual time.
+/// The time that a handler hangs, in real and in virtual time.
 pub(super) const HANGS: Duration = Duration::from_millis(60);
 
-/// How long a slow handler takes to answer.
+/// The time that a slow handler takes to respond.
 pub(super) const SLOWLY: Duration = Duration::from_millis(8);
 
-/// How long a timeout layer waits.
+/// The deadline of a timeout layer.
 pub(super) const TIMEOUT: Duration = Duration::from_millis(20);
 
-/// What a framework shows to a handler.
+/// The request as a framework passes it to a handler.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) method: Method,
-    /// The pattern that the router matched, mounts in front.
+    /// The pattern that the router matched, with the mounts in front.
     pub(super) pattern: String,
     /// The decoded values of the pattern's captures.
     pub(super) params: Vec<String>,
-    /// As the router left it.
+    /// The URI that the router passes on.
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     pub(super) content: Bytes,
     pub(super) is_poem: bool,
 }
 
-/// Everything a handler works on.
+/// A handler's route, state and backend.
 #[derive(Clone, Debug)]
 pub(super) struct Handling {
     pub(super) route: Arc<Route>,
     pub(super) mount: &'static str,
     pub(super) state: State,
     pub(super) backend: Option<CacheBackend>,
-    /// The route of what a POST creates.
+    /// The route of the resource that a POST creates.
     pub(super) created: Option<Arc<Route>>,
-    /// The scheme, the host and the query as it is spelled tell resources apart, as a shared cache has it.
+    /// Resources differ by scheme, host and the spelling of the query, as in a shared cache.
     pub(super) by_uri: bool,
 }
 
-/// The last segment of what a POST to `/items` creates.
+/// The last segment of the resource that a POST to `/items` creates.
 pub(super) const CREATED: &str = "new1";
 
-/// The pairs of a query as a form decoder sees them, sorted by name.
+/// Returns the pairs of a query as a form decoder sees them, sorted by name.
 pub(super) fn pairs(query: &str) -> Vec<(String, String)> {
     let decode = |text: &str| percent_decode(&text.replace('+', " "));
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
@@ -106,7 +106,7 @@ pub(super) fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-/// A query with its escapes of unreserved characters decoded and the others in upper case (RFC 3986 §6.2.2).
+/// Decodes a query's escapes of unreserved characters and puts the others in upper case (RFC 3986 §6.2.2).
 fn normalise(query: &str) -> String {
     let mut normal = String::new();
     let mut rest = query;
@@ -124,7 +124,7 @@ fn normalise(query: &str) -> String {
     normal + rest
 }
 
-/// Whether `gzip` is acceptable.
+/// Returns `true` if `gzip` is acceptable.
 pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     let all = headers.get_all("accept-encoding").iter().filter_map(|value| value.to_str().ok());
     all.flat_map(|value| value.split(',')).any(|coding| {
@@ -175,7 +175,7 @@ impl Handling {
                 "500" => return plain(StatusCode::INTERNAL_SERVER_ERROR, "failed after the change"),
                 "502" => return plain(StatusCode::BAD_GATEWAY, "failed after the change"),
                 "hang" => tokio::time::sleep(HANGS).await,
-                // Unlike `panic!`, this prints nothing.
+                // Unlike `panic!`, this prints no message.
                 "panic" => std::panic::resume_unwind(Box::new("after the change")),
                 _ => {}
             }
@@ -212,7 +212,7 @@ impl Handling {
         response
     }
 
-    /// The name of what is read and written.
+    /// Returns the name of the resource that is read or written.
     fn resource(&self, route: &Route, pattern: &str, params: &[String], facts: &Facts, host: &str) -> String {
         let field = |name: &str| facts.headers.get(name).map_or("", |value| value.to_str().unwrap_or("?"));
         let mut resource = format!("{pattern} {params:?}");
@@ -286,7 +286,7 @@ impl Handling {
                 Read::Credential(name) | Read::Steering(name) => text += &format!(" {name} {}", field(name)),
                 Read::Content => text += &format!(" content {:?}", facts.content),
                 Read::Scheme => text += &format!(" scheme {:?}", facts.uri.scheme_str()),
-                // A local tier keeps what is read.
+                // Reading makes a local tier keep the count.
                 Read::Counter => drop(self.counter(resource).await),
                 Read::Backend => text += &format!(" number {}", self.number(resource, version.number).await),
             }
@@ -311,7 +311,7 @@ impl Handling {
         response.status(status).body(Bytes::from(text)).unwrap()
     }
 
-    /// Counts a write, if the handler does. Every process has to see each other's.
+    /// Counts a write, if the handler counts. Each process must see the others' counts.
     async fn count(&self, resource: &str) -> Option<u64> {
         if !self.route.handler.reads.contains(&Read::Counter) {
             return None;
@@ -325,7 +325,7 @@ impl Handling {
         backend.update(&key_of(resource), Duration::from_secs(1 << 20), more).await.ok()
     }
 
-    /// The number of writes that the cache has counted.
+    /// Returns the number of writes that the cache has counted.
     async fn counter(&self, resource: &str) -> Option<u64> {
         self.counts()?.get(&key_of(resource)).await
     }
@@ -334,9 +334,9 @@ impl Handling {
         self.backend.as_ref().map(|backend| backend.group("counts"))
     }
 
-    /// A number that nobody would compute twice.
+    /// Computes a number that differs for each resource and version.
     async fn number(&self, resource: &str, version: u64) -> f64 {
-        // Seventeen digits.
+        // Seventeen digits, the most that an `f64` needs.
         let number = (hash(&format!("{resource} {version}")) >> 11) as f64 / 9_007_199_254.740_993;
         let Some(backend) = &self.backend else { return number };
         let key = format!("number {:x} {version}", hash(resource));

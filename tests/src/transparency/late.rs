@@ -11,11 +11,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-/// How late messages are.
+/// The delay of messages.
 pub(super) const LATE: Duration = Duration::from_millis(15);
 
-/// Starts a proxy to this port of the loopback interface, and answers its own port. What Redis sends on connections that
-/// asked for tracking is [`LATE`].
+/// Starts a proxy to this port of the loopback interface, and returns its own port. Data that Redis sends on connections that
+/// asked for tracking arrive [`LATE`].
 pub(super) async fn proxy(to: u16) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();

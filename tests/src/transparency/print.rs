@@ -1,4 +1,4 @@
-//! Cases as program text.
+//! Prints cases as program text.
 
 use std::fmt;
 

@@ -1,73 +1,73 @@
-//! Requests and what else happens to an application.
+//! Requests and the other events of a case.
 
 use http::Method;
 
-/// Content of a request.
+/// The content of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// None.
+    /// No content.
     None,
-    /// Bytes whose length is known.
+    /// Bytes with a `Content-Length`.
     Sized(&'static str),
-    /// Bytes in chunks, of a length that isn't said beforehand.
+    /// Bytes in chunks, without a `Content-Length`.
     Chunked(&'static str),
-    /// A chunk, and no end.
+    /// A chunk, after which the content never ends.
     Endless,
 }
 
 /// A request.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// Which of the processes that share a store it is sent to.
+    /// The process that it is sent to, among those that share a store.
     pub process: usize,
     /// The method.
     pub method: Method,
-    /// Path and query as they are spelled on the wire.
+    /// The path and the query as they are sent.
     pub target: String,
     /// The host.
     pub host: &'static str,
-    /// Whether the scheme is `https`.
+    /// `true` for `https`.
     pub https: bool,
-    /// Other fields. The value `LAST_ETAG` stands for the last entity tag that was seen.
+    /// The other fields. The value `LAST_ETAG` stands for the last entity tag of a response.
     pub fields: Vec<(&'static str, String)>,
     /// The content.
     pub content: Content,
 }
 
-/// Stands for the last entity tag that was seen.
+/// Stands for the last entity tag of a response.
 pub(super) const LAST_ETAG: &str = "@etag";
 
-/// A handler that reads answers a request with this field some time after it read the state.
+/// A request field that makes a reading handler respond some time after it read the state.
 pub(super) const SLOW: &str = "x-slow";
 
-/// How a write ends is said by this field.
+/// A request field that sets the outcome of a write.
 pub(super) const OUTCOME: &str = "x-outcome";
 
-/// Something that happens.
+/// An event of a case.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// A request, and its answer.
+    /// A request.
     Ask(Ask),
-    /// Reads at the same time.
+    /// Concurrent reads.
     Together(Vec<Ask>),
-    /// A read whose handler has read the state when the write begins, and answers when it is over.
+    /// A read and a write. The handler of the read reads the state before the write, and responds after it.
     Across(Ask, Ask),
-    /// A request whose content doesn't end, and which is still under way when everything else happens.
+    /// A request whose content doesn't end. It stays open during the rest of the case.
     Hanging(Ask),
-    /// So many seconds pass.
+    /// This number of seconds passes.
     Later(u64),
     /// All invalidation messages arrive.
     Settle,
 }
 
 impl Ask {
-    /// A field, or "".
+    /// Returns a field, or "".
     #[must_use]
     pub fn field(&self, name: &str) -> &str {
         self.fields.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
     }
 
-    /// The same without these fields.
+    /// Returns a copy without these fields.
     #[must_use]
     pub fn without(&self, is_removed: impl Fn(&str) -> bool) -> Self {
         let mut ask = self.clone();
@@ -75,7 +75,7 @@ impl Ask {
         ask
     }
 
-    /// Whether it changes something.
+    /// Returns `true` if the request may change something.
     #[must_use]
     pub fn is_write(&self) -> bool {
         [Method::PUT, Method::DELETE, Method::POST].contains(&self.method)

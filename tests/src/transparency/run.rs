@@ -1,4 +1,4 @@
-//! Runs a case: the same requests to both applications, and the comparison.
+//! Runs a case: sends the same requests to both applications, and compares the responses.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,12 +29,12 @@ use crate::in_process::Answer;
 use crate::redis_server::{RedisServer, patient};
 use crate::tier;
 
-/// What an application with Larder did differently.
+/// A difference that is not allowed.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    /// What differs: `status`, `body`, `field vary`, `waited`, …
+    /// The kind of difference: `status`, `body`, `field vary`, `waited`, …
     pub kind: String,
-    /// How.
+    /// The values that differ.
     pub detail: String,
     /// The index of the operation.
     pub at: usize,
@@ -52,20 +52,20 @@ impl fmt::Display for Difference {
     }
 }
 
-/// How long an answer may take, in virtual time and in real time on a busy machine.
+/// The longest time that a response may take, in virtual time and in real time on a busy machine.
 const VIRTUAL_LIMIT: Duration = Duration::from_millis(500);
 const REAL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Where cases run: runtimes, and a Redis for those that need one. Started when first used.
+/// The runtimes of cases, and a Redis for those that need one. They start when they are first used.
 #[derive(Debug, Default)]
 pub struct Stores {
     real: Option<Runtime>,
     redis: Option<RedisServer>,
     proxy: Option<u16>,
     cases: u64,
-    /// Requests so far.
+    /// The number of requests so far.
     pub requests: u64,
-    /// Compares the application without Larder with itself: the harness must find nothing then.
+    /// Compares the application without Larder with itself. The harness must find no difference then.
     pub without_larder: bool,
 }
 
@@ -74,7 +74,7 @@ impl Stores {
     ///
     /// # Errors
     ///
-    /// That difference.
+    /// Returns that difference.
     pub fn run(&mut self, case: &Case) -> Result<(), Difference> {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run_here(case)));
         outcome.unwrap_or_else(|panic| {
@@ -133,7 +133,7 @@ impl Stores {
                     continue;
                 }
                 let store = store.with_local(&prefix, 1 << 20);
-                // Until it hears of changes, it reads everything from Redis.
+                // Until its connection for messages is ready, a process reads everything from Redis.
                 let key = KeySpace::new(&prefix, Some("warm")).unwrap().key(&number.to_string());
                 store.set(&key, "warm".into(), tier::MINUTE).await.unwrap();
                 tier::comes_here(&store, &key, Duration::from_secs(10)).await;
@@ -144,7 +144,7 @@ impl Stores {
     }
 }
 
-/// Names what a request reads or writes, at least as narrowly as any route does.
+/// Returns a name for what a request reads or writes, at least as narrow as any route's.
 fn resource(ask: &Ask) -> String {
     let (path, query) = ask.target.split_once('?').unwrap_or((&ask.target, ""));
     let (path, pairs) = (percent_decode(path), pairs(query));
@@ -152,19 +152,19 @@ fn resource(ask: &Ask) -> String {
     format!("{} {} {path} {pairs:?} {user} {cookie}", ask.https, ask.host)
 }
 
-/// Everything that one run knows.
+/// The state of one run.
 struct Run<'a> {
     world: &'a World,
     bare: App,
     cached: Vec<Arc<App>>,
     clock: ManualClock,
     browser: Browser,
-    /// The bodies of answers, by target, tag and coding.
+    /// The bodies of responses, by target, tag and coding.
     tagged: HashMap<(String, String, String), Bytes>,
     last_etag: String,
-    /// The tag that the requests under way were sent with.
+    /// The tag that the requests in progress were sent with.
     sent_etag: String,
-    /// The writes since all messages arrived: which process wrote, and what.
+    /// The writes since all messages arrived: the process that wrote, and the resource.
     written: Vec<(usize, String)>,
     hanging: Vec<tokio::task::JoinHandle<()>>,
     with_larder: bool,
@@ -240,17 +240,17 @@ impl Run<'_> {
                 let is_told = self.is_told(read);
                 let (read_answer, written) = join(self.send(read), later).await;
                 let (read_answer, written) = (read_answer?, written?);
-                // It may be what was there before the write or after.
+                // The read may return the value before the write or after it.
                 let bare = self.bare(read).await?;
                 let is_old = self.is_right(read, &read_answer, &bare).await?;
                 self.check(write, &written).await?;
-                // It began before the write that would have told its process.
+                // The read started before the write that would have evicted the entry in its process.
                 if !is_old && is_told {
                     self.check(read, &read_answer).await?;
                 }
             }
             Op::Hanging(ask) => {
-                // Its own answer is nobody's business, but it is on its way from now on.
+                // Its own response doesn't matter. It only has to stay open.
                 let app = Arc::clone(self.process(ask));
                 let (ask, etag) = (ask.clone(), self.last_etag.clone());
                 self.hanging.push(tokio::spawn(async move {
@@ -268,7 +268,7 @@ impl Run<'_> {
         &self.cached[ask.process % self.cached.len()]
     }
 
-    /// Asks the application with Larder.
+    /// Sends a request to the application with Larder.
     fn send<'a>(&'a self, ask: &'a Ask) -> impl Future<Output = Result<Answer, Difference>> + 'a {
         let limit = if self.world.is_virtual() { VIRTUAL_LIMIT } else { REAL_LIMIT };
         async move {
@@ -287,8 +287,8 @@ impl Run<'_> {
             .map_err(|error| Difference::of("harness", format!("without a cache: {error}")))
     }
 
-    /// Whether the process that is asked knows of all writes: messages about those of others are still on their way, but a write
-    /// of its own to the same resource evicts there too.
+    /// Returns `true` if the process that gets this request has seen all writes. Messages about other processes' writes may still
+    /// be on their way, but its own later write to the same resource evicts there too.
     fn is_told(&self, ask: &Ask) -> bool {
         let process = ask.process % self.cached.len();
         let Some(last) = self.written.iter().rposition(|(writer, _)| *writer != process) else { return true };
@@ -296,12 +296,12 @@ impl Run<'_> {
         self.written[last..].iter().any(|(writer, written)| *writer == process && *written == asked)
     }
 
-    /// Compares the answer with what the application without Larder says.
+    /// Compares a response with that of the application without Larder.
     async fn check(&mut self, ask: &Ask, cached: &Answer) -> Result<(), Difference> {
         let bare = self.bare(ask).await?;
         if ask.is_write() {
             self.browser.forget();
-            // What was refused changed nothing, and evicts nothing.
+            // A refused write changed nothing, and evicts nothing.
             let is_refused = bare.status.is_client_error() && bare.status != StatusCode::REQUEST_TIMEOUT;
             if self.world.store == Store::Tier && !is_refused {
                 self.written.push((ask.process % self.cached.len(), resource(ask)));
@@ -324,7 +324,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The route whose handler answers this request.
+    /// Returns the route whose handler answers this request.
     async fn route(&self, ask: &Ask) -> Result<Option<&Route>, Difference> {
         let mut plain =
             ask.without(|name| ["accept-encoding", "range", "if-none-match", "if-range"].contains(&name));
@@ -335,7 +335,7 @@ impl Run<'_> {
         Ok(self.world.all().find(|route| route.handler.name == name))
     }
 
-    /// The requests that a handler may see instead of this one to answer this.
+    /// Returns the requests that a handler may see instead of this one, when the cache answers.
     async fn seen(&self, ask: &Ask, cached: &Answer) -> Result<Vec<Ask>, Difference> {
         let mut seen = vec![ask.clone()];
         if !self.world.place.is_shared() {
@@ -369,7 +369,7 @@ impl Run<'_> {
         Ok(false)
     }
 
-    /// One tag never stands for two bodies.
+    /// Checks that one tag never stands for two bodies.
     fn check_tag(&mut self, ask: &Ask, cached: &Answer) -> Result<(), Difference> {
         let etag = cached.header("etag").to_owned();
         if etag.is_empty() || ask.method != Method::GET || cached.status != StatusCode::OK {
@@ -388,7 +388,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What a browser may keep must be right for whom the browser answers with it.
+    /// Checks that a response which a browser may store is right for the requests that the browser answers with it.
     async fn check_browser(&mut self, ask: &Ask, cached: &Answer, bare: &Answer) -> Result<(), Difference> {
         if self.world.has(Wrap::Compression) {
             return Ok(());

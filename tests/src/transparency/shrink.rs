@@ -1,4 +1,4 @@
-//! Makes a failing case smaller: greedily, as long as it fails in the same way.
+//! Makes a failing case smaller, greedily, as long as it fails in the same way.
 
 use http::Method;
 
@@ -7,7 +7,7 @@ use super::request::{Ask, Content, Op};
 use super::run::{Difference, Stores};
 use super::world::{Audience, Place, Query, Shape, Store, Transport, World, Write};
 
-/// The smallest case found that fails as this one does, and how that one fails. Tries at most so many cases.
+/// Returns the smallest case found that fails in the same way as this one, and its difference. Tries at most `tries` cases.
 pub fn shrink(
     stores: &mut Stores,
     case: Case,
@@ -15,7 +15,7 @@ pub fn shrink(
     mut tries: usize,
 ) -> (Case, Difference) {
     let (mut smallest, mut found) = (case, difference);
-    // What comes after the difference has nothing to do with it.
+    // Operations after the difference don't matter.
     smallest.ops.truncate(found.at + 1);
     loop {
         let mut is_smaller = false;
@@ -171,7 +171,7 @@ fn worlds(world: &World) -> Vec<World> {
             of(true, &|route| {
                 route.handler.reads.remove(read);
             });
-            // A private answer depends on its principal, so both go at once.
+            // A private response depends on its principal, so both are removed at once.
             of(rule.audience != Audience::Undeclared, &|route| {
                 route.handler.reads.remove(read);
                 route.rule.audience = Audience::Undeclared;

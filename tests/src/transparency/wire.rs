@@ -1,4 +1,4 @@
-//! The way to an application: a call, a connection in memory, or a TCP connection.
+//! The connection to an application: a direct call, a connection in memory, or a TCP connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -49,7 +49,7 @@ impl Drop for App {
     }
 }
 
-/// Either kind of connection.
+/// A connection of either kind.
 enum Io {
     Pipe(DuplexStream),
     Socket(TcpStream),
@@ -95,7 +95,7 @@ impl AsyncWrite for Io {
     }
 }
 
-/// Where connections come from.
+/// The source of connections.
 enum Incoming {
     Pipe(mpsc::UnboundedReceiver<DuplexStream>),
     Socket(TcpListener),
@@ -182,7 +182,7 @@ impl App {
         Self::Wire { line, version, task }
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     pub(super) async fn send(&self, ask: &Ask, last_etag: &str) -> Result<Answer, String> {
         let request = self.request(ask, last_etag)?;
         let (parts, body) = match self {
@@ -207,7 +207,7 @@ impl App {
             }
         };
         let body = match body.collect().await {
-            // The server drops it, and poem's sends that of an error all the same, which HTTP/2 forbids.
+            // hyper's server drops the body of a HEAD. poem's sends that of an error, which HTTP/2 forbids.
             _ if ask.method == http::Method::HEAD => Bytes::new(),
             Ok(body) => body.to_bytes(),
             Err(error) => return Err(error.to_string()),

@@ -37,7 +37,7 @@ pub(super) enum Version {
     Http2,
 }
 
-/// Where reads are cached.
+/// The place of the cache for reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// `cache` on each route.
@@ -69,7 +69,7 @@ pub(super) enum Rewrite {
     Trim,
 }
 
-/// Layers that change no answer in a way that depends on the cache.
+/// Layers whose effect doesn't depend on the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wrap {
     Compression,
@@ -87,7 +87,7 @@ pub struct World {
     pub store: Store,
     pub(super) transport: Transport,
     pub(super) place: Place,
-    /// Where the router with the routes is mounted: `""`, `"/v1"`, or `"/a/b"` for two levels.
+    /// The mounts of the router with the routes: `""`, `"/v1"`, or `"/a/b"` for two levels.
     pub(super) mounts: Vec<&'static str>,
     pub(super) rewrite: Option<Rewrite>,
     pub(super) routes: Vec<Route>,
@@ -95,25 +95,25 @@ pub struct World {
     pub(super) inner_fallback: Option<Route>,
     /// The fallback of the outer router.
     pub(super) fallback: Option<Route>,
-    /// Outside the cache, the innermost first.
+    /// Layers outside the cache, the innermost first.
     pub(super) outside: Vec<Wrap>,
-    /// Between the cache and the handler, the innermost first.
+    /// Layers between the cache and the handler, the innermost first.
     pub(super) inside: Vec<Wrap>,
 }
 
 /// A route: its pattern, its handler, and the options of its cache.
 #[derive(Clone, Debug)]
 pub(super) struct Route {
-    /// In axum's notation.
+    /// The pattern, in axum's notation.
     pub(super) pattern: &'static str,
     pub(super) handler: Handler,
     pub(super) rule: Rule,
 }
 
-/// What an answer depends on and looks like.
+/// A handler: the inputs and the form of its responses.
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
-    /// Tells handlers apart in what they answer.
+    /// Distinguishes the responses of one handler from another's.
     pub(super) name: &'static str,
     pub(super) query: Query,
     pub(super) reads: Vec<Read>,
@@ -122,48 +122,48 @@ pub(super) struct Handler {
     pub(super) sets_cookie: bool,
     pub(super) etag: bool,
     pub(super) last_modified: bool,
-    /// A list of everything that the other routes of the mount change.
+    /// Returns a list of everything that the other routes of the mount change.
     pub(super) is_list: bool,
     /// A fallback, which changes nothing.
     pub(super) is_read_only: bool,
 }
 
-/// How the query counts.
+/// The role of the query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Query {
-    /// It doesn't, and the route says so with `.query_params([])`.
+    /// Ignored, as `.query_params([])` declares.
     Ignored,
-    /// The answer depends on it.
+    /// The response depends on it.
     Read,
-    /// The answer depends on these parameters, and the route says so with `.query_params`.
+    /// The response depends on these parameters, as `.query_params` declares.
     Named,
-    /// It names what is read and written, as the path does.
+    /// It names the resource, as the path does.
     Part,
 }
 
 /// The parameters of [`Query::Named`].
 pub(super) const NAMED: [&str; 3] = ["a", "ids[]", "a b"];
 
-/// A part of the request that an answer depends on.
+/// A part of the request that a response depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
     /// `Host`.
     Host,
     /// `Accept-Language`, with `Vary`.
     Language,
-    /// `Accept-Encoding`, with `Vary` on every answer.
+    /// `Accept-Encoding`, with `Vary` on every response.
     Encoding,
-    /// `Accept-Encoding`, with `Vary` on answers that are encoded.
+    /// `Accept-Encoding`, with `Vary` only on encoded responses.
     EncodingSometimes,
     /// `Accept-Encoding`, without `Vary`, which the handler forgets.
     EncodingSilently,
-    /// `Origin`, with `Vary` on every answer.
+    /// `Origin`, with `Vary` on every response.
     Origin,
-    /// `Origin`, with `Vary` on answers to requests that have one.
+    /// `Origin`, with `Vary` only on responses to requests with an `Origin`.
     OriginSometimes,
     /// A field with credentials.
     Credential(&'static str),
-    /// A field that changes where a request goes.
+    /// A field that changes the target or the method of a request.
     Steering(&'static str),
     /// The content of the request.
     Content,
@@ -171,16 +171,16 @@ pub(super) enum Read {
     Scheme,
     /// A number computed through `CacheBackend::get_or_set`.
     Backend,
-    /// Writes are counted through `CacheBackend::update`, and say their number.
+    /// The number of the write, counted through `CacheBackend::update`.
     Counter,
 }
 
-/// The status of answers to reads.
+/// The status of responses to reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// 200, or 404 for what was deleted.
+    /// 200, or 404 after a DELETE.
     Found,
-    /// Missing until it is written.
+    /// 404 until a write.
     Missing,
     /// 301.
     Moved,
@@ -201,7 +201,7 @@ pub(super) struct Rule {
     pub(super) default_key: bool,
     pub(super) small: bool,
     pub(super) write: Write,
-    /// The eviction of the lists is outside the layer of the write itself.
+    /// The layer that evicts the lists is outside the layer of the write itself.
     pub(super) lists_outside: bool,
     /// The same layer twice.
     pub(super) twice: bool,
@@ -211,13 +211,13 @@ pub(super) struct Rule {
 pub(super) enum Audience {
     Undeclared,
     Public,
-    /// By Bearer token.
+    /// Private by Bearer token.
     Private,
-    /// By the cookie `u`.
+    /// Private by the cookie `u`.
     PrivateByCookie,
 }
 
-/// What a write does to the cache.
+/// The effect of a write on the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Write {
     /// PUT is `cache_put`, DELETE is `cache_evict().key()`.
@@ -229,7 +229,7 @@ pub(super) enum Write {
 }
 
 impl World {
-    /// Every route, those of the fallbacks too.
+    /// Returns every route, including the fallbacks.
     pub(super) fn all(&self) -> impl Iterator<Item = &Route> {
         self.routes.iter().chain(&self.inner_fallback).chain(&self.fallback)
     }
@@ -242,17 +242,17 @@ impl World {
         self.outside.contains(&wrap) || self.inside.contains(&wrap)
     }
 
-    /// Processes that share the store.
+    /// Returns the number of processes that share the store.
     pub(super) fn processes(&self) -> usize {
         if self.store == Store::Memory { 1 } else { 2 }
     }
 
-    /// Whether timers may run on virtual time.
+    /// Returns `true` if timers may run on virtual time.
     pub(super) fn is_virtual(&self) -> bool {
         self.store == Store::Memory && !matches!(self.transport, Transport::Socket(_))
     }
 
-    /// The route whose items a POST to `/items` creates. Both have to agree on what is in a key.
+    /// Returns the route whose items a POST to `/items` creates, if both routes agree on the parts of the key.
     pub(super) fn created(&self) -> Option<&Route> {
         let find = |pattern| self.routes.iter().find(|route: &&Route| route.pattern == pattern);
         let (items, item) = (find("/items")?, find("/items/{id}")?);
@@ -273,17 +273,18 @@ impl World {
         agree.then_some(item)
     }
 
-    /// Whether a route's list has to be evicted by writes to this route.
+    /// Returns `true` if writes must evict a list.
     pub(super) fn has_list(&self) -> bool {
         self.routes.iter().any(|route| route.handler.is_list)
     }
 
-    /// Whether the application keeps to what Larder's guide asks of its author. Everything else is the author's own fault.
+    /// Returns `true` if the application follows the rules that Larder's guide sets for its author. An application that breaks
+    /// them proves nothing about Larder.
     pub(super) fn is_lawful(&self) -> bool {
         let one_rule = !matches!(self.place, Place::Route);
         !self.routes.is_empty()
             && !self.mounts.is_empty()
-            // Two that negotiate codings are one too many.
+            // Both would negotiate codings.
             && (!self.has(Wrap::Compression)
                 || self.all().all(|route| {
                     !route.handler.reads.contains(&Read::Encoding)
@@ -307,10 +308,10 @@ impl World {
                     && self.fallback.is_none()
                     && !self.has(Wrap::Compression)
                     && !matches!(self.rewrite, Some(Rewrite::HostToPath | Rewrite::AddLanguage))))
-            // The key of a cache outside is not the one that evictions inside of the rewriting layer build.
+            // A cache outside the rewriting layer has other keys than the evictions inside it.
             && (self.rewrite.is_none() || matches!(self.place, Place::Route | Place::Router))
             && (self.rewrite.is_none() || self.inner_fallback.is_none())
-            // A layer between the cache and the handler that answers by `Origin` or `Accept-Encoding` belongs to the answer.
+            // A layer inside the cache that responds by `Origin` or `Accept-Encoding` is part of the stored response.
             && (!self.inside.contains(&Wrap::Cors) || self.routes.iter().all(|route| route.rule.write != Write::Put))
             && self.routes.iter().enumerate().all(|(index, route)| {
                 self.routes[..index].iter().all(|other| other.pattern != route.pattern)
@@ -342,16 +343,16 @@ impl Route {
         });
         let credentials: Vec<_> = credentials.collect();
         let steering = handler.reads.iter().any(|read| matches!(read, Read::Steering(_)));
-        // The key says which host.
+        // The key contains the host.
         (!reads(Read::Host) || rule.by_host || is_shared)
-            // The principal is all that a private answer depends on, and it does.
+            // A private response depends on its principal, and on no other credentials.
             && match rule.audience {
                 Audience::Undeclared => true,
                 Audience::Public => rule.write != Write::Put || credentials.is_empty(),
                 Audience::Private => credentials == ["authorization"] && !is_shared,
                 Audience::PrivateByCookie => credentials == ["cookie"] && !is_shared,
             }
-            // A write-through stores what describes the representation, and nothing else.
+            // A write-through stores fields that describe the representation, and no others.
             && (rule.write != Write::Put
                 || (matches!(handler.shape, Shape::Found)
                     && !reads(Read::Origin)
@@ -360,15 +361,15 @@ impl Route {
                     && !reads(Read::Counter)
                     && !handler.sets_cookie
                     && !steering))
-            // An eviction of one key reaches one spelling of one query.
+            // An eviction of one key evicts one spelling of one query.
             && (handler.query != Query::Read && handler.query != Query::Named || rule.write == Write::EvictGroup || is_shared)
-            // A key builder of the author's own replaces `.query_params`.
+            // The author's own key builder replaces `.query_params`.
             && (!rule.default_key || matches!(handler.query, Query::Read | Query::Part))
             && (!handler.is_list
                 || (!is_shared && rule.write == Write::EvictGroup && world.place == Place::Route
                     && matches!(rule.audience, Audience::Undeclared | Audience::Public)))
             && (matches!(world.place, Place::Route | Place::Shared) || !rule.twice)
-            // In a shared cache the answers themselves say what is allowed.
+            // In a shared cache, the responses themselves declare what may be stored.
             && (!is_shared
                 || (handler.query == Query::Part
                     && rule.audience == Audience::Undeclared

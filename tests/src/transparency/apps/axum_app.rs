@@ -1,4 +1,4 @@
-//! Applications of axum, and the services that plain tower's share with them.
+//! axum applications, and the services that plain tower applications share with them.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -25,12 +25,12 @@ use crate::transparency::world::{Place, Rewrite, World, Wrap, Write};
 
 super::layers_of!(larder_axum);
 
-/// Every service of a generated application.
+/// The type of every service in a generated application.
 pub(in crate::transparency) type Svc = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Puts a layer around a service.
+/// Wraps a service in a layer.
 pub(super) fn around<L, B>(layer: L, service: Svc) -> Svc
 where
     L: Layer<Svc>,
@@ -65,7 +65,7 @@ pub(super) fn wrap(wrap: Wrap, service: Svc) -> Svc {
     }
 }
 
-/// A handler as a service, with what is between it and the cache.
+/// Makes a service of a handler, with the layers between it and the cache.
 fn endpoint(world: &World, kit: &Kit, route: &Route, mount: &'static str) -> Svc {
     let (state, backend) = (kit.state.clone(), kit.larder.as_ref().map(Larder::backend));
     let handling = Arc::new(Handling::new(world, route, mount, state, backend));
@@ -179,7 +179,7 @@ fn inner(world: &World, kit: &Kit, mount: &'static str) -> Router {
     router
 }
 
-/// Changes the URI of requests.
+/// Adds a layer that changes the URI of requests.
 fn rewriting(rewrite: Rewrite, service: Svc) -> Svc {
     match rewrite {
         Rewrite::Trim => around(NormalizePathLayer::trim_trailing_slash(), service),
@@ -218,7 +218,7 @@ fn boxed(router: Router) -> Svc {
     BoxCloneSyncService::new(router)
 }
 
-/// The whole application.
+/// Builds the whole application.
 pub(super) fn build(world: &World, kit: &Kit) -> Svc {
     let mut outer = Router::new();
     let mut services: HashMap<&'static str, Svc> = HashMap::new();
@@ -272,7 +272,7 @@ impl Handling {
     }
 }
 
-/// Whether a method reads.
+/// Returns `true` for methods that read.
 pub(super) fn is_read(method: &Method) -> bool {
     [Method::GET, Method::HEAD].contains(method)
 }

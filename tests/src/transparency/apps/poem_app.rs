@@ -1,4 +1,4 @@
-//! Applications of poem.
+//! poem applications.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ super::layers_of!(larder_poem);
 
 type Endpoint = BoxEndpoint<'static, Response>;
 
-/// poem's notation of a pattern of axum's.
+/// Converts a pattern from axum's notation to poem's.
 fn pattern(pattern: &str) -> String {
     let segments = pattern.split('/').map(|segment| match segment.strip_prefix('{') {
         None => segment.to_owned(),
@@ -143,7 +143,7 @@ fn inner(world: &World, kit: &Kit, mount: &'static str) -> Endpoint {
     }
 }
 
-/// The whole application.
+/// Builds the whole application.
 pub(super) fn build(world: &World, kit: &Kit) -> Endpoint {
     let is_alone = world.mounts == [""];
     let mut outer = poem::Route::new();

@@ -1,4 +1,4 @@
-//! Applications without a framework: a service that routes by the raw path itself, and layers around the whole of it.
+//! Applications without a framework: a service that routes by the raw path, with layers around it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::transparency::world::{Place, World, Write};
 
 super::layers_of!(larder_tower);
 
-/// The captures of a path, if it matches the pattern.
+/// Returns the captures of a path, if it matches the pattern.
 fn captures(pattern: &str, path: &str) -> Option<Vec<String>> {
     let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
     let mut found = Vec::new();
@@ -75,7 +75,7 @@ fn router(world: &World, kit: &Kit) -> Svc {
     world.inside.iter().fold(service, |service, layer| wrap(*layer, service))
 }
 
-/// The whole application.
+/// Builds the whole application.
 pub(super) fn build(world: &World, kit: &Kit) -> Svc {
     let service = router(world, kit);
     let service = match &kit.larder {
@@ -86,7 +86,7 @@ pub(super) fn build(world: &World, kit: &Kit) -> Svc {
     world.outside.iter().fold(service, |service, layer| wrap(*layer, service))
 }
 
-/// Reads go through `cache`, PUT and DELETE through what the first route's rule says.
+/// Reads go through `cache`, PUT and DELETE through the layer of the first route's rule.
 fn by_method(world: &World, larder: &Larder, service: Svc) -> Svc {
     let route = &world.routes[0];
     let reads = around(read_layer(larder, route), service.clone());
