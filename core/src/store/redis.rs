@@ -77,12 +77,14 @@ mod command;
 mod delete_group;
 mod invalidations;
 mod key_names;
+mod lease;
 mod meter;
 mod node;
 pub(crate) mod options;
 mod pending_evictions;
 #[cfg(feature = "redis-pool")]
 mod pooled_cluster;
+mod read;
 mod readings;
 mod refusals;
 mod scripts;
@@ -93,27 +95,25 @@ mod tiered;
 mod tls;
 mod tls_options;
 mod transport;
+mod write;
 
 use std::fmt;
 use std::future::Future;
-use std::io::Write as _;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quick_cache::sync::Cache;
-use redis::{Cmd, RedisError, RedisWrite, ToRedisArgs, Value};
-use tokio::time::Instant;
 
 use self::change_log::{ChangeLog, ChangeTarget, Epoch, UnconfirmedGuard};
-use self::client::{Client, Destination};
-use self::command::command;
+use self::client::Client;
 use self::node::{ServerChange, ServerChangeHandler};
 pub use self::options::{RedisOptions, RedisUrlError};
-use self::readings::{Readings, ValueWithExpiry};
+use self::readings::Readings;
 use self::scripts::ScriptCall;
 pub use self::tiered::{MAX_STALE, TieredStore};
+use self::write::{is_write, replaces};
 use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
 
@@ -319,14 +319,7 @@ impl LeaseStore for RedisStore {
     }
 
     async fn renew(&self, key: &CacheKey, lease: &Lease, lease_ttl: Duration) -> Result<bool, StoreError> {
-        let name = key_names::lease(key);
-        let lease_ttl = bounded_millis(lease_ttl).max(1).to_string();
-        let call = ScriptCall {
-            script: &scripts::RENEW,
-            keys: &with_nonce(&[&name], key),
-            args: &[lease.fence(), lease.token(), lease_ttl.as_bytes()],
-        };
-        self.call(call, self.inner.options.fill_deadline).await
+        self.extend(key, lease, lease_ttl).await
     }
 
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
@@ -344,403 +337,6 @@ impl LeaseStore for RedisStore {
 
 /// The commands themselves, for callers that know what to do about their failure.
 impl RedisStore {
-    /// Takes a lease.
-    ///
-    /// What asks for one is never sent twice, but a connection that broke while nobody used it is no reason to give up: so
-    /// there is a second attempt, at another lease with another nonce.
-    async fn acquire(
-        &self,
-        key: &CacheKey,
-        intent: Intent,
-        lease_ttl: Duration,
-    ) -> Result<Begin, StoreError> {
-        match self.try_acquire(key, intent, lease_ttl).await {
-            Err(StoreError::Unavailable(_)) => self.try_acquire(key, intent, lease_ttl).await,
-            begin => begin,
-        }
-    }
-
-    async fn try_acquire(
-        &self,
-        key: &CacheKey,
-        intent: Intent,
-        lease_ttl: Duration,
-    ) -> Result<Begin, StoreError> {
-        /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
-        const MAX_ATTEMPTS: usize = 3;
-
-        let kind = match intent {
-            Intent::Fill => b"F",
-            Intent::Refresh => b"R",
-            Intent::Write => b"W",
-        };
-        let lease = key_names::lease(key);
-        let mut token: [u8; 16] = random()?;
-        token[0] = kind[0];
-        let lease_ttl = bounded_millis(lease_ttl).max(1).to_string();
-        if intent == Intent::Fill
-            && let Some(begin) = self.acquire_optimistic(key, &lease, token, &lease_ttl).await?
-        {
-            return Ok(begin);
-        }
-        let fresh: [u8; 8] = random()?;
-        let call = ScriptCall {
-            script: &scripts::BEGIN,
-            keys: &with_nonce(&[key.name(), &lease], key),
-            args: &[kind, &token, lease_ttl.as_bytes(), &fresh],
-        };
-        for _ in 0..MAX_ATTEMPTS {
-            // A command without an answer may still be carried out, and the lease would stand in everybody's way.
-            let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(&lease, token));
-            let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
-            guard.settle();
-            self.cache_nonce(key, &fence);
-            match &*state {
-                b"E" => {
-                    if let Some(found) = self.read(key).await? {
-                        return Ok(Begin::Found(found));
-                    }
-                }
-                b"L" => {
-                    let fence = (*fence)
-                        .try_into()
-                        .map_err(|_| StoreError::refused("a nonce of the wrong length"))?;
-                    return Ok(Begin::Lease(Lease::new(token, fence)));
-                }
-                b"F" => return Ok(Begin::Filling),
-                _ => return Ok(Begin::Busy),
-            }
-        }
-        Ok(Begin::Filling)
-    }
-
-    /// Takes a lease to fill with the nonce that the group is thought to have, which costs the server a third of what the
-    /// script does. `None` if that was wrong, or somebody left a lease of an older nonce: then it is for the script.
-    ///
-    /// The lease is taken before the entry and the nonce are read, so what is true of them then was not missed by it; what
-    /// becomes of them later is for the commit to find out, as ever.
-    async fn acquire_optimistic(
-        &self,
-        key: &CacheKey,
-        lease: &str,
-        token: [u8; 16],
-        lease_ttl: &str,
-    ) -> Result<Option<Begin>, StoreError> {
-        let nonce = key_names::nonce_of(key);
-        let Some(fence) = self.inner.nonces.get(nonce.unwrap_or(key.prefix())) else { return Ok(None) };
-        let ours = [&fence[..], b"F", &token].concat();
-        let names = [Some(lease), Some(key.name()), nonce];
-        let mut pipe = redis::Pipeline::with_capacity(2);
-        pipe.add_command(command(
-            [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", lease_ttl.as_bytes()].into_iter(),
-        ));
-        pipe.add_command(mget(names.into_iter().flatten()));
-        let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(lease, token));
-        let RedisInner { options, client, .. } = &*self.inner;
-        let (_, found): (Value, Vec<Option<Bytes>>) =
-            client.pipeline_once(Destination::Key(key.name()), &pipe, options.fill_deadline).await?;
-        let mut found = found.into_iter();
-        let (held, entry, present) = (found.next().flatten(), found.next().flatten(), found.next().flatten());
-        if nonce.is_some() && present.as_deref() != Some(&fence) {
-            // Nobody heeds a lease of another nonce, and the script takes its place.
-            guard.settle();
-            return Ok(None);
-        }
-        let is_ours = held.as_ref().is_some_and(|held| *held == ours);
-        let entry = if nonce.is_some() { entry.and_then(|entry| valid_under(&fence, &entry)) } else { entry };
-        if let Some(entry) = entry {
-            if !is_ours || self.release(lease, &token, Duration::ZERO).await.is_ok() {
-                guard.settle();
-            }
-            return Ok(Some(Begin::Found(entry)));
-        }
-        guard.settle();
-        Ok(match held {
-            Some(_) if is_ours => Some(Begin::Lease(Lease::new(token, fence))),
-            Some(held) if held.starts_with(&fence) => {
-                Some(if held.get(8) == Some(&b'F') { Begin::Filling } else { Begin::Busy })
-            }
-            _ => None,
-        })
-    }
-
-    /// Remembers what a lease of this key has for a nonce.
-    fn cache_nonce(&self, key: &CacheKey, fence: &[u8]) {
-        if let Ok(fence) = fence.try_into() {
-            self.inner.nonces.insert(key_names::nonce_of(key).unwrap_or(key.prefix()).into(), fence);
-        }
-    }
-
-    /// Writes a value, and remembers that it replaced another. `false` if servers changed meanwhile.
-    async fn write_through(
-        &self,
-        key: &CacheKey,
-        value: &Bytes,
-        ttl: Option<Duration>,
-    ) -> Result<bool, StoreError> {
-        let guard = UnconfirmedGuard::new(self, ChangeTarget::Key(key));
-        let _turn = guard.turn(key, self.inner.options.fill_deadline).await?;
-        let written = match self.write_under_new_lease(key, value.clone(), ttl).await {
-            // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
-            Err(StoreError::Unavailable(_)) => self.write_under_new_lease(key, value.clone(), ttl).await?,
-            written => written?,
-        };
-        if written {
-            return Ok(guard.confirmed());
-        }
-        // An eviction or another write came in between, and is the last word.
-        guard.settle();
-        Ok(true)
-    }
-
-    /// Takes a ticket and writes, unless an eviction or another write comes in between: that is the last word then.
-    ///
-    /// What is not answered may be carried out at any time, on another connection also after an eviction that came later.
-    /// An eviction revokes the ticket.
-    async fn write_under_new_lease(
-        &self,
-        key: &CacheKey,
-        value: Bytes,
-        ttl: Option<Duration>,
-    ) -> Result<bool, StoreError> {
-        let until = Instant::now() + WRITE_LEASE_TTL;
-        // Also while an eviction of this key is owed: who writes knows better than whatever was to be removed.
-        let Begin::Lease(lease) = self.acquire(key, Intent::Write, WRITE_LEASE_TTL).await? else {
-            return Err(StoreError::refused("no ticket for a write"));
-        };
-        let stored = self.write(key, &lease, value, ttl).await?;
-        if stored || Instant::now() < until { Ok(stored) } else { Err(StoreError::Timeout(WRITE_LEASE_TTL)) }
-    }
-
-    /// Writes under a lease, and gives that back.
-    async fn write(
-        &self,
-        key: &CacheKey,
-        lease: &Lease,
-        value: Bytes,
-        ttl: Option<Duration>,
-    ) -> Result<bool, StoreError> {
-        let fits = value.len() <= self.inner.options.max_value_bytes;
-        let ttl = if fits { ttl_millis(ttl) } else { 0 };
-        let group = GroupNames::of(key);
-        let (lease_name, token) = (key_names::lease(key), lease.token());
-        let record = FencedValue { fence: group.is_some().then_some(lease.fence()), value: &value };
-        let (ttl_arg, suffix) = (ttl.to_string(), key.suffix());
-        let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
-        let RedisInner { options, client, .. } = &*self.inner;
-        // A fill of a missing entry has no predecessor.
-        let client = if replaces(lease) { self.inner.change_client() } else { client };
-        let stored: i64 = if ttl == 0 || value.len() <= MAX_INLINE_BYTES {
-            let record = if ttl == 0 { Vec::new() } else { record.to_bytes() };
-            let call = ScriptCall {
-                script: &scripts::COMMIT_SMALL,
-                keys: &with_group(&[key.name(), &lease_name], group.as_ref()),
-                args: &[&args[..], &[&record]].concat(),
-            };
-            client.script(call, options.fill_deadline).await?
-        } else {
-            let tmp = key_names::tmp(key, token);
-            let call = ScriptCall {
-                script: &scripts::COMMIT,
-                keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
-                args: &args,
-            };
-            // Redis drops a body that no script took.
-            let mut upload = Cmd::with_capacity(5, record.value.len() + tmp.len() + 32);
-            upload.arg("SET").arg(&tmp).arg(&record).arg("PX").arg(10_000);
-            client.upload_and_script(upload, call, options.fill_deadline).await?
-        };
-        self.inner.readings.saw(key, value.len());
-        Ok(stored == 1 && fits)
-    }
-
-    async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        let RedisInner { options, client, .. } = &*self.inner;
-        let Some(nonce) = key_names::nonce_of(key) else {
-            let get = command([b"GET", key.name().as_bytes()].into_iter());
-            let value = client.command(Destination::Key(key.name()), &get, options.read_deadline).await;
-            return Ok(unless_wrong_type(value)?.flatten());
-        };
-        let both = mget([key.name(), nonce].into_iter());
-        let (record, nonce): (Option<Bytes>, Option<Bytes>) =
-            client.command(Destination::Key(key.name()), &both, options.read_deadline).await?;
-        Ok(record.zip(nonce).and_then(|(record, nonce)| valid_under(&nonce, &record)))
-    }
-
-    /// A value and its expiry, read once for all who ask for it at the same time if it is large.
-    async fn read_whole(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
-        if self.inner.readings.expect_large(key) {
-            return Box::pin(self.read_shared(key)).await;
-        }
-        let found = self.read_with_expiry(key, self.inner.options.read_deadline).await?;
-        self.inner.readings.saw(key, found.as_ref().map_or(0, |(value, _)| value.len()));
-        Ok(found)
-    }
-
-    async fn read_shared(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
-        let weak = self.downgrade();
-        let read = move |key: CacheKey| {
-            let inner = weak.upgrade();
-            async move {
-                let inner = inner.ok_or_else(|| StoreError::unavailable("the store was dropped"))?;
-                Self::from_inner(inner).read_with_expiry(&key, MAX_SHARED_READ).await
-            }
-        };
-        let deadline = self.inner.options.read_deadline;
-        match self.inner.readings.share(key, deadline, read).await {
-            Some(found) => found,
-            None => self.read_with_expiry(key, deadline).await,
-        }
-    }
-
-    async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        let RedisInner { options, client, .. } = &*self.inner;
-        let Some(nonce) = key_names::nonce_of(key) else {
-            let kind = redis::cmd("TYPE").arg(key.name()).take();
-            let kind: String =
-                client.command(Destination::Key(key.name()), &kind, options.read_deadline).await?;
-            return Ok(kind == "string");
-        };
-        let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
-        let both = client.pipeline(Destination::Key(key.name()), &pipe, options.read_deadline).await;
-        let Some((fence, nonce)) = unless_wrong_type::<(Bytes, Option<Bytes>)>(both)? else {
-            return Ok(false);
-        };
-        Ok(nonce.is_some_and(|nonce| nonce == fence))
-    }
-
-    /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
-    ///
-    /// It takes `longest` at most, if that is more than the deadline and the connection delivers all the time.
-    async fn read_with_expiry(
-        &self,
-        key: &CacheKey,
-        longest: Duration,
-    ) -> Result<ValueWithExpiry, StoreError> {
-        let RedisInner { options, client, .. } = &*self.inner;
-        let mut pipe = redis::pipe();
-        match key_names::nonce_of(key) {
-            Some(nonce) => pipe.cmd("MGET").arg(key.name()).arg(nonce),
-            None => pipe.cmd("MGET").arg(key.name()),
-        };
-        pipe.cmd("PTTL").arg(key.name());
-        let (found, left): (Vec<Option<Bytes>>, i64) = client
-            .pipeline_while_delivered(Destination::Key(key.name()), &pipe, options.read_deadline, longest)
-            .await?;
-        let value = match &*found {
-            [Some(value)] => Some(value.clone()),
-            [Some(record), Some(nonce)] => valid_under(nonce, record),
-            _ => None,
-        };
-        let Some(value) = value else { return Ok(None) };
-        Ok(Some((value, remaining(left))))
-    }
-
-    /// The beginning of a value, and how long it will still be there, which is never too long.
-    ///
-    /// These are several commands, and the value may be replaced in between. The entry is read before the nonce, so an entry
-    /// of that nonce was valid when it was read. Its length may be another one's: callers compare it with what the value says
-    /// about itself.
-    async fn read_head(
-        &self,
-        key: &CacheKey,
-        limit: usize,
-    ) -> Result<Option<(ValueHead, Option<Duration>)>, StoreError> {
-        let RedisInner { options, client, .. } = &*self.inner;
-        let name = key.name();
-        let limit = limit.max(1);
-        let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(name).arg(0).arg(limit - 1 + fence_len(key));
-        pipe.cmd("STRLEN").arg(name).cmd("PTTL").arg(name);
-        let (bytes, length, left) = if let Some(nonce) = key_names::nonce_of(key) {
-            pipe.cmd("GET").arg(nonce);
-            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
-            let Some((record, length, left, nonce)) =
-                unless_wrong_type::<(Bytes, usize, i64, Option<Bytes>)>(read)?
-            else {
-                return Ok(None);
-            };
-            let Some(value) = nonce.and_then(|nonce| valid_under(&nonce, &record)) else { return Ok(None) };
-            (value, length.saturating_sub(fence_len(key)), left)
-        } else {
-            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
-            let Some((value, length, left)) = unless_wrong_type::<(Bytes, usize, i64)>(read)? else {
-                return Ok(None);
-            };
-            if value.is_empty() {
-                // An empty value and none look the same.
-                let found = if left == PTTL_MISSING {
-                    None
-                } else {
-                    self.read_with_expiry(key, options.read_deadline).await?
-                };
-                return Ok(found.map(|(value, left)| (ValueHead::whole(value), left)));
-            }
-            (value, length, left)
-        };
-        // What is shorter than it might be is all there is.
-        let length = if bytes.len() < limit { bytes.len() } else { length.max(bytes.len()) };
-        self.inner.readings.saw(key, length);
-        Ok(Some((ValueHead { bytes, length }, remaining(left))))
-    }
-
-    /// The part is read before what the value begins with, and that before the nonce. A value that begins with `head` in the
-    /// end did so all the time: it was never another one in between, for no two values begin with the same.
-    async fn read_range(
-        &self,
-        key: &CacheKey,
-        head: &[u8],
-        range: Range<usize>,
-    ) -> Result<Option<Bytes>, StoreError> {
-        let RedisInner { options, client, .. } = &*self.inner;
-        let (name, fence) = (key.name(), fence_len(key));
-        let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(name).arg(range.start + fence).arg(range.end - 1 + fence);
-        pipe.cmd("GETRANGE").arg(name).arg(0).arg((head.len() + fence).max(1) - 1);
-        let (part, found) = if let Some(nonce) = key_names::nonce_of(key) {
-            pipe.cmd("GET").arg(nonce);
-            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
-            let Some((part, found, nonce)) = unless_wrong_type::<(Bytes, Bytes, Option<Bytes>)>(read)? else {
-                return Ok(None);
-            };
-            (part, nonce.and_then(|nonce| valid_under(&nonce, &found)))
-        } else {
-            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
-            let Some((part, found)) = unless_wrong_type::<(Bytes, Bytes)>(read)? else { return Ok(None) };
-            (part, Some(found))
-        };
-        let is_same = found.is_some_and(|found| found.starts_with(head));
-        Ok((is_same && part.len() == range.len()).then_some(part))
-    }
-
-    async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        let lease = key_names::lease(key);
-        let group = GroupNames::of(key);
-        let call = ScriptCall {
-            script: &scripts::DELETE,
-            keys: &with_group(&[key.name(), &lease], group.as_ref()),
-            args: &[key.suffix().as_bytes()],
-        };
-        self.inner.change_client().script(call, self.inner.options.evict_deadline).await
-    }
-
-    async fn release(
-        &self,
-        lease: &str,
-        token: &[u8; 16],
-        uncacheable_for: Duration,
-    ) -> Result<(), StoreError> {
-        let uncacheable_for = bounded_millis(uncacheable_for).to_string();
-        let call = ScriptCall {
-            script: &scripts::ABANDON,
-            keys: &[lease],
-            args: &[token, uncacheable_for.as_bytes()],
-        };
-        let _: i64 = self.call(call, self.inner.options.fill_deadline).await?;
-        Ok(())
-    }
-
     async fn call<T: redis::FromRedisValue>(
         &self,
         call: ScriptCall<'_>,
@@ -812,124 +408,8 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// The names that an entry shares with its group.
-struct GroupNames<'a> {
-    nonce: &'a str,
-    index: String,
-}
-
-impl<'a> GroupNames<'a> {
-    fn of(key: &'a CacheKey) -> Option<Self> {
-        let nonce = key_names::nonce_of(key)?;
-        Some(Self { nonce, index: key_names::index(key.prefix(), key.group()?) })
-    }
-}
-
-/// The keys of a script: its own, then the nonce of the key's group if it is in one.
-fn with_nonce<'a>(own: &[&'a str], key: &'a CacheKey) -> Vec<&'a str> {
-    own.iter().copied().chain(key_names::nonce_of(key)).collect()
-}
-
-/// The keys of a script: its own, then those of the group if there is one.
-fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a str> {
-    let mut keys = Vec::with_capacity(own.len() + 2);
-    keys.extend_from_slice(own);
-    keys.extend(group.into_iter().flat_map(|group| [group.nonce, group.index.as_str()]));
-    keys
-}
-
-fn mget<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Cmd {
-    command(std::iter::once("MGET").chain(names).map(str::as_bytes))
-}
-
-/// How many bytes of an entry come before its value.
-fn fence_len(key: &CacheKey) -> usize {
-    if key.group().is_some() { 8 } else { 0 }
-}
-
-/// What `PTTL` answers for a key that is not there.
-const PTTL_MISSING: i64 = -2;
-
-/// What `PTTL` says: `None` for no end. What is gone by now has nothing left.
-fn remaining(left: i64) -> Option<Duration> {
-    (left != -1).then(|| Duration::from_millis(left.try_into().unwrap_or(0)))
-}
-
-/// `None` for what holds something else than a string, which another program wrote there. It is no value of ours, and the next
-/// write replaces it.
-fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match reply {
-        Err(StoreError::Refused(error))
-            if error.downcast_ref::<RedisError>().and_then(RedisError::code) == Some("WRONGTYPE") =>
-        {
-            Ok(None)
-        }
-        reply => reply.map(Some),
-    }
-}
-
-/// The value of an entry of a group, if the group's nonce is the one that it was written under.
-fn valid_under(nonce: &[u8], record: &Bytes) -> Option<Bytes> {
-    (nonce.len() == 8 && record.starts_with(nonce)).then(|| record.slice(8..))
-}
-
-/// What is stored: the nonce, for an entry of a group, and the value. Written in one piece, copied once.
-struct FencedValue<'a> {
-    fence: Option<&'a [u8; 8]>,
-    value: &'a [u8],
-}
-
-impl FencedValue<'_> {
-    fn to_bytes(&self) -> Vec<u8> {
-        [self.fence.map_or(&[][..], |fence| fence), self.value].concat()
-    }
-}
-
-impl ToRedisArgs for FencedValue<'_> {
-    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        let mut out = out.writer_for_next_arg();
-        // Writing to memory can't fail.
-        let _ = out.write_all(self.fence.map_or(&[], |fence| fence));
-        let _ = out.write_all(self.value);
-    }
-}
-
-/// A time to live as scripts take it: milliseconds; 0 for what is over already; -1 for no expiry, or none to speak of.
-fn ttl_millis(ttl: Option<Duration>) -> i64 {
-    ttl.map(bounded_millis).filter(|ms| *ms < MAX_MILLIS).unwrap_or(-1)
-}
-
-/// A duration in milliseconds, at least one unless it is zero. Redis refuses what overflows its clock.
-fn bounded_millis(duration: Duration) -> i64 {
-    let shortest = i64::from(!duration.is_zero());
-    i64::try_from(duration.as_millis()).unwrap_or(MAX_MILLIS).clamp(shortest, MAX_MILLIS)
-}
-
 /// How many groups' nonces are remembered.
 const MAX_CACHED_NONCES: usize = 1024;
-
-/// For how long a large value is read while it is delivered, though those who asked for it have run out of time.
-const MAX_SHARED_READ: Duration = Duration::from_secs(10);
-
-/// The largest body that is sent as an argument of its script, in bytes.
-const MAX_INLINE_BYTES: usize = 4096;
-
-/// How long the ticket of a plain `set` lasts: far longer than it takes to use it, and no longer than others can go without
-/// storing should it be lost.
-const WRITE_LEASE_TTL: Duration = Duration::from_secs(2);
-
-/// Whether a lease is the ticket of a write.
-fn is_write(lease: &Lease) -> bool {
-    lease.token()[0] == b'W'
-}
-
-/// Whether a commit under this lease replaces something: all but a fill of a missing entry.
-fn replaces(lease: &Lease) -> bool {
-    lease.token()[0] != b'F'
-}
-
-/// The longest time that makes a difference, in milliseconds.
-const MAX_MILLIS: i64 = 100 * 365 * 24 * 60 * 60 * 1000;
 
 fn random<const N: usize>() -> Result<[u8; N], StoreError> {
     let mut bytes = [0; N];

@@ -61,6 +61,32 @@ pub(super) fn left(prefix: &str, group: &str) -> String {
 
 const LEFT: &str = "}:left";
 
+/// The names that an entry shares with its group.
+pub(super) struct GroupNames<'a> {
+    nonce: &'a str,
+    index: String,
+}
+
+impl<'a> GroupNames<'a> {
+    pub(super) fn of(key: &'a CacheKey) -> Option<Self> {
+        let nonce = nonce_of(key)?;
+        Some(Self { nonce, index: index(key.prefix(), key.group()?) })
+    }
+}
+
+/// The keys of a script: its own, then the nonce of the key's group if it is in one.
+pub(super) fn with_nonce<'a>(own: &[&'a str], key: &'a CacheKey) -> Vec<&'a str> {
+    own.iter().copied().chain(nonce_of(key)).collect()
+}
+
+/// The keys of a script: its own, then those of the group if there is one.
+pub(super) fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a str> {
+    let mut keys = Vec::with_capacity(own.len() + 2);
+    keys.extend_from_slice(own);
+    keys.extend(group.into_iter().flat_map(|group| [group.nonce, group.index.as_str()]));
+    keys
+}
+
 /// A pattern for `SCAN` that finds everything a prefix owns, and a little more: [`Owned::of`] tells which.
 pub(super) fn pattern(prefix: &str) -> String {
     // The hyphen stands first: between two characters it would be a range.

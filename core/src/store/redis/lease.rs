@@ -1,0 +1,178 @@
+//! Commands that acquire and release leases.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::Value;
+
+use super::change_log::{ChangeTarget, UnconfirmedGuard};
+use super::client::Destination;
+use super::command::{bounded_millis, command, mget};
+use super::key_names::{self, with_nonce};
+use super::read::valid_under;
+use super::scripts::{self, ScriptCall};
+use super::{RedisInner, RedisStore, random};
+use crate::key::CacheKey;
+use crate::store::{Begin, Intent, Lease, StoreError};
+
+impl RedisStore {
+    /// Takes a lease.
+    ///
+    /// What asks for one is never sent twice, but a connection that broke while nobody used it is no reason to give up: so
+    /// there is a second attempt, at another lease with another nonce.
+    pub(super) async fn acquire(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+    ) -> Result<Begin, StoreError> {
+        match self.try_acquire(key, intent, lease_ttl).await {
+            Err(StoreError::Unavailable(_)) => self.try_acquire(key, intent, lease_ttl).await,
+            begin => begin,
+        }
+    }
+
+    async fn try_acquire(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+    ) -> Result<Begin, StoreError> {
+        /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
+        const MAX_ATTEMPTS: usize = 3;
+
+        let kind = match intent {
+            Intent::Fill => b"F",
+            Intent::Refresh => b"R",
+            Intent::Write => b"W",
+        };
+        let lease = key_names::lease(key);
+        let mut token: [u8; 16] = random()?;
+        token[0] = kind[0];
+        let lease_ttl = bounded_millis(lease_ttl).max(1).to_string();
+        if intent == Intent::Fill
+            && let Some(begin) = self.acquire_optimistic(key, &lease, token, &lease_ttl).await?
+        {
+            return Ok(begin);
+        }
+        let fresh: [u8; 8] = random()?;
+        let call = ScriptCall {
+            script: &scripts::BEGIN,
+            keys: &with_nonce(&[key.name(), &lease], key),
+            args: &[kind, &token, lease_ttl.as_bytes(), &fresh],
+        };
+        for _ in 0..MAX_ATTEMPTS {
+            // A command without an answer may still be carried out, and the lease would stand in everybody's way.
+            let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(&lease, token));
+            let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
+            guard.settle();
+            self.cache_nonce(key, &fence);
+            match &*state {
+                b"E" => {
+                    if let Some(found) = self.read(key).await? {
+                        return Ok(Begin::Found(found));
+                    }
+                }
+                b"L" => {
+                    let fence = (*fence)
+                        .try_into()
+                        .map_err(|_| StoreError::refused("a nonce of the wrong length"))?;
+                    return Ok(Begin::Lease(Lease::new(token, fence)));
+                }
+                b"F" => return Ok(Begin::Filling),
+                _ => return Ok(Begin::Busy),
+            }
+        }
+        Ok(Begin::Filling)
+    }
+
+    /// Takes a lease to fill with the nonce that the group is thought to have, which costs the server a third of what the
+    /// script does. `None` if that was wrong, or somebody left a lease of an older nonce: then it is for the script.
+    ///
+    /// The lease is taken before the entry and the nonce are read, so what is true of them then was not missed by it; what
+    /// becomes of them later is for the commit to find out, as ever.
+    async fn acquire_optimistic(
+        &self,
+        key: &CacheKey,
+        lease: &str,
+        token: [u8; 16],
+        lease_ttl: &str,
+    ) -> Result<Option<Begin>, StoreError> {
+        let nonce = key_names::nonce_of(key);
+        let Some(fence) = self.inner.nonces.get(nonce.unwrap_or(key.prefix())) else { return Ok(None) };
+        let ours = [&fence[..], b"F", &token].concat();
+        let names = [Some(lease), Some(key.name()), nonce];
+        let mut pipe = redis::Pipeline::with_capacity(2);
+        pipe.add_command(command(
+            [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", lease_ttl.as_bytes()].into_iter(),
+        ));
+        pipe.add_command(mget(names.into_iter().flatten()));
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(lease, token));
+        let RedisInner { options, client, .. } = &*self.inner;
+        let (_, found): (Value, Vec<Option<Bytes>>) =
+            client.pipeline_once(Destination::Key(key.name()), &pipe, options.fill_deadline).await?;
+        let mut found = found.into_iter();
+        let (held, entry, present) = (found.next().flatten(), found.next().flatten(), found.next().flatten());
+        if nonce.is_some() && present.as_deref() != Some(&fence) {
+            // Nobody heeds a lease of another nonce, and the script takes its place.
+            guard.settle();
+            return Ok(None);
+        }
+        let is_ours = held.as_ref().is_some_and(|held| *held == ours);
+        let entry = if nonce.is_some() { entry.and_then(|entry| valid_under(&fence, &entry)) } else { entry };
+        if let Some(entry) = entry {
+            if !is_ours || self.release(lease, &token, Duration::ZERO).await.is_ok() {
+                guard.settle();
+            }
+            return Ok(Some(Begin::Found(entry)));
+        }
+        guard.settle();
+        Ok(match held {
+            Some(_) if is_ours => Some(Begin::Lease(Lease::new(token, fence))),
+            Some(held) if held.starts_with(&fence) => {
+                Some(if held.get(8) == Some(&b'F') { Begin::Filling } else { Begin::Busy })
+            }
+            _ => None,
+        })
+    }
+
+    /// Extends a lease that still holds. Returns `false` if it does not.
+    pub(super) async fn extend(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        lease_ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let name = key_names::lease(key);
+        let lease_ttl = bounded_millis(lease_ttl).max(1).to_string();
+        let call = ScriptCall {
+            script: &scripts::RENEW,
+            keys: &with_nonce(&[&name], key),
+            args: &[lease.fence(), lease.token(), lease_ttl.as_bytes()],
+        };
+        self.call(call, self.inner.options.fill_deadline).await
+    }
+
+    /// Remembers what a lease of this key has for a nonce.
+    fn cache_nonce(&self, key: &CacheKey, fence: &[u8]) {
+        if let Ok(fence) = fence.try_into() {
+            self.inner.nonces.insert(key_names::nonce_of(key).unwrap_or(key.prefix()).into(), fence);
+        }
+    }
+
+    pub(super) async fn release(
+        &self,
+        lease: &str,
+        token: &[u8; 16],
+        uncacheable_for: Duration,
+    ) -> Result<(), StoreError> {
+        let uncacheable_for = bounded_millis(uncacheable_for).to_string();
+        let call = ScriptCall {
+            script: &scripts::ABANDON,
+            keys: &[lease],
+            args: &[token, uncacheable_for.as_bytes()],
+        };
+        let _: i64 = self.call(call, self.inner.options.fill_deadline).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! Commands that read a value, a part of it, or whether there is one.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::RedisError;
+
+use super::client::Destination;
+use super::command::{command, mget};
+use super::readings::ValueWithExpiry;
+use super::{RedisInner, RedisStore, key_names};
+use crate::key::CacheKey;
+use crate::store::{StoreError, ValueHead};
+
+impl RedisStore {
+    pub(super) async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        let RedisInner { options, client, .. } = &*self.inner;
+        let Some(nonce) = key_names::nonce_of(key) else {
+            let get = command([b"GET", key.name().as_bytes()].into_iter());
+            let value = client.command(Destination::Key(key.name()), &get, options.read_deadline).await;
+            return Ok(unless_wrong_type(value)?.flatten());
+        };
+        let both = mget([key.name(), nonce].into_iter());
+        let (record, nonce): (Option<Bytes>, Option<Bytes>) =
+            client.command(Destination::Key(key.name()), &both, options.read_deadline).await?;
+        Ok(record.zip(nonce).and_then(|(record, nonce)| valid_under(&nonce, &record)))
+    }
+
+    /// A value and its expiry, read once for all who ask for it at the same time if it is large.
+    pub(super) async fn read_whole(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
+        if self.inner.readings.expect_large(key) {
+            return Box::pin(self.read_shared(key)).await;
+        }
+        let found = self.read_with_expiry(key, self.inner.options.read_deadline).await?;
+        self.inner.readings.saw(key, found.as_ref().map_or(0, |(value, _)| value.len()));
+        Ok(found)
+    }
+
+    pub(super) async fn read_shared(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
+        let weak = self.downgrade();
+        let read = move |key: CacheKey| {
+            let inner = weak.upgrade();
+            async move {
+                let inner = inner.ok_or_else(|| StoreError::unavailable("the store was dropped"))?;
+                Self::from_inner(inner).read_with_expiry(&key, MAX_SHARED_READ).await
+            }
+        };
+        let deadline = self.inner.options.read_deadline;
+        match self.inner.readings.share(key, deadline, read).await {
+            Some(found) => found,
+            None => self.read_with_expiry(key, deadline).await,
+        }
+    }
+
+    pub(super) async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let RedisInner { options, client, .. } = &*self.inner;
+        let Some(nonce) = key_names::nonce_of(key) else {
+            let kind = redis::cmd("TYPE").arg(key.name()).take();
+            let kind: String =
+                client.command(Destination::Key(key.name()), &kind, options.read_deadline).await?;
+            return Ok(kind == "string");
+        };
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
+        let both = client.pipeline(Destination::Key(key.name()), &pipe, options.read_deadline).await;
+        let Some((fence, nonce)) = unless_wrong_type::<(Bytes, Option<Bytes>)>(both)? else {
+            return Ok(false);
+        };
+        Ok(nonce.is_some_and(|nonce| nonce == fence))
+    }
+
+    /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
+    ///
+    /// It takes `longest` at most, if that is more than the deadline and the connection delivers all the time.
+    async fn read_with_expiry(
+        &self,
+        key: &CacheKey,
+        longest: Duration,
+    ) -> Result<ValueWithExpiry, StoreError> {
+        let RedisInner { options, client, .. } = &*self.inner;
+        let mut pipe = redis::pipe();
+        match key_names::nonce_of(key) {
+            Some(nonce) => pipe.cmd("MGET").arg(key.name()).arg(nonce),
+            None => pipe.cmd("MGET").arg(key.name()),
+        };
+        pipe.cmd("PTTL").arg(key.name());
+        let (found, left): (Vec<Option<Bytes>>, i64) = client
+            .pipeline_while_delivered(Destination::Key(key.name()), &pipe, options.read_deadline, longest)
+            .await?;
+        let value = match &*found {
+            [Some(value)] => Some(value.clone()),
+            [Some(record), Some(nonce)] => valid_under(nonce, record),
+            _ => None,
+        };
+        let Some(value) = value else { return Ok(None) };
+        Ok(Some((value, remaining(left))))
+    }
+
+    /// The beginning of a value, and how long it will still be there, which is never too long.
+    ///
+    /// These are several commands, and the value may be replaced in between. The entry is read before the nonce, so an entry
+    /// of that nonce was valid when it was read. Its length may be another one's: callers compare it with what the value says
+    /// about itself.
+    pub(super) async fn read_head(
+        &self,
+        key: &CacheKey,
+        limit: usize,
+    ) -> Result<Option<(ValueHead, Option<Duration>)>, StoreError> {
+        let RedisInner { options, client, .. } = &*self.inner;
+        let name = key.name();
+        let limit = limit.max(1);
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(name).arg(0).arg(limit - 1 + fence_len(key));
+        pipe.cmd("STRLEN").arg(name).cmd("PTTL").arg(name);
+        let (bytes, length, left) = if let Some(nonce) = key_names::nonce_of(key) {
+            pipe.cmd("GET").arg(nonce);
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((record, length, left, nonce)) =
+                unless_wrong_type::<(Bytes, usize, i64, Option<Bytes>)>(read)?
+            else {
+                return Ok(None);
+            };
+            let Some(value) = nonce.and_then(|nonce| valid_under(&nonce, &record)) else { return Ok(None) };
+            (value, length.saturating_sub(fence_len(key)), left)
+        } else {
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((value, length, left)) = unless_wrong_type::<(Bytes, usize, i64)>(read)? else {
+                return Ok(None);
+            };
+            if value.is_empty() {
+                // An empty value and none look the same.
+                let found = if left == PTTL_MISSING {
+                    None
+                } else {
+                    self.read_with_expiry(key, options.read_deadline).await?
+                };
+                return Ok(found.map(|(value, left)| (ValueHead::whole(value), left)));
+            }
+            (value, length, left)
+        };
+        // What is shorter than it might be is all there is.
+        let length = if bytes.len() < limit { bytes.len() } else { length.max(bytes.len()) };
+        self.inner.readings.saw(key, length);
+        Ok(Some((ValueHead { bytes, length }, remaining(left))))
+    }
+
+    /// The part is read before what the value begins with, and that before the nonce. A value that begins with `head` in the
+    /// end did so all the time: it was never another one in between, for no two values begin with the same.
+    pub(super) async fn read_range(
+        &self,
+        key: &CacheKey,
+        head: &[u8],
+        range: Range<usize>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let RedisInner { options, client, .. } = &*self.inner;
+        let (name, fence) = (key.name(), fence_len(key));
+        let mut pipe = redis::pipe();
+        pipe.cmd("GETRANGE").arg(name).arg(range.start + fence).arg(range.end - 1 + fence);
+        pipe.cmd("GETRANGE").arg(name).arg(0).arg((head.len() + fence).max(1) - 1);
+        let (part, found) = if let Some(nonce) = key_names::nonce_of(key) {
+            pipe.cmd("GET").arg(nonce);
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((part, found, nonce)) = unless_wrong_type::<(Bytes, Bytes, Option<Bytes>)>(read)? else {
+                return Ok(None);
+            };
+            (part, nonce.and_then(|nonce| valid_under(&nonce, &found)))
+        } else {
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((part, found)) = unless_wrong_type::<(Bytes, Bytes)>(read)? else { return Ok(None) };
+            (part, Some(found))
+        };
+        let is_same = found.is_some_and(|found| found.starts_with(head));
+        Ok((is_same && part.len() == range.len()).then_some(part))
+    }
+}
+
+/// How many bytes of an entry come before its value.
+fn fence_len(key: &CacheKey) -> usize {
+    if key.group().is_some() { 8 } else { 0 }
+}
+
+/// What `PTTL` answers for a key that is not there.
+const PTTL_MISSING: i64 = -2;
+
+/// What `PTTL` says: `None` for no end. What is gone by now has nothing left.
+fn remaining(left: i64) -> Option<Duration> {
+    (left != -1).then(|| Duration::from_millis(left.try_into().unwrap_or(0)))
+}
+
+/// `None` for what holds something else than a string, which another program wrote there. It is no value of ours, and the next
+/// write replaces it.
+fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match reply {
+        Err(StoreError::Refused(error))
+            if error.downcast_ref::<RedisError>().and_then(RedisError::code) == Some("WRONGTYPE") =>
+        {
+            Ok(None)
+        }
+        reply => reply.map(Some),
+    }
+}
+
+/// For how long a large value is read while it is delivered, though those who asked for it have run out of time.
+const MAX_SHARED_READ: Duration = Duration::from_secs(10);
+
+/// The value of an entry of a group, if the group's nonce is the one that it was written under.
+pub(super) fn valid_under(nonce: &[u8], record: &Bytes) -> Option<Bytes> {
+    (nonce.len() == 8 && record.starts_with(nonce)).then(|| record.slice(8..))
+}

@@ -1,0 +1,150 @@
+//! Commands that write or remove one entry.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{Cmd, RedisWrite, ToRedisArgs};
+use tokio::time::Instant;
+
+use super::change_log::{ChangeTarget, UnconfirmedGuard};
+use super::command::ttl_millis;
+use super::key_names::{self, GroupNames, with_group};
+use super::scripts::{self, ScriptCall};
+use super::{RedisInner, RedisStore};
+use crate::key::CacheKey;
+use crate::store::{Begin, Intent, Lease, StoreError};
+
+impl RedisStore {
+    /// Writes a value, and remembers that it replaced another. `false` if servers changed meanwhile.
+    pub(super) async fn write_through(
+        &self,
+        key: &CacheKey,
+        value: &Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Key(key));
+        let _turn = guard.turn(key, self.inner.options.fill_deadline).await?;
+        let written = match self.write_under_new_lease(key, value.clone(), ttl).await {
+            // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
+            Err(StoreError::Unavailable(_)) => self.write_under_new_lease(key, value.clone(), ttl).await?,
+            written => written?,
+        };
+        if written {
+            return Ok(guard.confirmed());
+        }
+        // An eviction or another write came in between, and is the last word.
+        guard.settle();
+        Ok(true)
+    }
+
+    /// Takes a ticket and writes, unless an eviction or another write comes in between: that is the last word then.
+    ///
+    /// What is not answered may be carried out at any time, on another connection also after an eviction that came later.
+    /// An eviction revokes the ticket.
+    async fn write_under_new_lease(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let until = Instant::now() + WRITE_LEASE_TTL;
+        // Also while an eviction of this key is owed: who writes knows better than whatever was to be removed.
+        let Begin::Lease(lease) = self.acquire(key, Intent::Write, WRITE_LEASE_TTL).await? else {
+            return Err(StoreError::refused("no ticket for a write"));
+        };
+        let stored = self.write(key, &lease, value, ttl).await?;
+        if stored || Instant::now() < until { Ok(stored) } else { Err(StoreError::Timeout(WRITE_LEASE_TTL)) }
+    }
+
+    /// Writes under a lease, and gives that back.
+    pub(super) async fn write(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        let fits = value.len() <= self.inner.options.max_value_bytes;
+        let ttl = if fits { ttl_millis(ttl) } else { 0 };
+        let group = GroupNames::of(key);
+        let (lease_name, token) = (key_names::lease(key), lease.token());
+        let record = FencedValue { fence: group.is_some().then_some(lease.fence()), value: &value };
+        let (ttl_arg, suffix) = (ttl.to_string(), key.suffix());
+        let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
+        let RedisInner { options, client, .. } = &*self.inner;
+        // A fill of a missing entry has no predecessor.
+        let client = if replaces(lease) { self.inner.change_client() } else { client };
+        let stored: i64 = if ttl == 0 || value.len() <= MAX_INLINE_BYTES {
+            let record = if ttl == 0 { Vec::new() } else { record.to_bytes() };
+            let call = ScriptCall {
+                script: &scripts::COMMIT_SMALL,
+                keys: &with_group(&[key.name(), &lease_name], group.as_ref()),
+                args: &[&args[..], &[&record]].concat(),
+            };
+            client.script(call, options.fill_deadline).await?
+        } else {
+            let tmp = key_names::tmp(key, token);
+            let call = ScriptCall {
+                script: &scripts::COMMIT,
+                keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
+                args: &args,
+            };
+            // Redis drops a body that no script took.
+            let mut upload = Cmd::with_capacity(5, record.value.len() + tmp.len() + 32);
+            upload.arg("SET").arg(&tmp).arg(&record).arg("PX").arg(10_000);
+            client.upload_and_script(upload, call, options.fill_deadline).await?
+        };
+        self.inner.readings.saw(key, value.len());
+        Ok(stored == 1 && fits)
+    }
+
+    pub(super) async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {
+        let lease = key_names::lease(key);
+        let group = GroupNames::of(key);
+        let call = ScriptCall {
+            script: &scripts::DELETE,
+            keys: &with_group(&[key.name(), &lease], group.as_ref()),
+            args: &[key.suffix().as_bytes()],
+        };
+        self.inner.change_client().script(call, self.inner.options.evict_deadline).await
+    }
+}
+
+/// What is stored: the nonce, for an entry of a group, and the value. Written in one piece, copied once.
+struct FencedValue<'a> {
+    fence: Option<&'a [u8; 8]>,
+    value: &'a [u8],
+}
+
+impl FencedValue<'_> {
+    fn to_bytes(&self) -> Vec<u8> {
+        [self.fence.map_or(&[][..], |fence| fence), self.value].concat()
+    }
+}
+
+impl ToRedisArgs for FencedValue<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let mut out = out.writer_for_next_arg();
+        // Writing to memory can't fail.
+        let _ = out.write_all(self.fence.map_or(&[], |fence| fence));
+        let _ = out.write_all(self.value);
+    }
+}
+
+/// The largest body that is sent as an argument of its script, in bytes.
+const MAX_INLINE_BYTES: usize = 4096;
+
+/// How long the ticket of a plain `set` lasts: far longer than it takes to use it, and no longer than others can go without
+/// storing should it be lost.
+const WRITE_LEASE_TTL: Duration = Duration::from_secs(2);
+
+/// Whether a lease is the ticket of a write.
+pub(super) fn is_write(lease: &Lease) -> bool {
+    lease.token()[0] == b'W'
+}
+
+/// Whether a commit under this lease replaces something: all but a fill of a missing entry.
+pub(super) fn replaces(lease: &Lease) -> bool {
+    lease.token()[0] != b'F'
+}
