@@ -1,5 +1,5 @@
-// What examples of the guide hide, as its front page shows it: a way to send a request to a router in one line. In a module, so
-// that an example may import the same things itself.
+// Hidden helpers of the guide's examples, which send a request to a router in one line. The guide's front page shows them. They are
+// in a module so that an example can import the same names.
 mod in_one_line {
     pub use axum::Router;
     pub use axum::body::{Body, to_bytes};
