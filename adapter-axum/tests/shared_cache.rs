@@ -1,4 +1,4 @@
-//! The shared cache in axum's routers.
+//! The shared cache in axum routers.
 
 #![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -12,7 +12,7 @@ use axum::routing::get;
 use larder_axum::{Larder, SharedCacheLayer};
 use tower::ServiceExt;
 
-/// What was answered, and what the cache said about it.
+/// Returns the body and the cache's status.
 async fn ask(app: &Router, request: &str) -> (String, String) {
     let (method, uri) = request.split_once(' ').unwrap();
     let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();
@@ -22,14 +22,14 @@ async fn ask(app: &Router, request: &str) -> (String, String) {
     (String::from_utf8(body.to_vec()).unwrap(), status)
 }
 
-/// `/items` for a minute, and a way to change it.
+/// A router with `/items`, fresh for a minute, and a PUT that changes it.
 fn items(cache: &SharedCacheLayer) -> Router {
     let read = async |OriginalUri(uri): OriginalUri| ([(CACHE_CONTROL, "max-age=60")], uri.to_string());
     Router::new().route("/items", get(read).put(async || ())).layer(cache.clone())
 }
 
 #[tokio::test]
-async fn nested_routers_have_keys_of_their_own() {
+async fn nested_routers_have_separate_keys() {
     let larder = Larder::memory();
     let cache = SharedCacheLayer::new(&larder);
     let inner = Router::new().nest("/a", items(&cache)).nest("/b", items(&cache));
@@ -41,11 +41,11 @@ async fn nested_routers_have_keys_of_their_own() {
         let (body, status) = ask(&app, &format!("GET {uri}")).await;
         assert!(body == **uri && status.contains(expected), "{uri}: {body} {status}");
     }
-    // A write evicts what it is for.
+    // A write evicts its own target.
     ask(&app, "PUT /v1/a/items").await;
     assert!(ask(&app, "GET /v1/a/items").await.1.contains("fwd=uri-miss"));
     assert!(ask(&app, "GET /v1/b/items").await.1.contains("; hit"));
-    // So does an eviction by hand.
+    // So does `SharedCache::evict`.
     cache.cache().evict(&"/v2/items".parse().unwrap(), "").await;
     assert!(ask(&app, "GET /v2/items").await.1.contains("fwd=uri-miss"));
 }

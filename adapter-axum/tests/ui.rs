@@ -1,7 +1,7 @@
-//! What the compiler says about the common mistakes: short, and what to do instead.
+//! Compiler errors for common mistakes: short, with the remedy.
 //!
-//! The wording is the compiler's, so it is only compared on the version that it was written down with:
-//! `TRYBUILD=overwrite cargo test -p larder-axum --test ui` writes it down anew.
+//! The wording is the compiler's, so it is compared only on the version that it was recorded with. `TRYBUILD=overwrite cargo test
+//! -p larder-axum --test ui` records it again.
 
 const WRITTEN_DOWN_WITH: &str = "rustc 1.95.";
 

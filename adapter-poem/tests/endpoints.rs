@@ -1,4 +1,4 @@
-//! What is poem's own about the adapter. What all adapters have in common is in the parity table.
+//! The parts of the adapter that are specific to poem. The parity table covers the rest.
 
 #![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -18,7 +18,7 @@ use poem::{
     RouteMethod, get, handler,
 };
 
-/// A request as poem's `TestClient` makes it: with nothing in `original_uri()`.
+/// A request as poem's `TestClient` makes it, with an empty `original_uri()`.
 fn made(method: Method, uri: &str) -> Request {
     Request::builder().method(method).uri_str(uri).finish()
 }
@@ -31,7 +31,7 @@ fn received(method: Method, uri: &str) -> Request {
     Request::from_parts(parts, Body::empty())
 }
 
-/// An endpoint that answers with the URI it sees and how often it ran.
+/// An endpoint that answers with the URI that it sees, and the counter of its runs.
 fn counting() -> (impl Endpoint<Output = String>, Arc<AtomicUsize>) {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
@@ -53,7 +53,7 @@ fn word(response: &Response) -> &str {
 }
 
 #[tokio::test]
-async fn a_head_that_ran_as_get_fills_and_keeps_its_length() {
+async fn head_that_runs_as_get_fills_and_keeps_its_length() {
     let (endpoint, runs) = counting();
     let app = Route::new().at("/x", get(endpoint.with(cache(&Larder::memory()).ttl(60))));
     let (head, body) = send(&app, received(Method::HEAD, "/x")).await;
@@ -67,9 +67,9 @@ async fn a_head_that_ran_as_get_fills_and_keeps_its_length() {
 }
 
 #[tokio::test]
-async fn a_head_that_ran_as_head_never_poisons_a_get() {
+async fn head_that_runs_as_head_never_answers_a_get() {
     let (endpoint, runs) = counting();
-    // Around the router of methods, and on an endpoint that answers every method.
+    // Around the method router, and on an endpoint that answers every method.
     let around = get(endpoint).with(cache(&Larder::memory()).ttl(60));
     let bodiless = make(async |request: Request| match *request.method() {
         Method::HEAD => String::new(),
@@ -89,7 +89,7 @@ async fn a_head_that_ran_as_head_never_poisons_a_get() {
 }
 
 #[tokio::test]
-async fn keys_are_made_from_what_the_client_sent() {
+async fn keys_are_built_from_the_clients_uri() {
     let (inner, _) = counting();
     let inner = Arc::new(inner);
     let larder = Larder::memory();
@@ -99,7 +99,7 @@ async fn keys_are_made_from_what_the_client_sent() {
         assert_eq!(send(&app, received(Method::GET, "/v1/x")).await.1, "/x 1");
         assert_eq!(send(&app, received(Method::GET, "/v2/x")).await.1, "/x 2");
     }
-    // Around the nested router, where its URI is cut already.
+    // Around the nested router, where its URI is already stripped.
     let (inner, _) = counting();
     let nested = Route::new().at("/x", get(inner)).with(cache(&larder).group("g").ttl(60));
     let app = Route::new().nest("/v3", nested);
@@ -111,7 +111,7 @@ async fn keys_are_made_from_what_the_client_sent() {
 }
 
 #[tokio::test]
-async fn requests_without_a_server_have_keys_of_their_own() {
+async fn requests_without_a_server_have_separate_keys() {
     let (endpoint, _) = counting();
     let app = Route::new().at("/*any", get(endpoint.with(cache(&Larder::memory()).ttl(60))));
     for _ in 0..2 {
@@ -123,7 +123,7 @@ async fn requests_without_a_server_have_keys_of_their_own() {
 }
 
 #[tokio::test]
-async fn an_error_passes_through_and_changes_nothing() {
+async fn error_passes_through_and_evicts_nothing() {
     #[derive(Debug, PartialEq)]
     struct Ours(&'static str);
     impl std::fmt::Display for Ours {
@@ -151,7 +151,7 @@ async fn an_error_passes_through_and_changes_nothing() {
     }
     assert_eq!(runs.load(Ordering::SeqCst), 1);
 
-    // A read that fails is asked again each time, whatever else is stored.
+    // A read that fails runs again each time, whatever else is stored.
     let failing =
         Route::new().at("/y", get(fail().with(cache(&larder).ttl(60).ttl_for(StatusCode::NOT_FOUND, 60))));
     for _ in 0..2 {
@@ -161,7 +161,7 @@ async fn an_error_passes_through_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn streams_flow_and_whole_bodies_are_not_copied() {
+async fn streams_pass_at_once_and_whole_bodies_are_not_copied() {
     let whole = bytes::Bytes::from(vec![7; 1000]);
     let (same, larder) = (whole.clone(), Larder::memory());
     let app = Route::new()
@@ -209,7 +209,7 @@ async fn data_of_outer_middleware_reaches_the_route_and_the_handler() {
 }
 
 #[tokio::test]
-async fn panics_go_on_in_the_caller() {
+async fn panics_reach_the_caller() {
     let app = make(async |_| -> Result<Response, Infallible> { panic!("lost") });
     let app = app.with(cache(&Larder::memory()).ttl(60)).with(poem::middleware::CatchPanic::new());
     assert_eq!(
@@ -224,7 +224,7 @@ async fn setting(Backend(cache): Backend) -> Result<impl IntoResponse> {
 }
 
 #[tokio::test]
-async fn the_backend_is_extracted_from_the_attached_cache() {
+async fn backend_is_extracted_from_the_attached_cache() {
     let larder = Larder::memory();
     let app = Arc::new(get(setting));
     assert_eq!(send(&Arc::clone(&app).data(larder.clone()), received(Method::GET, "/")).await.1, "dark");

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 
-/// A proxy in front of this origin.
+/// Starts a proxy in front of this origin.
 async fn proxy_to(origin: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -36,7 +36,7 @@ async fn proxy_to(origin: SocketAddr) -> SocketAddr {
 
 type Asked = Arc<Mutex<Vec<String>>>;
 
-/// An origin that answers each connection once with this, and what it was asked.
+/// Starts an origin that answers each connection once with this response, and records the requests.
 async fn origin(answer: &'static str) -> (SocketAddr, Asked) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -63,7 +63,7 @@ async fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// Sends this and reads until the proxy closes the connection.
+/// Sends a request, and reads until the proxy closes the connection.
 async fn ask(proxy: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(proxy).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -97,7 +97,7 @@ async fn clients_of_an_http_1_0_origin_keep_their_connections() {
 async fn requests_name_exactly_one_host() {
     let (origin, asked) = origin(OK).await;
     let proxy = proxy_to(origin).await;
-    // So that there would be something to answer with.
+    // Stores a response that a bad request could be answered with.
     ask(proxy, "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     for fields in [
         "HTTP/1.1\r\n",
@@ -118,7 +118,7 @@ async fn requests_name_exactly_one_host() {
     let answer = ask(proxy, "GET http://a/ HTTP/1.1\r\nconnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     assert_eq!(asked.lock().unwrap().len(), 1);
-    // RFC 9112 §3.2.2: the host in the request line counts, and is the one in the key.
+    // The host in the request line takes precedence, and is the one in the key (RFC 9112 §3.2.2).
     let absolute = "GET http://a/ HTTP/1.1\r\nhost: b\r\nconnection: close\r\n\r\n";
     assert!(ask(proxy, absolute).await.contains("Larder; hit"));
     let absolute = "GET http://c/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
@@ -154,13 +154,13 @@ async fn max_forwards_is_counted_down() {
             assert!(head.contains(&format!("max-forwards: {expected}\r\n")), "{left}: {head}");
         }
     }
-    // It says nothing about others.
+    // In other methods, `Max-Forwards` has no meaning.
     ask(proxy, "GET / HTTP/1.1\r\nhost: a\r\nmax-forwards: 0\r\nconnection: close\r\n\r\n").await;
     assert_eq!(asked.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn requests_keep_one_way_of_saying_their_length() {
+async fn requests_keep_one_length_field() {
     let (origin, asked) = origin(OK).await;
     let request = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
                    content-length: 3\r\n\r\n0\r\n\r\n";
@@ -171,7 +171,7 @@ async fn requests_keep_one_way_of_saying_their_length() {
 }
 
 #[tokio::test]
-async fn web_sockets_pass() {
+async fn web_sockets_pass_through() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = listener.local_addr().unwrap();
     tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! What a tower service may expect of the layer around it. What all adapters have in common is in the parity table.
+//! The guarantees of the layer to a tower service. The parity table covers what all adapters have in common.
 
 #![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -40,12 +40,12 @@ async fn text<B: Body<Error: std::fmt::Debug>>(answer: Answer<B>) -> String {
     String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-/// An error that only its owner knows.
+/// An error that only the test knows.
 #[derive(Debug, PartialEq)]
 struct Lost(usize);
 
 #[tokio::test]
-async fn errors_pass_through_and_those_of_writes_evict() {
+async fn errors_pass_through_and_errors_of_writes_evict() {
     let larder = Larder::memory();
     let runs = Arc::new(AtomicUsize::new(0));
     let failing = service_fn(move |_: Request<Empty<Bytes>>| {
@@ -56,12 +56,12 @@ async fn errors_pass_through_and_those_of_writes_evict() {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("kept")))
     });
 
-    // A failed fill is nobody's answer: the next one runs again.
+    // A failed fill is not shared: the next request runs the service again.
     let read = cache(&larder).group("g").ttl(60).layer(failing.clone());
     assert_eq!(read.clone().oneshot(ask(Method::GET, "/x")).await.unwrap_err(), Lost(1));
     assert_eq!(read.oneshot(ask(Method::GET, "/x")).await.unwrap_err(), Lost(2));
 
-    // Whether a failed write took effect is not known.
+    // A failed write may have taken effect.
     let good = cache(&larder).group("g").ttl(60).layer(answering);
     let put = cache_put(&larder).group("g").ttl(60).layer(failing.clone());
     let key = cache_evict(&larder).group("g").key().layer(failing.clone());
@@ -81,7 +81,7 @@ async fn errors_pass_through_and_those_of_writes_evict() {
     expect("MISS").await;
 }
 
-/// A body that can be sent to another thread, but not shared between two.
+/// A body that is `Send` but not `Sync`.
 struct Unshared {
     chunks: Cell<Vec<&'static str>>,
     length: Option<u64>,
@@ -136,7 +136,7 @@ async fn extensions_of_outer_layers_reach_the_handler() {
         let User(name) = request.extensions().get().unwrap();
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(*name)))
     });
-    // Detached or not, looked up or not, the handler gets the request as it came.
+    // In a task or not, with a lookup or not, the handler gets the original request.
     let routes = [
         cache(&larder).group("read").ttl(60).layer(service).boxed_clone(),
         cache_put(&larder).group("put").ttl(60).layer(service).boxed_clone(),
@@ -182,18 +182,18 @@ impl Service<Request<Empty<Bytes>>> for Strict {
 }
 
 #[tokio::test]
-async fn a_service_is_called_only_once_it_is_ready() {
+async fn service_is_called_only_when_it_is_ready() {
     let larder = Larder::memory();
     let strict = Strict::default();
     let mut read = cache(&larder).ttl(60).layer(strict.clone());
     let mut put = cache_put(&larder).ttl(60).layer(strict.clone());
-    // One service, called again and again: each call makes a clone of it ready.
+    // One service, called repeatedly: each call makes a clone of it ready.
     for (uri, expected) in [("/a", "MISS"), ("/a", "HIT"), ("/b", "MISS"), ("/b", "HIT"), ("/c", "MISS")] {
         let answer = read.ready().await.unwrap().call(ask(Method::GET, uri)).await.unwrap();
         assert_eq!(word(&answer), expected, "{uri}");
         put.ready().await.unwrap().call(ask(Method::PUT, "/p")).await.unwrap();
     }
-    // And a crowd of which some lead, some follow and some bypass.
+    // And concurrent requests that lead, follow or bypass.
     let crowd = (0..20).map(|n| {
         let method = if n % 5 == 0 { Method::POST } else { Method::GET };
         read.clone().oneshot(ask(method, "/crowd"))
@@ -205,7 +205,7 @@ async fn a_service_is_called_only_once_it_is_ready() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_ready_is_not_called() {
+async fn service_that_is_not_ready_is_not_called() {
     /// Fails its readiness.
     #[derive(Clone)]
     struct Closed;
@@ -229,7 +229,7 @@ async fn a_service_that_is_not_ready_is_not_called() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_busy_keeps_nobody_from_what_is_stored() {
+async fn busy_service_does_not_block_hits() {
     let busy = Arc::new(Semaphore::new(1));
     let limited = ServiceBuilder::new()
         .layer(cache(&Larder::memory()).ttl(60))
@@ -245,7 +245,7 @@ async fn a_service_that_is_busy_keeps_nobody_from_what_is_stored() {
     assert!(timeout(Duration::from_millis(50), waiting.as_mut()).await.is_err(), "the limit holds");
     drop(taken);
     assert_eq!(word(&waiting.await.unwrap()), "MISS");
-    // A hit reserves nothing that somebody else needs.
+    // A hit reserves no capacity of the service.
     let mut idle = limited.clone();
     let hit =
         idle.ready().await.unwrap().call(Request::get("/kept").body(Empty::new()).unwrap()).await.unwrap();
@@ -253,9 +253,9 @@ async fn a_service_that_is_busy_keeps_nobody_from_what_is_stored() {
     assert_eq!(busy.available_permits(), 1);
 }
 
-/// What lies in this process is found when the service is called: nobody has to wait, and no runtime is asked.
+/// An entry in this process is found while the service is called: without waiting, and without a runtime.
 #[test]
-fn what_is_at_hand_answers_at_once() {
+fn entry_in_memory_is_ready_on_the_first_poll() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answering = service_fn(async |request: Request<Empty<Bytes>>| {
         let varies = request.uri().path() == "/varied";
@@ -275,7 +275,7 @@ fn what_is_at_hand_answers_at_once() {
 
 type Pages = BoxCloneService<Request<Empty<Bytes>>, Response<SharedBody<Full<Bytes>>>, Infallible>;
 
-/// A shared cache around pages. A write changes the version of all of them, and then runs `after`.
+/// A shared cache around pages. A write changes the version of all pages, and then runs `after`.
 fn pages<F>(larder: &Larder, after: impl Fn() -> F + Clone + Send + 'static) -> Pages
 where
     F: Future<Output = ()> + Send + 'static,
@@ -296,7 +296,7 @@ where
     BoxCloneService::new(SharedCacheLayer::new(larder).layer(service))
 }
 
-/// What a reader gets, and what the cache says about it.
+/// Returns the body of a read, and the cache's status.
 async fn read(pages: &Pages, uri: &str) -> (String, String) {
     let (parts, body) = pages.clone().oneshot(ask(Method::GET, uri)).await.unwrap().into_parts();
     let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
@@ -304,7 +304,7 @@ async fn read(pages: &Pages, uri: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn shared_cache_evicts_when_the_caller_gives_a_write_up() {
+async fn shared_cache_evicts_when_the_caller_drops_a_write() {
     for (method, written) in
         [("PUT", "/about"), ("DELETE", "/about"), ("POST", "/%61bout"), ("PATCH", "https://h/about")]
     {
@@ -322,13 +322,13 @@ async fn shared_cache_evicts_when_the_caller_gives_a_write_up() {
         }
         let written =
             if written.starts_with('/') { format!("http://h{written}") } else { written.to_owned() };
-        // As a timeout outside of the cache does, which answers its client 408.
+        // Like a timeout outside of the cache, which answers its client with a 408.
         let given_up = pages.clone().oneshot(ask(method.clone(), &written)).now_or_never();
         assert!(given_up.is_none());
         for host in ["http://h/about", "https://h/about"] {
             assert_eq!(read(&pages, host).await.0, "v1", "{host} after {method} {written}");
         }
-        // The service goes on, and its end evicts what was read meanwhile.
+        // The service continues. When it ends, it evicts what was read meanwhile.
         gate.add_permits(1);
         larder.close().await;
         let (_, status) = read(&pages, "http://h/about").await;
@@ -346,7 +346,7 @@ async fn shared_cache_evicts_before_a_panic_of_a_write_reaches_the_caller() {
 }
 
 #[tokio::test]
-async fn shared_cache_knows_the_credentials_that_the_builder_names() {
+async fn shared_cache_uses_the_builders_credential_fields() {
     let name = HeaderName::from_static("x-house-key");
     let larder = Larder::builder().credential_fields([name.clone()]).leased(MemoryStore::new());
     let more = HeaderName::from_static("x-desk-key");

@@ -1,4 +1,4 @@
-//! The shared cache between real sockets: a client, hyper with the layer, and an origin that can do everything wrong.
+//! The shared cache between real sockets: a client, hyper with the layer, and an origin that can misbehave.
 
 #![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
@@ -26,18 +26,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::{Layer, service_fn};
 
-/// What the origin does with a request, one after the other. Then it closes the connection.
+/// The steps of the origin for a request, in order. Then it closes the connection.
 #[derive(Clone)]
 enum Step {
     Send(String),
-    /// Until the test lets it go on.
+    /// Waits until the test lets it continue.
     Wait,
     Sleep(Duration),
 }
 
 use Step::{Send, Sleep, Wait};
 
-/// An origin, and what it was asked.
+/// An origin, and the requests that it got.
 #[derive(Clone)]
 struct Origin {
     asked: Arc<Mutex<Vec<String>>>,
@@ -46,7 +46,7 @@ struct Origin {
 }
 
 impl Origin {
-    /// `script` gets the head of a request and how many came before it.
+    /// Starts an origin. `script` gets the head of a request and the number of earlier requests.
     async fn start(script: impl Fn(&str, usize) -> Vec<Step> + std::marker::Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -150,7 +150,7 @@ impl Cache {
         stream
     }
 
-    /// The whole answer, as text.
+    /// Sends a request and returns the whole response as text.
     async fn ask(&self, request: &str) -> String {
         let mut text = String::new();
         let mut stream = self.send(request).await;
@@ -160,7 +160,7 @@ impl Cache {
     }
 }
 
-/// `None` if the connection ends before.
+/// Reads until `expected`. Returns `None` if the connection ends before that.
 async fn read_until(stream: &mut TcpStream, expected: &str) -> Option<String> {
     let mut text = String::new();
     let mut buffer = [0; 4096];
@@ -173,7 +173,7 @@ async fn read_until(stream: &mut TcpStream, expected: &str) -> Option<String> {
     Some(text)
 }
 
-/// A whole answer.
+/// A whole response.
 fn whole(fields: &str, body: &str) -> Step {
     Send(format!(
         "HTTP/1.1 200 OK\r\n{fields}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -186,7 +186,7 @@ const CHUNKED: &str =
 const LAST_CHUNK: &str = "4\r\nlast\r\n0\r\n\r\n";
 
 #[tokio::test]
-async fn a_body_of_unknown_length_arrives_as_it_comes_and_is_stored_when_it_ends() {
+async fn body_of_unknown_length_is_streamed_and_stored_at_its_end() {
     let origin = Origin::start(|_, _| vec![Send(CHUNKED.into()), Wait, Send(LAST_CHUNK.into())]).await;
     let cache = Cache::before(&origin).await;
     let mut client = cache.send("GET / HTTP/1.1").await;
@@ -195,7 +195,7 @@ async fn a_body_of_unknown_length_arrives_as_it_comes_and_is_stored_when_it_ends
     assert!(head.contains("cache-status: Larder; fwd=uri-miss; stored"), "{head}");
     origin.go_on();
     assert!(read_until(&mut client, "0\r\n\r\n").await.unwrap().contains("last"));
-    // Who has read it to its end finds it stored.
+    // Once a client has read it to the end, it is stored.
     let hit = cache.ask("GET / HTTP/1.1").await;
     assert!(hit.contains("; hit") && hit.ends_with("\r\n\r\nfirstlast"), "{hit}");
     assert!(hit.contains("content-length: 9\r\n"), "{hit}");
@@ -203,7 +203,7 @@ async fn a_body_of_unknown_length_arrives_as_it_comes_and_is_stored_when_it_ends
 }
 
 #[tokio::test]
-async fn what_breaks_off_is_never_stored_and_never_passes_for_whole() {
+async fn broken_off_response_is_never_stored_and_never_looks_complete() {
     let short = "HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 10\r\n\r\nfirst";
     for broken in [CHUNKED, short] {
         let origin = Origin::start(move |_, before| match before {
@@ -225,21 +225,21 @@ async fn what_breaks_off_is_never_stored_and_never_passes_for_whole() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_takes_nothing_from_the_next() {
+async fn disconnect_does_not_stop_the_fill() {
     let origin = Origin::start(|_, _| vec![Send(CHUNKED.into()), Wait, Send(LAST_CHUNK.into())]).await;
     let cache = Cache::before(&origin).await;
     let mut client = cache.send("GET / HTTP/1.1").await;
     read_until(&mut client, "first").await.unwrap();
     drop(client);
     origin.go_on();
-    // Either it is stored already, or this waits for it.
+    // Either it is stored already, or this request waits for it.
     let answer = cache.ask("GET / HTTP/1.1").await;
     assert!(answer.ends_with("\r\n\r\nfirstlast"), "{answer}");
     assert_eq!(origin.runs(), 1);
 }
 
 #[tokio::test]
-async fn what_is_too_long_flows_through_unkept() {
+async fn body_over_the_limit_passes_through_unstored() {
     let body = "x".repeat(300_000);
     for fields in ["content-length: 300000\r\n", ""] {
         let answer = format!(
@@ -257,7 +257,7 @@ async fn what_is_too_long_flows_through_unkept() {
 }
 
 #[tokio::test]
-async fn fifty_cold_requests_ask_the_origin_once() {
+async fn fifty_cold_requests_reach_the_origin_once() {
     let answer =
         || vec![Sleep(Duration::from_millis(100)), whole("cache-control: max-age=60", "one for all")];
     let origin = Origin::start(move |_, _| answer()).await;
@@ -269,7 +269,7 @@ async fn fifty_cold_requests_ask_the_origin_once() {
 }
 
 #[tokio::test]
-async fn what_is_not_for_others_is_not_waited_for_one_by_one() {
+async fn requests_for_an_unshareable_response_run_concurrently() {
     let pause = Duration::from_millis(200);
     let origin = Origin::start(move |_, before| {
         vec![Sleep(pause), whole("cache-control: private, max-age=60", &format!("for {before}"))]
@@ -282,16 +282,16 @@ async fn what_is_not_for_others_is_not_waited_for_one_by_one() {
     answers.sort_unstable();
     answers.dedup_by_key(|answer| answer.rsplit("\r\n\r\n").next().map(str::to_owned));
     assert_eq!((answers.len(), origin.runs()), (10, 10), "each has its own");
-    // One waits for the first, and then all go at once.
+    // One waits for the first, and then all run concurrently.
     assert!(began.elapsed() < pause * 8, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_stale_answer_stands_in_for_an_origin_that_is_gone() {
+async fn stale_response_is_served_when_the_origin_fails() {
     let origin = Origin::start(|head, before| match (before, head.contains("/strict")) {
         (0, false) => vec![whole("cache-control: max-age=60", "good")],
         (0, true) => vec![whole("cache-control: max-age=60, must-revalidate\r\netag: \"a\"", "good")],
-        // Closed without a word.
+        // Closed without a response.
         _ => vec![],
     });
     let origin = origin.await;
@@ -301,9 +301,9 @@ async fn a_stale_answer_stands_in_for_an_origin_that_is_gone() {
     let stale = cache.ask("GET /lax HTTP/1.1").await;
     assert!(stale.starts_with("HTTP/1.1 200 ") && stale.ends_with("good"), "{stale}");
     assert!(stale.contains("age: 61\r\n") && stale.contains("fwd=stale"), "{stale}");
-    // It asked, once.
+    // It asked the origin once.
     assert_eq!(origin.runs(), 2);
-    // Not for ever.
+    // Only within `stale-if-error`.
     cache.clock.advance(Duration::from_secs(60 * 60));
     assert!(cache.ask("GET /lax HTTP/1.1").await.starts_with("HTTP/1.1 502 "));
 
@@ -319,7 +319,7 @@ async fn a_stale_answer_stands_in_for_an_origin_that_is_gone() {
 }
 
 #[tokio::test]
-async fn what_is_stale_is_refreshed_in_the_background_with_the_clients_fields() {
+async fn stale_response_is_refreshed_in_the_background_with_the_clients_fields() {
     let origin = Origin::start(|_, before| {
         let fields = "cache-control: max-age=60, stale-while-revalidate=60\r\netag: \"a\"";
         match before {
@@ -331,7 +331,7 @@ async fn what_is_stale_is_refreshed_in_the_background_with_the_clients_fields() 
     let cache = Cache::before(&origin).await;
     cache.ask("GET / HTTP/1.1").await;
     cache.clock.advance(Duration::from_secs(61));
-    // The origin hangs, and nobody minds.
+    // The origin hangs, and requests are still answered.
     for _ in 0..3 {
         let stale = cache.ask("GET / HTTP/1.1\r\naccept: text/plain").await;
         assert!(stale.contains("; hit; ttl=-1") && stale.ends_with("old"), "{stale}");
@@ -358,7 +358,7 @@ async fn what_is_stale_is_refreshed_in_the_background_with_the_clients_fields() 
 }
 
 #[tokio::test]
-async fn nothing_older_than_a_write_is_stored_after_it() {
+async fn response_older_than_a_write_is_not_stored() {
     let origin = Origin::start(|head, before| match (head.starts_with("GET"), before) {
         (true, 0) => vec![Send(CHUNKED.into()), Wait, Send(LAST_CHUNK.into())],
         (true, _) => vec![whole("cache-control: max-age=60", "new")],
@@ -370,14 +370,14 @@ async fn nothing_older_than_a_write_is_stored_after_it() {
     read_until(&mut slow, "first").await.unwrap();
     assert!(cache.ask("DELETE / HTTP/1.1").await.starts_with("HTTP/1.1 204 "));
     origin.go_on();
-    // The reader from before gets what it was promised, and nobody else does.
+    // The earlier reader gets the response that it began to read, and no one else gets it.
     assert!(read_until(&mut slow, "0\r\n\r\n").await.unwrap().contains("last"));
     assert!(cache.ask("GET / HTTP/1.1").await.ends_with("new"));
     assert!(cache.ask("GET / HTTP/1.1").await.contains("; hit"));
 }
 
 #[tokio::test]
-async fn what_is_validated_is_sent_whole_and_variants_are_kept_apart() {
+async fn validated_response_is_sent_whole_and_variants_are_separate() {
     let origin = Origin::start(|head, _| {
         let fields = "cache-control: max-age=60\r\nvary: accept-language\r\netag: \"a\"";
         if head.contains("if-none-match: \"a\"") {
@@ -403,9 +403,9 @@ async fn what_is_validated_is_sent_whole_and_variants_are_kept_apart() {
     assert_eq!(origin.runs(), 3);
 }
 
-/// Each request under one status, and the reason that `Cache-Status` gives too.
+/// Each request counts under one status and under the reason that `Cache-Status` gives.
 #[tokio::test]
-async fn what_became_of_requests_is_counted() {
+async fn outcomes_of_requests_are_counted() {
     let origin = Origin::start(|head, before| {
         let fields = "cache-control: max-age=60, stale-while-revalidate=60\r\netag: \"a\"";
         match before {
@@ -441,7 +441,7 @@ async fn what_became_of_requests_is_counted() {
     let all = Status::ALL.map(|status| (status, of(status)));
     let expected = [
         (Status::Hit, 1),
-        // The first, two that were validated, and one that wanted only what is stored.
+        // The first, two that were validated, and one with `only-if-cached`.
         (Status::Miss, 4),
         (Status::Stale, 1),
         (Status::Bypass, 2),
@@ -451,7 +451,7 @@ async fn what_became_of_requests_is_counted() {
     assert_eq!(all, expected, "{:?}", counted.reasons);
 }
 
-/// Stores `GET` and expects a hit, so that what comes after it says what became of that.
+/// Stores the response of a GET and expects a hit, so that the next request shows what happened to the entry.
 async fn warm(cache: &Cache, request: &str) {
     cache.ask(request).await;
     let hit = cache.ask(request).await;
@@ -484,7 +484,7 @@ async fn write_with_unknown_outcome_evicts() {
 }
 
 #[tokio::test]
-async fn refused_write_leaves_what_is_stored() {
+async fn refused_write_evicts_nothing() {
     let origin = Origin::start(|head, _| match head.starts_with("GET") {
         true => vec![whole("cache-control: max-age=60", "as it was")],
         false => {
@@ -498,7 +498,7 @@ async fn refused_write_leaves_what_is_stored() {
     assert!(cache.ask("GET /p HTTP/1.1").await.contains("; hit"));
 }
 
-/// Answers with what it was asked for, for a minute.
+/// An origin that answers with the target of the request, fresh for a minute.
 async fn echo() -> Origin {
     Origin::start(|head, _| {
         let field =
@@ -515,7 +515,7 @@ async fn echo() -> Origin {
 }
 
 #[tokio::test]
-async fn spellings_are_apart_and_evicted_together() {
+async fn spellings_are_separate_and_evicted_together() {
     let spellings = [
         "/users/a@b.example/x?q=a+b&c=,",
         "/users/a%40b.example/x?q=a+b&c=,",
@@ -530,7 +530,7 @@ async fn spellings_are_apart_and_evicted_together() {
     let cache = Cache::before(&origin).await;
     for evicted_by in spellings {
         for spelling in spellings {
-            // Each has the answer of its own handler, and is cached.
+            // Each has the response of its own handler, and is cached.
             cache.ask(&format!("GET {spelling} HTTP/1.1")).await;
         }
         for spelling in spellings {
@@ -558,18 +558,18 @@ async fn forwarding_fields_poison_nothing() {
     assert!(evil.ends_with("evil.example /a"), "{evil}");
     let worse = cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: worse.example").await;
     assert!(worse.ends_with("worse.example /a"), "{worse}");
-    // A proxy that repeats what the key says costs nothing.
+    // A proxy field that repeats the key's value doesn't bypass the cache.
     let repeated =
         cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: shop.example\r\nx-forwarded-proto: http").await;
     assert!(repeated.contains("; hit") && repeated.ends_with(" - /a"), "{repeated}");
-    // All of it goes at once.
+    // One DELETE evicts all of them.
     cache.ask("DELETE /a HTTP/1.1").await;
     let evil = cache.ask("GET /a HTTP/1.1\r\nx-forwarded-host: evil.example").await;
     assert!(evil.contains("fwd="), "{evil}");
 }
 
 #[tokio::test]
-async fn schemes_are_apart_and_evicted_together() {
+async fn schemes_are_separate_and_evicted_together() {
     let origin = echo().await;
     let cache = Cache::before(&origin).await;
     let (http, https) = ("GET http://shop.example/a HTTP/1.1", "GET https://shop.example/a HTTP/1.1");

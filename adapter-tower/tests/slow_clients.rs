@@ -1,5 +1,5 @@
-//! Clients that begin to read long answers and stop cost no more than the budget. A test program of its own: it measures the
-//! memory of its process.
+//! Clients that start to read long responses and stop use no more memory than the budget. A separate test program, because it
+//! measures the memory of its process.
 
 #![cfg(all(feature = "memory", target_os = "linux"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
@@ -26,7 +26,7 @@ const MIB: u64 = 1024 * 1024;
 const CHUNK: usize = 64 * 1024;
 const LENGTH: usize = 9 * 1024 * 1024;
 
-/// A cache in front of a service whose answers are 9 MiB long, with a declared length or without.
+/// Starts a cache in front of a service whose responses are 9 MiB long, with or without a declared length.
 async fn start(change: impl FnOnce(&mut SharedRule)) -> SocketAddr {
     let larder = Larder::builder().leased(MemoryStore::with_capacity(64 * MIB));
     let layer = SharedCacheLayer::with_rule(&larder, change);
@@ -68,7 +68,7 @@ async fn read_all(mut stream: TcpStream) -> (String, Vec<u8>) {
     (String::from_utf8_lossy(&answer[..head]).into_owned(), answer.split_off(head))
 }
 
-/// Of this process, in MiB.
+/// Returns the memory of this process, in MiB.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -86,12 +86,12 @@ async fn stalled_clients_cost_no_more_than_the_budget() {
             stream.read_exact(&mut [0; 64 * 1024]).await.unwrap();
             stalled.push(stream);
         }
-        // What there is to keep has been kept by now.
+        // By now the cache has read all that the budget allows.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let cost = resident().saturating_sub(before);
         // The store, the budget, and a body that is copied into its record.
         assert!(cost < 64 + 64 + 64, "{kind}: {cost} MiB");
-        // All of them get the whole answer, and room comes back when they have it.
+        // All of them get the whole response, which frees the budget.
         for stream in stalled {
             let mut rest = Vec::new();
             let mut stream = stream;
@@ -107,8 +107,8 @@ async fn stalled_clients_cost_no_more_than_the_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_beyond_the_budget_flow_through_whole() {
-    // One fits, two don't.
+async fn responses_beyond_the_budget_pass_through_whole() {
+    // The budget is enough for one response, but not for two.
     let address = start(|rule| rule.max_held = 10 * MIB).await;
     let mut first = ask(address, "/declared/first").await;
     let mut begun = vec![0; 1024];
@@ -120,7 +120,7 @@ async fn answers_beyond_the_budget_flow_through_whole() {
         assert!(!head.contains("; hit"), "{head}");
         assert!(body.len() >= LENGTH, "{path}: {} bytes", body.len());
     }
-    // Its client reads what is stored.
+    // Its client reads the part that the cache holds.
     first.read_to_end(&mut begun).await.unwrap();
     let head = begun.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
     let body = begun.split_off(head);

@@ -1,13 +1,13 @@
-//! The eviction of a group in Redis, beside a script that scans for its keys.
+//! The eviction of a group in Redis, compared with a script that scans for its keys.
 //!
-//! Both evict as many entries of the same names in turn, from a server with nothing else and from one that is full of
-//! other things. What is printed is the median time until nothing of the group is valid any more, which is when the script
-//! is over but when only the first of our commands is; the time until all of it is removed; and the server's time for the
-//! longest of the commands: so long everybody else waited.
+//! Both evict equally many entries with the same names in turn, from a server with nothing else and from one full of other keys.
+//! The table has the median time until no entry of the group is valid, which is the whole script, but only the first of our
+//! commands; the time until all entries are removed; and the server's time for the longest command, during which other clients
+//! wait.
 //!
 //! ```text
 //! cargo bench -p larder-benches --bench eviction         a Markdown table
-//! cargo bench -p larder-benches --bench eviction -- 21   so many evictions of each group of 1,000
+//! cargo bench -p larder-benches --bench eviction -- 21   this many evictions of each group of 1,000
 //! ```
 
 use std::time::{Duration, Instant};
@@ -18,17 +18,17 @@ use larder_axum::larder_core::{CacheStore as _, KeySpace};
 use larder_benches::{RedisServer, SMALL, TTL, body};
 use redis::aio::MultiplexedConnection;
 
-/// How often a group of 1,000 is evicted, unless the command line says otherwise. Larger ones take their time.
+/// The number of evictions of a group of 1,000, unless the command line sets it. Larger groups take longer.
 const ROUNDS: usize = 11;
 
-/// How often a larger one is.
+/// The number of evictions of a larger group.
 const ROUNDS_OF_LARGE: usize = 3;
 
 const GROUPS: [usize; 2] = [1_000, 100_000];
 
 const UNRELATED: [usize; 2] = [0, 1_000_000];
 
-/// What the guide evicts a group with, all of it in one go.
+/// The script with which the guide of `redis-fastapi` evicts a group, in one call.
 const SCAN_AND_UNLINK: &str = include_str!("../src/scan_and_unlink.lua");
 
 fn main() {
@@ -59,7 +59,7 @@ struct Bench {
 
 impl Bench {
     async fn new(server: &RedisServer) -> Self {
-        // The script keeps everybody waiting for longer than any deadline is.
+        // The script blocks Redis for longer than any default deadline.
         let long = Duration::from_secs(60);
         let options = RedisOptions::from_url(&server.url()).expect("a valid URL");
         let options =
@@ -139,14 +139,14 @@ impl Bench {
         }
     }
 
-    /// Twice, for it takes a while to forget so many, and that is logged as slow itself.
+    /// Clears the slow log twice: clearing many entries takes long enough to be logged itself.
     async fn forget_slow_commands(&self) {
         for _ in 0..2 {
             self.ask::<()>(&["SLOWLOG", "RESET"]).await;
         }
     }
 
-    /// The server's time for the longest command since the log was cleared.
+    /// Returns the server's time for the longest command since the log was cleared.
     async fn longest_command(&self) -> Duration {
         let slow: Vec<Vec<redis::Value>> = self.ask(&["SLOWLOG", "GET", "-1"]).await;
         let micros = slow.into_iter().map(|mut entry| redis::from_redis_value::<u64>(entry.swap_remove(2)));

@@ -1,7 +1,7 @@
-//! How many instructions a request takes in this process, counted by valgrind: a number that no neighbour changes.
+//! The number of instructions that a request takes in this process, counted by valgrind. Other processes don't affect it.
 //!
-//! Each case runs in a process of its own, once with few rounds and once with many; the difference is what the rounds took. A
-//! processor copies memory faster than instruction by instruction, so nanoseconds don't follow from this: see `parts`.
+//! Each case runs in its own process, once with few rounds and once with many; the difference is the cost of the rounds.
+//! Nanoseconds don't follow from instructions, because processors copy memory in bulk: see `parts`.
 
 use std::env;
 use std::hint::black_box;
@@ -14,11 +14,11 @@ use larder_core::{Call, KeySpace, Kind, Larder, Record, RequestView, Rule};
 
 const ROUNDS: [u64; 2] = [500, 2500];
 
-/// What is counted.
+/// A counted case.
 struct Case {
     name: &'static str,
     run: fn(u64),
-    /// Whether to take off what the bare handler takes, because it is in there.
+    /// `true` to subtract the cost of the bare handler, which is included.
     has_bare: bool,
 }
 
@@ -48,13 +48,13 @@ fn main() {
             println!("\nNo `valgrind` here: nothing can be counted.");
             return;
         };
-        // It comes first.
+        // The bare handler is the first case.
         let bare = *bare.get_or_insert(count);
         println!("| {name} | {} |", if has_bare { count.saturating_sub(bare) } else { count });
     }
 }
 
-/// How many instructions a round takes. `None` without valgrind.
+/// Returns the number of instructions in a round, or `None` without valgrind.
 fn count(name: &str) -> Option<u64> {
     let [few, many] = ROUNDS.map(|rounds| {
         let output = Command::new("valgrind")
@@ -77,7 +77,7 @@ fn bare(rounds: u64, len: usize) {
     }
 }
 
-/// What is stored, asked for without or with a field more.
+/// A stored response, requested without or with an additional field.
 fn hit(rounds: u64, len: usize, field: Option<HeaderName>) {
     let (larder, mut call) = (Larder::memory(), Direct { request: get(PATH), body: body(len) });
     let route = route(&larder);

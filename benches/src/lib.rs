@@ -1,5 +1,4 @@
-//! What the benches share: the same request, the same responses and the same ways to ask, so that their numbers can be
-//! compared.
+//! The parts that benches share: the same request, responses and ways to call, so that their numbers can be compared.
 //!
 //! ```text
 //! cargo bench -p larder-benches --bench parts             the parts, in nanoseconds
@@ -8,7 +7,7 @@
 //! cargo bench -p larder-benches --bench whole             whole requests over HTTP, against the bare handler
 //! ```
 //!
-//! What needs Redis is left out where no `redis-server` can be started.
+//! Cases with Redis are skipped where no `redis-server` can be started.
 
 mod machine;
 mod redis_server;
@@ -37,19 +36,19 @@ pub const SMALL: usize = 550;
 /// A large body, in bytes: a page of JSON objects.
 pub const LARGE: usize = 50_000;
 
-/// The path that is asked for.
+/// The path of the request.
 pub const PATH: &str = "/products/7?currency=eur&lang=en";
 
-/// How long everything stays fresh.
+/// The TTL of all responses.
 pub const TTL: Duration = Duration::from_secs(300);
 
-/// A body of so many bytes that looks like JSON.
+/// Returns a body of `len` bytes that looks like JSON.
 #[must_use]
 pub fn body(len: usize) -> Bytes {
     br#"{"id":7,"name":"Earl Grey","price":"4.20"},"#.iter().copied().cycle().take(len).collect()
 }
 
-/// A GET with the fields that browsers send.
+/// Returns a GET with the fields that browsers send.
 #[must_use]
 pub fn get(uri: &str) -> Request<Empty<Bytes>> {
     let mut request = Request::get(uri).body(Empty::new()).expect("a valid URI");
@@ -67,7 +66,7 @@ pub fn get(uri: &str) -> Request<Empty<Bytes>> {
     request
 }
 
-/// What the handler answers.
+/// Returns the handler's response.
 #[must_use]
 pub fn response(body: Bytes) -> Response<Bytes> {
     let mut response = Response::new(body);
@@ -75,7 +74,7 @@ pub fn response(body: Bytes) -> Response<Bytes> {
     response
 }
 
-/// A stored response with so many fields, `Content-Type` and `ETag` among them.
+/// Returns a stored response with this many fields, including `Content-Type` and `ETag`.
 #[must_use]
 pub fn entry(body: Bytes, fields: usize) -> Entry {
     let mut headers = HeaderMap::new();
@@ -113,7 +112,7 @@ pub fn route(larder: &Larder) -> Arc<Route> {
 pub struct Direct {
     /// The request.
     pub request: Request<Empty<Bytes>>,
-    /// The body of the handler's answer.
+    /// The body of the handler's response.
     pub body: Bytes,
 }
 
@@ -138,16 +137,16 @@ impl Call for Direct {
     }
 }
 
-/// The output of a future that never waits, without a runtime's overhead.
+/// Returns the output of a future that never waits, without the overhead of a runtime.
 ///
 /// # Panics
 ///
-/// If it waits.
+/// If the future waits.
 pub fn at_once<T>(future: impl Future<Output = T>) -> T {
     future.now_or_never().expect("a future that doesn't wait")
 }
 
-/// A runtime on this thread.
+/// Returns a runtime on this thread.
 #[must_use]
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")

@@ -1,8 +1,8 @@
-//! What the benches ran on.
+//! The machine that the benches ran on.
 
 use std::fs;
 
-/// The processor, how many of them, the system, and how busy it was. One sentence.
+/// Returns a sentence with the processor, the number of cores, the system, and its load.
 #[must_use]
 pub fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);

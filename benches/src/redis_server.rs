@@ -1,11 +1,11 @@
-//! A `redis-server` for the time of a bench.
+//! A `redis-server` for a bench.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// A server on a free port of the loopback interface that writes nothing to disk. It ends with this value.
+/// A server on a free port of the loopback interface that writes nothing to disk. Dropping it ends the process.
 #[derive(Debug)]
 pub struct RedisServer {
     child: Child,
@@ -13,14 +13,14 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts a server and waits until it listens. `None` where there is no `redis-server`.
+    /// Starts a server and waits until it listens. Returns `None` without a `redis-server`.
     #[must_use]
     pub fn start() -> Option<Self> {
-        // Misses store gigabytes otherwise.
+        // Limited, because misses would store gigabytes.
         Self::with_args(&["--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"])
     }
 
-    /// The same with options as on the command line of `redis-server`, and as much memory as it likes.
+    /// Starts a server without a memory limit, with options as on the command line of `redis-server`.
     #[must_use]
     pub fn with_args(args: &[&str]) -> Option<Self> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?.local_addr().ok()?.port();
@@ -39,13 +39,13 @@ impl RedisServer {
         Some(server)
     }
 
-    /// The id of its process.
+    /// Returns the id of its process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Where it listens.
+    /// Returns the URL that it listens on.
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)

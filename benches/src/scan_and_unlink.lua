@@ -1,4 +1,4 @@
--- Looks for the keys of a group in the whole database, in one go: what evicting a group is measured against.
+-- Scans the whole database for the keys of a group, in one call. The eviction of a group is compared with it.
 local cursor, count = '0', 0
 repeat
   local reply = redis.call('SCAN', cursor, 'MATCH', ARGV[1], 'COUNT', 1000)

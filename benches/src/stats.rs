@@ -1,21 +1,21 @@
-//! A median and how sure it is.
+//! Medians with confidence intervals.
 
 use std::fmt;
 
-/// A median with a 95% interval that assumes nothing about the distribution: the values between which the median of
-/// everything lies unless 19 in 20 samples fell more to one side than a fair coin does.
+/// A median with a 95% interval that assumes nothing about the distribution. The interval is the range between two of the sorted
+/// samples, such that a fair coin would put more samples on one side in fewer than 1 of 20 cases.
 #[derive(Clone, Copy, Debug)]
 pub struct Interval {
     /// The median.
     pub median: f64,
-    /// Where the interval begins.
+    /// The lower end of the interval.
     pub low: f64,
-    /// Where it ends.
+    /// The upper end of the interval.
     pub high: f64,
 }
 
 impl Interval {
-    /// Of at least one value.
+    /// Computes the median of at least one value.
     #[must_use]
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! How often a hit asks the allocator for memory.
+//! The number of allocations of a hit.
 
 use allocation_counter::measure;
 use http::header::{ETAG, IF_NONE_MATCH};
@@ -9,7 +9,7 @@ use larder_benches::{Direct, LARGE, PATH, SMALL, TTL, at_once, body, entry, get,
 use tower::{Layer, Service, service_fn};
 
 #[test]
-fn deciding_about_a_fresh_response_allocates_nothing() {
+fn decision_on_a_fresh_response_allocates_nothing() {
     let space = KeySpace::new("redis:larder:cache", Some("products")).unwrap();
     let policy = CachePolicy::new(Rule { ttl: Some(TTL), ..Rule::new(Kind::Read, space) }.into());
     for (fields, conditional) in [(2, false), (50, false), (2, true)] {
@@ -35,11 +35,11 @@ fn deciding_about_a_fresh_response_allocates_nothing() {
     }
 }
 
-/// The bounds are what was counted: lower them when it gets better.
+/// The counted number. Lower it when a hit takes fewer.
 const MOST: u64 = 4;
 
 #[test]
-fn a_hit_from_memory_allocates_this_often() {
+fn hit_from_memory_stays_within_its_allocations() {
     for len in [SMALL, LARGE] {
         let call = Direct { request: get(PATH), body: body(len) };
         let larder = Larder::memory();
@@ -56,11 +56,11 @@ fn a_hit_from_memory_allocates_this_often() {
             assert_eq!(answer.unwrap().unwrap().headers()["x-redis-cache"], "HIT");
             counted
         };
-        // The first hit of a route makes room for its counters.
+        // The first hit of a route allocates its counters.
         hit();
         let counted = hit();
         assert!(counted.count_total <= MOST, "{len} bytes: {counted:?}");
-        // No copy of the body.
+        // The body is not copied.
         assert!(counted.bytes_total < 2048, "{len} bytes: {counted:?}");
     }
 }

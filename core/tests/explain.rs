@@ -1,4 +1,4 @@
-//! What is explained is what the engine does.
+//! Explanations match the decisions of the engine.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -12,7 +12,7 @@ use larder_core::{Audience, Entry, Kind, Reason, Record, RequestView, Rule, Stat
 
 use std::time::Duration;
 
-/// What becomes of a GET with these fields, if this is stored, and if the handler gives this answer.
+/// Explains a GET with these fields, for a stored value and a response of the handler.
 fn explain(
     rule: Rule,
     fields: Fields<'_>,
@@ -35,7 +35,7 @@ fn steps(explanation: &Explanation) -> Vec<&'static str> {
 }
 
 #[test]
-fn each_way_has_its_words() {
+fn every_path_is_explained() {
     let read = || rule(Kind::Read);
     let stale = || Rule { stale_while_revalidate: Some(Duration::from_secs(60)), ..read() };
     let kept = || Rule { stale_if_error: Some(Duration::from_secs(60)), ..read() };
@@ -69,7 +69,7 @@ fn each_way_has_its_words() {
 }
 
 #[test]
-fn writes_are_explained_too() {
+fn writes_are_explained() {
     let write = |kind, status| {
         let policy = CachePolicy::new(rule(kind).into());
         let (request, answer) = (request(Method::PUT, &[]), response(status, &[]));
@@ -89,7 +89,7 @@ fn writes_are_explained_too() {
 }
 
 #[test]
-fn a_variant_is_looked_for_where_it_lies() {
+fn variant_is_looked_up_under_its_key() {
     let policy = CachePolicy::new(rule(Kind::Read).into());
     let request = request(Method::GET, &[("accept-language", "en")]);
     let variants = Variants::new(7, vec![http::header::ACCEPT_LANGUAGE]);
@@ -109,7 +109,7 @@ fn a_variant_is_looked_for_where_it_lies() {
 }
 
 #[test]
-fn a_key_builder_may_give_no_key() {
+fn key_builder_without_a_key_is_explained() {
     let policy = CachePolicy::new(rule(Kind::Read).into());
     let request = request(Method::GET, &[]);
     let explanation =
@@ -118,7 +118,7 @@ fn a_key_builder_may_give_no_key() {
 }
 
 #[test]
-fn as_text_it_is_for_people() {
+fn text_form_is_readable() {
     let public = Rule { audience: Audience::Public, ..rule(Kind::Read) };
     let hit = explain(public, &[("cookie", "a=b")], Some(entry(&[])), None);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What fuzzing once tried, tried again: every file of the corpus, given to the function that is fuzzed.
+//! Runs every file of the fuzzing corpus through the function that is fuzzed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

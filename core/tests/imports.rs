@@ -1,4 +1,4 @@
-//! Imports go one way. Reads the `crate::`, `super::` and `self::` paths of every source file, as text.
+//! Checks that imports go one way. Reads the `crate::`, `super::` and `self::` paths of every source file, as text.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Module path, such as `store::redis::node`, to the modules that it names outside of its tests.
+/// A module path, such as `store::redis::node`, with the modules that it names outside of its tests.
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
 /// Modules that need the feature `runtime`. The pure engine names none of them.
@@ -25,7 +25,7 @@ const RUNTIME: [&str; 12] = [
     "telemetry",
 ];
 
-/// The pure engine: what is compiled without features.
+/// The pure engine: the modules that are compiled without features.
 const PURE: [&str; 12] = [
     "credentials",
     "explain",
@@ -97,7 +97,7 @@ fn is_in(module: &str, of: &[&str]) -> bool {
         .any(|root| module == *root || module.strip_prefix(root).is_some_and(|rest| rest.starts_with("::")))
 }
 
-/// Depth first. `done` holds modules from which no circle can be reached.
+/// Searches depth first. `done` holds modules from which no circle can be reached.
 fn circle_from<'a>(
     module: &'a str,
     imports: &'a Imports,
@@ -132,7 +132,7 @@ fn imports() -> Imports {
         .filter_map(|file| {
             let relative = file.strip_prefix(&root).ok()?.with_extension("");
             let parts: Vec<_> = relative.iter().filter_map(|part| part.to_str()).collect();
-            // `lib.rs` re-exports everything, and names nothing for itself.
+            // `lib.rs` re-exports everything, and uses nothing itself.
             (parts != ["lib"]).then(|| (parts.join("::"), file.clone()))
         })
         .collect();
@@ -158,7 +158,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The modules that a file names, without its comments and its tests.
+/// Returns the modules that a file names outside of comments and tests.
 fn named_in(module: &str, text: &str, known: &BTreeSet<String>) -> BTreeSet<String> {
     let code: String = text
         .lines()
@@ -181,7 +181,7 @@ fn named_in(module: &str, text: &str, known: &BTreeSet<String>) -> BTreeSet<Stri
     named
 }
 
-/// Follows a path, or a group in braces, as far as it names modules.
+/// Follows a path, or a group in braces, as long as it names modules.
 fn walk(base: &str, rest: &str, known: &BTreeSet<String>, named: &mut BTreeSet<String>) {
     if let Some(group) = rest.strip_prefix('{') {
         let mut depth = 0;

@@ -1,7 +1,7 @@
-//! The state diagram in ARCHITECTURE.md is what was observed: this drives the machine over the product of small domains,
-//! writes down every edge it took, and compares that with the drawing.
+//! The state diagram in ARCHITECTURE.md, compared with the observed one: this test drives the machine over the product of small
+//! domains, records every edge, and compares the record with the drawing.
 //!
-//! `LARDER_BLESS=1 cargo test -p larder-core --test state_diagram` draws it anew.
+//! `LARDER_BLESS=1 cargo test -p larder-core --test state_diagram` draws it again.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
@@ -26,7 +26,7 @@ use larder_core::{
 use engine::{Fields, TTL, entry, now, request, response, rule};
 
 #[test]
-fn the_drawing_is_what_was_observed() {
+fn drawing_matches_the_observed_machine() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../ARCHITECTURE.md");
     let text = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = text.split_once(BEGIN).expect("the marker before the drawing");
@@ -51,10 +51,10 @@ fn every_reason_is_on_an_edge() {
     let observed = observed();
     let words: BTreeSet<&str> = observed.edges.values().flatten().copied().collect();
     for reason in Reason::ALL {
-        // These are about waiting for others and about commits, which are the exchange's part.
+        // Waiting for others and commits are done by the exchange.
         let of_the_exchange =
             matches!(reason, Reason::Busy | Reason::Waited | Reason::Evicted | Reason::Nested);
-        // The machine of the shared cache is another one: `shared_policy/` has its rules as tables.
+        // The shared cache has its own machine. `shared_policy/` has its rules as tables.
         let of_the_shared_cache = matches!(reason, Reason::Incomplete | Reason::Budget);
         assert_ne!(words.contains(reason.as_str()), of_the_exchange || of_the_shared_cache, "{reason}");
     }
@@ -74,7 +74,7 @@ fn difference(drawn: &str, observed: &str) -> String {
     only('-', drawn, observed) + &only('+', observed, drawn)
 }
 
-/// A state, in the order in which they are drawn.
+/// A state, in the order of the drawing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Start,
@@ -97,7 +97,7 @@ enum State {
 }
 
 impl State {
-    /// What stands in the box, where that isn't the name.
+    /// The text in the box, if it isn't the state's name.
     const TITLES: [(Self, &'static str); 7] = [
         (Self::Fill, "Forward of a read"),
         (Self::WriteThrough, "Forward of a write-through"),
@@ -121,11 +121,11 @@ impl State {
     }
 }
 
-/// Every edge that was taken, with the words that went with it.
+/// Every edge that was taken, with the words on it.
 #[derive(Default)]
 struct Observed {
     edges: BTreeMap<(State, State, &'static str), BTreeSet<&'static str>>,
-    /// The forwards that were driven already: what looks the same does the same.
+    /// The forwards that were driven already. Equal ones do the same.
     driven: HashSet<String>,
 }
 
@@ -150,7 +150,7 @@ impl Observed {
         out
     }
 
-    /// One arrow between two states, however many events lead there: an event, and under it the words, a few on a line.
+    /// Returns one arrow between two states, with each event and its words below it.
     fn labels(&self) -> BTreeMap<(State, State), Vec<String>> {
         let mut labels: BTreeMap<(State, State), Vec<String>> = BTreeMap::new();
         for ((from, to, event), words) in &self.edges {
@@ -188,7 +188,7 @@ const DIRECTIVES: [Fields<'static>; 6] = [
     &[("cache-control", "only-if-cached")],
 ];
 
-/// The last of these selects no variant that is listed, where there are too many.
+/// The last of these selects no listed variant if there are too many.
 const OTHERS: [Fields<'static>; 12] = [
     &[],
     &[(TEST_SPELLED, "under an unknown pattern")],
@@ -204,7 +204,7 @@ const OTHERS: [Fields<'static>; 12] = [
     &[("accept-language", "tlh")],
 ];
 
-/// Fields that stand for what else an adapter knows of a request.
+/// Request fields that stand for other facts that an adapter knows about a request.
 const TEST_SPELLED: &str = "test-spelled";
 const TEST_OBSCURED: &str = "test-obscured";
 
@@ -239,11 +239,11 @@ const LIMIT: u64 = 10;
 const LENGTHS: [BodyLength; 4] =
     [BodyLength::Known(0), BodyLength::Known(3), BodyLength::Known(LIMIT + 1), BodyLength::Unknown];
 
-/// Of a lifetime of a minute, these are how long an entry may answer afterwards.
+/// The times, after a freshness lifetime of a minute, during which an entry may still be served.
 const WHILE_REFRESHED: u64 = 10;
 const IF_FAILED: u64 = 20;
 
-/// What may lie under a key: something fresh, old, stale or past all use, something that varies, and nothing.
+/// Returns the possible values under a key: fresh, old, stale and expired entries, variants, and nothing.
 fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
     let aged = |seconds| Entry {
         variant: id,
@@ -293,7 +293,7 @@ fn varying(count: usize) -> Variants {
     variants
 }
 
-/// None yet, one, and as many as there may be.
+/// Resources with no variant, with one, and with as many as possible.
 fn records_of_variants() -> &'static [Variants; 3] {
     static RECORDS: OnceLock<[Variants; 3]> = OnceLock::new();
     RECORDS.get_or_init(|| [0, 1, MAX_VARIANTS].map(varying))
@@ -438,7 +438,7 @@ impl Observed {
                     let Ok(record) = found else { continue };
                     let to = match forward().on_filled(record, now()) {
                         Ok(hit) => hit_state(hit),
-                        // It comes back as it was.
+                        // The forward is returned unchanged.
                         Err(_) => from,
                     };
                     self.edge(from, "on_filled", to, None);
@@ -493,7 +493,7 @@ impl Observed {
     }
 }
 
-/// What a hit after a fill is can only be told from its answer.
+/// A hit after a fill shows its kind only in its response.
 fn hit_state(hit: Hit) -> State {
     match hit.into_response().status() {
         StatusCode::NOT_MODIFIED => State::NotModified,

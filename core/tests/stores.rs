@@ -15,7 +15,7 @@ use larder_core::{
     MemoryStore, ProcessLocal, StoreError,
 };
 
-/// As simple as a store can be, but slow enough that others get between any two of its steps.
+/// A minimal store, slow enough that other calls run between any two of its steps.
 struct Shelf {
     clock: ManualClock,
     entries: Mutex<HashMap<String, (Bytes, Option<SystemTime>)>>,
@@ -104,7 +104,7 @@ mod memory {
     larder_core::store_suite!(subject());
     larder_core::lease_suite!(subject());
 
-    /// The way authors of stores on a server run it, whose clock can't be moved.
+    /// Run as by authors of stores on a server, whose clock can't be set.
     mod in_real_time {
         use super::*;
 
@@ -113,14 +113,14 @@ mod memory {
     }
 }
 
-/// Lets the others in, for a while that differs from time to time.
+/// Lets other tasks run, for a random time.
 async fn pause() {
     for _ in 0..fastrand::u8(..3) {
         tokio::task::yield_now().await;
     }
 }
 
-/// A suite that can't fail proves nothing: here is a store without fences, and the race must tell.
+/// A store without fences, on which the race must fail: a suite that can't fail proves nothing.
 struct Unfenced(Shelf);
 
 impl CacheStore for Unfenced {
@@ -171,7 +171,7 @@ impl LeaseStore for Unfenced {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[should_panic(expected = "was evicted")]
-async fn the_race_finds_a_store_without_fences() {
+async fn race_detects_a_store_without_fences() {
     let clock = ManualClock::new();
     racing_against_delete(&Subject::with_clock(Unfenced(Shelf::new(&clock)), clock).rounds(2_000)).await;
 }

@@ -1,4 +1,4 @@
-//! One entry to bytes and back.
+//! Encoding and decoding of an entry.
 
 use divan::{Bencher, black_box};
 use larder_benches::{LARGE, SMALL, body, entry};
@@ -15,7 +15,7 @@ fn encode(bencher: Bencher<'_, '_>, (len, fields): (usize, usize)) {
 #[divan::bench(args = CASES)]
 fn decode(bencher: Bencher<'_, '_>, (len, fields): (usize, usize)) {
     let bytes = entry(body(len), fields).encode();
-    // The first clone of a `Bytes` made from a buffer allocates its counter; a store has done that before.
+    // The first clone of a `Bytes` made from a buffer allocates its counter, which a store has already done.
     drop(bytes.clone());
     bencher.bench_local(|| Record::decode(black_box(&bytes)));
 }

@@ -1,4 +1,4 @@
-//! A whole request in this process, from the call of the layer to the response, beside the bare handler.
+//! A whole request in this process, from the call of the layer to the response, compared with the bare handler.
 //!
 //! The request is made and the response dropped outside the measured time, for both.
 
@@ -18,7 +18,7 @@ fn call(len: usize) -> Direct {
     Direct { request: get(PATH), body: body(len) }
 }
 
-/// A cache that holds the answer.
+/// A cache that holds the response.
 fn filled(call: &Direct) -> Larder {
     let larder = Larder::memory();
     let response = runtime().block_on(route(&larder).handle(call.clone())).expect("no errors");
@@ -41,7 +41,7 @@ fn hit(bencher: Bencher<'_, '_>, len: usize) {
         .bench_local_values(|call| at_once(route.clone().handle(black_box(call))));
 }
 
-/// The same through the tower service and its boxed future, whose bare form is boxed too.
+/// The same through the tower service and its boxed future. The bare form is boxed too.
 mod tower_service {
     use super::*;
 
@@ -85,7 +85,7 @@ fn not_modified(bencher: Bencher<'_, '_>, len: usize) {
         .bench_local_values(|call| at_once(route.clone().handle(black_box(call))));
 }
 
-/// The cache steps aside for a request with credentials.
+/// A request with credentials bypasses the cache.
 #[divan::bench]
 fn bypass(bencher: Bencher<'_, '_>) {
     let mut call = call(SMALL);
@@ -96,11 +96,11 @@ fn bypass(bencher: Bencher<'_, '_>) {
         .bench_local_values(|call| at_once(route.clone().handle(black_box(call))));
 }
 
-/// The handler runs as if there were no cache, because Redis is known to be away.
+/// Redis is known to be down, so the handler runs without the cache.
 #[divan::bench(args = SIZES)]
 fn down(bencher: Bencher<'_, '_>, len: usize) {
     let (runtime, call) = (runtime(), call(len));
-    // Nobody listens there, ever.
+    // No server listens on this port.
     let route = route(&Larder::redis("redis://127.0.0.1:1").expect("a valid URL"));
     for _ in 0..20 {
         let response = runtime.block_on(route.clone().handle(call.clone())).expect("no errors");
@@ -111,7 +111,7 @@ fn down(bencher: Bencher<'_, '_>, len: usize) {
         .bench_local_values(|call| at_once(route.clone().handle(black_box(call))));
 }
 
-/// A miss that stores: a lease, a task, the handler, a hash of the body, a commit. On a runtime, as it needs one.
+/// A miss that is stored: a lease, a task, the handler, a hash of the body, a commit. It needs a runtime.
 #[divan::bench(args = SIZES)]
 fn miss_and_store(bencher: Bencher<'_, '_>, len: usize) {
     let (runtime, route, body) = (runtime(), route(&Larder::memory()), body(len));
@@ -124,7 +124,7 @@ fn miss_and_store(bencher: Bencher<'_, '_>, len: usize) {
         .bench_local_values(|call| runtime.block_on(route.clone().handle(call)));
 }
 
-/// The bare handler in a task of its own on the same runtime.
+/// The bare handler in its own task on the same runtime.
 #[divan::bench(args = SIZES)]
 fn bare_in_a_task(bencher: Bencher<'_, '_>, len: usize) {
     let (runtime, call) = (runtime(), call(len));

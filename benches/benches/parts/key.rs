@@ -1,4 +1,4 @@
-//! One key.
+//! Building of a key.
 
 use divan::{Bencher, black_box};
 use larder_benches::{PATH, get};
@@ -29,7 +29,7 @@ fn long_query(bencher: Bencher<'_, '_>) {
     bench(bencher, &format!("/products?{}", query.join("&")));
 }
 
-/// With the hash of who asks.
+/// With the hash of the principal.
 #[divan::bench]
 fn private(bencher: Bencher<'_, '_>) {
     let (rule, request, secret) = (rule(), get(PATH), PrincipalSecret::new(b"secret"));

@@ -1,5 +1,5 @@
-//! The parts in isolation: nanoseconds and, with the feature `allocations`, allocations. Counting them takes time, which
-//! is then in the nanoseconds.
+//! The parts in isolation: nanoseconds and, with the feature `allocations`, allocations. Counting them takes time, which the
+//! nanoseconds then include.
 
 mod entry;
 mod exchange;
@@ -12,6 +12,6 @@ mod stores;
 static ALLOCATOR: divan::AllocProfiler = divan::AllocProfiler::system();
 
 fn main() {
-    // Whatever the command line says counts for more.
+    // The command line overrides this.
     divan::Divan::default().sample_count(500).config_with_args().main();
 }

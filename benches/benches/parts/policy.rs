@@ -1,8 +1,8 @@
-//! One decision: from a request and a stored response, both in memory, to what to do, and with it the response's fields.
+//! One decision: from a request and a stored response, both in memory, to the response's fields.
 //!
-//! `larder` and `semantics` (the crate `http-cache-semantics`) are given the same request and the same response. Its
-//! policy is the stored response, so that it is made beforehand as our entry is; it answers with the fields to send,
-//! so that ours are counted too.
+//! `larder` and `semantics` (the crate `http-cache-semantics`) get the same request and the same response. The policy of
+//! `semantics` is its stored response, so it is made before the measurement, like our entry. It returns the fields to send, so
+//! our fields are measured too.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -25,7 +25,7 @@ fn stored() -> Entry {
     entry(body(SMALL), 2)
 }
 
-/// The stored response as it comes from a store.
+/// Returns the stored response as a store returns it.
 fn read(bytes: &Bytes) -> Entry {
     match Record::decode(bytes) {
         Some(Record::Response(entry)) => entry,
@@ -39,7 +39,7 @@ fn revalidating() -> Request<Empty<Bytes>> {
     request
 }
 
-/// The stored response as its handler answered it, with the directives that ours owns.
+/// Returns the handler's response, with the directives that our cache sets.
 fn answered() -> response::Parts {
     let (mut parts, _) = response(body(SMALL)).into_parts();
     parts.headers.insert(ETAG, stored().headers[ETAG].clone());
@@ -64,7 +64,7 @@ fn decide(
 mod larder {
     use super::*;
 
-    /// The decision alone, without the fields of the response.
+    /// The decision, without the fields of the response.
     #[divan::bench]
     fn fresh_decision_alone(bencher: Bencher<'_, '_>) {
         let (policy, request, entry) = (policy(), get(PATH), stored());
@@ -125,8 +125,8 @@ mod larder {
         });
     }
 
-    /// From the handler's answer to the entry to store, without the request's part and without encoding. The handler
-    /// has set an `ETag`, so that no body is hashed.
+    /// From the handler's response to the entry to store, without the request's part and without encoding. The handler sets an
+    /// `ETag`, so that no body is hashed.
     #[divan::bench]
     fn admit(bencher: Bencher<'_, '_>) {
         let (policy, request, now, body) = (policy(), get(PATH), SystemTime::now(), body(SMALL));
@@ -152,7 +152,7 @@ mod semantics {
         CachePolicy::new_options(&get(PATH), &Answered(answered()), now, Default::default())
     }
 
-    /// Its trait is implemented for whole responses and for this.
+    /// The trait is implemented for whole responses. This implements it for their parts.
     struct Answered(response::Parts);
 
     impl ResponseLike for Answered {

@@ -1,4 +1,4 @@
-//! The stores' own functions.
+//! The functions of the stores.
 
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ mod memory {
     }
 }
 
-/// One after the other over loopback: what a round trip takes.
+/// In sequence over loopback: the cost of a round trip.
 mod redis {
     use super::*;
 

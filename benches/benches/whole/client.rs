@@ -1,17 +1,16 @@
-//! A client that costs little: it asks on all its connections, then reads all the answers, and looks at nothing but
-//! their status and length.
+//! A cheap client: it sends on all its connections, then reads all the responses, and checks only their status and length.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// How many connections are kept open.
+/// The number of open connections.
 pub(crate) const CONNECTIONS: usize = 16;
 
 const FIELDS: &str = "Host: shop.example\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0)\r\n\
     Accept: application/json\r\nAccept-Language: en-GB,en;q=0.7\r\nAccept-Encoding: gzip, deflate, br\r\n";
 
-/// What is asked for.
+/// The requests of a client.
 #[derive(Clone)]
 pub(crate) struct Ask {
     many: bool,
@@ -20,22 +19,22 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// One product, over and over.
+    /// Requests one product repeatedly.
     pub(crate) fn one() -> Self {
         Self { many: false, extra: "", revalidate: false }
     }
 
-    /// Another product each time.
+    /// Requests another product each time.
     pub(crate) fn many() -> Self {
         Self { many: true, ..Self::one() }
     }
 
-    /// One product, by somebody with credentials.
+    /// Requests one product, with credentials.
     pub(crate) fn known() -> Self {
         Self { extra: "Authorization: Bearer secret\r\n", ..Self::one() }
     }
 
-    /// One product, by somebody who has it.
+    /// Requests one product, with its entity tag.
     pub(crate) fn revalidating() -> Self {
         Self { revalidate: true, ..Self::one() }
     }
@@ -51,7 +50,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects, and asks once, so that what can be stored is.
+    /// Connects, and sends each request once, so that the response is stored.
     pub(crate) fn connect(address: SocketAddr, ask: Ask) -> Self {
         let connect = |_| {
             let stream = TcpStream::connect(address).expect("a server that listens");
@@ -67,7 +66,7 @@ impl Client {
         client
     }
 
-    /// Asks for so long. How many answers came, and how long it took.
+    /// Sends requests for this time. Returns the number of responses, and the time that they took.
     pub(crate) fn ask_for(&mut self, time: Duration) -> (u64, Duration) {
         let (started, mut count) = (Instant::now(), 0);
         while started.elapsed() < time {

@@ -1,10 +1,9 @@
-//! Whole requests over HTTP on the loopback interface, each case against a plain handler that returns the same body.
+//! Whole requests over HTTP on the loopback interface, each case compared with a plain handler that returns the same body.
 //!
-//! Both servers run in this process, each with a runtime and a thread of its own, and only one is asked at a time:
-//! for a tenth of a second the one, then the other, in changing order, so that a noisy machine disturbs both alike. A
-//! pair gives one ratio; what is printed is the median of the ratios with a 95% interval of the median, once of the
-//! requests per second and once of the processor time that the server's thread took for a request. The second says
-//! more: the client and Redis take none of it.
+//! Both servers run in this process, each with its own runtime and thread. Only one gets requests at a time: for a tenth of a
+//! second the one, then the other, in changing order, so that a noisy machine disturbs both equally. Each pair gives a ratio. The
+//! table has the median of the ratios with its 95% interval, of the requests per second and of the processor time of the server's
+//! thread per request. The second is more precise: it excludes the client and Redis.
 //!
 //! ```text
 //! cargo bench -p larder-benches --bench whole               a Markdown table
@@ -42,10 +41,10 @@ use tower::service_fn;
 use client::{Ask, Client};
 use server::Server;
 
-/// How many pairs, unless the command line says otherwise.
+/// The number of pairs, unless the command line sets it.
 const PAIRS: usize = 41;
 
-/// For how long each of a pair is asked.
+/// The time for each of a pair.
 const SLICE: Duration = Duration::from_millis(100);
 
 const PRODUCT: &str = "/products/{id}";
@@ -134,10 +133,10 @@ fn main() {
     }
 }
 
-/// A layer that gives the answer of a hit without looking at the request: the fastest that any cache could be.
+/// A layer that returns a hit's response without inspecting the request: the limit for any cache.
 fn ready_answer(body: &Bytes) -> Router {
     let (mut fields, _) = fields_of_a_hit(body).into_response().into_parts();
-    // As a cache may know its length, it makes no server count.
+    // A cache can know the length, so the server doesn't have to compute it.
     fields.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     let (headers, body) = (fields.headers, body.clone());
     let answer = move || {
@@ -152,7 +151,7 @@ fn ready_answer(body: &Bytes) -> Router {
     Router::new().route(PRODUCT, get(handler(&Bytes::new()).layer(layer)))
 }
 
-/// A handler that has its answer ready: the hardest to compare with.
+/// A handler with a ready response, against which a cache gains the least.
 fn handler(body: &Bytes) -> impl Handler<((),), ()> + use<> {
     let body = body.clone();
     move || async move { ([(CONTENT_TYPE, "application/json")], body) }
@@ -191,7 +190,7 @@ fn cached_in(larder: &Larder, group: Option<&str>, body: &Bytes) -> Router {
     Router::new().route(PRODUCT, get(handler(body).layer(layer)))
 }
 
-/// Each with keys of its own: what another case has stored is no answer here.
+/// Each case has its own keys, so that no case uses another's entries.
 fn redis(server: &RedisServer) -> Larder {
     static CASES: AtomicUsize = AtomicUsize::new(0);
 
@@ -207,7 +206,7 @@ struct Product {
     price: &'static str,
 }
 
-/// A handler that makes its answer, as most do.
+/// A handler that builds its response, as most do.
 fn json(items: usize, larder: Option<Larder>) -> Router {
     let products = vec![Product { id: 7, name: "Earl Grey", price: "4.20" }; items];
     let handler = move || async move { Json(&products).into_response() };
@@ -220,7 +219,7 @@ fn json(items: usize, larder: Option<Larder>) -> Router {
     )
 }
 
-/// What people write by hand: one GET on a multiplexed connection, and nothing else.
+/// A cache written by hand: one GET on a multiplexed connection, and nothing else.
 fn by_hand(url: String, body: &Bytes) -> Router {
     let (body, connection) = (body.clone(), OnceCell::new());
     let connection = std::sync::Arc::new(connection);
@@ -241,7 +240,7 @@ fn by_hand(url: String, body: &Bytes) -> Router {
     Router::new().route(PRODUCT, get(handler))
 }
 
-/// Measures a case and formats it.
+/// Measures a case and formats its row.
 fn row(case: &str, against: &str, pairs: usize, subject: (Router, Ask), base: (Router, Ask)) -> String {
     let mut subject = Contender::new(subject);
     let mut base = Contender::new(base);

@@ -1,4 +1,4 @@
-//! A server on a thread of its own, whose processor time can be read.
+//! A server on its own thread, whose processor time can be read.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,10 +10,10 @@ use axum::Router;
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 
-/// It runs until the process ends.
+/// A server that runs until the process ends.
 pub(crate) struct Server {
     address: SocketAddr,
-    /// Where Linux tells what the thread has used.
+    /// The file in which Linux reports the thread's processor time.
     schedstat: Option<PathBuf>,
 }
 
@@ -38,7 +38,7 @@ impl Server {
         self.address
     }
 
-    /// The processor time its thread has taken. Zero where that can't be read.
+    /// Returns the processor time of its thread, or zero if it can't be read.
     pub(crate) fn cpu(&self) -> Duration {
         let read = |path: &PathBuf| fs::read_to_string(path).ok()?.split(' ').next()?.parse().ok();
         Duration::from_nanos(self.schedstat.as_ref().and_then(read).unwrap_or_default())

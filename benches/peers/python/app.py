@@ -1,4 +1,4 @@
-"""The same app as src/app.rs, on the Python library that Larder is a port of, used as its guide says."""
+"""The same app as src/app.rs, on the Python library that Larder is a port of, set up as in its guide."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-//! The app that stands behind every contender: routes to measure, and routes on which caches go wrong.
+//! The app behind every contender: routes to measure, and routes on which caches fail.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,26 +22,26 @@ pub(crate) const SMALL: usize = 569;
 /// The large body, in bytes.
 pub(crate) const LARGE: usize = 51_200;
 
-/// What each cache that has a limit for bodies is told to store at most, in bytes.
+/// The limit for bodies that each cache with such a limit is set to, in bytes.
 pub(crate) const LIMIT: usize = 256 * 1024;
 
-/// A body that is over the limit, in bytes.
+/// A body over the limit, in bytes.
 pub(crate) const OVER: usize = 4 * LIMIT;
 
-/// How long everything stays fresh: longer than anything is measured.
+/// The TTL of all responses, longer than any measurement.
 pub(crate) const TTL: Duration = Duration::from_secs(3600);
 
-/// How long `/cold` takes.
+/// The time that `/cold` takes.
 pub(crate) const COLD: Duration = Duration::from_millis(100);
 
-/// How long `/slow` takes with the value it has at first.
+/// The time that `/slow` takes with its first value.
 pub(crate) const SLOW: Duration = Duration::from_millis(400);
 
 static SMALL_BODY: LazyLock<Bytes> = LazyLock::new(|| larder_benches::body(SMALL));
 static LARGE_BODY: LazyLock<Bytes> = LazyLock::new(|| larder_benches::body(LARGE));
 
-/// What is measured: handlers that have their answers ready, the hardest to compare with. A macro, because a layer goes
-/// around each handler, and says so in its type.
+/// The measured routes: handlers with ready responses, against which a cache gains the least. A macro, because the layer around
+/// each handler is part of its type.
 macro_rules! measured {
     ($layer:expr) => {
         ::axum::Router::new()
@@ -52,7 +52,7 @@ macro_rules! measured {
 }
 pub(crate) use measured;
 
-/// Everything without a cache.
+/// All measured routes without a cache.
 pub(crate) fn bare() -> Router {
     Router::new()
         .route("/small/{id}", get(small))
@@ -72,12 +72,12 @@ pub(crate) async fn large() -> impl IntoResponse {
     ([JSON], LARGE_BODY.clone())
 }
 
-/// An entity tag of the handler's own, for caches that answer conditions but make no tags.
+/// A handler that sets its own entity tag, for caches that answer conditions but make no tags.
 pub(crate) async fn tagged() -> impl IntoResponse {
     ([JSON, (ETAG, HeaderValue::from_static("\"of-the-handler\""))], SMALL_BODY.clone())
 }
 
-/// What goes wrong. The whole router is put behind the cache.
+/// The routes on which caches fail. The whole router is put behind the cache.
 pub(crate) fn probes() -> Router {
     Router::new()
         .route("/plain", get(async || run("plain")))
@@ -95,12 +95,12 @@ pub(crate) fn probes() -> Router {
         .route("/big", get(async || larder_benches::body(OVER)))
 }
 
-/// What the probes do to the app, past the cache.
+/// The routes through which the probes change the app, not behind the cache.
 pub(crate) fn control() -> Router {
     Router::new().route("/control/value/{value}", put(set_value))
 }
 
-/// How often the handler of this name has run, this time included.
+/// Counts a run of the handler of this name and returns the count.
 fn run(name: &'static str) -> String {
     static RUNS: Mutex<Option<HashMap<&'static str, u32>>> = Mutex::new(None);
     let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +126,7 @@ async fn greeting(headers: HeaderMap) -> impl IntoResponse {
     ([(VARY, "accept-language")], if german { "Guten Tag" } else { "Good day" })
 }
 
-/// Endless: one event at once, and then one a second.
+/// An endless stream: one event at once, and then one a second.
 async fn events() -> Response {
     let events = stream::unfold(0, async |count: u32| {
         if count > 0 {
@@ -144,7 +144,7 @@ async fn cold() -> String {
 
 static VALUE: AtomicU32 = AtomicU32::new(1);
 
-/// Reads its value, and is slow about it with the first one.
+/// Reads the value, and takes `SLOW` if it is the first one.
 async fn slow() -> String {
     let value = VALUE.load(Ordering::SeqCst);
     if value == 1 {

@@ -1,5 +1,5 @@
-//! A client that keeps many connections busy from one thread and costs little: it waits for all of them at once, asks
-//! again on each as soon as its answer is complete, and looks at nothing but statuses and lengths.
+//! A client that keeps many connections busy from one thread at little cost: it waits for all of them at once, sends the next
+//! request as soon as a response is complete, and checks only statuses and lengths.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -11,42 +11,42 @@ use mio::{Events, Interest, Poll, Token};
 const FIELDS: &str = "Host: shop.example\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0)\r\n\
     Accept: application/json\r\nAccept-Language: en-GB,en;q=0.7\r\nAccept-Encoding: gzip, deflate, br\r\n";
 
-/// How long an answer may take before the contender is given up.
+/// The time after which a contender is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is asked for.
+/// The requests of a client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ask {
-    /// This, over and over.
+    /// This path, repeatedly.
     One(&'static str),
-    /// Another one below this each time.
+    /// Another path below this one each time.
     Many(&'static str),
-    /// This, by somebody who has it, over and over.
+    /// This path with its entity tag, repeatedly.
     Revalidate(&'static str),
 }
 
-/// What came of asking for a while.
+/// The result of sending requests for a while.
 pub(crate) struct Tally {
     pub(crate) answers: u64,
     pub(crate) took: Duration,
-    /// How long each answer took, if that was asked for, in nanoseconds.
+    /// The latency of each response in nanoseconds, if requested.
     pub(crate) latencies: Vec<u64>,
 }
 
 impl Tally {
-    /// Answers per second.
+    /// Returns the responses per second.
     pub(crate) fn rate(&self) -> f64 {
         self.answers as f64 / self.took.as_secs_f64()
     }
 }
 
-/// Its connections stay open as long as it lives.
+/// A client whose connections stay open until it is dropped.
 pub(crate) struct Client {
     poll: Poll,
     events: Events,
     connections: Vec<Connection>,
     ask: Ask,
-    /// The whole request, where it is the same each time.
+    /// The whole request, if it is the same each time.
     request: Vec<u8>,
     expected: u16,
     asked: u64,
@@ -59,28 +59,28 @@ struct Connection {
     asked_at: Instant,
 }
 
-/// How much of an answer has come.
+/// The part of a response that has been received.
 enum Answer {
     None,
-    /// Some of its head.
+    /// A part of the head.
     Head(Vec<u8>),
-    /// So many bytes of its body are still to come.
+    /// The number of bytes of the body that are left.
     Body(usize),
-    /// It comes in chunks, and these were its last bytes.
+    /// A chunked body, and its last bytes.
     Chunks([u8; 5]),
 }
 
 impl Client {
-    /// Connects, and asks twice, so that what can be stored is.
+    /// Connects, and sends each request twice, so that the response is stored.
     ///
     /// # Errors
     ///
-    /// What the contender did instead of answering as it should.
+    /// What the contender did instead of answering.
     pub(crate) fn connect(address: SocketAddr, connections: usize, ask: Ask) -> Result<Self, String> {
         let fail = |error: io::Error| error.to_string();
         let poll = Poll::new().map_err(fail)?;
         let connect = |token| {
-            // Blocking until it is connected.
+            // Blocks until it is connected.
             let stream = std::net::TcpStream::connect(address)?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
@@ -105,7 +105,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Asks for so long, then waits for what is still to come.
+    /// Sends requests for this time, then waits for the responses that are left.
     pub(crate) fn ask_for(&mut self, time: Duration, keep_latencies: bool) -> Result<Tally, String> {
         let mut tally = Tally { answers: 0, took: Duration::ZERO, latencies: Vec::new() };
         let started = Instant::now();
@@ -152,11 +152,11 @@ impl Client {
         }
         let connection = &mut self.connections[index];
         connection.asked_at = now;
-        // A connection that has nothing to send takes a request as a whole.
+        // A connection with nothing in its buffer takes a whole request.
         connection.stream.write_all(&self.request).map_err(|error| format!("it hung up: {error}"))
     }
 
-    /// Takes what there is. Whether that was the end of an answer.
+    /// Receives what has arrived. Returns `true` if that completes a response.
     fn receive(&mut self, index: usize) -> Result<bool, String> {
         let connection = &mut self.connections[index];
         loop {
@@ -174,7 +174,7 @@ impl Client {
         }
     }
 
-    /// Asks once, apart from its connections. The answer's entity tag.
+    /// Sends one request on a separate connection. Returns the response's entity tag.
     fn once(&self, address: SocketAddr) -> Result<Option<String>, String> {
         let fail = |error: io::Error| error.to_string();
         let mut stream = std::net::TcpStream::connect(address).map_err(fail)?;
@@ -196,7 +196,7 @@ impl Client {
 }
 
 impl Answer {
-    /// Takes some bytes. Whether the answer is complete with them.
+    /// Consumes some bytes. Returns `true` if they complete the response.
     fn take(&mut self, bytes: &[u8], expected: u16) -> Result<bool, String> {
         let complete = match self {
             Self::None => return self.take_head(bytes, expected),
@@ -247,7 +247,7 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// The value of a field, which is looked for where a line begins.
+/// Returns the value of a field that starts a line.
 fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     let mut lines = head.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
     lines.find_map(|line| {
@@ -260,7 +260,7 @@ fn field<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    /// The answer in every pair of pieces, then in single bytes: complete with its last byte and not before.
+    /// Feeds the response in every split into two, then byte by byte: it is complete with its last byte and not before.
     fn complete_at_its_end(answer: &str, expected: u16) {
         let (bytes, mut all) = (answer.as_bytes(), Answer::None);
         for cut in 1..bytes.len() {

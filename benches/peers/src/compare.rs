@@ -1,8 +1,8 @@
-//! What requests cost with each contender, against the bare handler.
+//! The cost of requests with each contender, compared with the bare handler.
 //!
-//! Every contender is a process of its own, and only one is asked at a time: for a tenth of a second it, then the bare
-//! handler, in changing order, and then the next contender; a round is over when all have been asked. So what disturbs
-//! the machine disturbs all alike. Each pair gives a ratio; the table has their median and its 95% interval.
+//! Every contender runs in its own process, and only one gets requests at a time: for a tenth of a second the contender, then the
+//! bare handler, in changing order, and then the next contender. A round ends when all have been measured. So a disturbance of
+//! the machine affects all equally. Each pair gives a ratio. The table has the median of the ratios and its 95% interval.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,17 +18,17 @@ use crate::process::{Cores, Server};
 use crate::report;
 use crate::safety::caches;
 
-/// How many connections the client keeps busy.
+/// The number of connections that the client keeps busy.
 const CONNECTIONS: usize = 32;
 
-/// For how long one is asked.
+/// The time for each measurement.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// How many pairs there are of each, and how many to try it out.
+/// The number of pairs for each contender, in a full run and in a quick one.
 const ROUNDS: usize = 41;
 const QUICK: usize = 3;
 
-/// What is asked of every contender.
+/// The requests to every contender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Workload {
@@ -60,7 +60,7 @@ impl Workload {
         }
     }
 
-    /// What the bare handler is asked meanwhile.
+    /// The requests to the bare handler that it is compared with.
     fn ask_bare(self) -> Ask {
         match self {
             Self::NotModified => Ask::One("/tagged/7"),
@@ -69,18 +69,18 @@ impl Workload {
     }
 }
 
-/// A contender with a workload, and what was measured of it.
+/// A contender with a workload, and its measurements.
 struct Cell<'a> {
     contender: Contender,
     server: &'a Server,
     client: Client,
     workload: Workload,
     samples: Vec<Sample>,
-    /// Why it is measured no more.
+    /// The error that ended its measurements.
     failed: Option<String>,
 }
 
-/// One pair.
+/// The measurements of one pair.
 struct Sample {
     round: usize,
     ours: Measured,
@@ -91,7 +91,7 @@ struct Sample {
 struct Measured {
     /// Requests per second.
     rate: f64,
-    /// Seconds of processor time a request.
+    /// Seconds of processor time per request.
     cpu: f64,
 }
 
@@ -102,7 +102,7 @@ fn measure(server: &Server, client: &mut Client) -> Result<Measured, String> {
     Ok(Measured { rate: tally.rate(), cpu: cpu.as_secs_f64() / tally.answers as f64 })
 }
 
-/// One row of the results.
+/// A row of the results.
 #[derive(Serialize)]
 struct Row {
     workload: Workload,
@@ -110,12 +110,12 @@ struct Row {
     store: &'static str,
     pairs: usize,
     requests_per_second: f64,
-    /// Requests per second, the bare handler's being 1.
+    /// Requests per second, relative to the bare handler.
     ratio: Figure,
     cpu_micros: f64,
-    /// Processor time of the bare handler's server over this one's.
+    /// Processor time of the bare handler's server divided by this one's.
     cpu_ratio: Figure,
-    /// Requests per second, those of the GET by hand being 1.
+    /// Requests per second, relative to the cache written by hand.
     by_hand: Option<Figure>,
     #[serde(skip)]
     who: Contender,
@@ -140,7 +140,7 @@ impl Figure {
     }
 }
 
-/// Everything in one file, for programs.
+/// All results in one file, for programs.
 #[derive(Serialize)]
 struct Results<'a> {
     date: &'a str,
@@ -151,7 +151,7 @@ struct Results<'a> {
     left_out: &'a [String],
 }
 
-/// Measures, and writes the results.
+/// Measures all contenders, and writes the results.
 pub(crate) fn run(quick: bool) {
     let rounds = if quick { QUICK } else { ROUNDS };
     let (date, machine) = (report::date(), report::machine());
@@ -200,7 +200,7 @@ pub(crate) fn run(quick: bool) {
     report::into_readme("comparison", &readme(&results, &alternative), quick);
 }
 
-/// Whether its probes are behind the cache: the others answer only what is measured.
+/// Returns `true` if the probes are behind the cache. The other contenders only serve the measured routes.
 fn must_cache(contender: Contender) -> bool {
     !matches!(contender, Contender::Bare | Contender::ByHand)
 }
@@ -235,7 +235,7 @@ fn measure_all(servers: &[(Contender, Server)], bare: &Server, rounds: usize) ->
     }
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
-        // Each begins a round once, or nearly.
+        // Each contender starts about the same number of rounds.
         let count = cells.len();
         cells.rotate_left(7 % count.max(1));
         for cell in &mut cells {
@@ -292,7 +292,7 @@ fn rows(cells: &[Cell<'_>]) -> Vec<Row> {
 fn row(cell: &Cell<'_>, by_hand: Option<&Cell<'_>>) -> Row {
     let samples = || cell.samples.iter();
     let ratio = |sample: &Sample| sample.ours.rate / sample.bare.rate;
-    // Of the same round: both were measured within seconds, each beside the bare handler.
+    // Of the same round: both were measured within seconds, each next to the bare handler.
     let by_hand = by_hand.filter(|_| cell.contender.store().needs_redis()).map(|by_hand| {
         Figure::of(samples().filter_map(|sample| {
             let theirs = by_hand.samples.iter().find(|theirs| theirs.round == sample.round)?;
@@ -346,7 +346,7 @@ fn markdown(results: &Results<'_>) -> String {
     text
 }
 
-/// The plot, and what it shows in words.
+/// Returns the plot, and its content in words.
 fn plot(rows: &[Row], date: &str) -> (String, String) {
     let panel = |title: &str, workloads: &[(Workload, String)]| {
         let of = |workload: Workload, who: Contender| {

@@ -1,5 +1,5 @@
-//! Who is compared, and how each is put in front of the same app: the way its own documentation begins, on a documented
-//! option where the default could only lose (named here, and under the table).
+//! The contenders, and how each is put in front of the same app: as its own documentation starts. Where the default could only
+//! lose, a documented option is set, which is named here and below the table.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -41,19 +41,19 @@ use tower_http_cache::prelude::{CacheLayer as TowerHttpCache, InMemoryBackend, R
 
 use crate::app::{self, LIMIT, TTL, measured};
 
-/// How many entries those that count entries may keep.
+/// The limit of caches that count entries.
 const ENTRIES: u64 = 10_000;
 
 /// A cache in front of the app, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
-    /// The app alone: what everything is measured against.
+    /// The app without a cache, which all others are compared with.
     Bare,
     Larder,
     LarderRedis,
-    /// On Redis, with entries kept in this process too.
+    /// On Redis, with entries in the local tier too.
     LarderLocal,
-    /// What people write by hand: one GET on one multiplexed connection, and SETEX after a miss.
+    /// A cache written by hand: one GET on one multiplexed connection, and SETEX after a miss.
     ByHand,
     AxumResponseCache,
     TowerHttpCache,
@@ -65,7 +65,7 @@ pub(crate) enum Contender {
     Python,
 }
 
-/// All of them, in the order of tables.
+/// All contenders, in the order of tables.
 pub(crate) const ALL: [Contender; 13] = [
     Contender::Bare,
     Contender::Larder,
@@ -82,24 +82,24 @@ pub(crate) const ALL: [Contender; 13] = [
     Contender::Python,
 ];
 
-/// Where a contender keeps what it stores.
+/// The place of a contender's entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Store {
     None,
     Memory,
     Redis,
-    /// In memory what is also in Redis.
+    /// In memory, over entries in Redis.
     MemoryOverRedis,
     Files,
 }
 
 impl Store {
-    /// Whether it takes a Redis.
+    /// Returns `true` if it needs a Redis.
     pub(crate) fn needs_redis(self) -> bool {
         matches!(self, Self::Redis | Self::MemoryOverRedis)
     }
 
-    /// What it is called in tables.
+    /// Returns its name in tables.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::None => "–",
@@ -112,7 +112,7 @@ impl Store {
 }
 
 impl Contender {
-    /// What it is called on the command line and in results.
+    /// Returns its name on the command line and in results.
     pub(crate) fn id(self) -> &'static str {
         match self {
             Self::Bare => "bare",
@@ -131,7 +131,7 @@ impl Contender {
         }
     }
 
-    /// What it is called in tables.
+    /// Returns its name in tables.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Bare => "the bare handler",
@@ -144,12 +144,12 @@ impl Contender {
         }
     }
 
-    /// With its store, for when there are several of one title.
+    /// Returns its name with its store, for contenders with the same title.
     pub(crate) fn full_title(self) -> String {
         format!("{}, {}", self.title(), self.store().title())
     }
 
-    /// Where it keeps what it stores.
+    /// Returns the place of its entries.
     pub(crate) fn store(self) -> Store {
         match self {
             Self::Bare => Store::None,
@@ -172,7 +172,7 @@ impl Contender {
         ALL.into_iter().find(|contender| contender.id() == id)
     }
 
-    /// How an entry is evicted from it: the request that does it. `None` where it can't be done.
+    /// Returns the request that evicts an entry from it, or `None` if it can't evict.
     pub(crate) fn eviction(self) -> Option<Eviction> {
         match self {
             Self::Bare | Self::ByHand | Self::Nginx => None,
@@ -186,7 +186,7 @@ impl Contender {
         }
     }
 
-    /// Whether it can be told the largest body to store.
+    /// Returns `true` if it has a limit for the size of stored bodies.
     pub(crate) fn has_limit(self) -> bool {
         !matches!(
             self,
@@ -194,7 +194,7 @@ impl Contender {
         )
     }
 
-    /// The app behind this contender, for those that are Rust.
+    /// Puts the app behind this contender, if that is a Rust crate.
     pub(crate) async fn mount(self, redis: &str) -> Router {
         match self {
             Self::Bare | Self::Nginx | Self::Python => app::bare(),
@@ -213,13 +213,13 @@ impl Contender {
             }
             Self::ByHand => by_hand(redis.to_owned()),
             Self::AxumResponseCache => {
-                // Its README, and two methods of its documentation.
+                // From its README, with two methods from its documentation.
                 let cache = AxumResponseCache::with_lifespan(TTL).body_limit(LIMIT).allow_invalidation();
                 measured!(cache.clone()).merge(app::probes().layer(cache))
             }
             Self::TowerHttpCache => tower_http_cache(InMemoryBackend::new(ENTRIES)),
             Self::TowerHttpCacheRedis => {
-                // The timeouts are its README's.
+                // The timeouts are from its README.
                 let config = ConnectionManagerConfig::new()
                     .set_response_timeout(Some(Duration::from_secs(10)))
                     .set_connection_timeout(Some(Duration::from_secs(5)));
@@ -228,7 +228,7 @@ impl Contender {
                 tower_http_cache(RedisBackend::new(manager))
             }
             Self::Hitbox => {
-                // Its documentation recommends this format; JSON, the default, is slower by far.
+                // Its documentation recommends this format. JSON, the default, is much slower.
                 hitbox(MokaBackend::builder().max_entries(ENTRIES).value_format(BincodeFormat).build())
             }
             Self::HitboxRedis => {
@@ -240,7 +240,7 @@ impl Contender {
     }
 }
 
-/// The request that evicts `/slow`.
+/// A request that evicts `/slow`.
 pub(crate) struct Eviction {
     pub(crate) method: Method,
     pub(crate) path: &'static str,
@@ -293,7 +293,7 @@ fn by_hand(url: String) -> Router {
         .merge(app::probes())
 }
 
-/// Its error isn't axum's, and axum's documentation says what to do then.
+/// Converts its error, which isn't axum's, as axum's documentation describes.
 async fn internal_error(error: BoxError) -> (StatusCode, String) {
     (StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
@@ -311,7 +311,7 @@ fn tower_http_cache<B: tower_http_cache::backend::CacheBackend>(backend: B) -> R
     measured!(layer.clone()).merge(app::probes().layer(layer)).route("/control/evict", evict)
 }
 
-/// As in the documentation of hitbox-http, with the path as the key. A macro, for want of a name for its types.
+/// From the documentation of hitbox-http, with the path as the key. A macro, because its types have no names.
 macro_rules! hitbox_around {
     ($backend:expr) => {
         hitbox_tower::Cache::builder()
@@ -344,7 +344,7 @@ fn hitbox<B: CacheBackend + Clone + Send + Sync + 'static>(backend: B) -> Router
     measured!(hitbox_around!(backend.clone())).merge(probes).route("/control/evict", evict)
 }
 
-/// It stores what says how long it is fresh, so here the handlers say so.
+/// It stores responses that declare a freshness lifetime, so the handlers set one.
 fn http_cache_tower_server() -> Router {
     let manager = MokaManager::new(MokaCache::new(ENTRIES));
     let options = ServerCacheOptions { max_body_size: LIMIT, ..ServerCacheOptions::default() };
@@ -366,7 +366,7 @@ fn with_lifetime(mut response: Response) -> Response {
     response
 }
 
-/// Its layer wants bodies that are `Sync`, which axum's aren't.
+/// A `Sync` body around axum's, which isn't: the layer requires it.
 struct SyncBody {
     body: SyncWrapper<axum::body::Body>,
     size: SizeHint,

@@ -1,4 +1,5 @@
-//! What a hit costs as things grow: entries, fields and bodies in this process, through the whole layer; clients over HTTP.
+//! The cost of a hit as caches grow: with entries, fields and bodies in this process, through the whole layer, and with clients
+//! over HTTP.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -26,19 +27,19 @@ const FIELDS: [usize; 6] = [1, 5, 10, 20, 35, 50];
 const BODIES: [usize; 6] = [100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 const CLIENTS: [usize; 6] = [1, 4, 16, 64, 256, 1_024];
 
-/// The body of an entry where there are many, in bytes.
+/// The body of an entry, in bytes, if there are many entries.
 const SMALL: usize = 100;
 
-/// What an entry takes at most, to know whether so many fit here, in bytes.
+/// The most memory that an entry takes, in bytes, to know how many fit.
 const ROOM: u64 = 1_200;
 
-/// How many hits are timed together, and how often.
+/// The number of hits that are timed together, and the number of such batches.
 const BATCH: usize = 500;
 const BATCHES: usize = 101;
 
 const SLICE: Duration = Duration::from_millis(100);
 
-/// A request, and what the handler answers to it.
+/// A request, and the handler's response to it.
 #[derive(Clone)]
 struct Direct {
     request: Request<Empty<Bytes>>,
@@ -57,16 +58,16 @@ impl Direct {
     }
 }
 
-/// One of many.
+/// One of many entries.
 impl Direct {
-    /// With a body of its own, or all would share one.
+    /// A call with a body of its own, so that entries don't share one.
     fn answering(id: usize) -> Self {
         let mut body = vec![b'.'; SMALL];
         body[..8].copy_from_slice(&(id as u64).to_be_bytes());
         Self { body: body.into(), ..Self::asking(id) }
     }
 
-    /// For a hit, which asks no handler.
+    /// A call that is a hit and runs no handler.
     fn asking(id: usize) -> Self {
         Self { request: get(&format!("/products/{id}")), fields: HeaderMap::new(), body: Bytes::new() }
     }
@@ -99,20 +100,20 @@ impl Call for Direct {
 #[derive(Clone, Copy, Serialize)]
 struct Point {
     size: usize,
-    /// Nanoseconds a hit, in this process.
+    /// Nanoseconds per hit, in this process.
     nanoseconds: f64,
     low: f64,
     high: f64,
-    /// Where entries are counted, what else is known of so many.
+    /// Further measurements with this number of entries, if entries are counted.
     held: Option<Held>,
 }
 
 #[derive(Clone, Copy, Serialize)]
 struct Held {
-    /// What one takes of this process's memory, in bytes.
+    /// Memory of this process per entry, in bytes.
     bytes_an_entry: f64,
-    /// Nanoseconds to look one up in a `HashMap` that holds as many, and to read its last byte: what the machine's memory
-    /// costs whoever keeps so much in it.
+    /// Nanoseconds to look up a key in a `HashMap` with the same number of values, and to read the last byte of the value: the
+    /// cost of the machine's memory for any cache of this size.
     hash_map: f64,
 }
 
@@ -123,17 +124,17 @@ impl Point {
     }
 }
 
-/// What so many clients got over HTTP.
+/// The results of this number of clients over HTTP.
 #[derive(Clone, Copy, Serialize)]
 struct Served {
     clients: usize,
     requests_per_second: f64,
     bare_requests_per_second: f64,
-    /// Of the pairs, so not quite the one through the other.
+    /// The median of the pairs' ratios, which differs slightly from the ratio of the medians.
     ratio: f64,
     ratio_low: f64,
     ratio_high: f64,
-    /// Microseconds until an answer was there, for half of them and for all but one in a hundred.
+    /// Microseconds until half of the responses, and until 99% of them, had arrived.
     p50: f64,
     p99: f64,
     bare_p50: f64,
@@ -151,7 +152,7 @@ struct Results {
     clients: Vec<Served>,
 }
 
-/// Measures, and writes the results.
+/// Measures the growth, and writes the results.
 pub(crate) fn run(quick: bool) {
     let (date, machine) = (report::date(), report::machine());
     let most = if quick { 100_000 } else { usize::MAX };
@@ -171,7 +172,7 @@ pub(crate) fn run(quick: bool) {
     report::write(&format!("{date}-growth.md"), &markdown(&results), quick);
 }
 
-/// More and more entries in one store, and hits of any of them.
+/// Hits of random entries, with more and more entries in one store.
 fn by_entries(most: usize) -> Vec<Point> {
     let available = available();
     let sizes = ENTRIES.into_iter().filter(|entries| {
@@ -192,7 +193,7 @@ fn by_entries(most: usize) -> Vec<Point> {
         .collect()
 }
 
-/// The time of a hit, and the memory of an entry.
+/// Measures the time of a hit, and the memory of an entry.
 fn in_larder(sizes: &[usize]) -> Vec<(Point, f64)> {
     let runtime = runtime();
     let larder = Larder::builder().leased(MemoryStore::with_capacity(u64::MAX / 2));
@@ -214,7 +215,7 @@ fn in_larder(sizes: &[usize]) -> Vec<(Point, f64)> {
     sizes.iter().map(grow).collect()
 }
 
-/// Nanoseconds of a look-up.
+/// Measures the nanoseconds of a lookup.
 fn in_hash_map(sizes: &[usize]) -> Vec<f64> {
     let mut map = HashMap::new();
     let look_up = |entries: &usize| {
@@ -236,7 +237,7 @@ fn in_hash_map(sizes: &[usize]) -> Vec<f64> {
     sizes.iter().map(look_up).collect()
 }
 
-/// One entry of this many fields and bytes.
+/// Hits of one entry with this number of fields and bytes.
 fn by_one(size: usize, fields: usize, body: usize) -> Point {
     let larder = Larder::builder().max_body(u64::MAX).leased(MemoryStore::with_capacity(u64::MAX / 2));
     let route = route(&larder);
@@ -245,7 +246,7 @@ fn by_one(size: usize, fields: usize, body: usize) -> Point {
     Point::new(size, hits(&route, || call.clone()))
 }
 
-/// Nanoseconds a hit. Requests are made, and answers are dropped, outside the measured time.
+/// Measures the nanoseconds of a hit, without making requests and dropping responses.
 fn hits(route: &Arc<Route>, mut call: impl FnMut() -> Direct) -> Interval {
     let mut batch = || {
         let calls: Vec<Direct> = (0..BATCH).map(|_| call()).collect();
@@ -263,7 +264,7 @@ fn hits(route: &Arc<Route>, mut call: impl FnMut() -> Direct) -> Interval {
     Interval::of((0..BATCHES).map(|_| batch()).collect())
 }
 
-/// More and more connections that always have a request under way.
+/// Hits over HTTP, with more and more connections that always have a request in progress.
 fn by_clients(rounds: usize) -> Vec<Served> {
     let cores = Cores::share_out();
     let start = |contender| Server::start(contender, cores, None).expect("a server that starts");
@@ -311,21 +312,21 @@ fn by_clients(rounds: usize) -> Vec<Served> {
     measured.collect()
 }
 
-/// In microseconds, of nanoseconds.
+/// Returns a quantile in microseconds, from nanoseconds.
 fn quantile(latencies: &mut [u64], quantile: f64) -> f64 {
     latencies.sort_unstable();
     let index = (latencies.len() as f64 * quantile) as usize;
     latencies[index.min(latencies.len() - 1)] as f64 / 1e3
 }
 
-/// This process's memory, in bytes. Zero where that can't be read.
+/// Returns this process's memory in bytes, or zero if it can't be read.
 fn resident() -> u64 {
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
     pages * 4096
 }
 
-/// The machine's free memory, in bytes; all of it where that can't be read.
+/// Returns the machine's free memory in bytes, or the maximum if it can't be read.
 fn available() -> u64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));

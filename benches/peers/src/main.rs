@@ -1,4 +1,4 @@
-//! Larder beside other response caches. `benches/peers/run` builds this and runs it; see benches/README.md.
+//! Compares Larder with other response caches. `benches/peers/run` builds and runs this program; see benches/README.md.
 
 mod app;
 mod client;

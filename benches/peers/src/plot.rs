@@ -1,4 +1,4 @@
-//! Plots as SVG: on a card of its own colour, so that they can be read wherever they are shown, light or dark.
+//! Plots as SVG, on a card with its own background, so that they can be read on light and dark pages.
 
 use std::fmt::Write as _;
 
@@ -16,23 +16,23 @@ text{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;f
 .title{font-size:13.5px;font-weight:600}.head{font-size:13px;font-weight:600}.ours{font-weight:700}
 </style>";
 
-/// Some bars below a heading, each with a value for every series.
+/// Bars below a heading, each with a value for every series.
 pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) series: Vec<String>,
     pub(crate) bars: Vec<Bar>,
 }
 
-/// What belongs together under one label.
+/// The values under one label.
 pub(crate) struct Bar {
     pub(crate) label: String,
-    /// Whether it is set in bold.
+    /// `true` for a label in bold.
     pub(crate) ours: bool,
-    /// A value and its interval for each series, where there is one.
+    /// A value and its interval for each series, if there is one.
     pub(crate) values: Vec<Option<(f64, f64, f64)>>,
 }
 
-/// Bars from the left, with a line at 1.
+/// Draws bars from the left, with a line at 1.
 pub(crate) fn bars(title: &str, panels: &[Panel]) -> String {
     const LABELS: f64 = 230.0;
     const THICK: f64 = 13.0;
@@ -103,13 +103,13 @@ pub(crate) fn bars(title: &str, panels: &[Panel]) -> String {
 pub(crate) struct Chart {
     pub(crate) title: String,
     pub(crate) x: &'static str,
-    /// Whether its axis is logarithmic.
+    /// `true` for a logarithmic axis.
     pub(crate) logarithmic: bool,
     /// A name, and points.
     pub(crate) series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-/// Charts side by side, two in a row, each with an axis from zero.
+/// Draws charts side by side, two in a row, each with an axis from zero.
 pub(crate) fn charts(title: &str, charts: &[Chart]) -> String {
     const HEIGHT: f64 = 190.0;
     let width = (WIDTH - 3.0 * MARGIN) / 2.0;
@@ -174,7 +174,7 @@ fn draw(svg: &mut String, chart: &Chart, (left, top): (f64, f64), (width, height
     text(svg, (left + right) / 2.0, bottom + 34.0, "quiet", "middle", chart.x);
 }
 
-/// The next of 1, 2, 4 and 8 times a power of ten.
+/// Returns the next of 1, 2, 4 and 8 times a power of ten.
 fn round_up(value: f64) -> f64 {
     let power = 10_f64.powf(value.max(f64::MIN_POSITIVE).log10().floor());
     [1.0, 2.0, 4.0, 8.0, 10.0]

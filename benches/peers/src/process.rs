@@ -1,4 +1,4 @@
-//! Contenders as processes of their own, whose processor time can be read and which can be kept to one core.
+//! Contenders in their own processes, whose processor time can be read and which can be pinned to one core.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,10 +15,10 @@ use larder_benches::RedisServer;
 use crate::app;
 use crate::contender::Contender;
 
-/// Where the Python original was installed, if it was: `run` sets it.
+/// The variable with the path of the installed Python original. `run` sets it.
 const PYTHON: &str = "PEERS_PYTHON";
 
-/// How the cores are shared out: one for who asks, one for who is measured, and for Redis a third or else the first.
+/// The assignment of cores: one for the client, one for the contender, and for Redis a third or else the first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cores {
     all: usize,
@@ -26,19 +26,19 @@ pub(crate) struct Cores {
 }
 
 impl Cores {
-    /// Keeps nobody anywhere, as safety doesn't depend on it.
+    /// Pins no process, because safety doesn't depend on cores.
     pub(crate) fn any() -> Self {
         Self { all: cores(), pinned: false }
     }
 
-    /// Where `taskset` is and there are two cores at least, keeps this process to the first.
+    /// Pins this process to the first core, if there is a `taskset` and there are two cores or more.
     pub(crate) fn share_out() -> Self {
         let all = cores();
         let pinned = all > 1 && keep(std::process::id(), 0);
         Self { all, pinned }
     }
 
-    /// How they are shared out, as half a sentence.
+    /// Describes the assignment, as a part of a sentence.
     pub(crate) fn describe(self) -> String {
         match (self.pinned, self.all) {
             (false, _) => "no process kept to a core".to_owned(),
@@ -79,22 +79,22 @@ pub(crate) fn signal(pid: u32, signal: &str) {
         Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
-/// A contender that runs. It ends with this value.
+/// A running contender. Dropping it ends its processes.
 pub(crate) struct Server {
-    /// The contender's process first, then what stands behind it.
+    /// The contender's process first, then the processes behind it.
     children: Vec<Child>,
     address: SocketAddr,
-    /// Where the app's own controls are, past any cache.
+    /// The address of the app's own controls, not behind the cache.
     control: SocketAddr,
     dir: Option<PathBuf>,
 }
 
 impl Server {
-    /// Starts it and waits until it answers.
+    /// Starts a contender and waits until it answers.
     ///
     /// # Errors
     ///
-    /// What is missing here, in words.
+    /// A text that says what is missing.
     pub(crate) fn start(
         contender: Contender,
         cores: Cores,
@@ -119,7 +119,7 @@ impl Server {
         Self::ready(vec![spawn(command)?], address, address, None)
     }
 
-    /// As in nginx's own guide to caching, with connections to the app and files kept open.
+    /// As in nginx's own guide to caching, with open connections to the app and open files.
     fn nginx(cores: Cores) -> Result<Self, String> {
         let origin = Self::rust(Contender::Bare, cores, "")?;
         let address = free_address()?;
@@ -204,7 +204,7 @@ http {{
         self.control
     }
 
-    /// The processor time that all of its processes have taken. Zero where that can't be read.
+    /// Returns the processor time of all its processes, or zero if it can't be read.
     pub(crate) fn cpu(&self) -> Duration {
         self.children.iter().map(|child| cpu(child.id())).sum()
     }
@@ -213,7 +213,7 @@ http {{
 impl Drop for Server {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // Not SIGKILL: nginx ends its workers itself.
+            // Not SIGKILL: nginx stops its workers itself.
             signal(child.id(), "TERM");
             for _ in 0..80 {
                 if matches!(child.try_wait(), Ok(Some(_))) {
@@ -230,7 +230,8 @@ impl Drop for Server {
     }
 }
 
-/// Of a process, its threads and its children, in nanoseconds: `/proc/<pid>/stat` counts in hundredths of a second.
+/// Returns the time of a process, its threads and its children in nanoseconds: `/proc/<pid>/stat` counts in hundredths of a
+/// second.
 fn cpu(pid: u32) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks
@@ -260,7 +261,7 @@ fn free_address() -> Result<SocketAddr, String> {
     bound.map_err(|error| error.to_string())
 }
 
-/// What the process of a Rust contender does, until it is ended, or who started it was.
+/// Serves a Rust contender until this process is ended, or its parent is gone.
 pub(crate) async fn serve(contender: Contender, address: SocketAddr, redis: &str) {
     let parent = parent_id();
     tokio::spawn(async move {

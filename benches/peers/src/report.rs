@@ -1,4 +1,5 @@
-//! Where results go: `benches/results`, and the README between two markers. With `--quick`, only a place that git ignores.
+//! Writes results to `benches/results`, and into the README between two markers. With `--quick`, writes only to a directory that
+//! git ignores.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::process::Command;
 
 use crate::safety::Matrix;
 
-/// The exact versions of everything that is compiled in.
+/// The exact versions of all compiled contenders.
 const LOCK: &str = include_str!("../Cargo.lock");
 
 const REQUIREMENTS: &str = include_str!("../python/requirements.txt");
@@ -21,14 +22,14 @@ fn results(quick: bool) -> PathBuf {
     dir
 }
 
-/// Writes a result and says where.
+/// Writes a result and prints its path.
 pub(crate) fn write(name: &str, text: &str, quick: bool) {
     let path = results(quick).join(name);
     fs::write(&path, text).expect("a result that can be written");
     eprintln!("wrote {}", path.canonicalize().unwrap_or(path).display());
 }
 
-/// Puts a text between the README's two markers of this name.
+/// Writes a text between the README's two markers of this name.
 pub(crate) fn into_readme(name: &str, text: &str, quick: bool) {
     if quick {
         return;
@@ -41,7 +42,7 @@ pub(crate) fn into_readme(name: &str, text: &str, quick: bool) {
     fs::write(path, format!("{before}{begin}\n{text}\n{end}{after}")).expect("a README that can be written");
 }
 
-/// Writes the safety matrix: all of it into its file, and an excerpt into the README.
+/// Writes the whole safety matrix into its file, and an excerpt into the README.
 pub(crate) fn safety(matrix: &Matrix, quick: bool) {
     let text = format!(
         "# What goes wrong behind which cache\n\n`benches/peers/run safety` put the same little app behind each \
@@ -54,17 +55,17 @@ pub(crate) fn safety(matrix: &Matrix, quick: bool) {
     into_readme("safety", &matrix.excerpt(), quick);
 }
 
-/// Today, in UTC.
+/// Returns today's date, in UTC.
 pub(crate) fn date() -> String {
     output("date", &["-u", "+%F"])
 }
 
-/// What this runs on.
+/// Describes the machine.
 pub(crate) fn machine() -> String {
     format!("{} Linux {}.", larder_benches::machine(), output("uname", &["-r"])).replace("Linux .", "")
 }
 
-/// What was compared, in which versions, and how each was set up.
+/// Lists the contenders with their versions and settings.
 pub(crate) fn versions() -> String {
     let rust = |name: &str| {
         let package =
@@ -88,7 +89,7 @@ pub(crate) fn versions() -> String {
     format!("Versions: {}.", versions.join(", "))
 }
 
-/// What a program printed, in one line.
+/// Returns the output of a program, in one line.
 pub(crate) fn output(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());

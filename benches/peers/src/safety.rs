@@ -1,4 +1,4 @@
-//! The safety matrix: what must never happen behind a response cache, tried over HTTP on each of them.
+//! The safety matrix: failures that must not happen behind a response cache, tested over HTTP on each of them.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,20 +13,20 @@ use crate::app::{COLD, OVER, SLOW};
 use crate::contender::{Contender, Store};
 use crate::process::{Cores, Server, signal};
 
-/// How many requests come at once to a resource that isn't stored yet.
+/// The number of concurrent requests to a resource that isn't stored yet.
 const CROWD: usize = 50;
 
-/// How long a stream's first event may take.
+/// The time that a stream's first event may take.
 const FIRST_EVENT: Duration = Duration::from_secs(2);
 
-/// How long a request may take while Redis doesn't work. It takes no time at all with a Redis that does.
+/// The time that a request may take while Redis fails. It takes no measurable time while Redis works.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// How long is waited for one request while Redis doesn't work, and for all of them.
+/// The longest wait for one request while Redis fails, and for all of them.
 const LONGEST: Duration = Duration::from_secs(60);
 const LONGEST_IN_ALL: Duration = Duration::from_secs(30);
 
-/// Something that must never happen, in the order of the table.
+/// A failure that must not happen, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hazard {
     Authorization,
@@ -62,10 +62,10 @@ const HAZARDS: [Hazard; 14] = [
     Hazard::RedisHung,
 ];
 
-/// The rows that the README shows: one for each of its promises that can be compared.
+/// The rows in the README: one for each of its promises that can be compared.
 const EXCERPT: [Hazard; 4] = [Hazard::Authorization, Hazard::Crowd, Hazard::Eviction, Hazard::RedisHung];
 
-/// The columns: each of them in every form that is compared.
+/// The columns: each cache with all its forms.
 const COLUMNS: [&[Contender]; 7] = [
     &[Contender::Larder, Contender::LarderRedis],
     &[Contender::AxumResponseCache],
@@ -116,7 +116,7 @@ impl Hazard {
     }
 }
 
-/// What somebody could do about it, where the documentation of the cache says so.
+/// Remedies that the documentation of a cache names.
 const REMEDIES: [(Contender, &[Hazard], &str); 16] = [
     (
         Contender::AxumResponseCache,
@@ -185,14 +185,14 @@ const REMEDIES: [(Contender, &[Hazard], &str); 16] = [
     (Contender::Python, &[Hazard::RedisHung], "`REDIS_SOCKET_TIMEOUT`"),
 ];
 
-/// What came out.
+/// The outcome of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It didn't happen; what was seen, where that is a number.
+    /// The failure didn't happen. Contains the observation, if that is a number.
     Ok(Option<String>),
-    /// It happened.
+    /// The failure happened.
     Broken(String),
-    /// It can't happen here.
+    /// The failure can't happen here.
     NotApplicable(&'static str),
 }
 
@@ -207,7 +207,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// A request that wasn't answered at all.
+/// A request without any response.
 #[derive(Debug)]
 struct Failed(String);
 
@@ -222,7 +222,7 @@ fn verdict(ok: bool, broken: impl Into<String>) -> Verdict {
     if ok { Verdict::Ok(None) } else { Verdict::Broken(broken.into()) }
 }
 
-/// A contender that runs, and somebody to ask it.
+/// A running contender, and a client for it.
 struct Subject<'a> {
     contender: Contender,
     server: &'a Server,
@@ -254,11 +254,11 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Whether it answers a plain GET from the cache: what doesn't is safe, but no cache.
+/// Returns `true` if it answers a plain GET from the cache. A contender that doesn't is safe, but no cache.
 pub(crate) async fn caches(contender: Contender, server: &Server) -> bool {
     let on = Subject::new(contender, server);
     let first = on.get("/plain").await;
-    // Some store in the background.
+    // Some caches store in the background.
     sleep(Duration::from_millis(100)).await;
     let second = on.get("/plain").await;
     first.is_ok_and(|first| second.is_ok_and(|second| first == second))
@@ -308,7 +308,7 @@ async fn stored(on: &Subject<'_>, method: Method, path: &str) -> Result<Verdict,
 }
 
 async fn head(on: &Subject<'_>) -> Result<Verdict, Failed> {
-    // One whose HEAD runs its GET handler, and one that has a handler for HEAD.
+    // A route whose HEAD runs its GET handler, and one with its own handler for HEAD.
     for path in ["/page", "/page/own"] {
         on.ask(Method::HEAD, path).send().await?;
         sleep(Duration::from_millis(100)).await;
@@ -339,7 +339,7 @@ async fn crowd(on: &Subject<'_>) -> Result<Verdict, Failed> {
     runs.sort_unstable();
     runs.dedup();
     if runs.len() == 1 {
-        // Whoever queues up for one run each isn't in a crowd, but isn't served either.
+        // A cache that runs the handler for each request in turn doesn't coalesce, but takes too long.
         let one = "1 run".to_owned();
         return Ok(if took < COLD * 10 {
             Verdict::Ok(Some(one))
@@ -368,12 +368,12 @@ async fn eviction(on: &Subject<'_>) -> Result<Verdict, Failed> {
     evicted?;
     let filled = filled?;
     assert_eq!(filled, "value 1", "the fill began before the eviction");
-    // Some store in the background.
+    // Some caches store in the background.
     sleep(Duration::from_millis(100)).await;
     if on.get("/slow").await? == "value 2" {
         return Ok(Verdict::Ok(None));
     }
-    // That the eviction is asked for in the right way shows in that it works when nothing is under way.
+    // Checks the eviction itself: it must work while no request is in progress.
     evict().await?;
     sleep(Duration::from_millis(100)).await;
     let again = on.get("/slow").await?;
@@ -391,7 +391,7 @@ async fn limit(on: &Subject<'_>) -> Result<Verdict, Failed> {
     Ok(verdict(status == 200 && length == OVER, format!("{} with {length} bytes", status.as_u16())))
 }
 
-/// Asks ten times with a Redis that was sent a signal, on servers of its own.
+/// Sends ten requests after a signal to Redis, on separate servers.
 async fn without_redis(contender: Contender, sent: &str) -> Result<Verdict, Failed> {
     if !contender.store().needs_redis() {
         return Ok(Verdict::NotApplicable("no Redis"));
@@ -405,7 +405,7 @@ async fn without_redis(contender: Contender, sent: &str) -> Result<Verdict, Fail
     signal(redis.pid(), sent);
     sleep(Duration::from_millis(50)).await;
     let (started, mut longest, mut failed) = (Instant::now(), Duration::ZERO, 0);
-    // What was stored, and what wasn't.
+    // Stored entries, and others.
     for id in 0..10 {
         if started.elapsed() > LONGEST_IN_ALL {
             break;
@@ -436,14 +436,14 @@ async fn without_redis(contender: Contender, sent: &str) -> Result<Verdict, Fail
 /// A column of the table.
 struct Column {
     title: &'static str,
-    /// For each hazard, what each of the column's contenders did.
+    /// For each hazard, the verdicts of the column's contenders.
     verdicts: Vec<Vec<(Store, Verdict)>>,
 }
 
 /// The safety matrix: every hazard, tried on every contender.
 pub(crate) struct Matrix {
     columns: Vec<Column>,
-    /// The contenders that were left out, and why.
+    /// The contenders that were skipped, with the reason.
     missing: Vec<String>,
 }
 
@@ -475,7 +475,7 @@ impl Matrix {
     }
 }
 
-/// Tries every hazard on every contender.
+/// Probes every hazard on every contender.
 pub(crate) async fn matrix() -> Matrix {
     check_the_probes().await;
     let mut columns = Vec::new();
@@ -500,7 +500,8 @@ pub(crate) async fn matrix() -> Matrix {
     Matrix { columns, missing }
 }
 
-/// Nothing goes wrong with the app alone, or the probes would blame caches for it; but it runs for each request.
+/// Checks the probes on the app without a cache: no failure may happen, or caches would be blamed for it. The handler runs for
+/// each request.
 async fn check_the_probes() {
     let server = Server::start(Contender::Bare, Cores::any(), None).expect("the app alone");
     let subject = Subject::new(Contender::Bare, &server);
@@ -547,7 +548,7 @@ fn table(columns: &[Column], rows: &[Hazard], refer: &mut dyn FnMut(String) -> S
     text
 }
 
-/// What all of the contender's forms did, or each of them if they did different things.
+/// Formats the verdict of all the contender's forms, or each verdict if they differ.
 fn cell(verdicts: &[(Store, Verdict)]) -> String {
     let applicable: Vec<_> =
         verdicts.iter().filter(|(_, verdict)| !matches!(verdict, Verdict::NotApplicable(_))).collect();

@@ -1,4 +1,4 @@
-//! What the tests of the engine share: requests, answers and records, as literals.
+//! Shared parts of the engine's tests: requests, responses and records, as literals.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,12 +10,12 @@ pub(crate) type Fields<'a> = &'a [(&'a str, &'a str)];
 
 pub(crate) const TTL: Duration = Duration::from_secs(60);
 
-/// A moment, the same in every test.
+/// Returns a time, the same in every test.
 pub(crate) fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
-/// A rule with a lifetime of a minute, which says everything it can.
+/// A rule with a TTL of a minute that sends `Cache-Status`.
 pub(crate) fn rule(kind: Kind) -> Rule {
     let space = KeySpace::new("p", Some("g")).unwrap();
     Rule { ttl: Some(TTL), cache_status: true, ..Rule::new(kind, space) }
@@ -43,7 +43,7 @@ pub(crate) fn response(status: u16, fields: Fields<'_>) -> response::Parts {
     response.into_parts().0
 }
 
-/// A stored 200 that was answered just now.
+/// A stored 200 that was received just now.
 pub(crate) fn entry(fields: Fields<'_>) -> Entry {
     Entry {
         status: StatusCode::OK,
@@ -53,7 +53,7 @@ pub(crate) fn entry(fields: Fields<'_>) -> Entry {
         ttl: Some(TTL),
         variant: 0,
         must_revalidate: false,
-        // As `Provenance::of` has it for `request()`, whose pattern isn't known.
+        // As `Provenance::of` returns for `request()`, whose pattern isn't known.
         provenance: Provenance { is_canonical: true, ..Provenance::default() },
         proxy_revalidate: false,
         for_origin: false,
