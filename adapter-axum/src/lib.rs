@@ -1,6 +1,6 @@
 //! Larder, the response cache, for [axum](https://docs.rs/axum).
 //!
-//! [`cache`], [`cache_put`] and [`cache_evict`] are layers for the handlers of a route; [`Backend`] gives a handler
+//! [`cache`], [`cache_put`] and [`cache_evict`] make layers for the handlers of a route. [`Backend`] gives a handler
 //! typed access to the same store.
 //!
 //! ```
@@ -37,10 +37,10 @@
 #![cfg_attr(
     all(feature = "memory", feature = "redis"),
     doc = "",
-    doc = "The [`guide`] goes on from here: [setting up](guide::setup), [routes](guide::routes), [keys](guide::keys),",
+    doc = "The [`guide`] has pages on [setting up](guide::setup), [routes](guide::routes), [keys](guide::keys),",
     doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
-    doc = "[the backend](guide::backend), [both together](guide::combining), [lifetimes](guide::ttl),",
-    doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [where every feature is](guide::features).",
+    doc = "[the backend](guide::backend), [layers and backend together](guide::combining), [lifetimes](guide::ttl),",
+    doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [all features](guide::features).",
     doc = "The topics that don't depend on axum are in [the core's guide](larder_core::guide)."
 )]
 
@@ -72,8 +72,8 @@ pub use larder_core::{RedisOptions, RedisStore};
 
 larder_core::route_layers!();
 
-/// The URI that the client sent, before nested routers shortened it. axum keeps it, and the matched pattern, in the request's
-/// extensions.
+/// A [`UriSource`] for axum: the URI that the client sent, before nested routers stripped a part of it. axum keeps that URI and the
+/// matched pattern in the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct BeforeNesting;
 
@@ -127,10 +127,11 @@ impl<S, Target: larder_core::route::EvictTarget> Layer<S> for CacheEvict<Target>
     }
 }
 
-/// A shared cache (RFC 9111) around a router, whose handlers' own `Cache-Control` says how long their answers may be kept.
+/// A shared cache (RFC 9111) around a router whose handlers set their own `Cache-Control`.
 ///
-/// It is what `larder_tower::SharedCacheLayer` is, and is documented there, but for the keys: these are made from the URI that
-/// the client sent, also under [`Router::nest`](axum::Router::nest).
+/// It works like `larder_tower::SharedCacheLayer`, except that keys are made from the URI that the client sent, also under
+/// [`Router::nest`](axum::Router::nest). [The core's guide](https://docs.rs/larder-core/latest/larder_core/guide/shared/) compares
+/// shared caches with routes.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]
@@ -160,20 +161,20 @@ pub struct SharedCacheLayer {
 }
 
 impl SharedCacheLayer {
-    /// A shared cache with the usual rule.
+    /// Creates a shared cache with the default rule.
     #[must_use]
     pub fn new(larder: &Larder) -> Self {
         Self { cache: Arc::new(SharedCache::new(larder)) }
     }
 
-    /// A shared cache whose rule `change` has changed.
+    /// Creates a shared cache whose rule `change` adjusts.
     #[must_use]
     #[track_caller]
     pub fn with_rule(larder: &Larder, change: impl FnOnce(&mut SharedRule)) -> Self {
         Self { cache: Arc::new(SharedCache::with_rule(larder, change)) }
     }
 
-    /// The cache itself, to evict from it.
+    /// Returns the cache, for evictions.
     #[must_use]
     pub const fn cache(&self) -> &Arc<SharedCache> {
         &self.cache

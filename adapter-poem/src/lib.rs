@@ -1,6 +1,6 @@
 //! Larder, the response cache, for [poem](https://docs.rs/poem).
 //!
-//! [`cache`], [`cache_put`] and [`cache_evict`] are middleware for the endpoints of a route; [`Backend`] gives a handler
+//! [`cache`], [`cache_put`] and [`cache_evict`] make middleware for the endpoints of a route. [`Backend`] gives a handler
 //! typed access to the same store.
 //!
 //! ```
@@ -36,13 +36,13 @@
 //! ```
 //!
 //! Options, headers and safety rules are the same in every adapter. [The guide of
-//! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) shows them one by one, with axum; [the core's
+//! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) describes them with examples for axum. [The core's
 //! guide](https://docs.rs/larder-core/latest/larder_core/guide/) covers the topics that don't depend on a framework.
 //!
-//! # What poem does differently
+//! # Differences in poem
 //!
-//! * Keys are made from the URI that the client sent, also under [`Route::nest`](poem::Route::nest). Requests that come
-//!   from a `TestClient` or a `RequestBuilder` don't carry it: under `nest` their keys are made from the path that the router left.
+//! * Keys are made from the URI that the client sent, also under [`Route::nest`](poem::Route::nest). Requests from a `TestClient`
+//!   or a `RequestBuilder` don't carry that URI: under `nest` their keys are made from the stripped path.
 //! * An endpoint's `Err` passes through unchanged, without the cache's headers. It is never stored, also not with
 //!   [`Cache::ttl_for`], and never counts as the success of a write. To cache a 404, return it as a response.
 //! * A body of unknown length isn't stored, and poem's conversion of an `http::Response` drops the length of the body.

@@ -1,7 +1,7 @@
 //! A cached route on plain hyper, without a framework.
 //!
-//! `cargo run -p larder-tower --example hyper` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`). Ask twice for
-//! `/time`: the second answer is the first one, and says so in `X-Redis-Cache`.
+//! `cargo run -p larder-tower --example hyper` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`). Request `/time` twice:
+//! the second response is the stored one, with `X-Redis-Cache: HIT`.
 
 use std::convert::Infallible;
 use std::env;
@@ -21,19 +21,19 @@ use tower::ServiceBuilder;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // In memory, unless the environment names a Redis.
+    // Entries are in memory, unless the environment names a Redis.
     let larder = Larder::from_env()?;
     let address = env::var("LISTEN_ADDR").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = TcpListener::bind(address).await?;
     announce(&listener)?;
 
-    // Layered once, not for each connection: a route warns its author only once.
+    // The layer is applied once, not for each connection, so that a warning about the route is logged once.
     let service =
         ServiceBuilder::new().layer(cache(&larder).group("time").ttl(10).public()).service_fn(route);
     loop {
         let (stream, _) = listener.accept().await?;
         let service = TowerToHyperService::new(service.clone());
-        // A connection that breaks off is its client's business.
+        // Errors of a connection concern only its client.
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }

@@ -37,7 +37,7 @@
 //! ```
 //!
 //! Options, headers and safety rules are the same in every adapter. [The guide of
-//! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) shows them one by one, with axum; [the core's
+//! larder-axum](https://docs.rs/larder-axum/latest/larder_axum/guide/) describes them with examples for axum. [The core's
 //! guide](https://docs.rs/larder-core/latest/larder_core/guide/) covers the topics that don't depend on a framework.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

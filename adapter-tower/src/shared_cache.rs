@@ -26,8 +26,8 @@ use crate::service::{AsReceived, TowerCall, UriSource};
 ///
 /// Responses are streamed to the client while they are stored. If the store is down, requests go to the service.
 ///
-/// Keys are made from the request's URI as it gets here. In an axum router use `larder_axum::SharedCacheLayer`: under `nest`
-/// this layer sees only the end of each path, and takes `/v1/items` and `/v2/items` for one resource.
+/// Keys are made from the URI of the request that the layer gets. In an axum router use `larder_axum::SharedCacheLayer`: under
+/// `nest`, this layer sees only the rest of each path, so `/v1/items` and `/v2/items` would share a key.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]

@@ -1,8 +1,8 @@
 //! A small shop that shows every way to cache with Larder.
 //!
 //! `cargo run -p larder-axum --example shop` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`) and caches in
-//! memory; with `REDIS_URL=redis://127.0.0.1:6379` the same shop caches in Redis. Every response says in `X-Redis-Cache`
-//! if it came from the cache, and `GET /origin-runs` counts how often each handler ran.
+//! memory. With `REDIS_URL=redis://127.0.0.1:6379` it caches in Redis. `X-Redis-Cache` says for every response
+//! whether it came from the cache, and `GET /origin-runs` returns how often each handler ran.
 //!
 //! The handlers here unpack requests and wrap responses. Their logic, and all use of the backend, is in `shop.rs`.
 
@@ -29,13 +29,13 @@ use crate::shop::{Cart, Content, Fields, GRACE, Item, NewValue, Page, Product, S
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // In memory, unless the environment names a Redis.
+    // Entries are in memory, unless the environment names a Redis.
     let larder = Larder::from_env()?;
 
     let listener = shop::listen().await?;
     tokio::select! {
         served = axum::serve(listener, routes(&larder)).with_graceful_shutdown(stopped()) => served?,
-        // `/events` never ends, so the wait for running requests must.
+        // `/events` never ends, so the wait for running requests needs a limit.
         () = async { stopped().await; tokio::time::sleep(GRACE).await } => {}
     }
     // Pending evictions reach the store before the process ends.
@@ -45,8 +45,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 fn routes(larder: &Larder) -> Router {
     Router::new()
-        // Read, write through and invalidate: all three address the key of the GET. What changes a product also evicts the
-        // lists that show it, by a second layer around the first.
+        // Read, write-through and evict: all three use the key of the GET. A second layer on each write evicts the lists that
+        // contain the product.
         .route(
             "/products/{id}",
             get(get_product.layer(cache(larder).group("products").ttl(300).public()))
@@ -70,15 +70,15 @@ fn routes(larder: &Larder) -> Router {
                     .layer(cache_evict(larder).group("product-lists").whole_group()),
             ),
         )
-        // No TTL: kept until it is evicted, and browsers ask each time whether it is still the same.
+        // Without a TTL, the entry stays until it is evicted, and browsers revalidate it on each request.
         .route("/config", get(config.layer(cache(larder).group("config").public())))
-        // Private: one entry for each Bearer token, and nothing for those who have none.
+        // Private: one entry for each Bearer token. Requests without a token bypass the cache.
         .route(
             "/me/profile",
             get(profile.layer(cache(larder).ttl(60).private()))
                 .put(update_profile.layer(cache_put(larder).ttl(60).private())),
         )
-        // Handlers that use the backend themselves.
+        // Handlers that use the backend.
         .route("/items/{id}", get(item))
         .route("/dashboard/{user}", get(dashboard))
         .route("/profile/{user}", put(change_profile))
@@ -88,7 +88,7 @@ fn routes(larder: &Larder) -> Router {
         .route("/settings/{key}", get(setting))
         .route("/sessions/{id}", put(save_session))
         .route("/checkout", post(checkout))
-        // Routes with credentials, errors, sizes and streams, which a cache has to treat with care.
+        // Routes with credentials, errors, large bodies and streams.
         .route(
             "/slow/{id}",
             get(slow.layer(cache(larder).group("slow").ttl(300).public()))
@@ -193,7 +193,7 @@ async fn checkout(State(shop): State<Arc<Shop>>, Json(cart): Json<Cart>) -> Json
     Json(shop.checkout(&cart).await)
 }
 
-// Routes that a cache can get wrong.
+// Routes that are difficult for a cache.
 
 async fn slow(State(shop): State<Arc<Shop>>, Path(id): Path<u64>) -> Json<Value> {
     Json(shop.slow(id).await)
@@ -212,7 +212,7 @@ async fn greeting(State(shop): State<Arc<Shop>>, headers: HeaderMap) -> impl Int
     ([(VARY, "accept-language")], shop.greeting(field(&headers, &ACCEPT_LANGUAGE)))
 }
 
-/// A body without an end is not stored, and passes through.
+/// A body without an end passes through and is not stored.
 async fn events(State(shop): State<Arc<Shop>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     shop.ran("events");
     Sse::new(stream::unfold(0, |count| async move {

@@ -298,7 +298,7 @@ impl Shop {
     }
 }
 
-// Logic of the routes that a cache can get wrong.
+// Logic of the routes that are difficult for a cache.
 impl Shop {
     /// Reads, then waits: the value may change, and be evicted, before the response is complete.
     pub(crate) async fn slow(&self, id: u64) -> Value {

@@ -1,8 +1,8 @@
 //! A small shop that shows every way to cache with Larder.
 //!
 //! `cargo run -p larder-poem --example shop_poem` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`) and caches in
-//! memory; with `REDIS_URL=redis://127.0.0.1:6379` the same shop caches in Redis. Every response says in `X-Redis-Cache`
-//! if it came from the cache, and `GET /origin-runs` counts how often each handler ran.
+//! memory. With `REDIS_URL=redis://127.0.0.1:6379` it caches in Redis. `X-Redis-Cache` says for every response
+//! whether it came from the cache, and `GET /origin-runs` returns how often each handler ran.
 //!
 //! The handlers here unpack requests and wrap responses. Their logic, and all use of the backend, is in `shop.rs`.
 
@@ -26,11 +26,11 @@ use crate::shop::{Cart, Fields, GRACE, NewValue, Page, Product, Shop, stopped};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // In memory, unless the environment names a Redis.
+    // Entries are in memory, unless the environment names a Redis.
     let larder = Larder::from_env()?;
 
     let listener = shop::listen().await?;
-    // `/events` never ends, so the wait for running requests must.
+    // `/events` never ends, so the wait for running requests needs a limit.
     Server::new_with_acceptor(TcpAcceptor::from_tokio(listener)?)
         .run_with_graceful_shutdown(routes(&larder), stopped(), Some(GRACE))
         .await?;
@@ -41,8 +41,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 fn routes(larder: &Larder) -> impl Endpoint + use<> {
     Route::new()
-        // Read, write through and invalidate: all three address the key of the GET. What changes a product also evicts the
-        // lists that show it, by a second layer around the first.
+        // Read, write-through and evict: all three use the key of the GET. A second layer on each write evicts the lists that
+        // contain the product.
         .at(
             "/products/:id",
             get(get_product.with(cache(larder).group("products").ttl(300).public()))
@@ -66,15 +66,15 @@ fn routes(larder: &Larder) -> impl Endpoint + use<> {
                     .with(cache_evict(larder).group("product-lists").whole_group()),
             ),
         )
-        // No TTL: kept until it is evicted, and browsers ask each time whether it is still the same.
+        // Without a TTL, the entry stays until it is evicted, and browsers revalidate it on each request.
         .at("/config", get(config.with(cache(larder).group("config").public())))
-        // Private: one entry for each Bearer token, and nothing for those who have none.
+        // Private: one entry for each Bearer token. Requests without a token bypass the cache.
         .at(
             "/me/profile",
             get(profile.with(cache(larder).ttl(60).private()))
                 .put(update_profile.with(cache_put(larder).ttl(60).private())),
         )
-        // Handlers that use the backend themselves.
+        // Handlers that use the backend.
         .at("/items/:id", get(item))
         .at("/dashboard/:user", get(dashboard))
         .at("/profile/:user", put(change_profile))
@@ -84,7 +84,7 @@ fn routes(larder: &Larder) -> impl Endpoint + use<> {
         .at("/settings/:key", get(setting))
         .at("/sessions/:id", put(save_session))
         .at("/checkout", post(checkout))
-        // Routes with credentials, errors, sizes and streams, which a cache has to treat with care.
+        // Routes with credentials, errors, large bodies and streams.
         .at(
             "/slow/:id",
             get(slow.with(cache(larder).group("slow").ttl(300).public()))
@@ -206,7 +206,7 @@ async fn checkout(Data(shop): Data<&Arc<Shop>>, Json(cart): Json<Cart>) -> Respo
     answer(shop.checkout(&cart).await)
 }
 
-// Routes that a cache can get wrong.
+// Routes that are difficult for a cache.
 
 #[handler]
 async fn slow(Data(shop): Data<&Arc<Shop>>, Path(id): Path<u64>) -> Response {
@@ -224,7 +224,7 @@ async fn greeting(Data(shop): Data<&Arc<Shop>>, headers: &HeaderMap) -> Response
     shop.greeting(field(headers, &ACCEPT_LANGUAGE)).with_header(VARY, "accept-language").into_response()
 }
 
-/// A body without an end is not stored, and passes through.
+/// A body without an end passes through and is not stored.
 #[handler]
 async fn events(Data(shop): Data<&Arc<Shop>>) -> SSE {
     shop.ran("events");
@@ -258,12 +258,12 @@ fn product(product: Product) -> Response {
     match product {
         Product::Found(fields) => answer(fields),
         Product::Unknown(body) => answer(body),
-        // Not an `Err`, to which the cache could not add its status.
+        // A response and not an `Err`, because the cache adds its headers only to responses.
         Product::Missing(body) => answer(body).with_status(StatusCode::NOT_FOUND).into_response(),
     }
 }
 
-/// JSON without the `charset` that poem adds and JSON doesn't have (RFC 8259 §11), so that every shop answers the same.
+/// Answers with JSON without the `charset` parameter that poem adds and JSON does not define (RFC 8259 §11).
 fn answer(value: impl Serialize + Send) -> Response {
     Json(value).with_content_type("application/json").into_response()
 }

@@ -1,4 +1,4 @@
-//! What must not get as far as the cache: requests that are none, and those that end here.
+//! Checks before the cache: refuses invalid requests, and answers requests that are not forwarded.
 
 use std::ops::ControlFlow;
 
@@ -11,12 +11,12 @@ use http_body_util::{Either, Full};
 use crate::fields::is_secret;
 use crate::serve::OwnBody;
 
-/// The request as the cache shall see it, or the answer to one that goes no further.
+/// Returns the request for the cache, or the response to a request that isn't forwarded.
 pub(crate) fn admit<B>(mut request: Request<B>) -> ControlFlow<Response<OwnBody>, Request<B>> {
     if request.method() == Method::CONNECT {
         return ControlFlow::Break(refusal(StatusCode::METHOD_NOT_ALLOWED));
     }
-    if !name_host(&mut request) {
+    if !normalize_host(&mut request) {
         return ControlFlow::Break(refusal(StatusCode::BAD_REQUEST));
     }
     match count_forward(&mut request) {
@@ -25,9 +25,9 @@ pub(crate) fn admit<B>(mut request: Request<B>) -> ControlFlow<Response<OwnBody>
     }
 }
 
-/// RFC 9112 §3.2: exactly one `Host` that is one, except that HTTP/1.0 needs none. A URI with a host overrules it (§3.2.2),
-/// and goes on without. False if the request must be refused.
-fn name_host<B>(request: &mut Request<B>) -> bool {
+/// Checks for exactly one valid `Host`, which HTTP/1.0 may omit (RFC 9112 §3.2). The host of an absolute URI replaces it, and is
+/// removed from the URI (§3.2.2). Returns `false` if the request must be refused.
+fn normalize_host<B>(request: &mut Request<B>) -> bool {
     let mut fields = request.headers().get_all(HOST).iter();
     let is_host = match (fields.next(), fields.next()) {
         (None, _) => request.version() < Version::HTTP_11,
@@ -45,7 +45,7 @@ fn name_host<B>(request: &mut Request<B>) -> bool {
     true
 }
 
-/// No userinfo (RFC 9110 §4.2.4).
+/// Returns `true` for a host without userinfo (RFC 9110 §4.2.4).
 fn is_host(authority: &Authority) -> bool {
     !authority.host().is_empty() && !authority.as_str().contains('@')
 }
@@ -55,7 +55,7 @@ enum Forwards {
     None,
 }
 
-/// RFC 9110 §7.6.2: TRACE and OPTIONS say how often they may be forwarded.
+/// Decrements the `Max-Forwards` of TRACE and OPTIONS (RFC 9110 §7.6.2).
 fn count_forward<B>(request: &mut Request<B>) -> Forwards {
     if ![Method::TRACE, Method::OPTIONS].contains(request.method()) {
         return Forwards::Left;
@@ -66,7 +66,7 @@ fn count_forward<B>(request: &mut Request<B>) -> Forwards {
     if field.is_empty() || !field.bytes().all(|byte| byte.is_ascii_digit()) {
         return Forwards::Left;
     }
-    // Larger numbers mean this one.
+    // Larger numbers count as this one.
     let left: u32 = field.parse().unwrap_or(u32::MAX);
     match left.checked_sub(1) {
         Some(left) => {
@@ -77,7 +77,7 @@ fn count_forward<B>(request: &mut Request<B>) -> Forwards {
     }
 }
 
-/// The answer of a final recipient: to OPTIONS (RFC 9110 §9.3.7), and to TRACE (§9.3.8) the request, without its secrets.
+/// Answers as the final recipient: OPTIONS (RFC 9110 §9.3.7), or TRACE with the request's fields except secrets (§9.3.8).
 fn final_answer<B>(request: &Request<B>) -> Response<OwnBody> {
     let mut response = Response::new(Either::Right(Full::default()));
     if request.method() == Method::OPTIONS {
@@ -98,7 +98,7 @@ fn final_answer<B>(request: &Request<B>) -> Response<OwnBody> {
     response.map(|_| Either::Right(Full::from(Bytes::from(received))))
 }
 
-/// An answer with nothing but a status.
+/// Makes a response that contains only a status.
 pub(crate) fn refusal(status: StatusCode) -> Response<OwnBody> {
     let mut response = Response::new(Either::Right(Full::from(format!("{status}\n"))));
     *response.status_mut() = status;

@@ -1,4 +1,4 @@
-//! Which header fields go on to the next hop (RFC 9110 §7.6).
+//! Header fields for the next hop (RFC 9110 §7.6).
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
@@ -6,9 +6,9 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Version};
 
-/// RFC 9110 §7.6.1: removes what is for the next hop alone, and what `Connection` says is.
+/// Removes hop-by-hop fields, and the fields that `Connection` names (RFC 9110 §7.6.1).
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // RFC 9112 §6.3: beside a transfer coding a length doesn't count, and must not be passed on.
+    // With a transfer coding, the length is invalid and must not be forwarded (RFC 9112 §6.3).
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
@@ -32,33 +32,33 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a request asks for a WebSocket (RFC 6455 §4.1). Other protocols are not switched to: over `h2c` requests would go
-/// past the cache and these rules.
+/// Returns `true` for a WebSocket handshake (RFC 6455 §4.1). The proxy doesn't switch to other protocols: over `h2c`, requests would
+/// bypass the cache and these rules.
 pub(crate) fn asks_for_websocket(headers: &HeaderMap) -> bool {
     let is = |name, expected: &str| elements(headers, name).any(|found| found.eq_ignore_ascii_case(expected));
     is(&CONNECTION, "upgrade") && is(&UPGRADE, "websocket")
 }
 
-/// Asks for a WebSocket, or agrees to it.
-pub(crate) fn say_websocket(headers: &mut HeaderMap) {
+/// Adds the fields that request or confirm a WebSocket.
+pub(crate) fn add_websocket_upgrade(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// RFC 9110 §7.6.3.
+/// Adds this proxy to `Via` (RFC 9110 §7.6.3).
 pub(crate) fn add_via(headers: &mut HeaderMap, received: Version) {
     let version = if received == Version::HTTP_10 { "1.0" } else { "1.1" };
     add(headers, &VIA, &format!("{version} larder"));
 }
 
-/// Adds an element to a list.
+/// Adds an element to a list field.
 pub(crate) fn add(headers: &mut HeaderMap, name: &HeaderName, element: &str) {
     if let Ok(value) = HeaderValue::from_str(element) {
         headers.append(name, value);
     }
 }
 
-/// What TRACE must not send back (RFC 9110 §9.3.8).
+/// Returns `true` for fields that the response to a TRACE must not contain (RFC 9110 §9.3.8).
 pub(crate) fn is_secret(name: &HeaderName) -> bool {
     [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name)
 }

@@ -1,19 +1,19 @@
 //! A caching reverse proxy: a shared cache (RFC 9111) in front of one origin.
 //!
-//! `cargo run -p larder-tower --example reverse_proxy` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`) and asks
-//! `ORIGIN` (by default `http://127.0.0.1:8000`). It caches in memory, unless the environment names a Redis. Bodies stream both
-//! ways, and WebSockets pass. `RFC9111_DEFAULTS=true` gives up what Larder does for safety beyond RFC 9111: answers that set a cookie
-//! are stored if they say how long they are fresh, and a write that ends in a server error evicts nothing.
+//! `cargo run -p larder-tower --example reverse_proxy` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`) and forwards requests
+//! to `ORIGIN` (by default `http://127.0.0.1:8000`). It caches in memory, unless the environment names a Redis. Request and response
+//! bodies are streamed, and WebSockets are supported. `RFC9111_DEFAULTS=true` turns off two safety rules that go beyond RFC 9111:
+//! responses that set a cookie are stored if they have an explicit lifetime, and a write that ends with a server error evicts nothing.
 //!
-//! It never sends a request twice: when a connection breaks after the request was written, the origin may or may not have
-//! acted on it, so that the answer is 502, or a stale one that is stored. Interim (1xx) responses end here, for hyper's server
-//! can't send them on; `Expect: 100-continue` it answers itself, as soon as the body is asked for.
+//! It never sends a request twice. If a connection breaks after the request was written, the origin may have processed the request,
+//! so the response is a 502 or a stale stored response. Interim (1xx) responses are dropped, because hyper's server can't forward
+//! them. hyper answers `Expect: 100-continue` itself when the body is read.
 //!
-//! | module | |
+//! | module | task |
 //! |---|---|
-//! | `admission` | refuses or answers what must not get as far as the cache |
-//! | `proxy` | sends what the cache doesn't answer to the origin |
-//! | `fields` | which header fields go on to the next hop |
+//! | `admission` | refuses or answers requests that must not reach the cache |
+//! | `proxy` | forwards requests to the origin |
+//! | `fields` | removes and adds header fields for the next hop |
 //! | `tunnel` | WebSockets |
 //! | `serve` | connections of clients |
 
@@ -34,9 +34,9 @@ use tokio::net::TcpListener;
 async fn main() -> Result<(), Box<dyn Error>> {
     let larder = Larder::from_env()?;
     let origin = env::var("ORIGIN").unwrap_or_else(|_| "http://127.0.0.1:8000".to_owned());
-    let by_the_letter = env::var("RFC9111_DEFAULTS").is_ok_and(|value| value == "true");
+    let rfc_defaults = env::var("RFC9111_DEFAULTS").is_ok_and(|value| value == "true");
     let service = serve::Service::new(&larder, proxy::Proxy::to(&origin)?, |rule| {
-        if by_the_letter {
+        if rfc_defaults {
             rule.set_cookie = SetCookie::IfExplicit;
             rule.evict_on_error = false;
         }
@@ -49,7 +49,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Until a signal asks the proxy to stop: Ctrl-C, or what service managers send.
+/// Waits for ctrl-c or SIGTERM.
 async fn stop_signal() {
     let terminated = async {
         #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! Sends requests to the origin.
+//! The client that forwards requests to the origin.
 
 use std::error::Error;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use larder_tower::larder_core::shared::policy::OriginFailed;
 
 use crate::admission::refusal;
-use crate::fields::{add, add_via, asks_for_websocket, remove_hop_by_hop, say_websocket};
+use crate::fields::{add, add_via, add_websocket_upgrade, asks_for_websocket, remove_hop_by_hop};
 use crate::serve::{ClientAddress, OwnBody};
 use crate::tunnel;
 
-/// For how long an idle connection to the origin is used again. Shorter than origins keep them: Node.js, with 5 s, is among
-/// the most impatient.
-const IDLE: Duration = Duration::from_secs(4);
+/// Time after which an idle connection to the origin is closed. It is shorter than the timeouts of common origins, such as the 5 s
+/// of Node.js.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// For how long the origin may think before it answers.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time that the origin has for the head of its response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Asks the origin.
+/// A client of the origin.
 #[derive(Clone)]
 pub(crate) struct Proxy {
     client: Client<HttpConnector, Incoming>,
@@ -44,10 +44,10 @@ impl Proxy {
         }
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            // This sends again only what was never begun to be written, because the connection was found closed.
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            // Retries only requests of which nothing was written, because the connection was already closed.
             .retry_canceled_requests(true)
-            // The origin is told the host that the client asked for.
+            // The origin gets the client's `Host`.
             .set_host(false)
             .build_http();
         Ok(Self { client, scheme, origin })
@@ -59,9 +59,9 @@ impl Proxy {
             return refusal(StatusCode::BAD_REQUEST);
         };
         if client.is_some() {
-            say_websocket(request.headers_mut());
+            add_websocket_upgrade(request.headers_mut());
         }
-        let mut response = match tokio::time::timeout(PATIENCE, self.client.request(request)).await {
+        let mut response = match tokio::time::timeout(RESPONSE_TIMEOUT, self.client.request(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => return no_answer(StatusCode::BAD_GATEWAY),
             Err(_) => return no_answer(StatusCode::GATEWAY_TIMEOUT),
@@ -69,17 +69,17 @@ impl Proxy {
         remove_hop_by_hop(response.headers_mut());
         let version = response.version();
         add_via(response.headers_mut(), version);
-        // A version is for one hop (RFC 9110 §6.2): an origin of HTTP/1.0 costs no client its connection.
+        // A version applies to one hop (RFC 9110 §6.2), so an HTTP/1.0 origin must not close the client's connection.
         *response.version_mut() = Version::HTTP_11;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(client) = client else { return no_answer(StatusCode::BAD_GATEWAY) };
-            say_websocket(response.headers_mut());
+            add_websocket_upgrade(response.headers_mut());
             tunnel::join(client, hyper::upgrade::on(&mut response));
         }
         response.map(Either::Left)
     }
 
-    /// The request as the origin shall see it (RFC 9110 §7.6).
+    /// Returns the request to the origin (RFC 9110 §7.6), or `None` if its URI is invalid.
     fn to_origin(&self, request: Request<Incoming>) -> Option<Request<Incoming>> {
         let (mut parts, body) = request.into_parts();
         let mut uri = http::uri::Parts::default();
@@ -89,7 +89,7 @@ impl Proxy {
         parts.uri = Uri::from_parts(uri).ok()?;
         let host = match parts.headers.get(HOST) {
             Some(host) => host.clone(),
-            // HTTP/1.0 asks without one.
+            // HTTP/1.0 requests may have no `Host`.
             None => HeaderValue::from_str(self.origin.as_str()).ok()?,
         };
         remove_hop_by_hop(&mut parts.headers);
@@ -99,7 +99,7 @@ impl Proxy {
         }
         parts.headers.insert("x-forwarded-host", host.clone());
         parts.headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
-        // What a client says about its own way here is nothing to rely on.
+        // The client's own `Forwarded` isn't trustworthy.
         parts.headers.remove(FORWARDED);
         parts.headers.insert(HOST, host);
         add_via(&mut parts.headers, parts.version);
@@ -108,7 +108,7 @@ impl Proxy {
     }
 }
 
-/// There was no answer. The mark lets the cache answer with something stale instead.
+/// Makes the response for a failed origin. The extension lets the cache serve a stale response instead.
 fn no_answer(status: StatusCode) -> Response<OwnBody> {
     let mut response = refusal(status);
     response.extensions_mut().insert(OriginFailed);

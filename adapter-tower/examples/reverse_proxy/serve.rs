@@ -25,10 +25,10 @@ use tower::{Layer, ServiceExt};
 use crate::admission::admit;
 use crate::proxy::Proxy;
 
-/// For how long connections may finish what they do when the proxy is told to stop.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// Time that a stopping proxy gives to running requests.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
-/// The body of an answer: the origin's, or one that was made here.
+/// The body of a response from the origin, or of one that the proxy made.
 pub(crate) type OwnBody = Either<Incoming, Full<Bytes>>;
 
 pub(crate) type Answer = Response<SharedBody<OwnBody>>;
@@ -37,7 +37,7 @@ pub(crate) type Answer = Response<SharedBody<OwnBody>>;
 #[derive(Clone, Copy)]
 pub(crate) struct ClientAddress(pub(crate) SocketAddr);
 
-/// The proxy with a cache in front of it.
+/// The proxy behind a shared cache.
 #[derive(Clone)]
 pub(crate) struct Service {
     cached: BoxCloneSyncService<Request<Incoming>, Answer, Infallible>,
@@ -46,9 +46,9 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn new(larder: &Larder, proxy: Proxy, change: impl FnOnce(&mut SharedRule)) -> Self {
         let cache = SharedCacheLayer::with_rule(larder, |rule| {
-            // Lifetimes for caches like this one, which the origin doesn't mean for browsers (RFC 9213).
+            // A field with lifetimes for CDNs and reverse proxies, not for browsers (RFC 9213).
             rule.targeted = vec![HeaderName::from_static("cdn-cache-control")];
-            // The origin is told so too, whatever a client writes into its request line.
+            // The origin gets the same scheme in `X-Forwarded-Proto`, whatever the client's request line says.
             rule.scheme = SchemeSource::Always(Scheme::HTTP);
             change(rule);
         });
@@ -67,7 +67,7 @@ impl Service {
     }
 }
 
-/// Answers connections until `stop` is ready.
+/// Serves connections until `stop` completes.
 pub(crate) async fn serve(listener: TcpListener, service: Service, stop: impl Future<Output = ()>) {
     let mut server = auto::Builder::new(TokioExecutor::new()).http1_only();
     server.http1().timer(TokioTimer::new());
@@ -77,7 +77,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: impl Fu
         let (stream, client) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
-                // Out of file descriptors, most likely: connections will end, and free some.
+                // Usually the process has no free file descriptors. It has again once other connections end.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
@@ -85,7 +85,7 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: impl Fu
             },
             () = &mut stop => break,
         };
-        // Where it can't be set, answers are a little later.
+        // Without this option, responses are only slower.
         let _ = stream.set_nodelay(true);
         let service = service.clone();
         let answer = move |mut request: Request<Incoming>| {
@@ -94,8 +94,8 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, stop: impl Fu
         };
         let service = service_fn(answer);
         let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        // A connection that breaks off is its client's business.
+        // Errors of a connection concern only its client.
         tokio::spawn(connections.watch(connection));
     }
-    let _late = tokio::time::timeout(FAREWELL, connections.shutdown()).await;
+    let _late = tokio::time::timeout(SHUTDOWN_GRACE, connections.shutdown()).await;
 }

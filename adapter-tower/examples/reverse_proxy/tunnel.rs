@@ -1,10 +1,10 @@
-//! WebSockets: once both sides agreed to switch, their bytes go back and forth.
+//! WebSockets: copies bytes in both directions once both sides have switched protocols.
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
-/// Joins two connections until one of them ends. What breaks off is the business of those at its ends.
+/// Joins two connections until one of them ends. Errors are ignored, because both ends notice them.
 pub(crate) fn join(client: OnUpgrade, origin: OnUpgrade) {
     tokio::spawn(async move {
         if let (Ok(client), Ok(origin)) = tokio::join!(client, origin) {

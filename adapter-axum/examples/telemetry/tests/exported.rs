@@ -1,4 +1,4 @@
-//! The examples, run as a user would run them: what they export is there.
+//! Tests of the examples' exports: each example runs as a process and is called over HTTP.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,7 +15,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A running example. It is killed when it is dropped.
+/// A running example. It is killed on drop.
 struct Example {
     child: Child,
     address: String,
@@ -42,7 +42,7 @@ impl Example {
         call(&self.address, line)
     }
 
-    /// What it prints until that is enough, for ten seconds at most.
+    /// Returns the printed lines as soon as `is_enough` accepts them. Panics after ten seconds.
     fn prints(&self, is_enough: impl Fn(&str) -> bool) -> String {
         let (until, mut printed) = (Instant::now() + Duration::from_secs(10), String::new());
         while !is_enough(&printed) {

@@ -1,7 +1,7 @@
 //! A small shop with a console.
 //!
 //! `cargo run -p larder-telemetry-examples --bin console` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`). Open
-//! `/login` there, which stands for the log-in that you have, and then `/admin/cache`.
+//! `/login` there, which stands for a real login page, and then `/admin/cache`.
 
 use std::env;
 use std::error::Error;
@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(io::stderr).init();
-    // In memory, unless the environment names a Redis.
+    // Entries are in memory, unless the environment names a Redis.
     let larder = Larder::from_env()?;
     let app = Router::new()
         .route(
@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Who may see the console, and evict. A session of yours would be looked up here.
+/// Returns `true` if the request may see the console and evict. A real application would check its session here.
 fn is_staff(request: &RequestView<'_>) -> bool {
     let cookies = request.headers.get_all(COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
     cookies.flat_map(|cookies| cookies.split("; ")).any(|cookie| cookie == "staff=yes")

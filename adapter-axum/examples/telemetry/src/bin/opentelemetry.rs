@@ -1,8 +1,8 @@
-//! What Larder does, as OpenTelemetry spans, and what it counts, as OpenTelemetry metrics.
+//! A program that exports Larder's spans and statistics with OpenTelemetry.
 //!
 //! `cargo run -p larder-telemetry-examples --bin opentelemetry` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`)
-//! and prints what it exports. To send it to a collector, take the exporters of the crate `opentelemetry-otlp` instead
-//! of those of `opentelemetry-stdout`; nothing else changes.
+//! and prints the exported data. To send it to a collector, use the exporters of the crate `opentelemetry-otlp` instead
+//! of those of `opentelemetry-stdout`.
 
 use std::env;
 use std::error::Error;
@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let spans = tracing_opentelemetry::layer().with_tracer(tracers.tracer("shop"));
     tracing_subscriber::registry().with(spans).init();
 
-    // In memory, unless the environment names a Redis.
+    // Entries are in memory, unless the environment names a Redis.
     let larder = Larder::from_env()?;
     let meters = meters(&larder);
 
@@ -49,7 +49,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(tracers.shutdown()?)
 }
 
-/// Metrics that read [`Larder::stats`] whenever they are collected.
+/// Registers metrics that read [`Larder::stats`] on each collection.
 fn meters(larder: &Larder) -> SdkMeterProvider {
     let exporter = opentelemetry_stdout::MetricExporter::default();
     let reader = PeriodicReader::builder(exporter).with_interval(Duration::from_secs(1)).build();

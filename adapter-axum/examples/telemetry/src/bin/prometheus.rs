@@ -1,7 +1,7 @@
-//! What Larder counts, for Prometheus to fetch.
+//! A program that exports Larder's metrics to Prometheus.
 //!
-//! `cargo run -p larder-telemetry-examples --bin prometheus` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`); ask
-//! for `/products/7` a few times, and then for `/metrics`.
+//! `cargo run -p larder-telemetry-examples --bin prometheus` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`).
+//! Request `/products/7` a few times, and then `/metrics`.
 
 use std::env;
 use std::error::Error;
@@ -16,15 +16,15 @@ use larder_axum::{Larder, cache, cache_evict};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::net::TcpListener;
 
-/// Upper ends of the buckets of everything that is a time, in seconds.
+/// Upper bounds of the histogram buckets of durations, in seconds.
 const SECONDS: [f64; 9] = [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 1.0, 10.0];
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // Before the first request: what was counted before is lost.
+    // Installed before the first request, because earlier counts would be lost.
     let recorder = PrometheusBuilder::new().set_buckets(&SECONDS)?.install_recorder()?;
 
-    // In memory, unless the environment names a Redis.
+    // Entries are in memory, unless the environment names a Redis.
     let larder = Larder::from_env()?;
     let app = Router::new()
         .route(
