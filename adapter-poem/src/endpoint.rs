@@ -51,10 +51,10 @@ struct PoemCall<E> {
 }
 
 /// The type inside poem's own body. Unwrapping and wrapping it copies nothing.
-type Inner = BoxBody<Bytes, io::Error>;
+type PoemBody = BoxBody<Bytes, io::Error>;
 
 impl<E: Endpoint + 'static> Call for PoemCall<E> {
-    type Body = Inner;
+    type Body = PoemBody;
     type Error = Error;
 
     fn view(&self) -> RequestView<'_> {
@@ -76,7 +76,7 @@ impl<E: Endpoint + 'static> Call for PoemCall<E> {
         error.status()
     }
 
-    async fn run(self) -> Result<http::Response<Inner>> {
+    async fn run(self) -> Result<http::Response<PoemBody>> {
         Ok(self.endpoint.call(self.request).await?.into_response().into())
     }
 }
@@ -113,7 +113,7 @@ fn has_content(request: &mut Request) -> bool {
     has_content
 }
 
-fn response(answer: http::Response<ReplyBody<Inner>>) -> Response {
+fn response(answer: http::Response<ReplyBody<PoemBody>>) -> Response {
     let (mut parts, body) = answer.into_parts();
     let body = match body.as_bytes() {
         Some(bytes) => {
@@ -124,7 +124,7 @@ fn response(answer: http::Response<ReplyBody<Inner>>) -> Response {
             }
             Body::from_bytes(bytes.clone())
         }
-        None => Inner::new(body).into(),
+        None => PoemBody::new(body).into(),
     };
     with_body(http::Response::from_parts(parts, body), |body| body)
 }

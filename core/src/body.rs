@@ -18,13 +18,13 @@ pin_project! {
     /// The body of a response that went through the cache.
     pub struct ReplyBody<B: Body> {
         #[pin]
-        inner: Inner<B>,
+        inner: ReplySource<B>,
     }
 }
 
 pin_project! {
-    #[project = InnerProjection]
-    enum Inner<B: Body> {
+    #[project = ReplySourceProjection]
+    enum ReplySource<B: Body> {
         Full { bytes: Bytes },
         Own { #[pin] body: B },
         Replay { replay: Replay<B> },
@@ -41,20 +41,20 @@ impl<B: Body> ReplyBody<B> {
     /// Creates a body from complete bytes.
     #[must_use]
     pub const fn full(bytes: Bytes) -> Self {
-        Self { inner: Inner::Full { bytes } }
+        Self { inner: ReplySource::Full { bytes } }
     }
 
     /// Wraps the handler's body unchanged.
     #[must_use]
     pub const fn own(body: B) -> Self {
-        Self { inner: Inner::Own { body } }
+        Self { inner: ReplySource::Own { body } }
     }
 
     /// Returns the bytes if the body is complete in memory.
     #[must_use]
     pub const fn as_bytes(&self) -> Option<&Bytes> {
         match &self.inner {
-            Inner::Full { bytes } => Some(bytes),
+            ReplySource::Full { bytes } => Some(bytes),
             _ => None,
         }
     }
@@ -63,9 +63,9 @@ impl<B: Body> ReplyBody<B> {
 impl<B: Body> fmt::Debug for ReplyBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.inner {
-            Inner::Full { .. } => "ReplyBody::Full(..)",
-            Inner::Own { .. } => "ReplyBody::Own(..)",
-            Inner::Replay { .. } => "ReplyBody::Replay(..)",
+            ReplySource::Full { .. } => "ReplyBody::Full(..)",
+            ReplySource::Own { .. } => "ReplyBody::Own(..)",
+            ReplySource::Replay { .. } => "ReplyBody::Replay(..)",
         })
     }
 }
@@ -79,10 +79,12 @@ impl<B: Body> Body for ReplyBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().inner.project() {
-            InnerProjection::Full { bytes } if bytes.is_empty() => Poll::Ready(None),
-            InnerProjection::Full { bytes } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            InnerProjection::Own { body } => body.poll_frame(context).map(own_frame),
-            InnerProjection::Replay { replay } => match replay.frames.pop_front() {
+            ReplySourceProjection::Full { bytes } if bytes.is_empty() => Poll::Ready(None),
+            ReplySourceProjection::Full { bytes } => {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
+            ReplySourceProjection::Own { body } => body.poll_frame(context).map(own_frame),
+            ReplySourceProjection::Replay { replay } => match replay.frames.pop_front() {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
                 None => match &mut replay.rest {
                     Ok(body) => body.as_mut().poll_frame(context).map(own_frame),
@@ -94,9 +96,9 @@ impl<B: Body> Body for ReplyBody<B> {
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
-            Inner::Full { bytes } => bytes.is_empty(),
-            Inner::Own { body } => body.is_end_stream(),
-            Inner::Replay { replay } => {
+            ReplySource::Full { bytes } => bytes.is_empty(),
+            ReplySource::Own { body } => body.is_end_stream(),
+            ReplySource::Replay { replay } => {
                 replay.frames.is_empty()
                     && match &replay.rest {
                         Ok(body) => body.is_end_stream(),
@@ -108,9 +110,9 @@ impl<B: Body> Body for ReplyBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Full { bytes } => SizeHint::with_exact(bytes.len() as u64),
-            Inner::Own { body } => body.size_hint(),
-            Inner::Replay { .. } => SizeHint::default(),
+            ReplySource::Full { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            ReplySource::Own { body } => body.size_hint(),
+            ReplySource::Replay { .. } => SizeHint::default(),
         }
     }
 }
@@ -166,7 +168,7 @@ fn replay<B: Body>(
     frames: VecDeque<Frame<Bytes>>,
     rest: Result<Pin<Box<B>>, Option<B::Error>>,
 ) -> ReplyBody<B> {
-    ReplyBody { inner: Inner::Replay { replay: Replay { frames, rest } } }
+    ReplyBody { inner: ReplySource::Replay { replay: Replay { frames, rest } } }
 }
 
 /// Joins chunks into one buffer. A single chunk isn't copied.

@@ -7,14 +7,14 @@
 //!
 //! | RFC 9111 | here |
 //! |---|---|
-//! | §3 storing | [`policy::Forward::on_response`] |
+//! | §3 storing | [`policy::SharedForward::on_response`] |
 //! | §3.1, §3.2 which fields | `fields.rs` |
 //! | §3.3, §3.4 parts of a body, RFC 9110 §14 | `partial.rs` |
-//! | §4 answering | [`policy::Lookup::on_record`] |
+//! | §4 answering | [`policy::SharedLookup::on_record`] |
 //! | §4.1 `Vary` | the same records of variants as routes have |
 //! | §4.2 age and freshness | `freshness.rs` |
-//! | §4.3 validation | [`policy::Forward::prepare`], [`policy::Forward::on_response`] |
-//! | §4.4 invalidation | [`policy::Write`] |
+//! | §4.3 validation | [`policy::SharedForward::prepare`], [`policy::SharedForward::on_response`] |
+//! | §4.4 invalidation | [`policy::SharedWrite`] |
 
 mod admitted;
 mod answer;
@@ -46,7 +46,7 @@ use crate::policy::rule::{DEFAULT_MAX_BODY, host};
 use crate::request::RequestView;
 use target::Unkeyed;
 
-pub use crate::record::shared::{Part, SharedRecord, StoredResponse};
+pub use crate::record::shared::{SharedRecord, StoredPart, StoredResponse};
 pub use policy::SharedPolicy;
 
 #[cfg(feature = "runtime")]

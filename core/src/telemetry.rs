@@ -109,7 +109,7 @@ impl Telemetry {
     }
 
     /// Records the result of a write.
-    fn wrote(&self, group: Option<&str>, write: Write) {
+    fn wrote(&self, group: Option<&str>, write: WriteResult) {
         self.in_group(group, |name, group| {
             group.writes[write as usize].fetch_add(1, Ordering::Relaxed);
             metrics::write(name, write);
@@ -403,7 +403,7 @@ impl Operation {
 
 /// The result of a write.
 #[derive(Clone, Copy)]
-enum Write {
+enum WriteResult {
     Stored,
     Refused,
     Failed,

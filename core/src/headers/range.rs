@@ -83,7 +83,7 @@ pub fn unsatisfied(complete: u64) -> HeaderValue {
 /// [`if_range_holds`] first.
 #[must_use]
 pub fn select(request: &HeaderMap, complete: u64) -> Selection {
-    Asked::of(request).map_or(Selection::Whole, |asked| asked.within(complete))
+    RangeSpec::of(request).map_or(Selection::Whole, |asked| asked.within(complete))
 }
 
 /// Whether `Range` counts: there is no `If-Range`, or it names exactly this response (RFC 9110 §13.1.5). Tags are compared
@@ -120,7 +120,7 @@ pub(crate) fn is_in_bytes(request: &HeaderMap) -> bool {
 
 /// Whether a request asks for one range, from the first byte to the last.
 pub(crate) fn is_of_the_whole(request: &HeaderMap) -> bool {
-    matches!(Asked::of(request), Some(Asked::From(0, None)))
+    matches!(RangeSpec::of(request), Some(RangeSpec::From(0, None)))
 }
 
 /// The part that is all of a body, unless the body is empty.
@@ -139,14 +139,14 @@ pub(crate) fn is_refused(response: &HeaderMap) -> bool {
 
 /// A range as it was asked for.
 #[derive(Clone, Copy)]
-pub(crate) enum Asked {
+pub(crate) enum RangeSpec {
     /// `first-last` or `first-`.
     From(u64, Option<u64>),
     /// `-length`.
     Last(u64),
 }
 
-impl Asked {
+impl RangeSpec {
     /// What the request asks for, if it is one well-formed range of bytes.
     pub(crate) fn of(request: &HeaderMap) -> Option<Self> {
         let mut fields = request.get_all(RANGE).iter();
@@ -180,17 +180,17 @@ fn of_bytes(field: &[u8]) -> Option<&[u8]> {
 }
 
 /// The range of a field that holds one, in bytes, and is well-formed.
-fn one_range(field: &[u8]) -> Option<Asked> {
+fn one_range(field: &[u8]) -> Option<RangeSpec> {
     let mut ranges = list(of_bytes(field)?);
     let (Some(range), None) = (ranges.next(), ranges.next()) else { return None };
     let dash = range.iter().position(|&byte| byte == b'-')?;
     let (first, last) = (&range[..dash], &range[dash + 1..]);
     match (first, last) {
-        (b"", length) => Some(Asked::Last(number(length)?)),
-        (first, b"") => Some(Asked::From(number(first)?, None)),
+        (b"", length) => Some(RangeSpec::Last(number(length)?)),
+        (first, b"") => Some(RangeSpec::From(number(first)?, None)),
         (first, last) => {
             let (first, last) = (number(first)?, number(last)?);
-            (first <= last).then_some(Asked::From(first, Some(last)))
+            (first <= last).then_some(RangeSpec::From(first, Some(last)))
         }
     }
 }

@@ -134,8 +134,8 @@ mod tests {
         let chosen = |config| KeyConfig { is_chosen: true, ..config };
         let paged = |config| KeyConfig { params: Some(vec!["page".into()]), ..config };
         let as_it_is = |config| config;
-        type Change<'a> = &'a dyn Fn(KeyConfig) -> KeyConfig;
-        let rows: [(Change<'_>, Change<'_>, Option<&str>); 9] = [
+        type KeyChange<'a> = &'a dyn Fn(KeyConfig) -> KeyConfig;
+        let rows: [(KeyChange<'_>, KeyChange<'_>, Option<&str>); 9] = [
             (&as_it_is, &as_it_is, None),
             (&private, &as_it_is, Some("audience")),
             (&as_it_is, &private, Some("audience")),

@@ -63,12 +63,12 @@ pub struct StoredResponse {
     /// The id of the [`Variants`] record that this is a variant of; 0 for a response that doesn't vary.
     pub variant: u64,
     /// The part of the body that is stored; `None` for the whole body.
-    pub part: Option<Part>,
+    pub part: Option<StoredPart>,
 }
 
 /// The position of a partial body in the complete one (RFC 9110 §14.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct StoredPart {
     /// The position of the first byte.
     pub first: u64,
     /// The number of bytes that `Content-Range` declares. Origins may have sent fewer.
@@ -169,7 +169,7 @@ impl StoredResponse {
             let (first, claimed, complete) = (reader.u64()?, reader.u64()?, reader.u64()?);
             let asked_len = usize::from(reader.u16()?);
             let asked = bytes.slice_ref(reader.take(asked_len)?);
-            Some(Part { first, claimed, complete: (complete != UNKNOWN).then_some(complete), asked })
+            Some(StoredPart { first, claimed, complete: (complete != UNKNOWN).then_some(complete), asked })
         };
         let head_len = reader.u32()? as usize;
         let body_len = usize::try_from(reader.u64()?).ok()?;
@@ -230,7 +230,7 @@ mod tests {
         let field = ("[a-z][a-z0-9-]{0,12}", proptest::collection::vec(0x20u8..0x7f, 0..30));
         let body = || proptest::collection::vec(any::<u8>(), 0..100).prop_map(Bytes::from);
         let part = (any::<u64>(), any::<u64>(), proptest::option::of(0..UNKNOWN), body())
-            .prop_map(|(first, claimed, complete, asked)| Part { first, claimed, complete, asked });
+            .prop_map(|(first, claimed, complete, asked)| StoredPart { first, claimed, complete, asked });
         let millis = || (0u64..10_000_000_000_000).prop_map(Duration::from_millis);
         (
             (200u16..600, proptest::collection::vec(field, 0..8), body(), 0u64..4_000_000_000_000),

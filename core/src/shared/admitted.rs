@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, AGE, DATE, HeaderName, SET_COOKIE, VARY};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::answer::Answer;
-use super::cache_status::Mark;
+use super::answer::SharedAnswer;
+use super::cache_status::SharedCacheStatus;
 use super::fields::{self, freshen, storable};
 use super::freshness::{Control, Exchanged, Freshness};
 use super::partial::combine;
@@ -150,10 +150,10 @@ pub(super) fn retention(stored: &StoredResponse, now: SystemTime, rule: &SharedR
 #[derive(Debug)]
 #[must_use]
 pub struct Freshened {
-    pub(super) mark: Mark,
+    pub(super) mark: SharedCacheStatus,
     pub(super) stored: Box<StoredResponse>,
     pub(super) fate: Fate,
-    pub(super) answer: Option<Answer>,
+    pub(super) answer: Option<SharedAnswer>,
 }
 
 impl Freshened {
@@ -182,12 +182,12 @@ impl Freshened {
     }
 
     /// Returns the cache's status for the response to a HEAD.
-    pub const fn mark(&self) -> &Mark {
+    pub const fn mark(&self) -> &SharedCacheStatus {
         &self.mark
     }
 
     /// Returns the response to send. `None` after a HEAD, which is answered with its own response.
-    pub fn into_answer(self) -> Option<Answer> {
+    pub fn into_answer(self) -> Option<SharedAnswer> {
         self.answer
     }
 }
@@ -195,7 +195,7 @@ impl Freshened {
 /// A response that is passed on and stored.
 #[derive(Debug)]
 #[must_use]
-pub struct Admit {
+pub struct SharedAdmit {
     pub(super) stored: StoredResponse,
     /// `true` if the response is one of several codings and its `Vary` doesn't say so.
     pub(super) adds_vary: bool,
@@ -205,25 +205,25 @@ pub struct Admit {
     pub(super) known: Option<Variants>,
     pub(super) previous: Option<Box<StoredResponse>>,
     pub(super) request: HeaderMap,
-    pub(super) mark: Mark,
+    pub(super) mark: SharedCacheStatus,
 }
 
-impl Admit {
+impl SharedAdmit {
     /// Returns the cache's status for the response.
-    pub const fn mark(&self) -> &Mark {
+    pub const fn mark(&self) -> &SharedCacheStatus {
         &self.mark
     }
 
     /// Adds the cache's fields to the response: its status, `Accept-Ranges` if parts will be cut, and `Vary:
     /// Accept-Encoding` if downstream caches need it.
-    pub fn stamp(&self, headers: &mut HeaderMap) {
+    pub fn write_to(&self, headers: &mut HeaderMap) {
         if self.adds_vary {
             vary_by_coding(headers);
         }
         if self.tells_ranges {
             add_accept_ranges(headers);
         }
-        self.mark.stamp(headers);
+        self.mark.write_to(headers);
     }
 
     /// Returns the largest body that can be stored, in bytes.
@@ -233,20 +233,20 @@ impl Admit {
     }
 
     /// Returns the response to be stored, with its complete body.
-    pub fn with_body(self, body: Bytes) -> Admitted {
+    pub fn with_body(self, body: Bytes) -> SharedAdmitted {
         let Self { mut stored, names, known, previous, request, mark, adds_vary: _, tells_ranges: _ } = self;
         stored.body = body;
         if let Some(previous) = &previous {
             combine(&mut stored, previous);
         }
-        Admitted { rule: mark.rule, stored, names, known, request }
+        SharedAdmitted { rule: mark.rule, stored, names, known, request }
     }
 }
 
 /// A response to be stored.
 #[derive(Debug)]
 #[must_use]
-pub struct Admitted {
+pub struct SharedAdmitted {
     pub(super) rule: Arc<SharedRule>,
     pub(super) stored: StoredResponse,
     pub(super) names: Vec<HeaderName>,
@@ -254,7 +254,7 @@ pub struct Admitted {
     pub(super) request: HeaderMap,
 }
 
-impl Admitted {
+impl SharedAdmitted {
     /// Returns the body within its record. `None` if the record combines several parts.
     #[cfg(feature = "runtime")]
     pub(super) fn body_within(&self, record: &Bytes, body: &Bytes) -> Option<Bytes> {

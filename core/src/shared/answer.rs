@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::SharedRule;
 use super::cache_status::CACHE_STATUS;
-use super::cache_status::Mark;
+use super::cache_status::SharedCacheStatus;
 use super::partial::{Cut, cut};
 use super::rules::is_not_modified;
 use crate::headers::hop_by_hop::only;
@@ -63,8 +63,8 @@ impl Shape {
 /// A response that needs no origin.
 #[derive(Debug)]
 #[must_use]
-pub struct Answer {
-    pub(super) mark: Mark,
+pub struct SharedAnswer {
+    pub(super) mark: SharedCacheStatus,
     pub(super) now: SystemTime,
     pub(super) is_head: bool,
     /// The stored response, and the part of it to send. `None` is a 504 (§5.2.1.7).
@@ -73,7 +73,7 @@ pub struct Answer {
     pub(super) cookies: Vec<HeaderValue>,
 }
 
-impl Answer {
+impl SharedAnswer {
     pub(super) fn hit(
         rule: Arc<SharedRule>,
         stored: Box<StoredResponse>,
@@ -84,16 +84,22 @@ impl Answer {
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
         // Whole seconds of age, so that it agrees with `Age`.
         let ttl = seconds(stored.lifetime).saturating_sub(seconds(stored.age(now)));
-        Self { mark: Mark::hit(rule, ttl), now, is_head, from: Some((stored, shape)), cookies: Vec::new() }
+        Self {
+            mark: SharedCacheStatus::hit(rule, ttl),
+            now,
+            is_head,
+            from: Some((stored, shape)),
+            cookies: Vec::new(),
+        }
     }
 
     pub(super) const fn unsatisfiable(rule: Arc<SharedRule>, reason: Reason) -> Self {
-        let mark = Mark::forwarded(rule, reason);
+        let mark = SharedCacheStatus::forwarded(rule, reason);
         Self { mark, now: SystemTime::UNIX_EPOCH, is_head: false, from: None, cookies: Vec::new() }
     }
 
     /// Makes the same response after the request went to the origin, or waited for one that did.
-    pub(super) fn after(mut self, mark: Mark) -> Self {
+    pub(super) fn after(mut self, mark: SharedCacheStatus) -> Self {
         self.mark = mark;
         self
     }
@@ -104,7 +110,7 @@ impl Answer {
 
     /// Marks that the request waited for another request's response (RFC 9211 §2.6).
     pub fn collapsed(self, reason: Reason) -> Self {
-        let mark = Mark::forwarded(Arc::clone(&self.mark.rule), reason).collapsed();
+        let mark = SharedCacheStatus::forwarded(Arc::clone(&self.mark.rule), reason).collapsed();
         self.after(mark)
     }
 
@@ -121,7 +127,7 @@ impl Answer {
             let mut response = Response::new(Bytes::new());
             *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
             // A 504 is made by this cache and has no age.
-            self.mark.stamp_unsatisfied(response.headers_mut());
+            self.mark.write_unsatisfied_to(response.headers_mut());
             return response;
         };
         let age = stored.age(self.now).as_secs();
@@ -152,7 +158,7 @@ impl Answer {
         for cookie in self.cookies {
             headers.append(SET_COOKIE, cookie);
         }
-        self.mark.stamp(&mut headers);
+        self.mark.write_to(&mut headers);
         if has_length(status) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length.unwrap_or(body.len() as u64)));
         } else {

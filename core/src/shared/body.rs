@@ -16,7 +16,7 @@ use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::budget::{Budget, Holder, Share};
+use super::budget::{Budget, BudgetHolder, Share};
 use crate::body::{join, owned};
 use crate::policy::BodyLength;
 
@@ -26,13 +26,13 @@ pin_project! {
     /// The body of an answer that went through a shared cache.
     pub struct SharedBody<B: Body> {
         #[pin]
-        inner: Inner<B>,
+        inner: SharedSource<B>,
     }
 }
 
 pin_project! {
-    #[project = InnerProjection]
-    enum Inner<B: Body> {
+    #[project = SharedSourceProjection]
+    enum SharedSource<B: Body> {
         Full { bytes: Bytes },
         Own { #[pin] body: B },
         Kept { pipe: ReadEnd<B>, remaining: Option<u64>, ended: bool },
@@ -44,23 +44,23 @@ impl<B: Body> SharedBody<B> {
     /// A body that is there whole.
     #[must_use]
     pub const fn full(bytes: Bytes) -> Self {
-        Self { inner: Inner::Full { bytes } }
+        Self { inner: SharedSource::Full { bytes } }
     }
 
     /// The origin's own body, untouched.
     #[must_use]
     pub const fn own(body: B) -> Self {
-        Self { inner: Inner::Own { body } }
+        Self { inner: SharedSource::Own { body } }
     }
 }
 
 impl<B: Body> fmt::Debug for SharedBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.inner {
-            Inner::Full { .. } => "SharedBody::Full(..)",
-            Inner::Own { .. } => "SharedBody::Own(..)",
-            Inner::Kept { .. } => "SharedBody::Kept(..)",
-            Inner::Rest { .. } => "SharedBody::Rest(..)",
+            SharedSource::Full { .. } => "SharedBody::Full(..)",
+            SharedSource::Own { .. } => "SharedBody::Own(..)",
+            SharedSource::Kept { .. } => "SharedBody::Kept(..)",
+            SharedSource::Rest { .. } => "SharedBody::Rest(..)",
         })
     }
 }
@@ -74,14 +74,14 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let end = match self.as_mut().project().inner.project() {
-            InnerProjection::Full { bytes } if bytes.is_empty() => return Poll::Ready(None),
-            InnerProjection::Full { bytes } => {
+            SharedSourceProjection::Full { bytes } if bytes.is_empty() => return Poll::Ready(None),
+            SharedSourceProjection::Full { bytes } => {
                 return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))));
             }
-            InnerProjection::Own { body } => return body.poll_frame(context).map(own_frame),
-            InnerProjection::Rest { rest } => return rest.as_mut().poll_frame(context).map(own_frame),
-            InnerProjection::Kept { ended: true, .. } => return Poll::Ready(None),
-            InnerProjection::Kept { pipe, remaining, ended } => match pipe.0.read(context) {
+            SharedSourceProjection::Own { body } => return body.poll_frame(context).map(own_frame),
+            SharedSourceProjection::Rest { rest } => return rest.as_mut().poll_frame(context).map(own_frame),
+            SharedSourceProjection::Kept { ended: true, .. } => return Poll::Ready(None),
+            SharedSourceProjection::Kept { pipe, remaining, ended } => match pipe.0.read(context) {
                 Read::Nothing => return Poll::Pending,
                 Read::Frame(frame) => {
                     let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -97,7 +97,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
         match end {
             End::Whole => Poll::Ready(None),
             End::Rest(rest) => {
-                self.set(Self { inner: Inner::Rest { rest } });
+                self.set(Self { inner: SharedSource::Rest { rest } });
                 self.poll_frame(context)
             }
             End::Error(error) => Poll::Ready(Some(Err(error.into()))),
@@ -108,20 +108,20 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
-            Inner::Full { bytes } => bytes.is_empty(),
-            Inner::Own { body } => body.is_end_stream(),
-            Inner::Kept { ended, .. } => *ended,
-            Inner::Rest { rest } => rest.is_end_stream(),
+            SharedSource::Full { bytes } => bytes.is_empty(),
+            SharedSource::Own { body } => body.is_end_stream(),
+            SharedSource::Kept { ended, .. } => *ended,
+            SharedSource::Rest { rest } => rest.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Full { bytes } => SizeHint::with_exact(bytes.len() as u64),
-            Inner::Own { body } => body.size_hint(),
-            Inner::Kept { remaining: Some(remaining), .. } => SizeHint::with_exact(*remaining),
-            Inner::Kept { remaining: None, .. } => SizeHint::default(),
-            Inner::Rest { rest } => rest.size_hint(),
+            SharedSource::Full { bytes } => SizeHint::with_exact(bytes.len() as u64),
+            SharedSource::Own { body } => body.size_hint(),
+            SharedSource::Kept { remaining: Some(remaining), .. } => SizeHint::with_exact(*remaining),
+            SharedSource::Kept { remaining: None, .. } => SizeHint::default(),
+            SharedSource::Rest { rest } => rest.size_hint(),
         }
     }
 }
@@ -137,11 +137,11 @@ fn own_frame<D: Buf, E: Into<BoxError>>(
 
 /// What lies between the keeper of a body and the client that reads it.
 struct Pipe<B: Body> {
-    state: Mutex<State<B>>,
+    state: Mutex<PipeState<B>>,
     client_gone: Notify,
 }
 
-struct State<B: Body> {
+struct PipeState<B: Body> {
     /// What the client hasn't read of a body that is still coming.
     frames: VecDeque<Frame<Bytes>>,
     /// The body once it is complete, in place of the frames: the same bytes that are stored.
@@ -174,7 +174,7 @@ enum Read<B: Body> {
 }
 
 impl<B: Body> Pipe<B> {
-    fn state(&self) -> MutexGuard<'_, State<B>> {
+    fn state(&self) -> MutexGuard<'_, PipeState<B>> {
         // Nothing in here panics halfway.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,7 +210,7 @@ impl<B: Body> Pipe<B> {
     }
 
     /// Changes the state and wakes the client.
-    fn write(&self, change: impl FnOnce(&mut State<B>)) {
+    fn write(&self, change: impl FnOnce(&mut PipeState<B>)) {
         let reader = {
             let mut state = self.state();
             change(&mut state);
@@ -222,7 +222,7 @@ impl<B: Body> Pipe<B> {
     }
 }
 
-impl<B: Body + Send> Holder for Pipe<B>
+impl<B: Body + Send> BudgetHolder for Pipe<B>
 where
     B::Error: Send,
 {
@@ -287,7 +287,7 @@ where
     };
     let Some(share) = budget.share(expected.unwrap_or(0)) else { return Err(body) };
     let pipe = Arc::new(Pipe {
-        state: Mutex::new(State {
+        state: Mutex::new(PipeState {
             frames: VecDeque::new(),
             whole: None,
             released: 0,
@@ -300,11 +300,11 @@ where
         }),
         client_gone: Notify::new(),
     });
-    let holder: Arc<dyn Holder> = pipe.clone();
+    let holder: Arc<dyn BudgetHolder> = pipe.clone();
     budget.register(&holder, expected);
     let client = WriteEnd(Arc::clone(&pipe));
     let keeper = Keeper { body: Box::pin(body), client, limit, expected, chunks: Vec::new(), length: 0 };
-    Ok((SharedBody { inner: Inner::Kept { pipe: ReadEnd(pipe), remaining, ended: false } }, keeper))
+    Ok((SharedBody { inner: SharedSource::Kept { pipe: ReadEnd(pipe), remaining, ended: false } }, keeper))
 }
 
 /// Reads a body to its end, hands every frame on, and keeps them. What the client hasn't read is kept anyway, and bounded by

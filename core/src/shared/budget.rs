@@ -19,7 +19,7 @@ pub(crate) struct Budget {
 
 struct Room {
     free: u64,
-    holders: Vec<Weak<dyn Holder>>,
+    holders: Vec<Weak<dyn BudgetHolder>>,
     /// How many holders make it worth looking for those that are gone.
     crowded: usize,
     searched: Option<Instant>,
@@ -32,7 +32,7 @@ impl std::fmt::Debug for Room {
 }
 
 /// What holds a share.
-pub(crate) trait Holder: Send + Sync {
+pub(crate) trait BudgetHolder: Send + Sync {
     /// Gives the share back if it is held for a client alone that hasn't read for so long. The client sees that its response
     /// broke off.
     fn give_up(&self, stalled: Duration);
@@ -61,7 +61,7 @@ impl Budget {
     }
 
     /// Remembers who has a share, if its body may be long.
-    pub(crate) fn register(&self, holder: &Arc<dyn Holder>, length: Option<u64>) {
+    pub(crate) fn register(&self, holder: &Arc<dyn BudgetHolder>, length: Option<u64>) {
         if length.is_some_and(|length| length <= SHORT) {
             return;
         }
@@ -75,7 +75,7 @@ impl Budget {
 
     /// Takes shares back that are held for clients that have stalled. Looks for them once a second.
     fn relieve(&self) {
-        let holders: Vec<Arc<dyn Holder>> = {
+        let holders: Vec<Arc<dyn BudgetHolder>> = {
             let mut room = self.room();
             if room.searched.is_some_and(|searched| searched.elapsed() < Duration::from_secs(1)) {
                 return;

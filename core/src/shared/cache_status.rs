@@ -13,7 +13,7 @@ pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 
 /// The cache's entry in `Cache-Status` (RFC 9211).
 #[derive(Clone, Debug)]
-pub struct Mark {
+pub struct SharedCacheStatus {
     pub(super) rule: Arc<SharedRule>,
     said: Said,
 }
@@ -33,7 +33,7 @@ enum Said {
     },
 }
 
-impl Mark {
+impl SharedCacheStatus {
     pub(super) const fn hit(rule: Arc<SharedRule>, ttl: i64) -> Self {
         Self { rule, said: Said::Hit { ttl } }
     }
@@ -106,7 +106,7 @@ impl Mark {
     }
 
     /// Appends the entry to the fields of a response, after those of caches nearer to the origin.
-    pub fn stamp(&self, headers: &mut HeaderMap) {
+    pub fn write_to(&self, headers: &mut HeaderMap) {
         let Some(name) = &self.rule.cache_status else { return };
         let mut text = String::from(&**name);
         match &self.said {
@@ -131,7 +131,7 @@ impl Mark {
     }
 
     /// On a 504 for `only-if-cached`, nothing was forwarded.
-    pub(super) fn stamp_unsatisfied(&self, headers: &mut HeaderMap) {
+    pub(super) fn write_unsatisfied_to(&self, headers: &mut HeaderMap) {
         let (Some(name), Said::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.said) else {
             return;
         };

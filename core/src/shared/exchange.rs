@@ -21,8 +21,9 @@ use tracing::Instrument;
 use super::body::{Keeper, SharedBody, Unkept, keep};
 use super::budget::Budget;
 use super::policy::{
-    Admit, Admitted, Answer, Decision, Fate, Forward, Freshened, Lookup, Mark, OnRecord, OnRequest,
-    OnResponse, Placement, SharedPolicy, Write,
+    Fate, Freshened, OnRecord, Placement, SharedAdmit, SharedAdmitted, SharedAnswer, SharedCacheStatus,
+    SharedDecision, SharedForward, SharedLookup, SharedOnRequest, SharedOnResponse, SharedPolicy,
+    SharedWrite,
 };
 use super::{SharedRecord, SharedRule, StoredResponse};
 use crate::body::length_of;
@@ -190,15 +191,15 @@ impl SharedCache {
     /// If the request is one for the cache, looks under the key, and under the secondary key if the resource varies.
     async fn look(&self, request: RequestView<'_>) -> Seen {
         let mut lookup = match self.policy.on_request(&request) {
-            OnRequest::Bypass(mark) => return Seen::Bypass(mark),
-            OnRequest::Write(write) => {
+            SharedOnRequest::Bypass(mark) => return Seen::Bypass(mark),
+            SharedOnRequest::Write(write) => {
                 let key = self.rule().key(&request);
                 return match reentry::is_running(&self.context, &key, request.extensions) {
                     true => Seen::Within,
                     false => Seen::Write(write, key),
                 };
             }
-            OnRequest::Lookup(lookup) => lookup,
+            SharedOnRequest::Lookup(lookup) => lookup,
         };
         let key = lookup.key(&request);
         if reentry::is_running(&self.context, &key, request.extensions) {
@@ -217,7 +218,7 @@ impl SharedCache {
     /// A record. Of a large response it may hold no more than the request needs, and then the lookup knows.
     async fn read_for(
         &self,
-        lookup: &mut Lookup,
+        lookup: &mut SharedLookup,
         key: &CacheKey,
         request: &RequestView<'_>,
     ) -> Result<Option<SharedRecord>, Reason> {
@@ -253,7 +254,7 @@ impl SharedCache {
     /// Asks the origin, detached from the client, and stores what may be stored.
     async fn fetch<C: Call>(
         self: &Arc<Self>,
-        forward: Forward,
+        forward: SharedForward,
         place: FillKey,
         call: C,
         lead: Option<Leader>,
@@ -300,7 +301,7 @@ impl SharedCache {
     }
 
     /// Validates what is stale in the background. One request does it; if another process does, nothing needs doing.
-    fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: FillKey, call: C) {
+    fn refresh<C: Call>(self: &Arc<Self>, forward: SharedForward, place: FillKey, call: C) {
         let Role::Leader(lead) = self.context.single_flight.join(&place.target, Provenance::default()) else {
             return;
         };
@@ -319,7 +320,7 @@ impl SharedCache {
     /// The one place where a read goes to the origin.
     async fn exchange<C: Call>(
         self: &Arc<Self>,
-        forward: Forward,
+        forward: SharedForward,
         place: FillKey,
         mut call: C,
         held: Option<LeaseGuard>,
@@ -346,11 +347,11 @@ impl SharedCache {
         without_false_length(&mut parts.headers);
         let length = length_of(&parts.headers, &body);
         match forward.on_response(&parts, length, sent, now) {
-            OnResponse::ServeStale(answer) => {
+            SharedOnResponse::ServeStale(answer) => {
                 give_up(held, lead, true);
                 answered::<C>(answer)
             }
-            OnResponse::Freshened(freshened) => {
+            SharedOnResponse::Freshened(freshened) => {
                 self.freshen(&freshened, &place, held, lead).await;
                 let mark = freshened.mark().clone();
                 match freshened.into_answer() {
@@ -358,14 +359,14 @@ impl SharedCache {
                     None => passed::<C>(&mark, parts, body),
                 }
             }
-            OnResponse::Pass(pass) => {
+            SharedOnResponse::Pass(pass) => {
                 if pass.evicts() {
                     self.context.evict_key(&place.target).await;
                 }
                 give_up(held, lead, parts.status.is_server_error());
                 passed::<C>(pass.mark(), parts, body)
             }
-            OnResponse::Admit(admit) => {
+            SharedOnResponse::Admit(admit) => {
                 let work = Work { held, lead, place, is_write: false };
                 self.keep::<C>(admit, parts, body, length, work).await
             }
@@ -399,7 +400,7 @@ impl SharedCache {
     /// Passes a response on and stores it when its body is complete.
     async fn keep<C: Call>(
         self: &Arc<Self>,
-        admit: Admit,
+        admit: SharedAdmit,
         mut parts: response::Parts,
         body: C::Body,
         length: BodyLength,
@@ -411,7 +412,7 @@ impl SharedCache {
         }
         let outcome = admit.mark().passed(parts.status);
         if length == BodyLength::Known(0) && body.is_end_stream() {
-            admit.stamp(&mut parts.headers);
+            admit.write_to(&mut parts.headers);
             self.store(admit.with_body(Bytes::new()), &Bytes::new(), work).await;
             return (Ok(Response::from_parts(parts, SharedBody::full(Bytes::new()))), outcome);
         }
@@ -426,13 +427,13 @@ impl SharedCache {
                 return passed::<C>(&mark, parts, body);
             }
         };
-        admit.stamp(&mut parts.headers);
+        admit.write_to(&mut parts.headers);
         let cache = Arc::clone(self);
         self.context.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
         (Ok(Response::from_parts(parts, client)), outcome)
     }
 
-    async fn keep_reading<B: Body>(self: Arc<Self>, admit: Admit, keeper: Keeper<B>, work: Work) {
+    async fn keep_reading<B: Body>(self: Arc<Self>, admit: SharedAdmit, keeper: Keeper<B>, work: Work) {
         let reading = keeper.read(self.context.timing.max_fill);
         let complete = match &work.held {
             Some(held) => held.renewing(pin!(reading)).await,
@@ -454,7 +455,7 @@ impl SharedCache {
 
     /// Stores a response where it belongs, and tells those who wait. Returns the body as it lies in the record, so that it
     /// need not be held twice.
-    async fn store(&self, mut admitted: Admitted, body: &Bytes, work: Work) -> Option<Bytes> {
+    async fn store(&self, mut admitted: SharedAdmitted, body: &Bytes, work: Work) -> Option<Bytes> {
         let Work { held, mut lead, place, is_write } = work;
         let Some(held) = held else {
             land(lead, FillOutcome::Uncacheable);
@@ -499,7 +500,7 @@ impl SharedCache {
 
     /// A request that may change something: once it succeeded, what is stored is evicted, or replaced by its answer (§4.4).
     /// Detached from the client, who may be gone by then.
-    async fn write<C: Call>(self: &Arc<Self>, write: Write, key: CacheKey, call: C) -> Counted<C> {
+    async fn write<C: Call>(self: &Arc<Self>, write: SharedWrite, key: CacheKey, call: C) -> Counted<C> {
         let cache = Arc::clone(self);
         let site = host(&call.view());
         // The first is where the answer may be stored.
@@ -540,17 +541,17 @@ impl SharedCache {
             let length = length_of(&parts.headers, &body);
             let counted = match write.on_response(&parts, length, sent, cache.context.now()) {
                 // One answer can't stand for all variants.
-                OnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
+                SharedOnResponse::Admit(admit) if held.is_some() && !cache.varies(&key).await => {
                     cache.context.evict(&targets[1..]).await;
                     let place = FillKey::new(key.clone(), None);
                     let work = Work { held, lead: None, place, is_write: true };
                     cache.keep::<C>(admit, parts, body, length, work).await
                 }
-                OnResponse::Admit(admit) => {
+                SharedOnResponse::Admit(admit) => {
                     cache.context.evict(&targets).await;
                     passed::<C>(&admit.mark().clone().unstored().because(Reason::Vary), parts, body)
                 }
-                OnResponse::Pass(pass) => {
+                SharedOnResponse::Pass(pass) => {
                     if pass.evicts() {
                         cache.context.evict(&targets).await;
                     }
@@ -560,7 +561,7 @@ impl SharedCache {
                     passed::<C>(pass.mark(), parts, body)
                 }
                 // Writes have nothing stored to answer with.
-                OnResponse::ServeStale(_) | OnResponse::Freshened(_) => {
+                SharedOnResponse::ServeStale(_) | SharedOnResponse::Freshened(_) => {
                     let outcome = Outcome::passed(Some(Reason::Method), parts.status);
                     (Ok(Response::from_parts(parts, SharedBody::own(body))), outcome)
                 }
@@ -602,7 +603,7 @@ async fn pass_through<C: Call>(call: C) -> Counted<C> {
     }
 }
 
-async fn bypass<C: Call>(mark: &Mark, call: C) -> Counted<C> {
+async fn bypass<C: Call>(mark: &SharedCacheStatus, call: C) -> Counted<C> {
     match call.run().await {
         Ok(response) => {
             let (parts, body) = response.into_parts();
@@ -612,13 +613,13 @@ async fn bypass<C: Call>(mark: &Mark, call: C) -> Counted<C> {
     }
 }
 
-fn passed<C: Call>(mark: &Mark, mut parts: response::Parts, body: C::Body) -> Counted<C> {
-    mark.stamp(&mut parts.headers);
+fn passed<C: Call>(mark: &SharedCacheStatus, mut parts: response::Parts, body: C::Body) -> Counted<C> {
+    mark.write_to(&mut parts.headers);
     let outcome = mark.passed(parts.status);
     (Ok(Response::from_parts(parts, SharedBody::own(body))), outcome)
 }
 
-fn answered<C: Call>(answer: Answer) -> Counted<C> {
+fn answered<C: Call>(answer: SharedAnswer) -> Counted<C> {
     let outcome = answer.outcome();
     (Ok(answer.into_response().map(SharedBody::full)), outcome)
 }
@@ -648,22 +649,24 @@ fn read(bytes: Bytes) -> Result<SharedRecord, Reason> {
 
 /// What became of a look at a request and into the store.
 enum Seen {
-    Answer(Answer),
-    Bypass(Mark),
+    Answer(SharedAnswer),
+    Bypass(SharedCacheStatus),
     /// The same cache runs the service for this key already.
     Within,
-    Write(Write, CacheKey),
-    Stale(Answer, Forward, FillKey),
-    Forward(Forward, FillKey),
+    Write(SharedWrite, CacheKey),
+    Stale(SharedAnswer, SharedForward, FillKey),
+    Forward(SharedForward, FillKey),
 }
 
 impl Seen {
     /// `target` is the key of the variant, if the resource varies.
-    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>) -> Self {
+    fn of(decision: SharedDecision, base: CacheKey, target: Option<CacheKey>) -> Self {
         match decision {
-            Decision::Answer(answer) => Self::Answer(answer),
-            Decision::Stale(answer, forward) => Self::Stale(answer, forward, FillKey::new(base, target)),
-            Decision::Forward(forward) => Self::Forward(forward, FillKey::new(base, target)),
+            SharedDecision::Answer(answer) => Self::Answer(answer),
+            SharedDecision::Stale(answer, forward) => {
+                Self::Stale(answer, forward, FillKey::new(base, target))
+            }
+            SharedDecision::Forward(forward) => Self::Forward(forward, FillKey::new(base, target)),
         }
     }
 

@@ -15,9 +15,9 @@ use http::header::{
 };
 use http::{HeaderMap, StatusCode, Uri, response};
 
-use super::admitted::{Admit, Fate, Freshened, made_of, update, varies_by_coding, vary_by_coding};
-use super::answer::{Answer, Shape};
-use super::cache_status::Mark;
+use super::admitted::{Fate, Freshened, SharedAdmit, made_of, update, varies_by_coding, vary_by_coding};
+use super::answer::{Shape, SharedAnswer};
+use super::cache_status::SharedCacheStatus;
 use super::freshness::{Control, Exchanged, Freshness};
 use super::partial::part_of;
 use super::rules::{invalidates, may_stand_in, unusable, why_not_storable};
@@ -39,21 +39,21 @@ pub struct OriginFailed;
 
 /// The decision about the origin's response.
 #[derive(Debug)]
-pub enum OnResponse {
+pub enum SharedOnResponse {
     /// The origin failed: answer with the stored response (§4.2.4).
-    ServeStale(Answer),
+    ServeStale(SharedAnswer),
     /// The stored response is valid: store it with its new fields, and answer with it.
     Freshened(Freshened),
     /// Answer with the response and store nothing.
-    Pass(Pass),
+    Pass(SharedPass),
     /// Answer with the response, and store it once its body is complete.
-    Admit(Admit),
+    Admit(SharedAdmit),
 }
 
 /// A request for the origin, with the state to decide about its response.
 #[derive(Debug)]
 #[must_use]
-pub struct Forward {
+pub struct SharedForward {
     pub(super) rule: Arc<SharedRule>,
     pub(super) reason: Reason,
     /// The reason for `Cache-Status`, which may differ from the reason above.
@@ -72,7 +72,7 @@ pub struct Forward {
     pub(super) is_background: bool,
 }
 
-impl Forward {
+impl SharedForward {
     /// Returns the reason for which the request goes to the origin.
     #[must_use]
     pub const fn reason(&self) -> Reason {
@@ -90,8 +90,8 @@ impl Forward {
         Self { detail, ..self }
     }
 
-    fn mark(&self) -> Mark {
-        Mark::forwarded(Arc::clone(&self.rule), self.reason).because(self.detail)
+    fn mark(&self) -> SharedCacheStatus {
+        SharedCacheStatus::forwarded(Arc::clone(&self.rule), self.reason).because(self.detail)
     }
 
     pub(super) fn in_background(self) -> Self {
@@ -144,7 +144,7 @@ impl Forward {
 
     /// Answers with a response that another request stored meanwhile. Returns the request in `Err` if that response
     /// can't answer it.
-    pub fn on_filled(self, record: Option<SharedRecord>, now: SystemTime) -> Result<Answer, Self> {
+    pub fn on_filled(self, record: Option<SharedRecord>, now: SystemTime) -> Result<SharedAnswer, Self> {
         let Some(SharedRecord::Response(stored)) = record else { return Err(self) };
         let names = self.variants.as_ref().map_or(&[][..], Variants::names);
         if !self.unkeyed.is_covered_by(names) {
@@ -157,7 +157,7 @@ impl Forward {
                     && !(stored.sets_cookie && self.rule.set_cookie == SetCookie::Never)
                     && unusable(&self.directives, &stored, now).is_none() =>
             {
-                Ok(Answer::hit(self.rule, stored, shape, self.is_head, now).collapsed(self.reason))
+                Ok(SharedAnswer::hit(self.rule, stored, shape, self.is_head, now).collapsed(self.reason))
             }
             _ => Err(self),
         }
@@ -165,19 +165,19 @@ impl Forward {
 
     /// Decides after the origin gave no response: a stale stored response may answer (§4.2.4). `Err` returns the
     /// request.
-    pub fn on_error(mut self, now: SystemTime) -> Result<Answer, Self> {
+    pub fn on_error(mut self, now: SystemTime) -> Result<SharedAnswer, Self> {
         self.stand_in(None, now).ok_or(self)
     }
 
     /// Returns the stored response, if the origin failed and it may answer instead.
-    fn stand_in(&mut self, status: Option<StatusCode>, now: SystemTime) -> Option<Answer> {
+    fn stand_in(&mut self, status: Option<StatusCode>, now: SystemTime) -> Option<SharedAnswer> {
         if self.reason != Reason::Expired {
             return None;
         }
         let stored = self.stored.take_if(|stored| may_stand_in(stored, now))?;
         let shape = Shape::of(&self.request, self.is_head, &stored)?;
         let mark = self.mark().answered(status);
-        Some(Answer::hit(Arc::clone(&self.rule), stored, shape, self.is_head, now).after(mark))
+        Some(SharedAnswer::hit(Arc::clone(&self.rule), stored, shape, self.is_head, now).after(mark))
     }
 
     /// Decides about the origin's response, before its body. `sent` is when the request was sent, `now` when the
@@ -189,14 +189,14 @@ impl Forward {
         length: BodyLength,
         sent: SystemTime,
         now: SystemTime,
-    ) -> OnResponse {
+    ) -> SharedOnResponse {
         let times = Exchanged { sent, received: now };
         let origin_failed = response.extensions.get::<OriginFailed>().is_some();
         // §4.3.3: an error may count as no response.
         if origin_failed || allows_stale_if_error(response.status) {
             let status = (!origin_failed).then_some(response.status);
             if let Some(answer) = self.stand_in(status, now) {
-                return OnResponse::ServeStale(answer);
+                return SharedOnResponse::ServeStale(answer);
             }
         }
         if response.status == StatusCode::NOT_MODIFIED && self.validates() {
@@ -240,7 +240,7 @@ impl Forward {
                 if tells_ranges {
                     add_accept_ranges(&mut stored.headers);
                 }
-                OnResponse::Admit(Admit {
+                SharedOnResponse::Admit(SharedAdmit {
                     stored,
                     adds_vary,
                     tells_ranges,
@@ -255,16 +255,16 @@ impl Forward {
                 let mark = mark.because(reason.unwrap_or(Reason::Vary));
                 // The stored response is outdated.
                 let evicts = self.stored.is_some() && invalidates(response.status);
-                OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
+                SharedOnResponse::Pass(SharedPass { mark, evicts, also: Vec::new() })
             }
         }
     }
 
     /// §4.3.4: the stored response is valid; its fields are updated, and its age starts anew.
-    fn freshened(self, response: &response::Parts, times: Exchanged) -> OnResponse {
+    fn freshened(self, response: &response::Parts, times: Exchanged) -> SharedOnResponse {
         let mark = self.mark().answered(Some(response.status));
         let Some(mut stored) = self.stored else {
-            return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
+            return SharedOnResponse::Pass(SharedPass { mark, evicts: false, also: Vec::new() });
         };
         let cookies = update(&mut stored, &response.headers, times, &self.rule);
         let now = times.received;
@@ -272,18 +272,23 @@ impl Forward {
         let fate = Fate::of(&stored, self.has_credentials, &self.rule);
         let mark = if fate == Fate::Store { mark.stored() } else { mark };
         let answer = shape.map(|shape| {
-            Answer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now)
+            SharedAnswer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now)
                 .after(mark.clone())
                 .with_cookies(cookies)
         });
-        OnResponse::Freshened(Freshened { mark, stored, fate, answer })
+        SharedOnResponse::Freshened(Freshened { mark, stored, fate, answer })
     }
 
     /// §4.3.5: the response to a HEAD shows if the stored response to a GET is still the same, and freshens it.
-    fn on_head(self, response: &response::Parts, mark: Mark, times: Exchanged) -> OnResponse {
+    fn on_head(
+        self,
+        response: &response::Parts,
+        mark: SharedCacheStatus,
+        times: Exchanged,
+    ) -> SharedOnResponse {
         let mark = mark.because(Reason::Head);
         let Some(mut stored) = self.stored else {
-            return OnResponse::Pass(Pass { mark, evicts: false, also: Vec::new() });
+            return SharedOnResponse::Pass(SharedPass { mark, evicts: false, also: Vec::new() });
         };
         let same = |name: HeaderName| {
             response.headers.get(&name).is_none_or(|value| stored.headers.get(&name) == Some(value))
@@ -297,10 +302,10 @@ impl Forward {
             let _cookies = update(&mut stored, &response.headers, times, &self.rule);
             let fate = Fate::of(&stored, self.has_credentials, &self.rule);
             let mark = if fate == Fate::Store { mark.stored() } else { mark };
-            OnResponse::Freshened(Freshened { mark, stored, fate, answer: None })
+            SharedOnResponse::Freshened(Freshened { mark, stored, fate, answer: None })
         } else {
             let evicts = invalidates(response.status);
-            OnResponse::Pass(Pass { mark, evicts, also: Vec::new() })
+            SharedOnResponse::Pass(SharedPass { mark, evicts, also: Vec::new() })
         }
     }
 }
@@ -308,13 +313,13 @@ impl Forward {
 /// A response that is passed on as it is.
 #[derive(Debug)]
 #[must_use]
-pub struct Pass {
-    pub(super) mark: Mark,
+pub struct SharedPass {
+    pub(super) mark: SharedCacheStatus,
     pub(super) evicts: bool,
     pub(super) also: Vec<Uri>,
 }
 
-impl Pass {
+impl SharedPass {
     /// Returns `true` if the entry for the request's URI must be evicted first.
     #[must_use]
     pub const fn evicts(&self) -> bool {
@@ -328,7 +333,7 @@ impl Pass {
     }
 
     /// Returns the cache's status for the response.
-    pub const fn mark(&self) -> &Mark {
+    pub const fn mark(&self) -> &SharedCacheStatus {
         &self.mark
     }
 }

@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::freshness::http_date;
 use crate::headers::cache_control::number;
-use crate::headers::range::{self, Asked, Selection};
-use crate::record::shared::{Part, StoredResponse};
+use crate::headers::range::{self, RangeSpec, Selection};
+use crate::record::shared::{StoredPart, StoredResponse};
 
 /// The part of a stored response that a request gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(crate) fn cut(request: &HeaderMap, stored: &StoredResponse, complete: u64) -
     }
 }
 
-fn cut_part(request: &HeaderMap, wanted: &HeaderValue, stored: &StoredResponse, part: &Part) -> Cut {
+fn cut_part(request: &HeaderMap, wanted: &HeaderValue, stored: &StoredResponse, part: &StoredPart) -> Cut {
     // The origin's response to the same `Range` answers it again.
     if wanted.as_bytes() == part.asked
         && request.get_all(RANGE).iter().count() == 1
@@ -72,12 +72,12 @@ fn cut_part(request: &HeaderMap, wanted: &HeaderValue, stored: &StoredResponse, 
     {
         return Cut::Part(stored.body.clone(), range.clone());
     }
-    let wanted = match (Asked::of(request), part.complete) {
+    let wanted = match (RangeSpec::of(request), part.complete) {
         (Some(asked), Some(complete)) => match asked.within(complete) {
             Selection::Part(part) => Some(part.positions()),
             Selection::Whole | Selection::Unsatisfiable => None,
         },
-        (Some(Asked::From(first, Some(last))), None) => Some((first, last)),
+        (Some(RangeSpec::From(first, Some(last))), None) => Some((first, last)),
         _ => None,
     };
     match wanted {
@@ -91,7 +91,7 @@ fn cut_part(request: &HeaderMap, wanted: &HeaderValue, stored: &StoredResponse, 
 
 /// Returns these bytes of a stored part. If the origin sent fewer bytes than it declared, the response is shorter, and
 /// its `Content-Range` says so (RFC 9110 §15.3.7 allows to send less than requested).
-fn slice(stored: &StoredResponse, part: &Part, first: u64, last: u64) -> Cut {
+fn slice(stored: &StoredResponse, part: &StoredPart, first: u64, last: u64) -> Cut {
     let end = last.saturating_add(1).min(part.first.saturating_add(stored.body.len() as u64));
     let place = |position: u64| usize::try_from(position.saturating_sub(part.first)).unwrap_or(usize::MAX);
     if first >= end {
@@ -109,7 +109,7 @@ fn strong_tag(headers: &HeaderMap) -> Option<&HeaderValue> {
 }
 
 /// Returns the part that a 206 carries, if it is a single one.
-pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<Part> {
+pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<StoredPart> {
     let asked = Bytes::copy_from_slice(request.get(RANGE)?.as_bytes());
     let range = response.get(CONTENT_RANGE)?.to_str().ok()?.trim().strip_prefix("bytes ")?;
     let (positions, complete) = range.split_once('/')?;
@@ -117,7 +117,7 @@ pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<Part>
     let (first, last) = (number(first.as_bytes())?, number(last.as_bytes())?);
     let complete = if complete == "*" { None } else { Some(number(complete.as_bytes())?) };
     let is_sound = first <= last && last < u64::MAX && complete.is_none_or(|complete| last < complete);
-    is_sound.then(|| Part { first, claimed: last - first + 1, complete, asked })
+    is_sound.then(|| StoredPart { first, claimed: last - first + 1, complete, asked })
 }
 
 /// Combines a part with a stored one, if both belong to the same representation and leave no gap (RFC 9111 §3.4). A
@@ -125,7 +125,7 @@ pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<Part>
 pub(crate) fn combine(new: &mut StoredResponse, old: &StoredResponse) {
     let (Some(new_part), Some(old_part)) = (&new.part, &old.part) else { return };
     let same = strong_tag(&new.headers).is_some_and(|tag| strong_tag(&old.headers) == Some(tag));
-    let is_honest = |part: &Part, body: &Bytes| part.claimed == body.len() as u64;
+    let is_honest = |part: &StoredPart, body: &Bytes| part.claimed == body.len() as u64;
     let complete = new_part.complete.or(old_part.complete);
     if !same
         || !is_honest(new_part, &new.body)
@@ -155,6 +155,6 @@ pub(crate) fn combine(new: &mut StoredResponse, old: &StoredResponse) {
         new.part = None;
     } else {
         // The combined part answers no `Range` of a client.
-        new.part = Some(Part { first, claimed, complete, asked: Bytes::new() });
+        new.part = Some(StoredPart { first, claimed, complete, asked: Bytes::new() });
     }
 }

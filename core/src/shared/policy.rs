@@ -48,11 +48,11 @@ use crate::record::shared::{SharedRecord, StoredResponse};
 use crate::request::{RequestFields, RequestView};
 use crate::store::Intent;
 
-pub use super::admitted::{Admit, Admitted, Fate, Freshened};
-pub use super::answer::Answer;
-pub use super::cache_status::Mark;
-pub use super::forward::{Forward, OnResponse, OriginFailed, Pass};
-pub use super::write::Write;
+pub use super::admitted::{Fate, Freshened, SharedAdmit, SharedAdmitted};
+pub use super::answer::SharedAnswer;
+pub use super::cache_status::SharedCacheStatus;
+pub use super::forward::{OriginFailed, SharedForward, SharedOnResponse, SharedPass};
+pub use super::write::SharedWrite;
 pub use crate::headers::vary::Placement;
 
 /// The decision engine of a shared cache.
@@ -63,7 +63,7 @@ pub use crate::headers::vary::Placement;
 ///
 /// use http::{Request, Response};
 /// use larder_core::policy::BodyLength;
-/// use larder_core::shared::policy::{Decision, OnRecord, OnRequest, OnResponse, SharedPolicy};
+/// use larder_core::shared::policy::{SharedDecision, OnRecord, SharedOnRequest, SharedOnResponse, SharedPolicy};
 /// use larder_core::shared::{SharedRecord, SharedRule};
 /// use larder_core::{KeySpace, RequestView};
 ///
@@ -73,16 +73,16 @@ pub use crate::headers::vary::Placement;
 /// // Nothing is stored: the request goes to the origin, whose response may be stored.
 /// let request = Request::get("/hello").body(())?;
 /// let view = RequestView::from(&request);
-/// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
-/// let OnRecord::Decided(Decision::Forward(forward)) = lookup.on_record(Ok(None), &view, now) else { panic!() };
+/// let SharedOnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
+/// let OnRecord::Decided(SharedDecision::Forward(forward)) = lookup.on_record(Ok(None), &view, now) else { panic!() };
 /// let (parts, body) = Response::builder().header("cache-control", "max-age=60").body("hello")?.into_parts();
-/// let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5), now, now) else { panic!() };
+/// let SharedOnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5), now, now) else { panic!() };
 /// let record = SharedRecord::decode(&admit.with_body(body.into()).record());
 ///
 /// // The stored response answers ten seconds later.
 /// let now = now + Duration::from_secs(10);
-/// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
-/// let OnRecord::Decided(Decision::Answer(answer)) = lookup.on_record(Ok(record), &view, now) else { panic!() };
+/// let SharedOnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
+/// let OnRecord::Decided(SharedDecision::Answer(answer)) = lookup.on_record(Ok(record), &view, now) else { panic!() };
 /// let response = answer.into_response();
 /// assert_eq!(response.headers()["age"], "10");
 /// assert_eq!(response.headers()["cache-status"], "Larder; hit; ttl=50");
@@ -95,33 +95,33 @@ pub struct SharedPolicy {
 
 /// The decision about a request.
 #[derive(Debug)]
-pub enum OnRequest {
+pub enum SharedOnRequest {
     /// Forward it; the cache takes no part.
-    Bypass(Mark),
+    Bypass(SharedCacheStatus),
     /// Look for a stored response.
-    Lookup(Lookup),
+    Lookup(SharedLookup),
     /// Forward it; its success invalidates (§4.4).
-    Write(Write),
+    Write(SharedWrite),
 }
 
 /// The decision about a record from the store.
 #[derive(Debug)]
 pub enum OnRecord {
     /// The request is decided.
-    Decided(Decision),
+    Decided(SharedDecision),
     /// The resource varies: get the record under the secondary key, and decide again.
-    Select(Select),
+    Select(SharedSelect),
 }
 
 /// The decision how to answer a request, after the lookup.
 #[derive(Debug)]
-pub enum Decision {
+pub enum SharedDecision {
     /// Answer with this response.
-    Answer(Answer),
+    Answer(SharedAnswer),
     /// Answer with this stale response, and validate it in the background (RFC 5861 §3).
-    Stale(Answer, Forward),
+    Stale(SharedAnswer, SharedForward),
     /// Forward the request.
-    Forward(Forward),
+    Forward(SharedForward),
 }
 
 impl SharedPolicy {
@@ -139,7 +139,7 @@ impl SharedPolicy {
 
     /// Decides about a request. This is the first transition.
     #[must_use]
-    pub fn on_request(&self, request: &RequestView<'_>) -> OnRequest {
+    pub fn on_request(&self, request: &RequestView<'_>) -> SharedOnRequest {
         let present = RequestFields::of(request.headers);
         let directives = if present.directives {
             RequestDirectives::of(request.headers)
@@ -155,14 +155,21 @@ impl SharedPolicy {
             false => not_a_write(request.method, is_overridden),
         };
         if let Some(reason) = refusal {
-            return OnRequest::Bypass(Mark::forwarded(rule, reason));
+            return SharedOnRequest::Bypass(SharedCacheStatus::forwarded(rule, reason));
         }
         if is_read {
             let unkeyed = Unkeyed::of(request, &rule.scheme);
             let is_head = request.method == Method::HEAD;
-            OnRequest::Lookup(Lookup { rule, directives, present, unkeyed, is_head, length: None })
+            SharedOnRequest::Lookup(SharedLookup {
+                rule,
+                directives,
+                present,
+                unkeyed,
+                is_head,
+                length: None,
+            })
         } else {
-            OnRequest::Write(Write {
+            SharedOnRequest::Write(SharedWrite {
                 rule,
                 target: request.uri.clone(),
                 host: host(request),
@@ -181,7 +188,7 @@ impl SharedPolicy {
 /// A request that may be answered from the cache.
 #[derive(Debug)]
 #[must_use]
-pub struct Lookup {
+pub struct SharedLookup {
     rule: Arc<SharedRule>,
     directives: RequestDirectives,
     present: RequestFields,
@@ -191,7 +198,7 @@ pub struct Lookup {
     length: Option<u64>,
 }
 
-impl Lookup {
+impl SharedLookup {
     /// Returns `true` if an answer from the store may need less than a whole body.
     #[cfg(feature = "runtime")]
     pub(super) const fn may_need_less(&self) -> bool {
@@ -243,7 +250,7 @@ impl Lookup {
     ) -> OnRecord {
         OnRecord::Decided(match found {
             Ok(Some(SharedRecord::Variants(variants))) => {
-                return OnRecord::Select(Select { lookup: self, variants });
+                return OnRecord::Select(SharedSelect { lookup: self, variants });
             }
             // A response without a record of variants doesn't tell which of these requests it is for.
             Ok(Some(SharedRecord::Response(_))) if !self.unkeyed.is_empty() => {
@@ -265,7 +272,7 @@ impl Lookup {
         variants: Option<Variants>,
         request: &RequestView<'_>,
         now: SystemTime,
-    ) -> Decision {
+    ) -> SharedDecision {
         if stored.sets_cookie && self.rule.set_cookie == SetCookie::Never {
             // Another process stored it under another rule.
             return self.forward(Reason::SetCookie, None, variants, request).replacing();
@@ -274,19 +281,22 @@ impl Lookup {
         let Some(shape) = Shape::within(request.headers, self.is_head, &stored, length) else {
             return self.forward(Reason::Incomplete, Some(stored), variants, request);
         };
-        let answer =
-            |rule: &Arc<SharedRule>, stored| Answer::hit(Arc::clone(rule), stored, shape, self.is_head, now);
+        let answer = |rule: &Arc<SharedRule>, stored| {
+            SharedAnswer::hit(Arc::clone(rule), stored, shape, self.is_head, now)
+        };
         match unusable(&self.directives, &stored, now) {
-            None => Decision::Answer(answer(&self.rule, stored)),
+            None => SharedDecision::Answer(answer(&self.rule, stored)),
             Some(Reason::Expired) if may_be_stale(&self.directives, &stored, now) => {
-                Decision::Answer(answer(&self.rule, stored))
+                SharedDecision::Answer(answer(&self.rule, stored))
             }
             Some(Reason::Expired) if may_be_refreshed(&self.directives, &stored, now) => {
                 let answer = answer(&self.rule, stored.clone());
                 match self.forward(Reason::Expired, Some(stored), variants, request) {
-                    Decision::Forward(forward) => Decision::Stale(answer, forward.in_background()),
+                    SharedDecision::Forward(forward) => {
+                        SharedDecision::Stale(answer, forward.in_background())
+                    }
                     // A stale response counts as stored, so `only-if-cached` doesn't apply.
-                    _ => Decision::Answer(answer),
+                    _ => SharedDecision::Answer(answer),
                 }
             }
             Some(reason) => self.forward(reason, Some(stored), variants, request),
@@ -299,10 +309,10 @@ impl Lookup {
         stored: Option<Box<StoredResponse>>,
         variants: Option<Variants>,
         request: &RequestView<'_>,
-    ) -> Decision {
+    ) -> SharedDecision {
         // §5.2.1.7.
         if self.directives.only_if_cached {
-            return Decision::Answer(Answer::unsatisfiable(self.rule, reason));
+            return SharedDecision::Answer(SharedAnswer::unsatisfiable(self.rule, reason));
         }
         let intent = match reason {
             Reason::Absent | Reason::Variant | Reason::Down if !self.directives.wants_new() => Intent::Fill,
@@ -310,7 +320,7 @@ impl Lookup {
         };
         let mut fields = request.headers.clone();
         self.unkeyed.write(&mut fields);
-        Decision::Forward(Forward {
+        SharedDecision::Forward(SharedForward {
             has_credentials: has_credentials(self.present, request.headers, &self.rule),
             rule: self.rule,
             reason,
@@ -329,11 +339,11 @@ impl Lookup {
     }
 }
 
-impl Decision {
+impl SharedDecision {
     /// Decides on forwarding although a record is stored, which must be replaced.
     fn replacing(self) -> Self {
         match self {
-            Self::Forward(forward) => Self::Forward(Forward { intent: Intent::Refresh, ..forward }),
+            Self::Forward(forward) => Self::Forward(SharedForward { intent: Intent::Refresh, ..forward }),
             decision => decision,
         }
     }
@@ -342,15 +352,15 @@ impl Decision {
 /// A lookup of a resource that varies: it needs one more record (§4.1).
 #[derive(Debug)]
 #[must_use]
-pub struct Select {
-    lookup: Lookup,
+pub struct SharedSelect {
+    lookup: SharedLookup,
     variants: Variants,
 }
 
-impl Select {
+impl SharedSelect {
     /// Returns the lookup of the variant.
     #[cfg(feature = "runtime")]
-    pub(super) const fn lookup_mut(&mut self) -> &mut Lookup {
+    pub(super) const fn lookup_mut(&mut self) -> &mut SharedLookup {
         &mut self.lookup
     }
 
@@ -368,7 +378,7 @@ impl Select {
         found: Result<Option<SharedRecord>, Reason>,
         request: &RequestView<'_>,
         now: SystemTime,
-    ) -> Decision {
+    ) -> SharedDecision {
         let Self { lookup, variants } = self;
         match found {
             // The record of variants doesn't distinguish this request from others yet.

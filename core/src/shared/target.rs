@@ -171,7 +171,7 @@ pub(super) fn canonical(target: &str) -> Cow<'_, str> {
     }
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
     let mut spelled = String::with_capacity(target.len());
-    respell(&mut spelled, path, Part::Path);
+    respell(&mut spelled, path, Component::Path);
     if spelled.contains("/.") {
         spelled = super::invalidation::without_dots(&spelled);
     }
@@ -187,7 +187,7 @@ pub(super) fn canonical(target: &str) -> Cow<'_, str> {
         for pair in std::iter::once(first).chain(pairs) {
             spelled.push(separator);
             separator = '&';
-            respell(&mut spelled, pair, Part::Query);
+            respell(&mut spelled, pair, Component::Query);
         }
     }
     if spelled == target { Cow::Borrowed(target) } else { Cow::Owned(spelled) }
@@ -204,8 +204,8 @@ fn is_canonical(target: &str) -> bool {
             }
             (b'.', b'/') => is_query,
             (b'&', b'?' | b'&' | b'=') => !is_query,
-            _ if is_query => Part::Query.may_hold(byte) || matches!(byte, b'&' | b'=' | b'+'),
-            _ => byte == b'/' || Part::Path.may_hold(byte),
+            _ if is_query => Component::Query.may_hold(byte) || matches!(byte, b'&' | b'=' | b'+'),
+            _ => byte == b'/' || Component::Path.may_hold(byte),
         };
         if !is_usual {
             return false;
@@ -217,12 +217,12 @@ fn is_canonical(target: &str) -> bool {
 
 /// Where a text stands, and so which characters in it need no escape.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum Component {
     Path,
     Query,
 }
 
-impl Part {
+impl Component {
     /// RFC 3986 §3.3 and §3.4, but for what separates pairs and stands for a space in forms.
     const fn may_hold(self, byte: u8) -> bool {
         match byte {
@@ -235,7 +235,7 @@ impl Part {
     }
 }
 
-fn respell(out: &mut String, text: &str, part: Part) {
+fn respell(out: &mut String, text: &str, part: Component) {
     let bytes = text.as_bytes();
     let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
     let mut at = 0;
@@ -243,7 +243,7 @@ fn respell(out: &mut String, text: &str, part: Part) {
         let escaped = (byte == b'%').then(|| digit(at + 1).zip(digit(at + 2))).flatten();
         let escaped = escaped.and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
         match (escaped, byte) {
-            (Some(b' '), _) if part == Part::Query => out.push('+'),
+            (Some(b' '), _) if part == Component::Query => out.push('+'),
             (Some(byte), _) if part.may_hold(byte) => out.push(char::from(byte)),
             (None, b'/' | b'&' | b'=' | b'+' | b'%') => out.push(char::from(byte)),
             (None, byte) if part.may_hold(byte) => out.push(char::from(byte)),

@@ -7,9 +7,9 @@ use http::header::{CONTENT_LOCATION, LOCATION};
 use http::{HeaderMap, StatusCode, Uri, response};
 
 use super::SharedRule;
-use super::admitted::{Admit, made_of};
-use super::cache_status::Mark;
-use super::forward::{OnResponse, OriginFailed, Pass};
+use super::admitted::{SharedAdmit, made_of};
+use super::cache_status::SharedCacheStatus;
+use super::forward::{OriginFailed, SharedOnResponse, SharedPass};
 use super::freshness::{Control, Exchanged, Freshness};
 use super::invalidation::same_site;
 use super::rules::{leaves_open, why_not_storable};
@@ -20,7 +20,7 @@ use crate::reason::Reason;
 /// A request that may change something at the origin.
 #[derive(Debug)]
 #[must_use]
-pub struct Write {
+pub struct SharedWrite {
     pub(super) rule: Arc<SharedRule>,
     pub(super) target: Uri,
     pub(super) host: String,
@@ -29,7 +29,7 @@ pub struct Write {
     pub(super) has_credentials: bool,
 }
 
-impl Write {
+impl SharedWrite {
     /// Returns `true` if the response may answer later GETs, so that a write lease is useful (RFC 9110 §9.3.3).
     #[must_use]
     pub const fn may_store(&self) -> bool {
@@ -45,10 +45,10 @@ impl Write {
         length: BodyLength,
         sent: SystemTime,
         now: SystemTime,
-    ) -> OnResponse {
-        let mark = Mark::forwarded(Arc::clone(&self.rule), Reason::Method);
+    ) -> SharedOnResponse {
+        let mark = SharedCacheStatus::forwarded(Arc::clone(&self.rule), Reason::Method);
         if response.extensions.get::<OriginFailed>().is_some() {
-            return OnResponse::Pass(Pass {
+            return SharedOnResponse::Pass(SharedPass {
                 mark: mark.because(Reason::Failed),
                 evicts: true,
                 also: Vec::new(),
@@ -56,7 +56,7 @@ impl Write {
         }
         if !(response.status.is_success() || response.status.is_redirection()) {
             let evicts = self.rule.evict_on_error && leaves_open(response.status);
-            return OnResponse::Pass(Pass { mark, evicts, also: Vec::new() });
+            return SharedOnResponse::Pass(SharedPass { mark, evicts, also: Vec::new() });
         }
         let spoken_of = |name| same_site(&response.headers, &name, &self.target, &self.host);
         let content_location = spoken_of(CONTENT_LOCATION);
@@ -79,7 +79,7 @@ impl Write {
             && why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
                 .is_none();
         if is_for_gets {
-            return OnResponse::Admit(Admit {
+            return SharedOnResponse::Admit(SharedAdmit {
                 stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),
                 adds_vary: false,
                 tells_ranges: false,
@@ -91,6 +91,10 @@ impl Write {
             });
         }
         let also = [spoken_of(LOCATION), content_location].into_iter().flatten();
-        OnResponse::Pass(Pass { mark, evicts: true, also: also.filter(|uri| !is_the_target(uri)).collect() })
+        SharedOnResponse::Pass(SharedPass {
+            mark,
+            evicts: true,
+            also: also.filter(|uri| !is_the_target(uri)).collect(),
+        })
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Eviction, Operation, Telemetry, Write};
+use super::{Eviction, Operation, Telemetry, WriteResult};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::dyn_store::DynStore;
 use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError, ValueHead};
@@ -80,7 +80,8 @@ impl MeteredStore {
         ttl: Option<Duration>,
     ) -> Result<(), StoreError> {
         let set = self.call(Operation::Set, self.store.set(key, value, ttl)).await;
-        self.telemetry.wrote(key.group(), if set.is_ok() { Write::Stored } else { Write::Failed });
+        self.telemetry
+            .wrote(key.group(), if set.is_ok() { WriteResult::Stored } else { WriteResult::Failed });
         set
     }
 
@@ -115,9 +116,9 @@ impl MeteredStore {
     ) -> Result<bool, StoreError> {
         let committed = self.call(Operation::Commit, self.store.commit(key, lease, value, ttl)).await;
         let write = match committed {
-            Ok(true) => Write::Stored,
-            Ok(false) => Write::Refused,
-            Err(_) => Write::Failed,
+            Ok(true) => WriteResult::Stored,
+            Ok(false) => WriteResult::Refused,
+            Err(_) => WriteResult::Failed,
         };
         self.telemetry.wrote(key.group(), write);
         committed

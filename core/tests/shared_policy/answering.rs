@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
-use larder_core::shared::policy::{Decision, OnRequest, SharedPolicy};
+use larder_core::shared::policy::{SharedDecision, SharedOnRequest, SharedPolicy};
 use larder_core::shared::{SetCookie, SharedRecord, SharedRule};
 use larder_core::{KeyUri, RequestView};
 
@@ -145,9 +145,9 @@ fn requests_that_are_not_looked_up() {
     for (what, method, fields, expected) in rows {
         let request = request(method.clone(), fields);
         let found = match policy().on_request(&RequestView::from(&request)) {
-            OnRequest::Bypass(_) => "bypass",
-            OnRequest::Lookup(_) => "lookup",
-            OnRequest::Write(_) => "write",
+            SharedOnRequest::Bypass(_) => "bypass",
+            SharedOnRequest::Lookup(_) => "lookup",
+            SharedOnRequest::Write(_) => "write",
         };
         assert_eq!(found, *expected, "{what} {method}");
     }
@@ -160,15 +160,15 @@ fn rewritten_requests_are_not_looked_up_and_write_evicts() {
         let request = request(method, &[]);
         let view = RequestView::from(&request).with_key_uri(&request.uri, &unknown);
         let found = match policy().on_request(&view) {
-            OnRequest::Bypass(mark) => {
+            SharedOnRequest::Bypass(mark) => {
                 let mut headers = http::HeaderMap::new();
-                mark.stamp(&mut headers);
+                mark.write_to(&mut headers);
                 assert_eq!(headers["cache-status"], "Larder; fwd=bypass; detail=rewritten");
                 "bypass"
             }
-            OnRequest::Lookup(_) => "lookup",
-            OnRequest::Write(write) if write.may_store() => "stores",
-            OnRequest::Write(_) => "write",
+            SharedOnRequest::Lookup(_) => "lookup",
+            SharedOnRequest::Write(write) if write.may_store() => "stores",
+            SharedOnRequest::Write(_) => "write",
         };
         assert_eq!(found, expected);
     }
@@ -272,13 +272,14 @@ fn who_may_wait_for_whom() {
     ];
     for (what, request, record, expected) in rows {
         let record = record.and_then(stored);
-        let Decision::Forward(forward) = ask(&policy(), &get(request), record, now() + seconds(61)) else {
+        let SharedDecision::Forward(forward) = ask(&policy(), &get(request), record, now() + seconds(61))
+        else {
             panic!()
         };
         assert_eq!(forward.is_shared(), *expected, "{what}");
     }
     let head = request(Method::HEAD, &[]);
-    let Decision::Forward(forward) = ask(&policy(), &head, None, now()) else { panic!() };
+    let SharedDecision::Forward(forward) = ask(&policy(), &head, None, now()) else { panic!() };
     assert!(!forward.is_shared());
 }
 
@@ -292,6 +293,6 @@ fn a_stored_cookie_answers_only_where_the_rule_allows_it() {
     };
     assert_eq!(word(&ask(&explicit, &get(&[]), record(), now())), "answer");
     assert_eq!(word(&ask(&policy(), &get(&[]), record(), now())), "set-cookie");
-    let Decision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
+    let SharedDecision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
     assert!(forward.on_filled(record(), now()).is_err());
 }

@@ -2,7 +2,7 @@
 
 use larder_core::Reason;
 use larder_core::policy::BodyLength;
-use larder_core::shared::policy::{Decision, OnResponse, OriginFailed};
+use larder_core::shared::policy::{OriginFailed, SharedDecision, SharedOnResponse};
 
 use super::engine::{Fields, now, response};
 use super::{answer, ask, get, policy, seconds, stored};
@@ -29,11 +29,13 @@ fn stale_answers_when_the_origin_fails() {
         let later = now() + seconds(*after);
         let found = answer(&policy(), &get(&[]), stored(fields), (*status, &[]), later);
         assert_eq!(
-            matches!(found, OnResponse::ServeStale(_)),
+            matches!(found, SharedOnResponse::ServeStale(_)),
             *expected,
             "{what}: {control} after {after} s, {status}"
         );
-        let Decision::Forward(forward) = ask(&policy(), &get(&[]), stored(fields), later) else { panic!() };
+        let SharedDecision::Forward(forward) = ask(&policy(), &get(&[]), stored(fields), later) else {
+            panic!()
+        };
         if *status == 503 {
             // Whatever else happened on the way.
             let forward = forward.because(Reason::Busy);
@@ -47,7 +49,7 @@ fn an_answer_that_the_service_made_up_is_marked() {
     let mut made_up = response(502, &[("cache-control", "max-age=60")]);
     made_up.extensions.insert(OriginFailed);
     let forward = |stored| match ask(&policy(), &get(&[]), stored, now() + seconds(61)) {
-        Decision::Forward(forward) => forward,
+        SharedDecision::Forward(forward) => forward,
         other => panic!("{other:?}"),
     };
     let at = now() + seconds(61);
@@ -57,8 +59,8 @@ fn an_answer_that_the_service_made_up_is_marked() {
         at,
         at,
     );
-    let OnResponse::ServeStale(answer) = found else { panic!("{found:?}") };
+    let SharedOnResponse::ServeStale(answer) = found else { panic!("{found:?}") };
     assert_eq!(answer.into_response().headers()["cache-status"], "Larder; fwd=stale; detail=expired");
     let found = forward(None).on_response(&made_up, BodyLength::Known(0), at, at);
-    assert!(matches!(found, OnResponse::Pass(_)), "never stored: {found:?}");
+    assert!(matches!(found, SharedOnResponse::Pass(_)), "never stored: {found:?}");
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use larder_core::policy::BodyLength;
-use larder_core::shared::policy::{Decision, OnResponse};
+use larder_core::shared::policy::{SharedDecision, SharedOnResponse};
 
 use super::engine::{Fields, now, response};
 use super::{
@@ -93,9 +93,9 @@ fn ages() {
     }
 
     // §4.2.3: the time on the way counts.
-    let Decision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
+    let SharedDecision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
     let parts = response(200, &[fresh, ("age", "30")]);
-    let OnResponse::Admit(admit) =
+    let SharedOnResponse::Admit(admit) =
         forward.on_response(&parts, BodyLength::Unknown, now() - seconds(3), now())
     else {
         panic!()
@@ -107,7 +107,7 @@ fn ages() {
 fn what_is_stored_outlives_its_freshness() {
     let policy = policy();
     let kept = |fields: Fields<'_>| match answer(&policy, &get(&[]), None, (200, fields), now()) {
-        OnResponse::Admit(admit) => admit.with_body(Bytes::new()).retention(),
+        SharedOnResponse::Admit(admit) => admit.with_body(Bytes::new()).retention(),
         other => panic!("{other:?}"),
     };
     assert_eq!(kept(&[("cache-control", "max-age=60")]), seconds(60) + rule().stale_if_error);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::HeaderName;
 use http::uri::Scheme;
 use larder_core::policy::BodyLength;
-use larder_core::shared::policy::{Decision, OnRecord, OnRequest, OnResponse, Placement};
+use larder_core::shared::policy::{OnRecord, Placement, SharedDecision, SharedOnRequest, SharedOnResponse};
 use larder_core::shared::{SchemeSource, SharedRecord, SharedRule};
 use larder_core::{Reason, RequestView, Variants};
 
@@ -68,16 +68,16 @@ fn placed(uri: &str, fields: Fields<'_>, known: Option<SharedRecord>) -> (Reason
     let mut request = get(fields);
     request.uri = uri.parse().unwrap();
     let view = RequestView::from(&request);
-    let OnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!("not looked up") };
+    let SharedOnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!("not looked up") };
     let decision = match lookup.on_record(Ok(known), &view, now()) {
         OnRecord::Decided(decision) => decision,
         OnRecord::Select(select) => select.on_record(Ok(None), &view, now()),
     };
-    let Decision::Forward(forward) = decision else { panic!("answered") };
+    let SharedDecision::Forward(forward) = decision else { panic!("answered") };
     let reason = forward.reason();
     let parts = response(200, &[("cache-control", "max-age=60")]);
     match forward.on_response(&parts, BodyLength::Known(0), now(), now()) {
-        OnResponse::Admit(admit) => (reason, admit.with_body(Bytes::new()).place(7)),
+        SharedOnResponse::Admit(admit) => (reason, admit.with_body(Bytes::new()).place(7)),
         other => panic!("{other:?}"),
     }
 }
@@ -138,8 +138,8 @@ fn spellings_and_forwarding_fields_select_variants() {
 fn filled_meanwhile_answers_only_the_same_spelling() {
     let mut request = get(&[]);
     request.uri = "/thing%73/7".parse().unwrap();
-    let Decision::Forward(forward) = ask(&policy(), &request, None, now()) else { panic!() };
+    let SharedDecision::Forward(forward) = ask(&policy(), &request, None, now()) else { panic!() };
     assert!(forward.on_filled(stored(&[("cache-control", "max-age=60")]), now()).is_err());
-    let Decision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
+    let SharedDecision::Forward(forward) = ask(&policy(), &get(&[]), None, now()) else { panic!() };
     assert!(forward.on_filled(stored(&[("cache-control", "max-age=60")]), now()).is_ok());
 }

@@ -25,7 +25,9 @@ use bytes::Bytes;
 use engine::{Fields, now, request, response};
 use http::{Method, Response, request};
 use larder_core::policy::BodyLength;
-use larder_core::shared::policy::{Admitted, Decision, OnRecord, OnRequest, OnResponse, SharedPolicy};
+use larder_core::shared::policy::{
+    OnRecord, SharedAdmitted, SharedDecision, SharedOnRequest, SharedOnResponse, SharedPolicy,
+};
 use larder_core::shared::{SharedRecord, SharedRule, StoredResponse};
 use larder_core::{KeySpace, RequestView};
 
@@ -63,9 +65,9 @@ fn ask(
     request: &request::Parts,
     stored: Option<SharedRecord>,
     at: SystemTime,
-) -> Decision {
+) -> SharedDecision {
     let view = RequestView::from(request);
-    let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!("not looked up") };
+    let SharedOnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!("not looked up") };
     match lookup.on_record(Ok(stored), &view, at) {
         OnRecord::Decided(decision) => decision,
         OnRecord::Select(_) => panic!("varies"),
@@ -79,8 +81,8 @@ fn answer(
     stored: Option<SharedRecord>,
     (status, fields): (u16, Fields<'_>),
     at: SystemTime,
-) -> OnResponse {
-    let Decision::Forward(forward) = ask(policy, request, stored, at) else { panic!("not forwarded") };
+) -> SharedOnResponse {
+    let SharedDecision::Forward(forward) = ask(policy, request, stored, at) else { panic!("not forwarded") };
     forward.on_response(&response(status, fields), BodyLength::Known(BODY.len() as u64), at, at)
 }
 
@@ -92,10 +94,12 @@ fn store_under(
     fields: Fields<'_>,
 ) -> Result<StoredResponse, String> {
     match answer(policy, request, None, (status, fields), now()) {
-        OnResponse::Admit(admit) => Ok(record_of(&admit.with_body(Bytes::from_static(BODY.as_bytes())))),
-        OnResponse::Pass(pass) => {
+        SharedOnResponse::Admit(admit) => {
+            Ok(record_of(&admit.with_body(Bytes::from_static(BODY.as_bytes()))))
+        }
+        SharedOnResponse::Pass(pass) => {
             let mut headers = http::HeaderMap::new();
-            pass.mark().stamp(&mut headers);
+            pass.mark().write_to(&mut headers);
             let status = headers["cache-status"].to_str().unwrap();
             Err(status.rsplit_once("detail=").unwrap().1.to_owned())
         }
@@ -103,7 +107,7 @@ fn store_under(
     }
 }
 
-fn record_of(admitted: &Admitted) -> StoredResponse {
+fn record_of(admitted: &SharedAdmitted) -> StoredResponse {
     match SharedRecord::decode(&admitted.record()) {
         Some(SharedRecord::Response(stored)) => *stored,
         other => panic!("{other:?}"),
@@ -118,18 +122,18 @@ fn stored(fields: Fields<'_>) -> Option<SharedRecord> {
     Some(SharedRecord::Response(Box::new(store(fields))))
 }
 
-fn response_of(decision: Decision) -> Response<Bytes> {
+fn response_of(decision: SharedDecision) -> Response<Bytes> {
     match decision {
-        Decision::Answer(answer) | Decision::Stale(answer, _) => answer.into_response(),
-        Decision::Forward(forward) => panic!("forwarded: {}", forward.reason()),
+        SharedDecision::Answer(answer) | SharedDecision::Stale(answer, _) => answer.into_response(),
+        SharedDecision::Forward(forward) => panic!("forwarded: {}", forward.reason()),
     }
 }
 
 /// One word for a decision.
-fn word(decision: &Decision) -> String {
+fn word(decision: &SharedDecision) -> String {
     match decision {
-        Decision::Answer(_) => "answer".to_owned(),
-        Decision::Stale(..) => "stale".to_owned(),
-        Decision::Forward(forward) => forward.reason().to_string(),
+        SharedDecision::Answer(_) => "answer".to_owned(),
+        SharedDecision::Stale(..) => "stale".to_owned(),
+        SharedDecision::Forward(forward) => forward.reason().to_string(),
     }
 }

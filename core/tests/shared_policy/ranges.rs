@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use larder_core::Reason;
-use larder_core::shared::policy::{Decision, OnResponse};
+use larder_core::shared::policy::{SharedDecision, SharedOnResponse};
 use larder_core::shared::{SharedRecord, StoredResponse};
 
 use super::engine::{Fields, headers, now, request};
@@ -26,11 +26,12 @@ fn what_can_be_cut_says_so() {
         };
         let stored = store_under(&policy(), &get(&[]), status, fields).unwrap();
         assert_eq!(said(&stored.headers).as_deref(), expected, "{why}");
-        let OnResponse::Admit(admit) = answer(&policy(), &get(&[]), None, (status, fields), now()) else {
+        let SharedOnResponse::Admit(admit) = answer(&policy(), &get(&[]), None, (status, fields), now())
+        else {
             panic!("{why}");
         };
         let mut headers = headers(fields);
-        admit.stamp(&mut headers);
+        admit.write_to(&mut headers);
         assert_eq!(said(&headers).as_deref(), expected, "{why}");
         let part = ask(
             &policy(),
@@ -98,7 +99,9 @@ fn parts_answer_what_lies_wholly_within_them() {
         ("bytes=12-13,15-16", None),
     ] {
         match (ask(&policy(), &get(&[("range", range)]), part(), now()), expected) {
-            (Decision::Forward(forward), None) => assert_eq!(forward.reason(), Reason::Incomplete, "{range}"),
+            (SharedDecision::Forward(forward), None) => {
+                assert_eq!(forward.reason(), Reason::Incomplete, "{range}")
+            }
             (decision, Some((body, content_range))) => {
                 let response = response_of(decision);
                 assert_eq!(
@@ -121,7 +124,7 @@ fn parts_are_put_together() {
         let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", tag), ("content-range", range)];
         let request = get(&[("range", asked)]);
         match answer(&policy(), &request, part(), (206, fields), now()) {
-            OnResponse::Admit(admit) => record_of(&admit.with_body(Bytes::from_static(b"abcdefghij"))),
+            SharedOnResponse::Admit(admit) => record_of(&admit.with_body(Bytes::from_static(b"abcdefghij"))),
             other => panic!("{other:?}"),
         }
     };
@@ -143,7 +146,9 @@ fn parts_are_put_together() {
             &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("content-range", range)];
         let before = before.map(|before| SharedRecord::Response(Box::new(before)));
         match answer(&policy(), &get(&[("range", "bytes=1-")]), before, (206, fields), now()) {
-            OnResponse::Admit(admit) => record_of(&admit.with_body(Bytes::from_static(BODY.as_bytes()))),
+            SharedOnResponse::Admit(admit) => {
+                record_of(&admit.with_body(Bytes::from_static(BODY.as_bytes())))
+            }
             other => panic!("{other:?}"),
         }
     };

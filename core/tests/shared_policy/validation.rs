@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use larder_core::shared::SharedRecord;
-use larder_core::shared::policy::{Decision, Fate, OnResponse};
+use larder_core::shared::policy::{Fate, SharedDecision, SharedOnResponse};
 
 use super::engine::{Fields, now, request};
 use super::{A_MINUTE_AGO, BODY, answer, ask, get, policy, rule, seconds, store, stored};
@@ -28,7 +28,7 @@ fn requests_are_made_conditional() {
     for (what, request, fields, tag, date) in rows {
         let request = get(request);
         let decision = ask(&policy(), &request, stored(fields), now() + seconds(3600));
-        let Decision::Forward(forward) = decision else { panic!("{what}: {decision:?}") };
+        let SharedDecision::Forward(forward) = decision else { panic!("{what}: {decision:?}") };
         let mut headers = request.headers.clone();
         forward.prepare(&mut headers);
         let found = |name: &str| headers.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
@@ -44,7 +44,9 @@ fn requests_are_made_conditional() {
 fn a_refresh_in_the_background_asks_for_everything_with_the_clients_fields() {
     let request = get(&[("range", "bytes=0-1"), ("if-none-match", "\"b\""), ("accept", "text/plain")]);
     let record = stored(&[("cache-control", "max-age=60, stale-while-revalidate=60")]);
-    let Decision::Stale(_, forward) = ask(&policy(), &request, record, now() + seconds(61)) else { panic!() };
+    let SharedDecision::Stale(_, forward) = ask(&policy(), &request, record, now() + seconds(61)) else {
+        panic!()
+    };
     let mut headers = request.headers.clone();
     forward.prepare(&mut headers);
     assert_eq!(headers, super::engine::headers(&[("accept", "text/plain")]));
@@ -78,7 +80,8 @@ fn a_304_freshens() {
         ("x-hop", "1"),
     ];
     let later = now() + seconds(100);
-    let OnResponse::Freshened(freshened) = answer(&policy(), &get(&[]), record, (304, validated), later)
+    let SharedOnResponse::Freshened(freshened) =
+        answer(&policy(), &get(&[]), record, (304, validated), later)
     else {
         panic!()
     };
@@ -122,7 +125,7 @@ fn after_validation_the_clients_own_condition_is_evaluated() {
     ] {
         let later = now() + seconds(100);
         let found = answer(&policy(), &get(request), stored(fields), (304, &[]), later);
-        let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+        let SharedOnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
         let response = freshened.into_answer().unwrap().into_response();
         assert_eq!((response.status().as_u16(), &response.body()[..]), (status, body.as_bytes()));
     }
@@ -134,19 +137,19 @@ fn a_304_can_forbid_to_keep() {
     for told in ["no-store", "private"] {
         let later = now() + seconds(100);
         let found = answer(&policy(), &get(&[]), stored(fields), (304, &[("cache-control", told)]), later);
-        let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+        let SharedOnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
         assert!(freshened.fate() == Fate::Evict && !freshened.is_fresh(), "{told}");
     }
     // §3.5: what is validated for one user isn't kept for all, and what was there for all stays.
     let credentials = get(&[("authorization", "x")]);
     let found = answer(&policy(), &credentials, stored(fields), (304, &[]), now() + seconds(100));
-    let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+    let SharedOnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
     assert!(freshened.fate() == Fate::Leave && freshened.into_answer().is_some());
     // A 304 to a condition of the client's own says nothing about what is stored.
     let request = get(&[("if-none-match", "\"b\"")]);
     let record = stored(&[("cache-control", "max-age=60")]);
     let found = answer(&policy(), &request, record, (304, &[]), now() + seconds(100));
-    assert!(matches!(&found, OnResponse::Pass(pass) if !pass.evicts()), "{found:?}");
+    assert!(matches!(&found, SharedOnResponse::Pass(pass) if !pass.evicts()), "{found:?}");
 }
 
 #[test]
@@ -165,9 +168,9 @@ fn a_head_freshens_what_is_the_same_still() {
         let request = request(Method::HEAD, &[]);
         let found =
             match answer(&policy(), &request, stored(fields), (*status, response), now() + seconds(100)) {
-                OnResponse::Freshened(freshened) if freshened.fate() == Fate::Store => "freshened",
-                OnResponse::Pass(pass) if pass.evicts() => "evicts",
-                OnResponse::Pass(_) => "passes",
+                SharedOnResponse::Freshened(freshened) if freshened.fate() == Fate::Store => "freshened",
+                SharedOnResponse::Pass(pass) if pass.evicts() => "evicts",
+                SharedOnResponse::Pass(_) => "passes",
                 other => panic!("{other:?}"),
             };
         assert_eq!(found, *expected, "{status} {response:?}");
@@ -180,7 +183,7 @@ fn cookies_of_a_304_are_for_one_client() {
     let later = now() + seconds(100);
     let told: Fields<'_> = &[("set-cookie", "a=b"), ("set-cookie", "c=d")];
     let found = answer(&policy(), &get(&[]), stored(fields), (304, told), later);
-    let OnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
+    let SharedOnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
     let Some(SharedRecord::Response(kept)) = SharedRecord::decode(&freshened.record()) else { panic!() };
     assert!(freshened.fate() == Fate::Store && !kept.sets_cookie && !kept.headers.contains_key("set-cookie"));
     let response = freshened.into_answer().unwrap().into_response();

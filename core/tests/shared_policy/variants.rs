@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::HeaderName;
 use larder_core::policy::BodyLength;
 use larder_core::shared::SharedRecord;
-use larder_core::shared::policy::{Decision, OnRecord, OnRequest, OnResponse, Placement};
+use larder_core::shared::policy::{OnRecord, Placement, SharedDecision, SharedOnRequest, SharedOnResponse};
 use larder_core::{RequestView, Variants};
 
 use super::engine::{Fields, now, response};
@@ -17,14 +17,14 @@ fn resources_that_vary() {
     let admitted = |language: &str, known: Option<Variants>, fields: Fields<'_>| {
         let request = get(&[("accept-language", language)]);
         let view = RequestView::from(&request);
-        let OnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!() };
+        let SharedOnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!() };
         let decision = match lookup.on_record(Ok(known.map(SharedRecord::Variants)), &view, now()) {
             OnRecord::Decided(decision) => decision,
             OnRecord::Select(select) => select.on_record(Ok(None), &view, now()),
         };
-        let Decision::Forward(forward) = decision else { panic!() };
+        let SharedDecision::Forward(forward) = decision else { panic!() };
         match forward.on_response(&response(200, fields), BodyLength::Known(0), now(), now()) {
-            OnResponse::Admit(admit) => admit.with_body(Bytes::new()),
+            SharedOnResponse::Admit(admit) => admit.with_body(Bytes::new()),
             other => panic!("{other:?}"),
         }
     };
@@ -53,17 +53,17 @@ fn negotiated_codings_say_so_downstream() {
     let said = |known: Option<Variants>, fields: Fields<'_>| {
         let request = get(&[("accept-encoding", "gzip")]);
         let view = RequestView::from(&request);
-        let OnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!() };
+        let SharedOnRequest::Lookup(lookup) = policy().on_request(&view) else { panic!() };
         let decision = match lookup.on_record(Ok(known.map(SharedRecord::Variants)), &view, now()) {
             OnRecord::Decided(decision) => decision,
             OnRecord::Select(select) => select.on_record(Ok(None), &view, now()),
         };
-        let Decision::Forward(forward) = decision else { panic!() };
+        let SharedDecision::Forward(forward) = decision else { panic!() };
         let parts = response(200, fields);
         let found = forward.on_response(&parts, BodyLength::Known(0), now(), now());
-        let OnResponse::Admit(admit) = found else { panic!("{found:?}") };
+        let SharedOnResponse::Admit(admit) = found else { panic!("{found:?}") };
         let mut passed = parts.headers;
-        admit.stamp(&mut passed);
+        admit.write_to(&mut passed);
         let kept = record_of(&admit.with_body(Bytes::new())).headers;
         let vary = |headers: &http::HeaderMap| {
             let fields = headers.get_all("vary").iter().map(|field| field.to_str().unwrap().to_owned());

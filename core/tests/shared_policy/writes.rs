@@ -6,7 +6,7 @@ use http::Method;
 use larder_core::RequestView;
 use larder_core::policy::BodyLength;
 use larder_core::shared::SharedRule;
-use larder_core::shared::policy::{OnRequest, OnResponse, OriginFailed, SharedPolicy};
+use larder_core::shared::policy::{OriginFailed, SharedOnRequest, SharedOnResponse, SharedPolicy};
 
 use super::engine::{Fields, now, request, response};
 use super::{A_THOUSAND_SECONDS_AGO, policy, rule};
@@ -35,9 +35,11 @@ fn writes_invalidate() {
     ];
     for (what, status, fields, evicts, also) in rows {
         let request = request(Method::PUT, &[("host", "shop.example")]);
-        let OnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
+        let SharedOnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else {
+            panic!()
+        };
         let found = write.on_response(&response(*status, fields), BodyLength::Known(0), now(), now());
-        let OnResponse::Pass(pass) = found else { panic!("{what}: {found:?}") };
+        let SharedOnResponse::Pass(pass) = found else { panic!("{what}: {found:?}") };
         let others: Vec<_> = pass.also().iter().map(ToString::to_string).collect();
         assert_eq!(
             (pass.evicts(), others),
@@ -52,20 +54,23 @@ fn server_error_evicts_unless_the_rule_says_otherwise() {
     let policy = SharedPolicy::new(Arc::new(SharedRule { evict_on_error: false, ..rule() }));
     let request = request(Method::PUT, &[]);
     for (status, evicts) in [(500, false), (408, false), (204, true)] {
-        let OnRequest::Write(write) = policy.on_request(&RequestView::from(&request)) else { panic!() };
+        let SharedOnRequest::Write(write) = policy.on_request(&RequestView::from(&request)) else { panic!() };
         let found = write.on_response(&response(status, &[]), BodyLength::Known(0), now(), now());
-        assert!(matches!(&found, OnResponse::Pass(pass) if pass.evicts() == evicts), "{status} {found:?}");
+        assert!(
+            matches!(&found, SharedOnResponse::Pass(pass) if pass.evicts() == evicts),
+            "{status} {found:?}"
+        );
     }
 }
 
 #[test]
 fn nobody_knows_what_a_write_without_an_answer_did() {
     let request = request(Method::DELETE, &[]);
-    let OnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
+    let SharedOnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
     let mut made_up = response(502, &[]);
     made_up.extensions.insert(OriginFailed);
     let found = write.on_response(&made_up, BodyLength::Known(0), now(), now());
-    assert!(matches!(&found, OnResponse::Pass(pass) if pass.evicts()), "{found:?}");
+    assert!(matches!(&found, SharedOnResponse::Pass(pass) if pass.evicts()), "{found:?}");
 }
 
 #[test]
@@ -84,9 +89,11 @@ fn a_post_can_answer_later_gets() {
     ];
     for (method, status, fields, expected) in rows {
         let request = request(method.clone(), &[]);
-        let OnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
+        let SharedOnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else {
+            panic!()
+        };
         let found = write.on_response(&response(*status, fields), BodyLength::Known(10), now(), now());
-        assert_eq!(matches!(found, OnResponse::Admit(_)), *expected, "{method} {status} {fields:?}");
+        assert_eq!(matches!(found, SharedOnResponse::Admit(_)), *expected, "{method} {status} {fields:?}");
     }
 }
 
@@ -95,7 +102,7 @@ fn a_post_to_another_spelling_answers_no_later_gets() {
     let answer: Fields<'_> = &[("cache-control", "max-age=60"), ("content-location", "/thing%73/7")];
     let mut request = request(Method::POST, &[]);
     request.uri = "/thing%73/7".parse().unwrap();
-    let OnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
+    let SharedOnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
     let found = write.on_response(&response(200, answer), BodyLength::Known(10), now(), now());
-    assert!(matches!(&found, OnResponse::Pass(pass) if pass.evicts()), "{found:?}");
+    assert!(matches!(&found, SharedOnResponse::Pass(pass) if pass.evicts()), "{found:?}");
 }

@@ -11,30 +11,30 @@ use crate::store::{Abandon, Begin, Intent, LeaseStore};
 
 /// After `delete` has returned nobody reads what the database held before.
 pub async fn racing_against_delete<S: LeaseStore>(subject: &Subject<S>) {
-    race(subject, subject.group("race").key("k"), Change::Delete).await;
-    race(subject, subject.ungrouped().key("k"), Change::Delete).await;
+    race(subject, subject.group("race").key("k"), DatabaseChange::Delete).await;
+    race(subject, subject.ungrouped().key("k"), DatabaseChange::Delete).await;
 }
 
 /// After `delete_group` has returned nobody reads what the database held before.
 pub async fn racing_against_delete_group<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("race").key("k");
-    race(subject, key.clone(), Change::Evict(key.space())).await;
+    race(subject, key.clone(), DatabaseChange::Evict(key.space())).await;
 }
 
 /// After a prefix was wiped nobody reads what the database held before.
 pub async fn racing_against_a_wiped_prefix<S: LeaseStore>(subject: &Subject<S>) {
-    race(subject, subject.group("race").key("k"), Change::Evict(subject.ungrouped())).await;
-    race(subject, subject.ungrouped().key("k"), Change::Evict(subject.ungrouped())).await;
+    race(subject, subject.group("race").key("k"), DatabaseChange::Evict(subject.ungrouped())).await;
+    race(subject, subject.ungrouped().key("k"), DatabaseChange::Evict(subject.ungrouped())).await;
 }
 
 /// After a write-through has finished nobody reads what the database held before, though others write, too.
 pub async fn racing_against_writes<S: LeaseStore>(subject: &Subject<S>) {
-    race(subject, subject.group("race").key("k"), Change::WriteThrough).await;
+    race(subject, subject.group("race").key("k"), DatabaseChange::WriteThrough).await;
 }
 
 /// How the database's changes reach the store.
 #[derive(Clone)]
-enum Change {
+enum DatabaseChange {
     Delete,
     Evict(KeySpace),
     WriteThrough,
@@ -52,7 +52,7 @@ struct Database {
 const READERS: usize = 6;
 
 /// Readers fill a key from a database while others change the database and evict.
-async fn race<S: LeaseStore>(subject: &Subject<S>, key: CacheKey, change: Change) {
+async fn race<S: LeaseStore>(subject: &Subject<S>, key: CacheKey, change: DatabaseChange) {
     let database = Arc::new(Database::default());
     let readers: Vec<_> = (0..READERS)
         .map(|_| tokio::spawn(read_on(Arc::clone(&subject.store), key.clone(), Arc::clone(&database))))
@@ -111,13 +111,13 @@ async fn read_on<S: LeaseStore>(store: Arc<S>, key: CacheKey, database: Arc<Data
 }
 
 /// Changes the database, then does what a route does after a change.
-async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Database, change: &Change) {
+async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Database, change: &DatabaseChange) {
     let ticket = match change {
-        Change::WriteThrough => match store.begin(key, Intent::Write, LONG).await.unwrap() {
+        DatabaseChange::WriteThrough => match store.begin(key, Intent::Write, LONG).await.unwrap() {
             Begin::Lease(ticket) => Some(ticket),
             other => panic!("`begin(Write)` always gives a ticket, not {other:?}"),
         },
-        Change::Delete | Change::Evict(_) => None,
+        DatabaseChange::Delete | DatabaseChange::Evict(_) => None,
     };
     let version = database.version.fetch_add(1, Ordering::SeqCst) + 1;
     pause().await;
@@ -127,8 +127,8 @@ async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Databa
     };
     match change {
         _ if committed => {}
-        Change::Evict(space) => drop(store.delete_group(space).await.unwrap()),
-        Change::Delete | Change::WriteThrough => drop(store.delete(key).await.unwrap()),
+        DatabaseChange::Evict(space) => drop(store.delete_group(space).await.unwrap()),
+        DatabaseChange::Delete | DatabaseChange::WriteThrough => drop(store.delete(key).await.unwrap()),
     }
     database.floor.fetch_max(version, Ordering::SeqCst);
 }
