@@ -170,7 +170,7 @@ on_every_store! {
         }
     }
 
-    async fn what_can_be_cut_says_so(fixture) {
+    async fn responses_that_can_be_cut_have_accept_ranges(fixture) {
         let seen = Seen::default();
         let app = app(&fixture.larder, &seen, whole);
         for cache in ["MISS", "HIT"] {

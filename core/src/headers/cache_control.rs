@@ -1,36 +1,36 @@
-//! `Cache-Control`, as requests and responses use it (RFC 9111 §5.2).
+//! `Cache-Control` in requests and responses (RFC 9111 §5.2).
 //!
-//! The parser takes whatever a peer may send: several fields, any case, quoted strings with escapes and commas in
-//! them, empty list elements, garbage. What can't be understood is skipped (RFC 9111 §5.2.3) and never restricts less
-//! than what could be understood: of two lifetimes the shorter counts, and a lifetime that is no number counts as 0.
+//! The parser accepts anything that a peer may send: several fields, any case, quoted strings with escapes and commas, empty list
+//! elements, and invalid bytes. It skips what it can't understand (RFC 9111 §5.2.3). It never relaxes a restriction: of two
+//! lifetimes the shorter applies, and a lifetime that isn't a number is 0.
 
 use http::header::{CACHE_CONTROL, PRAGMA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// What a request asks of caches (RFC 9111 §5.2.1). Times are in seconds.
+/// The directives of a request (RFC 9111 §5.2.1). Times are in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestDirectives {
-    /// Don't answer from the cache without asking the origin (§5.2.1.4).
+    /// `no-cache`: the response must come from the origin or be validated by it (§5.2.1.4).
     pub no_cache: bool,
-    /// Don't store the answer, and keep out of the way (§5.2.1.5).
+    /// `no-store`: the response must not be stored, and the request bypasses the cache (§5.2.1.5).
     pub no_store: bool,
-    /// The greatest age that is acceptable (§5.2.1.1).
+    /// `max-age`: the greatest acceptable age (§5.2.1.1).
     pub max_age: Option<u64>,
-    /// How long past its freshness an answer is still acceptable; `u64::MAX` for any time (§5.2.1.2).
+    /// `max-stale`: the longest acceptable time after the freshness lifetime; `u64::MAX` for any time (§5.2.1.2).
     pub max_stale: Option<u64>,
-    /// How much longer the answer must stay fresh (§5.2.1.3).
+    /// `min-fresh`: the least time that the response must stay fresh (§5.2.1.3).
     pub min_fresh: Option<u64>,
-    /// Answer from the cache or not at all (§5.2.1.7).
+    /// `only-if-cached`: the response must come from the cache (§5.2.1.7).
     pub only_if_cached: bool,
 }
 
 impl RequestDirectives {
-    /// Reads them from a request's header fields.
+    /// Reads the directives from a request's header fields.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
         if !headers.contains_key(CACHE_CONTROL) {
-            // RFC 9111 §5.4: an old client's only way to say it.
+            // RFC 9111 §5.4: old clients have only this field.
             found.no_cache = directives(headers, &PRAGMA).any(|d| d.is("no-cache"));
             return found;
         }
@@ -49,52 +49,55 @@ impl RequestDirectives {
         found
     }
 
-    /// Whether only an answer will do that the handler gives from now on: `max-age=0` means the same as `no-cache`,
-    /// whatever the clock says.
+    /// Returns `true` if only a new response of the handler is acceptable: `max-age=0` means the same as `no-cache`, whatever the
+    /// clock says.
     pub(crate) fn wants_new(&self) -> bool {
         self.no_cache || self.max_age == Some(0)
     }
 }
 
-/// What a response allows caches to do (RFC 9111 §5.2.2, RFC 5861, RFC 8246). Times are in seconds.
+/// The directives of a response (RFC 9111 §5.2.2, RFC 5861, RFC 8246). Times are in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResponseDirectives {
-    /// Don't store it (§5.2.2.5).
+    /// `no-store`: the response must not be stored (§5.2.2.5).
     pub no_store: bool,
-    /// Store it, but ask before each use (§5.2.2.4). Also set when it names fields: that asks for less, never for more.
+    /// `no-cache`: the response must be validated before each use (§5.2.2.4). Also set if the directive names fields, which asks
+    /// for less.
     pub no_cache: bool,
-    /// Not for shared caches (§5.2.2.7). Also set when it names fields.
+    /// `private`: a shared cache must not store the response (§5.2.2.7). Also set if the directive names fields.
     pub private: bool,
-    /// Shared caches may store it though the request carried credentials (§5.2.2.9).
+    /// `public`: a shared cache may store the response although the request had credentials (§5.2.2.9).
     pub public: bool,
-    /// Not to be used once stale (§5.2.2.2).
+    /// `must-revalidate`: the response must not be used once it is stale (§5.2.2.2).
     pub must_revalidate: bool,
-    /// The same, for shared caches (§5.2.2.8).
+    /// `proxy-revalidate`: the same, for shared caches (§5.2.2.8).
     pub proxy_revalidate: bool,
-    /// Store it only if the status code is understood (§5.2.2.3).
+    /// `must-understand`: the response must be stored only if the cache understands its status code (§5.2.2.3).
     pub must_understand: bool,
-    /// Not to be converted (§5.2.2.6).
+    /// `no-transform`: the content must not be transformed (§5.2.2.6).
     pub no_transform: bool,
-    /// Won't change while it is fresh (RFC 8246).
+    /// `immutable`: the content doesn't change while it is fresh (RFC 8246).
     pub immutable: bool,
-    /// Freshness lifetime (§5.2.2.1).
+    /// `max-age`: the freshness lifetime (§5.2.2.1).
     pub max_age: Option<u64>,
-    /// Freshness lifetime for shared caches (§5.2.2.10).
+    /// `s-maxage`: the freshness lifetime in shared caches (§5.2.2.10).
     pub s_maxage: Option<u64>,
-    /// For how long after that it may be used while it is refreshed (RFC 5861 §3).
+    /// `stale-while-revalidate`: the time after the freshness lifetime in which the response may be used during a refresh (RFC
+    /// 5861 §3).
     pub stale_while_revalidate: Option<u64>,
-    /// For how long after that it may be used when the origin fails (RFC 5861 §4).
+    /// `stale-if-error`: the time after the freshness lifetime in which the response may be used if the origin fails (RFC 5861
+    /// §4).
     pub stale_if_error: Option<u64>,
 }
 
 impl ResponseDirectives {
-    /// Reads them from a response's header fields.
+    /// Reads the directives from a response's header fields.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         Self::of_field(headers, &CACHE_CONTROL)
     }
 
-    /// Reads them from a field of another name with the same grammar.
+    /// Reads the directives from another field with the same grammar.
     #[must_use]
     pub fn of_field(headers: &HeaderMap, field: &HeaderName) -> Self {
         let mut found = Self::default();
@@ -120,14 +123,14 @@ impl ResponseDirectives {
     }
 }
 
-/// `no-cache` and `private` with and without field names (RFC 9111 §5.2.2.4 and §5.2.2.7).
+/// `no-cache` and `private`, with and without field names (RFC 9111 §5.2.2.4 and §5.2.2.7).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Qualified {
     /// `no-cache` for the whole response.
     pub(crate) no_cache: bool,
     /// `private` for the whole response.
     pub(crate) private: bool,
-    /// The fields that either names.
+    /// The fields that either directive names.
     pub(crate) fields: Vec<HeaderName>,
 }
 
@@ -142,7 +145,7 @@ impl Qualified {
             };
             match directive.value.and_then(field_names) {
                 Some(names) => found.fields.extend(names),
-                // What names nothing that can be understood restricts everything.
+                // An argument without a valid name restricts the whole response.
                 None => *whole = true,
             }
         }
@@ -150,14 +153,14 @@ impl Qualified {
     }
 }
 
-/// The names in the argument of a directive, if it is nothing else.
+/// Returns the names in a directive's argument, or `None` if it contains anything else.
 fn field_names(argument: &[u8]) -> Option<Vec<HeaderName>> {
     let names =
         list(unquote(argument)).map(|name| HeaderName::from_bytes(name).ok()).collect::<Option<Vec<_>>>()?;
     (!names.is_empty()).then_some(names)
 }
 
-/// One directive, as it stands in the field.
+/// A directive as it is written in the field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Directive<'a> {
     name: &'a [u8],
@@ -170,10 +173,10 @@ impl Directive<'_> {
     }
 }
 
-/// The longest name that is known here.
+/// The length of the longest known name.
 const LONGEST_NAME: usize = 24;
 
-/// Calls `apply` with the name in lower case and a way to read the value as seconds.
+/// Calls `apply` with the name in lower case and a function that reads the value as seconds.
 fn match_directive(directive: Directive<'_>, apply: impl FnOnce(&[u8], &dyn Fn() -> u64)) {
     let mut lower = [0; LONGEST_NAME];
     let Some(lower) = lower.get_mut(..directive.name.len()) else { return };
@@ -182,13 +185,13 @@ fn match_directive(directive: Directive<'_>, apply: impl FnOnce(&[u8], &dyn Fn()
     apply(lower, &|| delta_seconds(directive.value));
 }
 
-/// RFC 9111 §1.2.2. Too large a number saturates; what is no number counts as no time at all, which is the safe side
-/// for every directive but `min-fresh`, where it is the same as not having said it.
+/// Parses a number of seconds (RFC 9111 §1.2.2). A number that is too large saturates. Anything else is 0, which is the safe
+/// value for all directives but `min-fresh`, where it has no effect.
 fn delta_seconds(value: Option<&[u8]>) -> u64 {
     value.map(unquote).and_then(number).unwrap_or(0)
 }
 
-/// Digits alone, without a sign; more than fit are the greatest number.
+/// Parses digits without a sign. Returns the maximum if the number is too large.
 pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -197,7 +200,7 @@ pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, add))
 }
 
-/// Recipients ought to take both forms of an argument (RFC 9111 §5.2). Numbers need no unescaping.
+/// Removes the quotes of an argument: recipients should accept both forms (RFC 9111 §5.2). Numbers need no unescaping.
 fn unquote(value: &[u8]) -> &[u8] {
     value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value)
 }
@@ -210,7 +213,7 @@ fn longest(held: &mut Option<u64>, seconds: u64) {
     *held = Some(held.map_or(seconds, |held| held.max(seconds)));
 }
 
-/// The directives of all fields of one name, in order (RFC 9110 §5.3: several fields are one list).
+/// Returns the directives of all fields of one name, in order (several fields are one list, RFC 9110 §5.3).
 fn directives<'a>(headers: &'a HeaderMap, field: &HeaderName) -> impl Iterator<Item = Directive<'a>> {
     headers.get_all(field).iter().map(HeaderValue::as_bytes).flat_map(|text| list(text).filter_map(directive))
 }
@@ -223,8 +226,8 @@ fn directive(element: &[u8]) -> Option<Directive<'_>> {
     (!name.is_empty()).then_some(Directive { name, value })
 }
 
-/// The elements of a comma-separated list, trimmed, without the empty ones; commas in quoted strings don't separate
-/// (RFC 9110 §5.6.1). A quote that is never closed runs to the end.
+/// Returns the elements of a comma-separated list, trimmed, without empty ones. Commas in quoted strings don't separate (RFC 9110
+/// §5.6.1). A quote without an end extends to the end of the field.
 pub(crate) fn list(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {

@@ -1,14 +1,14 @@
-//! Entity tags and `If-None-Match` (RFC 9110 §8.8.3 and §13.1.2).
+//! Entity tags and conditional requests (RFC 9110 §8.8.3 and §13.1).
 
 use http::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue};
 use xxhash_rust::xxh3::xxh3_128;
 
-/// A weak entity tag of a body: its XXH3 hash of 128 bits, the same on every machine.
+/// Returns a weak entity tag for a body: its 128-bit XXH3 hash, which is the same on every machine.
 ///
-/// Weak, because the same body may be sent with other fields or another transfer coding. Not a cryptographic hash: all that
-/// somebody gains who makes two bodies with one tag is that clients keep the first of their own two. A hash that forbids it
-/// would be a large part of what a miss costs.
+/// The tag is weak because the same body may be sent with other fields or in another transfer coding. The hash is not
+/// cryptographic. An author who makes two bodies with the same tag only makes clients keep the first of the author's own two
+/// bodies. A cryptographic hash would be a large part of the cost of a miss.
 #[must_use]
 pub fn weak_etag(body: &[u8]) -> HeaderValue {
     const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -21,7 +21,7 @@ pub fn weak_etag(body: &[u8]) -> HeaderValue {
     HeaderValue::from_bytes(&tag).unwrap_or_else(|_| HeaderValue::from_static("W/\"\""))
 }
 
-/// The validators that a request brought, kept aside while the request itself goes to the handler without them.
+/// The validators of a request, which the handler gets without them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Validators {
     none_match: Vec<HeaderValue>,
@@ -29,7 +29,7 @@ pub struct Validators {
 }
 
 impl Validators {
-    /// Copies them from a request. Costs nothing when there are none.
+    /// Copies the validators of a request. Costs nothing if there are none.
     #[must_use]
     pub fn of(request: &HeaderMap) -> Self {
         Self {
@@ -38,19 +38,19 @@ impl Validators {
         }
     }
 
-    /// Whether the client already holds this response, so that a 304 answers it.
+    /// Returns `true` if the client has this response already, so that a 304 answers it.
     #[must_use]
     pub fn match_response(&self, response: &HeaderMap) -> bool {
         not_modified(self.none_match.iter(), || self.modified_since.as_ref(), response)
     }
 }
 
-/// The same, straight from the request's fields.
+/// Returns `true` if the validators of a request match a response.
 pub(crate) fn request_matches(request: &HeaderMap, response: &HeaderMap) -> bool {
     not_modified(request.get_all(IF_NONE_MATCH).iter(), || request.get(IF_MODIFIED_SINCE), response)
 }
 
-/// RFC 9110 §13.2.2: `If-None-Match` decides alone when it is there; `If-Modified-Since` counts only without it.
+/// `If-None-Match` decides if it is present; `If-Modified-Since` applies only without it (RFC 9110 §13.2.2).
 fn not_modified<'a>(
     none_match: impl Iterator<Item = &'a HeaderValue>,
     modified_since: impl FnOnce() -> Option<&'a HeaderValue>,
@@ -68,8 +68,8 @@ fn not_modified<'a>(
     }
 }
 
-/// RFC 9110 §13.1.2, with the weak comparison of §8.8.3.2. `*` matches any stored response. `None` for a field that isn't
-/// well-formed: it matches nothing, for what its sender meant is unknown.
+/// Compares `If-None-Match` with an entity tag, weakly (RFC 9110 §13.1.2 and §8.8.3.2). `*` matches any stored response. Returns
+/// `None` for a malformed field, which matches nothing because its meaning is unknown.
 fn matches(field: &[u8], etag: Option<&[u8]>) -> Option<bool> {
     if field.trim_ascii() == b"*" {
         return Some(true);
@@ -78,7 +78,7 @@ fn matches(field: &[u8], etag: Option<&[u8]>) -> Option<bool> {
     let (mut rest, mut found) = (field, false);
     loop {
         rest = rest.trim_ascii_start();
-        // RFC 9110 §5.6.1.2: a recipient accepts empty elements.
+        // A recipient accepts empty elements (RFC 9110 §5.6.1.2).
         while let Some(after) = rest.strip_prefix(b",") {
             rest = after.trim_ascii_start();
         }
@@ -94,13 +94,13 @@ fn matches(field: &[u8], etag: Option<&[u8]>) -> Option<bool> {
     }
 }
 
-/// The part that a weak comparison looks at.
+/// Returns the part of a tag that a weak comparison uses.
 fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// The entity tag that the text begins with, and what follows it. An opaque tag has no escapes: a backslash in it is an
-/// ordinary character and a comma doesn't separate, so this isn't the list grammar of quoted strings.
+/// Splits a text after the entity tag at its start. An opaque tag has no escapes: a backslash in it is an ordinary character and
+/// a comma doesn't separate. So this isn't the list grammar of quoted strings.
 fn leading_tag(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let opening = if text.starts_with(b"W/") { 2 } else { 0 };
     let inside = text[opening..].strip_prefix(b"\"")?;

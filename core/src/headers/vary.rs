@@ -13,8 +13,8 @@ use crate::headers::cache_control::list;
 use crate::key::SecondaryKey;
 use crate::provenance::Provenance;
 
-/// Stands for every coding in `Accept-Encoding`, the unregistered ones included, among the names of the fields that select a
-/// variant. Only responses in such a coding need it: otherwise each made-up coding would have a variant of its own.
+/// Stands for all codings in `Accept-Encoding`, including unregistered ones, among the names of the selecting fields. Only
+/// responses in an unregistered coding need it. Otherwise each made-up coding would have a variant of its own.
 const EVERY_CODING: HeaderName = HeaderName::from_static("larder-every-coding");
 
 /// The greatest number of fields in `Vary`. A response with more is not stored.
@@ -167,8 +167,8 @@ impl SecondaryKey {
         Self::hash(names, request, |_| false)
     }
 
-    /// RFC 9111 §4.1 allows what is known not to change a field's meaning. Where the elements of a list are weighted, their
-    /// order has none (RFC 9110 §12.5.4), and languages and character sets are the same in any case.
+    /// Makes the secondary key from normalised fields, which RFC 9111 §4.1 allows if their meaning doesn't change. The order of a
+    /// list with weights has no meaning (RFC 9110 §12.5.4), and languages and character sets are case-insensitive.
     fn normalised(names: &[HeaderName], request: &HeaderMap) -> Self {
         Self::hash(names, request, |name| [ACCEPT_LANGUAGE, ACCEPT_CHARSET].contains(name))
     }
@@ -189,7 +189,7 @@ impl SecondaryKey {
                 part(&accepted_codings(request, |_| true));
                 continue;
             }
-            // Absent and empty are not the same; several fields are one list (RFC 9110 §5.3).
+            // A missing field differs from an empty one. Several fields are one list (RFC 9110 §5.3).
             let mut values = request.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
             part(if values.peek().is_some() { b"+" } else { b"-" });
             let elements = values.flat_map(list);
@@ -214,7 +214,7 @@ impl SecondaryKey {
     }
 }
 
-/// The `Vary` of an undeclared route's response that varies by nothing else.
+/// The `Vary` of a response on an undeclared route that varies by nothing else.
 pub(crate) const USUAL_CREDENTIALS: &str = "Authorization, Cookie";
 
 /// Adds names to `Vary`, in one field, unless they are present or `*` covers them.
@@ -259,12 +259,12 @@ fn capitalised(name: &HeaderName) -> String {
     letters.collect()
 }
 
-/// The content codings that a request accepts, in one spelling (RFC 9110 §12.5.3): the registered ones, sorted, each with
-/// its rank among the weights. Servers compare weights, so only their order counts.
+/// Returns the content codings that a request accepts, in one spelling (RFC 9110 §12.5.3): the registered ones, sorted, each with
+/// its rank among the weights. Servers compare weights, so only their order matters.
 ///
-/// Codings that are refused say the same as absent ones, unless `*` allows the absent ones or the coding is `identity`. Beside
-/// an `identity` that is accepted, `*;q=0` says no more either; and a client that accepts `identity` alone accepts what one
-/// with an empty list does. Codings that aren't `known` are left out.
+/// A refused coding means the same as a missing one, unless `*` accepts the missing ones or the coding is `identity`. If
+/// `identity` is accepted, `*;q=0` has no further meaning, and a client that accepts only `identity` accepts the same as one with
+/// an empty list. Codings that aren't `known` are left out.
 fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let mut accepted: Vec<(Vec<u8>, u16)> = request
         .get_all(ACCEPT_ENCODING)
@@ -275,7 +275,7 @@ fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u
             let mut parts = element.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
             let coding = parts.next().unwrap_or_default().to_ascii_lowercase();
             let coding = match &*coding {
-                // RFC 9110 §8.4.1.
+                // The aliases of RFC 9110 §8.4.1.
                 b"x-gzip" => b"gzip".to_vec(),
                 b"x-compress" => b"compress".to_vec(),
                 _ => coding,
@@ -299,7 +299,7 @@ fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u
     weights.sort_unstable();
     weights.dedup();
     let mut text = Vec::with_capacity(32);
-    // Absent and empty are not the same: without the field any coding is acceptable.
+    // A missing field differs from an empty one: without the field any coding is acceptable.
     text.push(if request.contains_key(ACCEPT_ENCODING) { b'+' } else { b'-' });
     for (coding, weight) in accepted {
         let rank = weights.iter().filter(|&&other| other <= weight).count();
@@ -309,7 +309,7 @@ fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u
     text
 }
 
-/// The registered content codings that a response to any client may have (RFC 9110 §16.6.1).
+/// Returns `true` for the registered content codings that a response to any client may have (RFC 9110 §16.6.1).
 fn is_registered(coding: &[u8]) -> bool {
     const REGISTERED: [&[u8]; 8] = [b"br", b"compress", b"dcb", b"dcz", b"deflate", b"exi", b"gzip", b"zstd"];
     REGISTERED.contains(&coding)
@@ -351,7 +351,7 @@ pub(crate) fn selecting_fields(response: &HeaderMap) -> Result<Vec<HeaderName>, 
         }
         names.push(ACCEPT_ENCODING);
     }
-    // An origin was let in by name (Fetch §3.3.3). Another origin's browser would refuse the response.
+    // The handler allowed one origin by name (Fetch §3.3.3). The browser of another origin would refuse the response.
     if response.get(ACCESS_CONTROL_ALLOW_ORIGIN).is_some_and(|origin| origin != "*") {
         names.push(ORIGIN);
     }

@@ -11,23 +11,35 @@ pub(super) const MODIFIED: &str = "Sat, 01 Jan 2000 00:00:00 GMT";
 
 pub(super) const BEFORE: &str = "Fri, 31 Dec 1999 23:59:59 GMT";
 
-/// RFC 9110 §13.2.2, on what is stored and on what was filled just now.
+/// Precedence of preconditions (RFC 9110 §13.2.2), on a stored response and on one that was just filled.
 #[test]
-fn which_validators_match() {
+fn validators_are_compared() {
     let table: &[(&str, Fields<'_>, bool)] = &[
-        ("the same (RFC 9110 §13.1.2)", &[("if-none-match", "\"e\"")], true),
-        ("weakly the same (RFC 9110 §8.8.3.2)", &[("if-none-match", "W/\"e\"")], true),
-        ("one of a list", &[("if-none-match", "\"a\", W/\"b, c\", \"e\"")], true),
-        ("one of several fields", &[("if-none-match", "\"a\""), ("if-none-match", "\"e\"")], true),
-        ("anything", &[("if-none-match", "*")], true),
-        ("another", &[("if-none-match", "\"a\"")], false),
-        ("inside of another", &[("if-none-match", "\"a, \"e\"")], false),
-        ("unquoted", &[("if-none-match", "e")], false),
+        ("the same tag (RFC 9110 §13.1.2)", &[("if-none-match", "\"e\"")], true),
+        ("the same tag, compared weakly (RFC 9110 §8.8.3.2)", &[("if-none-match", "W/\"e\"")], true),
+        ("a tag in a list", &[("if-none-match", "\"a\", W/\"b, c\", \"e\"")], true),
+        (
+            "a tag in the second of two fields",
+            &[("if-none-match", "\"a\""), ("if-none-match", "\"e\"")],
+            true,
+        ),
+        ("any tag (`*`)", &[("if-none-match", "*")], true),
+        ("another tag", &[("if-none-match", "\"a\"")], false),
+        ("the tag's text inside another tag", &[("if-none-match", "\"a, \"e\"")], false),
+        ("a tag without quotes", &[("if-none-match", "e")], false),
         ("not modified since (RFC 9110 §13.1.3)", &[("if-modified-since", MODIFIED)], true),
         ("modified since", &[("if-modified-since", BEFORE)], false),
-        ("no date", &[("if-modified-since", "yesterday")], false),
-        ("the tag decides alone", &[("if-none-match", "\"a\""), ("if-modified-since", MODIFIED)], false),
-        ("the tag decides alone", &[("if-none-match", "\"e\""), ("if-modified-since", BEFORE)], true),
+        ("a value that is no date", &[("if-modified-since", "yesterday")], false),
+        (
+            "another tag decides over a matching date",
+            &[("if-none-match", "\"a\""), ("if-modified-since", MODIFIED)],
+            false,
+        ),
+        (
+            "a matching tag decides over another date",
+            &[("if-none-match", "\"e\""), ("if-modified-since", BEFORE)],
+            true,
+        ),
     ];
     let fields: Fields<'_> = &[("etag", "\"e\""), ("last-modified", MODIFIED)];
     for (why, conditions, expected) in table {
@@ -50,7 +62,7 @@ fn which_validators_match() {
 }
 
 #[test]
-fn what_a_304_says() {
+fn not_modified_has_the_required_fields() {
     const ALL: Fields<'_> = &[
         ("etag", "\"e\""),
         ("last-modified", MODIFIED),
@@ -95,7 +107,7 @@ fn what_a_304_says() {
         ["cache-control: max-age=60", "last-modified: Sat, 01 Jan 2000 00:00:00 GMT", "x-redis-cache: HIT"];
     assert_eq!(lines(hit.into_response().headers()), expected);
 
-    // The same after a fill, where it says MISS and has the handler's `Date`.
+    // The same after a fill, with MISS and the handler's `Date`.
     let filled = admitted(
         forward(rule(Kind::Read), &conditional),
         200,
@@ -114,9 +126,9 @@ fn what_a_304_says() {
     );
 }
 
-/// The handler sees no conditions that the cache will evaluate itself; what isn't a fill is its own business.
+/// The handler of a fill doesn't see the conditions that the cache evaluates. Other handlers see all conditions.
 #[test]
-fn which_conditions_the_handler_sees() {
+fn handler_sees_only_conditions_of_other_requests() {
     const CONDITIONS: Fields<'_> = &[
         ("if-none-match", "\"a\""),
         ("if-modified-since", MODIFIED),
@@ -142,10 +154,10 @@ fn which_conditions_the_handler_sees() {
     assert_eq!(headers, put.headers);
 }
 
-/// RFC 9110 §13.2.1: preconditions are ignored where the answer without them isn't a success. A 304 for a stored 404
-/// would tell the client that its old copy is still good.
+/// Preconditions are ignored if the response without them isn't a success (RFC 9110 §13.2.1). A 304 for a stored 404 would tell
+/// the client that its old copy is still valid.
 #[test]
-fn preconditions_count_only_where_the_answer_is_a_success() {
+fn preconditions_apply_only_to_successful_responses() {
     let also = |status| Rule { also: vec![(status, Some(TTL))], ..rule(Kind::Read) };
     let get = request(Method::GET, &[("if-none-match", "*")]);
     for (status, expected) in [
@@ -170,30 +182,36 @@ fn preconditions_count_only_where_the_answer_is_a_success() {
     }
 }
 
-/// What is too large, endless or of the wrong status to be stored is as private as what is stored.
-/// The handler doesn't see a read's conditions, so that what isn't stored has to be compared here (RFC 9110 §13.2.1).
+/// A response that can't be stored is compared here, because the handler doesn't see the conditions of a read (RFC 9110 §13.2.1).
 #[test]
-fn what_is_passed_on_may_be_a_304() {
+fn unstored_response_can_be_a_304() {
     const TAG: (&str, &str) = ("etag", "\"e\"");
     const MATCHES: (&str, &str) = ("if-none-match", "W/\"e\"");
     let (day, dated) = (("if-modified-since", MODIFIED), ("last-modified", MODIFIED));
     for (why, method, fields, status, answer, expected) in [
-        ("withheld", Method::GET, &[MATCHES][..], 200, &[TAG, ("cache-control", "no-store")][..], true),
+        (
+            "a response with no-store",
+            Method::GET,
+            &[MATCHES][..],
+            200,
+            &[TAG, ("cache-control", "no-store")][..],
+            true,
+        ),
         ("another tag", Method::GET, &[("if-none-match", "\"f\"")], 200, &[TAG, ("vary", "*")], false),
         ("no condition", Method::GET, &[], 200, &[TAG, ("vary", "*")], false),
         ("no validator", Method::GET, &[MATCHES], 200, &[("vary", "*")], false),
-        ("the date", Method::GET, &[day], 200, &[dated, ("vary", "*")], true),
+        ("a matching date", Method::GET, &[day], 200, &[dated, ("vary", "*")], true),
         (
-            "the tag comes first",
+            "another tag decides over a matching date, on an unstored response",
             Method::GET,
             &[day, ("if-none-match", "\"f\"")],
             200,
             &[TAG, dated, ("vary", "*")],
             false,
         ),
-        ("a cookie", Method::GET, &[MATCHES], 200, &[TAG, ("set-cookie", "a=1")], true),
+        ("a response with a cookie", Method::GET, &[MATCHES], 200, &[TAG, ("set-cookie", "a=1")], true),
         ("HEAD", Method::HEAD, &[MATCHES], 200, &[TAG], true),
-        ("no success", Method::GET, &[MATCHES], 404, &[TAG], false),
+        ("a response that is no success", Method::GET, &[MATCHES], 404, &[TAG], false),
         ("PUT", Method::PUT, &[MATCHES], 200, &[TAG, ("vary", "*")], false),
     ] {
         let kind = if method == Method::PUT { Kind::Write } else { Kind::Read };

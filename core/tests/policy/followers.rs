@@ -1,4 +1,4 @@
-//! Which requests wait for a fill, and take its response.
+//! Requests that wait for a fill and use its response.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use super::engine::{TTL, entry, now, request, rule};
 use super::variants::{first_variant, select, speaking};
 use super::{ask, forward, miss, stored};
 
-/// Those who waited for a fill get its entry only where they would have got it from the store.
+/// A request that waited for a fill gets its entry only if it would have got it from the store.
 #[test]
-fn who_may_be_answered_with_what_somebody_else_filled() {
+fn followers_get_only_entries_that_they_may_use() {
     let filled = || Some(Record::Response(entry(&[("etag", "\"e\"")])));
     let at = now() + Duration::from_secs(5);
     for (fields, record, expected) in [
@@ -35,9 +35,9 @@ fn who_may_be_answered_with_what_somebody_else_filled() {
     assert!(write.on_filled(filled(), at).is_err(), "a write is never answered from the cache");
 }
 
-/// Whose misses one run of the handler may serve.
+/// The misses that one run of the handler may serve.
 #[test]
-fn who_takes_part_in_a_run_that_others_began() {
+fn only_compatible_misses_share_a_run() {
     let fresh = || stored(entry(&[]));
     let expired = || stored(Entry { stored_at: now() - TTL, ..entry(&[]) });
     for (method, fields, found, expected) in [
@@ -57,10 +57,10 @@ fn who_takes_part_in_a_run_that_others_began() {
     }
 }
 
-/// Who wants a fresher answer must not wait for a fill that began before, whether or not something is stored already: it
-/// would be refused afterwards and the wait be for nothing.
+/// A request that wants a newer response doesn't wait for a fill that started earlier, with or without a stored entry: the
+/// response would be refused after the wait.
 #[test]
-fn who_wants_a_fresh_answer_waits_for_no_older_fill() {
+fn requests_for_a_new_response_do_not_wait_for_an_older_fill() {
     let (variants, ..) = first_variant(&speaking("fr"));
     for (directive, expected) in [
         ("no-cache", Intent::Refresh),

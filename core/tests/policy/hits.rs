@@ -1,4 +1,4 @@
-//! Responses made of stored ones.
+//! Responses made from stored ones.
 
 use std::time::Duration;
 
@@ -19,90 +19,90 @@ pub(super) fn hit(decision: Decision) -> Hit {
 }
 
 #[test]
-fn what_a_hit_looks_like() {
+fn hits_have_the_expected_fields() {
     const DOWNSTREAM: Tweak = |rule| rule.downstream_ttl = Some(Duration::from_secs(5));
     const UNNAMED: Tweak = |rule| rule.status_header = None;
     let without_end: fn(Entry) -> Entry = |entry| Entry { ttl: None, ..entry };
     let as_it_is: fn(Entry) -> Entry = |entry| entry;
     let table: &[(&str, Tweak, fn(Entry) -> Entry, u64, &[&str])] = &[
         (
-            "the whole lifetime",
+            "a new entry has the whole lifetime",
             AS_IT_IS,
             as_it_is,
             0,
             &["cache-control: max-age=60", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "whole seconds",
+            "the age is in whole seconds",
             AS_IT_IS,
             as_it_is,
             999,
             &["cache-control: max-age=60", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "counting down",
+            "max-age counts down",
             AS_IT_IS,
             as_it_is,
             1_000,
             &["cache-control: max-age=59", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "to the last",
+            "max-age in the last second",
             AS_IT_IS,
             as_it_is,
             59_999,
             &["cache-control: max-age=1", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "a clock that went back",
+            "the clock was set back",
             AS_IT_IS,
             |e| Entry { stored_at: e.stored_at + TTL, ..e },
             0,
             &["cache-control: max-age=60", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "no end: ask each time",
+            "an entry without expiry is validated each time",
             AS_IT_IS,
             without_end,
             5_000,
             &["cache-control: no-cache", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "private",
+            "a private route",
             PRIVATE,
             as_it_is,
             1_000,
             &["cache-control: private, max-age=59", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "private without end",
+            "a private route, without expiry",
             PRIVATE,
             without_end,
             0,
             &["cache-control: private, no-cache", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "others are told less",
+            "downstream_ttl shortens max-age",
             DOWNSTREAM,
             as_it_is,
             0,
             &["cache-control: max-age=5", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "but never more than there is",
+            "downstream_ttl never exceeds the remaining lifetime",
             DOWNSTREAM,
             as_it_is,
             57_000,
             &["cache-control: max-age=3", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
         (
-            "something else than no end",
+            "downstream_ttl applies to an entry without expiry",
             DOWNSTREAM,
             without_end,
             0,
             &["cache-control: max-age=5", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
-        ("no field of our own", UNNAMED, as_it_is, 0, &["cache-control: max-age=60", "etag: \"e\""]),
+        ("no status header", UNNAMED, as_it_is, 0, &["cache-control: max-age=60", "etag: \"e\""]),
     ];
     for (why, tweak, change, age, expected) in table {
         let stored = stored(change(entry(&[("etag", "\"e\"")])));
@@ -112,7 +112,7 @@ fn what_a_hit_looks_like() {
         assert_eq!((answer.status(), &answer.body()[..]), (StatusCode::OK, &b"stored"[..]), "{why}");
         assert_eq!(lines(answer.headers()), *expected, "{why}");
 
-        // RFC 9110 §9.3.2: HEAD is told the same, and the length of what GET would get.
+        // HEAD has the same fields, and the length of the body of GET (RFC 9110 §9.3.2).
         let head =
             hit(ask(tweaked(Kind::Read, *tweak), &request(Method::HEAD, &[]), stored, at)).into_response();
         let mut expected: Vec<&str> = expected.to_vec();
@@ -126,7 +126,7 @@ fn what_a_hit_looks_like() {
 }
 
 #[test]
-fn a_hit_has_the_stored_status_and_says_who_else_waited() {
+fn hit_has_the_stored_status_and_reports_collapsing() {
     let found = || stored(Entry { status: StatusCode::NOT_FOUND, ..entry(&[]) });
     let get = request(Method::GET, &[]);
     let plain = hit(ask(rule(Kind::Read), &get, found(), now() + TTL / 2));
@@ -139,9 +139,9 @@ fn a_hit_has_the_stored_status_and_says_who_else_waited() {
     assert_eq!(cache_status(collapsed.headers()), "Larder; fwd=miss; collapsed");
 }
 
-/// RFC 9110 §8.6: a 204 never says how long it is.
+/// A 204 has no length (RFC 9110 §8.6).
 #[test]
-fn the_head_of_a_stored_204_has_no_length() {
+fn head_of_a_stored_204_has_no_length() {
     let found = || stored(Entry { status: StatusCode::NO_CONTENT, body: Bytes::new(), ..entry(&[]) });
     let head = hit(ask(rule(Kind::Read), &request(Method::HEAD, &[]), found(), now())).into_response();
     assert_eq!(head.status(), StatusCode::NO_CONTENT);

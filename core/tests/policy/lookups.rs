@@ -1,4 +1,4 @@
-//! Which stored responses may answer.
+//! The stored responses that may answer a request.
 
 use http::header::CACHE_CONTROL;
 use http::{HeaderValue, Method, StatusCode};
@@ -14,54 +14,108 @@ pub(super) fn lookups() -> Reasons {
     let a_variant = || stored(Entry { variant: 7, ..entry(&[]) });
     let table: Vec<(&str, Fields<'_>, Found, u64, Option<Reason>)> = vec![
         ("fresh (RFC 9111 §4.2)", &[], fresh(), 59_999, None),
-        ("no longer", &[], fresh(), 60_000, Some(Reason::Expired)),
-        ("without end", &[], endless(), 4_000_000_000_000, None),
-        ("nothing there", &[], Ok(None), 0, Some(Reason::Absent)),
-        ("a variant in the resource's own place", &[], a_variant(), 0, Some(Reason::Unreadable)),
+        ("expired (RFC 9111 §4.2)", &[], fresh(), 60_000, Some(Reason::Expired)),
+        ("an entry without expiry", &[], endless(), 4_000_000_000_000, None),
+        ("nothing stored", &[], Ok(None), 0, Some(Reason::Absent)),
+        ("a variant under the resource's own key", &[], a_variant(), 0, Some(Reason::Unreadable)),
         ("unreadable", &[], Err(Reason::Unreadable), 0, Some(Reason::Unreadable)),
         ("the store is down", &[], Err(Reason::Down), 0, Some(Reason::Down)),
-        ("RFC 9111 §5.2.1.4", &[("cache-control", "no-cache")], fresh(), 0, Some(Reason::NoCache)),
-        ("RFC 9111 §5.4", &[("pragma", "no-cache")], fresh(), 0, Some(Reason::NoCache)),
+        ("no-cache (RFC 9111 §5.2.1.4)", &[("cache-control", "no-cache")], fresh(), 0, Some(Reason::NoCache)),
+        ("Pragma: no-cache (RFC 9111 §5.4)", &[("pragma", "no-cache")], fresh(), 0, Some(Reason::NoCache)),
         (
-            "no-cache comes before all else",
+            "no-cache is the first reason",
             &[("cache-control", "no-cache, max-age=0")],
             fresh(),
             90_000,
             Some(Reason::NoCache),
         ),
-        ("RFC 9111 §5.2.1.1", &[("cache-control", "max-age=10")], fresh(), 10_000, None),
-        ("older than that", &[("cache-control", "max-age=10")], fresh(), 10_001, Some(Reason::MaxAge)),
-        ("max-age=0 is no-cache", &[("cache-control", "max-age=0")], fresh(), 0, Some(Reason::MaxAge)),
         (
-            "also of what never expires",
+            "as old as max-age allows (RFC 9111 §5.2.1.1)",
+            &[("cache-control", "max-age=10")],
+            fresh(),
+            10_000,
+            None,
+        ),
+        (
+            "older than max-age allows",
+            &[("cache-control", "max-age=10")],
+            fresh(),
+            10_001,
+            Some(Reason::MaxAge),
+        ),
+        (
+            "max-age=0 asks for a new response",
+            &[("cache-control", "max-age=0")],
+            fresh(),
+            0,
+            Some(Reason::MaxAge),
+        ),
+        (
+            "max-age applies to an entry without expiry",
             &[("cache-control", "max-age=10")],
             endless(),
             11_000,
             Some(Reason::MaxAge),
         ),
-        ("RFC 9111 §5.2.1.3", &[("cache-control", "min-fresh=10")], fresh(), 50_000, None),
-        ("not for so long", &[("cache-control", "min-fresh=10")], fresh(), 50_001, Some(Reason::MinFresh)),
-        ("what never expires stays fresh", &[("cache-control", "min-fresh=10")], endless(), 50_001, None),
         (
-            "max-stale doesn't outdo max-age",
+            "fresh for as long as min-fresh asks (RFC 9111 §5.2.1.3)",
+            &[("cache-control", "min-fresh=10")],
+            fresh(),
+            50_000,
+            None,
+        ),
+        (
+            "not fresh for as long as min-fresh asks",
+            &[("cache-control", "min-fresh=10")],
+            fresh(),
+            50_001,
+            Some(Reason::MinFresh),
+        ),
+        (
+            "min-fresh accepts an entry without expiry",
+            &[("cache-control", "min-fresh=10")],
+            endless(),
+            50_001,
+            None,
+        ),
+        (
+            "max-stale doesn't override max-age",
             &[("cache-control", "max-stale, max-age=10")],
             fresh(),
             60_000,
             Some(Reason::MaxAge),
         ),
         (
-            "nor min-fresh",
+            "max-stale doesn't override min-fresh",
             &[("cache-control", "max-stale, min-fresh=1")],
             fresh(),
             60_000,
             Some(Reason::Expired),
         ),
-        ("nor no-cache", &[("cache-control", "max-stale, no-cache")], fresh(), 60_000, Some(Reason::NoCache)),
-        ("RFC 9111 §5.2.1.2", &[("cache-control", "max-stale")], fresh(), 90_000_000, None),
-        ("so long", &[("cache-control", "max-stale=10")], fresh(), 70_000, None),
-        ("and no longer", &[("cache-control", "max-stale=10")], fresh(), 70_001, Some(Reason::Expired)),
         (
-            "the handler forbade it (RFC 9111 §5.2.2.2)",
+            "max-stale doesn't override no-cache",
+            &[("cache-control", "max-stale, no-cache")],
+            fresh(),
+            60_000,
+            Some(Reason::NoCache),
+        ),
+        (
+            "max-stale without a value (RFC 9111 §5.2.1.2)",
+            &[("cache-control", "max-stale")],
+            fresh(),
+            90_000_000,
+            None,
+        ),
+        ("as stale as max-stale allows", &[("cache-control", "max-stale=10")], fresh(), 70_000, None),
+        (
+            "staler than max-stale allows",
+            &[("cache-control", "max-stale=10")],
+            fresh(),
+            70_001,
+            Some(Reason::Expired),
+        ),
+        (
+            "must-revalidate overrides max-stale (RFC 9111 §5.2.2.2)",
             &[("cache-control", "max-stale")],
             stored(Entry { must_revalidate: true, ..entry(&[]) }),
             60_000,
@@ -81,7 +135,7 @@ pub(super) fn lookups() -> Reasons {
             other => panic!("{why}: {other:?}"),
         }
 
-        // RFC 9111 §5.2.1.7: the same with `only-if-cached` is a 504 instead of a miss.
+        // The same request with `only-if-cached` is a 504 instead of a miss (RFC 9111 §5.2.1.7).
         let mut get = get;
         get.headers.append(CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
         if get.headers.contains_key("pragma") {
@@ -102,14 +156,14 @@ pub(super) fn lookups() -> Reasons {
 }
 
 #[test]
-fn what_may_be_used_of_what_is_stored() {
+fn only_usable_entries_answer() {
     lookups();
 }
 
-/// What is there but can't be used is refreshed, which a store never answers with the old entry; what isn't there is
-/// filled. An answer to a HEAD has nothing to fill with.
+/// A stored entry that can't be used is refreshed, for which the store never returns it again. Without an entry there is a fill.
+/// The response to a HEAD can't fill.
 #[test]
-fn what_a_miss_begins_with_the_store() {
+fn intent_of_a_miss_depends_on_what_is_stored() {
     for (fields, found, expected) in [
         (&[][..], Ok(None), Intent::Fill),
         (&[], Err(Reason::Unreadable), Intent::Refresh),

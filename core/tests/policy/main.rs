@@ -1,7 +1,6 @@
-//! The engine, as tables: each row names the rule it tests, and the RFC section where there is one.
+//! The engine, as tables. Each row names the rule that it tests, with the RFC section if there is one.
 //!
-//! A table is a function that answers which reasons it came across, so that one more test can say that every reason
-//! there is was reached.
+//! A table is a function that returns the reasons it reached, so that another test can check that every reason is reached.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 #![allow(clippy::type_complexity, reason = "the columns of a table are named by its rows")]
@@ -44,7 +43,7 @@ use writes::{evictions, writes};
 
 type Reasons = BTreeSet<Reason>;
 
-/// What lay in the store.
+/// The content of the store.
 type Found = Result<Option<Record>, Reason>;
 
 /// Changes the rule of a row.
@@ -70,7 +69,7 @@ fn stored(entry: Entry) -> Found {
     Ok(Some(Record::Response(entry)))
 }
 
-/// A lookup for a request that may be answered from the cache.
+/// Returns the lookup of a request that may be answered from the cache.
 fn lookup(rule: Rule, request: &request::Parts) -> Lookup {
     match policy(rule).on_request(&request.into()) {
         OnRequest::Lookup(lookup) => lookup,
@@ -92,7 +91,7 @@ fn miss(decision: Decision) -> Forward {
     }
 }
 
-/// A request on its way to the handler, because nothing was stored or because the route writes.
+/// Returns the forward of a request whose handler runs, because nothing is stored or because the route writes.
 fn forward(rule: Rule, request: &request::Parts) -> Forward {
     match policy(rule).on_request(&request.into()) {
         OnRequest::Forward(forward) => forward,
@@ -104,7 +103,7 @@ fn forward(rule: Rule, request: &request::Parts) -> Forward {
     }
 }
 
-/// What becomes of the handler's answer.
+/// Returns the result of the handler's response.
 fn answered(
     forward: Forward,
     status: u16,
@@ -138,11 +137,11 @@ fn decoded(admitted: &Admitted) -> Entry {
     }
 }
 
-/// What `Vary` says on undeclared routes.
+/// The `Vary` of undeclared routes.
 const TELLS_CREDENTIALS: &str = "vary: Authorization, Cookie";
 
-/// All fields as sorted lines, but for `Cache-Status`, which is checked here, and the `Vary` of undeclared routes, for which
-/// [`what_this_cache_does_not_share_no_other_may`] looks.
+/// Returns all fields as sorted lines, without `Cache-Status`, which is checked here, and the `Vary` of undeclared routes, which
+/// [`responses_vary_by_everything_that_this_cache_separates`] checks.
 fn lines(headers: &HeaderMap) -> Vec<String> {
     check_cache_status(headers);
     let mut lines: Vec<String> = headers
@@ -159,8 +158,8 @@ fn cache_status(headers: &HeaderMap) -> &str {
     headers["cache-status"].to_str().unwrap()
 }
 
-/// RFC 9211 §2: a list of the caches' names, with parameters of known names and types. `hit` and `fwd` exclude each
-/// other, and `stored` belongs to `fwd`.
+/// Checks the grammar (RFC 9211 §2): a list of the caches' names, with parameters of known names and types. `hit` and `fwd`
+/// exclude each other, and `stored` requires `fwd`.
 fn check_cache_status(headers: &HeaderMap) {
     const FORWARDED: [&str; 8] =
         ["bypass", "method", "uri-miss", "vary-miss", "miss", "request", "stale", "partial"];
@@ -181,7 +180,7 @@ fn check_cache_status(headers: &HeaderMap) {
                     fwd = true;
                 }
                 ("detail", word) => {
-                    // A token of RFC 8941 begins with a letter.
+                    // A token starts with a letter (RFC 8941).
                     assert!(word.starts_with(|first: char| first.is_ascii_lowercase()), "{field}");
                     assert!(Reason::ALL.iter().any(|reason| reason.as_str() == word), "{field}");
                 }
@@ -194,8 +193,8 @@ fn check_cache_status(headers: &HeaderMap) {
 
 #[test]
 fn every_reason_is_reached() {
-    // These are about waiting for others and about what became of a commit, which only the exchange knows. What the
-    // engine hears of a commit is `CommitResult`, and the miss keeps the reason it had.
+    // Reasons for waits and for results of commits, which only the exchange knows. The engine gets a `CommitResult`, and a miss
+    // keeps its reason.
     const OF_THE_EXCHANGE: [Reason; 4] = [Reason::Busy, Reason::Waited, Reason::Evicted, Reason::Nested];
     // Reached in the tables of `shared_policy/`.
     const OF_THE_SHARED_CACHE: [Reason; 2] = [Reason::Incomplete, Reason::Budget];

@@ -1,4 +1,4 @@
-//! Ranges: parts of stored and of new responses (RFC 9110 §14).
+//! Ranges of stored and of new responses (RFC 9110 §14).
 
 use http::{HeaderMap, Method, StatusCode};
 use larder_core::policy::{CommitResult, Decision};
@@ -11,7 +11,7 @@ use super::{
     AS_IT_IS, Found, Reasons, Tweak, admitted, answered, ask, decoded, forward, lines, stored, tweaked,
 };
 
-/// RFC 9110 §14: what is stored whole is cut. A part of anything else is a miss.
+/// A range is cut from a whole stored response. Otherwise the request is a miss (RFC 9110 §14).
 pub(super) fn ranges() -> Reasons {
     const FIRST: (&str, &str) = ("range", "bytes=0-1");
     const SLACK: Tweak = |rule| rule.stale_while_revalidate = Some(TTL);
@@ -26,57 +26,81 @@ pub(super) fn ranges() -> Reasons {
     let refused = |units| stored(entry(&[("accept-ranges", units)]));
     let table: Vec<(&str, Tweak, Fields<'_>, Found, &str)> = vec![
         ("the first bytes", AS_IT_IS, &[FIRST], found(), "206 bytes 0-1/6 st"),
-        ("from there to the end", AS_IT_IS, &[("range", "bytes=4-")], found(), "206 bytes 4-5/6 ed"),
-        ("the last bytes", AS_IT_IS, &[("range", "bytes=-3")], found(), "206 bytes 3-5/6 red"),
-        ("beyond the end (RFC 9110 §15.5.17)", AS_IT_IS, &[("range", "bytes=6-")], found(), "416 bytes */6 "),
-        ("several (RFC 9110 §14.2)", AS_IT_IS, &[("range", "bytes=0-0,2-2")], found(), "200 stored"),
-        ("another unit (RFC 9110 §14.2)", AS_IT_IS, &[("range", "lines=0-1")], found(), "200 stored"),
-        ("no 200 (RFC 9110 §14.2)", AS_IT_IS, &[FIRST], stored(not_found), "404 stored"),
+        ("from a byte to the end", AS_IT_IS, &[("range", "bytes=4-")], found(), "206 bytes 4-5/6 ed"),
         (
-            "of that (RFC 9110 §13.1.5)",
+            "the last bytes of a stored body",
+            AS_IT_IS,
+            &[("range", "bytes=-3")],
+            found(),
+            "206 bytes 3-5/6 red",
+        ),
+        ("beyond the end (RFC 9110 §15.5.17)", AS_IT_IS, &[("range", "bytes=6-")], found(), "416 bytes */6 "),
+        ("several ranges (RFC 9110 §14.2)", AS_IT_IS, &[("range", "bytes=0-0,2-2")], found(), "200 stored"),
+        ("another unit (RFC 9110 §14.2)", AS_IT_IS, &[("range", "lines=0-1")], found(), "200 stored"),
+        ("a stored 404 (RFC 9110 §14.2)", AS_IT_IS, &[FIRST], stored(not_found), "404 stored"),
+        (
+            "If-Range with the stored tag (RFC 9110 §13.1.5)",
             AS_IT_IS,
             &[FIRST, ("if-range", "\"e\"")],
             found(),
             "206 bytes 0-1/6 st",
         ),
-        ("of another", AS_IT_IS, &[FIRST, ("if-range", "\"f\"")], found(), "200 stored"),
-        ("weakly that", AS_IT_IS, &[FIRST, ("if-range", "W/\"e\"")], stored(weak()), "200 stored"),
-        ("of that date", AS_IT_IS, &[FIRST, ("if-range", MODIFIED)], stored(dated()), "206 bytes 0-1/6 st"),
-        ("of an earlier one", AS_IT_IS, &[FIRST, ("if-range", BEFORE)], stored(dated()), "200 stored"),
+        ("If-Range with another tag", AS_IT_IS, &[FIRST, ("if-range", "\"f\"")], found(), "200 stored"),
         (
-            "the client has it (RFC 9110 §13.2.2)",
+            "If-Range with a weak tag",
+            AS_IT_IS,
+            &[FIRST, ("if-range", "W/\"e\"")],
+            stored(weak()),
+            "200 stored",
+        ),
+        (
+            "If-Range with the stored date",
+            AS_IT_IS,
+            &[FIRST, ("if-range", MODIFIED)],
+            stored(dated()),
+            "206 bytes 0-1/6 st",
+        ),
+        (
+            "If-Range with an earlier date",
+            AS_IT_IS,
+            &[FIRST, ("if-range", BEFORE)],
+            stored(dated()),
+            "200 stored",
+        ),
+        (
+            "a matching If-None-Match (RFC 9110 §13.2.2)",
             AS_IT_IS,
             &[FIRST, ("if-none-match", "\"e\"")],
             found(),
             "304 ",
         ),
-        ("stale, and that will do", SLACK, &[FIRST], stale(), "206 bytes 0-1/6 st"),
+        ("stale within stale_while_revalidate", SLACK, &[FIRST], stale(), "206 bytes 0-1/6 st"),
         (
-            "stale, and accepted",
+            "stale, with max-stale",
             AS_IT_IS,
             &[FIRST, ("cache-control", "max-stale")],
             stale(),
             "206 bytes 0-1/6 st",
         ),
         ("stale", AS_IT_IS, &[FIRST], stale(), "expired"),
-        ("nothing there", AS_IT_IS, &[FIRST], Ok(None), "absent"),
-        ("nothing there in another unit", AS_IT_IS, &[("range", "items=0-1")], Ok(None), "bypass range"),
-        ("nothing there, and no unit", AS_IT_IS, &[("range", "0-1")], Ok(None), "bypass range"),
-        ("two fields", AS_IT_IS, &[FIRST, ("range", "bytes=3-4")], Ok(None), "bypass range"),
-        ("several of what isn't there", AS_IT_IS, &[("range", "bytes=0-0,2-2")], Ok(None), "absent"),
-        ("the store is down", AS_IT_IS, &[FIRST], Err(Reason::Down), "down"),
-        ("not from a cache", AS_IT_IS, &[FIRST, ("cache-control", "no-cache")], found(), "no-cache"),
+        ("nothing stored", AS_IT_IS, &[FIRST], Ok(None), "absent"),
+        ("nothing stored, and another unit", AS_IT_IS, &[("range", "items=0-1")], Ok(None), "bypass range"),
+        ("nothing stored, and no unit", AS_IT_IS, &[("range", "0-1")], Ok(None), "bypass range"),
         (
-            "of a handler that refuses ranges (RFC 9110 §14.3)",
+            "nothing stored, and two Range fields",
             AS_IT_IS,
-            &[FIRST],
-            refused("None"),
-            "200 stored",
+            &[FIRST, ("range", "bytes=3-4")],
+            Ok(None),
+            "bypass range",
         ),
-        ("of one that refuses them among others", AS_IT_IS, &[FIRST], refused("lines, none"), "200 stored"),
-        ("of one that knows another unit", AS_IT_IS, &[FIRST], refused("lines"), "206 bytes 0-1/6 st"),
+        ("nothing stored, and several ranges", AS_IT_IS, &[("range", "bytes=0-0,2-2")], Ok(None), "absent"),
+        ("the store is down", AS_IT_IS, &[FIRST], Err(Reason::Down), "down"),
+        ("a range with no-cache", AS_IT_IS, &[FIRST, ("cache-control", "no-cache")], found(), "no-cache"),
+        ("Accept-Ranges: none (RFC 9110 §14.3)", AS_IT_IS, &[FIRST], refused("None"), "200 stored"),
+        ("none in a list of Accept-Ranges", AS_IT_IS, &[FIRST], refused("lines, none"), "200 stored"),
+        ("another unit in Accept-Ranges", AS_IT_IS, &[FIRST], refused("lines"), "206 bytes 0-1/6 st"),
         (
-            "from nowhere else (RFC 9111 §5.2.1.7)",
+            "nothing stored, with only-if-cached (RFC 9111 §5.2.1.7)",
             AS_IT_IS,
             &[FIRST, ("cache-control", "only-if-cached")],
             Ok(None),
@@ -111,7 +135,7 @@ pub(super) fn ranges() -> Reasons {
         let told = format!("{} {}{body}", response.status().as_str(), range.unwrap_or_default());
         assert_eq!(told, expected, "{why}");
 
-        // RFC 9110 §14.2: it means nothing to a HEAD.
+        // `Range` has no meaning in a HEAD (RFC 9110 §14.2).
         match ask(rule(Kind::Read), &request(Method::HEAD, &[FIRST]), found, now()) {
             Decision::Hit(hit) => assert_ne!(hit.into_response().status(), StatusCode::PARTIAL_CONTENT),
             Decision::Miss(_) => {}
@@ -122,12 +146,12 @@ pub(super) fn ranges() -> Reasons {
 }
 
 #[test]
-fn what_of_a_stored_body_a_range_gets() {
+fn ranges_are_cut_from_stored_responses() {
     ranges();
 }
 
-/// RFC 9110 §14.2: a handler that answers a `Range` with 200 has sent the whole, which is stored and cut. Rows are: the request,
-/// what the handler sees of it, its answer, and what the client gets. `Err` is an answer that isn't stored.
+/// A handler that answers a `Range` with 200 has sent the whole response, which is stored and cut (RFC 9110 §14.2). Each row has
+/// the request, the fields that the handler sees, its response, and the client's response. `Err` is a response that isn't stored.
 pub(super) fn range_fills() -> Reasons {
     const SMALL: Tweak = |rule| rule.max_body = 2;
     const PARTS_TOO: Tweak = |rule| {
@@ -142,9 +166,9 @@ pub(super) fn range_fills() -> Reasons {
     const REFUSES: (&str, &str) = ("accept-ranges", "none");
     type Gets = Result<&'static str, (Reason, u16)>;
     let table: &[(&str, Tweak, Fields<'_>, Fields<'_>, u16, Fields<'_>, Gets)] = &[
-        ("the whole", AS_IT_IS, &[ALL], &[], 200, &[TAG], Ok("206 bytes 0-5/6 stored")),
+        ("the whole as a range", AS_IT_IS, &[ALL], &[], 200, &[TAG], Ok("206 bytes 0-5/6 stored")),
         (
-            "its length is the part's",
+            "the whole as a range, with Content-Length",
             AS_IT_IS,
             &[ALL],
             &[],
@@ -152,12 +176,36 @@ pub(super) fn range_fills() -> Reasons {
             &[("content-length", "6")],
             Ok("206 bytes 0-5/6 stored"),
         ),
-        ("the whole of this version", AS_IT_IS, &[ALL, THIS], &[], 200, &[TAG], Ok("206 bytes 0-5/6 stored")),
-        ("the whole of another", AS_IT_IS, &[ALL, OTHER], &[], 200, &[TAG], Ok("200 stored")),
-        ("what the client has", AS_IT_IS, &[ALL, ("if-none-match", "\"e\"")], &[], 200, &[TAG], Ok("304 ")),
-        ("a part", AS_IT_IS, &[FIRST], &[FIRST], 200, &[TAG], Ok("206 bytes 0-1/6 st")),
         (
-            "a part of what has a length",
+            "the whole as a range, with If-Range of this tag",
+            AS_IT_IS,
+            &[ALL, THIS],
+            &[],
+            200,
+            &[TAG],
+            Ok("206 bytes 0-5/6 stored"),
+        ),
+        (
+            "the whole as a range, with If-Range of another tag",
+            AS_IT_IS,
+            &[ALL, OTHER],
+            &[],
+            200,
+            &[TAG],
+            Ok("200 stored"),
+        ),
+        (
+            "the whole as a range, with a matching If-None-Match",
+            AS_IT_IS,
+            &[ALL, ("if-none-match", "\"e\"")],
+            &[],
+            200,
+            &[TAG],
+            Ok("304 "),
+        ),
+        ("a part of a whole response", AS_IT_IS, &[FIRST], &[FIRST], 200, &[TAG], Ok("206 bytes 0-1/6 st")),
+        (
+            "a part of a response with Content-Length",
             AS_IT_IS,
             &[FIRST],
             &[FIRST],
@@ -166,7 +214,7 @@ pub(super) fn range_fills() -> Reasons {
             Ok("206 bytes 0-1/6 st"),
         ),
         (
-            "a part of this version",
+            "a part, with If-Range of this tag",
             AS_IT_IS,
             &[FIRST, THIS],
             &[FIRST, THIS],
@@ -174,9 +222,17 @@ pub(super) fn range_fills() -> Reasons {
             &[TAG],
             Ok("206 bytes 0-1/6 st"),
         ),
-        ("a part of another", AS_IT_IS, &[FIRST, OTHER], &[FIRST, OTHER], 200, &[TAG], Ok("200 stored")),
         (
-            "a part of a date",
+            "a part, with If-Range of another tag",
+            AS_IT_IS,
+            &[FIRST, OTHER],
+            &[FIRST, OTHER],
+            200,
+            &[TAG],
+            Ok("200 stored"),
+        ),
+        (
+            "a part, with If-Range of this date",
             AS_IT_IS,
             &[FIRST, ("if-range", MODIFIED)],
             &[FIRST, ("if-range", MODIFIED)],
@@ -185,7 +241,7 @@ pub(super) fn range_fills() -> Reasons {
             Ok("206 bytes 0-1/6 st"),
         ),
         (
-            "the last bytes",
+            "the last bytes of a whole response",
             AS_IT_IS,
             &[("range", "bytes=-2")],
             &[("range", "bytes=-2")],
@@ -194,7 +250,7 @@ pub(super) fn range_fills() -> Reasons {
             Ok("206 bytes 4-5/6 ed"),
         ),
         (
-            "beyond the end",
+            "beyond the end of a whole response",
             AS_IT_IS,
             &[("range", "bytes=6-")],
             &[("range", "bytes=6-")],
@@ -203,7 +259,7 @@ pub(super) fn range_fills() -> Reasons {
             Ok("416 bytes */6 "),
         ),
         (
-            "several",
+            "several ranges of a whole response",
             AS_IT_IS,
             &[("range", "bytes=0-,2-3")],
             &[("range", "bytes=0-,2-3")],
@@ -211,15 +267,47 @@ pub(super) fn range_fills() -> Reasons {
             &[TAG],
             Ok("200 stored"),
         ),
-        ("of a handler that refuses", AS_IT_IS, &[ALL], &[], 200, &[REFUSES], Ok("200 stored")),
-        ("a part of a handler that refuses", AS_IT_IS, &[FIRST], &[FIRST], 200, &[REFUSES], Ok("200 stored")),
-        ("of what isn't there", PARTS_TOO, &[FIRST], &[FIRST], 404, &[], Ok("404 stored")),
-        ("the handler's part", AS_IT_IS, &[FIRST], &[FIRST], 206, &[PART], Err((Reason::Range, 206))),
-        ("a part that says 200", AS_IT_IS, &[FIRST], &[FIRST], 200, &[PART], Err((Reason::Range, 200))),
-        ("which no option stores", PARTS_TOO, &[FIRST], &[FIRST], 206, &[PART], Err((Reason::Range, 206))),
-        ("the handler's 416", PARTS_TOO, &[FIRST], &[FIRST], 416, &[], Err((Reason::Range, 416))),
         (
-            "a cookie comes first",
+            "the whole as a range, with Accept-Ranges: none",
+            AS_IT_IS,
+            &[ALL],
+            &[],
+            200,
+            &[REFUSES],
+            Ok("200 stored"),
+        ),
+        ("a part, with Accept-Ranges: none", AS_IT_IS, &[FIRST], &[FIRST], 200, &[REFUSES], Ok("200 stored")),
+        ("a part of a storable 404", PARTS_TOO, &[FIRST], &[FIRST], 404, &[], Ok("404 stored")),
+        ("the handler's own 206", AS_IT_IS, &[FIRST], &[FIRST], 206, &[PART], Err((Reason::Range, 206))),
+        (
+            "the handler's part with status 200",
+            AS_IT_IS,
+            &[FIRST],
+            &[FIRST],
+            200,
+            &[PART],
+            Err((Reason::Range, 200)),
+        ),
+        (
+            "the handler's own 206, with ttl_for(206)",
+            PARTS_TOO,
+            &[FIRST],
+            &[FIRST],
+            206,
+            &[PART],
+            Err((Reason::Range, 206)),
+        ),
+        (
+            "the handler's own 416, with ttl_for(416)",
+            PARTS_TOO,
+            &[FIRST],
+            &[FIRST],
+            416,
+            &[],
+            Err((Reason::Range, 416)),
+        ),
+        (
+            "a 206 with a cookie",
             AS_IT_IS,
             &[FIRST],
             &[FIRST],
@@ -227,11 +315,43 @@ pub(super) fn range_fills() -> Reasons {
             &[PART, ("set-cookie", "a=1")],
             Err((Reason::SetCookie, 206)),
         ),
-        ("too large for the store", SMALL, &[ALL], &[], 200, &[TAG], Err((Reason::Size, 206))),
-        ("too large, and refused", SMALL, &[ALL], &[], 200, &[REFUSES], Err((Reason::Size, 200))),
-        ("too large, of a version", SMALL, &[ALL, THIS], &[], 200, &[TAG], Err((Reason::Size, 200))),
-        ("a part of what is too large", SMALL, &[FIRST], &[FIRST], 200, &[TAG], Err((Reason::Size, 200))),
-        ("not found", AS_IT_IS, &[ALL], &[], 404, &[], Err((Reason::Status, 404))),
+        (
+            "the whole as a range, too large to store",
+            SMALL,
+            &[ALL],
+            &[],
+            200,
+            &[TAG],
+            Err((Reason::Size, 206)),
+        ),
+        (
+            "too large to store, with Accept-Ranges: none",
+            SMALL,
+            &[ALL],
+            &[],
+            200,
+            &[REFUSES],
+            Err((Reason::Size, 200)),
+        ),
+        (
+            "too large to store, with If-Range",
+            SMALL,
+            &[ALL, THIS],
+            &[],
+            200,
+            &[TAG],
+            Err((Reason::Size, 200)),
+        ),
+        (
+            "a part of a response too large to store",
+            SMALL,
+            &[FIRST],
+            &[FIRST],
+            200,
+            &[TAG],
+            Err((Reason::Size, 200)),
+        ),
+        ("the whole as a range, of a 404", AS_IT_IS, &[ALL], &[], 404, &[], Err((Reason::Status, 404))),
     ];
     let mut seen = Reasons::new();
     for (why, tweak, fields, shown, status, answer, expected) in table {
@@ -275,7 +395,7 @@ pub(super) fn range_fills() -> Reasons {
                 let is_cut =
                     response.status() != StatusCode::OK && response.status() != StatusCode::NOT_FOUND;
                 assert!(!is_cut || !fields.contains_key("content-length"), "{why}");
-                // Who followed gets the same of what was stored.
+                // A follower gets the same response from the stored one.
                 let followed = forward(tweaked(Kind::Read, *tweak), &get)
                     .on_filled(Some(Record::Response(entry)), now())
                     .unwrap();
@@ -288,20 +408,20 @@ pub(super) fn range_fills() -> Reasons {
 }
 
 #[test]
-fn whole_answers_to_ranges_are_stored_and_cut() {
+fn whole_responses_to_ranges_are_stored_and_cut() {
     range_fills();
 }
 
-/// RFC 9110 §14.3: what is cut says so, unless its handler has said what it wants.
+/// Responses that can be cut have `Accept-Ranges`, unless the handler sets it (RFC 9110 §14.3).
 #[test]
-fn what_can_be_cut_says_so() {
+fn responses_that_can_be_cut_have_accept_ranges() {
     const NOT_FOUND: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(TTL))];
     for (why, kind, method, tweak, status, fields, body, expected) in [
-        ("a read", Kind::Read, Method::GET, AS_IT_IS, 200, &[][..], "new", Some("bytes")),
-        ("without a body", Kind::Read, Method::GET, AS_IT_IS, 200, &[], "", None),
-        ("no 200", Kind::Read, Method::GET, NOT_FOUND, 404, &[], "new", None),
+        ("a 200 of a read", Kind::Read, Method::GET, AS_IT_IS, 200, &[][..], "new", Some("bytes")),
+        ("a 200 without a body", Kind::Read, Method::GET, AS_IT_IS, 200, &[], "", None),
+        ("a stored 404", Kind::Read, Method::GET, NOT_FOUND, 404, &[], "new", None),
         (
-            "the handler's word",
+            "a read whose handler sets Accept-Ranges",
             Kind::Read,
             Method::GET,
             AS_IT_IS,
@@ -310,9 +430,9 @@ fn what_can_be_cut_says_so() {
             "new",
             Some("none"),
         ),
-        ("a write-through", Kind::Write, Method::PUT, AS_IT_IS, 201, &[], "new", Some("bytes")),
+        ("a 201 of a write-through", Kind::Write, Method::PUT, AS_IT_IS, 201, &[], "new", Some("bytes")),
         (
-            "its handler's word",
+            "a write-through whose handler sets Accept-Ranges",
             Kind::Write,
             Method::PUT,
             AS_IT_IS,
@@ -337,9 +457,9 @@ fn what_can_be_cut_says_so() {
     }
 }
 
-/// RFC 9110 §15.3.7 and §15.5.17.
+/// The fields of a 206 (RFC 9110 §15.3.7) and of a 416 (§15.5.17).
 #[test]
-fn what_a_206_and_a_416_say() {
+fn partial_and_unsatisfiable_responses_have_the_required_fields() {
     let fields = [("content-type", "text/plain"), ("etag", "\"e\""), ("access-control-allow-origin", "*")];
     let answer = |range| {
         let get = request(Method::GET, &[("range", range)]);

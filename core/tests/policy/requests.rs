@@ -1,4 +1,4 @@
-//! Which requests are looked up, and what the handler may see of them.
+//! Requests that are looked up, and the fields that the handler may see.
 
 use std::sync::Arc;
 
@@ -22,96 +22,126 @@ pub(super) const PRIVATE: Tweak = |rule| rule.audience = Audience::private_by(|_
 pub(super) fn requests() -> Reasons {
     let table: &[(&str, Tweak, Method, Fields<'_>, Option<Reason>)] = &[
         ("GET is looked up", AS_IT_IS, Method::GET, &[], None),
-        ("and so is HEAD (RFC 9111 §2)", AS_IT_IS, Method::HEAD, &[], None),
-        ("nothing else is (RFC 9111 §2)", AS_IT_IS, Method::POST, &[], Some(Reason::Method)),
+        ("HEAD is looked up (RFC 9111 §2)", AS_IT_IS, Method::HEAD, &[], None),
+        ("POST is not looked up (RFC 9111 §2)", AS_IT_IS, Method::POST, &[], Some(Reason::Method)),
         ("PUT on a route that reads", PUBLIC, Method::PUT, &[], Some(Reason::Method)),
-        ("OPTIONS", AS_IT_IS, Method::OPTIONS, &[], Some(Reason::Method)),
-        ("RFC 9110 §7.8", PUBLIC, Method::GET, &[("upgrade", "websocket")], Some(Reason::Upgrade)),
-        ("a part may be cut (RFC 9110 §14.2)", PUBLIC, Method::GET, &[("range", "bytes=0-1")], None),
+        ("OPTIONS is not looked up", AS_IT_IS, Method::OPTIONS, &[], Some(Reason::Method)),
         (
-            "a GET with content, RFC 9110 §9.3.1",
+            "a request for an upgrade (RFC 9110 §7.8)",
+            PUBLIC,
+            Method::GET,
+            &[("upgrade", "websocket")],
+            Some(Reason::Upgrade),
+        ),
+        ("a range is looked up (RFC 9110 §14.2)", PUBLIC, Method::GET, &[("range", "bytes=0-1")], None),
+        (
+            "a GET with content (RFC 9110 §9.3.1)",
             PUBLIC,
             Method::GET,
             &[("content-length", "3")],
             Some(Reason::Content),
         ),
         (
-            "of unknown length",
+            "a GET with content of unknown length",
             PUBLIC,
             Method::GET,
             &[("transfer-encoding", "chunked")],
             Some(Reason::Content),
         ),
-        ("no content is no content", AS_IT_IS, Method::GET, &[("content-length", "0")], None),
-        ("RFC 9110 §13.1.1", AS_IT_IS, Method::GET, &[("if-match", "\"a\"")], Some(Reason::Precondition)),
+        ("a length of 0 is no content", AS_IT_IS, Method::GET, &[("content-length", "0")], None),
         (
-            "RFC 9110 §13.1.4",
+            "If-Match (RFC 9110 §13.1.1)",
+            AS_IT_IS,
+            Method::GET,
+            &[("if-match", "\"a\"")],
+            Some(Reason::Precondition),
+        ),
+        (
+            "If-Unmodified-Since (RFC 9110 §13.1.4)",
             AS_IT_IS,
             Method::GET,
             &[("if-unmodified-since", "Sat, 01 Jan 2000 00:00:00 GMT")],
             Some(Reason::Precondition),
         ),
         (
-            "what a cache can evaluate, it does (RFC 9111 §4.3.2)",
+            "If-None-Match is evaluated by the cache (RFC 9111 §4.3.2)",
             AS_IT_IS,
             Method::GET,
             &[("if-none-match", "\"a\"")],
             None,
         ),
         (
-            "RFC 9111 §5.2.1.5",
+            "no-store (RFC 9111 §5.2.1.5)",
             PUBLIC,
             Method::GET,
             &[("cache-control", "max-age=1, No-Store")],
             Some(Reason::NoStore),
         ),
         (
-            "no-cache is looked up, to be refreshed",
+            "no-cache is looked up, for a refresh",
             AS_IT_IS,
             Method::GET,
             &[("cache-control", "no-cache")],
             None,
         ),
         (
-            "RFC 9111 §3.5",
+            "Authorization on an undeclared route (RFC 9111 §3.5)",
             UNDECLARED,
             Method::GET,
             &[("authorization", "Bearer t")],
             Some(Reason::Authorization),
         ),
-        ("any credentials", UNDECLARED, Method::GET, &[("cookie", "session=1")], Some(Reason::Cookie)),
-        ("an API key", UNDECLARED, Method::GET, &[("x-api-key", "key-1")], Some(Reason::Credentials)),
         (
-            "a user whom a proxy names",
+            "a cookie on an undeclared route",
+            UNDECLARED,
+            Method::GET,
+            &[("cookie", "session=1")],
+            Some(Reason::Cookie),
+        ),
+        (
+            "an API key on an undeclared route",
+            UNDECLARED,
+            Method::GET,
+            &[("x-api-key", "key-1")],
+            Some(Reason::Credentials),
+        ),
+        (
+            "a user named by a proxy",
             UNDECLARED,
             Method::HEAD,
             &[("x-amzn-oidc-identity", "alice")],
             Some(Reason::Credentials),
         ),
         (
-            "credentials of the service's own",
+            "a credential field of the service",
             |rule| rule.credential_fields = Arc::new([http::HeaderName::from_static("x-house-key")]),
             Method::GET,
             &[("x-house-key", "1")],
             Some(Reason::Credentials),
         ),
-        ("a public route hides them", PUBLIC, Method::GET, &[("x-api-key", "key-1")], None),
-        ("an empty cookie is one", UNDECLARED, Method::HEAD, &[("cookie", "")], Some(Reason::Cookie)),
+        ("an API key on a public route", PUBLIC, Method::GET, &[("x-api-key", "key-1")], None),
         (
-            "the author said public",
+            "an empty cookie on an undeclared route",
+            UNDECLARED,
+            Method::HEAD,
+            &[("cookie", "")],
+            Some(Reason::Cookie),
+        ),
+        (
+            "credentials on a public route",
             PUBLIC,
             Method::GET,
             &[("authorization", "Basic eA=="), ("cookie", "a=1")],
             None,
         ),
         (
-            "the author said private",
+            "credentials on a private route",
             BEARER,
             Method::GET,
             &[("authorization", "Bearer t"), ("cookie", "a=1")],
             None,
         ),
-        ("private, and nobody asks", BEARER, Method::GET, &[], Some(Reason::Anonymous)),
+        ("a private route without a principal", BEARER, Method::GET, &[], Some(Reason::Anonymous)),
         (
             "a password is no principal",
             BEARER,
@@ -120,7 +150,7 @@ pub(super) fn requests() -> Reasons {
             Some(Reason::Anonymous),
         ),
         (
-            "of two principals neither",
+            "two principals",
             BEARER,
             Method::GET,
             &[("authorization", "Bearer a"), ("authorization", "Bearer b")],
@@ -150,13 +180,13 @@ pub(super) fn requests() -> Reasons {
 }
 
 #[test]
-fn which_requests_are_looked_up() {
+fn only_eligible_requests_are_looked_up() {
     requests();
 }
 
-/// What a handler sees of a request, if its answer may be stored.
+/// The fields that a handler sees of a request whose response may be stored.
 #[test]
-fn handlers_see_nothing_that_other_clients_would_not_show() {
+fn handlers_see_no_fields_that_differ_between_clients() {
     const ALL: &[(&str, &str)] = &[
         ("accept", "*/*"),
         ("authorization", "Bearer alice"),
@@ -185,7 +215,7 @@ fn handlers_see_nothing_that_other_clients_would_not_show() {
         (Kind::Read, WITH_COOKIE, &[&ROUTES[..], &["authorization", "x-api-key"]].concat()),
         (Kind::Read, BEARER, &[&ROUTES[..], &["cookie", "x-api-key"]].concat()),
         (Kind::Read, PRIVATE, &[&ROUTES[..], &["x-api-key"]].concat()),
-        // A write is authorised by its handler.
+        // The handler authorizes a write.
         (Kind::Write, PUBLIC, &ORIGIN),
         (Kind::Write, BEARER, &ORIGIN),
         (Kind::EvictKey, PUBLIC, &[]),
@@ -196,7 +226,7 @@ fn handlers_see_nothing_that_other_clients_would_not_show() {
             if is_read != (kind == Kind::Read) {
                 continue;
             }
-            // On an undeclared route a request with credentials doesn't get as far as this.
+            // On an undeclared route, a request with credentials has bypassed the cache already.
             let is_undeclared = matches!(tweaked(kind, tweak).audience, Audience::Undeclared);
             let is_asked = |name| !is_undeclared || !["authorization", "cookie", "x-api-key"].contains(&name);
             let asked: Vec<_> = ALL.iter().copied().filter(|(name, _)| is_asked(*name)).collect();
@@ -231,7 +261,7 @@ fn a_key_builder_may_give_no_key() {
 }
 
 #[test]
-fn the_principal_of_a_private_route_is_hashed_with_the_secret() {
+fn principal_of_a_private_route_is_hashed_with_the_secret() {
     let of = |tweak, fields, secret: &PrincipalSecret| {
         let request = request(Method::GET, fields);
         let policy = policy(tweaked(Kind::Read, tweak)).with_secret(secret.clone());
@@ -255,7 +285,7 @@ fn the_principal_of_a_private_route_is_hashed_with_the_secret() {
 }
 
 #[test]
-fn a_private_write_names_the_same_principal_and_a_group_eviction_none() {
+fn private_write_has_the_readers_principal_and_a_group_eviction_none() {
     let fields: Fields<'_> = &[("authorization", "Bearer alice")];
     let alice = Some(Principal::new(&PrincipalSecret::default(), "alice"));
     for (kind, expected) in [(Kind::Write, alice), (Kind::EvictKey, alice), (Kind::EvictGroup, None)] {
@@ -270,12 +300,12 @@ fn a_private_write_names_the_same_principal_and_a_group_eviction_none() {
         };
         assert_eq!(mark.reason(), Some(Reason::Anonymous));
     }
-    // A group is evicted whole, whoever asks.
+    // An eviction of a group covers all users.
     assert_eq!(forward(tweaked(Kind::EvictGroup, BEARER), &request(Method::POST, &[])).principal(), None);
 }
 
 #[test]
-fn content_without_a_field_is_content() {
+fn content_without_a_length_field_counts_as_content() {
     let parts = request(Method::GET, &[]);
     let view = RequestView::from(&parts).with_content(true);
     let OnRequest::Bypass(mark) = policy(rule(Kind::Read)).on_request(&view) else { panic!("looked up") };

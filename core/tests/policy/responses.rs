@@ -1,4 +1,4 @@
-//! The fields of responses that were not stored before: lifetimes, `Cache-Status`, and what other caches are told.
+//! Fields of responses that were not stored before: lifetimes, `Cache-Status`, and directives for other caches.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use super::{
     miss, policy, stored, tweaked,
 };
 
-/// RFC 9111 §3.5: what a shared cache must not store here must not be stored by the next one either.
+/// A response that this shared cache must not store must not be stored by the next one either (RFC 9111 §3.5).
 #[test]
-fn what_is_personal_is_kept_from_other_caches_unless_the_handler_said_something_itself() {
+fn personal_responses_are_kept_from_other_caches_unless_the_handler_decides() {
     for (tweak, request_fields, from_handler, expected) in [
         (UNDECLARED, &[("cookie", "a=1")][..], &[][..], Some("no-store")),
         (UNDECLARED, &[("authorization", "Bearer t")], &[], Some("no-store")),
@@ -45,9 +45,9 @@ fn what_is_personal_is_kept_from_other_caches_unless_the_handler_said_something_
     }
 }
 
-/// RFC 9111 §4.1: a cache downstream doesn't know what this one keeps apart, unless `Vary` says so.
+/// A downstream cache knows only from `Vary` which requests this cache separates (RFC 9111 §4.1).
 #[test]
-pub(super) fn what_this_cache_does_not_share_no_other_may() {
+pub(super) fn responses_vary_by_everything_that_this_cache_separates() {
     const NAMED: Tweak = |rule| {
         rule.audience = Audience::Private(
             Arc::new(|_| Some("alice".to_owned())),
@@ -89,13 +89,13 @@ pub(super) fn what_this_cache_does_not_share_no_other_may() {
                 let filled = admitted(read(), 200, &answer, "new");
                 assert_eq!(vary(filled.into_response(outcome).headers()), expected);
             }
-            // What is passed on says it, too, whatever it is.
+            // Responses that are passed on have it too.
             let (_, headers) = answered(read(), 404, &answer, "new").unwrap_err();
             assert_eq!(vary(&headers), expected);
         }
 
         let entry = decoded(&admitted(read(), 200, &[("etag", "\"e\"")], "new"));
-        // An entry of an earlier deployment may have been stored by another rule.
+        // An entry of an earlier deployment may have been stored under another rule.
         let public = decoded(&admitted(
             forward(tweaked(Kind::Read, PUBLIC), &request(Method::GET, &[])),
             200,
@@ -127,7 +127,7 @@ pub(super) fn what_this_cache_does_not_share_no_other_may() {
 }
 
 #[test]
-fn what_a_miss_looks_like() {
+fn misses_have_the_expected_fields() {
     let etag = format!("etag: {}", weak_etag(b"new").to_str().unwrap());
     let (etag, own) = (etag.as_str(), "etag: \"own\"");
     const NO_EXPIRY: Tweak = |rule| rule.ttl = None;
@@ -141,7 +141,7 @@ fn what_a_miss_looks_like() {
             "; stored",
         ),
         (
-            "the handler's own tag stands",
+            "the handler's own tag is kept",
             AS_IT_IS,
             &[("etag", "\"own\"")],
             CommitResult::Stored,
@@ -149,7 +149,7 @@ fn what_a_miss_looks_like() {
             "; stored",
         ),
         (
-            "the route's word replaces the handler's",
+            "the route's directives replace the handler's",
             AS_IT_IS,
             &[
                 ("cache-control", "max-age=5"),
@@ -162,7 +162,7 @@ fn what_a_miss_looks_like() {
             "; stored",
         ),
         (
-            "no end",
+            "no expiry",
             NO_EXPIRY,
             &[],
             CommitResult::Stored,
@@ -178,7 +178,7 @@ fn what_a_miss_looks_like() {
             "; stored",
         ),
         (
-            "evicted meanwhile: nobody shall keep it",
+            "evicted during the fill",
             AS_IT_IS,
             &[],
             CommitResult::Revoked,
@@ -186,7 +186,7 @@ fn what_a_miss_looks_like() {
             "",
         ),
         (
-            "and nobody else",
+            "evicted during the fill, on a private route",
             PRIVATE,
             &[],
             CommitResult::Revoked,
@@ -202,7 +202,7 @@ fn what_a_miss_looks_like() {
             "",
         ),
         (
-            "everything else stays",
+            "other fields are kept",
             AS_IT_IS,
             &[("date", MODIFIED), ("x-a", "1"), ("x-redis-cache", "HIT")],
             CommitResult::Stored,
@@ -235,9 +235,9 @@ fn what_a_miss_looks_like() {
     }
 }
 
-/// RFC 9211 §2.2: why a request was forwarded, in the words of the registry.
+/// The reason for which a request was forwarded, in the registered words (RFC 9211 §2.2).
 #[test]
-fn cache_status_says_why() {
+fn cache_status_has_the_reason() {
     for (fields, found, age, expected) in [
         (&[][..], Ok(None), 0, "uri-miss; stored; detail=absent"),
         (&[], stored(entry(&[])), 60, "stale; stored; detail=expired"),
@@ -253,7 +253,7 @@ fn cache_status_says_why() {
         check_cache_status(response.headers());
         assert_eq!(cache_status(response.headers()), format!("Larder; fwd={expected}"));
     }
-    // Another cache's word comes first, ours is appended (RFC 9211 §2).
+    // Another cache's member comes first, and ours is appended (RFC 9211 §2).
     let filled = admitted(
         forward(rule(Kind::Read), &request(Method::GET, &[])),
         200,
@@ -261,15 +261,15 @@ fn cache_status_says_why() {
         "new",
     );
     let entry = decoded(&filled);
-    assert!(!entry.headers.contains_key("cache-status"), "what was true of one answer isn't of the next");
+    assert!(!entry.headers.contains_key("cache-status"), "the handler's Cache-Status is not stored");
     let response = filled.into_response(CommitResult::Stored);
     let said: Vec<&HeaderValue> = response.headers().get_all("cache-status").iter().collect();
     assert_eq!(said, ["Origin; hit", "Larder; fwd=uri-miss; stored; detail=absent"]);
 }
 
-/// The handler's answer, whatever became of the store: nothing but what a table above names is ever lost.
+/// Whatever the result of the store, the handler's response is complete, except for the changes in the tables above.
 #[test]
-fn an_answer_is_delivered_whole_whatever_the_outcome() {
+fn response_is_complete_whatever_the_commit_result() {
     for outcome in [CommitResult::Stored, CommitResult::Revoked, CommitResult::Failed] {
         for kind in [Kind::Read, Kind::Write] {
             let method = if kind == Kind::Read { Method::GET } else { Method::PUT };
@@ -281,9 +281,9 @@ fn an_answer_is_delivered_whole_whatever_the_outcome() {
     }
 }
 
-/// A cookie is somebody's whatever else keeps the answer from being stored.
+/// A response with a cookie belongs to one client, whatever else prevents storing.
 #[test]
-fn what_sets_a_cookie_is_kept_from_other_caches() {
+fn responses_with_a_cookie_are_kept_from_other_caches() {
     for (method, status) in [(Method::GET, 200), (Method::HEAD, 200), (Method::GET, 404), (Method::HEAD, 404)]
     {
         let forward = forward(rule(Kind::Read), &request(method.clone(), &[]));
@@ -296,7 +296,7 @@ fn what_sets_a_cookie_is_kept_from_other_caches() {
 }
 
 #[test]
-fn what_a_private_route_does_not_store_is_private_all_the_same() {
+fn unstored_responses_of_a_private_route_are_private() {
     let alice: Fields<'_> = &[("authorization", "Bearer alice")];
     for (tweak, status, from_handler, expected) in [
         (BEARER, 404, &[][..], Some("private, no-cache")),

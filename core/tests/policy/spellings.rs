@@ -1,4 +1,4 @@
-//! Entries answer requests of their own pattern, in any spelling.
+//! Entries that answer requests of their own pattern, in any spelling.
 
 use http::{Method, Uri};
 use larder_core::policy::{Decision, OnEntry, OnRequest};
@@ -7,7 +7,7 @@ use larder_core::{Entry, Intent, Kind, Provenance, Reason, RequestView};
 use super::engine::{entry, now, request, rule};
 use super::{Reasons, answered, policy, stored};
 
-/// Which entry answers which spelling under which pattern.
+/// The entries that may answer a spelling under a pattern.
 pub(super) fn spellings() -> Reasons {
     const UNKNOWN: Option<&str> = None;
     const SLUG: Option<&str> = Some("/things/{slug}");
@@ -53,7 +53,7 @@ pub(super) fn spellings() -> Reasons {
         seen.extend(decided.unwrap_or_else(Some));
     }
 
-    // What is rewritten under an unknown prefix is neither read nor stored.
+    // A request rewritten under an unknown prefix is neither read nor stored.
     let mut obscured = view(&canonical, SLUG);
     obscured.is_obscured = true;
     assert_eq!(decide(&obscured, Provenance::default()), Err(Reason::Rewritten));
@@ -68,6 +68,6 @@ pub(super) fn spellings() -> Reasons {
 }
 
 #[test]
-fn entries_answer_their_own_pattern() {
+fn entries_answer_only_their_own_pattern() {
     spellings();
 }

@@ -23,7 +23,7 @@ const BOTH: Tweak = |rule| {
     IF_FAILED(rule);
 };
 
-/// What a stale entry is still good for.
+/// The permitted use of a stale entry.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Use {
     Nothing,
@@ -31,25 +31,46 @@ enum Use {
     IfFailed,
 }
 
-/// RFC 5861. Ages are in milliseconds, of a lifetime of a minute.
+/// RFC 5861. Ages are in milliseconds, and the TTL is a minute.
 #[test]
-fn what_a_stale_entry_is_good_for() {
+fn stale_entries_are_used_within_their_options() {
     const NO_STALE: fn(Entry) -> Entry = |entry| Entry { must_revalidate: true, ..entry };
     let as_it_is: fn(Entry) -> Entry = |entry| entry;
     let table: &[(&str, Tweak, Fields<'_>, fn(Entry) -> Entry, u64, Use)] = &[
-        ("nobody said so", AS_IT_IS, &[], as_it_is, 60_000, Use::Nothing),
-        ("RFC 5861 §3", WHILE_REFRESHED, &[], as_it_is, 60_000, Use::WhileRefreshed),
-        ("for as long as that", WHILE_REFRESHED, &[], as_it_is, 69_999, Use::WhileRefreshed),
-        ("no longer", WHILE_REFRESHED, &[], as_it_is, 70_000, Use::Nothing),
-        ("RFC 5861 §4", IF_FAILED, &[], as_it_is, 79_999, Use::IfFailed),
-        ("no longer", IF_FAILED, &[], as_it_is, 80_000, Use::Nothing),
-        ("first one, then the other", BOTH, &[], as_it_is, 60_000, Use::WhileRefreshed),
-        ("first one, then the other", BOTH, &[], as_it_is, 70_000, Use::IfFailed),
-        ("RFC 9111 §5.2.2.2", BOTH, &[], NO_STALE, 60_000, Use::Nothing),
-        ("wants a new one", BOTH, &[("cache-control", "no-cache")], as_it_is, 60_000, Use::Nothing),
-        ("too old for this client", BOTH, &[("cache-control", "max-age=59")], as_it_is, 60_000, Use::Nothing),
-        ("not for this one", BOTH, &[("cache-control", "max-age=60")], as_it_is, 60_000, Use::WhileRefreshed),
-        ("RFC 9111 §5.2.1.3", BOTH, &[("cache-control", "min-fresh=0")], as_it_is, 60_000, Use::Nothing),
+        ("no option for stale responses", AS_IT_IS, &[], as_it_is, 60_000, Use::Nothing),
+        ("stale_while_revalidate (RFC 5861 §3)", WHILE_REFRESHED, &[], as_it_is, 60_000, Use::WhileRefreshed),
+        ("at the end of stale_while_revalidate", WHILE_REFRESHED, &[], as_it_is, 69_999, Use::WhileRefreshed),
+        ("after stale_while_revalidate", WHILE_REFRESHED, &[], as_it_is, 70_000, Use::Nothing),
+        ("stale_if_error (RFC 5861 §4)", IF_FAILED, &[], as_it_is, 79_999, Use::IfFailed),
+        ("after stale_if_error", IF_FAILED, &[], as_it_is, 80_000, Use::Nothing),
+        ("both options, within stale_while_revalidate", BOTH, &[], as_it_is, 60_000, Use::WhileRefreshed),
+        ("both options, after stale_while_revalidate", BOTH, &[], as_it_is, 70_000, Use::IfFailed),
+        ("must-revalidate (RFC 9111 §5.2.2.2)", BOTH, &[], NO_STALE, 60_000, Use::Nothing),
+        ("a request with no-cache", BOTH, &[("cache-control", "no-cache")], as_it_is, 60_000, Use::Nothing),
+        (
+            "a request whose max-age is exceeded",
+            BOTH,
+            &[("cache-control", "max-age=59")],
+            as_it_is,
+            60_000,
+            Use::Nothing,
+        ),
+        (
+            "a request whose max-age is not exceeded",
+            BOTH,
+            &[("cache-control", "max-age=60")],
+            as_it_is,
+            60_000,
+            Use::WhileRefreshed,
+        ),
+        (
+            "a request with min-fresh (RFC 9111 §5.2.1.3)",
+            BOTH,
+            &[("cache-control", "min-fresh=0")],
+            as_it_is,
+            60_000,
+            Use::Nothing,
+        ),
     ];
     for (why, tweak, fields, change, age, expected) in table {
         let found = || stored(change(entry(&[("etag", "\"e\"")])));
@@ -69,7 +90,7 @@ fn what_a_stale_entry_is_good_for() {
                     "{why}"
                 );
                 let expected = ["cache-control: max-age=0", "etag: \"e\"", "x-redis-cache: HIT"];
-                assert_eq!(lines(response.headers()), expected, "nobody goes on using it: {why}");
+                assert_eq!(lines(response.headers()), expected, "no cache uses it longer: {why}");
                 let seconds = i64::try_from(age / 1_000).unwrap();
                 assert_eq!(
                     cache_status(response.headers()),
@@ -91,7 +112,7 @@ fn what_a_stale_entry_is_good_for() {
             (other, _) => panic!("{why}: {other:?}"),
         }
 
-        // A stale answer is an answer (RFC 9111 §5.2.1.7); what only a failing handler would bring out isn't one.
+        // A stale response satisfies `only-if-cached` (RFC 9111 §5.2.1.7). A response that needs a failing handler doesn't.
         let only: Vec<_> = fields.iter().copied().chain([("cache-control", "only-if-cached")]).collect();
         match (look(&only), expected) {
             (Decision::Stale(..), Use::WhileRefreshed) => {}
@@ -102,7 +123,7 @@ fn what_a_stale_entry_is_good_for() {
 }
 
 #[test]
-fn a_stale_answer_stands_in_for_these_failures_only() {
+fn stale_response_replaces_only_these_failures() {
     let fallen_back = |status: u16| {
         let found = stored(entry(&[("etag", "\"e\"")]));
         let get = request(Method::GET, &[]);
@@ -125,9 +146,9 @@ fn a_stale_answer_stands_in_for_these_failures_only() {
     }
 }
 
-/// The handler of another request failed: whoever has something stale to answer with does.
+/// The handler of another request failed: a follower with a stale response serves it.
 #[test]
-fn a_follower_has_a_fallback_of_its_own() {
+fn follower_has_its_own_fallback() {
     let (get, found) =
         (request(Method::GET, &[("if-none-match", "\"e\"")]), stored(entry(&[("etag", "\"e\"")])));
     let with = miss(ask(tweaked(Kind::Read, IF_FAILED), &get, found.clone(), now() + TTL));
@@ -136,9 +157,9 @@ fn a_follower_has_a_fallback_of_its_own() {
     assert_eq!(without.or_fallback().unwrap_err().reason(), Reason::Expired);
 }
 
-/// A store keeps an entry for as long as it may be of use, and others are told for how long that is.
+/// A store keeps an entry as long as it may be used, and downstream caches are told for how long.
 #[test]
-fn how_long_a_stale_answer_is_kept_and_what_others_are_told() {
+fn retention_and_directives_include_the_stale_times() {
     let revalidate: Fields<'_> = &[("cache-control", "must-revalidate")];
     let proxy: Fields<'_> = &[("cache-control", "proxy-revalidate")];
     for (tweak, fields, kept, told) in [

@@ -1,4 +1,4 @@
-//! Which responses and which of their fields are stored.
+//! The responses and the fields that are stored.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,16 +22,16 @@ pub(super) fn storing() -> Reasons {
         Box::leak((0..17).map(|i| format!("x-{i}")).collect::<Vec<_>>().join(",").into());
     let many: &[(&str, &str)] = &[("vary", many_names)];
     let table: &[(&str, Tweak, u16, Fields<'_>, &'static str, Option<Reason>)] = &[
-        ("200", AS_IT_IS, 200, &[], "new", None),
-        ("an empty one too", AS_IT_IS, 200, &[], "", None),
-        ("no other", AS_IT_IS, 203, &[], "new", Some(Reason::Status)),
-        ("204", AS_IT_IS, 204, &[], "", Some(Reason::Status)),
+        ("a 200", AS_IT_IS, 200, &[], "new", None),
+        ("a 200 without a body", AS_IT_IS, 200, &[], "", None),
+        ("a 203", AS_IT_IS, 203, &[], "new", Some(Reason::Status)),
+        ("a 204", AS_IT_IS, 204, &[], "", Some(Reason::Status)),
         ("a part (RFC 9111 §3.4)", AS_IT_IS, 206, &[], "new", Some(Reason::Status)),
         ("a redirect", AS_IT_IS, 301, &[("location", "/")], "", Some(Reason::Status)),
-        ("404", AS_IT_IS, 404, &[], "new", Some(Reason::Status)),
+        ("a 404", AS_IT_IS, 404, &[], "new", Some(Reason::Status)),
         ("a failure", AS_IT_IS, 500, &[], "new", Some(Reason::Status)),
-        ("unless the author said so", NOT_FOUND, 404, &[], "new", None),
-        ("and then only that", NOT_FOUND, 410, &[], "new", Some(Reason::Status)),
+        ("a 404 with ttl_for(404)", NOT_FOUND, 404, &[], "new", None),
+        ("a 410 with ttl_for(404)", NOT_FOUND, 410, &[], "new", Some(Reason::Status)),
         (
             "a cookie is one client's (RFC 6265 §3)",
             AS_IT_IS,
@@ -40,42 +40,63 @@ pub(super) fn storing() -> Reasons {
             "new",
             Some(Reason::SetCookie),
         ),
-        ("also on a public route", PUBLIC, 200, &[("set-cookie", "a=1")], "new", Some(Reason::SetCookie)),
-        ("RFC 9111 §5.2.2.5", AS_IT_IS, 200, &[("cache-control", "no-store")], "new", Some(Reason::Withheld)),
+        ("a cookie on a public route", PUBLIC, 200, &[("set-cookie", "a=1")], "new", Some(Reason::SetCookie)),
         (
-            "RFC 9111 §5.2.2.7",
+            "no-store (RFC 9111 §5.2.2.5)",
+            AS_IT_IS,
+            200,
+            &[("cache-control", "no-store")],
+            "new",
+            Some(Reason::Withheld),
+        ),
+        (
+            "private (RFC 9111 §5.2.2.7)",
             AS_IT_IS,
             200,
             &[("cache-control", "max-age=9, private")],
             "new",
             Some(Reason::Withheld),
         ),
-        ("RFC 9111 §5.2.2.4", AS_IT_IS, 200, &[("cache-control", "no-cache")], "new", Some(Reason::Withheld)),
         (
-            "for a field of it",
+            "no-cache (RFC 9111 §5.2.2.4)",
+            AS_IT_IS,
+            200,
+            &[("cache-control", "no-cache")],
+            "new",
+            Some(Reason::Withheld),
+        ),
+        (
+            "private for one field",
             AS_IT_IS,
             200,
             &[("cache-control", "private=\"x-a\"")],
             "new",
             Some(Reason::Withheld),
         ),
-        ("a lifetime is the route's business", AS_IT_IS, 200, &[("cache-control", "max-age=0")], "new", None),
-        ("RFC 9111 §4.1", AS_IT_IS, 200, &[("vary", "*")], "new", Some(Reason::Vary)),
         (
-            "anywhere in it",
+            "max-age=0, which the route's TTL replaces",
+            AS_IT_IS,
+            200,
+            &[("cache-control", "max-age=0")],
+            "new",
+            None,
+        ),
+        ("Vary: * (RFC 9111 §4.1)", AS_IT_IS, 200, &[("vary", "*")], "new", Some(Reason::Vary)),
+        (
+            "* in a second Vary field",
             AS_IT_IS,
             200,
             &[("vary", "origin"), ("vary", "accept, *")],
             "new",
             Some(Reason::Vary),
         ),
-        ("not a name", AS_IT_IS, 200, &[("vary", "a b")], "new", Some(Reason::Vary)),
-        ("too many fields", AS_IT_IS, 200, many, "new", Some(Reason::Vary)),
-        ("as large as may be", SMALL, 200, &[], "new", None),
-        ("larger", SMALL, 200, &[], "newer", Some(Reason::Size)),
-        ("a lifetime of zero", ZERO, 200, &[], "new", Some(Reason::Lifetime)),
-        ("a status with a lifetime of zero", NOT_FOUND_ZERO, 404, &[], "new", Some(Reason::Lifetime)),
-        ("200, beside a status with a lifetime of zero", NOT_FOUND_ZERO, 200, &[], "new", None),
+        ("an invalid name in Vary", AS_IT_IS, 200, &[("vary", "a b")], "new", Some(Reason::Vary)),
+        ("too many names in Vary", AS_IT_IS, 200, many, "new", Some(Reason::Vary)),
+        ("as large as max_body", SMALL, 200, &[], "new", None),
+        ("larger than max_body", SMALL, 200, &[], "newer", Some(Reason::Size)),
+        ("a TTL of zero", ZERO, 200, &[], "new", Some(Reason::Lifetime)),
+        ("a 404 with a TTL of zero", NOT_FOUND_ZERO, 404, &[], "new", Some(Reason::Lifetime)),
+        ("a 200 where a 404 has a TTL of zero", NOT_FOUND_ZERO, 200, &[], "new", None),
     ];
     let mut seen = Reasons::new();
     for (why, tweak, status, fields, body, expected) in table {
@@ -104,7 +125,7 @@ pub(super) fn storing() -> Reasons {
         }
     }
 
-    // A body that may never end flows through; one that breaks its promise is passed on.
+    // A body without a known end is passed through. A body that breaks off is passed on.
     let get = || forward(rule(Kind::Read), &request(Method::GET, &[]));
     let OnResponse::Pass(pass) = get().on_response(&response(200, &[]), BodyLength::Unknown) else {
         panic!("waiting for a body that may never end");
@@ -118,7 +139,7 @@ pub(super) fn storing() -> Reasons {
     seen.extend(pass.mark().reason());
     assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Body), false));
 
-    // The answer to a HEAD has no body to store (RFC 9110 §9.3.2).
+    // The response to a HEAD has no body to store (RFC 9110 §9.3.2).
     let head = forward(rule(Kind::Read), &request(Method::HEAD, &[]));
     let (pass, headers) = answered(head, 200, &[], "").unwrap_err();
     seen.extend(pass.mark().reason());
@@ -128,13 +149,13 @@ pub(super) fn storing() -> Reasons {
 }
 
 #[test]
-fn which_answers_are_stored() {
+fn only_eligible_responses_are_stored() {
     storing();
 }
 
-/// RFC 9111 §3.1: what belongs to one connection, one moment or this cache itself isn't stored.
+/// Fields of one connection, of one moment or of this cache aren't stored (RFC 9111 §3.1).
 #[test]
-fn which_fields_are_stored() {
+fn only_fields_of_the_representation_are_stored() {
     let filled = admitted(
         forward(rule(Kind::Read), &request(Method::GET, &[])),
         200,
@@ -176,14 +197,14 @@ fn which_fields_are_stored() {
             "link: </b>"
         ]
     );
-    // They are the handler's to say on its own answer, but for what the cache says there.
+    // On its own response the handler's fields stay, except those that the cache sets.
     let response = filled.into_response(CommitResult::Stored);
     assert_eq!(response.headers()["keep-alive"], "timeout=5");
     assert_eq!(response.headers()["x-redis-cache"], "MISS");
 }
 
 #[test]
-fn jitter_only_shortens_and_by_no_more_than_it_says() {
+fn jitter_only_shortens_within_its_bound() {
     let bodies = ["a", "b", "c", "d", "e", "f", "g", "h"];
     for jitter in [0.0, 0.1, 0.5, 1.0] {
         let lifetimes: BTreeSet<Duration> = bodies

@@ -14,7 +14,7 @@ pub(super) fn speaking(language: &str) -> request::Parts {
     request(Method::GET, &[("accept-language", language)])
 }
 
-/// The record of a resource that varies, with its first variant.
+/// Returns the record of a resource that varies, with its first variant.
 pub(super) fn first_variant(request: &request::Parts) -> (Variants, SecondaryKey, Entry) {
     let mut admitted = admitted(forward(rule(Kind::Read), request), 200, VARIES, "new");
     match admitted.place(7) {
@@ -40,7 +40,7 @@ fn another_variant(request: &request::Parts, variants: &Variants, fields: Fields
     (placement, decoded(&admitted))
 }
 
-/// RFC 9111 §4.1, from the first variant on.
+/// Variants of a resource, from the first on (RFC 9111 §4.1).
 pub(super) fn variants() -> Reasons {
     let (french, german) = (speaking("fr"), speaking("de"));
     let (variants, secondary, entry) = first_variant(&french);
@@ -48,13 +48,13 @@ pub(super) fn variants() -> Reasons {
     assert_eq!(variants.names(), ["accept-language"]);
     assert_eq!(variants.secondary_keys().collect::<Vec<_>>(), [secondary]);
 
-    // The same variant is found where it was put.
+    // The same variant is found under its key.
     let again = select(&french, &variants);
     assert_eq!(again.secondary_key(&(&french).into()), secondary);
     let response = hit(again.on_entry(stored(entry.clone()), &(&french).into(), now())).into_response();
     assert_eq!(response.headers()["vary"], "accept-language, Authorization, Cookie", "others vary by it too");
 
-    // Another one isn't there, and is listed.
+    // Another variant is missing, and is listed once it is stored.
     assert_ne!(select(&german, &variants).secondary_key(&(&german).into()), secondary);
     let (Placement::NewVariant(listed, 7), second) = another_variant(&german, &variants, VARIES) else {
         panic!("not listed");
@@ -62,10 +62,10 @@ pub(super) fn variants() -> Reasons {
     assert_eq!(second.variant, 7);
     let mut both = variants.clone();
     assert_eq!(both.add(listed), None);
-    // One that is listed but was lost, or refreshed, has its place.
+    // A listed variant that was lost, or is refreshed, keeps its key.
     assert_eq!(another_variant(&french, &both, VARIES).0, Placement::Target);
 
-    // What was stored under a record that is gone is an orphan.
+    // A variant of a record that is gone is an orphan.
     let forward = miss(select(&french, &Variants::new(8, both.names().to_vec())).on_entry(
         stored(entry.clone()),
         &(&french).into(),
@@ -73,14 +73,14 @@ pub(super) fn variants() -> Reasons {
     ));
     assert_eq!(forward.reason(), Reason::Variant);
     let mut seen: Reasons = [forward.reason()].into();
-    // And a record of variants is no variant.
+    // A record of variants is not a variant.
     let nested = Ok(Some(Record::Variants(both.clone())));
     assert_eq!(
         miss(select(&french, &both).on_entry(nested, &(&french).into(), now())).reason(),
         Reason::Variant
     );
 
-    // Reasons reach through the selection.
+    // Reasons pass through the selection.
     for (fields, found, expected) in [
         (&[("accept-language", "fr")][..], Err(Reason::Down), Reason::Down),
         (&[("accept-language", "fr")], Err(Reason::Unreadable), Reason::Unreadable),
@@ -98,7 +98,7 @@ pub(super) fn variants() -> Reasons {
     };
     assert_eq!(cache_status(answer.into_response().headers()), "Larder; fwd=vary-miss; detail=variant");
 
-    // Who waited for a variant gets that one, and none of an older record.
+    // A request that waited for a variant gets that one, and none of an older record.
     let waiting = || miss(select(&french, &both).on_entry(Ok(None), &(&french).into(), now()));
     assert!(waiting().on_filled(Some(Record::Response(entry.clone())), now()).is_ok());
     assert!(waiting().on_filled(Some(Record::Response(Entry { variant: 8, ..entry })), now()).is_err());
@@ -106,14 +106,14 @@ pub(super) fn variants() -> Reasons {
 }
 
 #[test]
-fn one_resource_several_answers() {
+fn one_resource_has_several_variants() {
     variants();
 }
 
-/// RFC 9111 §4.1: an answer that varies by less leaves the other variants alone, and one that varies by more has them
-/// selected by all fields from then on.
+/// A response that varies by fewer fields keeps the other variants. One that varies by more makes all fields select from then on
+/// (RFC 9111 §4.1).
 #[test]
-fn a_resource_varies_by_every_field_that_any_answer_named() {
+fn resource_varies_by_every_field_that_any_response_named() {
     let (variants, ..) = first_variant(&speaking("fr"));
     let german = speaking("de");
     for (fields, expected) in [
@@ -140,7 +140,7 @@ fn a_resource_varies_by_every_field_that_any_answer_named() {
 }
 
 #[test]
-fn the_oldest_variant_makes_room_for_a_new_one() {
+fn oldest_variant_is_dropped_for_a_new_one() {
     let (mut variants, first, _) = first_variant(&speaking("0"));
     let mut dropped = Vec::new();
     for language in 1..=MAX_VARIANTS {
@@ -156,17 +156,17 @@ fn the_oldest_variant_makes_room_for_a_new_one() {
 }
 
 #[test]
-fn what_is_encoded_for_one_client_varies_though_nobody_said_so() {
+fn encoded_response_varies_without_a_vary_field() {
     let request = request(Method::GET, &[("accept-encoding", "gzip")]);
     let mut filled =
         admitted(forward(rule(Kind::Read), &request), 200, &[("content-encoding", "gzip")], "new");
-    let Placement::FirstVariant(_, variants) = filled.place(7) else { panic!("handed to everybody") };
+    let Placement::FirstVariant(_, variants) = filled.place(7) else { panic!("shared with all clients") };
     assert_eq!(variants.names(), ["accept-encoding"]);
     assert_eq!(decoded(&filled).headers["content-encoding"], "gzip");
 }
 
 #[test]
-fn no_record_has_the_id_of_an_answer_that_does_not_vary() {
+fn record_id_differs_from_that_of_unvarying_responses() {
     let mut filled = admitted(forward(rule(Kind::Read), &speaking("fr")), 200, VARIES, "new");
     let Placement::FirstVariant(_, variants) = filled.place(0) else { panic!("it varies") };
     assert_ne!(variants.id(), 0);

@@ -15,7 +15,7 @@ use super::{
     AS_IT_IS, Reasons, Tweak, admitted, answered, ask, cache_status, decoded, forward, lines, stored, tweaked,
 };
 
-/// What a write's answer does to what is stored.
+/// The effect of a write's response on the store.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Effect {
     Stores,
@@ -23,7 +23,7 @@ enum Effect {
     Nothing(Reason),
 }
 
-/// Whether it is clear from the request alone that a write's answer won't be stored.
+/// Returns `true` if the request alone shows that a write's response won't be stored.
 fn put_is_refused(rule: &Rule, fields: Fields<'_>) -> bool {
     let undeclared = matches!(rule.audience, Audience::Undeclared);
     fields.iter().any(|(name, value)| match *name {
@@ -39,11 +39,19 @@ pub(super) fn writes() -> Reasons {
     const SMALL: Tweak = |rule| rule.max_body = 3;
     const ZERO: Tweak = |rule| rule.ttl = Some(Duration::ZERO);
     let table: &[(&str, Tweak, Fields<'_>, u16, Fields<'_>, &'static str, Effect)] = &[
-        ("200", AS_IT_IS, &[], 200, &[], "new", Stores),
-        ("201 says what it made", AS_IT_IS, &[], 201, &[("location", "/things/8")], "new", Stores),
-        ("203", AS_IT_IS, &[], 203, &[], "new", Stores),
+        ("a 200", AS_IT_IS, &[], 200, &[], "new", Stores),
         (
-            "whatever protocol it offers to switch to",
+            "a 201 with the new representation",
+            AS_IT_IS,
+            &[],
+            201,
+            &[("location", "/things/8")],
+            "new",
+            Stores,
+        ),
+        ("a 203", AS_IT_IS, &[], 203, &[], "new", Stores),
+        (
+            "a request that offers an upgrade",
             AS_IT_IS,
             &[("connection", "upgrade"), ("upgrade", "h2c")],
             200,
@@ -51,16 +59,16 @@ pub(super) fn writes() -> Reasons {
             "new",
             Stores,
         ),
-        ("202 says nothing yet", AS_IT_IS, &[], 202, &[], "new", Evicts(Reason::Status)),
-        ("204 has nothing to say", AS_IT_IS, &[], 204, &[], "", Evicts(Reason::Status)),
-        ("205", AS_IT_IS, &[], 205, &[], "", Evicts(Reason::Status)),
-        ("206 says a part", AS_IT_IS, &[], 206, &[], "new", Evicts(Reason::Status)),
-        ("207 says something about many", AS_IT_IS, &[], 207, &[], "new", Evicts(Reason::Status)),
+        ("a 202", AS_IT_IS, &[], 202, &[], "new", Evicts(Reason::Status)),
+        ("a 204", AS_IT_IS, &[], 204, &[], "", Evicts(Reason::Status)),
+        ("a 205", AS_IT_IS, &[], 205, &[], "", Evicts(Reason::Status)),
+        ("a 206", AS_IT_IS, &[], 206, &[], "new", Evicts(Reason::Status)),
+        ("a 207", AS_IT_IS, &[], 207, &[], "new", Evicts(Reason::Status)),
         ("a redirect is a success", AS_IT_IS, &[], 303, &[("location", "/")], "new", Evicts(Reason::Status)),
         ("an empty body", AS_IT_IS, &[], 200, &[], "", Evicts(Reason::Empty)),
         ("a cookie", AS_IT_IS, &[], 200, &[("set-cookie", "a=1")], "new", Evicts(Reason::SetCookie)),
         (
-            "the handler says no-store",
+            "a response with no-store",
             AS_IT_IS,
             &[],
             200,
@@ -68,11 +76,19 @@ pub(super) fn writes() -> Reasons {
             "new",
             Evicts(Reason::Withheld),
         ),
-        ("private", AS_IT_IS, &[], 201, &[("cache-control", "private")], "new", Evicts(Reason::Withheld)),
-        ("which variant would it be", AS_IT_IS, &[], 200, &[("vary", "accept")], "new", Evicts(Reason::Vary)),
-        ("any variant", AS_IT_IS, &[], 200, &[("vary", "*")], "new", Evicts(Reason::Vary)),
         (
-            "encoded for one client",
+            "a response with private",
+            AS_IT_IS,
+            &[],
+            201,
+            &[("cache-control", "private")],
+            "new",
+            Evicts(Reason::Withheld),
+        ),
+        ("a response with Vary", AS_IT_IS, &[], 200, &[("vary", "accept")], "new", Evicts(Reason::Vary)),
+        ("a response with Vary: *", AS_IT_IS, &[], 200, &[("vary", "*")], "new", Evicts(Reason::Vary)),
+        (
+            "a response with a content coding",
             AS_IT_IS,
             &[],
             200,
@@ -80,8 +96,8 @@ pub(super) fn writes() -> Reasons {
             "new",
             Evicts(Reason::Vary),
         ),
-        ("too large", SMALL, &[], 200, &[], "newer", Evicts(Reason::Size)),
-        ("a lifetime of zero", ZERO, &[], 200, &[], "new", Evicts(Reason::Lifetime)),
+        ("larger than max_body", SMALL, &[], 200, &[], "newer", Evicts(Reason::Size)),
+        ("a TTL of zero", ZERO, &[], 200, &[], "new", Evicts(Reason::Lifetime)),
         (
             "credentials on an undeclared route",
             UNDECLARED,
@@ -91,8 +107,24 @@ pub(super) fn writes() -> Reasons {
             "new",
             Evicts(Reason::Authorization),
         ),
-        ("also a cookie", UNDECLARED, &[("cookie", "a=1")], 200, &[], "new", Evicts(Reason::Cookie)),
-        ("also an API key", UNDECLARED, &[("x-api-key", "k")], 200, &[], "new", Evicts(Reason::Credentials)),
+        (
+            "a cookie on an undeclared route",
+            UNDECLARED,
+            &[("cookie", "a=1")],
+            200,
+            &[],
+            "new",
+            Evicts(Reason::Cookie),
+        ),
+        (
+            "an API key on an undeclared route",
+            UNDECLARED,
+            &[("x-api-key", "k")],
+            200,
+            &[],
+            "new",
+            Evicts(Reason::Credentials),
+        ),
         (
             "another method in a field",
             PUBLIC,
@@ -111,10 +143,10 @@ pub(super) fn writes() -> Reasons {
             "new",
             Evicts(Reason::Override),
         ),
-        ("not on a declared one", PUBLIC, &[("authorization", "Bearer t")], 200, &[], "new", Stores),
-        ("private to its writer", BEARER, &[("authorization", "Bearer t")], 200, &[], "new", Stores),
+        ("credentials on a public route", PUBLIC, &[("authorization", "Bearer t")], 200, &[], "new", Stores),
+        ("credentials on a private route", BEARER, &[("authorization", "Bearer t")], 200, &[], "new", Stores),
         (
-            "RFC 9111 §5.2.1.5",
+            "a request with no-store (RFC 9111 §5.2.1.5)",
             PUBLIC,
             &[("cache-control", "no-store")],
             200,
@@ -122,7 +154,15 @@ pub(super) fn writes() -> Reasons {
             "new",
             Evicts(Reason::NoStore),
         ),
-        ("no-cache asks about reads", AS_IT_IS, &[("cache-control", "no-cache")], 200, &[], "new", Stores),
+        (
+            "no-cache has no meaning in a write",
+            AS_IT_IS,
+            &[("cache-control", "no-cache")],
+            200,
+            &[],
+            "new",
+            Stores,
+        ),
         (
             "a failed precondition",
             AS_IT_IS,
@@ -132,9 +172,9 @@ pub(super) fn writes() -> Reasons {
             "new",
             Nothing(Reason::Failed),
         ),
-        ("a refusal", AS_IT_IS, &[], 404, &[], "new", Nothing(Reason::Failed)),
+        ("a 404", AS_IT_IS, &[], 404, &[], "new", Nothing(Reason::Failed)),
         (
-            "even one that can't be stored",
+            "a 403 with credentials and a cookie",
             UNDECLARED,
             &[("cookie", "a=1")],
             403,
@@ -142,19 +182,19 @@ pub(super) fn writes() -> Reasons {
             "new",
             Nothing(Reason::Failed),
         ),
-        ("a refusal as too large", AS_IT_IS, &[], 413, &[], "", Nothing(Reason::Failed)),
-        ("too many requests", AS_IT_IS, &[], 429, &[], "", Nothing(Reason::Failed)),
-        ("a timeout before or after the change", AS_IT_IS, &[], 408, &[], "", Evicts(Reason::Failed)),
-        ("an error before or after the change", AS_IT_IS, &[], 500, &[], "new", Evicts(Reason::Failed)),
-        ("a proxy's error", AS_IT_IS, &[], 502, &[], "", Evicts(Reason::Failed)),
-        ("an overloaded service", AS_IT_IS, &[], 503, &[], "", Evicts(Reason::Failed)),
-        ("a proxy's timeout", AS_IT_IS, &[], 504, &[], "", Evicts(Reason::Failed)),
-        ("a status of no standard", AS_IT_IS, &[], 599, &[], "", Evicts(Reason::Failed)),
+        ("a 413", AS_IT_IS, &[], 413, &[], "", Nothing(Reason::Failed)),
+        ("a 429", AS_IT_IS, &[], 429, &[], "", Nothing(Reason::Failed)),
+        ("a 408, before or after the change", AS_IT_IS, &[], 408, &[], "", Evicts(Reason::Failed)),
+        ("a 500, before or after the change", AS_IT_IS, &[], 500, &[], "new", Evicts(Reason::Failed)),
+        ("a proxy's 502", AS_IT_IS, &[], 502, &[], "", Evicts(Reason::Failed)),
+        ("a 503", AS_IT_IS, &[], 503, &[], "", Evicts(Reason::Failed)),
+        ("a proxy's 504", AS_IT_IS, &[], 504, &[], "", Evicts(Reason::Failed)),
+        ("an unregistered 5xx status", AS_IT_IS, &[], 599, &[], "", Evicts(Reason::Failed)),
     ];
     let mut seen = Reasons::new();
     for (why, tweak, request_fields, status, fields, body, expected) in table {
         let put = forward(tweaked(Kind::Write, *tweak), &request(Method::PUT, request_fields));
-        // A ticket is only taken if the answer may be stored at all.
+        // A write lease is only taken if the response may be stored.
         let refused = put_is_refused(&tweaked(Kind::Write, *tweak), request_fields);
         assert_eq!(put.intent(), (!refused).then_some(Intent::Write), "{why}");
         let effect = match answered(put, *status, fields, body) {
@@ -181,23 +221,20 @@ pub(super) fn writes() -> Reasons {
     assert_eq!(
         (pass.mark().reason(), pass.evicts()),
         (Some(Reason::Body), true),
-        "the change was made all the same"
+        "the change was made although the body broke off"
     );
-    assert!(
-        put().on_error(StatusCode::INTERNAL_SERVER_ERROR).is_none(),
-        "a write has nothing stale to answer with"
-    );
+    assert!(put().on_error(StatusCode::INTERNAL_SERVER_ERROR).is_none(), "a write has no stale response");
     seen
 }
 
 #[test]
-fn what_writes_do() {
+fn writes_store_or_evict() {
     writes();
 }
 
-/// A GET's answer is what is stored: 200, and nothing that speaks of the write.
+/// The stored response is that of a GET: 200, and no fields about the write.
 #[test]
-fn what_a_write_stores() {
+fn write_stores_the_response_of_a_get() {
     let fields: Fields<'_> = &[
         ("content-type", "text/plain"),
         ("content-language", "en"),
@@ -226,7 +263,7 @@ fn what_a_write_stores() {
     assert_eq!((entry.status, entry.variant, entry.ttl), (StatusCode::OK, 0, Some(TTL)));
     assert_eq!(written.place(1), Placement::Target);
 
-    // The writer gets its own answer, never a 304: preconditions of a PUT are its handler's business.
+    // The writer gets its own response, never a 304: preconditions of a PUT are for its handler.
     let response = written.into_response(CommitResult::Stored);
     assert_eq!((response.status(), &response.body()[..]), (StatusCode::CREATED, &b"new"[..]));
     assert_eq!(response.headers()["location"], "/things/8");
@@ -257,7 +294,7 @@ pub(super) fn evictions() -> Reasons {
             (502, true),
             (504, true),
         ] {
-            // Credentials, `no-store` and what the answer says keep nothing from being evicted.
+            // Credentials, `no-store` and the response's fields don't prevent an eviction.
             let delete = request(Method::DELETE, &[("cookie", "a=1"), ("cache-control", "no-store")]);
             let forward = forward(rule(kind), &delete);
             assert_eq!(forward.intent(), None);

@@ -13,7 +13,7 @@ use super::{
 
 /// RFC 9110 §14.3: what is cut says so to the first client and to the next ones, unless the origin said something else.
 #[test]
-fn what_can_be_cut_says_so() {
+fn responses_that_can_be_cut_have_accept_ranges() {
     const FRESH: (&str, &str) = ("cache-control", "max-age=60");
     for (why, status, fields, expected) in [
         ("an origin that says nothing", 200, &[FRESH][..], Some("bytes")),

@@ -179,7 +179,7 @@ fn what_the_rule_says_about_storing() {
 }
 
 #[test]
-fn which_fields_are_stored() {
+fn only_fields_of_the_representation_are_stored() {
     let stored = store(&[
         ("cache-control", "max-age=60, no-cache=\"x-a\", private=\"x-b, x-c\""),
         ("connection", "x-d, close"),
