@@ -15,7 +15,6 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use crate::backend::coder::{Coder, CoderError, Json};
-use crate::fill::lease::{Begun, Started};
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Role};
 use crate::key::{CacheKey, KeyError, KeySpace};
@@ -23,7 +22,7 @@ use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::policy::CommitResult;
 use crate::provenance::Provenance;
 use crate::record::{decode_value, encode_value};
-use crate::store::{Abandon, Intent, StoreError};
+use crate::store::{Abandon, Acquired, Intent, StoreError};
 use crate::telemetry::spans;
 use crate::ttl::Ttl;
 
@@ -214,9 +213,9 @@ impl<C: Coder> CacheBackend<C> {
             };
             let is_value = |bytes: &Bytes| self.decode::<T>(bytes).is_ok_and(|value| value.is_some());
             let awaited = waits.then_some(&is_value as &(dyn Fn(&Bytes) -> bool + Send + Sync));
-            let held = match self.context().start_within(name, intent, awaited, left()).await {
-                Started::LeaseGuard(held) => held,
-                Started::Found(bytes) => {
+            let held = match self.context().acquire_within(name, intent, awaited, left()).await {
+                Acquired::Lease(held) => held,
+                Acquired::Found(bytes) => {
                     let value = self.decode(&bytes);
                     // A follower may have joined after an eviction of this value, so followers read the store again.
                     lead.complete(FillOutcome::Retry);
@@ -225,7 +224,7 @@ impl<C: Coder> CacheBackend<C> {
                         _ => return compute().await,
                     }
                 }
-                Started::Without(_) => {
+                Acquired::Filling | Acquired::Busy(_) => {
                     lead.complete(FillOutcome::Uncacheable);
                     return compute().await;
                 }
@@ -344,9 +343,9 @@ impl<C: Coder> CacheBackend<C> {
             // The lease keeps other updates out until it is committed. A `set` or an eviction revokes it. An error returns
             // it.
             let begin = async {
-                match self.context().begin(key, Intent::Refresh).await? {
-                    Begun::LeaseGuard(held) => Ok(Some((held, self.read_again_if_slow(key).await?))),
-                    Begun::Found(_) | Begun::Filling | Begun::Busy => Ok::<_, CacheError>(None),
+                match self.context().try_acquire(key, Intent::Refresh).await? {
+                    Acquired::Lease(held) => Ok(Some((held, self.read_again_if_slow(key).await?))),
+                    Acquired::Found(_) | Acquired::Filling | Acquired::Busy(_) => Ok::<_, CacheError>(None),
                 }
             };
             if let Some((held, old)) = timeout_at(until, begin).await.map_err(|_| CacheError::Contended)?? {

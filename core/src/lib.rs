@@ -97,7 +97,7 @@ pub use reason::Reason;
 pub use record::{Entry, Record};
 pub use request::RequestView;
 pub use status::Status;
-pub use store::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore, StoreError, ValueHead};
+pub use store::{Abandon, Acquired, CacheStore, Intent, Lease, LeaseStore, StoreError, ValueHead};
 pub use ttl::Ttl;
 
 #[cfg(feature = "memory")]

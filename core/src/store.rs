@@ -48,6 +48,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::key::{CacheKey, KeySpace};
+use crate::reason::Reason;
 
 pub use health::{Breaker, Health, ServerHealth};
 #[cfg(feature = "memory")]
@@ -181,7 +182,7 @@ pub trait LeaseStore: CacheStore {
     /// Requests a lease to fill, refresh or overwrite `key`. The lease expires after `lease_ttl`, unless it is committed,
     /// abandoned or renewed before.
     ///
-    /// After this returned [`Begin::Lease`], [`get`](CacheStore::get), [`try_get`](CacheStore::try_get) and
+    /// After this returned [`Acquired::Lease`], [`get`](CacheStore::get), [`try_get`](CacheStore::try_get) and
     /// [`has`](CacheStore::has) of this store return nothing older than the lease. The holder reads the entry that it is
     /// going to replace, and builds on it. A store that reads from copies drops its copy of `key` first, and keeps no copy
     /// that was read before.
@@ -190,7 +191,7 @@ pub trait LeaseStore: CacheStore {
         key: &CacheKey,
         intent: Intent,
         lease_ttl: Duration,
-    ) -> impl Future<Output = Result<Begin, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
 
     /// Writes `value` and ends the lease, if the lease is still current. Returns `false` if nothing was written: the key or
     /// its group was evicted or overwritten since, or the lease expired.
@@ -218,7 +219,7 @@ pub trait LeaseStore: CacheStore {
         why: Abandon,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Waits until the value under `key` may have changed. A caller that got [`Begin::Filling`] calls `begin` again then,
+    /// Waits until the value under `key` may have changed. A caller that got [`Acquired::Filling`] calls `begin` again then,
     /// or after a pause.
     ///
     /// Override it in a store that is notified of changes. The default waits forever.
@@ -231,26 +232,51 @@ pub trait LeaseStore: CacheStore {
 /// The purpose of a [`LeaseStore::begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Intent {
-    /// Fill a missing entry. Returns [`Begin::Found`] if there is a valid one by now.
+    /// Fill a missing entry. Returns [`Acquired::Found`] if there is a valid one by now.
     Fill,
     /// Replace an existing entry that the caller can't use (`no-cache`, a refresh of a stale one). Never returns `Found`.
     Refresh,
-    /// Overwrite after a change to the origin: a *write lease*. Replaces any other lease, and returns [`Begin::Lease`], or
-    /// [`Begin::Busy`] while the store has a pending eviction of the key that it couldn't confirm.
+    /// Overwrite after a change to the origin: a *write lease*. Replaces any other lease, and returns [`Acquired::Lease`], or
+    /// [`Acquired::Busy`] while the store has a pending eviction of the key that it couldn't confirm.
     Write,
 }
 
 /// The result of [`LeaseStore::begin`].
+///
+/// `L` is the lease, or a guard that holds it.
 #[derive(Clone, Debug)]
-pub enum Begin {
+pub enum Acquired<L = Lease> {
+    /// The caller holds the lease. It runs the handler, then commits or abandons.
+    Lease(L),
     /// Another caller has filled the entry. This is its value.
     Found(Bytes),
-    /// The caller holds the lease. It runs the handler, then commits or abandons.
-    Lease(Lease),
     /// Another caller is filling the entry. Wait and begin again, or run without storing.
     Filling,
-    /// A write is under way, or the answer was just found to be uncacheable. Run without waiting and without storing.
-    Busy,
+    /// There is no lease for this reason. Run without waiting and without storing.
+    ///
+    /// A store returns [`Reason::Busy`] while a write is under way, and after the answer was found to be uncacheable.
+    Busy(Reason),
+}
+
+impl<L> Acquired<L> {
+    /// Returns the lease, if there is one.
+    pub fn lease(self) -> Option<L> {
+        match self {
+            Self::Lease(lease) => Some(lease),
+            Self::Found(_) | Self::Filling | Self::Busy(_) => None,
+        }
+    }
+
+    /// Replaces the lease, if there is one.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn map<G>(self, guard: impl FnOnce(L) -> G) -> Acquired<G> {
+        match self {
+            Self::Lease(lease) => Acquired::Lease(guard(lease)),
+            Self::Found(value) => Acquired::Found(value),
+            Self::Filling => Acquired::Filling,
+            Self::Busy(reason) => Acquired::Busy(reason),
+        }
+    }
 }
 
 /// The reason for which a lease ends without a value.
@@ -258,7 +284,7 @@ pub enum Begin {
 pub enum Abandon {
     /// The handler failed. The next caller may try at once.
     Failed,
-    /// The answer may not be stored. For this long [`LeaseStore::begin`] returns [`Begin::Busy`], so that callers don't
+    /// The answer may not be stored. For this long [`LeaseStore::begin`] returns [`Acquired::Busy`], so that callers don't
     /// queue for an answer that can't be shared.
     Uncacheable(Duration),
 }

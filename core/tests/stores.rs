@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use larder_core::store::suite::{Subject, racing_against_delete};
 use larder_core::{
-    Abandon, Begin, CacheKey, CacheStore, Clock, Intent, KeySpace, Lease, LeaseStore, ManualClock,
+    Abandon, Acquired, CacheKey, CacheStore, Clock, Intent, KeySpace, Lease, LeaseStore, ManualClock,
     MemoryStore, ProcessLocal, StoreError,
 };
 
@@ -142,10 +142,10 @@ impl CacheStore for Unfenced {
 }
 
 impl LeaseStore for Unfenced {
-    async fn begin(&self, key: &CacheKey, intent: Intent, _: Duration) -> Result<Begin, StoreError> {
+    async fn begin(&self, key: &CacheKey, intent: Intent, _: Duration) -> Result<Acquired, StoreError> {
         match self.get(key).await? {
-            Some(found) if intent == Intent::Fill => Ok(Begin::Found(found)),
-            _ => Ok(Begin::Lease(Lease::new([0; 16], [0; 8]))),
+            Some(found) if intent == Intent::Fill => Ok(Acquired::Found(found)),
+            _ => Ok(Acquired::Lease(Lease::new([0; 16], [0; 8]))),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::store::redis::MAX_STALE;
-use larder_core::{Begin, CacheKey, CacheStore, Intent, LeaseStore, RedisStore, StoreError, TieredStore};
+use larder_core::{Acquired, CacheKey, CacheStore, Intent, LeaseStore, RedisStore, StoreError, TieredStore};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::redis_cluster::key;
@@ -64,10 +64,10 @@ pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &Cac
     other.delete(key).await.unwrap();
     becomes(mine, key, None, "another process evicted").await;
     let hold = Duration::from_secs(60);
-    let Begin::Lease(lease) = other.begin(key, Intent::Fill, hold).await.unwrap() else {
+    let Acquired::Lease(lease) = other.begin(key, Intent::Fill, hold).await.unwrap() else {
         panic!("nobody else fills {key}")
     };
-    assert!(matches!(mine.begin(key, Intent::Fill, hold).await.unwrap(), Begin::Filling));
+    assert!(matches!(mine.begin(key, Intent::Fill, hold).await.unwrap(), Acquired::Filling));
     let start = Instant::now();
     let waiting = timeout(hold, mine.changed(key));
     let filling = async {
@@ -78,7 +78,7 @@ pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &Cac
     heard.expect("nothing was heard");
     assert!(start.elapsed() < MAX_STALE, "{:?}", start.elapsed());
     let begun = mine.begin(key, Intent::Fill, hold).await.unwrap();
-    assert!(matches!(begun, Begin::Found(value) if value == "filled"), "{key}");
+    assert!(matches!(begun, Acquired::Found(value) if value == "filled"), "{key}");
 }
 
 /// Waits until a change by another process is visible, for as long as that may take.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use deadpool_redis::{PoolConfig, Runtime};
 use larder_core::store::suite::{self, Subject};
 use larder_core::{
-    Abandon, Begin, CacheStore, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore, StoreError,
+    Abandon, Acquired, CacheStore, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore, StoreError,
 };
 use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
 use larder_tests::redis_server::{RedisServer, patient, version};
@@ -93,7 +93,7 @@ async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
             let key = space.key(&format!("k{number}"));
             for ttl in [MINUTE, None] {
                 match store.begin(&key, Intent::Fill, HOLD).await {
-                    Ok(Begin::Lease(lease)) => {
+                    Ok(Acquired::Lease(lease)) => {
                         note(store.renew(&key, &lease, HOLD).await.err());
                         note(store.commit(&key, &lease, vec![b'x'; size].into(), ttl).await.err());
                     }
@@ -112,7 +112,7 @@ async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
             }
             for why in [Abandon::Failed, Abandon::Uncacheable(Duration::from_millis(1))] {
                 match store.begin(&key, Intent::Refresh, HOLD).await {
-                    Ok(Begin::Lease(lease)) => note(store.abandon(&key, &lease, why).await.err()),
+                    Ok(Acquired::Lease(lease)) => note(store.abandon(&key, &lease, why).await.err()),
                     begun => note(begun.err()),
                 }
             }

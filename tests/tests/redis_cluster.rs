@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder_core::store::suite::{self, Subject};
 use larder_core::{
-    Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore, StoreError,
+    Acquired, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore,
+    StoreError,
 };
 use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
 use larder_tests::redis_server::{self, allow_debug};
@@ -51,7 +52,9 @@ async fn every_node_does_its_part() {
     for (home, keys) in homes.iter().enumerate() {
         for key in keys {
             // Every script is new to its node at first, and to all of them after this.
-            let Begin::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+            let Acquired::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else {
+                panic!()
+            };
             assert!(store.renew(key, &lease, HOLD).await.unwrap());
             cluster.cli(home, &["script", "flush"]);
             assert!(store.commit(key, &lease, "1".into(), MINUTE).await.unwrap());
@@ -231,8 +234,8 @@ impl Race {
                         let seen = match store.get(&key).await.unwrap() {
                             Some(seen) => seen,
                             None => match store.begin(&key, Intent::Fill, HOLD).await.unwrap() {
-                                Begin::Found(found) => found,
-                                Begin::Lease(lease) => {
+                                Acquired::Found(found) => found,
+                                Acquired::Lease(lease) => {
                                     let value = database.load(Ordering::SeqCst).to_string();
                                     sleep(Duration::from_millis(fastrand::u64(..3))).await;
                                     store.commit(&key, &lease, value.into(), MINUTE).await.unwrap();
@@ -367,13 +370,16 @@ async fn a_half_moved_slot_gets_no_second_lease() {
     let [known, new] = ["known", "new"].map(|suffix| key(Some("g"), suffix));
     store.set(&known, "1".into(), MINUTE).await.unwrap();
     // Both know the group's nonce, and one holds a lease of what isn't there.
-    assert!(matches!(store.begin(&key(Some("g"), "x"), Intent::Fill, HOLD).await.unwrap(), Begin::Lease(_)));
-    let Begin::Lease(lease) = other.begin(&new, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+    assert!(matches!(
+        store.begin(&key(Some("g"), "x"), Intent::Fill, HOLD).await.unwrap(),
+        Acquired::Lease(_)
+    ));
+    let Acquired::Lease(lease) = other.begin(&new, Intent::Fill, HOLD).await.unwrap() else { panic!() };
     let slot = cluster.slot(new.name());
     let (from, to) = (RedisCluster::home(slot), (RedisCluster::home(slot) + 1) % MASTERS);
     cluster.begin_move(slot, from, to);
     let begun = store.begin(&new, Intent::Fill, HOLD).await;
-    assert!(matches!(begun, Err(StoreError::Refused(_)) | Ok(Begin::Filling)), "{begun:?}");
+    assert!(matches!(begun, Err(StoreError::Refused(_)) | Ok(Acquired::Filling)), "{begun:?}");
     // The nonce goes ahead, and leaves the entry behind.
     let port = cluster.node(to).port().to_string();
     let migrate = ["migrate", "127.0.0.1", &port, "", "0", "5000", "keys", "p:{g}"];
@@ -383,7 +389,7 @@ async fn a_half_moved_slot_gets_no_second_lease() {
     cluster.move_keys(slot, from, to, Duration::ZERO);
     cluster.end_move(slot, from, to);
     assert!(store.has(&known).await.unwrap());
-    assert!(matches!(store.begin(&new, Intent::Fill, HOLD).await.unwrap(), Begin::Filling));
+    assert!(matches!(store.begin(&new, Intent::Fill, HOLD).await.unwrap(), Acquired::Filling));
     assert!(other.commit(&new, &lease, "1".into(), MINUTE).await.unwrap());
 }
 

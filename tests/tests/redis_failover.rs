@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use deadpool_redis::{PoolConfig, Runtime, Timeouts};
 use larder_core::{
-    Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore, StoreError,
+    Acquired, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore,
+    StoreError,
 };
 use larder_tests::proxy::{Proxy, Weather};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
@@ -100,7 +101,7 @@ impl Store {
 
     async fn write(&self, key: &CacheKey, intent: Intent, value: &'static str) {
         let begun = on!(self, begin(key, intent, HOLD)).unwrap();
-        let Begin::Lease(lease) = begun else { panic!("{begun:?}") };
+        let Acquired::Lease(lease) = begun else { panic!("{begun:?}") };
         assert!(on!(self, commit(key, &lease, value.into(), MINUTE)).unwrap());
     }
 
@@ -109,7 +110,7 @@ impl Store {
         let found = self.get(key).await.ok().flatten().is_some_and(|value| value == old)
             || on!(self, has(key)).unwrap_or(false);
         let begun = on!(self, begin(key, Intent::Fill, Duration::from_millis(1)));
-        found || matches!(begun, Ok(Begin::Found(value)) if value == old)
+        found || matches!(begun, Ok(Acquired::Found(value)) if value == old)
     }
 }
 
@@ -440,7 +441,7 @@ async fn change_that_too_few_replicas_have_is_not_confirmed() {
                     _ => {
                         let intent = if number == 3 { Intent::Write } else { Intent::Refresh };
                         match on!(&store, begin(key, intent, HOLD)).unwrap() {
-                            Begin::Lease(lease) => {
+                            Acquired::Lease(lease) => {
                                 !matches!(on!(&store, commit(key, &lease, "new".into(), MINUTE)), Ok(true))
                             }
                             _ => true,

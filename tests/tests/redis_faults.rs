@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder_core::store::Breaker;
 use larder_core::{
-    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
+    Abandon, Acquired, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
     RedisStore, StoreError,
 };
 use larder_tests::proxy::{Proxy, Weather};
@@ -47,7 +47,7 @@ async fn certain(store: &RedisStore, key: &CacheKey) {
     let start = Instant::now();
     while matches!(
         store.begin(key, Intent::Refresh, Duration::from_millis(1)).await,
-        Err(_) | Ok(Begin::Busy)
+        Err(_) | Ok(Acquired::Busy(_))
     ) {
         assert!(start.elapsed() < Duration::from_secs(10), "never certain");
         sleep(Duration::from_millis(5)).await;
@@ -219,7 +219,7 @@ async fn a_lease_nobody_knows_of_is_given_back() {
         server.resume();
 
         let start = Instant::now();
-        while !matches!(store.begin(&key, Intent::Fill, HOLD).await, Ok(Begin::Lease(_))) {
+        while !matches!(store.begin(&key, Intent::Fill, HOLD).await, Ok(Acquired::Lease(_))) {
             assert!(start.elapsed() < Duration::from_secs(5), "the lease stands in the way");
             sleep(Duration::from_millis(5)).await;
         }
@@ -232,7 +232,7 @@ async fn with_old_data(keys: &[CacheKey]) -> (RedisServer, RedisStore) {
     let store = store(&server);
     for key in keys {
         // Filled rather than set: what replaced nothing stays when a server changes.
-        let Begin::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+        let Acquired::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
         assert!(store.commit(key, &lease, "old".into(), MINUTE).await.unwrap());
     }
     let _: () = raw(&server, &["SAVE"]).await;
@@ -272,7 +272,7 @@ async fn an_eviction_the_server_did_not_live_to_see() {
     for evicted in [&keys[0], &keys[2], &keys[3]] {
         assert_eq!(store.get(evicted).await.unwrap(), None);
         assert!(!store.has(evicted).await.unwrap());
-        assert!(matches!(store.begin(evicted, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+        assert!(matches!(store.begin(evicted, Intent::Fill, HOLD).await.unwrap(), Acquired::Busy(_)));
     }
     store.get(&keys[1]).await.unwrap_err();
 
@@ -389,12 +389,12 @@ async fn a_fill_whose_commit_never_arrived_gives_its_lease_back() {
         let (server, proxy, store) = behind_a_proxy().await;
         let other = self::store(&server);
         let key = key(group, "a");
-        let Begin::Lease(lease) = store.begin(&key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+        let Acquired::Lease(lease) = store.begin(&key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
         proxy.turn(Weather::CutBefore(mark));
         store.commit(&key, &lease, value.into(), MINUTE).await.unwrap_err();
         proxy.turn(Weather::Fair);
         let start = Instant::now();
-        while matches!(other.begin(&key, Intent::Refresh, HOLD).await, Ok(Begin::Filling)) {
+        while matches!(other.begin(&key, Intent::Refresh, HOLD).await, Ok(Acquired::Filling)) {
             assert!(start.elapsed() < Duration::from_secs(3), "the lease stands in the way");
             sleep(Duration::from_millis(5)).await;
         }
@@ -420,7 +420,7 @@ async fn a_write_the_server_did_not_confirm_becomes_an_eviction() {
     let (mut server, store) = with_old_data(&keys).await;
     let mut tickets = Vec::new();
     for key in &keys[2..] {
-        let Begin::Lease(ticket) = store.begin(key, Intent::Write, HOLD).await.unwrap() else { panic!() };
+        let Acquired::Lease(ticket) = store.begin(key, Intent::Write, HOLD).await.unwrap() else { panic!() };
         tickets.push((key, ticket));
     }
     server.kill();
@@ -465,7 +465,9 @@ async fn a_hung_server_shows_nothing_stale_when_it_goes_on() {
         let keys = [key(group, "deleted"), key(group, "left"), key(group, "set")];
         let (server, store) = with_old_data(&keys).await;
         let filled = key(group, "filled");
-        let Begin::Lease(lease) = store.begin(&filled, Intent::Fill, HOLD).await.unwrap() else { panic!() };
+        let Acquired::Lease(lease) = store.begin(&filled, Intent::Fill, HOLD).await.unwrap() else {
+            panic!()
+        };
         server.pause();
         // An eviction whose caller went away counts as well. It comes first, for one long silence opens the breaker.
         assert!(tokio::time::timeout(Duration::from_millis(5), store.delete(&keys[1])).await.is_err());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use larder_core::{
-    Abandon, Begin, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
+    Abandon, Acquired, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
     RedisStore, StoreError,
 };
 use larder_tests::redis_server::{self, RedisServer};
@@ -63,7 +63,7 @@ impl Bench {
 
     async fn lease(&self, key: &CacheKey, intent: Intent) -> Lease {
         match self.store.begin(key, intent, HOLD).await.unwrap() {
-            Begin::Lease(lease) => lease,
+            Acquired::Lease(lease) => lease,
             other => panic!("no lease but {other:?}"),
         }
     }
@@ -132,7 +132,7 @@ async fn entry_is_valid_only_under_its_nonce() {
     let _: () = bench.ask(&["DEL", "p:{g}"]).await;
     assert_eq!(bench.get(key).await, None);
     assert_eq!(bench.store.delete_group(&key.space()).await.unwrap(), 0);
-    assert!(matches!(bench.store.begin(key, Intent::Fill, HOLD).await.unwrap(), Begin::Lease(_)));
+    assert!(matches!(bench.store.begin(key, Intent::Fill, HOLD).await.unwrap(), Acquired::Lease(_)));
 }
 
 #[tokio::test]
@@ -279,7 +279,7 @@ async fn foreign_type_under_a_key_is_a_miss_and_is_replaced() {
             write_foreign(&bench, key.name(), kind).await;
             let fresh = RedisStore::new(patient(&bench.server));
             let begun = fresh.begin(&key, Intent::Fill, HOLD).await.unwrap();
-            assert!(matches!(begun, Begin::Lease(_)), "{kind} {key}: {begun:?}");
+            assert!(matches!(begun, Acquired::Lease(_)), "{kind} {key}: {begun:?}");
             fresh.delete(&key).await.unwrap();
         }
     }
@@ -481,13 +481,13 @@ async fn one_process_fills_and_the_others_are_told() {
     let bench = Bench::new().await;
     for key in both("a") {
         let lease = bench.lease(&key, Intent::Fill).await;
-        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Filling));
-        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Begin::Filling));
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Acquired::Filling));
+        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Acquired::Filling));
         assert!(bench.store.renew(&key, &lease, HOLD).await.unwrap());
         assert!(bench.commit(&key, &lease, "1").await);
         assert!(!bench.commit(&key, &lease, "2").await, "a lease is good for one commit");
         match bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap() {
-            Begin::Found(found) => assert_eq!(found, "1"),
+            Acquired::Found(found) => assert_eq!(found, "1"),
             other => panic!("{other:?}"),
         }
 
@@ -497,7 +497,7 @@ async fn one_process_fills_and_the_others_are_told() {
         let lease = bench.lease(&key, Intent::Refresh).await;
         let moment = Duration::from_millis(300);
         bench.store.abandon(&key, &lease, Abandon::Uncacheable(moment)).await.unwrap();
-        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Begin::Busy));
+        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Acquired::Busy(_)));
         assert!(!bench.commit(&key, &lease, "2").await);
         assert!(!bench.store.renew(&key, &lease, HOLD).await.unwrap());
         tokio::time::sleep(moment).await;
@@ -528,18 +528,18 @@ async fn optimistic_lease_is_equivalent_to_the_script() {
         assert!((1..=10_000).contains(&left), "{left}");
         for store in [&bench.store, &other] {
             let begin = store.begin(&key, Intent::Fill, HOLD).await.unwrap();
-            assert!(matches!(begin, Begin::Filling), "{begin:?}");
+            assert!(matches!(begin, Acquired::Filling), "{begin:?}");
         }
         assert!(bench.commit(&key, &lease, "filled").await);
         assert_eq!(bench.get(&key).await.unwrap(), "filled");
 
         // If there is an entry it is found, and no lease is left.
         let begin = bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap();
-        assert!(matches!(begin, Begin::Found(found) if found == "filled"));
+        assert!(matches!(begin, Acquired::Found(found) if found == "filled"));
         assert_eq!(bench.ask::<i64>(&["EXISTS", lease_name]).await, 0);
         let lease = bench.lease(&key, Intent::Refresh).await;
         let begin = bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap();
-        assert!(matches!(begin, Begin::Found(found) if found == "filled"));
+        assert!(matches!(begin, Acquired::Found(found) if found == "filled"));
         assert!(bench.commit(&key, &lease, "refreshed").await, "who found something took nobody's lease");
 
         // An eviction by another process, of the key or of the whole group, revokes it.
@@ -559,12 +559,12 @@ async fn optimistic_lease_is_equivalent_to_the_script() {
         let lease = bench.lease(&key, Intent::Fill).await;
         let ticket = bench.lease(&key, Intent::Write).await;
         assert!(!bench.commit(&key, &lease, "old").await);
-        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Acquired::Busy(_)));
         assert!(bench.commit(&key, &ticket, "written").await);
         other.delete(&key).await.unwrap();
         let lease = bench.lease(&key, Intent::Fill).await;
         bench.store.abandon(&key, &lease, Abandon::Uncacheable(HOLD)).await.unwrap();
-        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Acquired::Busy(_)));
     }
 
     // The nonce has changed, and another process took a lease under the old one.
@@ -583,7 +583,7 @@ async fn lease_expires() {
     let bench = Bench::new().await;
     for key in both("a") {
         let short = Duration::from_millis(30);
-        let Begin::Lease(lease) = bench.store.begin(&key, Intent::Fill, short).await.unwrap() else {
+        let Acquired::Lease(lease) = bench.store.begin(&key, Intent::Fill, short).await.unwrap() else {
             panic!()
         };
         tokio::time::sleep(short * 2).await;
@@ -602,7 +602,7 @@ async fn overlapping_writes_store_neither_value() {
         let fill = bench.lease(&key, Intent::Refresh).await;
         let first = bench.lease(&key, Intent::Write).await;
         assert!(!bench.commit(&key, &fill, "refreshed").await, "a ticket replaces a fill");
-        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Begin::Busy));
+        assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Acquired::Busy(_)));
         let second = bench.lease(&key, Intent::Write).await;
         assert_eq!(bench.get(&key).await.unwrap(), "before", "a ticket leaves the entry alone");
         assert!(!bench.commit(&key, &first, "first").await);
@@ -611,7 +611,7 @@ async fn overlapping_writes_store_neither_value() {
         assert_eq!(bench.get(&key).await, None);
 
         let ticket = bench.lease(&key, Intent::Write).await;
-        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Begin::Busy));
+        assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Acquired::Busy(_)));
         assert!(bench.commit(&key, &ticket, "after").await);
         assert_eq!(bench.get(&key).await.unwrap(), "after");
     }
@@ -843,8 +843,8 @@ async fn race(key: CacheKey, evict_group: bool) {
                 while !done.load(Ordering::SeqCst) {
                     let floor = evicted.load(Ordering::SeqCst);
                     let seen = match store.begin(&key, Intent::Fill, HOLD).await.unwrap() {
-                        Begin::Found(found) => found,
-                        Begin::Lease(lease) => {
+                        Acquired::Found(found) => found,
+                        Acquired::Lease(lease) => {
                             let value = database.load(Ordering::SeqCst).to_string();
                             // Sometimes the handler is slow, so that evictions happen during the fill.
                             if fastrand::u8(..4) == 0 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use divan::{Bencher, black_box};
 use larder_benches::{LARGE, RedisServer, SMALL, TTL, body, runtime};
 use larder_core::store::redis::{RedisOptions, RedisStore};
-use larder_core::{Begin, CacheKey, Intent, KeySpace, LeaseStore, MemoryStore};
+use larder_core::{Acquired, CacheKey, Intent, KeySpace, LeaseStore, MemoryStore};
 
 const SIZES: [usize; 2] = [SMALL, LARGE];
 const HOLD: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ fn begin_and_commit(bencher: Bencher<'_, '_>, store: &impl LeaseStore, len: usiz
     bencher.bench_local(|| {
         runtime.block_on(async {
             match store.begin(&key, Intent::Refresh, HOLD).await {
-                Ok(Begin::Lease(lease)) => store.commit(&key, &lease, body.clone(), Some(TTL)).await,
+                Ok(Acquired::Lease(lease)) => store.commit(&key, &lease, body.clone(), Some(TTL)).await,
                 other => panic!("no lease: {other:?}"),
             }
         })

@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use crate::body::{ReplyBody, collect, length_of};
 use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
 use crate::exchange::lookup::{FillKey, LOOKS};
-use crate::fill::lease::{LeaseGuard, Started};
+use crate::fill::lease::LeaseGuard;
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Follower, Leader, Role};
 use crate::key::CacheKey;
@@ -20,7 +20,7 @@ use crate::reason::Reason;
 use crate::record::Record;
 use crate::route::Route;
 use crate::status::Outcome;
-use crate::store::{Abandon, Intent};
+use crate::store::{Abandon, Acquired, Intent};
 use crate::telemetry::spans;
 
 /// The time for which requests don't wait for each other after an answer that can't be shared.
@@ -73,32 +73,32 @@ impl Route {
     ) -> Counted<C> {
         let route = Arc::clone(self);
         let work = Box::pin(async move {
-            let started = match forward.intent() {
-                Some(intent) => route.start_fill(&forward, &place.target, intent).await,
-                None => Started::Without(forward.reason()),
+            let acquired = match forward.intent() {
+                Some(intent) => route.acquire_to_fill(&forward, &place.target, intent).await,
+                None => Acquired::Busy(forward.reason()),
             };
-            match started {
-                Started::LeaseGuard(held) => {
+            let reason = match acquired {
+                Acquired::Lease(held) => {
                     route.miss_predictor.record_miss();
-                    route.fill_held(forward, place, call, held, lead).await
+                    return route.fill_held(forward, place, call, held, lead).await;
                 }
-                Started::Found(record) => {
+                Acquired::Found(record) => {
                     route.miss_predictor.record_hit();
                     // A follower may have joined after an eviction of this entry, so followers look again.
                     land(lead, FillOutcome::Retry);
-                    match forward.on_filled(Record::decode(&record), route.context.now()) {
+                    return match forward.on_filled(Record::decode(&record), route.context.now()) {
                         Ok(hit) => (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT),
                         Err(_) if looks < LOOKS => route.retry_lookup(call, looks).await,
                         Err(forward) => route.run_uncached(forward, place, call).await,
-                    }
+                    };
                 }
-                Started::Without(reason) => {
-                    route.miss_predictor.record_hit();
-                    // Nothing will be stored, so followers needn't wait.
-                    land(lead, FillOutcome::Uncacheable);
-                    route.run_uncached(forward.because(reason), place, call).await
-                }
-            }
+                Acquired::Filling => Reason::Busy,
+                Acquired::Busy(reason) => reason,
+            };
+            route.miss_predictor.record_hit();
+            // Nothing will be stored, so followers needn't wait.
+            land(lead, FillOutcome::Uncacheable);
+            route.run_uncached(forward.because(reason), place, call).await
         });
         self.context.detached(work).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
@@ -111,7 +111,7 @@ impl Route {
         };
         let route = Arc::clone(self);
         let work = Box::pin(async move {
-            if let Started::LeaseGuard(held) = route.context.start(&place.target, intent, None).await {
+            if let Acquired::Lease(held) = route.context.acquire(&place.target, intent, None).await {
                 // No client waits for the response. The handler reports its own errors.
                 let _: Counted<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
             }
@@ -120,7 +120,12 @@ impl Route {
     }
 
     /// Acquires a lease to fill. Waits for another process that is filling the entry.
-    async fn start_fill(&self, forward: &Forward, key: &CacheKey, intent: Intent) -> Started {
+    async fn acquire_to_fill(
+        &self,
+        forward: &Forward,
+        key: &CacheKey,
+        intent: Intent,
+    ) -> Acquired<LeaseGuard> {
         let is_fresh = |record: &Bytes| match Record::decode(record) {
             Some(Record::Response(entry)) => !entry.is_expired(self.context.now()),
             _ => false,
@@ -128,7 +133,7 @@ impl Route {
         // A fill by another pattern's request isn't valid for this request.
         let waits = forward.is_shared() && forward.reason() != Reason::Pattern;
         let awaited = waits.then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
-        self.context.start(key, intent, awaited).await
+        self.context.acquire(key, intent, awaited).await
     }
 
     async fn fill_held<C: Call>(

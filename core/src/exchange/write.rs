@@ -45,7 +45,7 @@ impl Route {
         let asked = Asked::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
             let held = match (&target, forward.intent()) {
-                (Target::Key(key), Some(intent)) => route.context.start(key, intent, None).await.held(),
+                (Target::Key(key), Some(intent)) => route.context.acquire(key, intent, None).await.lease(),
                 _ => None,
             };
             // A handler that panics, or is abandoned by its caller, may have made its change. The guard stays armed until

@@ -14,109 +14,94 @@ use crate::key::CacheKey;
 use crate::larder::context::CacheContext;
 use crate::policy::CommitResult;
 use crate::reason::Reason;
-use crate::store::{Abandon, Begin, Intent, Lease, StoreError};
+use crate::store::{Abandon, Acquired, Intent, Lease, StoreError};
 
 /// Bounds of the pause between two polls of a fill by another process. The pause doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(16);
 
-/// The result of acquiring a lease, after waiting for fills of other processes.
-pub(crate) enum Started {
-    LeaseGuard(LeaseGuard),
-    /// The value that another process stored.
-    Found(Bytes),
-    /// No lease: a write is under way, the store failed, or the wait exceeded its limit.
-    Without(Reason),
-}
-
-impl Started {
-    pub(crate) fn held(self) -> Option<LeaseGuard> {
-        match self {
-            Self::LeaseGuard(held) => Some(held),
-            Self::Found(_) | Self::Without(_) => None,
-        }
-    }
-}
-
 impl CacheContext {
     /// Acquires a lease on `key`. If another process is filling it, this waits for up to `max_wait`, provided that
     /// `awaited` is given. `awaited` returns `true` for a value that is worth waiting for.
-    pub(crate) async fn start(
+    ///
+    /// Returns [`Acquired::Busy`] also if the store failed or the wait exceeded its limit, and [`Acquired::Filling`] only
+    /// without `awaited`.
+    pub(crate) async fn acquire(
         self: &Arc<Self>,
         key: &CacheKey,
         intent: Intent,
         awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
-    ) -> Started {
-        self.start_within(key, intent, awaited, self.timing.max_wait).await
+    ) -> Acquired<LeaseGuard> {
+        self.acquire_within(key, intent, awaited, self.timing.max_wait).await
     }
 
-    /// Acquires a lease as [`start`](Self::start) does, with another limit.
-    pub(crate) async fn start_within(
+    /// Acquires a lease as [`acquire`](Self::acquire) does, with another limit.
+    pub(crate) async fn acquire_within(
         self: &Arc<Self>,
         key: &CacheKey,
         intent: Intent,
         awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
         limit: Duration,
-    ) -> Started {
-        let began = tokio::time::Instant::now();
-        let mut waited = false;
-        let started = self.start_after(key, intent, awaited, (began, limit), &mut waited).await;
-        if waited {
-            self.telemetry.waited(began.elapsed(), !matches!(started, Started::Found(_)));
+    ) -> Acquired<LeaseGuard> {
+        let answer = self.acquire_or_fail(key, intent).await;
+        match (answer, awaited) {
+            (Acquired::Filling, Some(is_awaited)) => {
+                let began = tokio::time::Instant::now();
+                let acquired = self.wait_to_acquire(key, intent, is_awaited, (began, limit)).await;
+                self.telemetry.waited(began.elapsed(), !matches!(acquired, Acquired::Found(_)));
+                acquired
+            }
+            (answer, _) => answer,
         }
-        started
     }
 
-    async fn start_after(
+    /// Polls the store while another process is filling the entry.
+    async fn wait_to_acquire(
         self: &Arc<Self>,
         key: &CacheKey,
         intent: Intent,
-        awaited: Option<&(dyn Fn(&Bytes) -> bool + Send + Sync)>,
+        is_awaited: &(dyn Fn(&Bytes) -> bool + Send + Sync),
         (began, limit): (tokio::time::Instant, Duration),
-        waited: &mut bool,
-    ) -> Started {
+    ) -> Acquired<LeaseGuard> {
         let mut pause = FIRST_PAUSE;
-        loop {
-            match self.begin(key, intent).await {
-                Ok(Begun::LeaseGuard(held)) => return Started::LeaseGuard(held),
-                Ok(Begun::Found(bytes)) => return Started::Found(bytes),
-                Ok(Begun::Filling) => {
-                    let Some(is_awaited) = awaited else { return Started::Without(Reason::Busy) };
-                    *waited = true;
-                    if began.elapsed() >= limit {
-                        return Started::Without(Reason::Waited);
-                    }
-                    self.store.changed(key, pause).await;
-                    pause = (pause * 2).min(LAST_PAUSE);
-                    // A refresh ignores stored values, so `begin` doesn't report that the value is new by now.
-                    if intent == Intent::Refresh
-                        && let Ok(Some(bytes)) = self.store.get(key).await
-                        && is_awaited(&bytes)
-                    {
-                        return Started::Found(bytes);
-                    }
-                }
-                Ok(Begun::Busy) => return Started::Without(Reason::Busy),
-                Err(error) => {
-                    self.store_failed("begin", key.name(), &error);
-                    return Started::Without(Reason::Down);
-                }
+        while began.elapsed() < limit {
+            self.store.changed(key, pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+            // A refresh ignores stored values, so `begin` doesn't report that the value is new by now.
+            if intent == Intent::Refresh
+                && let Ok(Some(bytes)) = self.store.get(key).await
+                && is_awaited(&bytes)
+            {
+                return Acquired::Found(bytes);
+            }
+            match self.acquire_or_fail(key, intent).await {
+                Acquired::Filling => {}
+                acquired => return acquired,
             }
         }
+        Acquired::Busy(Reason::Waited)
+    }
+
+    /// Asks the store once for a lease, and logs its error.
+    async fn acquire_or_fail(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Acquired<LeaseGuard> {
+        self.try_acquire(key, intent).await.unwrap_or_else(|error| {
+            self.store_failed("begin", key.name(), &error);
+            Acquired::Busy(Reason::Down)
+        })
     }
 
     /// Asks the store once for a lease.
-    pub(crate) async fn begin(self: &Arc<Self>, key: &CacheKey, intent: Intent) -> Result<Begun, StoreError> {
-        Ok(match self.store.begin(key, intent, self.timing.lease_ttl).await? {
-            Begin::Lease(lease) => Begun::LeaseGuard(LeaseGuard {
-                context: Arc::clone(self),
-                key: key.clone(),
-                lease: Some(lease),
-            }),
-            Begin::Found(bytes) => Begun::Found(bytes),
-            Begin::Filling => Begun::Filling,
-            Begin::Busy => Begun::Busy,
-        })
+    pub(crate) async fn try_acquire(
+        self: &Arc<Self>,
+        key: &CacheKey,
+        intent: Intent,
+    ) -> Result<Acquired<LeaseGuard>, StoreError> {
+        let acquired = self.store.begin(key, intent, self.timing.lease_ttl).await?;
+        Ok(acquired.map(|lease| LeaseGuard {
+            context: Arc::clone(self),
+            key: key.clone(),
+            lease: Some(lease),
+        }))
     }
 }
 
@@ -126,14 +111,6 @@ impl CacheContext {
             self.store_failed("abandon", key.name(), &error);
         }
     }
-}
-
-/// [`Begin`], with its lease in a guard.
-pub(crate) enum Begun {
-    LeaseGuard(LeaseGuard),
-    Found(Bytes),
-    Filling,
-    Busy,
 }
 
 /// A lease that is returned on drop, for instance after a panic or an early return.

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::fill::lease::Begun;
 use crate::headers::vary::Variants;
 use crate::key::CacheKey;
 use crate::key::SecondaryKey;
 use crate::larder::context::CacheContext;
 use crate::policy::CommitResult;
 use crate::record::Record;
-use crate::store::Intent;
+use crate::store::{Acquired, Intent};
 
 impl CacheContext {
     /// Adds a variant that was just stored to the record with this id, which bounds the number of variants. If another
@@ -27,10 +26,7 @@ impl CacheContext {
         id: u64,
         ttl: Option<Duration>,
     ) -> CommitResult {
-        let held = match self.begin(base, Intent::Refresh).await {
-            Ok(Begun::LeaseGuard(held)) => Some(held),
-            Ok(_) | Err(_) => None,
-        };
+        let held = self.try_acquire(base, Intent::Refresh).await.ok().and_then(Acquired::lease);
         // The record is changed under the lease, and only if it is still the same one: an eviction must not be undone.
         // Variants that other requests listed meanwhile stay.
         let Some(mut found) = self.variants_of(base).await.filter(|found| found.id() == id) else {
@@ -56,7 +52,7 @@ impl CacheContext {
         instead_of: u64,
         ttl: Option<Duration>,
     ) -> CommitResult {
-        let Ok(Begun::LeaseGuard(held)) = self.begin(base, Intent::Refresh).await else {
+        let Ok(Acquired::Lease(held)) = self.try_acquire(base, Intent::Refresh).await else {
             return CommitResult::Revoked;
         };
         let Some(found) = self.variants_of(base).await.filter(|found| found.id() == instead_of) else {

@@ -30,7 +30,7 @@ use crate::body::length_of;
 use crate::exchange::excerpt::Excerpt;
 use crate::exchange::{Call, FillKey, LOOKS, UNCACHEABLE_FOR, failed, land, status_of};
 use crate::fill::background::{EvictOnDrop, Target, Task};
-use crate::fill::lease::{LeaseGuard, Started};
+use crate::fill::lease::LeaseGuard;
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Leader, Role};
 use crate::key::{CacheKey, KeySpace};
@@ -42,7 +42,7 @@ use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::status::Outcome;
-use crate::store::{Abandon, Intent};
+use crate::store::{Abandon, Acquired, Intent};
 use crate::telemetry::{RequestTimer, RouteCounters};
 
 /// A shared cache in front of a whole service (RFC 9111). Adapters wrap it in a layer.
@@ -270,14 +270,14 @@ impl SharedCache {
                 _ => false,
             };
             let awaited = lead.is_some().then_some(&is_fresh as &(dyn Fn(&Bytes) -> bool + Send + Sync));
-            let started = match forward.reason() {
+            let acquired = match forward.reason() {
                 // A store that just failed to read isn't asked to write.
-                Reason::Down => Started::Without(Reason::Down),
-                _ => cache.context.start(&place.target, intent, awaited).await,
+                Reason::Down => Acquired::Busy(Reason::Down),
+                _ => cache.context.acquire(&place.target, intent, awaited).await,
             };
-            let (forward, held) = match started {
-                Started::LeaseGuard(held) => (forward, Some(held)),
-                Started::Found(record) => {
+            let (forward, held) = match acquired {
+                Acquired::Lease(held) => (forward, Some(held)),
+                Acquired::Found(record) => {
                     // Who joined meanwhile looks for itself.
                     let found = forward.on_filled(SharedRecord::decode(&record), cache.context.now());
                     match found {
@@ -288,7 +288,8 @@ impl SharedCache {
                         Err(forward) => (forward, None),
                     }
                 }
-                Started::Without(reason) => (forward.because(reason), None),
+                Acquired::Filling => (forward.because(Reason::Busy), None),
+                Acquired::Busy(reason) => (forward.because(reason), None),
             };
             if held.is_some() {
                 return cache.exchange(forward, place, call, held, lead).await;
@@ -307,8 +308,7 @@ impl SharedCache {
         };
         let cache = Arc::clone(self);
         let work = Box::pin(async move {
-            if let Started::LeaseGuard(held) =
-                cache.context.start(&place.target, forward.intent(), None).await
+            if let Acquired::Lease(held) = cache.context.acquire(&place.target, forward.intent(), None).await
             {
                 // Nobody waits for the answer, and the service's error is the service's to report.
                 let _: Counted<C> = cache.exchange(forward, place, call, Some(held), Some(lead)).await;
@@ -520,7 +520,7 @@ impl SharedCache {
             // Until the origin has answered, it may have done anything.
             let unknown = EvictOnDrop::new(&cache.context, &targets);
             let held = match write.may_store() {
-                true => cache.context.start(&key, Intent::Write, None).await.held(),
+                true => cache.context.acquire(&key, Intent::Write, None).await.lease(),
                 false => None,
             };
             let sent = cache.context.now();

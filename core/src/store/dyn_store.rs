@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Abandon, Begin, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
+use super::{Abandon, Acquired, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -27,7 +27,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
     fn delete<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
     fn delete_group<'a>(&'a self, group: &'a KeySpace) -> Boxed<'a, u64>;
     fn has<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, bool>;
-    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, lease_ttl: Duration) -> Boxed<'a, Begin>;
+    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, lease_ttl: Duration) -> Boxed<'a, Acquired>;
     fn commit<'a>(
         &'a self,
         key: &'a CacheKey,
@@ -85,7 +85,7 @@ impl<S: LeaseStore> DynStore for S {
         Box::pin(self.has(key))
     }
 
-    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, lease_ttl: Duration) -> Boxed<'a, Begin> {
+    fn begin<'a>(&'a self, key: &'a CacheKey, intent: Intent, lease_ttl: Duration) -> Boxed<'a, Acquired> {
         Box::pin(self.begin(key, intent, lease_ttl))
     }
 

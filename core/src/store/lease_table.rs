@@ -21,7 +21,8 @@ use std::time::{Duration, SystemTime};
 use foldhash::fast::RandomState;
 
 use crate::key::{CacheKey, KeySpace};
-use crate::store::{Abandon, Begin, Intent, Lease};
+use crate::reason::Reason;
+use crate::store::{Abandon, Acquired, Intent, Lease};
 
 /// The leases of all groups, for a store that has no groups of its own.
 ///
@@ -34,14 +35,14 @@ pub(crate) struct LeaseTable {
 }
 
 impl LeaseTable {
-    /// Requests a lease. Never returns [`Begin::Found`]: the store checks for entries.
+    /// Requests a lease. Never returns [`Acquired::Found`]: the store checks for entries.
     pub(crate) fn begin(
         &mut self,
         key: &CacheKey,
         intent: Intent,
         lease_ttl: Duration,
         now: SystemTime,
-    ) -> Begin {
+    ) -> Acquired {
         let head = head_of(key);
         if let Some(leases) = self.groups.get_mut(head) {
             return leases.begin(key.suffix(), intent, lease_ttl, now);
@@ -122,11 +123,11 @@ impl Leases {
         intent: Intent,
         lease_ttl: Duration,
         now: SystemTime,
-    ) -> Begin {
+    ) -> Acquired {
         if intent != Intent::Write {
             match self.states.get(suffix).filter(|state| state.expires > now).map(|state| &state.holder) {
-                Some(Holder::Fill(_)) => return Begin::Filling,
-                Some(Holder::Write(_) | Holder::Uncacheable) => return Begin::Busy,
+                Some(Holder::Fill(_)) => return Acquired::Filling,
+                Some(Holder::Write(_) | Holder::Uncacheable) => return Acquired::Busy(Reason::Busy),
                 None => {}
             }
         }
@@ -136,7 +137,7 @@ impl Leases {
             Intent::Fill | Intent::Refresh => Holder::Fill(lease.clone()),
         };
         self.insert(suffix, LeaseState { holder, expires: later(now, lease_ttl) }, now);
-        Begin::Lease(lease)
+        Acquired::Lease(lease)
     }
 
     /// See [`LeaseTable::finish`].
@@ -286,9 +287,9 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn lease(begin: Begin) -> Lease {
+    fn lease(begin: Acquired) -> Lease {
         match begin {
-            Begin::Lease(lease) => lease,
+            Acquired::Lease(lease) => lease,
             other => panic!("no lease: {other:?}"),
         }
     }
@@ -320,7 +321,10 @@ mod tests {
     fn a_hold_without_end_is_a_long_one() {
         let (mut leases, now) = (Leases::default(), ManualClock::new().now());
         lease(leases.begin("k", Intent::Fill, Duration::MAX, now));
-        assert!(matches!(leases.begin("k", Intent::Fill, SECOND, now + SECOND * 1_000_000), Begin::Filling));
+        assert!(matches!(
+            leases.begin("k", Intent::Fill, SECOND, now + SECOND * 1_000_000),
+            Acquired::Filling
+        ));
     }
 
     /// A reference model of the same rules: a list of all holders, the latest last.
@@ -396,13 +400,13 @@ mod tests {
                             (_, _) => "busy",
                         };
                         let name = match &answer {
-                            Begin::Lease(_) => "lease",
-                            Begin::Filling => "filling",
-                            Begin::Busy => "busy",
-                            Begin::Found(_) => "found",
+                            Acquired::Lease(_) => "lease",
+                            Acquired::Filling => "filling",
+                            Acquired::Busy(_) => "busy",
+                            Acquired::Found(_) => "found",
                         };
                         prop_assert_eq!(name, expected);
-                        if let Begin::Lease(lease) = answer {
+                        if let Acquired::Lease(lease) = answer {
                             model.free(now, |key| *key == keys[k]);
                             let kind = if intent == Intent::Write { "write" } else { "fill" };
                             model.held.push((keys[k].clone(), kind, Some(lease.clone()), now + SECOND * hold as u32));

@@ -27,7 +27,7 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
 use super::lease_table::{Leases, Sweep, head_of, split_off_space, stripe};
-use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
+use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
 
@@ -207,7 +207,12 @@ impl CacheStore for MemoryStore {
 }
 
 impl LeaseStore for MemoryStore {
-    async fn begin(&self, key: &CacheKey, intent: Intent, lease_ttl: Duration) -> Result<Begin, StoreError> {
+    async fn begin(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+    ) -> Result<Acquired, StoreError> {
         let now = self.clock.now();
         Ok(self.shared.with_partition(key, now, |_, partition| {
             let found = match intent {
@@ -215,7 +220,7 @@ impl LeaseStore for MemoryStore {
                 Intent::Refresh | Intent::Write => None,
             };
             match found {
-                Some(found) => Begin::Found(found),
+                Some(found) => Acquired::Found(found),
                 None => partition.leases.begin(key.suffix(), intent, lease_ttl, now),
             }
         }))
@@ -645,7 +650,7 @@ mod tests {
         assert_eq!(store.get(&key).await.unwrap(), None);
 
         store.set(&key, Bytes::from_static(b"old"), None).await.unwrap();
-        let Begin::Lease(lease) = store.begin(&key, Intent::Refresh, Duration::MAX).await.unwrap() else {
+        let Acquired::Lease(lease) = store.begin(&key, Intent::Refresh, Duration::MAX).await.unwrap() else {
             panic!("the key is free");
         };
         assert!(!store.commit(&key, &lease, large, None).await.unwrap());
@@ -825,20 +830,20 @@ mod tests {
                         StoreOp::Begin(k, intent) => {
                             let slot = &mut model[k];
                             match (store.begin(&keys[k], intent, SECOND * 1_000).await.unwrap(), &slot.held) {
-                                (Begin::Found(found), _) => {
+                                (Acquired::Found(found), _) => {
                                     prop_assert_eq!(intent, Intent::Fill);
                                     prop_assert_eq!(Some(found[0]), slot.value(now));
                                     continue;
                                 }
-                                (Begin::Lease(lease), held) => {
+                                (Acquired::Lease(lease), held) => {
                                     prop_assert!(held.is_none() || intent == Intent::Write);
                                     slot.given = Some(lease.clone());
                                     slot.held = Some((lease, intent));
                                 }
-                                (Begin::Filling, held) => {
+                                (Acquired::Filling, held) => {
                                     prop_assert!(matches!(held, Some((_, Intent::Fill | Intent::Refresh))));
                                 }
-                                (Begin::Busy, held) => prop_assert!(matches!(held, Some((_, Intent::Write)))),
+                                (Acquired::Busy(_), held) => prop_assert!(matches!(held, Some((_, Intent::Write)))),
                             }
                             prop_assert!(intent != Intent::Fill || slot.value(now).is_none());
                         }

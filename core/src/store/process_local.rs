@@ -11,7 +11,7 @@ use tokio::sync::{
 };
 
 use super::lease_table::{LeaseTable, head_of, stripe};
-use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
+use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::clock::Clock;
 use crate::key::{CacheKey, KeySpace};
 
@@ -149,7 +149,12 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
 }
 
 impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
-    async fn begin(&self, key: &CacheKey, intent: Intent, lease_ttl: Duration) -> Result<Begin, StoreError> {
+    async fn begin(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+    ) -> Result<Acquired, StoreError> {
         let answer = self.leases().begin(key, intent, lease_ttl, self.clock.now());
         if intent != Intent::Fill {
             return Ok(answer);
@@ -158,7 +163,7 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         // ends if there is an entry, if the store fails, or if this future is dropped.
         let lease = PendingBegin { of: self, key, answer: Some(answer) };
         match self.store.get(key).await? {
-            Some(found) => Ok(Begin::Found(found)),
+            Some(found) => Ok(Acquired::Found(found)),
             None => Ok(lease.keep()),
         }
     }
@@ -201,19 +206,19 @@ impl<S: fmt::Debug> fmt::Debug for ProcessLocal<S> {
 struct PendingBegin<'a, S: CacheStore> {
     of: &'a ProcessLocal<S>,
     key: &'a CacheKey,
-    answer: Option<Begin>,
+    answer: Option<Acquired>,
 }
 
 impl<S: CacheStore> PendingBegin<'_, S> {
-    fn keep(mut self) -> Begin {
+    fn keep(mut self) -> Acquired {
         // It is present until it is kept or dropped, and this method consumes it.
-        self.answer.take().unwrap_or(Begin::Filling)
+        self.answer.take().unwrap_or(Acquired::Filling)
     }
 }
 
 impl<S: CacheStore> Drop for PendingBegin<'_, S> {
     fn drop(&mut self) {
-        if let Some(Begin::Lease(lease)) = &self.answer {
+        if let Some(Acquired::Lease(lease)) = &self.answer {
             self.of.leases().abandon(self.key, lease, Abandon::Failed, self.of.clock.now());
         }
     }

@@ -114,8 +114,9 @@ use self::readings::Readings;
 use self::scripts::ScriptCall;
 pub use self::tiered::{MAX_STALE, TieredStore};
 use self::write::{is_write, replaces};
-use super::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
+use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
+use crate::reason::Reason;
 
 /// Keeps entries in Redis. Clones are cheap and share their connections.
 ///
@@ -281,10 +282,15 @@ impl CacheStore for RedisStore {
 }
 
 impl LeaseStore for RedisStore {
-    async fn begin(&self, key: &CacheKey, intent: Intent, lease_ttl: Duration) -> Result<Begin, StoreError> {
-        let Some(epoch) = self.epoch_for(key) else { return Ok(Begin::Busy) };
+    async fn begin(
+        &self,
+        key: &CacheKey,
+        intent: Intent,
+        lease_ttl: Duration,
+    ) -> Result<Acquired, StoreError> {
+        let Some(epoch) = self.epoch_for(key) else { return Ok(Acquired::Busy(Reason::Busy)) };
         match self.acquire(key, intent, lease_ttl).await? {
-            Begin::Found(_) if !self.may_believe(key, epoch) => Ok(Begin::Busy),
+            Acquired::Found(_) if !self.may_believe(key, epoch) => Ok(Acquired::Busy(Reason::Busy)),
             begin => Ok(begin),
         }
     }

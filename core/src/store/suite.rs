@@ -104,7 +104,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Abandon, Begin, CacheStore, Intent, Lease, LeaseStore};
+use super::{Abandon, Acquired, CacheStore, Intent, Lease, LeaseStore};
 use crate::clock::ManualClock;
 use crate::key::{CacheKey, KeySpace};
 
@@ -229,13 +229,13 @@ impl<S: CacheStore> Subject<S> {
 }
 
 impl<S: LeaseStore> Subject<S> {
-    async fn begin(&self, key: &CacheKey, intent: Intent) -> Begin {
+    async fn begin(&self, key: &CacheKey, intent: Intent) -> Acquired {
         self.store.begin(key, intent, LONG).await.unwrap()
     }
 
     async fn lease(&self, key: &CacheKey, intent: Intent) -> Lease {
         match self.begin(key, intent).await {
-            Begin::Lease(lease) => lease,
+            Acquired::Lease(lease) => lease,
             other => panic!("`begin({intent:?})` should have given a lease of {key}, not {other:?}"),
         }
     }
@@ -252,21 +252,21 @@ impl<S: LeaseStore> Subject<S> {
     async fn is_filling(&self, key: &CacheKey, why: &str) {
         for intent in [Intent::Fill, Intent::Refresh] {
             let begin = self.begin(key, intent).await;
-            assert!(matches!(begin, Begin::Filling), "{intent:?} should be Filling: {why}, not {begin:?}");
+            assert!(matches!(begin, Acquired::Filling), "{intent:?} should be Filling: {why}, not {begin:?}");
         }
     }
 
     async fn is_busy(&self, key: &CacheKey, why: &str) {
         for intent in [Intent::Fill, Intent::Refresh] {
             let begin = self.begin(key, intent).await;
-            assert!(matches!(begin, Begin::Busy), "{intent:?} should be Busy: {why}, not {begin:?}");
+            assert!(matches!(begin, Acquired::Busy(_)), "{intent:?} should be Busy: {why}, not {begin:?}");
         }
     }
 
     /// Asserts that nobody holds the key, and leaves it so.
     async fn is_free(&self, key: &CacheKey, why: &str) {
         match self.begin(key, Intent::Refresh).await {
-            Begin::Lease(lease) => self.abandon(key, &lease, Abandon::Failed).await,
+            Acquired::Lease(lease) => self.abandon(key, &lease, Abandon::Failed).await,
             other => panic!("{key} should be free: {why}, not {other:?}"),
         }
     }

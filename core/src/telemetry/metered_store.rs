@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Eviction, Operation, Telemetry, WriteResult};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::dyn_store::DynStore;
-use crate::store::{Abandon, Begin, Health, Intent, Lease, StoreError, ValueHead};
+use crate::store::{Abandon, Acquired, Health, Intent, Lease, StoreError, ValueHead};
 
 /// A store whose calls are counted.
 pub(crate) struct MeteredStore {
@@ -103,7 +103,7 @@ impl MeteredStore {
         key: &CacheKey,
         intent: Intent,
         lease_ttl: Duration,
-    ) -> Result<Begin, StoreError> {
+    ) -> Result<Acquired, StoreError> {
         self.call(Operation::Begin, self.store.begin(key, intent, lease_ttl)).await
     }
 

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use http::Method;
 use larder_axum::{CacheBackend, CacheError, Larder, cache};
 use larder_core::store::redis::MAX_STALE;
-use larder_core::{Abandon, Begin, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore};
+use larder_core::{Abandon, Acquired, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore};
 use larder_tests::in_process::send;
 use larder_tests::redis_server::looking_on;
 use redis::aio::MultiplexedConnection;
@@ -241,8 +241,8 @@ impl<S: LeaseStore + Clone> Worker<S> {
             return self.truth.read(&name, floor, parse(&value), "a store's get");
         }
         match self.store.begin(&key, Intent::Fill, Duration::from_secs(1)).await {
-            Ok(Begin::Found(value)) => self.truth.read(&name, floor, parse(&value), "begin"),
-            Ok(Begin::Lease(lease)) => {
+            Ok(Acquired::Found(value)) => self.truth.read(&name, floor, parse(&value), "begin"),
+            Ok(Acquired::Lease(lease)) => {
                 let version = self.truth.version(&name).await;
                 let _ = self.store.commit(&key, &lease, version.to_string().into(), MINUTE).await;
             }
@@ -255,11 +255,11 @@ impl<S: LeaseStore + Clone> Worker<S> {
         let begun = self.store.begin(&key, Intent::Write, Duration::from_secs(1)).await;
         let version = self.truth.change(&name).await;
         let stored = match begun {
-            Ok(Begin::Lease(lease)) if fastrand::u8(0..8) == 0 => {
+            Ok(Acquired::Lease(lease)) if fastrand::u8(0..8) == 0 => {
                 let _ = self.store.abandon(&key, &lease, Abandon::Failed).await;
                 false
             }
-            Ok(Begin::Lease(lease)) => {
+            Ok(Acquired::Lease(lease)) => {
                 self.store.commit(&key, &lease, version.to_string().into(), MINUTE).await.unwrap_or(false)
             }
             _ => false,

@@ -13,7 +13,8 @@ use super::read::valid_under;
 use super::scripts::{self, ScriptCall};
 use super::{RedisInner, RedisStore, random};
 use crate::key::CacheKey;
-use crate::store::{Begin, Intent, Lease, StoreError};
+use crate::reason::Reason;
+use crate::store::{Acquired, Intent, Lease, StoreError};
 
 impl RedisStore {
     /// Takes a lease.
@@ -25,7 +26,7 @@ impl RedisStore {
         key: &CacheKey,
         intent: Intent,
         lease_ttl: Duration,
-    ) -> Result<Begin, StoreError> {
+    ) -> Result<Acquired, StoreError> {
         match self.try_acquire(key, intent, lease_ttl).await {
             Err(StoreError::Unavailable(_)) => self.try_acquire(key, intent, lease_ttl).await,
             begin => begin,
@@ -37,7 +38,7 @@ impl RedisStore {
         key: &CacheKey,
         intent: Intent,
         lease_ttl: Duration,
-    ) -> Result<Begin, StoreError> {
+    ) -> Result<Acquired, StoreError> {
         /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
         const MAX_ATTEMPTS: usize = 3;
 
@@ -70,20 +71,20 @@ impl RedisStore {
             match &*state {
                 b"E" => {
                     if let Some(found) = self.read(key).await? {
-                        return Ok(Begin::Found(found));
+                        return Ok(Acquired::Found(found));
                     }
                 }
                 b"L" => {
                     let fence = (*fence)
                         .try_into()
                         .map_err(|_| StoreError::refused("a nonce of the wrong length"))?;
-                    return Ok(Begin::Lease(Lease::new(token, fence)));
+                    return Ok(Acquired::Lease(Lease::new(token, fence)));
                 }
-                b"F" => return Ok(Begin::Filling),
-                _ => return Ok(Begin::Busy),
+                b"F" => return Ok(Acquired::Filling),
+                _ => return Ok(Acquired::Busy(Reason::Busy)),
             }
         }
-        Ok(Begin::Filling)
+        Ok(Acquired::Filling)
     }
 
     /// Takes a lease to fill with the nonce that the group is thought to have, which costs the server a third of what the
@@ -97,7 +98,7 @@ impl RedisStore {
         lease: &str,
         token: [u8; 16],
         lease_ttl: &str,
-    ) -> Result<Option<Begin>, StoreError> {
+    ) -> Result<Option<Acquired>, StoreError> {
         let nonce = key_names::nonce_of(key);
         let Some(fence) = self.inner.nonces.get(nonce.unwrap_or(key.prefix())) else { return Ok(None) };
         let ours = [&fence[..], b"F", &token].concat();
@@ -124,14 +125,16 @@ impl RedisStore {
             if !is_ours || self.release(lease, &token, Duration::ZERO).await.is_ok() {
                 guard.settle();
             }
-            return Ok(Some(Begin::Found(entry)));
+            return Ok(Some(Acquired::Found(entry)));
         }
         guard.settle();
         Ok(match held {
-            Some(_) if is_ours => Some(Begin::Lease(Lease::new(token, fence))),
-            Some(held) if held.starts_with(&fence) => {
-                Some(if held.get(8) == Some(&b'F') { Begin::Filling } else { Begin::Busy })
-            }
+            Some(_) if is_ours => Some(Acquired::Lease(Lease::new(token, fence))),
+            Some(held) if held.starts_with(&fence) => Some(if held.get(8) == Some(&b'F') {
+                Acquired::Filling
+            } else {
+                Acquired::Busy(Reason::Busy)
+            }),
             _ => None,
         })
     }

@@ -41,7 +41,7 @@ use super::key_names;
 use super::node::Dialer;
 use crate::key::{CacheKey, KeySpace};
 use crate::store::lease_table::head_of;
-use crate::store::{Abandon, Begin, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
+use crate::store::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 
 /// The longest time that an entry of the local tier may be outdated when invalidation messages can't arrive. While they arrive,
 /// it is less than a millisecond.
@@ -183,9 +183,9 @@ impl CacheStore for TieredStore {
 }
 
 impl LeaseStore for TieredStore {
-    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Begin, StoreError> {
+    async fn begin(&self, key: &CacheKey, intent: Intent, hold: Duration) -> Result<Acquired, StoreError> {
         let begun = self.redis.begin(key, intent, hold).await?;
-        if matches!(begun, Begin::Lease(_)) {
+        if matches!(begun, Acquired::Lease(_)) {
             // The holder builds on its next read. The message about another process's change may not have arrived yet.
             self.local.forget(key.name());
         }

@@ -13,7 +13,7 @@ use super::key_names::{self, GroupNames, with_group};
 use super::scripts::{self, ScriptCall};
 use super::{RedisInner, RedisStore};
 use crate::key::CacheKey;
-use crate::store::{Begin, Intent, Lease, StoreError};
+use crate::store::{Acquired, Intent, Lease, StoreError};
 
 impl RedisStore {
     /// Writes a value, and remembers that it replaced another. `false` if servers changed meanwhile.
@@ -50,7 +50,7 @@ impl RedisStore {
     ) -> Result<bool, StoreError> {
         let until = Instant::now() + WRITE_LEASE_TTL;
         // Also while an eviction of this key is owed: who writes knows better than whatever was to be removed.
-        let Begin::Lease(lease) = self.acquire(key, Intent::Write, WRITE_LEASE_TTL).await? else {
+        let Acquired::Lease(lease) = self.acquire(key, Intent::Write, WRITE_LEASE_TTL).await? else {
             return Err(StoreError::refused("no ticket for a write"));
         };
         let stored = self.write(key, &lease, value, ttl).await?;

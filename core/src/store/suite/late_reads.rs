@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{LONG, Subject};
-use crate::store::{Abandon, Begin, Intent, LeaseStore};
+use crate::store::{Abandon, Acquired, Intent, LeaseStore};
 
 /// The holder of a lease reads what every process sees, however late the store hears of changes: the last value, and nothing
 /// after an eviction.
@@ -28,7 +28,7 @@ pub async fn a_read_under_a_lease_is_not_older_than_the_lease<S: LeaseStore>(sub
             }
             .unwrap();
             let intent = if round % 3 == 0 { Intent::Write } else { Intent::Refresh };
-            let Begin::Lease(lease) = mine.begin(&key, intent, LONG).await.unwrap() else {
+            let Acquired::Lease(lease) = mine.begin(&key, intent, LONG).await.unwrap() else {
                 panic!("no process holds {key}");
             };
             assert_eq!(

@@ -5,14 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{AFTER_SHORT, LONG, SHORT, Subject};
-use crate::store::{Abandon, Begin, Intent, Lease, LeaseStore};
+use crate::store::{Abandon, Acquired, Intent, Lease, LeaseStore};
 
 /// `Fill` answers `Found` with the entry, and takes no lease for that.
 pub async fn fill_finds_what_is_there<S: LeaseStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
         subject.set(&key, "there").await;
         match subject.begin(&key, Intent::Fill).await {
-            Begin::Found(value) => assert_eq!(value, "there"),
+            Acquired::Found(value) => assert_eq!(value, "there"),
             other => panic!("`Fill` should have found the entry of {key}, not {other:?}"),
         }
         subject.is_free(&key, "finding an entry holds nothing").await;
@@ -43,7 +43,7 @@ pub async fn one_caller_fills<S: LeaseStore>(subject: &Subject<S>) {
             assert!(subject.commit(&key, &lease, "filled").await, "nothing happened to the lease");
             subject.holds(&key, "filled", "committed").await;
             assert!(
-                matches!(subject.begin(&key, Intent::Fill).await, Begin::Found(found) if found == "filled")
+                matches!(subject.begin(&key, Intent::Fill).await, Acquired::Found(found) if found == "filled")
             );
         }
     }
@@ -123,7 +123,7 @@ pub async fn the_entry_stays_during_a_refresh<S: LeaseStore>(subject: &Subject<S
         subject.set(&key, "old").await;
         let lease = subject.lease(&key, Intent::Refresh).await;
         subject.holds(&key, "old", "a refresh is under way").await;
-        assert!(matches!(subject.begin(&key, Intent::Fill).await, Begin::Found(old) if old == "old"));
+        assert!(matches!(subject.begin(&key, Intent::Fill).await, Acquired::Found(old) if old == "old"));
         assert!(subject.commit(&key, &lease, "new").await, "nothing happened to the lease");
         subject.holds(&key, "new", "the refresh was committed").await;
         let lease = subject.lease(&key, Intent::Refresh).await;
@@ -139,7 +139,7 @@ pub async fn a_refresh_never_finds<S: LeaseStore>(subject: &Subject<S>) {
     subject.set(&key, "there").await;
     let _lease = subject.lease(&key, Intent::Refresh).await;
     let begin = subject.begin(&key, Intent::Refresh).await;
-    assert!(matches!(begin, Begin::Filling), "another refresh is under way, not {begin:?}");
+    assert!(matches!(begin, Acquired::Filling), "another refresh is under way, not {begin:?}");
     subject.clean_up().await;
 }
 
@@ -206,7 +206,7 @@ pub async fn a_lease_runs_out<S: LeaseStore>(subject: &Subject<S>) {
         let mut leases = Vec::new();
         for key in &keys {
             match subject.store.begin(key, intent, SHORT).await.unwrap() {
-                Begin::Lease(lease) => leases.push(lease),
+                Acquired::Lease(lease) => leases.push(lease),
                 other => panic!("{key} is free, not {other:?}"),
             }
         }
@@ -230,13 +230,16 @@ pub async fn a_renewed_lease_lives_on<S: LeaseStore>(subject: &Subject<S>) {
     const HOLD: Duration = Duration::from_millis(600);
     for intent in [Intent::Fill, Intent::Write] {
         let key = subject.group("g").key(&format!("{intent:?}"));
-        let Begin::Lease(lease) = subject.store.begin(&key, intent, HOLD).await.unwrap() else {
+        let Acquired::Lease(lease) = subject.store.begin(&key, intent, HOLD).await.unwrap() else {
             panic!("{key} is free");
         };
         assert!(subject.store.renew(&key, &lease, LONG).await.unwrap(), "the lease is current");
         subject.advance(HOLD + AFTER_SHORT).await;
         let begin = subject.begin(&key, Intent::Fill).await;
-        assert!(matches!(begin, Begin::Filling | Begin::Busy), "{intent:?}: it was renewed, not {begin:?}");
+        assert!(
+            matches!(begin, Acquired::Filling | Acquired::Busy(_)),
+            "{intent:?}: it was renewed, not {begin:?}"
+        );
         assert!(subject.commit(&key, &lease, "v").await, "{intent:?}: the lease was renewed");
     }
     // It may be shortened, too.
@@ -267,7 +270,7 @@ pub async fn a_lost_lease_is_not_renewed<S: LeaseStore>(subject: &Subject<S>) {
         lost.push((key, lease));
     }
     let key = space.key("ran out");
-    let Begin::Lease(lease) = subject.store.begin(&key, Intent::Fill, SHORT).await.unwrap() else {
+    let Acquired::Lease(lease) = subject.store.begin(&key, Intent::Fill, SHORT).await.unwrap() else {
         panic!("{key} is free");
     };
     subject.advance(AFTER_SHORT).await;

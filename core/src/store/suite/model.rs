@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use super::{LONG, Subject, bytes_of};
 use crate::key::{CacheKey, KeySpace};
-use crate::store::{Abandon, Begin, Intent, Lease, LeaseStore};
+use crate::store::{Abandon, Acquired, Intent, Lease, LeaseStore};
 
 /// How many calls follow each other before everything is removed.
 const CALLS: usize = 60;
@@ -138,17 +138,20 @@ impl<'a, S: LeaseStore> Run<'a, S> {
         let (key, slot) = &mut self.slots[index];
         let begin = self.subject.store.begin(key, intent, hold).await.unwrap();
         let is_right = match (&begin, intent, slot.value(self.now), slot.hold(self.now)) {
-            (Begin::Found(found), Intent::Fill, Some(value), _) => found == value,
+            (Acquired::Found(found), Intent::Fill, Some(value), _) => found == value,
             (_, Intent::Fill, Some(_), _) => false,
-            (Begin::Lease(_), Intent::Write, _, _) | (Begin::Lease(_), _, _, None) => true,
-            (Begin::Filling, Intent::Fill | Intent::Refresh, _, Some(Hold::Fill(_))) => true,
-            (Begin::Busy, Intent::Fill | Intent::Refresh, _, Some(Hold::Ticket(_) | Hold::Uncacheable)) => {
-                true
-            }
+            (Acquired::Lease(_), Intent::Write, _, _) | (Acquired::Lease(_), _, _, None) => true,
+            (Acquired::Filling, Intent::Fill | Intent::Refresh, _, Some(Hold::Fill(_))) => true,
+            (
+                Acquired::Busy(_),
+                Intent::Fill | Intent::Refresh,
+                _,
+                Some(Hold::Ticket(_) | Hold::Uncacheable),
+            ) => true,
             _ => false,
         };
         assert!(is_right, "{begin:?} after {}", self.story);
-        if let Begin::Lease(lease) = begin {
+        if let Acquired::Lease(lease) = begin {
             slot.given.push(lease.clone());
             let hold_of = if intent == Intent::Write { Hold::Ticket } else { Hold::Fill };
             slot.held = Some((hold_of(lease), Some(self.now + hold)));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{LONG, Subject, bytes_of};
 use crate::key::{CacheKey, KeySpace};
-use crate::store::{Abandon, Begin, Intent, LeaseStore};
+use crate::store::{Abandon, Acquired, Intent, LeaseStore};
 
 /// After `delete` has returned nobody reads what the database held before.
 pub async fn racing_against_delete<S: LeaseStore>(subject: &Subject<S>) {
@@ -92,8 +92,8 @@ async fn read_on<S: LeaseStore>(store: Arc<S>, key: CacheKey, database: Arc<Data
         let intent = if fastrand::u8(..4) == 0 { Intent::Refresh } else { Intent::Fill };
         let floor = database.floor.load(Ordering::SeqCst);
         match store.begin(&key, intent, LONG).await.unwrap() {
-            Begin::Found(found) => assert_recent(Some(found), floor, &key),
-            Begin::Lease(lease) => {
+            Acquired::Found(found) => assert_recent(Some(found), floor, &key),
+            Acquired::Lease(lease) => {
                 let version = database.version.load(Ordering::SeqCst);
                 pause().await;
                 if fastrand::u8(..16) == 0 {
@@ -103,7 +103,7 @@ async fn read_on<S: LeaseStore>(store: Arc<S>, key: CacheKey, database: Arc<Data
                         u64::from(store.commit(&key, &lease, bytes_of(version), Some(LONG)).await.unwrap());
                 }
             }
-            Begin::Filling | Begin::Busy => {}
+            Acquired::Filling | Acquired::Busy(_) => {}
         }
         pause().await;
     }
@@ -114,7 +114,7 @@ async fn read_on<S: LeaseStore>(store: Arc<S>, key: CacheKey, database: Arc<Data
 async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Database, change: &DatabaseChange) {
     let ticket = match change {
         DatabaseChange::WriteThrough => match store.begin(key, Intent::Write, LONG).await.unwrap() {
-            Begin::Lease(ticket) => Some(ticket),
+            Acquired::Lease(ticket) => Some(ticket),
             other => panic!("`begin(Write)` always gives a ticket, not {other:?}"),
         },
         DatabaseChange::Delete | DatabaseChange::Evict(_) => None,

@@ -1,7 +1,7 @@
 //! Write-throughs: a lease for a write replaces the lease of a fill, and the latest write commits.
 
 use super::Subject;
-use crate::store::{Abandon, Begin, Intent, LeaseStore};
+use crate::store::{Abandon, Acquired, Intent, LeaseStore};
 
 /// A write replaces any other lease: what was read before the change must not be stored.
 pub async fn a_write_ticket_replaces_a_fill<S: LeaseStore>(subject: &Subject<S>) {
@@ -25,7 +25,7 @@ pub async fn a_write_ticket_leaves_the_entry_alone<S: LeaseStore>(subject: &Subj
     subject.set(&key, "old").await;
     let ticket = subject.lease(&key, Intent::Write).await;
     subject.holds(&key, "old", "the write has not finished").await;
-    assert!(matches!(subject.begin(&key, Intent::Fill).await, Begin::Found(old) if old == "old"));
+    assert!(matches!(subject.begin(&key, Intent::Fill).await, Acquired::Found(old) if old == "old"));
     assert!(subject.commit(&key, &ticket, "new").await);
     subject.holds(&key, "new", "the write was committed").await;
     subject.clean_up().await;
