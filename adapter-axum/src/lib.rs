@@ -149,8 +149,8 @@ impl<S, Target: larder_core::route::EvictTarget> Layer<S> for CacheEvict<Target>
 ///
 /// for (uri, expected) in [("/v1/items", "one"), ("/v2/items", "two")] {
 ///     let request = Request::get(uri).body(Body::empty()).unwrap();
-///     let answer = app.clone().oneshot(request).await.unwrap();
-///     assert_eq!(to_bytes(answer.into_body(), 100).await.unwrap(), expected);
+///     let response = app.clone().oneshot(request).await.unwrap();
+///     assert_eq!(to_bytes(response.into_body(), 100).await.unwrap(), expected);
 /// }
 /// # }
 /// # #[cfg(not(feature = "memory"))] fn main() {}

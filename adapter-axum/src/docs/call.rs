@@ -22,16 +22,16 @@ mod in_one_line {
         app.clone().oneshot(request.unwrap()).await.unwrap()
     }
 
-    pub fn said(answer: &Response<Body>) -> &str {
-        answer.headers()["x-redis-cache"].to_str().unwrap()
+    pub fn cache_header(response: &Response<Body>) -> &str {
+        response.headers()["x-redis-cache"].to_str().unwrap()
     }
 
-    pub fn field<'a>(answer: &'a Response<Body>, name: &str) -> Option<&'a str> {
-        answer.headers().get(name).map(|value| value.to_str().unwrap())
+    pub fn field<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
+        response.headers().get(name).map(|value| value.to_str().unwrap())
     }
 
-    pub async fn text(answer: Response<Body>) -> String {
-        String::from_utf8(to_bytes(answer.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap()
+    pub async fn text(response: Response<Body>) -> String {
+        String::from_utf8(to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap()
     }
 }
 use in_one_line::*;
