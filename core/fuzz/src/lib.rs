@@ -1,7 +1,7 @@
-//! What is fuzzed: one function for each reader of bytes from outside. It panics when the reader breaks its promise.
+//! The assertions of the fuzz targets: one function for each parser of foreign bytes, which panics if the parser is wrong.
 //!
-//! The targets in `fuzz_targets/` call these with bytes of libFuzzer's. `core/tests/fuzz.rs` includes this file and calls
-//! them with the corpus.
+//! The targets in `fuzz_targets/` call these functions with libFuzzer's input. `core/tests/fuzz.rs` includes this file and
+//! calls them with the corpus.
 
 #[path = "../../src/key/read_back.rs"]
 mod read_back;
@@ -19,8 +19,8 @@ use larder_core::{Entry, KeySpace, Kind, Record, RequestView, Rule, Validators};
 
 use read_back::{meaning, read_back};
 
-/// What lies under a route's key. Whatever can be read is written as the same record again, and can be answered with at
-/// any time.
+/// Checks the bytes under the key of a route. A readable record is encoded as the same record again, and the engine can answer
+/// with it at any time.
 pub fn record(bytes: &[u8]) {
     let Some(record) = Record::decode(&Bytes::copy_from_slice(bytes)) else { return };
     let written = match &record {
@@ -38,7 +38,7 @@ pub fn record(bytes: &[u8]) {
     answer_with(&record, true);
 }
 
-/// Before, when and after it was stored, when its lifetime ends, and much later.
+/// Returns times before and at the storing of an entry, the end of its lifetime, and a much later time.
 fn moments(entry: &Entry) -> impl Iterator<Item = SystemTime> {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
     let stored = entry.stored_at;
@@ -46,7 +46,7 @@ fn moments(entry: &Entry) -> impl Iterator<Item = SystemTime> {
     [Some(SystemTime::UNIX_EPOCH), Some(stored), ends, stored.checked_add(CENTURY)].into_iter().flatten()
 }
 
-/// Lets the engine find the record, for a client with a validator and for one without.
+/// Passes the record to the engine, for a client with or without a validator.
 fn answer_with(record: &Record, validated: bool) {
     let space = KeySpace::new(DEFAULT_PREFIX, None).unwrap();
     let ttl = Some(Duration::from_secs(60));
@@ -80,14 +80,14 @@ fn answer_with(record: &Record, validated: bool) {
     }
 }
 
-/// What lies under a backend's key: a value, or nothing, or an error, but never a panic. What is a value is written
-/// as the same value again.
+/// Checks the bytes under the key of a backend: they are a value, absent or an error, and never cause a panic. A value is
+/// encoded as the same value again.
 #[cfg(feature = "memory")]
 pub fn value(bytes: &[u8]) {
     use larder_core::{CacheStore, Larder, MemoryStore, MessagePack};
     use std::collections::BTreeMap;
 
-    /// A bit of everything.
+    /// A value with fields of several types.
     #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
     struct Value {
         #[serde(default)]
@@ -119,10 +119,10 @@ pub fn value(bytes: &[u8]) {
     });
 }
 
-/// `Cache-Control` of requests and responses. A line is a field.
+/// Checks `Cache-Control` of requests and responses. Each line is a field.
 ///
-/// Several fields say together what they say alone, and never less; case means nothing; and what was understood, said
-/// plainly, is understood as the same.
+/// Several fields mean the same as the combination of each alone. Case has no meaning. Parsed directives that are written
+/// in plain form are parsed as the same directives.
 pub fn cache_control(bytes: &[u8]) {
     let fields: Vec<HeaderValue> = lines(bytes).collect();
     let all = under(&CACHE_CONTROL, &fields);
@@ -136,13 +136,14 @@ pub fn cache_control(bytes: &[u8]) {
     let alone = each.iter().map(ResponseDirectives::of);
     assert_eq!(alone.fold(ResponseDirectives::default(), both_responses), response);
 
-    let loud = fields.iter().filter_map(|f| HeaderValue::from_bytes(&f.as_bytes().to_ascii_uppercase()).ok());
-    let loud = under(&CACHE_CONTROL, &loud.collect::<Vec<_>>());
-    assert_eq!((RequestDirectives::of(&loud), ResponseDirectives::of(&loud)), (request, response));
+    let uppercase =
+        fields.iter().filter_map(|f| HeaderValue::from_bytes(&f.as_bytes().to_ascii_uppercase()).ok());
+    let uppercase = under(&CACHE_CONTROL, &uppercase.collect::<Vec<_>>());
+    assert_eq!((RequestDirectives::of(&uppercase), ResponseDirectives::of(&uppercase)), (request, response));
 
     let plain = |text: String| under(&CACHE_CONTROL, &[HeaderValue::try_from(text).unwrap()]);
-    assert_eq!(RequestDirectives::of(&plain(say_request(&request))), request);
-    assert_eq!(ResponseDirectives::of(&plain(say_response(&response))), response);
+    assert_eq!(RequestDirectives::of(&plain(format_request(&request))), request);
+    assert_eq!(ResponseDirectives::of(&plain(format_response(&response))), response);
 
     let old = RequestDirectives::of(&under(&PRAGMA, &fields));
     assert_eq!(old, RequestDirectives { no_cache: old.no_cache, ..Default::default() }, "too much in Pragma");
@@ -182,7 +183,7 @@ fn shortest(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     a.into_iter().chain(b).min()
 }
 
-fn say_request(directives: &RequestDirectives) -> String {
+fn format_request(directives: &RequestDirectives) -> String {
     let flags = [
         ("no-cache", directives.no_cache),
         ("no-store", directives.no_store),
@@ -193,10 +194,10 @@ fn say_request(directives: &RequestDirectives) -> String {
         ("max-stale", directives.max_stale),
         ("min-fresh", directives.min_fresh),
     ];
-    say(&flags, &times)
+    format_directives(&flags, &times)
 }
 
-fn say_response(directives: &ResponseDirectives) -> String {
+fn format_response(directives: &ResponseDirectives) -> String {
     let flags = [
         ("no-store", directives.no_store),
         ("no-cache", directives.no_cache),
@@ -214,18 +215,18 @@ fn say_response(directives: &ResponseDirectives) -> String {
         ("stale-while-revalidate", directives.stale_while_revalidate),
         ("stale-if-error", directives.stale_if_error),
     ];
-    say(&flags, &times)
+    format_directives(&flags, &times)
 }
 
-fn say(flags: &[(&str, bool)], times: &[(&str, Option<u64>)]) -> String {
+fn format_directives(flags: &[(&str, bool)], times: &[(&str, Option<u64>)]) -> String {
     let flags = flags.iter().filter(|flag| flag.1).map(|flag| flag.0.to_owned());
     let times = times.iter().filter_map(|(name, time)| Some(format!("{name}={}", (*time)?)));
     flags.chain(times).collect::<Vec<_>>().join(", ")
 }
 
-/// `If-None-Match`. The first line is the entity tag of what is stored, each other line a field.
+/// Checks `If-None-Match`. The first line is the entity tag of a stored response, and each other line is a field.
 ///
-/// The comparison is weak, no field hides what another lists, and a tag that is nowhere in a field is not found.
+/// The comparison is weak. No field hides the tags of another. A tag that is in no field doesn't match.
 pub fn if_none_match(bytes: &[u8]) {
     let mut values = lines(bytes);
     let Some(tag) = values.next() else { return };
@@ -268,34 +269,35 @@ pub fn if_none_match(bytes: &[u8]) {
     }
 }
 
-/// RFC 9110 §8.8.3.
+/// Returns `true` for a valid entity tag (RFC 9110 §8.8.3).
 fn is_entity_tag(tag: &[u8]) -> bool {
     let quoted = tag.strip_prefix(b"W/").unwrap_or(tag);
     let text = quoted.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\""));
     text.is_some_and(|text| text.iter().all(|byte| matches!(byte, 0x21 | 0x23..=0x7e | 0x80..)))
 }
 
-/// Keys: of a URI on each line, and of the lines as suffixes that somebody chose.
+/// Checks keys. Each line is used as a URI and as a custom suffix.
 ///
-/// A URI's suffix can be read back; two share a key only if they ask for the same; and no key is longer than promised.
+/// The suffix of a URI can be read back. Two URIs share a key only if they request the same resource. No suffix is longer than
+/// `MAX_SUFFIX`.
 pub fn key(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let space = KeySpace::new(DEFAULT_PREFIX, Some("g")).unwrap();
     let chosen: Vec<&str> = text.split('\n').take(4).collect();
     let uris: Vec<Uri> = chosen.iter().filter_map(|line| line.parse().ok()).collect();
     for uri in &uris {
-        // What isn't a request for a path (`*`, `CONNECT`'s authority) has a key too, but no path to be read back.
+        // A target without a path (`*`, the authority of `CONNECT`) has a key too, but no path to read back.
         if uri.path().starts_with('/') {
             assert_eq!(read_back(&uri_suffix(uri)), meaning(uri), "{uri}");
         }
     }
     let of_uris = uris.iter().map(|uri| (space.key_for(uri), meaning(uri)));
-    assert_apart(&of_uris.collect::<Vec<_>>());
+    assert_distinct(&of_uris.collect::<Vec<_>>());
     let of_chosen = chosen.iter().map(|suffix| (space.key(suffix), suffix));
-    assert_apart(&of_chosen.collect::<Vec<_>>());
+    assert_distinct(&of_chosen.collect::<Vec<_>>());
 }
 
-fn assert_apart<T: PartialEq + std::fmt::Debug>(keys: &[(larder_core::CacheKey, T)]) {
+fn assert_distinct<T: PartialEq + std::fmt::Debug>(keys: &[(larder_core::CacheKey, T)]) {
     for (index, (key, meaning)) in keys.iter().enumerate() {
         assert!(key.suffix().len() <= MAX_SUFFIX, "{} bytes of {key}", key.suffix().len());
         assert_eq!((key.prefix(), key.group()), (DEFAULT_PREFIX, Some("g")));
@@ -305,7 +307,7 @@ fn assert_apart<T: PartialEq + std::fmt::Debug>(keys: &[(larder_core::CacheKey, 
     }
 }
 
-/// The lines that are field values.
+/// Returns the lines that are valid field values.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = HeaderValue> {
     bytes.split(|byte| *byte == b'\n').filter_map(|line| HeaderValue::from_bytes(line).ok())
 }
