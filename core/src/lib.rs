@@ -2,8 +2,7 @@
 //!
 //! To cache routes of axum, poem, or tower and hyper, use [larder-axum](https://docs.rs/larder-axum),
 //! [larder-poem](https://docs.rs/larder-poem) or [larder-tower](https://docs.rs/larder-tower). They re-export what an
-//! application needs of this crate.
-//! Use this crate itself to cache values without routes, to write an adapter, or to write a store:
+//! application needs of this crate. Use this crate itself to cache values without routes, to write an adapter, or to write a store:
 //!
 //! ```
 //! # #[cfg(feature = "memory")]
@@ -11,12 +10,12 @@
 //! # async fn main() {
 //! use larder_core::Larder;
 //!
-//! async fn ask_the_bank(currency: &str) -> Result<f64, std::io::Error> { Ok(if currency == "EUR" { 1.08 } else { 1.0 }) }
+//! async fn exchange_rate(currency: &str) -> Result<f64, std::io::Error> { Ok(if currency == "EUR" { 1.08 } else { 1.0 }) }
 //!
 //! let larder = Larder::memory(); // or Larder::from_env(), or Larder::redis("redis://…")
 //! let rates = larder.backend().group("rates");
 //! // All concurrent callers share one request to the bank, once a minute.
-//! let rate = rates.get_or_set("EUR", 60, || ask_the_bank("EUR")).await;
+//! let rate = rates.get_or_set("EUR", 60, || exchange_rate("EUR")).await;
 //! assert_eq!(rate.unwrap(), 1.08);
 //! rates.delete_group().await;
 //! # }
@@ -40,17 +39,17 @@
 #![cfg_attr(
     all(feature = "memory", feature = "redis"),
     doc = "",
-    doc = "The [`guide`] goes on from here: [concepts](guide::concepts), [keys](guide::keys), [groups and clusters](guide::groups),",
-    doc = "[values](guide::backend), [safety](guide::safety), [a tier in this process](guide::local), [the shared cache](guide::shared),",
-    doc = "[telemetry](guide::telemetry), [testing](guide::testing), [writing a store](guide::stores),",
-    doc = "[writing an adapter](guide::adapters), and coming [from Python](guide::from_python) or [from other",
-    doc = "layers](guide::from_tower)."
+    doc = "The [`guide`] has pages on [concepts](guide::concepts), [configuration](guide::configuration), [keys](guide::keys),",
+    doc = "[groups and clusters](guide::groups), [values](guide::backend), [safety](guide::safety), [Redis](guide::redis),",
+    doc = "[the local tier](guide::local), [the shared cache](guide::shared), [telemetry](guide::telemetry),",
+    doc = "[testing](guide::testing), [writing a store](guide::stores), [writing an adapter](guide::adapters), and moving",
+    doc = "[from Python](guide::from_python) or [from other layers](guide::from_tower)."
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod credentials;
 pub mod explain;
-// Its examples run on the memory store, and its pages link to both stores.
+// The guide's examples use the memory store, and its pages link to both stores.
 #[cfg(all(feature = "memory", feature = "redis"))]
 pub mod guide;
 pub mod headers;
