@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_that_are_not_what_they_said_come_back_unchanged() {
+    async fn bodies_that_differ_from_their_declaration_are_returned_unchanged() {
         let trailers = || Ok(Frame::trailers(HeaderMap::new()));
         for (frames, expected) in [
             (vec![data("ab"), data("c")], ("abc", false, None)),
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths() {
+    fn declared_lengths_of_bodies() {
         let full = Full::new(Bytes::from_static(b"abc"));
         let stream = body(vec![data("abc")]);
         let declared: HeaderMap = [(CONTENT_LENGTH, http::HeaderValue::from(3))].into_iter().collect();

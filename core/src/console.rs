@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_page_itself_may_ask() {
+    fn only_requests_from_the_page_are_accepted() {
         let ask = |fields: &[(&str, &str)]| {
             let mut headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("a.example"))]);
             for (name, value) in fields {

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_fields_are_none() {
+    fn ordinary_fields_are_not_credentials() {
         for name in [
             "accept",
             "accept-encoding",
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn every_origin_field_may_send_a_request_elsewhere() {
+    fn every_origin_field_may_change_the_target() {
         for name in ORIGIN_FIELDS {
             assert!(may_send_elsewhere(name), "{name}");
         }

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_serves_its_own_pattern_and_chosen_keys_that_are_spelled_canonically() {
+    fn entry_serves_its_own_pattern_and_canonical_requests_with_chosen_keys() {
         let (a, b) = (Some("/p/{id}"), Some("/p/featured"));
         for (entry, request, expected) in [
             (of(a, "/p/7", false), of(a, "/p/%37", false), true),

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn directives_that_name_fields() {
+    fn directives_with_field_names() {
         let qualified = |text: &str| Qualified::of_field(&headers(&[text]), &CACHE_CONTROL);
         let none = Qualified::default();
         let names = |names: &[&'static str]| names.iter().map(|name| HeaderName::from_static(name)).collect();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn pragma_counts_only_without_cache_control() {
+    fn pragma_applies_only_without_cache_control() {
         let mut headers = HeaderMap::new();
         headers.insert(PRAGMA, HeaderValue::from_static("no-cache"));
         assert!(RequestDirectives::of(&headers).no_cache);
@@ -370,7 +370,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived_and_a_directive_beside_them_is_found(
+        fn directive_is_found_next_to_any_bytes(
             noise in proptest::collection::vec(32u8..=255, 0..40).prop_filter("no quotes or DEL", |b| !b.contains(&b'"') && !b.contains(&127)),
         ) {
             let mut headers = HeaderMap::new();

@@ -114,7 +114,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn weak_tags_name_the_body() {
+    fn weak_tag_depends_only_on_the_body() {
         let tag = weak_etag(b"hello");
         assert_eq!(tag, weak_etag(b"hello"));
         assert_eq!(tag, format!("W/\"{:032x}\"", xxh3_128(b"hello")).as_str());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn if_modified_since_counts_only_alone() {
+    fn if_modified_since_applies_only_without_if_none_match() {
         let (early, late) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Mon, 07 Nov 1994 08:49:37 GMT");
         let check = |request: &[(http::HeaderName, &str)], response: &[(http::HeaderName, &str)]| {
             let map = |fields: &[(http::HeaderName, &str)]| -> HeaderMap {
@@ -183,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_listed_tag_is_found_among_any_others(
+        fn listed_tag_is_found_among_any_others(
             before in proptest::collection::vec("(W/)?\"[!#-~]{0,6}\"", 0..4),
             tag in "\"[!#-~]{0,6}\"",
             after in proptest::collection::vec("(W/)?\"[!#-~]{0,6}\"", 0..4),
@@ -193,7 +193,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_survived(field in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn any_bytes_are_accepted(field in proptest::collection::vec(any::<u8>(), 0..60)) {
             let _ = matches(&field, Some(b"\"a\""));
         }
     }

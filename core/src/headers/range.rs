@@ -1,7 +1,7 @@
-//! Range requests for a body that is there whole (RFC 9110 §14): which part is asked for, and cutting it.
+//! Range requests on complete bodies (RFC 9110 §14): the selected part, and cutting it.
 //!
-//! One range is cut. Several are answered with the whole body, as is whatever can't be understood: `Range` is a wish, and
-//! to ignore it is always right (§14.2).
+//! One range is cut. Several ranges are answered with the whole body, and so is anything that can't be understood: a server may
+//! ignore `Range` (§14.2).
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::headers::cache_control::{list, number};
 
-/// What of a body a request selects.
+/// The part of a body that a request selects.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -26,11 +26,11 @@ use crate::headers::cache_control::{list, number};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// All of it: answer 200.
+    /// The whole body: respond with 200.
     Whole,
-    /// One part: answer 206, with [`Part::content_range`].
+    /// A part: respond with 206 and [`Part::content_range`].
     Part(Part),
-    /// Nothing of it, for it is shorter than that: answer 416, with [`unsatisfied`].
+    /// Nothing, because the body is shorter: respond with 416 and [`unsatisfied`].
     Unsatisfiable,
 }
 
@@ -43,52 +43,52 @@ pub struct Part {
 }
 
 impl Part {
-    /// The positions of its first and its last byte.
+    /// Returns the positions of its first and its last byte.
     pub(crate) const fn positions(&self) -> (u64, u64) {
         (self.first, self.last)
     }
 
-    /// Where its bytes lie in the body.
+    /// Returns the range of its bytes in the body.
     #[cfg(feature = "runtime")]
     pub(crate) const fn positions_in_body(&self) -> std::ops::Range<u64> {
         self.first..self.last + 1
     }
 
-    /// The value of `Content-Range` (RFC 9110 §14.4).
+    /// Returns the value of `Content-Range` (RFC 9110 §14.4).
     #[must_use]
     pub fn content_range(&self) -> HeaderValue {
         let Self { first, last, complete } = self;
         valid(&format!("bytes {first}-{last}/{complete}"))
     }
 
-    /// The part's bytes, without copying them. Empty if this is not the body that the part was selected for.
+    /// Returns the part's bytes, without copying them. Empty if this is not the body that the part was selected for.
     #[must_use]
     pub fn cut(&self, body: &Bytes) -> Bytes {
         if body.len() as u64 != self.complete {
             return Bytes::new();
         }
-        // Both are below the length of something in memory.
+        // Both are less than the length of a body in memory.
         let index = |at| usize::try_from(at).unwrap_or(body.len());
         body.slice(index(self.first)..index(self.last + 1))
     }
 }
 
-/// The value of `Content-Range` for a 416 (RFC 9110 §14.4).
+/// Returns the value of `Content-Range` for a 416 (RFC 9110 §14.4).
 #[must_use]
 pub fn unsatisfied(complete: u64) -> HeaderValue {
     valid(&format!("bytes */{complete}"))
 }
 
-/// What a GET selects of a body of `complete` bytes (RFC 9110 §14.1.2). `If-Range` is not looked at: ask
+/// Returns the part of a body of `complete` bytes that a GET selects (RFC 9110 §14.1.2). Ignores `If-Range`: call
 /// [`if_range_holds`] first.
 #[must_use]
 pub fn select(request: &HeaderMap, complete: u64) -> Selection {
     RangeSpec::of(request).map_or(Selection::Whole, |asked| asked.within(complete))
 }
 
-/// Whether `Range` counts: there is no `If-Range`, or it names exactly this response (RFC 9110 §13.1.5). Tags are compared
-/// strongly, so that a weak one never holds. A date has to be the response's `Last-Modified`, from at least a second
-/// before `answered_at`: only then can't there have been two bodies with that date (§8.8.2.2).
+/// Returns `true` if `Range` applies: there is no `If-Range`, or it names exactly this response (RFC 9110 §13.1.5). Tags are
+/// compared strongly, so a weak tag never matches. A date must be the response's `Last-Modified`, and at least a second before
+/// `answered_at`. Otherwise there may have been two bodies with that date (§8.8.2.2).
 #[must_use]
 pub fn if_range_holds(request: &HeaderMap, response: &HeaderMap, answered_at: SystemTime) -> bool {
     let mut fields = request.get_all(IF_RANGE).iter();
@@ -111,19 +111,19 @@ pub fn if_range_holds(request: &HeaderMap, response: &HeaderMap, answered_at: Sy
     }
 }
 
-/// Whether a request asks for a range, or several, in bytes.
+/// Returns `true` if a request asks for one or more ranges in bytes.
 pub(crate) fn is_in_bytes(request: &HeaderMap) -> bool {
     let mut fields = request.get_all(RANGE).iter();
     let (Some(field), None) = (fields.next(), fields.next()) else { return false };
     of_bytes(field.as_bytes()).is_some()
 }
 
-/// Whether a request asks for one range, from the first byte to the last.
+/// Returns `true` if a request asks for one range from the first byte to the last.
 pub(crate) fn is_of_the_whole(request: &HeaderMap) -> bool {
     matches!(RangeSpec::of(request), Some(RangeSpec::From(0, None)))
 }
 
-/// The part that is all of a body, unless the body is empty.
+/// Returns the whole body as a part, unless the body is empty.
 pub(crate) const fn whole_as_part(complete: u64) -> Option<Part> {
     match complete.checked_sub(1) {
         Some(last) => Some(Part { first: 0, last, complete }),
@@ -131,13 +131,13 @@ pub(crate) const fn whole_as_part(complete: u64) -> Option<Part> {
     }
 }
 
-/// Whether a response says that its parts aren't to be asked for (RFC 9110 §14.3).
+/// Returns `true` if a response declares that it doesn't support ranges (RFC 9110 §14.3).
 pub(crate) fn is_refused(response: &HeaderMap) -> bool {
     let mut units = response.get_all(ACCEPT_RANGES).iter().flat_map(|field| list(field.as_bytes()));
     units.any(|unit| unit.eq_ignore_ascii_case(b"none"))
 }
 
-/// A range as it was asked for.
+/// A requested range.
 #[derive(Clone, Copy)]
 pub(crate) enum RangeSpec {
     /// `first-last` or `first-`.
@@ -147,7 +147,7 @@ pub(crate) enum RangeSpec {
 }
 
 impl RangeSpec {
-    /// What the request asks for, if it is one well-formed range of bytes.
+    /// Returns the requested range, if it is one well-formed range of bytes.
     pub(crate) fn of(request: &HeaderMap) -> Option<Self> {
         let mut fields = request.get_all(RANGE).iter();
         let (field, None) = (fields.next()?, fields.next()) else { return None };
@@ -159,7 +159,7 @@ impl RangeSpec {
             Self::From(first, _) if first >= complete => return Selection::Unsatisfiable,
             Self::From(first, _) => first,
             Self::Last(0) => return Selection::Unsatisfiable,
-            // The last bytes of nothing are all there is.
+            // The last bytes of an empty body are the whole body.
             Self::Last(_) if complete == 0 => return Selection::Whole,
             Self::Last(length) => complete.saturating_sub(length),
         };
@@ -172,14 +172,14 @@ impl RangeSpec {
     }
 }
 
-/// What follows the unit, if that is bytes.
+/// Returns the text after the unit, if the unit is bytes.
 fn of_bytes(field: &[u8]) -> Option<&[u8]> {
     let at = field.iter().position(|&byte| byte == b'=')?;
     let (unit, set) = (&field[..at], &field[at + 1..]);
     unit.trim_ascii().eq_ignore_ascii_case(b"bytes").then_some(set)
 }
 
-/// The range of a field that holds one, in bytes, and is well-formed.
+/// Returns the range in a field, if there is one well-formed range of bytes.
 fn one_range(field: &[u8]) -> Option<RangeSpec> {
     let mut ranges = list(of_bytes(field)?);
     let (Some(range), None) = (ranges.next(), ranges.next()) else { return None };
@@ -209,7 +209,7 @@ mod tests {
         fields.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())).collect()
     }
 
-    /// `first-last` of what a field selects of ten bytes, `whole`, or `416`.
+    /// Returns `first-last` of the part that a field selects, `whole`, or `416`.
     fn selected(field: &str, complete: u64) -> String {
         match select(&map(&[(RANGE, field)]), complete) {
             Selection::Whole => "whole".into(),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fields_select_of_ten_bytes() {
+    fn fields_select_parts_of_a_body() {
         for (field, expected) in [
             ("bytes=0-4", "0-4"),
             ("bytes=0-0", "0-0"),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_says_where_it_is_from_and_copies_nothing() {
+    fn part_has_its_position_and_shares_the_body() {
         let body = Bytes::from_static(b"0123456789");
         let Selection::Part(part) = select(&map(&[(RANGE, "bytes=2-4")]), 10) else { panic!("no part") };
         assert_eq!(part.content_range(), "bytes 2-4/10");
@@ -297,7 +297,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_selected_lies_in_the_body(field in "bytes=[-0-9, ]{0,12}", length in 0usize..40) {
+        fn selected_parts_are_within_the_body(field in "bytes=[-0-9, ]{0,12}", length in 0usize..40) {
             let body = Bytes::from(vec![7; length]);
             if let Selection::Part(part) = select(&map(&[(RANGE, &field)]), length as u64) {
                 prop_assert!(part.first <= part.last && part.last < length as u64);

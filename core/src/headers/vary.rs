@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fields_that_select() {
+    fn selecting_fields_of_responses() {
         let fields = |response: &[(HeaderName, &str)]| selecting_fields(&map(response));
         assert_eq!(fields(&[]), Ok(vec![]));
         assert_eq!(
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_differ_in_a_selecting_field_differ_in_key() {
+    fn different_selecting_fields_give_different_keys() {
         let variants = Variants::new(1, vec![ACCEPT_LANGUAGE, ORIGIN]);
         let key = |request: &[(HeaderName, &str)]| variants.secondary_key(&map(request)).to_hex();
         let requests: [&[(HeaderName, &str)]; 7] = [
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_cache_normalises_weighted_lists_and_nothing_else() {
+    fn shared_cache_normalises_only_weighted_lists() {
         let variants = Variants::new(1, vec![ACCEPT_LANGUAGE, ORIGIN]);
         let key = |request: &[(HeaderName, &str)]| variants.normalised_key(&map(request));
         let expected = key(&[(ACCEPT_LANGUAGE, "en, de;q=0.5")]);
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_variant_makes_room() {
+    fn oldest_variant_is_dropped() {
         let mut variants = Variants::new(1, vec![ORIGIN]);
         let key = |variants: &Variants, i: usize| variants.secondary_key(&map(&[(ORIGIN, &i.to_string())]));
         for i in 0..MAX_VARIANTS {
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn vary_is_told_once_and_in_one_field() {
+    fn vary_lists_each_name_once_in_one_field() {
         let names = [http::header::AUTHORIZATION, http::header::COOKIE];
         for (said, expected) in [
             (&[][..], &["Authorization, Cookie"][..]),
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_chosen_for_one_client_varies_though_nothing_says_so() {
+    fn negotiated_responses_vary_without_a_vary_field() {
         let fields = |response: &[(HeaderName, &str)]| selecting_fields(&map(response));
         assert_eq!(fields(&[(ACCESS_CONTROL_ALLOW_ORIGIN, "https://a.example")]), Ok(vec![ORIGIN]));
         assert_eq!(fields(&[(ACCESS_CONTROL_ALLOW_ORIGIN, "*")]), Ok(vec![]));
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn unregistered_codings_select_only_where_a_response_has_one() {
+    fn unregistered_codings_select_only_if_a_response_has_one() {
         let names = [[ACCEPT_ENCODING].to_vec(), [ACCEPT_ENCODING, EVERY_CODING].to_vec()];
         for (names, tells_apart) in names.into_iter().zip([false, true]) {
             let variants = Variants::new(1, names);

@@ -1,4 +1,4 @@
-//! Bodies of a shared cache's answers: stored ones, the origin's own, and the origin's own while it is being kept.
+//! Bodies of a shared cache's responses: stored, passed through, or read and stored at the same time.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -23,7 +23,7 @@ use crate::policy::BodyLength;
 type BoxError = Box<dyn Error + Send + Sync>;
 
 pin_project! {
-    /// The body of an answer that went through a shared cache.
+    /// The body of a response that went through a shared cache.
     pub struct SharedBody<B: Body> {
         #[pin]
         inner: SharedSource<B>,
@@ -41,13 +41,13 @@ pin_project! {
 }
 
 impl<B: Body> SharedBody<B> {
-    /// A body that is there whole.
+    /// Creates a body from complete bytes.
     #[must_use]
     pub const fn full(bytes: Bytes) -> Self {
         Self { inner: SharedSource::Full { bytes } }
     }
 
-    /// The origin's own body, untouched.
+    /// Wraps the origin's body unchanged.
     #[must_use]
     pub const fn own(body: B) -> Self {
         Self { inner: SharedSource::Own { body } }
@@ -101,7 +101,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
                 self.poll_frame(context)
             }
             End::Error(error) => Poll::Ready(Some(Err(error.into()))),
-            // Never let what was cut pass for whole.
+            // A truncated body must not look complete.
             End::Cut => Poll::Ready(Some(Err("the response was given up on".into()))),
         }
     }
@@ -135,35 +135,35 @@ fn own_frame<D: Buf, E: Into<BoxError>>(
     })
 }
 
-/// What lies between the keeper of a body and the client that reads it.
+/// The state shared by the keeper of a body and the client that reads it.
 struct Pipe<B: Body> {
     state: Mutex<PipeState<B>>,
     client_gone: Notify,
 }
 
 struct PipeState<B: Body> {
-    /// What the client hasn't read of a body that is still coming.
+    /// Frames that the client hasn't read, while the body is still being received.
     frames: VecDeque<Frame<Bytes>>,
-    /// The body once it is complete, in place of the frames: the same bytes that are stored.
+    /// The complete body, which replaces the frames. Its bytes are those that are stored.
     whole: Option<Bytes>,
-    /// How much of it the client may have already, in bytes, and how much it has read.
+    /// The number of bytes that the client may read, and the number that it has read.
     released: usize,
     read: usize,
     trailers: Option<HeaderMap>,
     end: Option<End<B>>,
     reader: Option<Waker>,
     last_read: Instant,
-    /// Until the client has read what is held, or is gone.
+    /// Held until the client has read all frames, or has disconnected.
     share: Option<Share>,
 }
 
-/// How a body ends.
+/// The end of a body.
 enum End<B: Body> {
     Whole,
     Error(B::Error),
-    /// It isn't kept any longer. From here on the client reads it itself.
+    /// The body is no longer kept. The client reads the rest itself.
     Rest(Pin<Box<B>>),
-    /// What should have ended it is gone.
+    /// The keeper was dropped before the end.
     Cut,
 }
 
@@ -175,7 +175,7 @@ enum Read<B: Body> {
 
 impl<B: Body> Pipe<B> {
     fn state(&self) -> MutexGuard<'_, PipeState<B>> {
-        // Nothing in here panics halfway.
+        // No panic can leave the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -226,9 +226,9 @@ impl<B: Body + Send> BudgetHolder for Pipe<B>
 where
     B::Error: Send,
 {
-    fn give_up(&self, stalled: Duration) {
+    fn reclaim_if_stalled(&self, stalled: Duration) {
         self.write(|state| {
-            // While the body is coming its client need not have anything to read.
+            // While the body is being received, there may be nothing for its client to read.
             if state.end.is_some() && state.last_read.elapsed() >= stalled {
                 state.frames.clear();
                 state.whole = None;
@@ -252,7 +252,7 @@ impl<B: Body> Drop for ReadEnd<B> {
     }
 }
 
-/// The keeper's end. Dropped before it has ended the body, it cuts it.
+/// The keeper's end. Dropping it before the end truncates the body.
 struct WriteEnd<B: Body>(Arc<Pipe<B>>);
 
 impl<B: Body> WriteEnd<B> {
@@ -269,8 +269,8 @@ impl<B: Body> Drop for WriteEnd<B> {
     }
 }
 
-/// Splits a body: what the client reads, at once and as it comes, and what keeps it meanwhile. `Err` gives the body back when
-/// there is no room for it in the budget.
+/// Splits a body into one for the client, which passes frames on as they arrive, and a keeper, which collects them. Returns the
+/// body as `Err` if the budget has no room for it.
 pub(crate) fn keep<B>(
     body: B,
     length: BodyLength,
@@ -307,8 +307,8 @@ where
     Ok((SharedBody { inner: SharedSource::Kept { pipe: ReadEnd(pipe), remaining, ended: false } }, keeper))
 }
 
-/// Reads a body to its end, hands every frame on, and keeps them. What the client hasn't read is kept anyway, and bounded by
-/// the limit and the budget.
+/// Reads a body to its end, passes every frame on, and collects them. Frames that the client hasn't read are held, within the
+/// limit and the budget.
 pub(crate) struct Keeper<B: Body> {
     body: Pin<Box<B>>,
     client: WriteEnd<B>,
@@ -318,15 +318,16 @@ pub(crate) struct Keeper<B: Body> {
     length: u64,
 }
 
-/// A body that was read to its end. The client doesn't know yet: first the response is stored, so that a client that has read
-/// all of it finds it in the cache.
+/// A body that was read to its end. The client doesn't get the end yet: the response is stored first, so that a client that has
+/// read the whole body finds it in the cache.
 pub(crate) struct Complete<B: Body> {
     pub(crate) body: Bytes,
     client: WriteEnd<B>,
 }
 
 impl<B: Body> Complete<B> {
-    /// Lets the client have the end. From here on it reads `stored`, if that is the body: it is held once, not twice.
+    /// Passes the end on to the client. If `stored` has the same length, the client reads it instead, so that the body is in
+    /// memory once.
     pub(crate) fn release(self, stored: Option<Bytes>) {
         let whole = stored.filter(|stored| stored.len() == self.body.len()).unwrap_or(self.body);
         self.client.0.write(|state| {
@@ -337,23 +338,23 @@ impl<B: Body> Complete<B> {
     }
 }
 
-/// Why there is nothing to store.
+/// The reason why a body isn't stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unkept {
-    /// The body broke off, or the client is gone and it still goes on.
+    /// The body broke off, or it didn't end in time after the client disconnected.
     Broken,
-    /// It is longer than the limit, or than what the budget has left.
+    /// It exceeds the limit or the budget.
     TooLong,
 }
 
 impl<B: Body> Keeper<B> {
-    /// Reads on until the end. For a client that is gone, no longer than `patience`.
-    pub(crate) async fn read(mut self, patience: Duration) -> Result<Complete<B>, Unkept> {
+    /// Reads to the end, but no longer than `timeout` after the client disconnected.
+    pub(crate) async fn read(mut self, timeout: Duration) -> Result<Complete<B>, Unkept> {
         let pipe = Arc::clone(&self.client.0);
         let end = tokio::select! {
             biased;
-            end = self.read_on() => end,
-            () = lonely(&pipe.client_gone, patience) => return Err(Unkept::Broken),
+            end = self.read_to_end() => end,
+            () = client_gone_for(&pipe.client_gone, timeout) => return Err(Unkept::Broken),
         };
         match end {
             Ok(held_back) => {
@@ -371,20 +372,20 @@ impl<B: Body> Keeper<B> {
                 Err(Unkept::Broken)
             }
             Err(None) => {
-                // The client takes over.
+                // The client reads the rest itself.
                 self.client.end(End::Rest(self.body));
                 Err(Unkept::TooLong)
             }
         }
     }
 
-    /// Up to the end, whose frames are held back. `Err` says how it ends instead; `None` that it is too long.
-    async fn read_on(&mut self) -> Result<HeldBack, Option<End<B>>> {
+    /// Reads to the end, and withholds the last frames. The `Err` is another end, or `None` if the body is too long.
+    async fn read_to_end(&mut self) -> Result<HeldBack, Option<End<B>>> {
         let mut held_back = HeldBack::default();
         loop {
             let frame = match self.body.frame().await {
                 None if self.expected.is_none_or(|expected| expected == self.length) => return Ok(held_back),
-                // A body that says how long it is and then isn't is no body.
+                // The body has another length than it declared.
                 None => return Err(Some(End::Whole)),
                 Some(Err(error)) => return Err(Some(End::Error(error))),
                 Some(Ok(frame)) => owned(frame),
@@ -399,26 +400,26 @@ impl<B: Body> Keeper<B> {
             if data.is_empty() {
                 continue;
             }
-            // It goes on though it should have ended.
+            // The body continues after its declared length.
             if let Some(data) = held_back.data.take() {
-                self.hand_on(data);
+                self.pass_on(data);
             }
             self.length = self.length.saturating_add(data.len() as u64);
             self.chunks.push(data.clone());
-            // Clients that know the length have read the body before they are told that it ends.
+            // A client that knows the length has the whole body with these bytes, so they wait until the body is stored.
             if self.expected == Some(self.length) {
                 held_back.data = Some(data);
                 continue;
             }
-            let has_room = self.hand_on(data);
+            let has_room = self.pass_on(data);
             if self.length > self.limit || !has_room {
                 return Err(None);
             }
         }
     }
 
-    /// Lets the client have a piece. False if the budget has no room for more.
-    fn hand_on(&self, data: Bytes) -> bool {
+    /// Passes data on to the client. Returns `false` if the budget has no room for more.
+    fn pass_on(&self, data: Bytes) -> bool {
         let mut has_room = true;
         self.client.0.write(|state| {
             has_room = state.share.as_mut().is_none_or(|share| share.grow_to(self.length));
@@ -435,8 +436,8 @@ struct HeldBack {
     trailers: Option<HeaderMap>,
 }
 
-/// Until the client has been gone for a while.
-async fn lonely(client_gone: &Notify, patience: Duration) {
+/// Waits until the client has been disconnected for this time.
+async fn client_gone_for(client_gone: &Notify, timeout: Duration) {
     client_gone.notified().await;
-    tokio::time::sleep(patience).await;
+    tokio::time::sleep(timeout).await;
 }

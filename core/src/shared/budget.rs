@@ -1,58 +1,58 @@
-//! How much of answers that are being kept may be held at once.
+//! A budget for the bodies that a shared cache holds at once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A client that hasn't read for so long doesn't keep others' answers from being stored.
-const STALLED: Duration = Duration::from_secs(60);
+/// A client that hasn't read for this long doesn't keep other responses from being stored.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// Shorter bodies fit into what sockets buffer, so that their clients can't hold them for long.
-const SHORT: u64 = 64 * 1024;
+/// Shorter bodies fit into the buffers of sockets, so their clients can't hold them for long.
+const SHORT_BODY: u64 = 64 * 1024;
 
-/// The bytes that a shared cache may hold of bodies that are being kept, and of those whose clients are slow to read them.
+/// The bytes that a shared cache may hold of bodies that are being stored, and of bodies with slow clients.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    room: Mutex<Room>,
+    state: Mutex<BudgetState>,
 }
 
-struct Room {
+struct BudgetState {
     free: u64,
     holders: Vec<Weak<dyn BudgetHolder>>,
-    /// How many holders make it worth looking for those that are gone.
-    crowded: usize,
-    searched: Option<Instant>,
+    /// The number of holders at which dropped ones are removed.
+    prune_at: usize,
+    last_reclaim: Option<Instant>,
 }
 
-impl std::fmt::Debug for Room {
+impl std::fmt::Debug for BudgetState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Room").field("free", &self.free).finish_non_exhaustive()
+        f.debug_struct("BudgetState").field("free", &self.free).finish_non_exhaustive()
     }
 }
 
-/// What holds a share.
+/// The holder of a share.
 pub(crate) trait BudgetHolder: Send + Sync {
-    /// Gives the share back if it is held for a client alone that hasn't read for so long. The client sees that its response
-    /// broke off.
-    fn give_up(&self, stalled: Duration);
+    /// Gives the share back if the body is complete and its client hasn't read for this long. The client gets an error instead of
+    /// the rest.
+    fn reclaim_if_stalled(&self, stalled: Duration);
 }
 
 impl Budget {
     pub(crate) fn new(bytes: u64) -> Arc<Self> {
-        let room = Room { free: bytes, holders: Vec::new(), crowded: 64, searched: None };
-        Arc::new(Self { room: Mutex::new(room) })
+        let state = BudgetState { free: bytes, holders: Vec::new(), prune_at: 64, last_reclaim: None };
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
-    fn room(&self) -> MutexGuard<'_, Room> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, BudgetState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A share of so many bytes, if there is room.
+    /// Returns a share of this size, if there is room.
     pub(crate) fn share(self: &Arc<Self>, bytes: u64) -> Option<Share> {
         let mut share = Share { budget: Arc::clone(self), bytes: 0 };
         if !share.grow_to(bytes) {
-            self.relieve();
+            self.reclaim();
             if !share.grow_to(bytes) {
                 return None;
             }
@@ -60,37 +60,38 @@ impl Budget {
         Some(share)
     }
 
-    /// Remembers who has a share, if its body may be long.
+    /// Records the holder of a share, if its body may be long.
     pub(crate) fn register(&self, holder: &Arc<dyn BudgetHolder>, length: Option<u64>) {
-        if length.is_some_and(|length| length <= SHORT) {
+        if length.is_some_and(|length| length <= SHORT_BODY) {
             return;
         }
-        let mut room = self.room();
-        if room.holders.len() >= room.crowded {
-            room.holders.retain(|holder| holder.strong_count() > 0);
-            room.crowded = (room.holders.len() * 2).max(64);
+        let mut state = self.state();
+        if state.holders.len() >= state.prune_at {
+            state.holders.retain(|holder| holder.strong_count() > 0);
+            state.prune_at = (state.holders.len() * 2).max(64);
         }
-        room.holders.push(Arc::downgrade(holder));
+        state.holders.push(Arc::downgrade(holder));
     }
 
-    /// Takes shares back that are held for clients that have stalled. Looks for them once a second.
-    fn relieve(&self) {
+    /// Takes back the shares of stalled clients, at most once a second.
+    fn reclaim(&self) {
         let holders: Vec<Arc<dyn BudgetHolder>> = {
-            let mut room = self.room();
-            if room.searched.is_some_and(|searched| searched.elapsed() < Duration::from_secs(1)) {
+            let mut state = self.state();
+            if state.last_reclaim.is_some_and(|last_reclaim| last_reclaim.elapsed() < Duration::from_secs(1))
+            {
                 return;
             }
-            room.searched = Some(Instant::now());
-            room.holders.iter().filter_map(Weak::upgrade).collect()
+            state.last_reclaim = Some(Instant::now());
+            state.holders.iter().filter_map(Weak::upgrade).collect()
         };
-        // Without the lock: shares come back through it.
+        // Called without the lock, because shares are given back under it.
         for holder in holders {
-            holder.give_up(STALLED);
+            holder.reclaim_if_stalled(STALLED_AFTER);
         }
     }
 }
 
-/// A part of the budget, given back when it is dropped.
+/// A part of the budget. Dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<Budget>,
@@ -98,15 +99,15 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Makes it so large. False if there is no room for that; then it stays as it is.
+    /// Grows to this size. Returns `false`, without a change, if there is no room.
     pub(crate) fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 {
             return true;
         }
-        let mut room = self.budget.room();
-        let Some(free) = room.free.checked_sub(more) else { return false };
-        room.free = free;
+        let mut state = self.budget.state();
+        let Some(free) = state.free.checked_sub(more) else { return false };
+        state.free = free;
         self.bytes = bytes;
         true
     }
@@ -114,8 +115,8 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut room = self.budget.room();
-        room.free = room.free.saturating_add(self.bytes);
+        let mut state = self.budget.state();
+        state.free = state.free.saturating_add(self.bytes);
     }
 }
 
@@ -134,27 +135,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn stalled_client_gives_way_and_another_does_not() {
+    async fn share_of_a_stalled_client_is_reclaimed() {
         let budget = Budget::new(350_000);
         let kept = || keep(body(), BodyLength::Known(LENGTH as u64), u64::MAX, &budget);
         let Ok((mut stalled, keeper)) = kept() else { panic!("no room") };
-        let Ok(complete) = keeper.read(STALLED).await else { panic!("broken") };
+        let Ok(complete) = keeper.read(STALLED_AFTER).await else { panic!("broken") };
         complete.release(None);
         // Its origin is slow, not its client.
         let Ok((mut coming, keeper)) = kept() else { panic!("no room") };
-        tokio::time::advance(STALLED - Duration::from_secs(1)).await;
+        tokio::time::advance(STALLED_AFTER - Duration::from_secs(1)).await;
         assert!(kept().is_err(), "both may be read yet");
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(kept().is_ok(), "the stalled one gave way");
         assert!(stalled.frame().await.unwrap().is_err(), "what was cut doesn't pass for whole");
-        let Ok(complete) = keeper.read(STALLED).await else { panic!("broken") };
+        let Ok(complete) = keeper.read(STALLED_AFTER).await else { panic!("broken") };
         complete.release(None);
         let read = coming.frame().await.unwrap().unwrap().into_data().unwrap();
         assert!(read.len() == LENGTH && coming.frame().await.is_none());
     }
 
     #[test]
-    fn shares_come_back() {
+    fn dropped_shares_return_to_the_budget() {
         let budget = Budget::new(10);
         let mut first = budget.share(4).unwrap();
         assert!(first.grow_to(8) && !first.grow_to(11) && first.grow_to(2));

@@ -1,11 +1,10 @@
-//! What of a request's target is in its key, and what has to select among the answers under that key.
+//! The parts of a request's target that select a response besides the key.
 //!
-//! A key holds the target in one canonical spelling, so that a write to any spelling of a URI invalidates all of them. But
-//! origins may tell spellings apart: their routers see the raw path. So requests whose target is spelled differently, or
-//! whose fields may send them elsewhere, have a second key, under which each of them is a variant, as if the answer had said
-//! `Vary`. The canonical form may therefore unite more than RFC 3986 §6.2.2 does: what is united is invalidated together,
-//! and is never answered with one response. And with a second key they neither replace the usual answer nor keep requests
-//! for it waiting.
+//! A key contains the target in a canonical spelling, so that a write to any spelling of a URI invalidates all of them. But
+//! routers of origins see the raw path, and may treat spellings differently. So requests with another spelling, or with fields
+//! that may change their target, have a secondary key: each of them is a variant, as if the response varied by these properties.
+//! The canonical form may therefore unite more spellings than RFC 3986 §6.2.2 does: they are invalidated together, but never get
+//! the same response. Requests with a secondary key neither replace the usual response nor make other requests wait.
 
 use std::borrow::Cow;
 
@@ -18,16 +17,16 @@ use crate::credentials::{may_send_elsewhere, replaces_method};
 use crate::policy::rule::host;
 use crate::request::RequestView;
 
-/// Stands for the spelling of the target among the names of the fields that select a variant.
+/// Stands for the spelling of the target among the names of the selecting fields.
 const SPELLING: HeaderName = HeaderName::from_static("larder-spelling");
 
 const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 
-/// What selects an answer beside the key and the fields in its `Vary`. Empty for nearly all requests.
+/// The properties that select a response besides the key and the fields in `Vary`. Empty for nearly all requests.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unkeyed {
     names: Vec<HeaderName>,
-    /// The target as it came, if it is not in canonical spelling.
+    /// The target as it was sent, if it isn't in canonical spelling.
     spelling: Option<HeaderValue>,
 }
 
@@ -36,7 +35,7 @@ impl Unkeyed {
         let mut unkeyed = Self::default();
         let target = target_of(request.uri);
         if let Cow::Owned(_) = canonical(target) {
-            // A target in a URI holds no control characters.
+            // A target in a URI contains no control characters.
             unkeyed.spelling = HeaderValue::from_str(target).ok();
             unkeyed.names.push(SPELLING);
         }
@@ -56,21 +55,21 @@ impl Unkeyed {
         &self.names
     }
 
-    /// Whether a resource that varies by these fields tells this request from others.
+    /// Returns `true` if a resource that varies by these fields separates this request from others.
     pub(super) fn is_covered_by(&self, names: &[HeaderName]) -> bool {
         self.names.iter().all(|name| names.contains(name))
     }
 
-    /// Writes the spelling beside the fields, where a secondary key finds it.
+    /// Writes the spelling into a field, from which the secondary key is made.
     pub(super) fn write(&self, headers: &mut HeaderMap) {
         match &self.spelling {
             Some(spelling) => headers.insert(SPELLING, spelling.clone()),
-            // A client has no say in it.
+            // A field of this name from the client is removed.
             None => headers.remove(SPELLING),
         };
     }
 
-    /// The fields from which a secondary key is made.
+    /// Returns the fields from which a secondary key is made.
     pub(super) fn selecting<'a>(&self, headers: &'a HeaderMap, names: &[HeaderName]) -> Cow<'a, HeaderMap> {
         if !names.contains(&SPELLING) {
             return Cow::Borrowed(headers);
@@ -81,16 +80,16 @@ impl Unkeyed {
     }
 }
 
-/// Whether frameworks may take a request for one with another method. A proxy that repeats the method changes nothing.
+/// Returns `true` if frameworks may treat a request as one with another method. A proxy that repeats the method changes nothing.
 pub(super) fn overrides_method(request: &RequestView<'_>) -> bool {
-    let differs = |name| the_one(request.headers, name) != Some(request.method.as_str());
+    let differs = |name| single_value(request.headers, name) != Some(request.method.as_str());
     request.headers.keys().any(|name| replaces_method(name.as_str()) && differs(name))
 }
 
-/// Whether a field says no more than the key does: a proxy in front of this cache repeats the host, the scheme and the port
-/// that the client asked for.
+/// Returns `true` if a field only repeats the key: a proxy in front of this cache sends the host, scheme and port of the client's
+/// request.
 fn repeats_the_key(name: &HeaderName, request: &RequestView<'_>, source: &SchemeSource) -> bool {
-    let Some(value) = the_one(request.headers, name) else { return false };
+    let Some(value) = single_value(request.headers, name) else { return false };
     let is_scheme = |value: &str| value.eq_ignore_ascii_case(&scheme(request, source));
     let is_host = |value: &str| value.eq_ignore_ascii_case(&host(request));
     match name.as_str() {
@@ -106,7 +105,7 @@ fn repeats_the_key(name: &HeaderName, request: &RequestView<'_>, source: &Scheme
                 )
         }
         "x-forwarded-uri" | "x-original-uri" => value == target_of(request.uri),
-        // Where it stands for the path alone, the query that it leaves out is lost.
+        // If the field contains only the path, the query would be lost.
         "x-forwarded-path" => request.uri.query().is_none() && value == target_of(request.uri),
         "forwarded" => parameters(value).all(|(name, value)| match () {
             () if name.eq_ignore_ascii_case("proto") => is_scheme(value),
@@ -117,7 +116,7 @@ fn repeats_the_key(name: &HeaderName, request: &RequestView<'_>, source: &Scheme
     }
 }
 
-/// The scheme of the resource that a request asks for (RFC 9110 §4.2), in lower case.
+/// Returns the scheme of the requested resource (RFC 9110 §4.2), in lower case.
 pub(super) fn scheme<'a>(request: &RequestView<'a>, source: &'a SchemeSource) -> Cow<'a, str> {
     let of_uri = || request.uri.scheme_str().unwrap_or("http");
     let scheme = match source {
@@ -125,7 +124,7 @@ pub(super) fn scheme<'a>(request: &RequestView<'a>, source: &'a SchemeSource) ->
         SchemeSource::Always(scheme) => scheme.as_str(),
         SchemeSource::Forwarded => forwarded_scheme(request.headers).map_or_else(of_uri, Scheme::as_str),
     };
-    // `http` keeps the two usual ones in lower case.
+    // `http` already writes the two usual schemes in lower case.
     if scheme.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(scheme.to_ascii_lowercase())
     } else {
@@ -133,17 +132,19 @@ pub(super) fn scheme<'a>(request: &RequestView<'a>, source: &'a SchemeSource) ->
     }
 }
 
-/// What the proxy in front says: `X-Forwarded-Proto`, or `proto` in the one element of `Forwarded` (RFC 7239 §5.4).
+/// Returns the scheme that a proxy reports in `X-Forwarded-Proto`, or in `proto` of a single `Forwarded` element (RFC 7239 §5.4).
 fn forwarded_scheme(headers: &HeaderMap) -> Option<&'static Scheme> {
     const PROTO: HeaderName = HeaderName::from_static(X_FORWARDED_PROTO);
-    let said = the_one(headers, &PROTO).or_else(|| {
-        let mut parameters = parameters(the_one(headers, &FORWARDED)?);
+    let scheme_of_proxy = single_value(headers, &PROTO).or_else(|| {
+        let mut parameters = parameters(single_value(headers, &FORWARDED)?);
         parameters.find(|(name, _)| name.eq_ignore_ascii_case("proto")).map(|(_, value)| value)
     })?;
-    [&Scheme::HTTP, &Scheme::HTTPS].into_iter().find(|scheme| said.eq_ignore_ascii_case(scheme.as_str()))
+    [&Scheme::HTTP, &Scheme::HTTPS]
+        .into_iter()
+        .find(|scheme| scheme_of_proxy.eq_ignore_ascii_case(scheme.as_str()))
 }
 
-/// `name=value`, with or without quotes, of all elements.
+/// Returns the `name=value` pairs of all elements, with or without quotes.
 fn parameters(field: &str) -> impl Iterator<Item = (&str, &str)> {
     field.split([',', ';']).filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -151,8 +152,8 @@ fn parameters(field: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// The value of a field that is there once.
-fn the_one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+/// Returns the value of a field that is present exactly once.
+fn single_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     Some(value.to_str().ok()?.trim())
@@ -162,16 +163,16 @@ pub(super) fn target_of(uri: &Uri) -> &str {
     uri.path_and_query().map_or("/", |target| target.as_str())
 }
 
-/// One spelling for all spellings of a target that some origin takes for the same: escapes only where RFC 3986 §3.3 and §3.4
-/// ask for them, no dot segments (§5.2.4), and of a form (a query) neither empty pairs nor `=` without a value, with `+` for
-/// a space. Borrowed if that is how it is spelled.
+/// Returns one spelling for all spellings of a target that some origin treats as equal: with escapes only where RFC 3986 §3.3 and
+/// §3.4 require them, without dot segments (§5.2.4), and with a query like that of a form, without empty pairs, without `=`
+/// before an empty value, and with `+` for a space. Borrowed if the target is already spelled like this.
 pub(super) fn canonical(target: &str) -> Cow<'_, str> {
     if is_canonical(target) {
         return Cow::Borrowed(target);
     }
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
     let mut spelled = String::with_capacity(target.len());
-    respell(&mut spelled, path, Component::Path);
+    push_normalised(&mut spelled, path, Component::Path);
     if spelled.contains("/.") {
         spelled = super::invalidation::without_dots(&spelled);
     }
@@ -187,13 +188,13 @@ pub(super) fn canonical(target: &str) -> Cow<'_, str> {
         for pair in std::iter::once(first).chain(pairs) {
             spelled.push(separator);
             separator = '&';
-            respell(&mut spelled, pair, Component::Query);
+            push_normalised(&mut spelled, pair, Component::Query);
         }
     }
     if spelled == target { Cow::Borrowed(target) } else { Cow::Owned(spelled) }
 }
 
-/// Whether nothing in a target calls for a closer look, which is usual.
+/// Returns `true` if a fast check shows that the target is in canonical spelling, which is usual.
 fn is_canonical(target: &str) -> bool {
     let (mut before, mut is_query) = (b' ', false);
     for &byte in target.as_bytes() {
@@ -215,7 +216,7 @@ fn is_canonical(target: &str) -> bool {
     !(is_query && matches!(before, b'?' | b'&' | b'='))
 }
 
-/// Where a text stands, and so which characters in it need no escape.
+/// The component of a URI, which determines the characters that need no escape.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Component {
     Path,
@@ -223,7 +224,7 @@ enum Component {
 }
 
 impl Component {
-    /// RFC 3986 §3.3 and §3.4, but for what separates pairs and stands for a space in forms.
+    /// Returns `true` for the characters that RFC 3986 §3.3 and §3.4 allow, except those with a meaning in forms.
     const fn may_hold(self, byte: u8) -> bool {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => true,
@@ -235,7 +236,7 @@ impl Component {
     }
 }
 
-fn respell(out: &mut String, text: &str, part: Component) {
+fn push_normalised(out: &mut String, text: &str, part: Component) {
     let bytes = text.as_bytes();
     let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
     let mut at = 0;
@@ -259,7 +260,7 @@ mod tests {
     use http::Request;
 
     #[test]
-    fn canonical_unites_spellings() {
+    fn equal_spellings_have_one_canonical_form() {
         let rows: &[(&str, &[&str])] = &[
             (
                 "/p/7",
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_repeat_the_key_select_nothing() {
+    fn fields_that_repeat_the_key_do_not_select() {
         let names = |uri: &str, fields: &[(&str, &str)], source: &SchemeSource| {
             let mut request = Request::get(uri).header("host", "Shop.example:8443");
             for (name, value) in fields {

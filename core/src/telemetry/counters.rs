@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_threads_count_is_summed_up() {
+    fn counts_of_all_threads_are_summed() {
         let counters = Counters::<3>::new();
         std::thread::scope(|scope| {
             for _ in 0..20 {

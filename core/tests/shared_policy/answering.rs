@@ -1,4 +1,4 @@
-//! Which requests are answered from the cache, and how (§4).
+//! Requests that are answered from the cache, and their responses (§4).
 
 use std::sync::Arc;
 
@@ -14,60 +14,78 @@ use super::{
 };
 
 #[test]
-fn what_answers() {
+fn stored_responses_answer_within_their_directives() {
     const MINUTE: (&str, &str) = ("cache-control", "max-age=60");
     let rows: &[(&str, Fields<'_>, Fields<'_>, u64, &str)] = &[
         ("§4 fresh", &[], &[MINUTE], 59, "answer"),
         ("§4.2 stale", &[], &[MINUTE], 60, "expired"),
-        ("§3.5 credentials, of what is for all", &[("authorization", "x")], &[MINUTE], 0, "answer"),
-        ("§7.3 cookies", &[("cookie", "a=b")], &[MINUTE], 0, "answer"),
-        ("§5.2.1.1 max-age", &[("cache-control", "max-age=9")], &[MINUTE], 9, "answer"),
-        ("§5.2.1.1 max-age", &[("cache-control", "max-age=9")], &[MINUTE], 10, "max-age"),
+        ("§3.5 a request with credentials", &[("authorization", "x")], &[MINUTE], 0, "answer"),
+        ("§7.3 a request with a cookie", &[("cookie", "a=b")], &[MINUTE], 0, "answer"),
+        ("§5.2.1.1 as old as max-age", &[("cache-control", "max-age=9")], &[MINUTE], 9, "answer"),
+        ("§5.2.1.1 older than max-age", &[("cache-control", "max-age=9")], &[MINUTE], 10, "max-age"),
         ("§5.2.1.1 max-age=0", &[("cache-control", "max-age=0")], &[MINUTE], 0, "max-age"),
         (
-            "§5.2.1.1 by its whole age",
+            "§5.2.1.1 max-age, with an initial age",
             &[("cache-control", "max-age=9")],
             &[MINUTE, ("age", "10")],
             0,
             "max-age",
         ),
-        ("§5.2.1.2 max-stale", &[("cache-control", "max-stale=5")], &[MINUTE], 65, "answer"),
-        ("§5.2.1.2 max-stale", &[("cache-control", "max-stale=5")], &[MINUTE], 66, "expired"),
-        ("§5.2.1.2 any max-stale", &[("cache-control", "max-stale")], &[MINUTE], 1_000_000, "answer"),
+        ("§5.2.1.2 as stale as max-stale", &[("cache-control", "max-stale=5")], &[MINUTE], 65, "answer"),
+        ("§5.2.1.2 staler than max-stale", &[("cache-control", "max-stale=5")], &[MINUTE], 66, "expired"),
         (
-            "§5.2.2.2 not against must-revalidate",
+            "§5.2.1.2 max-stale without a value",
+            &[("cache-control", "max-stale")],
+            &[MINUTE],
+            1_000_000,
+            "answer",
+        ),
+        (
+            "§5.2.2.2 max-stale, with must-revalidate",
             &[("cache-control", "max-stale")],
             &[("cache-control", "max-age=60, must-revalidate")],
             60,
             "expired",
         ),
         (
-            "§5.2.2.8 nor proxy-revalidate",
+            "§5.2.2.8 max-stale, with proxy-revalidate",
             &[("cache-control", "max-stale")],
             &[("cache-control", "max-age=60, proxy-revalidate")],
             60,
             "expired",
         ),
         (
-            "§5.2.2.10 nor s-maxage",
+            "§5.2.2.10 max-stale, with s-maxage",
             &[("cache-control", "max-stale")],
             &[("cache-control", "s-maxage=60")],
             60,
             "expired",
         ),
-        ("§5.2.1.3 min-fresh", &[("cache-control", "min-fresh=20")], &[MINUTE], 40, "answer"),
-        ("§5.2.1.3 min-fresh", &[("cache-control", "min-fresh=20")], &[MINUTE], 41, "min-fresh"),
+        (
+            "§5.2.1.3 fresh for as long as min-fresh",
+            &[("cache-control", "min-fresh=20")],
+            &[MINUTE],
+            40,
+            "answer",
+        ),
+        (
+            "§5.2.1.3 not fresh for as long as min-fresh",
+            &[("cache-control", "min-fresh=20")],
+            &[MINUTE],
+            41,
+            "min-fresh",
+        ),
         ("§5.2.1.4 no-cache", &[("cache-control", "no-cache")], &[MINUTE], 0, "no-cache"),
         ("§5.4 Pragma", &[("pragma", "no-cache")], &[MINUTE], 0, "no-cache"),
         (
-            "§5.2.2.4 no-cache",
+            "§5.2.2.4 a stored response with no-cache",
             &[("cache-control", "max-stale")],
             &[("cache-control", "no-cache, max-age=60"), ("etag", "\"a\"")],
             0,
             "expired",
         ),
         (
-            "RFC 8246 immutable is for browsers",
+            "RFC 8246 no-cache, with immutable",
             &[("cache-control", "no-cache")],
             &[("cache-control", "immutable, max-age=60")],
             0,
@@ -81,14 +99,14 @@ fn what_answers() {
             "stale",
         ),
         (
-            "RFC 5861 §3 no longer",
+            "RFC 5861 §3 after stale-while-revalidate",
             &[],
             &[("cache-control", "max-age=60, stale-while-revalidate=10")],
             70,
             "expired",
         ),
         (
-            "RFC 5861 §3 not against must-revalidate",
+            "RFC 5861 §3 stale-while-revalidate, with must-revalidate",
             &[],
             &[("cache-control", "max-age=60, stale-while-revalidate=10, must-revalidate")],
             60,
@@ -104,15 +122,15 @@ fn what_answers() {
 #[test]
 fn requests_that_are_not_looked_up() {
     let rows: &[(&str, Method, Fields<'_>, &str)] = &[
-        ("§5.2.1.5", Method::GET, &[("cache-control", "no-store")], "bypass"),
-        ("§4.3.2", Method::GET, &[("if-match", "\"a\"")], "bypass"),
-        ("§4.3.2", Method::GET, &[("if-unmodified-since", NOW)], "bypass"),
-        ("RFC 9110 §9.3.1", Method::GET, &[("content-length", "1")], "bypass"),
-        ("RFC 9110 §7.8", Method::GET, &[("upgrade", "x")], "bypass"),
-        ("RFC 9110 §9.2.1", Method::OPTIONS, &[], "bypass"),
-        ("§4.4", Method::POST, &[], "write"),
-        ("§4.4", Method::DELETE, &[], "write"),
-        ("§4.4 whatever it offers to switch to", Method::PUT, &[("upgrade", "h2c")], "write"),
+        ("§5.2.1.5 no-store", Method::GET, &[("cache-control", "no-store")], "bypass"),
+        ("§4.3.2 If-Match", Method::GET, &[("if-match", "\"a\"")], "bypass"),
+        ("§4.3.2 If-Unmodified-Since", Method::GET, &[("if-unmodified-since", NOW)], "bypass"),
+        ("RFC 9110 §9.3.1 content", Method::GET, &[("content-length", "1")], "bypass"),
+        ("RFC 9110 §7.8 an upgrade", Method::GET, &[("upgrade", "x")], "bypass"),
+        ("RFC 9110 §9.2.1 OPTIONS", Method::OPTIONS, &[], "bypass"),
+        ("§4.4 POST", Method::POST, &[], "write"),
+        ("§4.4 DELETE", Method::DELETE, &[], "write"),
+        ("§4.4 a write that offers an upgrade", Method::PUT, &[("upgrade", "h2c")], "write"),
         ("§4.4 a write in disguise", Method::GET, &[("x-http-method-override", "DELETE")], "write"),
         ("§4.4 a write in disguise", Method::HEAD, &[("x-http-method", "PUT")], "write"),
         ("§4.4 a write in disguise", Method::GET, &[("x-method-override", "PUT")], "write"),
@@ -132,15 +150,15 @@ fn requests_that_are_not_looked_up() {
             "write",
         ),
         (
-            "§4.4 one that says it twice",
+            "§4.4 a write in disguise, with two fields",
             Method::GET,
             &[("x-original-method", "GET"), ("x-original-method", "DELETE")],
             "write",
         ),
-        ("a proxy repeats the method", Method::GET, &[("x-forwarded-method", "GET")], "lookup"),
-        ("a proxy repeats the method", Method::HEAD, &[("x-original-method", "HEAD")], "lookup"),
-        ("§4.4 of unknown safety", Method::from_bytes(b"M-SEARCH").unwrap(), &[], "write"),
-        ("§4", Method::HEAD, &[], "lookup"),
+        ("GET, and a proxy repeats the method", Method::GET, &[("x-forwarded-method", "GET")], "lookup"),
+        ("HEAD, and a proxy repeats the method", Method::HEAD, &[("x-original-method", "HEAD")], "lookup"),
+        ("§4.4 a method of unknown safety", Method::from_bytes(b"M-SEARCH").unwrap(), &[], "write"),
+        ("§4 HEAD", Method::HEAD, &[], "lookup"),
     ];
     for (what, method, fields, expected) in rows {
         let request = request(method.clone(), fields);
@@ -182,7 +200,7 @@ fn only_if_cached_is_answered_with_504() {
 }
 
 #[test]
-fn an_answer_has_its_age_and_says_that_it_is_one() {
+fn hit_has_its_age_and_cache_status() {
     let record =
         stored(&[("cache-control", "max-age=60"), ("age", "10"), ("cache-status", "Near; fwd=miss")]);
     let response = response_of(ask(&policy(), &get(&[]), record.clone(), now() + seconds(5)));
@@ -203,7 +221,7 @@ fn an_answer_has_its_age_and_says_that_it_is_one() {
 }
 
 #[test]
-fn conditions_are_evaluated_here() {
+fn conditions_are_evaluated_by_the_cache() {
     let both: Fields<'_> =
         &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("last-modified", A_MINUTE_AGO)];
     let neither: Fields<'_> = &[("cache-control", "max-age=60")];
@@ -249,26 +267,31 @@ fn conditions_are_evaluated_here() {
 }
 
 #[test]
-fn who_may_wait_for_whom() {
+fn only_compatible_requests_share_a_fill() {
     let fresh: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
     let rows: &[(&str, Fields<'_>, Option<Fields<'_>>, bool)] = &[
         ("nothing is stored", &[], None, true),
-        ("what is stored was fresh", &[], Some(fresh), true),
-        ("it never was", &[], Some(&[("cache-control", "max-age=0"), ("etag", "\"a\"")]), false),
+        ("the stored response was fresh", &[], Some(fresh), true),
         (
-            "it has to be validated each time",
+            "the stored response was never fresh",
+            &[],
+            Some(&[("cache-control", "max-age=0"), ("etag", "\"a\"")]),
+            false,
+        ),
+        (
+            "the stored response is validated each time",
             &[],
             Some(&[("cache-control", "no-cache"), ("etag", "\"a\"")]),
             false,
         ),
-        ("credentials", &[("authorization", "x")], None, false),
-        ("credentials", &[("x-api-key", "x")], None, false),
-        ("another host, maybe", &[("x-forwarded-host", "elsewhere.example")], None, false),
-        ("a part", &[("range", "bytes=0-1")], None, false),
-        ("a condition of its own", &[("if-none-match", "\"a\"")], None, false),
-        ("which is replaced by ours", &[("if-none-match", "\"a\"")], Some(fresh), true),
-        ("something newer", &[("cache-control", "no-cache")], None, false),
-        ("something newer", &[("cache-control", "max-age=0")], Some(fresh), false),
+        ("Authorization", &[("authorization", "x")], None, false),
+        ("an API key", &[("x-api-key", "x")], None, false),
+        ("a forwarding field", &[("x-forwarded-host", "elsewhere.example")], None, false),
+        ("a range", &[("range", "bytes=0-1")], None, false),
+        ("the client's own condition", &[("if-none-match", "\"a\"")], None, false),
+        ("a condition that the cache replaces", &[("if-none-match", "\"a\"")], Some(fresh), true),
+        ("no-cache", &[("cache-control", "no-cache")], None, false),
+        ("max-age=0", &[("cache-control", "max-age=0")], Some(fresh), false),
     ];
     for (what, request, record, expected) in rows {
         let record = record.and_then(stored);
@@ -284,7 +307,7 @@ fn who_may_wait_for_whom() {
 }
 
 #[test]
-fn a_stored_cookie_answers_only_where_the_rule_allows_it() {
+fn stored_cookie_is_served_only_if_the_rule_allows_it() {
     let explicit = SharedPolicy::new(Arc::new(SharedRule { set_cookie: SetCookie::IfExplicit, ..rule() }));
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("set-cookie", "a=b")];
     let record = || {

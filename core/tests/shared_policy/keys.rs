@@ -1,4 +1,4 @@
-//! Keys: the target, the scheme and the host, and spellings of one target (§2).
+//! Keys: the target, the scheme, the host, and spellings of one target (§2).
 
 use bytes::Bytes;
 use http::HeaderName;
@@ -12,7 +12,7 @@ use super::engine::{Fields, now, response};
 use super::{ask, get, policy, rule, stored};
 
 #[test]
-fn keys_are_the_target_the_scheme_and_the_host() {
+fn keys_contain_target_scheme_and_host() {
     let key = |uri: &str, host: &str| {
         let mut request = get(&[("host", host)]);
         request.uri = uri.parse().unwrap();
@@ -39,7 +39,7 @@ fn keys_are_the_target_the_scheme_and_the_host() {
 }
 
 #[test]
-fn keys_have_the_scheme_that_the_rule_names() {
+fn keys_use_the_scheme_of_the_rule() {
     let scheme = |source: SchemeSource, uri: &str, fields: Fields<'_>| {
         let rule = SharedRule { scheme: source, ..rule() };
         let mut request = get(fields);
@@ -63,7 +63,7 @@ fn keys_have_the_scheme_that_the_rule_names() {
     }
 }
 
-/// A request with these fields, and where its answer goes when this is known.
+/// Returns the reason of a request with these fields, and the placement of its response, for a known record.
 fn placed(uri: &str, fields: Fields<'_>, known: Option<SharedRecord>) -> (Reason, Placement) {
     let mut request = get(fields);
     request.uri = uri.parse().unwrap();
@@ -94,39 +94,39 @@ fn spellings_and_forwarding_fields_select_variants() {
         ("/things/7", &[("x-rewrite-url", "/admin")], "x-rewrite-url"),
     ];
     for (uri, fields, name) in rows {
-        // Nothing is known.
+        // Nothing is stored.
         let (reason, placement) = placed(uri, fields, None);
         let Placement::FirstVariant(secondary, variants) = placement else { panic!("{placement:?}") };
         assert_eq!(
             (reason, variants.names().len(), variants.names()[0].as_str()),
             (Reason::Absent, 1, *name)
         );
-        // The usual request doesn't get it.
+        // The canonical request doesn't get it.
         let (reason, placement) = placed("/things/7", &[], Some(SharedRecord::Variants(variants.clone())));
         let Placement::NewVariant(usual, id) = placement else { panic!("{placement:?}") };
         assert!(reason == Reason::Variant && usual != secondary && id == variants.id());
-        // Nor another unusual one.
+        // Neither does a request with another spelling.
         let other = match *name {
             "larder-spelling" => placed("/%74hings/7", &[], Some(SharedRecord::Variants(variants.clone()))),
             name => placed("/things/7", &[(name, "other")], Some(SharedRecord::Variants(variants.clone()))),
         };
         assert!(matches!(other.1, Placement::NewVariant(..)), "{other:?}");
-        // The same one does.
+        // A request with the same spelling does.
         let again = placed(uri, fields, Some(SharedRecord::Variants(variants.clone())));
         assert!(matches!(again.1, Placement::Target), "{again:?}");
         assert_eq!(variants.secondary_keys().collect::<Vec<_>>(), [secondary]);
-        // What is stored for the usual request doesn't answer it.
+        // The entry of the canonical request doesn't answer it.
         let (reason, placement) = placed(uri, fields, stored(&[("cache-control", "max-age=60")]));
         assert!(
             reason == Reason::Variant && matches!(placement, Placement::FirstVariant(..)),
             "{placement:?}"
         );
-        // A list that doesn't tell them apart yet is widened.
+        // A record that doesn't separate them yet is widened.
         let narrow = Variants::new(3, vec![HeaderName::from_static("accept")]);
         let (_, placement) = placed(uri, fields, Some(SharedRecord::Variants(narrow)));
         assert!(matches!(placement, Placement::Widened(_, _, 3)), "{placement:?}");
     }
-    // A client can't pose as another spelling.
+    // A client can't claim another spelling in a field.
     let (_, placement) = placed("/thing%73/7", &[], None);
     let Placement::FirstVariant(_, variants) = placement else { panic!("{placement:?}") };
     let posing: Fields<'_> = &[("larder-spelling", "/thing%73/7")];
@@ -135,7 +135,7 @@ fn spellings_and_forwarding_fields_select_variants() {
 }
 
 #[test]
-fn filled_meanwhile_answers_only_the_same_spelling() {
+fn followers_share_only_the_same_spelling() {
     let mut request = get(&[]);
     request.uri = "/thing%73/7".parse().unwrap();
     let SharedDecision::Forward(forward) = ask(&policy(), &request, None, now()) else { panic!() };

@@ -1,5 +1,5 @@
-//! The engine of the shared cache as tables: each row is a rule, with its section. Sections without a number before them
-//! are of RFC 9111.
+//! The engine of the shared cache, as tables. Each row is a rule, with its section. Sections without an RFC number are of RFC
+//! 9111.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 #![allow(clippy::type_complexity, reason = "the columns of a table are named by its rows")]
@@ -31,10 +31,10 @@ use larder_core::shared::policy::{
 use larder_core::shared::{SharedRecord, SharedRule, StoredResponse};
 use larder_core::{KeySpace, RequestView};
 
-/// What is stored and asked for in most rows.
+/// The target of most rows.
 const BODY: &str = "0123456789";
 
-/// `now()`, as dates.
+/// Dates relative to `now()`.
 const NOW: &str = "Fri, 15 Jan 2027 08:00:00 GMT";
 
 const IN_A_MINUTE: &str = "Fri, 15 Jan 2027 08:01:00 GMT";
@@ -59,7 +59,7 @@ fn get(fields: Fields<'_>) -> request::Parts {
     request(Method::GET, fields)
 }
 
-/// What the engine decides about a request when this is stored.
+/// Returns the decision about a request, for this stored record.
 fn ask(
     policy: &SharedPolicy,
     request: &request::Parts,
@@ -74,7 +74,7 @@ fn ask(
     }
 }
 
-/// What it decides about the origin's answer.
+/// Returns the result of the origin's response.
 fn answer(
     policy: &SharedPolicy,
     request: &request::Parts,
@@ -86,7 +86,7 @@ fn answer(
     forward.on_response(&response(status, fields), BodyLength::Known(BODY.len() as u64), at, at)
 }
 
-/// What becomes of an answer to an empty cache: the record, or why there is none.
+/// Returns the record that a response to an empty cache is stored as, or the reason why it isn't stored.
 fn store_under(
     policy: &SharedPolicy,
     request: &request::Parts,
@@ -129,7 +129,7 @@ fn response_of(decision: SharedDecision) -> Response<Bytes> {
     }
 }
 
-/// One word for a decision.
+/// Returns a word for a decision.
 fn word(decision: &SharedDecision) -> String {
     match decision {
         SharedDecision::Answer(_) => "answer".to_owned(),

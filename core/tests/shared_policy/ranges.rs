@@ -1,4 +1,4 @@
-//! Ranges and parts (§3.3, §3.4; RFC 9110 §14).
+//! Ranges and partial responses (§3.3, §3.4; RFC 9110 §14).
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -11,15 +11,16 @@ use super::{
     A_MINUTE_AGO, BODY, NOW, answer, ask, get, policy, record_of, response_of, store_under, stored, word,
 };
 
-/// RFC 9110 §14.3: what is cut says so to the first client and to the next ones, unless the origin said something else.
+/// Responses that can be cut have `Accept-Ranges`, for the first client and for later ones, unless the origin sets it (RFC 9110
+/// §14.3).
 #[test]
 fn responses_that_can_be_cut_have_accept_ranges() {
     const FRESH: (&str, &str) = ("cache-control", "max-age=60");
     for (why, status, fields, expected) in [
-        ("an origin that says nothing", 200, &[FRESH][..], Some("bytes")),
-        ("one that cuts", 200, &[FRESH, ("accept-ranges", "bytes")], Some("bytes")),
-        ("one that refuses", 200, &[FRESH, ("accept-ranges", "none")], Some("none")),
-        ("no 200", 404, &[FRESH], None),
+        ("an origin without Accept-Ranges", 200, &[FRESH][..], Some("bytes")),
+        ("an origin that supports ranges", 200, &[FRESH, ("accept-ranges", "bytes")], Some("bytes")),
+        ("an origin that refuses ranges", 200, &[FRESH, ("accept-ranges", "none")], Some("none")),
+        ("a 404", 404, &[FRESH], None),
     ] {
         let said = |headers: &http::HeaderMap| {
             headers.get("accept-ranges").map(|units| units.to_str().unwrap().to_owned())
@@ -45,7 +46,7 @@ fn responses_that_can_be_cut_have_accept_ranges() {
 }
 
 #[test]
-fn ranges_are_cut_from_what_is_complete() {
+fn ranges_are_cut_from_complete_responses() {
     let fields: Fields<'_> =
         &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("last-modified", A_MINUTE_AGO)];
     let rows: &[(&str, Fields<'_>, u16, &str, &str)] = &[
@@ -55,9 +56,9 @@ fn ranges_are_cut_from_what_is_complete() {
         ("a suffix", &[("range", "bytes=-1")], 206, "9", "bytes 9-9/10"),
         ("a long suffix", &[("range", "bytes=-99")], 206, BODY, "bytes 0-9/10"),
         ("units in any case", &[("range", "Bytes=0-0")], 206, "0", "bytes 0-0/10"),
-        ("behind the end", &[("range", "bytes=10-")], 416, "", "bytes */10"),
+        ("after the end", &[("range", "bytes=10-")], 416, "", "bytes */10"),
         ("an empty suffix", &[("range", "bytes=-0")], 416, "", "bytes */10"),
-        ("several may be ignored", &[("range", "bytes=0-1,3-4")], 200, BODY, ""),
+        ("several ranges are ignored", &[("range", "bytes=0-1,3-4")], 200, BODY, ""),
         ("another unit", &[("range", "lines=0-1")], 200, BODY, ""),
         ("backwards", &[("range", "bytes=4-2")], 200, BODY, ""),
         ("no digits", &[("range", "bytes=+1-2")], 200, BODY, ""),
@@ -73,7 +74,7 @@ fn ranges_are_cut_from_what_is_complete() {
         let found = response.headers().get("content-range").map_or("", |range| range.to_str().unwrap());
         assert_eq!(found, *range, "{what}");
     }
-    // RFC 9110 §14.2: a range is for GET alone.
+    // Ranges are only for GET (RFC 9110 §14.2).
     let head = request(Method::HEAD, &[("range", "bytes=0-0")]);
     assert_eq!(response_of(ask(&policy(), &head, stored(fields), now())).status(), StatusCode::OK);
 }
@@ -87,7 +88,7 @@ pub(super) fn part() -> Option<SharedRecord> {
 }
 
 #[test]
-fn parts_answer_what_lies_wholly_within_them() {
+fn stored_part_answers_only_ranges_within_it() {
     // §3.3.
     for (range, expected) in [
         ("bytes=10-19", Some(("0123456789", "bytes 10-19/30"))),
@@ -118,7 +119,7 @@ fn parts_answer_what_lies_wholly_within_them() {
 }
 
 #[test]
-fn parts_are_put_together() {
+fn stored_parts_are_combined() {
     // §3.4.
     let combined = |tag: &str, range: &str, asked: &str| {
         let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", tag), ("content-range", range)];
@@ -140,7 +141,7 @@ fn parts_are_put_together() {
     );
     assert_eq!(combined("\"a\"", "bytes 0-8/30", "bytes=0-8").body, "abcdefghij", "with a gap");
 
-    // Both halves make a whole.
+    // Two halves make a whole.
     let half = |range: &str, before: Option<StoredResponse>| {
         let fields: Fields<'_> =
             &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("content-range", range)];

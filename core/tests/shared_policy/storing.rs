@@ -1,4 +1,4 @@
-//! Which responses and which of their fields are stored (§3).
+//! The responses and the fields that are stored (§3).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,33 +13,33 @@ use super::engine::Fields;
 use super::{A_THOUSAND_SECONDS_AGO, IN_A_MINUTE, NOW, get, policy, rule, seconds, store, store_under};
 
 #[test]
-fn what_is_stored() {
+fn only_permitted_responses_are_stored() {
     const FRESH: (&str, &str) = ("cache-control", "max-age=60");
     const CREDENTIALS: Fields<'_> = &[("authorization", "Basic eA==")];
     const API_KEY: Fields<'_> = &[("x-api-key", "key-1")];
     let rows: &[(&str, Fields<'_>, u16, Fields<'_>, Result<(), Reason>)] = &[
         ("§3 explicitly fresh", &[], 200, &[FRESH], Ok(())),
         ("§3 any final status", &[], 599, &[FRESH], Ok(())),
-        ("§3 nothing said", &[], 200, &[], Err(Reason::Lifetime)),
+        ("§3 no lifetime and no validator", &[], 200, &[], Err(Reason::Lifetime)),
         (
-            "§3 never fresh and not to be validated",
+            "§3 never fresh, without a validator",
             &[],
             200,
             &[("cache-control", "max-age=0")],
             Err(Reason::Lifetime),
         ),
         (
-            "§4.3 never fresh, but to be validated",
+            "§4.3 never fresh, with a validator",
             &[],
             200,
             &[("cache-control", "max-age=0"), ("etag", "\"a\"")],
             Ok(()),
         ),
-        ("§4.2.2 a status that is no reason to guess", &[], 403, &[("etag", "\"a\"")], Err(Reason::Status)),
+        ("§4.2.2 a status without a heuristic lifetime", &[], 403, &[("etag", "\"a\"")], Err(Reason::Status)),
         ("§5.2.2.5 no-store", &[], 200, &[("cache-control", "no-store, max-age=60")], Err(Reason::Withheld)),
         ("§5.2.2.7 private", &[], 200, &[("cache-control", "private, max-age=60")], Err(Reason::Withheld)),
         (
-            "§5.2.2.7 but not the named fields alone",
+            "§5.2.2.7 private with field names",
             &[],
             200,
             &[("cache-control", "private=\"a\", max-age=60")],
@@ -54,24 +54,30 @@ fn what_is_stored() {
             Err(Reason::Status),
         ),
         (
-            "§5.2.2.3 which overrides no-store when it is understood",
+            "§5.2.2.3 must-understand overrides no-store for a known status",
             &[],
             200,
             &[("cache-control", "must-understand, no-store, max-age=60")],
             Ok(()),
         ),
-        ("§3.5 credentials", CREDENTIALS, 200, &[FRESH], Err(Reason::Authorization)),
-        ("§3.5 and public", CREDENTIALS, 200, &[("cache-control", "public, max-age=60")], Ok(())),
+        ("§3.5 a request with credentials", CREDENTIALS, 200, &[FRESH], Err(Reason::Authorization)),
         (
-            "§3.5 and must-revalidate",
+            "§3.5 credentials, with public",
+            CREDENTIALS,
+            200,
+            &[("cache-control", "public, max-age=60")],
+            Ok(()),
+        ),
+        (
+            "§3.5 credentials, with must-revalidate",
             CREDENTIALS,
             200,
             &[("cache-control", "must-revalidate, max-age=60")],
             Ok(()),
         ),
-        ("§3.5 and s-maxage", CREDENTIALS, 200, &[("cache-control", "s-maxage=60")], Ok(())),
+        ("§3.5 credentials, with s-maxage", CREDENTIALS, 200, &[("cache-control", "s-maxage=60")], Ok(())),
         (
-            "§3.5 but not proxy-revalidate",
+            "§3.5 credentials, with proxy-revalidate",
             CREDENTIALS,
             200,
             &[("cache-control", "proxy-revalidate, max-age=60")],
@@ -86,24 +92,30 @@ fn what_is_stored() {
             Err(Reason::SetCookie),
         ),
         (
-            "§5.2.2.7 a cookie that is withheld by name",
+            "§5.2.2.7 a cookie named by private",
             &[],
             200,
             &[("cache-control", "max-age=60, private=\"set-cookie\""), ("set-cookie", "a=b")],
             Ok(()),
         ),
         ("§3.5 credentials in another field", API_KEY, 200, &[FRESH], Err(Reason::Authorization)),
-        ("§3.5 and public", API_KEY, 200, &[("cache-control", "public, max-age=60")], Ok(())),
-        ("§3 cookies: the answer decides", &[("cookie", "a=b")], 200, &[FRESH], Ok(())),
         (
-            "§7.3 a cookie by guess",
+            "§3.5 credentials in another field, with public",
+            API_KEY,
+            200,
+            &[("cache-control", "public, max-age=60")],
+            Ok(()),
+        ),
+        ("§3 a request with a cookie", &[("cookie", "a=b")], 200, &[FRESH], Ok(())),
+        (
+            "§7.3 a cookie, with a heuristic lifetime",
             &[],
             200,
             &[("last-modified", A_THOUSAND_SECONDS_AGO), ("set-cookie", "a=b")],
             Err(Reason::SetCookie),
         ),
-        ("§3 a 304 nobody asked for", &[], 304, &[FRESH], Err(Reason::Status)),
-        ("§3.3 a part without its place", &[("range", "bytes=0-1")], 206, &[FRESH], Err(Reason::Range)),
+        ("§3 a 304 to a request without a condition", &[], 304, &[FRESH], Err(Reason::Status)),
+        ("§3.3 a part without Content-Range", &[("range", "bytes=0-1")], 206, &[FRESH], Err(Reason::Range)),
         ("§3.3 a part", &[("range", "bytes=0-9")], 206, &[FRESH, ("content-range", "bytes 0-9/20")], Ok(())),
         (
             "§3.3 several parts",
@@ -120,7 +132,7 @@ fn what_is_stored() {
 }
 
 #[test]
-fn what_the_rule_says_about_storing() {
+fn options_of_the_rule_apply_to_storing() {
     let changed = |change: fn(&mut SharedRule)| {
         let mut rule = rule();
         change(&mut rule);
@@ -150,30 +162,46 @@ fn what_the_rule_says_about_storing() {
         store_under(&certain, &get(&[]), 200, &[("last-modified", A_THOUSAND_SECONDS_AGO)]).unwrap();
     assert_eq!(modified.lifetime, Duration::ZERO);
 
-    // RFC 9213: a targeted field comes before `Cache-Control` and `Expires`, if it can be read.
+    // A targeted field takes precedence over `Cache-Control` and `Expires`, if it is valid (RFC 9213).
     let targeted = changed(|rule| rule.targeted = vec![HeaderName::from_static("cdn-cache-control")]);
     let rows: &[(&str, Fields<'_>, Result<u64, &str>)] = &[
-        ("it counts", &[("cdn-cache-control", "max-age=9"), ("cache-control", "no-store")], Ok(9)),
         (
-            "it forbids",
+            "the targeted field sets the lifetime",
+            &[("cdn-cache-control", "max-age=9"), ("cache-control", "no-store")],
+            Ok(9),
+        ),
+        (
+            "the targeted field forbids storing",
             &[("cdn-cache-control", "no-store"), ("cache-control", "max-age=60")],
             Err("withheld"),
         ),
-        ("without it", &[("cache-control", "max-age=60")], Ok(60)),
-        ("Expires doesn't", &[("cdn-cache-control", "a"), ("expires", IN_A_MINUTE)], Err("lifetime")),
+        ("no targeted field", &[("cache-control", "max-age=60")], Ok(60)),
         (
-            "no dictionary",
+            "an invalid targeted field, with Expires",
+            &[("cdn-cache-control", "a"), ("expires", IN_A_MINUTE)],
+            Err("lifetime"),
+        ),
+        (
+            "a targeted field that is no dictionary",
             &[("cdn-cache-control", "max-age=9, &&&"), ("cache-control", "max-age=60")],
             Ok(60),
         ),
-        ("no integer", &[("cdn-cache-control", "max-age=\"9\""), ("cache-control", "max-age=60")], Ok(60)),
-        ("a space", &[("cdn-cache-control", "max-age= 9"), ("cache-control", "max-age=60")], Ok(60)),
+        (
+            "a targeted max-age that is no integer",
+            &[("cdn-cache-control", "max-age=\"9\""), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "a space in the targeted field",
+            &[("cdn-cache-control", "max-age= 9"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
     ];
     for (what, fields, expected) in rows {
         let found = store_under(&targeted, &get(&[]), 200, fields).map(|stored| stored.lifetime);
         assert_eq!(found, expected.map(seconds).map_err(str::to_owned), "{what}");
     }
-    // Nobody looks at it who wasn't told to.
+    // Without the option, the field is ignored.
     let untold = store(&[("cdn-cache-control", "max-age=9"), ("etag", "\"a\"")]);
     assert_eq!(untold.lifetime, Duration::ZERO);
 }
@@ -201,7 +229,7 @@ fn only_fields_of_the_representation_are_stored() {
     ]);
     let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
-    // §3.1; RFC 9110 §6.6.1: the date when it came; RFC 9110 §14.3: that it can be cut.
+    // Without the fields of §3.1, with the date of arrival (RFC 9110 §6.6.1), and with `Accept-Ranges` (RFC 9110 §14.3).
     assert_eq!(names, ["accept-ranges", "cache-control", "date", "x-e", "x-e"]);
     assert_eq!(stored.headers["date"], NOW);
 }

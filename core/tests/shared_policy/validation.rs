@@ -10,15 +10,21 @@ use super::engine::{Fields, now, request};
 use super::{A_MINUTE_AGO, BODY, answer, ask, get, policy, rule, seconds, store, stored};
 
 #[test]
-fn requests_are_made_conditional() {
+fn validators_are_added_to_requests() {
     let both: Fields<'_> =
         &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("last-modified", A_MINUTE_AGO)];
     let neither: Fields<'_> = &[("cache-control", "max-age=60")];
     let rows: &[(&str, Fields<'_>, Fields<'_>, &str, &str)] = &[
-        ("§4.3.1 with all there is", &[], both, "\"a\"", A_MINUTE_AGO),
-        ("§4.3.1 in place of the client's", &[("if-none-match", "\"b\"")], both, "\"a\"", A_MINUTE_AGO),
+        ("§4.3.1 with all stored validators", &[], both, "\"a\"", A_MINUTE_AGO),
         (
-            "§4.3.1 which go on, if nothing is to be validated",
+            "§4.3.1 in place of the client's validators",
+            &[("if-none-match", "\"b\"")],
+            both,
+            "\"a\"",
+            A_MINUTE_AGO,
+        ),
+        (
+            "§4.3.1 the client's validators, if none are stored",
             &[("if-none-match", "\"b\"")],
             neither,
             "\"b\"",
@@ -41,7 +47,7 @@ fn requests_are_made_conditional() {
 }
 
 #[test]
-fn a_refresh_in_the_background_asks_for_everything_with_the_clients_fields() {
+fn background_refresh_requests_the_whole_with_the_clients_fields() {
     let request = get(&[("range", "bytes=0-1"), ("if-none-match", "\"b\""), ("accept", "text/plain")]);
     let record = stored(&[("cache-control", "max-age=60, stale-while-revalidate=60")]);
     let SharedDecision::Stale(_, forward) = ask(&policy(), &request, record, now() + seconds(61)) else {
@@ -53,7 +59,7 @@ fn a_refresh_in_the_background_asks_for_everything_with_the_clients_fields() {
 }
 
 #[test]
-fn a_304_freshens() {
+fn not_modified_freshens_the_stored_response() {
     let fields: Fields<'_> = &[
         ("cache-control", "max-age=60"),
         ("etag", "\"a\""),
@@ -93,7 +99,7 @@ fn a_304_freshens() {
         let values = stored.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned());
         values.collect::<Vec<_>>().join(" ")
     };
-    // §3.2: what is there replaces; what speaks of the body that is kept stays.
+    // New fields replace stored ones (§3.2). Fields that describe the kept body stay.
     assert_eq!(
         (all("x-old"), all("x-both"), all("content-type")),
         ("1".into(), "3".into(), "text/html".into())
@@ -103,7 +109,7 @@ fn a_304_freshens() {
         (all("content-range"), all("x-hop"), all("connection")),
         (String::new(), String::new(), String::new())
     );
-    // §4.3.4: its age starts anew.
+    // The age restarts (§4.3.4).
     assert_eq!((stored.age(later), stored.lifetime), (Duration::ZERO, seconds(30)));
     assert_eq!(ttl, seconds(30) + rule().keep_stale);
 
@@ -116,7 +122,7 @@ fn a_304_freshens() {
 }
 
 #[test]
-fn after_validation_the_clients_own_condition_is_evaluated() {
+fn the_clients_condition_is_evaluated_after_validation() {
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
     for (request, status, body) in [
         (&[("if-none-match", "\"a\"")][..], 304, ""),
@@ -132,7 +138,7 @@ fn after_validation_the_clients_own_condition_is_evaluated() {
 }
 
 #[test]
-fn a_304_can_forbid_to_keep() {
+fn not_modified_can_forbid_storing() {
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
     for told in ["no-store", "private"] {
         let later = now() + seconds(100);
@@ -140,12 +146,12 @@ fn a_304_can_forbid_to_keep() {
         let SharedOnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
         assert!(freshened.fate() == Fate::Evict && !freshened.is_fresh(), "{told}");
     }
-    // §3.5: what is validated for one user isn't kept for all, and what was there for all stays.
+    // A response validated for one user isn't stored for all, and the stored one stays (§3.5).
     let credentials = get(&[("authorization", "x")]);
     let found = answer(&policy(), &credentials, stored(fields), (304, &[]), now() + seconds(100));
     let SharedOnResponse::Freshened(freshened) = found else { panic!("{found:?}") };
     assert!(freshened.fate() == Fate::Leave && freshened.into_answer().is_some());
-    // A 304 to a condition of the client's own says nothing about what is stored.
+    // A 304 to the client's own condition says nothing about the stored response.
     let request = get(&[("if-none-match", "\"b\"")]);
     let record = stored(&[("cache-control", "max-age=60")]);
     let found = answer(&policy(), &request, record, (304, &[]), now() + seconds(100));
@@ -153,7 +159,7 @@ fn a_304_can_forbid_to_keep() {
 }
 
 #[test]
-fn a_head_freshens_what_is_the_same_still() {
+fn head_freshens_an_unchanged_response() {
     // §4.3.5.
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
     let rows: &[(u16, Fields<'_>, &str)] = &[

@@ -11,7 +11,7 @@ use super::engine::{Fields, now, response};
 use super::{get, policy, record_of};
 
 #[test]
-fn resources_that_vary() {
+fn variants_are_stored_and_selected() {
     // §4.1.
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("vary", "accept-language")];
     let admitted = |language: &str, known: Option<Variants>, fields: Fields<'_>| {
@@ -32,13 +32,13 @@ fn resources_that_vary() {
         panic!()
     };
     assert_eq!(variants.names(), ["accept-language"]);
-    // Order and case say nothing about languages.
+    // Order and case have no meaning in a list of languages.
     assert_eq!(admitted("DE,  en", Some(variants.clone()), fields).place(8), Placement::Target);
     let Placement::NewVariant(french, 7) = admitted("fr", Some(variants.clone()), fields).place(8) else {
         panic!()
     };
     assert_ne!(french, english);
-    // Varying by less is no reason to lose what is stored; varying by more is.
+    // A response that varies by fewer fields keeps the others. One that varies by more doesn't.
     let plain: Fields<'_> = &[("cache-control", "max-age=60")];
     assert_eq!(admitted("en, de", Some(variants.clone()), plain).place(8), Placement::Target);
     let wider: Fields<'_> = &[("cache-control", "max-age=60"), ("vary", "origin")];
@@ -49,7 +49,7 @@ fn resources_that_vary() {
 }
 
 #[test]
-fn negotiated_codings_say_so_downstream() {
+fn negotiated_codings_are_named_in_vary() {
     let said = |known: Option<Variants>, fields: Fields<'_>| {
         let request = get(&[("accept-encoding", "gzip")]);
         let view = RequestView::from(&request);

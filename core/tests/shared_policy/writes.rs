@@ -26,7 +26,7 @@ fn writes_invalidate() {
         ("§4.4 Location", 201, &[("location", "/x?y")], true, &["/x?y"]),
         ("§4.4 Content-Location", 200, &[("content-location", "8")], true, &["/things/8"]),
         (
-            "§4.4 of the same host only",
+            "§4.4 a Content-Location on another host",
             200,
             &[("location", "http://shop.example/x"), ("content-location", "http://other.example/y")],
             true,
@@ -64,7 +64,7 @@ fn server_error_evicts_unless_the_rule_says_otherwise() {
 }
 
 #[test]
-fn nobody_knows_what_a_write_without_an_answer_did() {
+fn write_without_a_response_evicts() {
     let request = request(Method::DELETE, &[]);
     let SharedOnRequest::Write(write) = policy().on_request(&RequestView::from(&request)) else { panic!() };
     let mut made_up = response(502, &[]);
@@ -74,7 +74,7 @@ fn nobody_knows_what_a_write_without_an_answer_did() {
 }
 
 #[test]
-fn a_post_can_answer_later_gets() {
+fn post_with_content_location_answers_later_gets() {
     // RFC 9110 §9.3.3.
     let fresh = ("cache-control", "max-age=60");
     let here = ("content-location", "/things/7");
@@ -98,7 +98,7 @@ fn a_post_can_answer_later_gets() {
 }
 
 #[test]
-fn a_post_to_another_spelling_answers_no_later_gets() {
+fn post_to_another_spelling_answers_no_later_gets() {
     let answer: Fields<'_> = &[("cache-control", "max-age=60"), ("content-location", "/thing%73/7")];
     let mut request = request(Method::POST, &[]);
     request.uri = "/thing%73/7".parse().unwrap();

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn accepted_values_come_back() {
+    fn accepted_values_round_trip() {
         for number in [0.0, -0.0, 1.577_777_777_777_000_1, f64::MAX, f64::MIN_POSITIVE, 5e-324] {
             on_both(&number, [true; 2]);
             on_both(&Some(vec![Tree::Number(number)]), [true; 2]);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_json_writes_as_null_is_refused() {
+    fn values_that_json_writes_as_null_are_refused() {
         for number in [f64::INFINITY, f64::NEG_INFINITY] {
             on_both(&number, [false, true]);
             on_both(&Some(number), [false, true]);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn some_of_nothing_is_refused() {
+    fn some_of_a_null_value_is_refused() {
         on_both(&Some(None::<u8>), [false; 2]);
         on_both(&Some(()), [false; 2]);
         on_both(&Some(Wrapped(None::<u8>)), [false; 2]);
@@ -347,13 +347,13 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_json_does_not_have_are_refused() {
+    fn keys_that_json_lacks_are_refused() {
         on_both(&BTreeMap::from([((1, 2), 3)]), [false, true]);
         on_both(&BTreeMap::from([(vec![1], 3)]), [false, true]);
     }
 
     #[test]
-    fn what_is_nested_too_deeply_to_be_read_is_refused() {
+    fn too_deeply_nested_values_are_refused() {
         let seqs = |depth| (1..depth).fold(Tree::Seq(vec![]), |tree, _| Tree::Seq(vec![tree]));
         let boxes = |depth| (0..depth).fold(Tree::Leaf, |tree, _| Tree::Boxed(Box::new(tree)));
         let vecs = |depth| (1..depth).fold(serde_json::json!([]), |value, _| serde_json::json!([value]));
