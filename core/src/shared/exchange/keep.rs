@@ -1,0 +1,148 @@
+//! Passes a response on, and stores it when its body is complete.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Response, response};
+use http_body::Body;
+use tracing::Instrument;
+
+use super::super::body::{Keeper, SharedBody, Unkept, keep};
+use super::super::policy::{Placement, SharedAdmit, SharedAdmitted};
+use super::{CountedReply, SharedCache, passed};
+use crate::exchange::{Call, FillKey, UNCACHEABLE_FOR, land};
+use crate::fill::lease::LeaseGuard;
+use crate::fill::single_flight::{FillOutcome, Leader};
+use crate::policy::{BodyLength, CommitResult};
+use crate::reason::Reason;
+use crate::store::Abandon;
+
+/// The lease, the followers and the key of a response that is to be stored.
+pub(super) struct PendingCommit {
+    pub(super) lease: Option<LeaseGuard>,
+    pub(super) leader: Option<Leader>,
+    pub(super) fill_key: FillKey,
+    /// `true` for the response to a write: if it can't replace what is stored, that is evicted.
+    pub(super) is_write: bool,
+}
+
+impl SharedCache {
+    /// Passes a response on and stores it when its body is complete.
+    pub(super) async fn keep<C: Call>(
+        self: &Arc<Self>,
+        admit: SharedAdmit,
+        mut parts: response::Parts,
+        body: C::Body,
+        length: BodyLength,
+        work: PendingCommit,
+    ) -> CountedReply<C> {
+        if work.lease.is_none() {
+            let mark = admit.mark().clone().unstored();
+            return passed::<C>(&mark, parts, body);
+        }
+        let outcome = admit.mark().passed(parts.status);
+        if length == BodyLength::Known(0) && body.is_end_stream() {
+            admit.write_to(&mut parts.headers);
+            self.store(admit.with_body(Bytes::new()), &Bytes::new(), work).await;
+            return (Ok(Response::from_parts(parts, SharedBody::full(Bytes::new()))), outcome);
+        }
+        let (client, keeper) = match keep(body, length, admit.max_body(), &self.budget) {
+            Ok(kept) => kept,
+            Err(body) => {
+                if work.is_write {
+                    self.context.evict_key(&work.fill_key.primary).await;
+                }
+                give_up(work.lease, work.leader, false);
+                let mark = admit.mark().clone().unstored().because(Reason::Budget);
+                return passed::<C>(&mark, parts, body);
+            }
+        };
+        admit.write_to(&mut parts.headers);
+        let cache = Arc::clone(self);
+        self.context.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
+        (Ok(Response::from_parts(parts, client)), outcome)
+    }
+
+    async fn keep_reading<B: Body>(
+        self: Arc<Self>,
+        admit: SharedAdmit,
+        keeper: Keeper<B>,
+        work: PendingCommit,
+    ) {
+        let reading = keeper.read(self.context.timing.max_fill);
+        let complete = match &work.lease {
+            Some(lease) => lease.renewing(pin!(reading)).await,
+            None => reading.await,
+        };
+        let complete = match complete {
+            Ok(complete) => complete,
+            Err(unkept) => {
+                if work.is_write {
+                    self.context.evict_key(&work.fill_key.primary).await;
+                }
+                return give_up(work.lease, work.leader, unkept == Unkept::Broken);
+            }
+        };
+        let body = complete.body.clone();
+        let stored = self.store(admit.with_body(body), &complete.body, work).await;
+        complete.release(stored);
+    }
+
+    /// Stores a response under its key and notifies the followers. Returns the body as a slice of the record, so that it
+    /// isn't held twice.
+    async fn store(&self, mut admitted: SharedAdmitted, body: &Bytes, work: PendingCommit) -> Option<Bytes> {
+        let PendingCommit { lease, mut leader, fill_key, is_write } = work;
+        let Some(lease) = lease else {
+            land(leader, FillOutcome::Uncacheable);
+            return None;
+        };
+        if let Some(leader) = &mut leader {
+            leader.close();
+        }
+        let ttl = Some(admitted.retention());
+        let placement = admitted.place(self.context.fresh_id());
+        let record = admitted.record();
+        let within = admitted.body_within(&record, body);
+        let stored = match placement {
+            Placement::Target => lease.commit(record, ttl).await,
+            Placement::NewVariant(secondary, id) => {
+                let kept_for = Some(admitted.variants_retention());
+                match lease.commit(record, ttl).await {
+                    CommitResult::Stored => {
+                        self.context.list_variant(&fill_key.primary, secondary, id, kept_for).await
+                    }
+                    stored => stored,
+                }
+            }
+            Placement::FirstVariant(secondary, variants) => {
+                let variant = (fill_key.primary.variant(secondary), record, ttl);
+                lease.commit_first_variant(variant, &variants, Some(admitted.variants_retention())).await
+            }
+            Placement::Widened(secondary, variants, instead_of) => {
+                lease.abandon(Abandon::Failed);
+                let variant = (fill_key.primary.variant(secondary), record, ttl);
+                let kept_for = Some(admitted.variants_retention());
+                self.context.widen(&fill_key.primary, variant, &variants, instead_of, kept_for).await
+            }
+        };
+        if is_write && stored != CommitResult::Stored {
+            self.context.evict_key(&fill_key.primary).await;
+        }
+        let serves_others = stored == CommitResult::Stored && admitted.is_fresh();
+        land(leader, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
+        within
+    }
+}
+
+/// Abandons the lease and notifies the followers: nothing is stored. If the origin failed, the next request may try at once.
+/// Otherwise later requests don't wait for each other for a while, because their responses wouldn't be stored either.
+/// That holds only for requests that could have followed this one: a response that isn't stored for a request with
+/// credentials or for a part may be stored for an ordinary request.
+pub(super) fn give_up(lease: Option<LeaseGuard>, leader: Option<Leader>, failed: bool) {
+    if let Some(lease) = lease {
+        let uncacheable = !failed && leader.is_some();
+        lease.abandon(if uncacheable { Abandon::Uncacheable(UNCACHEABLE_FOR) } else { Abandon::Failed });
+    }
+    land(leader, if failed { FillOutcome::HandlerFailed } else { FillOutcome::Uncacheable });
+}
