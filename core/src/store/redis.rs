@@ -2,51 +2,51 @@
 //!
 //! # How a group is evicted without looking for its keys
 //!
-//! Every group has a *nonce*, eight random bytes under a key of its own, and every entry begins with the nonce under
-//! which it was written. An entry counts only while the two agree, so deleting the nonce invalidates the whole group
-//! at once, whatever happens afterwards to the entries. An index remembers what there is to clean up; it may be
-//! incomplete, after Redis itself evicted some of it for want of memory, without anything stale becoming visible. An eviction
-//! that does not come to its end leaves the index, and the next eviction of the group goes on with it.
+//! Every group has a *nonce*: eight random bytes under a key of its own. Every entry of the group begins with the nonce under
+//! which it was written, and is valid only while the two agree. So deleting the nonce invalidates the whole group at once,
+//! whatever happens to the entries afterwards. An index lists the entries to clean up. It may be incomplete, after Redis itself
+//! evicted a part of it to free memory, without making a stale entry visible. An eviction that is interrupted leaves the
+//! index, and the next eviction of the group continues with it.
 //!
-//! What another program wrote under a name of this store, of another type than ours, is a miss and is replaced.
+//! A key of another type, which another program wrote under a name of this store, is a miss and is replaced.
 //!
-//! Leases carry the nonce too: a fill that began before its group was evicted can't be committed after it.
+//! Leases carry the nonce too: a fill that began before its group was evicted can't be committed after the eviction.
 //!
-//! # When Redis is not there
+//! # When Redis is down
 //!
-//! Every command has a deadline, and once Redis is known to be away nothing waits for it any more. An eviction that
-//! could not be confirmed returns its error *and* is kept: this store answers for its keys as if they were empty, and
-//! repeats it until Redis confirms it.
+//! Every command has a deadline. After three read deadlines without an answer a circuit breaker opens, and calls fail without
+//! waiting until a probe succeeds. An eviction that Redis did not confirm returns its error *and* is kept: the store answers for
+//! its keys as if they were absent, and repeats the eviction until Redis confirms it.
 //!
 //! # When Redis loses what it confirmed
 //!
-//! Redis confirms a change before a replica or a snapshot has it. A replica that is promoted lacks the last moments, and a
+//! Redis confirms a change before a replica or a snapshot has it. A promoted replica lacks the last moments, and a
 //! server that restarts from a snapshot lacks everything since. So each process remembers what it evicted or replaced in the
-//! last five to ten minutes, and asks every server twice a second who it is (`run_id`, `master_replid`). When a server turns
-//! out to be another, or a slot has an owner that was no master before, the process repeats what lies there, and answers for
-//! those keys as if they were empty until Redis confirms it. That takes less than a second, for processes that are idle too.
+//! last five to ten minutes, and asks every server twice a second for its identity (`run_id`, `master_replid`). When a server
+//! has another identity, or a slot has an owner that was no master before, the process repeats its changes there, and answers
+//! for their keys as if they were absent until Redis confirms them. That takes less than a second, in idle processes too.
 //!
-//! * A process never reads what it evicted itself: every answer is checked against what is remembered after it arrived. Other
-//!   processes may read it for up to a second after the failover, until it is evicted once more.
-//! * What was *replaced*, by a `set`, a write-through or an update, becomes a miss.
-//! * An [update](crate::CacheBackend::update) that was confirmed may be lost: the store can't know the number that a counter
+//! * A process never reads what it evicted itself: every answer is checked against the remembered changes after it arrived.
+//!   Other processes may read it for up to a second after the failover, until it is evicted again.
+//! * A value that a `set`, a write-through or an update *replaced* becomes a miss.
+//! * An [update](crate::CacheBackend::update) that was confirmed may be lost: the store doesn't know the number that a counter
 //!   had.
-//! * [`wait_for_replicas`](RedisOptions::wait_for_replicas) lets every change wait until replicas have it too. What is confirmed
-//!   then outlives a failover to one of them.
-//! * Through a pool of the application's own, each read asks the server who it is while there is anything to remember.
-//! * A process that has ended can't repeat anything. What it evicted in the last moments before a failover may be back until it
-//!   expires. [`close`](CacheStore::close) waits for evictions that are not confirmed yet; a process that is killed leaves them
-//!   undone, and what they concern is stale until it expires.
-//! * A user who may not run `INFO` can't ask who a server is. The store then repeats what it remembers after every reconnect,
-//!   and doesn't notice what happens behind a connection that stays open.
+//! * With [`wait_for_replicas`](RedisOptions::wait_for_replicas) every change waits until replicas have it too. A confirmed
+//!   change then survives a failover to one of them.
+//! * Through the application's own pool, each read asks the server for its identity while changes are remembered.
+//! * A process that has ended can't repeat its changes. Entries that it evicted in the last moments before a failover may be
+//!   back until they expire. [`close`](CacheStore::close) waits for evictions that are not confirmed yet. A process that is
+//!   killed leaves them undone, and their entries stay stale until they expire.
+//! * A user who may not run `INFO` can't ask for a server's identity. The store then repeats its changes after every
+//!   reconnect, and doesn't notice a failover behind a connection that stays open.
 //!
-//! Memory is bounded: 16,384 keys and as many groups each five minutes. Beyond that keys become their groups, and groups their
-//! prefix.
+//! Memory is bounded: 16,384 keys and as many groups every five minutes. Beyond that keys become their groups, and groups
+//! become their prefixes.
 //!
-//! # What it needs
+//! # Requirements
 //!
-//! A tokio runtime with I/O and time, though not before the first call. Redis 6.2 or newer, and a user who may run
-//! `EVAL` and `EVALSHA`: without them nothing is stored, rather than stored unsafely.
+//! A tokio runtime with I/O and time, from the first call on. Redis 6.2 or newer, and a user who may run `EVAL` and `EVALSHA`:
+//! without these rights nothing is stored.
 //!
 //! The tests run on Redis 6.2, 7.0 and 8.2 and on Valkey 9.1, alone and as a cluster of three masters and three replicas. The
 //! [guide](crate::guide::redis) says what works where, and lists every command and key that a user of Redis needs. The
@@ -54,18 +54,17 @@
 //!
 //! # In a cluster
 //!
-//! Whatever belongs to a key or to a group shares a slot, so everything above holds in a Redis Cluster too: a group is
-//! on one node, and ungrouped keys are spread over all of them. Every node has a breaker of its own, so one that is away
-//! costs its own keys only, unless the cluster itself stops serving, as it does by default
-//! (`cluster-require-full-coverage`) from when a master is known to have failed until a replica has taken its place.
-//! While a slot moves, commands on several of its keys are refused by Redis until it has moved; they wait for that as
-//! long as their deadlines let them. Replicas are not read.
+//! All keys of an entry or a group share a slot, so everything above holds in a Redis Cluster too. A group is on one node,
+//! and keys without a group are spread over all nodes. Every node has its own breaker, so a node that is down affects its own
+//! keys only, unless the cluster itself stops serving. By default (`cluster-require-full-coverage`) it does so from when a
+//! master is known to have failed until a replica has taken its place. While a slot moves, Redis refuses commands on several of
+//! its keys. Such commands wait until the slot has moved, or until their deadlines. Replicas are not read.
 //!
 //! # Prefixes
 //!
 //! Deleting a whole prefix reads the names of every key in the database, or in every master of a cluster, without
-//! blocking it; with a master away it fails, and is repeated until it succeeds. It removes what this
-//! prefix owns. Keys of `a:b:c` that are in no group can't be told from those of `a:b` whose names begin with `c:`,
+//! blocking the server. While a master is down it fails, and is repeated until it succeeds. It removes what this
+//! prefix owns. Keys of `a:b:c` without a group can't be distinguished from keys of `a:b` whose names begin with `c:`,
 //! so don't nest one prefix in another.
 
 pub(crate) mod address;
@@ -118,7 +117,10 @@ use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, St
 use crate::key::{CacheKey, KeySpace};
 use crate::reason::Reason;
 
-/// Keeps entries in Redis. Clones are cheap and share their connections.
+/// A store that keeps entries in Redis. Clones are cheap and share their connections.
+///
+/// It connects when it is first used. While Redis is down, calls return [`StoreError::Unavailable`] or
+/// [`StoreError::Timeout`], and evictions are repeated until Redis confirms them. See the [module](self) for the guarantees.
 ///
 /// ```
 /// use larder_core::store::redis::{RedisOptions, RedisStore};
@@ -137,19 +139,19 @@ pub struct RedisStore {
 struct RedisInner {
     options: RedisOptions,
     client: Client,
-    /// For changes, if replicas have to confirm them: a connection that waits for that carries nothing else.
+    /// Carries changes if replicas must confirm them. `WAIT` blocks its connection, so reads use another.
     replicated: Option<Client>,
     log: ChangeLog,
-    /// Called when servers lost what they confirmed.
+    /// Called when servers lost changes that they had confirmed.
     on_recall: Hooks,
-    /// The nonces of groups when they were last seen, by their names, and under the prefix what stands for one outside any
-    /// group: guesses, checked wherever they are used. The first lease of each is taken by the script.
+    /// The last known nonces of groups by name, and by prefix the eight zeros of keys without a group. They may be outdated, so
+    /// each use checks them.
     nonces: Cache<Box<str>, [u8; 8]>,
     readings: Readings,
 }
 
 impl RedisStore {
-    /// A store that will connect when it is first used. Needs no runtime yet.
+    /// Creates a store that connects when it is first used. It needs no runtime before that.
     #[must_use]
     pub fn new(options: RedisOptions) -> Self {
         let inner = Arc::new_cyclic(|inner: &Weak<RedisInner>| {
@@ -169,7 +171,7 @@ impl RedisStore {
 }
 
 impl RedisInner {
-    /// Where changes are sent.
+    /// Returns the client for changes.
     fn change_client(&self) -> &Client {
         self.replicated.as_ref().unwrap_or(&self.client)
     }
@@ -195,7 +197,7 @@ impl CacheStore for RedisStore {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let found = async {
             if self.inner.readings.expect_large(key) {
-                // On the heap, so that the readers of small values needn't have room for it.
+                // Boxed, so that the future for small values stays small.
                 return Ok(Box::pin(self.read_shared(key)).await?.map(|(value, _)| value));
             }
             let found = self.read(key).await?;
@@ -208,7 +210,7 @@ impl CacheStore for RedisStore {
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
         let head = async {
             match self.read_head(key, limit).await {
-                // What it is, or what this user may do, is for the ordinary read to find out.
+                // The user may lack the right to run `GETRANGE`. The ordinary read needs fewer.
                 Err(StoreError::Refused(_)) => Ok(self.read(key).await?.map(ValueHead::whole)),
                 head => Ok(head?.map(|(head, _)| head)),
             }
@@ -223,7 +225,7 @@ impl CacheStore for RedisStore {
         range: Range<usize>,
     ) -> Result<Option<Bytes>, StoreError> {
         if range.is_empty() {
-            // Redis has no such range.
+            // `GETRANGE` has no empty range.
             let found = self.get_head(key, head.len()).await?;
             return Ok(found
                 .filter(|found| range.end <= found.length)
@@ -236,8 +238,8 @@ impl CacheStore for RedisStore {
         if ttl == Some(Duration::ZERO) || value.len() > self.inner.options.max_value_bytes {
             return self.delete(key).await.map(drop);
         }
-        // Once more if a server changed meanwhile: the one that confirmed it may be gone.
-        let _ = self.write_through(key, &value, ttl).await? || self.write_through(key, &value, ttl).await?;
+        // Again if a server changed meanwhile: the one that confirmed the change may be gone.
+        let _ = self.set_and_record(key, &value, ttl).await? || self.set_and_record(key, &value, ttl).await?;
         Ok(())
     }
 
@@ -270,7 +272,7 @@ impl CacheStore for RedisStore {
         self.read_checked(key, self.exists(key)).await
     }
 
-    /// Repeats evictions that Redis has not confirmed, for [`RedisOptions::close_deadline`] at most, logs the names of those
+    /// Repeats evictions that Redis has not confirmed, for at most [`RedisOptions::close_deadline`], logs the names of those
     /// that are left, and disconnects.
     async fn close(&self) {
         self.settle_pending(self.inner.options.close_deadline).await;
@@ -305,11 +307,11 @@ impl LeaseStore for RedisStore {
         if self.epoch_for(key).is_none() {
             return Ok(false);
         }
-        // Without an answer, a fill leaves what was there, or what is true, and perhaps its lease. A write may leave what it
-        // replaced. A value that too few replicas have may be taken back by a failover.
+        // If no answer arrives, a fill leaves the old value or the new one, and perhaps its lease. A write may leave the value that
+        // it should replace. A failover may undo a write that too few replicas have.
         let name = key_names::lease(key);
-        let may_be_taken_back = self.inner.replicated.is_some() && replaces(lease);
-        let target = if is_write(lease) || may_be_taken_back {
+        let may_be_undone = self.inner.replicated.is_some() && replaces(lease);
+        let target = if is_write(lease) || may_be_undone {
             ChangeTarget::Key(key)
         } else {
             ChangeTarget::Lease(&name, *lease.token())
@@ -341,7 +343,6 @@ impl LeaseStore for RedisStore {
     }
 }
 
-/// The commands themselves, for callers that know what to do about their failure.
 impl RedisStore {
     async fn call<T: redis::FromRedisValue>(
         &self,
@@ -351,19 +352,20 @@ impl RedisStore {
         self.inner.client.script(call, deadline).await
     }
 
-    /// Asks Redis about a key: an answer that must not be believed counts as nothing, and while an eviction is pending
-    /// nothing is asked.
+    /// Reads from Redis. Returns the default (absent) without a read while an eviction of the key is pending, and after the read
+    /// if [`may_believe`](Self::may_believe) rejects the answer.
     async fn read_checked<T: Default>(
         &self,
         key: &CacheKey,
-        question: impl Future<Output = Result<T, StoreError>>,
+        read: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let Some(epoch) = self.epoch_for(key) else { return Ok(T::default()) };
-        let answer = question.await?;
+        let answer = read.await?;
         Ok(if self.may_believe(key, epoch) { answer } else { T::default() })
     }
 
-    /// Before a question about this key: `None` if a pending eviction covers it.
+    /// Returns the epoch to pass to [`may_believe`](Self::may_believe) after a read, or `None` if a pending eviction covers the
+    /// key.
     fn epoch_for(&self, key: &CacheKey) -> Option<Epoch> {
         let epoch = self.log().epoch_for(key);
         if epoch.is_none() {
@@ -372,7 +374,7 @@ impl RedisStore {
         epoch
     }
 
-    /// Whether an answer may be believed. See [`ChangeLog::may_believe`].
+    /// Returns `true` if an answer may be used. See [`ChangeLog::may_believe`].
     fn may_believe(&self, key: &CacheKey, epoch: Epoch) -> bool {
         self.log().may_believe(key, epoch)
     }
@@ -390,7 +392,7 @@ impl RedisStore {
     }
 }
 
-/// Functions to be called when servers lost what they confirmed.
+/// Callbacks for when servers lost changes that they had confirmed.
 #[derive(Default)]
 struct Hooks(Mutex<Vec<Box<dyn Fn() + Send + Sync>>>);
 
@@ -414,7 +416,7 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// How many groups' nonces are remembered.
+/// The number of nonces that are cached.
 const MAX_CACHED_NONCES: usize = 1024;
 
 fn random<const N: usize>() -> Result<[u8; N], StoreError> {

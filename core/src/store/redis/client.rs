@@ -1,4 +1,4 @@
-//! The one place that sends commands: to the one server, or to the node of a cluster that has the key.
+//! The client of a store: sends commands to the one server, or to the node of a cluster that has the key.
 
 use std::fmt;
 use std::future::Future;
@@ -24,7 +24,7 @@ use super::slots::slot;
 use super::transport::Transport;
 use crate::store::{Breaker, StoreError};
 
-/// Everything a store has open. Clones share it.
+/// The client of a store. Clones share its connections.
 #[derive(Clone)]
 pub(super) struct Client {
     dialer: Arc<Dialer>,
@@ -33,8 +33,8 @@ pub(super) struct Client {
     replicas: Option<Replicas>,
 }
 
-/// The number of keys outside of groups that are removed at once if replicas have to confirm it. They wait for each
-/// other, and have one deadline.
+/// The number of keys outside of groups that are removed concurrently if replicas must confirm the removal. They wait for each
+/// other, and share one deadline.
 const UNLINKS_AT_ONCE: usize = 16;
 
 #[derive(Clone)]
@@ -45,19 +45,19 @@ enum Servers {
     PooledCluster(Arc<PooledCluster>),
 }
 
-/// Whom a command is for.
+/// The server that a command is sent to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Destination<'a> {
-    /// Whoever has this key, and with it everything that shares its slot.
+    /// The server that has this key, and all keys of its slot.
     Key(&'a str),
     /// This node.
     Node(&'a Node),
 }
 
 impl Client {
-    /// Connects to nothing yet.
+    /// Creates a client that connects when it is first used.
     ///
-    /// `change_handler` is told when a server may have lost what it confirmed, before anything that is read from it is believed.
+    /// `change_handler` is called when a server may have lost changes that it confirmed, before any reply of it is used.
     pub(super) fn new(options: &RedisOptions, change_handler: Arc<dyn ServerChangeHandler>) -> Self {
         Self::with_dialer(Arc::new(Dialer::new(options.clone(), change_handler)))
     }
@@ -77,7 +77,8 @@ impl Client {
         Self { servers, dialer, replicas: None }
     }
 
-    /// Other connections to the same servers, on which each call waits until so many replicas have what it sent.
+    /// Returns a client with other connections to the same servers. Each of its calls waits until this many replicas have
+    /// confirmed it.
     pub(super) fn with_replicas(&self, replicas: Replicas) -> Self {
         Self { replicas: Some(replicas), ..Self::with_dialer(self.dialer.clone()) }
     }
@@ -86,7 +87,7 @@ impl Client {
         &self.dialer
     }
 
-    /// Asks every server who it is. What has changed is recalled before this returns.
+    /// Asks every server for its identity. Calls the change handler for servers that changed before it returns.
     pub(super) async fn check_servers(&self) {
         let deadline = self.dialer.options.connect_deadline;
         match &self.servers {
@@ -97,7 +98,7 @@ impl Client {
         }
     }
 
-    /// What servers that changed may have lost.
+    /// Returns what the changed servers may have lost.
     pub(super) fn lost(&self, change: &ServerChange<'_>) -> Lost {
         match (&self.servers, change) {
             (_, ServerChange::Owners(slots)) => Lost::Slots(slots.clone()),
@@ -121,7 +122,7 @@ impl Client {
         self.run(at, deadline, true, send).await
     }
 
-    /// Sends several commands about one slot in one go. Fails if any of them does.
+    /// Sends several commands about one slot as one pipeline. Fails if any of them fails.
     pub(super) async fn pipeline<T: FromRedisValue>(
         &self,
         at: Destination<'_>,
@@ -131,7 +132,8 @@ impl Client {
         self.replies(at, pipe, (deadline, deadline), true).await
     }
 
-    /// The same, but the deadline begins anew whenever something was delivered within it, until `longest` is over.
+    /// Like [`pipeline`](Self::pipeline), but the deadline starts again whenever the connection delivered bytes within it, until
+    /// `longest` is over.
     pub(super) async fn pipeline_while_delivered<T: FromRedisValue>(
         &self,
         at: Destination<'_>,
@@ -142,7 +144,7 @@ impl Client {
         self.replies(at, pipe, (deadline, longest), true).await
     }
 
-    /// The same, for what must not be sent twice: see [`ScriptCall::may_be_sent_twice`].
+    /// Like [`pipeline`](Self::pipeline), for commands that must not be sent twice. See [`ScriptCall::may_be_sent_twice`].
     pub(super) async fn pipeline_once<T: FromRedisValue>(
         &self,
         at: Destination<'_>,
@@ -168,7 +170,7 @@ impl Client {
         if_replicated(self.run_while_delivered(at, deadline, longest, resend, send).await?)
     }
 
-    /// Removes these keys, wherever they are, and counts those that were there.
+    /// Removes these keys on their servers. Returns the number of keys that existed.
     pub(super) async fn unlink(&self, names: &[&str], deadline: Duration) -> Result<u64, StoreError> {
         let removed: Vec<u64> = if let (Servers::One(node), Some(_)) = (&self.servers, names.first()) {
             let mut pipe = redis::pipe();
@@ -177,7 +179,7 @@ impl Client {
             }
             self.pipeline(Destination::Node(node), &pipe, deadline).await?
         } else {
-            // They are in different slots, so each is a command of its own.
+            // The keys are in different slots, so each needs a command of its own.
             let unlink = async |name: &&str| {
                 let mut pipe = redis::pipe();
                 pipe.cmd("UNLINK").arg(name);
@@ -211,8 +213,7 @@ impl Client {
         if_replicated(self.run(at, self.with_wait(deadline), call.may_be_sent_twice(), send).await?)
     }
 
-    /// Sends a command and calls a script in one round trip. It is for the script to find out whether the command
-    /// did what it should.
+    /// Sends a command and calls a script in one round trip. The script must check the effect of the command.
     pub(super) async fn upload_and_script<T: FromRedisValue>(
         &self,
         upload: Cmd,
@@ -224,15 +225,15 @@ impl Client {
         let (pipe, at) = (&pipe, Destination::Key(call.slot_key()));
         let send = |mut conn: Transport, asking| async move {
             let mut replies = send_all(&mut conn, pipe, asking).await?.into_iter();
-            // An upload to the wrong node is no upload, so whoever has the slot gets both once more. One that the user has no
-            // right to won't be any later.
+            // An upload to the wrong node has no effect, so both are sent again to the node that has the slot. An upload that the
+            // user has no right to fails for good.
             if let Some(Err(error)) = replies.next()
                 && (Detour::of(&error).is_some() || refusals::is_refusal(&error))
             {
                 return Err(error);
             }
             let reply = match replies.next() {
-                // The upload is still there, and only the script has to be sent again.
+                // The upload succeeded, and only the script has to be sent again.
                 Some(Err(error)) if is_no_script(&error) => {
                     send_one(&mut conn, &call.in_full(), asking).await?
                 }
@@ -244,7 +245,7 @@ impl Client {
         if_replicated(self.run(at, self.with_wait(deadline), call.may_be_sent_twice(), send).await?)
     }
 
-    /// Returns `true` if enough replicas have the changes that this connection just sent.
+    /// Returns `true` if enough replicas have the changes that this connection sent.
     async fn is_replicated(&self, conn: &mut Transport, at: Destination<'_>) -> RedisResult<bool> {
         let Some(replicas) = self.replicas else { return Ok(true) };
         if let Destination::Key(key) = at {
@@ -252,17 +253,17 @@ impl Client {
         }
         let mut wait = redis::cmd("WAIT");
         wait.arg(replicas.count).arg(u64::try_from(replicas.timeout.as_millis()).unwrap_or(u64::MAX));
-        // On the heap, so that calls without replicas needn't have room for it.
+        // Boxed, so that the future of calls without replicas stays small.
         let count: u32 = from_redis_value(Box::pin(conn.send(&wait)).await?)?;
         Ok(count >= replicas.count)
     }
 
-    /// A deadline, and the time that replicas are waited for.
+    /// Adds the wait for replicas to a deadline.
     fn with_wait(&self, deadline: Duration) -> Duration {
         self.replicas.map_or(deadline, |replicas| deadline.saturating_add(replicas.timeout))
     }
 
-    /// Which servers hold keys of these slots, for a walk over all of them. The deadline is each question's.
+    /// Returns the servers that hold keys of these slots, for a scan of all of them. Each command has this deadline.
     pub(super) async fn layout(&self, within: &Lost, deadline: Duration) -> Result<Layout, StoreError> {
         match &self.servers {
             Servers::One(node) => Ok(Layout::of_one(node)),
@@ -272,7 +273,7 @@ impl Client {
         }
     }
 
-    /// The servers it talks to, and whether they are asked.
+    /// Returns the servers and the states of their breakers.
     pub(super) fn servers(&self) -> Vec<(Address, Breaker)> {
         match &self.servers {
             Servers::One(node) => vec![(node.address().clone(), node.breaker())],
@@ -288,7 +289,7 @@ impl Client {
         !matches!(self.servers, Servers::One(_))
     }
 
-    /// Lets go of everything. Later calls fail.
+    /// Closes all connections. Later calls fail.
     pub(super) fn close(&self) {
         match &self.servers {
             Servers::One(node) => node.close(),
@@ -312,7 +313,8 @@ impl Client {
         self.run_while_delivered(at, deadline, deadline, resend, send).await
     }
 
-    /// Sends to whom it is for. The flag that `send` gets says that the key is just moving in there.
+    /// Calls `send` with a connection to the destination. Its flag is `true` if the slot is being imported there, so that each
+    /// command needs an `ASKING`.
     async fn run_while_delivered<T, F, Fut>(
         &self,
         at: Destination<'_>,
@@ -328,7 +330,7 @@ impl Client {
         let until = Instant::now() + longest.max(deadline);
         let node = match (&self.servers, at) {
             (Servers::Cluster(cluster), Destination::Key(key)) => {
-                // On the heap, so that a single server's calls needn't have room for it.
+                // Boxed, so that the future for a single server stays small.
                 return Box::pin(cluster.run(key, until, deadline, resend, send)).await;
             }
             (Servers::One(node), Destination::Key(_)) => node,
@@ -357,7 +359,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Sends a command whose answer is believed only if the server is still the one that it was.
+/// Sends a command. A callback on the connection receives the server's identity before the reply is returned.
 async fn send_checked(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
     if !conn.has_identity_callback() {
         return send_one(conn, cmd, asking).await;
@@ -367,6 +369,7 @@ async fn send_checked(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisRes
     send_all(conn, &pipe, asking).await?.pop().unwrap_or(Ok(Value::Nil))
 }
 
+/// Sends a command, after `ASKING` if `asking`.
 async fn send_one(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
     if !asking {
         return conn.send(cmd).await;
@@ -376,6 +379,7 @@ async fn send_one(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<
     send_all(conn, &pipe, true).await?.pop().unwrap_or(Ok(Value::Nil))
 }
 
+/// Sends a pipeline, with `ASKING` before each command if `asking`. Each command has its own reply or error.
 async fn send_all(
     conn: &mut Transport,
     pipe: &redis::Pipeline,
@@ -386,7 +390,7 @@ async fn send_all(
         keep_together(&mut replies);
         return Ok(replies);
     }
-    // `ASKING` is good for one command, and a shared connection must not put another's in between.
+    // `ASKING` applies to the next command only, and other callers share the connection. A pipeline keeps the two together.
     let mut asked = redis::pipe();
     for cmd in pipe.cmd_iter() {
         asked.cmd("ASKING").add_command(cmd.clone());
@@ -394,11 +398,11 @@ async fn send_all(
     Ok(conn.send_pipeline(&asked).await?.into_iter().skip(1).step_by(2).collect())
 }
 
-/// Keeps a pipe on one node while its slot moves: once a command was carried out here, those after it aren't sent ahead
-/// (`ASK`), since the whole pipe would be repeated there. A lease would be on both nodes then, and the slot could not be
-/// moved. The pipe waits instead (`TRYAGAIN`).
+/// Keeps a pipeline on one node while its slot moves. Once one of its commands has run on this node, an `ASK` for a later one
+/// becomes a `TRYAGAIN`, so that the pipeline waits. Following the `ASK` would repeat the whole pipeline on the other node. A
+/// lease would then be on both nodes, and the slot could not be moved.
 ///
-/// Redis 6 sends every command ahead that misses one of its keys; newer servers only those that miss all of them.
+/// Redis 6 replies `ASK` to every command that misses one of its keys, newer servers only to those that miss all of them.
 fn keep_together(replies: &mut [RedisResult<Value>]) {
     let mut is_begun = false;
     for reply in replies {
@@ -413,6 +417,7 @@ fn keep_together(replies: &mut [RedisResult<Value>]) {
     }
 }
 
+/// Returns the reply, or an error if too few replicas confirmed the change.
 fn if_replicated<T>((reply, is_replicated): (T, bool)) -> Result<T, StoreError> {
     if is_replicated {
         Ok(reply)

@@ -1,10 +1,10 @@
-//! Commands of Redis, allocated once.
+//! Building blocks of commands: allocation in one piece, and times in milliseconds.
 
 use std::time::Duration;
 
 use redis::Cmd;
 
-/// Builds a command of these parts. It has room for all of them from the start, because growing costs more than writing.
+/// Builds a command from its parts. Allocates once: growing costs more than writing.
 pub(super) fn command<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd {
     let (count, len) = parts.clone().fold((0, 0), |(count, len), part| (count + 1, len + part.len()));
     let mut cmd = Cmd::with_capacity(count, len);
@@ -14,19 +14,21 @@ pub(super) fn command<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd 
     cmd
 }
 
+/// Builds an `MGET` of these keys.
 pub(super) fn mget<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Cmd {
     command(std::iter::once("MGET").chain(names).map(str::as_bytes))
 }
 
-/// The longest time that makes a difference, in milliseconds.
+/// A hundred years in milliseconds. Longer times count as no expiry.
 const MAX_MILLIS: i64 = 100 * 365 * 24 * 60 * 60 * 1000;
 
-/// A time to live as scripts take it: milliseconds; 0 for what is over already; -1 for no expiry, or none to speak of.
+/// Converts a TTL for scripts: to milliseconds, 0 if it is zero, and -1 for no expiry.
 pub(super) fn ttl_millis(ttl: Option<Duration>) -> i64 {
     ttl.map(bounded_millis).filter(|ms| *ms < MAX_MILLIS).unwrap_or(-1)
 }
 
-/// A duration in milliseconds, at least one unless it is zero. Redis refuses what overflows its clock.
+/// Converts a duration to milliseconds: at least 1 unless it is zero, and at most a hundred years, because Redis refuses times
+/// that overflow its clock.
 pub(super) fn bounded_millis(duration: Duration) -> i64 {
     let shortest = i64::from(!duration.is_zero());
     i64::try_from(duration.as_millis()).unwrap_or(MAX_MILLIS).clamp(shortest, MAX_MILLIS)

@@ -1,4 +1,4 @@
-//! Removing many entries at once: a group, or everything of a prefix.
+//! Eviction of a group or of a whole prefix.
 
 use std::collections::HashMap;
 
@@ -13,34 +13,34 @@ use super::{RedisInner, RedisStore, random};
 use crate::key::KeySpace;
 use crate::store::StoreError;
 
-/// How many entries one script looks at. 250 take about a millisecond, which is how long everybody else waits.
+/// The number of entries that one script checks. 250 take about a millisecond, during which Redis serves no other client.
 const CHUNK: usize = 250;
 
-/// How many keys of the database one step of a scan looks at.
+/// The number of keys that one `SCAN` visits.
 const PAGE: usize = 1000;
 
 impl RedisStore {
-    /// Removes a group or a whole prefix, and counts what was valid.
+    /// Removes a group or a whole prefix. Returns the number of valid entries removed.
     pub(super) async fn evict_space(&self, space: &KeySpace) -> Result<u64, StoreError> {
         match space.group() {
             Some(group) => self.evict_group(space, group).await,
-            None => self.wipe(space.prefix(), &Lost::Everything).await,
+            None => self.delete_prefix(space.prefix(), &Lost::Everything).await,
         }
     }
 
-    /// Removes what servers lost of a whole prefix.
+    /// Removes the part of a prefix that lies on the servers that lost changes.
     pub(super) async fn evict_lost(&self, space: &KeySpace, lost: &Lost) -> Result<u64, StoreError> {
-        self.wipe(space.prefix(), lost).await
+        self.delete_prefix(space.prefix(), lost).await
     }
 
-    /// The first command is the eviction: from there on nothing of the group is valid. The rest gives memory back, also
-    /// what earlier evictions of the group left that did not come to their end.
+    /// Evicts a group. The first command invalidates all its entries. The rest frees their memory, and that of earlier evictions
+    /// which were interrupted.
     async fn evict_group(&self, space: &KeySpace, group: &str) -> Result<u64, StoreError> {
         let dropped = self.drop_group(space.prefix(), group).await?;
         let mut count = 0;
-        for (doomed, nonce) in &dropped.lists {
-            count += self.sweep_listed(space, doomed, nonce).await?;
-            self.forget_list(space.prefix(), group, doomed).await?;
+        for (detached, nonce) in &dropped.indexes {
+            count += self.sweep_index(space, detached, nonce).await?;
+            self.forget_index(space.prefix(), group, detached).await?;
         }
         if self.inner.options.evict_foreign {
             count += self.sweep_foreign(space).await?;
@@ -48,14 +48,14 @@ impl RedisStore {
         Ok(count)
     }
 
-    /// Removes what a list of entries names, and counts those that were valid under the nonce that they were listed with.
-    async fn sweep_listed(&self, space: &KeySpace, doomed: &str, nonce: &Bytes) -> Result<u64, StoreError> {
+    /// Removes the entries of a detached index, and counts those that begin with its nonce.
+    async fn sweep_index(&self, space: &KeySpace, detached: &str, nonce: &Bytes) -> Result<u64, StoreError> {
         let mut count = 0;
         for start in (0..).step_by(CHUNK) {
             let mut range = redis::cmd("ZRANGE");
-            range.arg(doomed).arg(start).arg(start + CHUNK - 1);
+            range.arg(detached).arg(start).arg(start + CHUNK - 1);
             let suffixes: Vec<Bytes> =
-                self.client().command(Destination::Key(doomed), &range, self.deadline()).await?;
+                self.client().command(Destination::Key(detached), &range, self.deadline()).await?;
             let entries: Vec<String> = suffixes
                 .iter()
                 .map(|suffix| format!("{}{}", space.head(), String::from_utf8_lossy(suffix)))
@@ -70,15 +70,16 @@ impl RedisStore {
         Ok(count)
     }
 
-    /// To be called when everything on the list is gone: until then, the next eviction of the group goes on with it.
-    async fn forget_list(&self, prefix: &str, group: &str, doomed: &str) -> Result<(), StoreError> {
-        let left = key_names::left(prefix, group);
-        let call = ScriptCall { script: &scripts::SWEPT, keys: &[&left, doomed], args: &[] };
+    /// Removes a detached index whose entries are all gone. As long as it exists, the next eviction of the group continues with
+    /// it.
+    async fn forget_index(&self, prefix: &str, group: &str, detached: &str) -> Result<(), StoreError> {
+        let unfinished = key_names::unfinished(prefix, group);
+        let call = ScriptCall { script: &scripts::FORGET_INDEX, keys: &[&unfinished, detached], args: &[] };
         let _: i64 = self.call(call, self.deadline()).await?;
         Ok(())
     }
 
-    /// Removes whatever else is called like an entry of a group, unless it is a valid one.
+    /// Removes all other keys whose names look like entries of a group, except valid entries.
     async fn sweep_foreign(&self, space: &KeySpace) -> Result<u64, StoreError> {
         let mut count = 0;
         let mut scan = Scan::begin(self, key_names::pattern_of(space.head()), Lost::Everything).await?;
@@ -92,13 +93,12 @@ impl RedisStore {
 
     /// Removes everything of a prefix in two passes over the database.
     ///
-    /// The first takes away leases and nonces, and only the second looks for entries. In one pass, a fill under way
-    /// could commit behind the cursor's back, to where the scan had already been, while its lease lay still ahead.
-    /// With two, whatever was committed under an older lease is there before the second pass begins, and a scan finds
-    /// everything that is there all the time; a fill that begins during the first pass began after this eviction did,
-    /// so it may stay or go.
-    async fn wipe(&self, prefix: &str, within: &Lost) -> Result<u64, StoreError> {
-        let (mut nonces, mut lists) = (HashMap::new(), Vec::new());
+    /// The first pass removes leases and nonces, and the second one entries. With a single pass, a fill could commit a key that
+    /// the cursor has already passed, while its lease still lies ahead. With two, every commit under an older lease has happened
+    /// before the second pass begins, and a scan finds all keys that exist during the whole scan. A fill that begins during the
+    /// first pass began after this eviction did, so its entry may stay or go.
+    async fn delete_prefix(&self, prefix: &str, within: &Lost) -> Result<u64, StoreError> {
+        let (mut nonces, mut indexes) = (HashMap::new(), Vec::new());
         let mut scan = Scan::begin(self, key_names::pattern(prefix), within.clone()).await?;
         while let Some(page) = scan.next(self).await? {
             let mut leases = Vec::new();
@@ -108,7 +108,9 @@ impl RedisStore {
                     Some(Owned::Group(group)) if !nonces.contains_key(group) => {
                         let dropped = self.drop_group(prefix, group).await?;
                         nonces.insert(group.to_owned(), dropped.nonce);
-                        lists.extend(dropped.lists.into_iter().map(|(doomed, _)| (group.to_owned(), doomed)));
+                        indexes.extend(
+                            dropped.indexes.into_iter().map(|(detached, _)| (group.to_owned(), detached)),
+                        );
                     }
                     _ => {}
                 }
@@ -117,7 +119,7 @@ impl RedisStore {
         }
 
         let mut count = 0;
-        // In a cluster too, this begins when the first pass has been everywhere.
+        // In a cluster too, the second pass begins after the first has visited every node.
         let mut scan = Scan::begin(self, key_names::pattern(prefix), within.clone()).await?;
         while let Some(page) = scan.next(self).await? {
             let mut plain = Vec::new();
@@ -138,24 +140,29 @@ impl RedisStore {
                 }
             }
         }
-        // The second pass found the entries without them. Should it not come to its end, the next eviction needs them.
-        for (group, doomed) in &lists {
-            self.forget_list(prefix, group, doomed).await?;
+        // The second pass didn't need the indexes. The next eviction does if this one is interrupted.
+        for (group, detached) in &indexes {
+            self.forget_index(prefix, group, detached).await?;
         }
         Ok(count)
     }
 
+    /// Invalidates a group: removes its nonce, and detaches its index.
     async fn drop_group(&self, prefix: &str, group: &str) -> Result<Dropped, StoreError> {
         let (nonce, index) = (format!("{prefix}:{{{group}}}"), key_names::index(prefix, group));
-        let (doomed, left) = (key_names::tmp_in(prefix, group, &random()?), key_names::left(prefix, group));
-        let call =
-            ScriptCall { script: &scripts::DROP_GROUP, keys: &[&nonce, &index, &doomed, &left], args: &[] };
-        let (nonce, lists): (Bytes, Vec<(String, Bytes)>) =
+        let (detached, unfinished) =
+            (key_names::tmp_in(prefix, group, &random()?), key_names::unfinished(prefix, group));
+        let call = ScriptCall {
+            script: &scripts::DROP_GROUP,
+            keys: &[&nonce, &index, &detached, &unfinished],
+            args: &[],
+        };
+        let (nonce, indexes): (Bytes, Vec<(String, Bytes)>) =
             self.inner.change_client().script(call, self.deadline()).await?;
-        Ok(Dropped { nonce, lists })
+        Ok(Dropped { nonce, indexes })
     }
 
-    /// Removes those of these entries that are not valid.
+    /// Removes the invalid ones of these entries. Returns the number of those that `counting` counts.
     async fn sweep<S: AsRef<str>>(
         &self,
         nonce: &str,
@@ -184,34 +191,33 @@ impl RedisStore {
     }
 }
 
-/// What of the entries that are removed counts.
+/// The removed entries that are counted.
 enum Counting<'a> {
-    /// What was valid until then: this was the nonce.
+    /// Those that begin with this nonce, which was the group's until now.
     ValidUnder(&'a Bytes),
     Everything,
 }
 
-/// What is left of a group that was invalidated.
+/// The remains of an invalidated group.
 struct Dropped {
-    /// The nonce that was valid until then, or nothing.
+    /// The former nonce. Empty if there was none.
     nonce: Bytes,
-    /// Where its index is now, if it had one, and those that earlier evictions left: each with the nonce of its entries.
-    lists: Vec<(String, Bytes)>,
+    /// The detached indexes of this and of interrupted evictions, each with the nonce of its entries.
+    indexes: Vec<(String, Bytes)>,
 }
 
-/// A walk over the names in the database that may be a prefix's, on every node of a cluster.
+/// A scan for names that match a pattern, on every node of a cluster.
 ///
-/// A key that moves between two nodes might be missed: gone where the walk has not been yet, and come where it has
-/// already been. So if slots moved meanwhile the walk goes round once more. A key that moved once is then found
-/// whatever its way was: where it came from is looked at, and where it went is looked at after that. No slot moves twice
-/// in so short a time.
+/// A key may move from a node that the scan has not visited to one that it has. So if slots moved meanwhile, there is a second
+/// round. It finds every key that moved once: the scan visits the old owner of the key, and the new owner after that. No slot
+/// moves twice in so short a time.
 struct Scan {
     pattern: String,
-    /// Where to look.
+    /// Names outside of this are skipped.
     within: Lost,
     layout: Layout,
-    /// Whether this is the second round.
-    again: bool,
+    /// `true` in the second round.
+    is_second_round: bool,
     node: usize,
     cursor: u64,
 }
@@ -219,12 +225,12 @@ struct Scan {
 impl Scan {
     async fn begin(store: &RedisStore, pattern: String, within: Lost) -> Result<Self, StoreError> {
         let layout = store.client().layout(&within, store.deadline()).await?;
-        Ok(Self { pattern, within, layout, again: false, node: 0, cursor: 0 })
+        Ok(Self { pattern, within, layout, is_second_round: false, node: 0, cursor: 0 })
     }
 
-    /// The next few names, or `None` after the last. A name may come twice.
+    /// Returns the next few names, or `None` after the last. A name may come twice.
     async fn next(&mut self, store: &RedisStore) -> Result<Option<Vec<String>>, StoreError> {
-        if self.node == self.layout.nodes.len() && !self.goes_round_again(store).await? {
+        if self.node == self.layout.nodes.len() && !self.start_second_round(store).await? {
             return Ok(None);
         }
         let Some(node) = self.layout.nodes.get(self.node) else { return Ok(None) };
@@ -236,20 +242,20 @@ impl Scan {
         if next == 0 {
             self.node += 1;
         }
-        // Every name of ours is UTF-8.
+        // All names of this store are UTF-8.
         let names = names.into_iter().filter_map(|name| String::from_utf8(name.into()).ok());
         Ok(Some(names.filter(|name| self.within.concerns(name)).collect()))
     }
 
-    async fn goes_round_again(&mut self, store: &RedisStore) -> Result<bool, StoreError> {
-        if self.again {
+    async fn start_second_round(&mut self, store: &RedisStore) -> Result<bool, StoreError> {
+        if self.is_second_round {
             return Ok(false);
         }
         let layout = store.client().layout(&self.within, store.deadline()).await?;
-        self.again = !layout.is_steady_since(&self.layout);
-        if self.again {
+        self.is_second_round = !layout.is_steady_since(&self.layout);
+        if self.is_second_round {
             (self.layout, self.node) = (layout, 0);
         }
-        Ok(self.again)
+        Ok(self.is_second_round)
     }
 }

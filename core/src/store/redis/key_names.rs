@@ -1,4 +1,4 @@
-//! What things are called in Redis.
+//! The names of keys in Redis.
 //!
 //! | name | what | type |
 //! |---|---|---|
@@ -7,33 +7,33 @@
 //! | `p:{g}` | the group's nonce; an entry with another one is not valid | string |
 //! | `p-idx:{g}` | the group's entries: suffix, and when it expires in ms since 1970 | sorted set |
 //! | `p-lease:{g}:suffix`, `p-lease:{p:suffix}` | nonce (8), kind (`F`ill, `W`rite, `U`ncacheable), token (16) | string |
-//! | `p-tmp:{g}:token`, `p-tmp:{p:suffix}:token` | a body on its way, or a group's index on its way out | string, sorted set |
-//! | `p-tmp:{g}:left` | the indexes of a group on their way out, each with the nonce of its entries | hash |
+//! | `p-tmp:{g}:token`, `p-tmp:{p:suffix}:token` | an uploaded value that is not committed yet, or the detached index of an evicted group | string, sorted set |
+//! | `p-tmp:{g}:left` | the detached indexes of a group, each with the nonce of its entries | hash |
 //!
-//! Everything about an entry shares its hash tag, and so its slot in a cluster. The bookkeeping begins with `p-`
-//! rather than `p:` so that invalidation messages for `p:` concern values and nonces only.
+//! All keys of an entry share its hash tag, and so its slot in a cluster. Only entries and nonces begin with `p:`, so that
+//! invalidation messages for `p:` concern nothing else. All other names begin with `p-`.
 
 use std::fmt::Write as _;
 
 use crate::key::{CacheKey, KeySpace};
 
-/// The nonce of a key's group.
+/// Returns the nonce of a key's group, or `None` for a key without a group.
 pub(super) fn nonce_of(key: &CacheKey) -> Option<&str> {
     let name = key.name();
     key.group().map(|_| &name[..name.len() - key.suffix().len() - 1])
 }
 
-/// The nonce of a group, given the head that its entries share.
+/// Returns the nonce of a group.
 pub(super) fn nonce(space: &KeySpace) -> &str {
     space.head().strip_suffix(':').unwrap_or(space.head())
 }
 
-/// The index of a group.
+/// Returns the index of a group.
 pub(super) fn index(prefix: &str, group: &str) -> String {
     [prefix, "-idx:{", group, "}"].concat()
 }
 
-/// The lease of a key.
+/// Returns the lease of a key.
 pub(super) fn lease(key: &CacheKey) -> String {
     match key.group() {
         Some(group) => [key.prefix(), "-lease:{", group, "}:", key.suffix()].concat(),
@@ -41,12 +41,12 @@ pub(super) fn lease(key: &CacheKey) -> String {
     }
 }
 
-/// Where a body for this key waits for its script.
+/// Returns the key to which a value is uploaded before its commit.
 pub(super) fn tmp(key: &CacheKey, token: &[u8; 16]) -> String {
     tmp_in(key.prefix(), key.group().unwrap_or(key.name()), token)
 }
 
-/// A passing key in the slot of `tag`.
+/// Returns a temporary key in the slot of `tag`.
 pub(super) fn tmp_in(prefix: &str, tag: &str, token: &[u8; 16]) -> String {
     let mut name = format!("{prefix}-tmp:{{{tag}}}:");
     // Writing to a string can't fail.
@@ -54,14 +54,14 @@ pub(super) fn tmp_in(prefix: &str, tag: &str, token: &[u8; 16]) -> String {
     name
 }
 
-/// The evictions of a group that are not over: its indexes on their way out.
-pub(super) fn left(prefix: &str, group: &str) -> String {
-    [prefix, "-tmp:{", group, LEFT].concat()
+/// Returns the hash that lists the detached indexes of a group, whose evictions are not finished.
+pub(super) fn unfinished(prefix: &str, group: &str) -> String {
+    [prefix, "-tmp:{", group, UNFINISHED].concat()
 }
 
-const LEFT: &str = "}:left";
+const UNFINISHED: &str = "}:left";
 
-/// The names that an entry shares with its group.
+/// The keys of an entry's group.
 pub(super) struct GroupNames<'a> {
     nonce: &'a str,
     index: String,
@@ -74,12 +74,12 @@ impl<'a> GroupNames<'a> {
     }
 }
 
-/// The keys of a script: its own, then the nonce of the key's group if it is in one.
+/// Returns the keys of a script: its own, then the nonce of the key's group if it has one.
 pub(super) fn with_nonce<'a>(own: &[&'a str], key: &'a CacheKey) -> Vec<&'a str> {
     own.iter().copied().chain(nonce_of(key)).collect()
 }
 
-/// The keys of a script: its own, then those of the group if there is one.
+/// Returns the keys of a script: its own, then those of the group if there is one.
 pub(super) fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>) -> Vec<&'a str> {
     let mut keys = Vec::with_capacity(own.len() + 2);
     keys.extend_from_slice(own);
@@ -87,13 +87,13 @@ pub(super) fn with_group<'a>(own: &[&'a str], group: Option<&'a GroupNames<'a>>)
     keys
 }
 
-/// A pattern for `SCAN` that finds everything a prefix owns, and a little more: [`Owned::of`] tells which.
+/// Returns a `SCAN` pattern that matches everything a prefix owns, and some other names. [`Owned::of`] tells them apart.
 pub(super) fn pattern(prefix: &str) -> String {
-    // The hyphen stands first: between two characters it would be a range.
+    // The hyphen is first: between two characters it would be a range.
     literally(prefix) + "[-:]*"
 }
 
-/// A pattern for `SCAN` that finds what begins like this.
+/// Returns a `SCAN` pattern that matches every name with this beginning.
 pub(super) fn pattern_of(head: &str) -> String {
     literally(head) + "*"
 }
@@ -109,10 +109,10 @@ fn literally(text: &str) -> String {
     pattern
 }
 
-/// What a name means to one prefix.
+/// The kind of a key that belongs to a prefix.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Owned<'a> {
-    /// The nonce or the index of this group, or what evictions of it left.
+    /// The nonce or the index of this group, or the hash of its detached indexes.
     Group(&'a str),
     /// An entry of this group.
     Grouped(&'a str),
@@ -123,8 +123,8 @@ pub(super) enum Owned<'a> {
 }
 
 impl<'a> Owned<'a> {
-    /// Reads a name. `None` for those of a neighbour (`p-x:…`, or the groups of `p:x`) and for passing keys, which
-    /// nobody reads and which expire by themselves.
+    /// Parses a name. Returns `None` for names of another prefix (`p-x:…`, or the groups of `p:x`), and for temporary keys, which
+    /// are not read and expire by themselves.
     pub(super) fn of(name: &'a str, prefix: &str) -> Option<Self> {
         let rest = name.strip_prefix(prefix)?;
         if rest.starts_with("-lease:{") {
@@ -134,7 +134,10 @@ impl<'a> Owned<'a> {
             return group.strip_suffix('}').map(Self::Group);
         }
         if let Some(group) = rest.strip_prefix("-tmp:{") {
-            return group.strip_suffix(LEFT).filter(|group| !group.contains(['{', '}'])).map(Self::Group);
+            return group
+                .strip_suffix(UNFINISHED)
+                .filter(|group| !group.contains(['{', '}']))
+                .map(Self::Group);
         }
         let rest = rest.strip_prefix(':')?;
         match rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
@@ -150,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_of_a_key_shares_its_hash_tag() {
+    fn all_names_of_a_key_share_its_hash_tag() {
         let tag = |name: &str| {
             let tagged = name.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
             tagged.map_or(name, |(tag, _)| tag).to_owned()
@@ -165,14 +168,14 @@ mod tests {
                     assert_eq!(tag(nonce_of(&key).unwrap()), expected);
                     assert_eq!(nonce_of(&key).unwrap(), nonce(&key.space()));
                     assert_eq!(tag(&index("p:q", group)), expected);
-                    assert_eq!(tag(&left("p:q", group)), expected);
+                    assert_eq!(tag(&unfinished("p:q", group)), expected);
                 }
             }
         }
     }
 
     #[test]
-    fn names_are_told_apart() {
+    fn prefix_owns_its_names_only() {
         for (name, expected) in [
             ("a:b:x", Some(Owned::Plain)),
             ("a:b:", Some(Owned::Plain)),
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_literal_up_to_their_end() {
+    fn pattern_escapes_the_prefix() {
         assert_eq!(pattern("a*b?[c]\\d"), "a\\*b\\?\\[c\\]\\\\d[-:]*");
     }
 }

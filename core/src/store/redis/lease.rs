@@ -1,4 +1,4 @@
-//! Commands that acquire and release leases.
+//! Commands that acquire, renew and release leases.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::reason::Reason;
 use crate::store::{Acquired, Intent, Lease, StoreError};
 
 impl RedisStore {
-    /// Takes a lease.
+    /// Acquires a lease, or returns what prevents it.
     ///
-    /// What asks for one is never sent twice, but a connection that broke while nobody used it is no reason to give up: so
-    /// there is a second attempt, at another lease with another nonce.
+    /// The commands are never sent twice. But an idle connection may have broken unnoticed, so there is a second attempt, for
+    /// another lease with another token.
     pub(super) async fn acquire(
         &self,
         key: &CacheKey,
@@ -39,7 +39,8 @@ impl RedisStore {
         intent: Intent,
         lease_ttl: Duration,
     ) -> Result<Acquired, StoreError> {
-        /// How often an entry that was there may be gone when it is read before that counts as somebody filling it.
+        /// The number of times that the script finds an entry which is gone when it is read. After that the key counts as being
+        /// filled.
         const MAX_ATTEMPTS: usize = 3;
 
         let kind = match intent {
@@ -63,7 +64,7 @@ impl RedisStore {
             args: &[kind, &token, lease_ttl.as_bytes(), &fresh],
         };
         for _ in 0..MAX_ATTEMPTS {
-            // A command without an answer may still be carried out, and the lease would stand in everybody's way.
+            // Redis may run a command whose answer never arrives. Then its lease would block other fills until it expires.
             let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(&lease, token));
             let (state, fence): (Bytes, Bytes) = self.call(call, self.inner.options.fill_deadline).await?;
             guard.settle();
@@ -87,11 +88,11 @@ impl RedisStore {
         Ok(Acquired::Filling)
     }
 
-    /// Takes a lease to fill with the nonce that the group is thought to have, which costs the server a third of what the
-    /// script does. `None` if that was wrong, or somebody left a lease of an older nonce: then it is for the script.
+    /// Acquires a lease with the cached nonce, at a third of the script's cost to the server. Returns `None` if the nonce
+    /// is outdated or a lease of an older nonce is left: then the script must decide.
     ///
-    /// The lease is taken before the entry and the nonce are read, so what is true of them then was not missed by it; what
-    /// becomes of them later is for the commit to find out, as ever.
+    /// The lease is set before the entry and the nonce are read, so no change between the two is missed. Later changes revoke
+    /// the lease, which the commit checks.
     async fn acquire_optimistic(
         &self,
         key: &CacheKey,
@@ -115,7 +116,7 @@ impl RedisStore {
         let mut found = found.into_iter();
         let (held, entry, present) = (found.next().flatten(), found.next().flatten(), found.next().flatten());
         if nonce.is_some() && present.as_deref() != Some(&fence) {
-            // Nobody heeds a lease of another nonce, and the script takes its place.
+            // A lease of another nonce blocks no fill, and the script replaces it.
             guard.settle();
             return Ok(None);
         }
@@ -139,7 +140,7 @@ impl RedisStore {
         })
     }
 
-    /// Extends a lease that still holds. Returns `false` if it does not.
+    /// Extends a lease. Returns `false` if it is no longer the current one.
     pub(super) async fn extend(
         &self,
         key: &CacheKey,
@@ -156,13 +157,14 @@ impl RedisStore {
         self.call(call, self.inner.options.fill_deadline).await
     }
 
-    /// Remembers what a lease of this key has for a nonce.
+    /// Caches the nonce of a key's leases.
     fn cache_nonce(&self, key: &CacheKey, fence: &[u8]) {
         if let Ok(fence) = fence.try_into() {
             self.inner.nonces.insert(key_names::nonce_of(key).unwrap_or(key.prefix()).into(), fence);
         }
     }
 
+    /// Releases a lease, and marks the key as uncacheable for this long unless it is zero.
     pub(super) async fn release(
         &self,
         lease: &str,

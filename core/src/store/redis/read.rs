@@ -1,4 +1,4 @@
-//! Commands that read a value, a part of it, or whether there is one.
+//! Commands that read a value, a part of it, or whether it exists.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use crate::key::CacheKey;
 use crate::store::{StoreError, ValueHead};
 
 impl RedisStore {
+    /// Reads a value.
     pub(super) async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let RedisInner { options, client, .. } = &*self.inner;
         let Some(nonce) = key_names::nonce_of(key) else {
@@ -27,7 +28,7 @@ impl RedisStore {
         Ok(record.zip(nonce).and_then(|(record, nonce)| valid_under(&nonce, &record)))
     }
 
-    /// A value and its expiry, read once for all who ask for it at the same time if it is large.
+    /// Reads a value and its remaining TTL. Concurrent reads of a large value share one reply.
     pub(super) async fn read_whole(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
         if self.inner.readings.expect_large(key) {
             return Box::pin(self.read_shared(key)).await;
@@ -37,6 +38,7 @@ impl RedisStore {
         Ok(found)
     }
 
+    /// Reads a value and its remaining TTL, and shares the reply with concurrent callers.
     pub(super) async fn read_shared(&self, key: &CacheKey) -> Result<ValueWithExpiry, StoreError> {
         let weak = self.downgrade();
         let read = move |key: CacheKey| {
@@ -53,6 +55,7 @@ impl RedisStore {
         }
     }
 
+    /// Returns `true` if there is a valid entry.
     pub(super) async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let RedisInner { options, client, .. } = &*self.inner;
         let Some(nonce) = key_names::nonce_of(key) else {
@@ -70,9 +73,9 @@ impl RedisStore {
         Ok(nonce.is_some_and(|nonce| nonce == fence))
     }
 
-    /// A value, and how long it will still be there. Counted from before this was called, that is never too long.
+    /// Reads a value and its remaining TTL. Counted from before the call, the TTL never ends after the entry does.
     ///
-    /// It takes `longest` at most, if that is more than the deadline and the connection delivers all the time.
+    /// Takes at most `longest` while the connection delivers without a pause of a read deadline.
     async fn read_with_expiry(
         &self,
         key: &CacheKey,
@@ -97,11 +100,11 @@ impl RedisStore {
         Ok(Some((value, remaining(left))))
     }
 
-    /// The beginning of a value, and how long it will still be there, which is never too long.
+    /// Reads the beginning of a value and its remaining TTL. Counted from before the call, the TTL never ends after the entry
+    /// does.
     ///
-    /// These are several commands, and the value may be replaced in between. The entry is read before the nonce, so an entry
-    /// of that nonce was valid when it was read. Its length may be another one's: callers compare it with what the value says
-    /// about itself.
+    /// The value may be replaced between these commands. The entry is read before the nonce, so an entry of that nonce was valid
+    /// when it was read. The length may be that of another value. Callers compare it with the length inside the value.
     pub(super) async fn read_head(
         &self,
         key: &CacheKey,
@@ -129,7 +132,7 @@ impl RedisStore {
                 return Ok(None);
             };
             if value.is_empty() {
-                // An empty value and none look the same.
+                // `GETRANGE` returns the same for an empty value and for none.
                 let found = if left == PTTL_MISSING {
                     None
                 } else {
@@ -139,14 +142,16 @@ impl RedisStore {
             }
             (value, length, left)
         };
-        // What is shorter than it might be is all there is.
+        // Fewer bytes than the limit are the whole value.
         let length = if bytes.len() < limit { bytes.len() } else { length.max(bytes.len()) };
         self.inner.readings.saw(key, length);
         Ok(Some((ValueHead { bytes, length }, remaining(left))))
     }
 
-    /// The part is read before what the value begins with, and that before the nonce. A value that begins with `head` in the
-    /// end did so all the time: it was never another one in between, for no two values begin with the same.
+    /// Reads a part of the value that begins with `head`. Returns `None` if the entry holds another value, or none.
+    ///
+    /// The part is read first, then the beginning, then the nonce. No two values begin with the same bytes. So if the value begins
+    /// with `head` after the part was read, the part belongs to it.
     pub(super) async fn read_range(
         &self,
         key: &CacheKey,
@@ -175,21 +180,20 @@ impl RedisStore {
     }
 }
 
-/// How many bytes of an entry come before its value.
+/// Returns the number of bytes before the value in an entry.
 fn fence_len(key: &CacheKey) -> usize {
     if key.group().is_some() { 8 } else { 0 }
 }
 
-/// What `PTTL` answers for a key that is not there.
+/// The reply of `PTTL` for an absent key.
 const PTTL_MISSING: i64 = -2;
 
-/// What `PTTL` says: `None` for no end. What is gone by now has nothing left.
+/// Converts a reply of `PTTL`: `None` for no expiry, zero for an absent key.
 fn remaining(left: i64) -> Option<Duration> {
     (left != -1).then(|| Duration::from_millis(left.try_into().unwrap_or(0)))
 }
 
-/// `None` for what holds something else than a string, which another program wrote there. It is no value of ours, and the next
-/// write replaces it.
+/// Converts the error for a key that is no string to `None`. Another program wrote it, and the next write replaces it.
 fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match reply {
         Err(StoreError::Refused(error))
@@ -201,10 +205,10 @@ fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, Store
     }
 }
 
-/// For how long a large value is read while it is delivered, though those who asked for it have run out of time.
+/// The longest time that a shared read of a large value continues after its callers have run out of time.
 const MAX_SHARED_READ: Duration = Duration::from_secs(10);
 
-/// The value of an entry of a group, if the group's nonce is the one that it was written under.
+/// Returns the value of a group's entry if the entry begins with this nonce.
 pub(super) fn valid_under(nonce: &[u8], record: &Bytes) -> Option<Bytes> {
     (nonce.len() == 8 && record.starts_with(nonce)).then(|| record.slice(8..))
 }

@@ -1,8 +1,8 @@
-//! Commands that Redis refuses, because its user may not run them or because it doesn't have them: each is named in its error,
-//! and warned of once.
+//! Commands that Redis refuses, because the user may not run them or the server doesn't have them. The error names the command,
+//! and a warning is logged once for each command.
 //!
-//! Too few rights are a mistake in the setup that shows far from its cause, as a cache that never hits or as an eviction that
-//! is repeated for ever. The server's own words don't always say which command it was.
+//! Missing rights show far from their cause: as a cache that never hits, or as an eviction that is repeated forever. The
+//! server's own error doesn't always name the command.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -12,20 +12,20 @@ use redis::{Arg, Cmd, ErrorKind, RedisError, ServerErrorKind};
 use super::address::Address;
 use super::scripts;
 
-/// What the description of a named refusal says. The detail begins with the command.
+/// The description of a named refusal. Its detail begins with the command.
 const REFUSED: &str = "Redis refuses a command";
 
-/// The commands that were warned of.
+/// The commands for which a warning was logged.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     warned: Mutex<BTreeSet<String>>,
 }
 
 impl Refusals {
-    /// Warns of a command that was refused, the first time.
+    /// Logs a warning if a command was refused for the first time.
     pub(super) fn note(&self, address: &Address, error: &RedisError) {
         let Some(command) = command_of(error) else { return };
-        // Nothing in here can panic half-way through a change.
+        // A panic can't leave the set half changed.
         let is_new = self.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(command.clone());
         if is_new {
             tracing::warn!(
@@ -38,7 +38,7 @@ impl Refusals {
     }
 }
 
-/// Puts the command's name into an error that says that it was refused.
+/// Adds the command's name to an error if the command was refused.
 pub(super) fn named(cmd: &Cmd, error: RedisError) -> RedisError {
     match refused(cmd, &error) {
         Some(command) => {
@@ -50,12 +50,12 @@ pub(super) fn named(cmd: &Cmd, error: RedisError) -> RedisError {
     }
 }
 
-/// Whether a command was refused, as its [named](named) error says.
+/// Returns `true` if a [named](named) error is a refusal.
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
 }
 
-/// The command of a named refusal, or of one that only the server's own words tell.
+/// Returns the command of a named refusal, or the one that the server's error names.
 fn command_of(error: &RedisError) -> Option<String> {
     let detail = error.detail()?;
     if is_refusal(error)
@@ -66,7 +66,7 @@ fn command_of(error: &RedisError) -> Option<String> {
     quoted(detail)
 }
 
-/// The name of a command that was refused, if it was.
+/// Returns the name of the command if it was refused.
 fn refused(cmd: &Cmd, error: &RedisError) -> Option<String> {
     let detail = error.detail().unwrap_or_default();
     let mut args = cmd.args_iter().filter_map(|arg| match arg {
@@ -88,24 +88,24 @@ fn refused(cmd: &Cmd, error: &RedisError) -> Option<String> {
     None
 }
 
-/// The command in `… no permissions to run the 'client|tracking' command`.
+/// Returns the command in `… no permissions to run the 'client|tracking' command`.
 fn quoted(detail: &str) -> Option<String> {
     let (command, _) = detail.split_once(" to run the '")?.1.split_once('\'')?;
     Some(command.replace('|', " ").to_ascii_uppercase())
 }
 
-/// The command on the line of a script that failed: Redis 6 and 7.0 name nothing but the line.
+/// Returns the command on the failed line of a script. Redis 6 and 7.0 name only the line.
 fn in_script(code_or_hash: &str, detail: &str) -> Option<String> {
     let code = scripts::code(code_or_hash).unwrap_or(code_or_hash);
     let mut lines = detail.split("user_script:").skip(1).filter_map(|rest| {
         let number = rest.trim_start();
         number[..number.find(|character: char| !character.is_ascii_digit())?].parse::<usize>().ok()
     });
-    // Where an error was raised again, there are several lines, and one of them calls.
+    // An error that was raised again names several lines, and one of them calls a command.
     lines.find_map(|number| called_in(code.lines().nth(number.checked_sub(1)?)?).next()).map(str::to_owned)
 }
 
-/// The commands that a line of a script calls. An error of a bare `pcall` doesn't end the script.
+/// Returns the commands that a line of a script calls. A bare `pcall` doesn't count, because its error doesn't end the script.
 pub(super) fn called_in(line: &str) -> impl Iterator<Item = &str> {
     let calls = ["redis.call('", "tolerant('"];
     calls
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_their_command() {
+    fn refusal_names_its_command() {
         let script = "local a = 1\nif redis.pcall('GET', KEYS[1]) then redis.call('PERSIST', KEYS[1]) end";
         let scan = redis::cmd("SCAN").arg(0).take();
         let track = redis::cmd("CLIENT").arg("TRACKING").arg("ON").take();

@@ -91,8 +91,8 @@ scripts! {
     DROP_GROUP = "lua/drop_group.lua";
     /// Unlinks the entries of a dropped group.
     SWEEP = "lua/sweep.lua";
-    /// Removes the list of a dropped group's entries.
-    SWEPT = "lua/swept.lua";
+    /// Removes the detached index of a dropped group.
+    FORGET_INDEX = "lua/forget_index.lua";
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ use crate::key::CacheKey;
 use crate::store::{Acquired, Intent, Lease, StoreError};
 
 impl RedisStore {
-    /// Writes a value, and remembers that it replaced another. `false` if servers changed meanwhile.
-    pub(super) async fn write_through(
+    /// Writes a value, and records in the change log that it replaced another. Returns `false` if servers changed meanwhile.
+    pub(super) async fn set_and_record(
         &self,
         key: &CacheKey,
         value: &Bytes,
@@ -26,22 +26,22 @@ impl RedisStore {
         let guard = UnconfirmedGuard::new(self, ChangeTarget::Key(key));
         let _turn = guard.turn(key, self.inner.options.fill_deadline).await?;
         let written = match self.write_under_new_lease(key, value.clone(), ttl).await {
-            // A commit is never sent twice, but a connection that broke while nobody used it is no reason to give up.
+            // A commit is never sent twice. But an idle connection may have broken unnoticed, so there is a second attempt.
             Err(StoreError::Unavailable(_)) => self.write_under_new_lease(key, value.clone(), ttl).await?,
             written => written?,
         };
         if written {
             return Ok(guard.confirmed());
         }
-        // An eviction or another write came in between, and is the last word.
+        // An eviction or another write came later, and wins.
         guard.settle();
         Ok(true)
     }
 
-    /// Takes a ticket and writes, unless an eviction or another write comes in between: that is the last word then.
+    /// Acquires a write lease and writes. Returns `false` if an eviction or another write came in between.
     ///
-    /// What is not answered may be carried out at any time, on another connection also after an eviction that came later.
-    /// An eviction revokes the ticket.
+    /// Redis may run a command whose answer never arrives at any later time, even after an eviction on another connection. The
+    /// lease prevents that, because an eviction revokes it.
     async fn write_under_new_lease(
         &self,
         key: &CacheKey,
@@ -49,7 +49,7 @@ impl RedisStore {
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
         let until = Instant::now() + WRITE_LEASE_TTL;
-        // Also while an eviction of this key is owed: who writes knows better than whatever was to be removed.
+        // Also while an eviction of this key is pending: the value is newer than the one to be removed.
         let Acquired::Lease(lease) = self.acquire(key, Intent::Write, WRITE_LEASE_TTL).await? else {
             return Err(StoreError::refused("no ticket for a write"));
         };
@@ -57,7 +57,7 @@ impl RedisStore {
         if stored || Instant::now() < until { Ok(stored) } else { Err(StoreError::Timeout(WRITE_LEASE_TTL)) }
     }
 
-    /// Writes under a lease, and gives that back.
+    /// Writes under a lease, and releases it. Returns `false` if the lease is no longer the current one, or if there is no room.
     pub(super) async fn write(
         &self,
         key: &CacheKey,
@@ -73,7 +73,7 @@ impl RedisStore {
         let (ttl_arg, suffix) = (ttl.to_string(), key.suffix());
         let args: [&[u8]; 4] = [lease.fence(), token, ttl_arg.as_bytes(), suffix.as_bytes()];
         let RedisInner { options, client, .. } = &*self.inner;
-        // A fill of a missing entry has no predecessor.
+        // A fill of a missing entry replaces nothing that a failover could bring back.
         let client = if replaces(lease) { self.inner.change_client() } else { client };
         let stored: i64 = if ttl == 0 || value.len() <= MAX_INLINE_BYTES {
             let record = if ttl == 0 { Vec::new() } else { record.to_bytes() };
@@ -90,7 +90,7 @@ impl RedisStore {
                 keys: &with_group(&[key.name(), &lease_name, &tmp], group.as_ref()),
                 args: &args,
             };
-            // Redis drops a body that no script took.
+            // The body expires if no script moves it into place.
             let mut upload = Cmd::with_capacity(5, record.value.len() + tmp.len() + 32);
             upload.arg("SET").arg(&tmp).arg(&record).arg("PX").arg(10_000);
             client.upload_and_script(upload, call, options.fill_deadline).await?
@@ -99,6 +99,7 @@ impl RedisStore {
         Ok(stored == 1 && fits)
     }
 
+    /// Removes an entry and revokes its lease. Returns `true` if a valid entry was there.
     pub(super) async fn evict(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let lease = key_names::lease(key);
         let group = GroupNames::of(key);
@@ -111,7 +112,7 @@ impl RedisStore {
     }
 }
 
-/// What is stored: the nonce, for an entry of a group, and the value. Written in one piece, copied once.
+/// The bytes of an entry: the nonce if it is in a group, then the value. Written in one piece, copied once.
 struct FencedValue<'a> {
     fence: Option<&'a [u8; 8]>,
     value: &'a [u8],
@@ -132,19 +133,19 @@ impl ToRedisArgs for FencedValue<'_> {
     }
 }
 
-/// The largest body that is sent as an argument of its script, in bytes.
+/// The largest value that is sent as an argument of its script, in bytes. Larger ones are uploaded to a key and renamed.
 const MAX_INLINE_BYTES: usize = 4096;
 
-/// How long the ticket of a plain `set` lasts: far longer than it takes to use it, and no longer than others can go without
-/// storing should it be lost.
+/// The duration of the lease of a plain `set`. It is far longer than a write takes. A lost lease prevents other processes from
+/// storing for this long.
 const WRITE_LEASE_TTL: Duration = Duration::from_secs(2);
 
-/// Whether a lease is the ticket of a write.
+/// Returns `true` for the lease of a write.
 pub(super) fn is_write(lease: &Lease) -> bool {
     lease.token()[0] == b'W'
 }
 
-/// Whether a commit under this lease replaces something: all but a fill of a missing entry.
+/// Returns `true` if a commit under this lease replaces an entry: for every lease except a fill's.
 pub(super) fn replaces(lease: &Lease) -> bool {
     lease.token()[0] != b'F'
 }

@@ -1,6 +1,7 @@
 -- KEYS lease   ARGV token uncacheable_for
+-- Releases a lease. A positive `uncacheable_for` leaves a mark for that many milliseconds. Returns 1 if the lease was there.
 local held = redis.call('MGET', KEYS[1])[1]
--- What was given back as uncacheable leaves a mark with its token, and is no lease any more.
+-- The mark of an uncacheable response carries the token of its lease, but is no lease.
 if not held or string.sub(held, 10) ~= ARGV[1] or string.sub(held, 9, 9) == 'U' then return 0 end
 local ms = tonumber(ARGV[2])
 if ms > 0 then

@@ -1,11 +1,11 @@
 -- KEYS entry lease [nonce index]   ARGV fence token ttl suffix record
--- Answers 0 if the lease is not the current one, and also when there is no room; the old entry is gone then all the same,
--- because what it held has been replaced. A `ttl` of 0 is for a record that is over already.
+-- Writes a small value. Returns 0 if the lease is not the current one. Also returns 0 if there is no memory. The old entry is
+-- removed then, because its value is outdated. A `ttl` of 0 only removes the old entry.
 local entry, lease, nonce, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ttl, suffix, record = tonumber(ARGV[3]), ARGV[4], ARGV[5]
 if not holds(lease, nonce, ARGV[1], ARGV[2]) then return 0 end
 local stored
--- The first to write: a server without room refuses only that.
+-- This is the first write, because a server without memory refuses only that.
 if ttl > 0 then
   stored = redis.pcall('SET', entry, record, 'PX', ttl)
 elseif ttl < 0 then
@@ -16,5 +16,5 @@ if not stored or stored.err then
   remove(entry, index, suffix)
   return ttl == 0 and 1 or 0
 end
-enlist(ttl, nonce, index, suffix, ARGV[2])
+add_to_index(ttl, nonce, index, suffix, ARGV[2])
 return 1

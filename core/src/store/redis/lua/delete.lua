@@ -1,5 +1,5 @@
 -- KEYS entry lease [nonce index]   ARGV suffix
--- Answers 1 if a valid entry was there: one of a group that was evicted since does not count.
+-- Removes an entry and its lease. Returns 1 if a valid entry was there. An entry of a group that was evicted doesn't count.
 local entry, lease, nonce, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 redis.call('DEL', lease)
 if not nonce then return remove(entry) end

@@ -1,22 +1,22 @@
--- KEYS nonce index doomed left
--- From here on the group holds nothing: no entry and no lease carries the next nonce. Answers the nonce that was, and the
--- lists of entries that are to be unlinked, each with the nonce that they were written under: the group's own, as `doomed`,
--- and those that evictions left which did not come to their end.
-local nonce, index, doomed, left = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- KEYS nonce index detached unfinished
+-- Invalidates a group: no entry and no lease carries its next nonce. Renames the index to `detached`. Returns the former nonce,
+-- and all detached indexes of entries to unlink, each with the nonce of its entries: this one, and those of evictions that were
+-- interrupted.
+local nonce, index, detached, unfinished = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local old = redis.call('MGET', nonce)[1] or ''
 redis.call('UNLINK', nonce)
-drop_unless(left, 'hash')
+drop_unless(unfinished, 'hash')
 if drop_unless(index, 'zset') then
-  redis.call('RENAME', index, doomed)
-  redis.call('HSET', left, doomed, old)
-  -- The list lasts as long as what it lists, and so does the note of it.
-  local ms = redis.call('PTTL', doomed)
+  redis.call('RENAME', index, detached)
+  redis.call('HSET', unfinished, detached, old)
+  -- The index lasts as long as its entries, and so must the hash.
+  local ms = redis.call('PTTL', detached)
   if ms < 0 then
-    redis.call('PERSIST', left)
-  elseif redis.call('HLEN', left) == 1 then
-    redis.call('PEXPIRE', left, ms)
+    redis.call('PERSIST', unfinished)
+  elseif redis.call('HLEN', unfinished) == 1 then
+    redis.call('PEXPIRE', unfinished, ms)
   else
-    keep(left, ms)
+    keep(unfinished, ms)
   end
 end
-return {old, redis.call('HGETALL', left)}
+return {old, redis.call('HGETALL', unfinished)}

@@ -1,4 +1,0 @@
--- KEYS left doomed
--- Forgets a list of entries that have been unlinked.
-redis.call('UNLINK', KEYS[2])
-return redis.call('HDEL', KEYS[1], KEYS[2])
