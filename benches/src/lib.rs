@@ -3,8 +3,8 @@
 //! ```text
 //! cargo bench -p larder-benches --bench parts             the parts, in nanoseconds
 //! cargo bench -p larder-benches --bench parts -- policy   one of: policy, key, entry, exchange, stores
-//! cargo bench -p larder-benches --bench instructions      how many instructions a request takes, counted by valgrind
-//! cargo bench -p larder-benches --bench whole             whole requests over HTTP, against the bare handler
+//! cargo bench -p larder-benches --bench instructions      the instructions of a request, counted by valgrind
+//! cargo bench -p larder-benches --bench whole             whole requests over HTTP, compared with the bare handler
 //! ```
 //!
 //! Cases with Redis are skipped where no `redis-server` can be started.

@@ -1,4 +1,4 @@
-// Starts the suite's origin and the proxy in front of it, once for each store, and counts what passes.
+// Runs the suite with its origin and the proxy in front of it, once for each store, and counts the tests that pass.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -13,7 +13,7 @@ const RECORD = 'tests/conformance/passes.json'
 const RESULTS = 'tests/conformance/results.md'
 const KINDS = ['required', 'optimal']
 
-// These contradict RFC 9111, or what they themselves send, or each other.
+// Tests that contradict RFC 9111, their own responses, or each other.
 const CUT_OFF = 'the origin hangs up without an answer, so nothing can come that shows the origin\'s fields'
 const CONTRADICT = {
   'age-parse-prefix':
@@ -33,7 +33,7 @@ const CONTRADICT = {
     'wants two language preferences to select one response though they order the languages differently'
 }
 
-// Published with the suite, for the same version of it.
+// Caches whose results are published with the same version of the suite.
 const PUBLISHED = {
   trafficserver: 'Apache Traffic Server',
   apache: 'Apache httpd',
@@ -46,7 +46,7 @@ const load = file => import(path.join(suiteDir, file))
 const suites = (await load('tests/index.mjs')).default
 const { determineTestResult } = await load('lib/display.mjs')
 
-// Browsers have tests of their own. `check` asks how a cache behaves, and has no wrong answer.
+// Without the tests for browsers, and without `check` tests, which have no wrong result.
 const applicable = suites.map(suite => ({
   id: suite.id,
   name: suite.name,
@@ -97,8 +97,8 @@ async function run (environment, id) {
   const settings = { npm_config_protocol: 'http', npm_config_port: String(origin), npm_config_pidfile: os.devNull }
   start('node', ['--no-warnings', 'server/server.mjs'], { cwd: suiteDir, env: { ...process.env, ...settings } }).stdout.resume()
   const binary = path.join(path.dirname(folder), 'debug/examples/reverse_proxy')
-  // By default Larder stores no cookies, and evicts after a write that ended in a server error. RFC 9111 asks for neither, and
-  // seven of the suite's tests expect the contrary.
+  // By default Larder stores no responses with cookies, and evicts after a write that ended in a server error. RFC 9111
+  // requires neither, and seven of the suite's tests expect the opposite.
   const larder = {
     LISTEN_ADDR: `127.0.0.1:${proxy}`,
     ORIGIN: `http://127.0.0.1:${origin}`,
@@ -115,7 +115,7 @@ async function run (environment, id) {
   await once(client, 'close')
   stopAll()
   if (id) return output
-  // Before its results the suite may print what surprised it.
+  // The suite may print warnings before its results.
   return JSON.parse(output.slice(output.indexOf('\n{') + 1))
 }
 
@@ -125,7 +125,7 @@ async function redis () {
   const child = start('redis-server', argv, { cwd: folder })
   child.stdout.resume()
   await answers(port)
-  // It outlives the proxy.
+  // Keeps running when the proxy is stopped.
   processes.splice(processes.indexOf(child), 1)
   process.on('exit', () => child.kill('SIGKILL'))
   return { REDIS_URL: `redis://127.0.0.1:${port}/`, REDIS_SOCKET_TIMEOUT: '2' }
@@ -135,7 +135,7 @@ function passes (test, results) {
   return determineTestResult(suites, test.id, results)[2] === '✅'
 }
 
-// How many tests of a kind pass, of how many.
+// Returns the number of passed tests of a kind, and the number of all.
 function count (kind, results, tests = applicable.flatMap(suite => suite.tests)) {
   const of = tests.filter(test => kindOf(test) === kind)
   return [of.filter(test => passes(test, results)).length, of.length]

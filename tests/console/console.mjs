@@ -1,4 +1,4 @@
-// The console of the example, as a person uses it: looked at, asked, clicked, on a desk and on a phone, light and dark.
+// Tests the example's console as its users see it: with clicks and lookups, on a desktop and a phone, light and dark.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -134,9 +134,9 @@ test("another site can't evict, nor read, nor frame it", async () => {
   const elsewhere = createServer(answer).listen(0, "127.0.0.1");
   await once(elsewhere, "listening");
   const { page, context } = await visit();
-  // The cookie goes with the requests, as it would if its owner had been careless.
+  // A cookie that the browser also sends with requests from the other site.
   await context.addCookies([{ name: "staff", value: "yes", url: origin, sameSite: "Lax" }]);
-  // The same site, as far as cookies are concerned: only the port differs.
+  // Cookies treat this as the same site, because only the port differs.
   await page.goto(`http://127.0.0.1:${elsewhere.address().port}/`);
   assert.equal(await cached("/products/4"), "HIT");
   const tried = await page.evaluate(async (origin) => {

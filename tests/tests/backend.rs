@@ -23,7 +23,7 @@ fn item(id: u64) -> Item {
 }
 
 on_every_store! {
-    async fn values_come_back_as_they_went(fixture) {
+    async fn values_round_trip(fixture) {
         let items = fixture.larder.backend().group("items");
         assert_eq!(items.get::<Item>("item:1").await, None);
         assert_eq!(items.get_or("item:1", item(9)).await, item(9));
@@ -37,7 +37,7 @@ on_every_store! {
         assert_eq!(items.try_get::<Item>("item:1").await.unwrap(), None);
     }
 
-    async fn times_to_live(fixture) {
+    async fn ttls_reach_the_store(fixture) {
         let items = fixture.larder.backend();
         assert!(items.set("short", "x", Duration::from_millis(80)).await);
         assert!(items.set("long", "x", Duration::from_secs(1800)).await);
@@ -66,7 +66,7 @@ on_every_store! {
         }
     }
 
-    async fn groups_are_apart_and_are_deleted_whole(fixture) {
+    async fn groups_are_separate_and_are_deleted_whole(fixture) {
         let backend = fixture.larder.backend();
         let (a, b) = (backend.group("a"), backend.group("b"));
         for n in 0..20 {
@@ -82,7 +82,7 @@ on_every_store! {
         assert_eq!((a.get::<i32>("k1").await, b.get::<i32>("k1").await, backend.get::<i32>("k1").await), (None, None, None));
     }
 
-    async fn coders_do_not_read_each_other(fixture) {
+    async fn value_of_another_coder_is_a_miss(fixture) {
         let json = fixture.larder.backend();
         let packed: CacheBackend<MessagePack> = json.coder(MessagePack);
         packed.set("k", &item(1), 60).await;
@@ -91,7 +91,7 @@ on_every_store! {
         assert_eq!(packed.coder(Json).get::<Item>("k").await, None);
     }
 
-    async fn what_is_no_such_value_is_an_error_for_those_who_ask(fixture) {
+    async fn undecodable_value_is_an_error_of_try_get(fixture) {
         let backend = fixture.larder.backend();
         backend.set("k", "text", 60).await;
         assert_eq!(backend.get::<u64>("k").await, None);
@@ -110,7 +110,7 @@ on_every_store! {
         assert_eq!(runs.total(), 1);
     }
 
-    async fn an_error_of_one_computation_is_not_everybodys(fixture) {
+    async fn failed_computation_does_not_fail_other_callers(fixture) {
         let backend = fixture.larder.backend().group("g");
         let runs = Runs::new();
         let answers = join_all((0..10).map(|_| backend.get_or_set("k", 60, || async {
@@ -125,7 +125,7 @@ on_every_store! {
         assert!(answers.contains(&Ok(stored)));
     }
 
-    async fn computations_that_fail_are_not_run_one_after_another(fixture) {
+    async fn failing_computations_run_concurrently(fixture) {
         let backend = fixture.larder.backend().group("g");
         let start = Instant::now();
         let answers = join_all((0..30).map(|_| backend.get_or_set("k", 60, || async {
@@ -136,7 +136,7 @@ on_every_store! {
         assert!(start.elapsed() < Duration::from_millis(1400), "{:?}", start.elapsed());
     }
 
-    async fn computations_under_frequent_evictions_are_not_run_one_after_another(fixture) {
+    async fn computations_under_frequent_evictions_run_concurrently(fixture) {
         let backend = fixture.larder.backend().group("g");
         let evictor = backend.clone();
         let evicting = tokio::spawn(async move {
@@ -155,7 +155,7 @@ on_every_store! {
         assert!(start.elapsed() < Duration::from_millis(1400), "{:?}", start.elapsed());
     }
 
-    async fn a_computation_that_is_dropped_strands_nobody(fixture) {
+    async fn dropped_computation_does_not_block_the_next(fixture) {
         let backend = fixture.larder.backend().group("g");
         let never = backend.get_or_set("k", 60, std::future::pending::<Result<u64, ()>>);
         assert!(tokio::time::timeout(Duration::from_millis(30), never).await.is_err());
@@ -164,7 +164,7 @@ on_every_store! {
         assert_eq!(backend.get::<u64>("k").await, Some(1));
     }
 
-    async fn no_update_is_lost(fixture) {
+    async fn concurrent_updates_are_all_applied(fixture) {
         let one = fixture.larder.backend().group("analytics");
         // A second cache on the same store, like that of a second process.
         let two = match &fixture.redis {
@@ -181,7 +181,7 @@ on_every_store! {
         assert_eq!(one.get::<u64>("views").await, Some(400));
     }
 
-    async fn an_update_that_meets_a_set_builds_on_it(fixture) {
+    async fn update_concurrent_with_set_builds_on_its_value(fixture) {
         let backend = fixture.larder.backend().group("g");
         let setter = backend.clone();
         let setting = tokio::spawn(async move {
@@ -197,7 +197,7 @@ on_every_store! {
         assert!((199_000..199_201).contains(&last), "{last}");
     }
 
-    async fn floats_come_back_as_they_went(fixture) {
+    async fn floats_round_trip(fixture) {
         let backend = fixture.larder.backend();
         let packed = backend.coder(MessagePack);
         let mut numbers = vec![1.577_777_777_777_000_1, 0.1 + 0.2, -0.0, f64::MIN_POSITIVE, 5e-324, f64::MAX];
@@ -212,7 +212,7 @@ on_every_store! {
         assert_eq!(bits(&backend.get::<Vec<f64>>("json").await.unwrap()), bits(&numbers));
     }
 
-    async fn what_cannot_be_read_back_is_an_error(fixture) {
+    async fn value_that_cannot_be_read_back_is_an_error(fixture) {
         let backend = fixture.larder.backend();
         backend.set("k", &1.5, 60).await;
         for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -225,7 +225,7 @@ on_every_store! {
         assert!(matches!(backend.try_set("k", &Some(None::<u8>), 60).await, Err(CacheError::Coder(_))));
     }
 
-    async fn a_stuck_update_holds_no_other_key(fixture) {
+    async fn stuck_update_blocks_no_other_key(fixture) {
         let backend = fixture.larder.backend().group("g");
         // A computation that hangs holds the key, and an update of it waits.
         let (holder, computing) = (backend.clone(), Arc::new(tokio::sync::Notify::new()));
@@ -250,7 +250,7 @@ on_every_store! {
         holding.abort();
     }
 
-    async fn writes_run_to_their_end_without_their_caller(fixture) {
+    async fn dropped_writes_run_to_completion(fixture) {
         let backend = fixture.larder.backend().group("g");
         for n in 0..50 {
             backend.set("k", &0, 60).await;
@@ -285,7 +285,7 @@ on_every_store! {
         }
     }
 
-    async fn a_route_s_response_can_be_deleted_but_not_read(fixture) {
+    async fn response_of_a_route_can_be_deleted_but_not_read(fixture) {
         use axum::{Router, handler::Handler, routing::get as get_route};
         use larder_axum::cache;
         use larder_tests::in_process::get;
@@ -314,7 +314,7 @@ async fn an_update_too_large_for_the_store_gives_up() {
 }
 
 #[tokio::test]
-async fn what_is_no_such_value_is_replaced_by_a_computed_one() {
+async fn undecodable_value_is_replaced_by_a_computed_one() {
     let backend = Larder::memory().backend();
     backend.coder(MessagePack).set("k", &1, 60).await;
     let runs = Runs::new();
@@ -329,7 +329,7 @@ async fn what_is_no_such_value_is_replaced_by_a_computed_one() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_down_is_a_miss_and_an_error_for_those_who_ask() {
+async fn store_that_is_down_is_a_miss_for_get_and_an_error_for_try_get() {
     let backend = Larder::redis("redis://127.0.0.1:1/").unwrap().backend().group("g");
     assert_eq!(backend.get::<u64>("k").await, None);
     assert!(!backend.set("k", &1, 60).await);
@@ -354,7 +354,7 @@ async fn a_store_that_is_down_is_a_miss_and_an_error_for_those_who_ask() {
 
 /// An invalid group is a bug of the caller, so the panic names the caller's line.
 #[test]
-fn a_bad_group_is_blamed_on_the_one_who_said_it() {
+fn invalid_group_panics_at_the_callers_line() {
     let (send, receive) = std::sync::mpsc::channel();
     let (this, before) = (std::thread::current().id(), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |info| match std::thread::current().id() == this {

@@ -54,7 +54,7 @@ impl Database {
 }
 
 on_every_store! {
-    async fn a_hundred_cold_requests_run_the_handler_once(fixture) {
+    async fn hundred_cold_requests_run_the_handler_once(fixture) {
         let database = Database::default();
         let app = database.router(&fixture.larder, SLOW);
         let answers = join_all((0..100).map(|_| get(&app, "/x"))).await;
@@ -74,7 +74,7 @@ on_every_store! {
         assert_eq!(database.runs.total(), 1);
     }
 
-    async fn a_handler_that_panics_frees_the_key_and_panics_in_its_own_request(fixture) {
+    async fn panic_of_a_handler_frees_the_key_and_reaches_its_own_request(fixture) {
         let panics = Arc::new(AtomicBool::new(true));
         let switch = Arc::clone(&panics);
         let handler = move || async move {
@@ -91,7 +91,7 @@ on_every_store! {
         assert_eq!(get(&app, "/x").await.cache(), "HIT");
     }
 
-    async fn a_handler_that_fails_frees_the_key(fixture) {
+    async fn failed_handler_frees_the_key(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move || async move {
@@ -107,7 +107,7 @@ on_every_store! {
         assert_eq!((again.cache(), again.text()), ("HIT", "well"));
     }
 
-    async fn answers_that_cannot_be_shared_are_not_waited_for(fixture) {
+    async fn uncacheable_responses_are_not_waited_for(fixture) {
         let runs = Runs::new();
         let counted = runs.clone();
         let handler = move || async move {
@@ -123,7 +123,7 @@ on_every_store! {
         assert_eq!(runs.total(), 20);
     }
 
-    async fn a_no_cache_request_joins_nobody_and_refreshes(fixture) {
+    async fn no_cache_request_runs_the_handler_and_refreshes_the_entry(fixture) {
         let database = Database::default();
         let app = database.router(&fixture.larder, SLOW);
         let before = tokio::spawn({ let app = app.clone(); async move { get(&app, "/x").await } });
@@ -138,7 +138,7 @@ on_every_store! {
         assert_eq!((hit.cache(), hit.text()), ("HIT", "7"));
     }
 
-    async fn a_fill_begun_before_an_eviction_never_lands(fixture) {
+    async fn fill_begun_before_an_eviction_is_not_stored(fixture) {
         for method in [Method::DELETE, Method::POST, Method::PUT] {
             let database = Database::default();
             let app = database.router(&fixture.larder, SLOW);
@@ -154,7 +154,7 @@ on_every_store! {
         }
     }
 
-    async fn a_client_that_hangs_up_in_the_middle_of_a_write_leaves_no_old_value(fixture) {
+    async fn disconnect_during_a_write_leaves_no_old_value(fixture) {
         for put in [true, false] {
             let larder = &fixture.larder;
             let value = Arc::new(AtomicU64::new(0));
@@ -186,7 +186,7 @@ on_every_store! {
         }
     }
 
-    async fn a_write_that_panics_leaves_no_old_value(fixture) {
+    async fn panic_of_a_write_leaves_no_old_value(fixture) {
         for kind in 0..3 {
             let larder = &fixture.larder;
             let group = format!("panic-{kind}");
@@ -212,7 +212,7 @@ on_every_store! {
         }
     }
 
-    async fn writes_that_fail_change_nothing(fixture) {
+    async fn failed_writes_leave_the_entry(fixture) {
         let larder = &fixture.larder;
         let fail = async || (StatusCode::CONFLICT, "no");
         let app = Router::new().route(
@@ -229,7 +229,7 @@ on_every_store! {
         }
     }
 
-    async fn overlapping_writes_never_leave_the_losers_value(fixture) {
+    async fn overlapping_writes_never_leave_the_losing_value(fixture) {
         let larder = &fixture.larder;
         // Each write takes effect at once and is answered after its own delay, so responses come in any order.
         for (first, second) in [(60, 20), (20, 60), (40, 40)] {
@@ -259,7 +259,7 @@ on_every_store! {
         }
     }
 
-    async fn no_eviction_is_ever_undone_by_a_fill(fixture) {
+    async fn evictions_are_never_undone_by_a_fill(fixture) {
         let database = Database::default();
         let app = database.router(&fixture.larder, Duration::ZERO);
         let done = Arc::new(AtomicBool::new(false));
@@ -292,7 +292,7 @@ on_every_store! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handler_that_hangs_holds_nobody_up_for_good() {
+async fn hanging_handler_does_not_block_others_forever() {
     let larder = Larder::builder()
         .lease_ttl(Duration::from_millis(100))
         .max_fill(Duration::from_millis(300))
@@ -319,7 +319,7 @@ async fn a_handler_that_hangs_holds_nobody_up_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_may_not_see_it_evicts_nothing_by_asking() {
+async fn refused_no_cache_request_evicts_nothing() {
     let larder = Larder::memory();
     let runs = Runs::new();
     let counted = runs.clone();
@@ -338,7 +338,7 @@ async fn a_client_that_may_not_see_it_evicts_nothing_by_asking() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_is_gone_before_its_write_begins_does_not_stop_it() {
+async fn disconnect_before_a_write_starts_does_not_stop_it() {
     let database = Database::default();
     let larder = Larder::memory();
     let app = database.router(&larder, Duration::ZERO);
@@ -359,7 +359,7 @@ async fn a_client_that_is_gone_before_its_write_begins_does_not_stop_it() {
 }
 
 /// After many misses, the read before the lease is left out. Responses stay the same.
-mod without_looking {
+mod with_the_read_left_out {
     use super::*;
 
     /// Responds by the path's name. All other paths are misses.
@@ -396,7 +396,7 @@ mod without_looking {
     const MANY: usize = 12;
 
     on_every_store! {
-        async fn what_is_there_is_found(fixture) {
+        async fn stored_entry_is_found(fixture) {
             let runs = Runs::new();
             let app = app(&fixture, &runs);
             let stored = get(&app, "/x/there").await;
@@ -422,7 +422,7 @@ mod without_looking {
             assert_eq!(runs.total(), before);
         }
 
-        async fn a_variant_is_found(fixture) {
+        async fn stored_variant_is_found(fixture) {
             let runs = Runs::new();
             let app = app(&fixture, &runs);
             for language in ["de", "en"] {
@@ -435,7 +435,7 @@ mod without_looking {
             }
         }
 
-        async fn a_stale_answer_is_used_and_refreshed(fixture) {
+        async fn stale_response_is_served_and_refreshed(fixture) {
             let runs = Runs::new();
             let app = app_for(&fixture, &runs, 1);
             let stored = get(&app, "/x/stale").await;
@@ -451,7 +451,7 @@ mod without_looking {
             }
         }
 
-        async fn a_hundred_requests_run_the_handler_once(fixture) {
+        async fn hundred_requests_run_the_handler_once(fixture) {
             let runs = Runs::new();
             let app = app(&fixture, &runs);
             miss(&app, MANY).await;
@@ -461,7 +461,7 @@ mod without_looking {
             assert!(answers.iter().all(|answer| answer.text() == answers[0].text()));
         }
 
-        async fn what_may_not_be_stored_is_never_shared(fixture) {
+        async fn uncacheable_responses_are_never_shared(fixture) {
             let runs = Runs::new();
             let app = app(&fixture, &runs);
             for _ in 0..2 {
@@ -475,7 +475,7 @@ mod without_looking {
     }
 
     #[tokio::test]
-    async fn a_miss_is_two_round_trips() {
+    async fn miss_takes_two_round_trips() {
         let fixture = Fixture::redis();
         let counted = async || {
             let redis = fixture.redis.as_ref().unwrap();

@@ -99,7 +99,7 @@ const STAFF: (&str, &str) = ("x-staff", "yes");
 const PAGE: (&str, &str) = ("x-larder-console", "1");
 
 #[tokio::test]
-async fn it_is_for_those_who_are_allowed() {
+async fn console_requires_authorization() {
     for app in apps() {
         for (method, path) in [
             ("GET", ""),
@@ -125,7 +125,7 @@ async fn it_is_for_those_who_are_allowed() {
 }
 
 #[tokio::test]
-async fn evicting_takes_more_than_being_allowed() {
+async fn eviction_requires_more_than_authorization() {
     for app in apps() {
         app.get("/products/7").await;
         let what = || json!({ "group": "products" });
@@ -159,7 +159,7 @@ async fn evicting_takes_more_than_being_allowed() {
 }
 
 #[tokio::test]
-async fn it_says_why_and_what_happened() {
+async fn console_shows_reasons_and_history() {
     for app in apps() {
         for path in ["/products/7", "/products/7", "/private"] {
             app.get(path).await;
@@ -202,7 +202,7 @@ async fn it_says_why_and_what_happened() {
 }
 
 #[tokio::test]
-async fn what_is_explained_is_what_happens() {
+async fn explanations_match_real_responses() {
     let larder = Larder::memory();
     let handler = |uri: axum::http::Uri| async move {
         match uri.path() {

@@ -96,7 +96,7 @@ async fn frames_without_a_length_are_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn content_that_never_ends_holds_up_no_other_request() {
+async fn endless_content_blocks_no_other_request() {
     for (name, address) in services().await {
         let client = connect(address).await;
         let stuck = client.clone();

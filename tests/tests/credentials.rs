@@ -57,7 +57,7 @@ async fn seen(headers: HeaderMap) -> String {
 }
 
 #[tokio::test]
-async fn undeclared_routes_keep_every_kind_of_credentials_out() {
+async fn credentials_bypass_undeclared_routes() {
     let app = app(cache(&Larder::memory()).ttl(60));
     for name in CREDENTIALS {
         let first = send(&app, Method::GET, "/x", &[(name, "secret-1")]).await;
@@ -68,7 +68,7 @@ async fn undeclared_routes_keep_every_kind_of_credentials_out() {
 }
 
 #[tokio::test]
-async fn a_service_can_name_credentials_of_its_own() {
+async fn declared_credential_fields_bypass_undeclared_routes() {
     let larder = Larder::builder()
         .credential_fields([HeaderName::from_static("x-house-key")])
         .leased(larder_axum::MemoryStore::new());
@@ -78,7 +78,7 @@ async fn a_service_can_name_credentials_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_handler_of_a_public_route_sees_no_credentials() {
+async fn handler_of_a_public_route_sees_no_credentials() {
     for name in CREDENTIALS.into_iter().chain(ROUTING) {
         for method in [Method::GET, Method::HEAD] {
             let app = app(cache(&Larder::memory()).ttl(60).public());
@@ -95,7 +95,7 @@ async fn the_handler_of_a_public_route_sees_no_credentials() {
 }
 
 #[tokio::test]
-async fn no_stored_answer_depends_on_where_a_client_sends_its_request() {
+async fn stored_responses_do_not_depend_on_routing_fields() {
     for name in ROUTING {
         let poisoned = [(name, "evil.example"), ("authorization", "Bearer t")];
         let undeclared = app(cache(&Larder::memory()).ttl(60));
@@ -116,14 +116,14 @@ async fn no_stored_answer_depends_on_where_a_client_sends_its_request() {
 }
 
 #[tokio::test]
-async fn fields_can_be_let_through_to_the_handler_of_a_public_route() {
+async fn public_with_passes_fields_to_the_handler() {
     let app = app(cache(&Larder::memory()).ttl(60).public_with(["cookie", "x-forwarded-host"]));
     let all = [("cookie", "a=1"), ("x-forwarded-host", "h"), ("x-api-key", "k")];
     assert_eq!(send(&app, Method::GET, "/x", &all).await.text(), "cookie x-forwarded-host ");
 }
 
 #[tokio::test]
-async fn the_handler_of_a_private_route_sees_only_what_names_the_principal() {
+async fn handler_of_a_private_route_sees_only_the_principals_fields() {
     let all: Vec<(&str, &str)> = CREDENTIALS
         .iter()
         .map(|name| (*name, if *name == "authorization" { "Bearer alice" } else { "x" }))
@@ -157,7 +157,7 @@ async fn the_handler_of_a_private_route_sees_only_what_names_the_principal() {
 }
 
 #[tokio::test]
-async fn a_write_keeps_its_credentials_for_its_handler() {
+async fn handler_of_a_write_sees_all_credentials() {
     let larder = Larder::memory();
     let read = get_route(seen.layer(cache(&larder).ttl(60).public()));
     let app =
@@ -174,7 +174,7 @@ async fn a_write_keeps_its_credentials_for_its_handler() {
 }
 
 #[tokio::test]
-async fn public_routes_say_public_and_pass_on_must_revalidate() {
+async fn public_routes_send_public_and_keep_must_revalidate() {
     let handler = async || ([("cache-control", "must-revalidate")], "x");
     let app = Router::new().route("/x", get_route(handler.layer(cache(&Larder::memory()).ttl(60).public())));
     for expected in ["MISS", "HIT"] {

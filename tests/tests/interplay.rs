@@ -35,7 +35,7 @@ fn long_text() -> &'static str {
 }
 
 #[tokio::test]
-async fn compression_outside_the_cache_compresses_what_is_stored_once() {
+async fn compression_outside_the_cache_stores_one_plain_entry() {
     let runs = Runs::new();
     let layer = cache(&Larder::memory()).ttl(60);
     let app = Router::new()
@@ -52,7 +52,7 @@ async fn compression_outside_the_cache_compresses_what_is_stored_once() {
 }
 
 #[tokio::test]
-async fn compression_inside_the_cache_gives_nobody_a_coding_he_did_not_ask_for() {
+async fn compression_inside_the_cache_sends_only_acceptable_codings() {
     let runs = Runs::new();
     let compressed =
         tower::ServiceBuilder::new().layer(cache(&Larder::memory()).ttl(60)).layer(CompressionLayer::new());
@@ -68,7 +68,7 @@ async fn compression_inside_the_cache_gives_nobody_a_coding_he_did_not_ask_for()
 }
 
 #[tokio::test]
-async fn a_timeout_outside_gives_up_on_the_request_but_not_on_the_fill() {
+async fn timeout_outside_ends_the_request_but_not_the_fill() {
     let runs = Runs::new();
     let counted = runs.clone();
     let slow = move || async move {
@@ -86,7 +86,7 @@ async fn a_timeout_outside_gives_up_on_the_request_but_not_on_the_fill() {
 }
 
 #[tokio::test]
-async fn cors_outside_answers_each_origin_and_stores_none() {
+async fn cors_outside_sets_each_origin_and_stores_none() {
     let runs = Runs::new();
     let app = Router::new()
         .route("/x", get_route(counting(&runs, "hello").layer(cache(&Larder::memory()).ttl(60))))
@@ -135,7 +135,7 @@ async fn secret(headers: HeaderMap) -> Response {
 }
 
 #[tokio::test]
-async fn authentication_outside_is_asked_on_every_hit_too() {
+async fn authentication_outside_runs_on_every_hit() {
     let app = Router::new()
         .route("/x", get_route(secret.layer(cache(&Larder::memory()).ttl(60).private())))
         .layer(from_fn(authenticate));
@@ -146,7 +146,7 @@ async fn authentication_outside_is_asked_on_every_hit_too() {
 }
 
 #[tokio::test]
-async fn private_alone_authorises_nobody() {
+async fn private_alone_does_not_authorize() {
     let larder = Larder::memory();
     let revoked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let list = revoked.clone();
@@ -165,7 +165,7 @@ async fn private_alone_authorises_nobody() {
 }
 
 #[tokio::test]
-async fn one_layer_over_a_whole_router_keeps_its_routes_apart() {
+async fn layer_over_a_whole_router_separates_its_routes() {
     let (one, two) = (Runs::new(), Runs::new());
     let app = Router::new()
         .route("/a", get_route(counting(&one, "a")))
@@ -186,7 +186,7 @@ async fn one_layer_over_a_whole_router_keeps_its_routes_apart() {
 }
 
 #[tokio::test]
-async fn a_merged_router_may_evict_what_another_one_cached() {
+async fn merged_router_can_evict_entries_of_another() {
     let larder = Larder::memory();
     let runs = Runs::new();
     let reads =
@@ -203,7 +203,7 @@ async fn a_merged_router_may_evict_what_another_one_cached() {
 }
 
 #[tokio::test]
-async fn closing_waits_for_a_write_whose_client_is_gone() {
+async fn closing_waits_for_a_write_whose_client_disconnected() {
     let larder = Larder::memory();
     let write = async || {
         sleep(Duration::from_millis(60)).await;
@@ -235,7 +235,7 @@ async fn compression_outside_leaves_a_304_alone() {
 }
 
 #[tokio::test]
-async fn what_is_compressed_with_a_length_is_stored_for_each_coding_alone() {
+async fn compressed_responses_with_a_length_are_stored_per_coding() {
     let runs = Runs::new();
     let counted = runs.clone();
     // Like a handler that serves compressed files, it knows the length.
@@ -260,7 +260,7 @@ async fn what_is_compressed_with_a_length_is_stored_for_each_coding_alone() {
 }
 
 #[tokio::test]
-async fn a_layer_over_the_whole_router_covers_the_fallback_too() {
+async fn layer_over_the_whole_router_covers_the_fallback() {
     let runs = Runs::new();
     let counted = runs.clone();
     let fallback = move || async move {
@@ -313,7 +313,7 @@ async fn serve(app: Router) -> Http {
 }
 
 #[tokio::test]
-async fn over_a_socket_all_of_them_work_together() {
+async fn all_layers_work_together_over_a_socket() {
     let runs = Runs::new();
     let larder = Larder::memory();
     let app = Router::new()
@@ -347,7 +347,7 @@ async fn over_a_socket_all_of_them_work_together() {
 }
 
 #[tokio::test]
-async fn over_a_socket_a_fill_outlives_a_timeout_and_a_client_that_hangs_up() {
+async fn fill_outlives_a_timeout_and_a_disconnect_over_a_socket() {
     let runs = Runs::new();
     let counted = runs.clone();
     let slow = move || async move {

@@ -180,23 +180,23 @@ fn long() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_old_is_read_and_no_update_is_lost() {
+async fn reads_are_current_and_no_update_is_lost() {
     consult(["plain"; PROCESSES], 8).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_old_is_read_and_no_update_is_lost_with_a_tier() {
+async fn reads_are_current_and_no_update_is_lost_with_a_tier() {
     consult(["plain", "tier", "tier"], 10).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; run by tests/run --slow"]
-async fn nothing_old_is_read_however_long_it_takes() {
+async fn reads_are_current_over_minutes() {
     consult(["plain"; PROCESSES], long()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; run by tests/run --slow"]
-async fn nothing_old_is_read_with_a_tier_however_long_it_takes() {
+async fn reads_are_current_over_minutes_with_a_tier() {
     consult(["plain", "tier", "tier"], long()).await;
 }

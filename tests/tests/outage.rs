@@ -201,7 +201,7 @@ fn median(ratios: &[f64]) -> f64 {
 /// too much on the load of the machine and on the debug build.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "slow"]
-async fn an_outage_leaves_a_service_its_throughput() {
+async fn outage_keeps_throughput() {
     println!("\n| Redis | the handler waits | requests with/without a cache, each second | median | least |");
     println!("|---|--:|---|--:|--:|");
     for outage in [Outage::Killed, Outage::Stopped, Outage::BlackHole, Outage::Slow] {

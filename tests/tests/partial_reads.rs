@@ -198,7 +198,7 @@ fn check(page: &str, case: &Case, answer: &Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_read_no_more_of_a_large_value_than_they_need() {
+async fn requests_read_only_the_needed_part_of_a_large_value() {
     let far = Far::start().await;
     let runs = Runs::new();
     let app = app(&far.larder(), &runs);
@@ -217,7 +217,7 @@ async fn requests_read_no_more_of_a_large_value_than_they_need() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_shared_cache_reads_no_more_of_a_large_value_than_it_needs() {
+async fn shared_cache_reads_only_the_needed_part_of_a_large_value() {
     let far = Far::start().await;
     let larder = far.larder();
     let runs = Runs::new();
@@ -274,7 +274,7 @@ async fn stored(app: &Router, uri: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tier_keeps_heads_and_gives_way_to_whole_values() {
+async fn tier_stores_heads_until_it_has_the_whole_value() {
     let far = Far::start().await;
     let warm = app(&far.larder(), &Runs::new());
     let runs = Runs::new();
@@ -392,7 +392,7 @@ impl CacheStore for Shifting {
 }
 
 #[tokio::test]
-async fn a_part_is_never_cut_from_another_version_than_its_head() {
+async fn part_and_head_are_of_the_same_version() {
     // The record of the second version, as the cache itself writes it.
     let record = {
         let store = MemoryStore::new();
@@ -499,17 +499,17 @@ async fn flood(method: Method, fields: &[(&str, &str)]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_heads_of_a_large_value_leave_others_their_hits() {
+async fn many_head_requests_do_not_slow_other_hits() {
     flood(Method::HEAD, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_validations_of_a_large_value_leave_others_their_hits() {
+async fn many_validations_do_not_slow_other_hits() {
     flood(Method::GET, &[("if-none-match", TAG)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_small_parts_of_a_large_value_leave_others_their_hits() {
+async fn many_small_ranges_do_not_slow_other_hits() {
     flood(Method::GET, &[("range", "bytes=700000-700000")]).await;
 }
 
@@ -532,7 +532,7 @@ async fn readers_share(far: &Far, store: &impl CacheStore) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_a_large_value_share_readings() {
+async fn concurrent_readers_of_a_large_value_share_a_read() {
     let far = Far::start().await;
     let store = RedisStore::new(patient(far.options()));
     readers_share(&far, &store).await;
@@ -540,7 +540,7 @@ async fn readers_of_a_large_value_share_readings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reading_that_began_before_an_eviction_answers_nobody_who_came_after() {
+async fn read_begun_before_an_eviction_is_not_shared_after_it() {
     let far = Far::start().await;
     let store = RedisStore::new(patient(far.options()));
     let other = RedisStore::new(patient(RedisOptions::from_url(&far.redis.url()).unwrap()));
@@ -565,7 +565,7 @@ async fn a_reading_that_began_before_an_eviction_answers_nobody_who_came_after()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_value_is_asked_for_once_while_it_is_on_its_way() {
+async fn large_value_is_requested_once_while_it_is_in_transit() {
     let far = Far::start().await;
     let store = far.store();
     let key = key(Some("g"), "large");
@@ -588,7 +588,7 @@ async fn a_large_value_is_asked_for_once_while_it_is_on_its_way() {
 }
 
 #[tokio::test]
-async fn a_store_outlives_the_runtime_of_its_readings() {
+async fn store_outlives_the_runtime_of_its_reads() {
     let far = Far::start().await;
     let store = RedisStore::new(patient(far.options()));
     let key = key(Some("g"), "large");
@@ -606,7 +606,7 @@ async fn a_store_outlives_the_runtime_of_its_readings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_values_on_a_slow_line_leave_the_breaker_closed() {
+async fn large_values_on_a_slow_connection_leave_the_breaker_closed() {
     let far = Far::start().await;
     let store = far.store();
     let (large, small) = (key(Some("g"), "large"), key(None, "small"));

@@ -34,7 +34,7 @@ fn race(processes: usize, tasks: u64, rounds: u64) -> (u64, u64, u64) {
 }
 
 #[test]
-fn no_process_ever_sees_what_another_evicted() {
+fn evicted_entries_are_seen_by_no_process() {
     let (reads, writes, stale) = race(2, 8, 600);
     assert_eq!(stale, 0, "of {reads} reads among {writes} writes");
     assert!(reads > 5000 && writes > 1500, "{reads} reads, {writes} writes");
@@ -42,7 +42,7 @@ fn no_process_ever_sees_what_another_evicted() {
 
 #[test]
 #[ignore = "slow: tens of thousands of rounds"]
-fn no_process_ever_sees_what_another_evicted_however_long_it_takes() {
+fn evicted_entries_are_seen_by_no_process_in_thousands_of_rounds() {
     let (reads, writes, stale) = race(3, 8, 4000);
     assert_eq!(stale, 0, "of {reads} reads among {writes} writes");
 }
@@ -58,7 +58,7 @@ async fn two_hundred_cold_requests_to_two_processes_run_the_handler_once() {
 }
 
 #[tokio::test]
-async fn when_the_process_that_fills_is_killed_another_one_does_after_the_lease() {
+async fn another_process_fills_when_the_lease_of_a_killed_one_ends() {
     let redis = RedisServer::start();
     let shop = || Shop::on_patient_redis(env!("CARGO_BIN_EXE_shop-axum"), &redis.url());
     let (one, other) = (shop(), shop());

@@ -91,7 +91,7 @@ fn told(answer: &Answer) -> String {
 }
 
 on_every_store! {
-    async fn a_range_to_the_end_fills_with_the_whole(fixture) {
+    async fn range_to_the_end_fills_with_the_whole_response(fixture) {
         for answer in [whole, cuts] {
             let seen = Seen::default();
             let app = app(&fixture.larder, &seen, answer);
@@ -103,7 +103,7 @@ on_every_store! {
         }
     }
 
-    async fn a_whole_answer_to_any_range_is_stored_and_cut(fixture) {
+    async fn whole_response_to_a_range_is_stored_and_cut(fixture) {
         for (range, expected) in [
             ("bytes=2-4", "206 MISS bytes 2-4/10 234"),
             ("bytes=0-0", "206 MISS bytes 0-0/10 0"),
@@ -120,7 +120,7 @@ on_every_store! {
         }
     }
 
-    async fn a_handlers_own_part_passes_and_is_never_stored(fixture) {
+    async fn partial_response_of_a_handler_is_never_stored(fixture) {
         let seen = Seen::default();
         let app = app(&fixture.larder, &seen, cuts);
         for (range, expected) in [
@@ -137,7 +137,7 @@ on_every_store! {
         assert_eq!(seen.runs.total(), 4);
     }
 
-    async fn a_part_in_another_unit_or_without_its_status_is_never_the_whole(fixture) {
+    async fn other_units_and_wrong_statuses_are_never_stored_as_whole(fixture) {
         // As services with paged collections do.
         fn pages(headers: &HeaderMap) -> Response {
             match headers.get("range").map(|range| range.to_str().unwrap()) {
@@ -153,7 +153,7 @@ on_every_store! {
         }
     }
 
-    async fn a_player_runs_the_handler_once(fixture) {
+    async fn media_player_runs_the_handler_once(fixture) {
         for answer in [whole, cuts] {
             let seen = Seen::default();
             let app = app(&fixture.larder, &seen, answer);
@@ -182,7 +182,7 @@ on_every_store! {
         assert_eq!(head.header("content-length"), "10");
     }
 
-    async fn a_handler_that_refuses_ranges_is_heeded(fixture) {
+    async fn accept_ranges_none_is_respected(fixture) {
         for range in ["bytes=0-", "bytes=2-4", "bytes=99-"] {
             let seen = Seen::default();
             let app = app(&fixture.larder, &seen, refuses);
@@ -194,7 +194,7 @@ on_every_store! {
         }
     }
 
-    async fn if_range_decides_on_a_cold_route_too(fixture) {
+    async fn if_range_applies_on_a_cold_route(fixture) {
         for (answer, range, tag, expected) in [
             (whole as fn(&HeaderMap) -> Response, "bytes=0-", "\"v1\"", "206 MISS bytes 0-9/10 0123456789"),
             (whole, "bytes=0-", "\"v0\"", "200 MISS  0123456789"),
@@ -211,7 +211,7 @@ on_every_store! {
         }
     }
 
-    async fn a_condition_comes_before_a_range(fixture) {
+    async fn conditions_are_checked_before_ranges(fixture) {
         for answer in [whole, cuts] {
             for range in ["bytes=0-", "bytes=2-4"] {
                 let app = app(&fixture.larder, &Seen::default(), answer);
@@ -222,7 +222,7 @@ on_every_store! {
         }
     }
 
-    async fn parts_and_the_whole_share_a_run(fixture) {
+    async fn ranges_and_whole_requests_share_a_run(fixture) {
         let seen = Seen::default();
         let (noted, gate) = (seen.clone(), Arc::new(Semaphore::new(0)));
         let opened = Arc::clone(&gate);
@@ -251,7 +251,7 @@ on_every_store! {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_to_store_is_the_part_from_the_first_byte_all_the_same() {
+async fn body_too_large_to_store_still_answers_a_range_from_byte_0() {
     let larder = Larder::memory();
     let seen = Seen::default();
     let noted = seen.clone();
@@ -266,7 +266,7 @@ async fn a_body_that_is_too_large_to_store_is_the_part_from_the_first_byte_all_t
 }
 
 #[tokio::test]
-async fn a_part_that_a_handler_made_does_not_hold_up_those_who_want_the_whole() {
+async fn partial_response_of_a_handler_does_not_block_whole_requests() {
     let larder = Larder::memory();
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);

@@ -366,7 +366,7 @@ async fn fills_do_not_keep_invalidated_values() {
 
 #[tokio::test]
 #[ignore = "takes minutes; run by tests/run --slow"]
-async fn fills_do_not_keep_invalidated_values_in_a_long_run() {
+async fn fills_do_not_keep_invalidated_values_in_tens_of_thousands_of_rounds() {
     fills_against_invalidations(10_000).await;
 }
 

@@ -660,7 +660,7 @@ async fn out_of_memory_removes_the_entry() {
 }
 
 #[tokio::test]
-async fn times_to_live() {
+async fn ttls_reach_the_store() {
     let bench = Bench::new().await;
     let within = |ms: i64, secs: i64| (secs * 1000 - 3000..=secs * 1000).contains(&ms);
     let large: &str = "1".repeat(5000).leak();
