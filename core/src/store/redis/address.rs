@@ -10,18 +10,18 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// The path, if it is a Unix socket.
+    /// Returns the path if it is a Unix socket.
     pub(super) fn socket(&self) -> Option<&str> {
         self.host.starts_with('/').then_some(&*self.host)
     }
 
-    /// `host:port` as nodes of a cluster write it: the host may be empty, and is not bracketed.
+    /// Parses `host:port` as nodes of a cluster write it: the host may be empty, and an IPv6 address has no brackets.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         Some(Self { host: host.to_owned(), port: port.parse().ok()? })
     }
 
-    /// `host[:port]` as people write it: an IPv6 address stands in brackets.
+    /// Parses `host[:port]` of a URL, with a default port. An IPv6 address has brackets.
     pub(crate) fn parse_or(text: &str, port: u16) -> Option<Self> {
         let (host, rest) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some(split) => split,
@@ -36,7 +36,7 @@ impl Address {
         is_host.then(|| Self { host: host.to_owned(), port })
     }
 
-    /// Without a host it is on the host that said so.
+    /// Adds the host of the node that sent this address if it has none.
     pub(super) fn beside(mut self, neighbour: &Self) -> Self {
         if self.host.is_empty() {
             self.host.clone_from(&neighbour.host);

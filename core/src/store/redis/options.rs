@@ -1,4 +1,4 @@
-//! Where Redis is and how long to wait for it.
+//! The options of a Redis store: addresses, credentials, deadlines and limits.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,9 @@ use super::tls_options::TlsOptions;
 #[cfg(feature = "redis-pool")]
 use super::transport::Pool;
 
-/// Where a [`RedisStore`](super::RedisStore) connects to, and how long it waits.
+/// The options of a [`RedisStore`](super::RedisStore): addresses, credentials, deadlines and limits.
+///
+/// A deadline of zero lets every call time out. The debug output shows no user name, password or key.
 ///
 /// ```
 /// use larder_core::store::redis::RedisOptions;
@@ -24,7 +26,7 @@ use super::transport::Pool;
 /// ```
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// At least one. More are nodes of a cluster.
+    /// Never empty. Several are nodes of a cluster.
     addresses: Vec<Address>,
     pub(super) cluster: bool,
     pub(super) db: u32,
@@ -46,7 +48,7 @@ pub struct RedisOptions {
 }
 
 impl RedisOptions {
-    /// Redis at this host and port, with every default.
+    /// Creates options for this host and port, with the defaults of all others.
     #[must_use]
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self {
@@ -71,19 +73,19 @@ impl RedisOptions {
         }
     }
 
-    /// Redis through a pool of the application's own, with every other default.
+    /// Creates options that use the application's own pool, with the defaults of all others.
     ///
-    /// Where it connects to, as whom, how many connections and which certificates are the pool's affair; deadlines and the
-    /// breaker are as without one. A pool costs more than the connection that calls share otherwise: every call waits for a
-    /// connection of its own, which the pool tries with a `PING` before it lends it. So this is for an application that may
-    /// only have one pool.
+    /// The pool determines the address, the user, the number of connections and the certificates. Deadlines and the breaker
+    /// work as without a pool. A pool costs more than the connection that calls share otherwise: every call waits for a
+    /// connection of its own, which the pool checks with a `PING` first. So use it only if the application may have no other
+    /// connections.
     ///
     /// A call waits for a connection until its own deadline, also beyond the pool's wait timeout. While other calls get
-    /// answers, that counts as a late answer, and not against Redis.
+    /// replies, a timeout of this wait doesn't count towards the breaker.
     ///
-    /// The pool doesn't say when it opened a new connection. So while there is anything that a server could [lose of what it
-    /// confirmed](crate::store::redis#when-redis-loses-what-it-confirmed), `INFO server` and `INFO replication` go along with
-    /// each read, and an answer of another server than before is a miss.
+    /// The pool doesn't report when it opens a new connection. So while the store remembers changes that a server could
+    /// [lose](crate::store::redis#when-redis-loses-what-it-confirmed), it sends `INFO server` and `INFO replication` with each
+    /// read, and the answer of another server than before is a miss.
     ///
     /// ```no_run
     /// use deadpool_redis::{Config, Runtime};
@@ -99,13 +101,13 @@ impl RedisOptions {
         Self { pool: Some(Pool::One(pool)), ..Self::new("pool", 0) }
     }
 
-    /// A Redis Cluster through a pool of the application's own, with every other default.
+    /// Creates options that use the application's own pool for a Redis Cluster, with the defaults of all others.
     ///
-    /// What [`from_pool`](Self::from_pool) says holds here too. The pool hides its nodes, so there is one breaker for all of
-    /// them, and redirections and failovers take as long as its client takes.
+    /// The notes on [`from_pool`](Self::from_pool) apply here too. The pool hides its nodes, so there is one breaker for all of
+    /// them. The pool's client follows redirections and failovers, and determines how long they take.
     ///
-    /// Set the pool's timeouts: without them, a call that opens or tries a connection to a node that hangs keeps that
-    /// connection from others. Leave `read_from_replicas` off: a replica may have what a master evicted.
+    /// Set the pool's timeouts. Without them, a call that opens or checks a connection to a hanging node blocks that
+    /// connection for others. Leave `read_from_replicas` off: a replica may still have an entry that its master evicted.
     ///
     /// ```no_run
     /// use std::time::Duration;
@@ -132,18 +134,20 @@ impl RedisOptions {
         Self { pool: Some(Pool::Cluster(pool)), ..Self::new("pool", 0).cluster(true) }
     }
 
-    /// `redis://[[username]:password@]host[:port][/db]`, or `rediss://` for TLS. Several hosts, with commas in between,
-    /// are nodes of a [cluster](Self::cluster): `redis://10.0.0.1:7000,10.0.0.2:7000`.
+    /// Parses a URL:
     ///
-    /// `redis+unix://[[username]:password@]/path`, or `unix://…`, for a server that listens on a Unix socket.
+    /// * `redis://[[username]:password@]host[:port][/db]`, or `rediss://…` for TLS. Several hosts, separated by commas, are nodes
+    ///   of a [cluster](Self::cluster): `redis://10.0.0.1:7000,10.0.0.2:7000`.
+    /// * `redis+unix://[[username]:password@]/path`, or `unix://…`, for a server that listens on a Unix socket.
     ///
-    /// The parameters `db`, `username` (or `user`) and `password` (or `pass`) say the same, and win: `?db=2`. Every other one,
-    /// and a fragment, is an error. What has a meaning in URLs is written with percent signs, in a password too: `%3F` for `?`.
+    /// The parameters `db`, `username` (or `user`) and `password` (or `pass`) take precedence over the parts before them:
+    /// `?db=2`. Any other parameter, and a fragment, is an error. Characters with a meaning in URLs are percent-encoded, also in
+    /// a password: `%3F` for `?`.
     ///
     /// # Errors
     ///
-    /// When the text is not such a URL, says what isn't known, or names a database of a cluster. The error names the parameter
-    /// and never repeats the URL, which may hold a password.
+    /// Returns an error if the text is not such a URL, has an unknown parameter, or names another database than 0 of a cluster.
+    /// The error names the parameter and never repeats the URL, which may hold a password.
     pub fn from_url(url: &str) -> Result<Self, RedisUrlError> {
         let (scheme, rest) = url.split_once("://").ok_or(RedisUrlError::Scheme)?;
         let (rest, parameters) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
@@ -160,13 +164,13 @@ impl RedisOptions {
         Ok(options)
     }
 
-    /// `[[username]:password@]host[:port][,host[:port]…][/db]`
+    /// Parses `[[username]:password@]host[:port][,host[:port]…][/db]`.
     fn from_hosts(text: &str) -> Result<Self, RedisUrlError> {
-        // The client library does not know of several hosts. Commas elsewhere, in a password, are left alone.
+        // The client library parses one host only. Commas elsewhere, such as in a password, are kept.
         let end = text.find('/').unwrap_or(text.len());
         let start = text[..end].rfind('@').map_or(0, |at| at + 1);
         let (first, others) = text[start..end].split_once(',').unwrap_or((&text[start..end], ""));
-        // It can't parse `rediss:` unless it is built with TLS; the rest of the URL is the same.
+        // The library parses `rediss:` only if it is built with TLS. The rest of the URL is the same.
         let plain = format!("redis://{}{first}{}", &text[..start], &text[end..]);
         let info = plain.into_connection_info().map_err(|error| RedisUrlError::Invalid(error.to_string()))?;
         let ConnectionAddr::Tcp(host, port) = info.addr() else {
@@ -191,7 +195,7 @@ impl RedisOptions {
         Ok(options)
     }
 
-    /// `[[username]:password@]/path`
+    /// Parses `[[username]:password@]/path`.
     fn from_socket(text: &str) -> Result<Self, RedisUrlError> {
         if !cfg!(unix) {
             return Err(RedisUrlError::Invalid("this system has no Unix sockets".into()));
@@ -219,10 +223,10 @@ impl RedisOptions {
         })
     }
 
-    /// `?name=value&…`, or nothing.
+    /// Parses `?name=value&…`, or an empty text.
     fn with_parameters(mut self, text: &str) -> Result<Self, RedisUrlError> {
         let invalid = |problem: String| Err(RedisUrlError::Invalid(problem));
-        // What follows the host would be the rest of a password, then.
+        // An `@` means that the text so far was no host, but the beginning of a password.
         if text.contains('@') {
             return invalid("`?`, `#`, and `@` in a parameter, are written %3F, %23 and %40".into());
         }
@@ -250,60 +254,61 @@ impl RedisOptions {
         Ok(self)
     }
 
-    /// Whether this is a Redis Cluster: the host is one of its nodes, from which the others become known. Off by default.
+    /// Enables Redis Cluster. The host is one of its nodes, from which the store learns the others. Off by default.
     ///
-    /// Only masters are asked. A cluster has database 0 and no other: with another [`db`](Self::db) nothing connects.
+    /// The store sends commands to masters only. A cluster has only database 0: with another [`db`](Self::db) every connection
+    /// fails.
     #[must_use]
     pub fn cluster(self, cluster: bool) -> Self {
         Self { cluster, ..self }
     }
 
-    /// Another node of the [cluster](Self::cluster) to begin with, in case the first is down. Not all of them have to
-    /// be named.
+    /// Adds another node of the [cluster](Self::cluster) to connect to first, in case the others are down. Not every node must
+    /// be listed. Turns the cluster mode on.
     #[must_use]
     pub fn node(mut self, host: impl Into<String>, port: u16) -> Self {
         self.addresses.push(Address { host: host.into(), port });
         self.cluster(true)
     }
 
-    /// The number of the database. 0 by default.
+    /// Sets the number of the database. The default is 0.
     #[must_use]
     pub fn db(self, db: u32) -> Self {
         Self { db, ..self }
     }
 
-    /// The user to log in as. Redis takes its default user without one.
+    /// Sets the user to log in as. By default it is Redis's default user.
     #[must_use]
     pub fn username(self, username: impl Into<String>) -> Self {
         Self { username: Some(username.into()), ..self }
     }
 
-    /// The password to log in with.
+    /// Sets the password to log in with.
     #[must_use]
     pub fn password(self, password: impl Into<String>) -> Self {
         Self { password: Some(password.into()), ..self }
     }
 
-    /// Whether to speak TLS. Off by default. Needs the feature `redis-tls`: without it no connection comes about.
+    /// Enables TLS. Off by default. It needs the feature `redis-tls`. Without the feature every connection fails.
     ///
-    /// The server has to show a certificate for the host it is asked for under, signed by an authority that the system
-    /// trusts or by one of [`ca_certificates`](Self::ca_certificates).
+    /// The server must present a certificate for the host of this store, signed by an authority that the system trusts or by
+    /// one of [`ca_certificates`](Self::ca_certificates).
     #[must_use]
     pub fn tls(self, tls: bool) -> Self {
         Self { tls, ..self }
     }
 
-    /// The authorities to trust instead of the system's: certificates in PEM. Turns TLS on.
+    /// Sets the authorities to trust instead of the system's: certificates in PEM. Turns TLS on.
     ///
-    /// Text without a certificate in it, here and in [`client_certificate`](Self::client_certificate), shows when the
-    /// store connects: it is unavailable, and the log says why.
+    /// Text without a certificate, here and in [`client_certificate`](Self::client_certificate), is no error until the
+    /// store connects. Then the store is unavailable, and the log says why.
     #[must_use]
     pub fn ca_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.tls_options.authorities = Some(pem.into());
         self.tls(true)
     }
 
-    /// What to show to a server that asks for it: a certificate, with those between it and its authority, and its
+    /// Sets the client certificate for servers that ask for one: the certificate with its intermediate certificates, and its
     /// private key, all in PEM. Turns TLS on.
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
@@ -311,80 +316,81 @@ impl RedisOptions {
         self.tls(true)
     }
 
-    /// Whether the server's certificate has to name the host. On by default. Without, anybody who holds any certificate
-    /// of a trusted authority can pose as the server.
+    /// Sets whether the server's certificate must name the host. On by default. When it is off, any holder of a certificate of a
+    /// trusted authority can impersonate the server.
     #[must_use]
     pub fn check_hostname(mut self, check_hostname: bool) -> Self {
         self.tls_options.check_hostname = check_hostname;
         self
     }
 
-    /// How long `get` and `has` wait: 50 ms by default. What takes longer is a miss.
+    /// Sets the deadline of `get` and `has`. The default is 50 ms. A slower read is a miss.
     ///
-    /// A connection that is slow but still delivers is not given up for that. Values of 64 KiB and more are read once at a
-    /// time in this process, and such a reading goes on when those who asked have stopped waiting. On a line that needs
-    /// longer than this for the largest values, raise it or lower [`max_value_bytes`](Self::max_value_bytes): what never
-    /// comes in time is never a hit.
+    /// Three of these deadlines without an answer open the circuit breaker, unless the connection still delivers bytes.
+    /// Concurrent reads of a value of 64 KiB or more share one reply, which is received to its end even after its callers have
+    /// timed out. If the network needs longer than this for the largest values, raise it or lower
+    /// [`max_value_bytes`](Self::max_value_bytes): a value that never arrives in time is never a hit.
     #[must_use]
     pub fn read_deadline(self, read_deadline: Duration) -> Self {
         Self { read_deadline, ..self }
     }
 
-    /// How long `set` and the steps of a fill wait: 250 ms by default.
+    /// Sets the deadline of `set` and of each step of a fill. The default is 250 ms. A fill that times out delivers its response
+    /// without storing it, and `set` returns an error.
     #[must_use]
     pub fn fill_deadline(self, fill_deadline: Duration) -> Self {
         Self { fill_deadline, ..self }
     }
 
-    /// How long each command of an eviction waits: 500 ms by default. Evicting a large group takes several.
+    /// Sets the deadline of each command of an eviction. The default is 500 ms. Evicting a large group takes several commands.
+    /// An eviction that times out returns an error, and is repeated in the background until Redis confirms it.
     #[must_use]
     pub fn evict_deadline(self, evict_deadline: Duration) -> Self {
         Self { evict_deadline, ..self }
     }
 
-    /// How long connecting, logging in and a first `PING` may take together: 500 ms by default.
+    /// Sets the deadline for connecting, logging in and a first `PING` together. The default is 500 ms.
     #[must_use]
     pub fn connect_deadline(self, connect_deadline: Duration) -> Self {
         Self { connect_deadline, ..self }
     }
 
-    /// How long closing waits for evictions that Redis has not confirmed: 5 seconds by default.
+    /// Sets how long [`close`](crate::store::CacheStore::close) waits for evictions that Redis has not confirmed. The default is
+    /// 5 seconds.
     ///
-    /// While Redis can't be reached, evictions are repeated until it can. A process that ends can't repeat them: other
-    /// processes then read what they concern until it expires. Closing logs the names of those that are left. It doesn't wait
-    /// when everything is confirmed.
+    /// While Redis can't be reached, evictions are repeated until it can. A process that has ended can't repeat them, so other
+    /// processes read the stale entries until these expire. Closing logs the names of the evictions that are left. It doesn't
+    /// wait if everything is confirmed.
     #[must_use]
     pub fn close_deadline(self, close_deadline: Duration) -> Self {
         Self { close_deadline, ..self }
     }
 
-    /// How many multiplexed connections to share the load, to each node of a cluster: 1 by default, 4 at most. One carries more than
-    /// 100,000 commands a second.
+    /// Sets the number of multiplexed connections to the server, or to each node of a cluster, from 1 to 4. The default is 1. One
+    /// connection carries more than 100,000 commands a second.
     #[must_use]
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: connections.clamp(1, 4), ..self }
     }
 
-    /// The replicas that confirm each change, and the limit of the wait for them. None by default.
+    /// Sets the number of replicas that must confirm each change, and the time limit for this. The default is none.
     ///
-    /// A master confirms a change before its replicas have it, so a failover may take back the last moments. With this option,
-    /// an eviction, a `set`, a write-through and an [`update`](crate::CacheBackend::update) are confirmed only when so many
-    /// replicas have them (`WAIT`). What was confirmed then outlives a failover to one of those. It doesn't outlive one to a
-    /// replica that was not among them: with several replicas per master, ask for all of them.
+    /// A master confirms a change before its replicas have it, so a failover may undo the last changes. With this option,
+    /// an eviction, a `set`, a write-through and an [`update`](crate::CacheBackend::update) are confirmed only when this many
+    /// replicas have them (`WAIT`). A confirmed change then survives a failover to one of these replicas. It may be lost in a
+    /// failover to any other replica, so with several replicas per master, set `count` to all of them.
     ///
-    /// With fewer replicas than that, the master has the change all the same, but the call fails. What it concerns counts as
-    /// absent in this process, and is evicted in the background until enough replicas confirm that, as after any [eviction that
-    /// was not confirmed](crate::store::redis#when-redis-is-not-there). So nothing of what changes is cached while a replica is
-    /// away.
+    /// If fewer replicas confirm, the master has the change, but the call fails. The entry counts as absent in this process, and
+    /// is evicted in the background until enough replicas confirm that, as after any [eviction that was not
+    /// confirmed](crate::store::redis#when-redis-is-down). So changed entries are not cached while a replica is down.
     ///
-    /// Each such call takes two more round trips, one of them to the slowest of these replicas, and may take as long as
-    /// `timeout`, at least a millisecond, on top of its own deadline. A connection that waits carries nothing else, so changes
-    /// have [as many](Self::connections) of their own to each server, on which they wait for each other. Reads, and fills of
-    /// entries that were missing, don't wait. Deleting a whole prefix waits for each group, and in a cluster for each key
-    /// outside a group.
+    /// Each change takes two more round trips, one of them to the slowest of these replicas. It may take `timeout`, at least
+    /// one millisecond, on top of its own deadline. A connection that waits carries no other commands, so changes have [as
+    /// many](Self::connections) separate connections to each server, on which they wait for each other. Reads, and fills of
+    /// missing entries, don't wait. Deleting a whole prefix waits for each group, and in a cluster for each key without a group.
     ///
-    /// The user has to be allowed `WAIT`. Through a pool, keep `timeout` below the response timeout of its client; a change holds
-    /// one of the pool's connections while it waits.
+    /// The user must be allowed to run `WAIT`. With a pool, keep `timeout` below the response timeout of its client. A change
+    /// occupies one of the pool's connections while it waits.
     ///
     /// ```
     /// use std::time::Duration;
@@ -400,17 +406,19 @@ impl RedisOptions {
         Self { replicas: (count > 0).then_some(Replicas { count, timeout }), ..self }
     }
 
-    /// The largest value to store, in bytes: 1 MiB by default. Larger ones hold up everything behind them.
+    /// Sets the size of the largest value to store, in bytes. The default is 1 MiB. A large value delays all replies behind it on
+    /// the connection. A larger value than this is not stored, and removes the entry that it would replace.
     #[must_use]
     pub fn max_value_bytes(self, max_value_bytes: usize) -> Self {
         Self { max_value_bytes, ..self }
     }
 
-    /// Whether evicting a group also removes keys of its pattern, `prefix:{group}:…`, that another program wrote, such as the
-    /// library whose keys these are. Off by default: Larder knows what is in a group without looking for it, and others'
-    /// keys have to be looked for among all that are there, page by page. That doesn't block Redis, but the eviction takes
-    /// a second or so for every million keys in the database (in every master of a cluster), and its user has to be allowed
-    /// `SCAN`. Larder never reads such keys, whether they are removed or not.
+    /// Sets whether evicting a group also removes keys of its pattern, `prefix:{group}:…`, that another program wrote, such as
+    /// the library that introduced these names. Off by default.
+    ///
+    /// Larder has an index of its own entries, but other keys must be searched among all keys of the database, page by page.
+    /// That doesn't block Redis, but the eviction takes about a second for every million keys in the database (in every master
+    /// of a cluster), and the user must be allowed to run `SCAN`. Larder never reads such keys, whether they are removed or not.
     #[must_use]
     pub fn evict_foreign(self, evict_foreign: bool) -> Self {
         Self { evict_foreign, ..self }
@@ -420,7 +428,7 @@ impl RedisOptions {
         &self.addresses
     }
 
-    /// Whether the server listens on a Unix socket.
+    /// Returns `true` if the server listens on a Unix socket.
     pub(crate) fn is_socket(&self) -> bool {
         self.addresses.iter().any(|address| address.socket().is_some())
     }
@@ -429,7 +437,7 @@ impl RedisOptions {
         self.cluster
     }
 
-    /// Whether connections come from a pool of the application's own, which alone knows where they lead.
+    /// Returns `true` if connections come from the application's own pool, so that their addresses are unknown.
     pub(super) fn is_pooled(&self) -> bool {
         #[cfg(feature = "redis-pool")]
         return self.pool.is_some();
@@ -445,7 +453,7 @@ impl RedisOptions {
         self.tls
     }
 
-    /// Whether certificates and keys are what they should be.
+    /// Checks the certificates and keys. The error names the fault.
     #[cfg(feature = "redis-tls")]
     pub(crate) fn check_tls(&self) -> Result<(), String> {
         super::tls::Tls::new(&self.tls_options).map(drop)
@@ -496,30 +504,30 @@ pub(super) struct Replicas {
     pub(super) timeout: Duration,
 }
 
-/// The port of Redis when none is named.
+/// The port of Redis if none is given.
 pub(crate) const DEFAULT_PORT: u16 = 6379;
 
-/// Without percent signs.
+/// Decodes percent-encoded text.
 fn decoded(text: &str) -> Result<String, RedisUrlError> {
     let decoded = percent_decode_str(text).decode_utf8();
     decoded.map(Into::into).map_err(|_| RedisUrlError::Invalid("not UTF-8".into()))
 }
 
-/// The name of a parameter, if it looks like one. Anything else might be a secret in the wrong place.
+/// Quotes the name of a parameter if it looks like one. Other text may be a misplaced secret, and is not repeated.
 fn named(name: &str) -> String {
     let is_name = (1..=40).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
     if is_name { format!("`{name}`") } else { "that is given".to_owned() }
 }
 
-/// A text that does not say where Redis is.
+/// An error in the URL of a Redis server. It never contains the URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisUrlError {
-    /// None of `redis://`, `rediss://`, `redis+unix://` and `unix://`.
+    /// The URL begins with none of `redis://`, `rediss://`, `redis+unix://` and `unix://`.
     #[error("a Redis URL begins with redis://, rediss://, redis+unix:// or unix://")]
     Scheme,
-    /// The rest of the URL makes no sense.
+    /// The rest of the URL is invalid. The text names the problem.
     #[error("not a valid Redis URL: {0}")]
     Invalid(String),
 }
@@ -529,7 +537,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_taken_apart() {
+    fn url_has_user_password_host_port_and_database() {
         let options = RedisOptions::from_url("rediss://al%20ice:p%40ss@example.com:7000/3").unwrap();
         assert_eq!(
             (format!("{:?}", options.addresses), options.db, options.tls),
@@ -550,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_obeyed_or_refused_by_name() {
+    fn known_parameters_apply_and_unknown_ones_are_errors_that_name_them() {
         let options =
             RedisOptions::from_url("redis://bob:x@h/1?db=2&username=al+ice&password=p%40s%2Bs").unwrap();
         assert_eq!(options.db, 2);
@@ -579,7 +587,7 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
-    fn sockets_have_a_path() {
+    fn socket_url_has_a_path() {
         for scheme in ["unix", "redis+unix"] {
             let url = format!("{scheme}://al%20ice:p%40ss@/run/re%20dis.sock?db=3");
             let options = RedisOptions::from_url(&url).unwrap();
@@ -598,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn several_hosts_are_a_cluster() {
+    fn several_hosts_enable_cluster_mode() {
         let options = RedisOptions::from_url("redis://al,ice:p,w@a:1,b,[::1]:3/0").unwrap();
         assert_eq!(format!("{:?}", options.addresses), "[a:1, b:6379, ::1:3]");
         assert!(options.cluster);
@@ -609,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_url_is_refused_without_repeating_it() {
+    fn invalid_url_is_an_error_that_does_not_repeat_it() {
         for bad in [
             "",
             "localhost:6379",
@@ -644,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_not_printed() {
+    fn debug_output_hides_secrets() {
         let options = RedisOptions::new("h", 1)
             .username("alice")
             .password("secret")

@@ -48,11 +48,13 @@ use crate::store::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseSt
 pub const MAX_STALE: Duration = Duration::from_secs(1);
 
 /// Interval between proofs that all messages have been received.
-const PROVEN_EVERY: Duration = Duration::from_millis(250);
+const PROOF_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The pauses before the next connection: after a failure, and after Redis refused `CLIENT TRACKING`.
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(5);
+/// The pause before the next connection after a failure.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// The pause before the next connection after Redis refused `CLIENT TRACKING`.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The number of epochs for keys, and for groups. A collision costs only an additional read from Redis.
 const STRIPES: usize = 1024;
@@ -72,7 +74,7 @@ const OVERHEAD: u64 = 200;
 #[derive(Clone, Debug)]
 pub struct TieredStore {
     redis: RedisStore,
-    local: Arc<Local>,
+    local: Arc<LocalTier>,
 }
 
 impl RedisStore {
@@ -81,7 +83,7 @@ impl RedisStore {
     #[must_use]
     pub fn with_local(self, prefix: &str, bytes: u64) -> TieredStore {
         let dialer = self.inner.client.dialer().clone();
-        let local = Arc::new(Local::new(dialer, self.inner.client.clone(), prefix, bytes));
+        let local = Arc::new(LocalTier::new(dialer, self.inner.client.clone(), prefix, bytes));
         let weak = Arc::downgrade(&local);
         // Values read before a change of servers was noticed may be outdated.
         self.inner.on_recall.add(move || {
@@ -103,11 +105,16 @@ impl CacheStore for TieredStore {
             return Ok(Some(value));
         }
         let Some(epochs) = self.local.epochs(key) else { return self.redis.get(key).await };
-        // From here on an eviction advances the epoch.
-        let asked = self.local.now();
+        // An eviction from here on advances the epoch.
+        let read_at = self.local.now();
         let read = self.redis.read_checked(key, self.redis.read_whole(key));
         let Some((value, left)) = read.await? else { return Ok(None) };
-        self.local.keep(key, &epochs, &ValueHead::whole(value.clone()), left.map(|left| asked + left));
+        self.local.insert_if_unchanged(
+            key,
+            &epochs,
+            &ValueHead::whole(value.clone()),
+            left.map(|left| read_at + left),
+        );
         Ok(Some(value))
     }
 
@@ -123,8 +130,8 @@ impl CacheStore for TieredStore {
             return Ok(Some(head));
         }
         let Some(epochs) = self.local.epochs(key) else { return self.redis.get_head(key, limit).await };
-        // From here on an eviction advances the epoch.
-        let asked = self.local.now();
+        // An eviction from here on advances the epoch.
+        let read_at = self.local.now();
         let (head, left) = match self.redis.read_checked(key, self.redis.read_head(key, limit)).await {
             Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
             head => match head? {
@@ -132,7 +139,7 @@ impl CacheStore for TieredStore {
                 None => return Ok(None),
             },
         };
-        self.local.keep(key, &epochs, &head, left.map(|left| asked + left));
+        self.local.insert_if_unchanged(key, &epochs, &head, left.map(|left| read_at + left));
         Ok(Some(head))
     }
 
@@ -187,7 +194,7 @@ impl LeaseStore for TieredStore {
         let begun = self.redis.begin(key, intent, hold).await?;
         if matches!(begun, Acquired::Lease(_)) {
             // The holder builds on its next read. The message about another process's change may not have arrived yet.
-            self.local.forget(key.name());
+            self.local.remove_entry(key.name());
         }
         Ok(begun)
     }
@@ -220,7 +227,7 @@ impl LeaseStore for TieredStore {
 /// if the call is cancelled: Redis may still carry the change out.
 #[must_use]
 struct InvalidationGuard<'a> {
-    local: &'a Local,
+    local: &'a LocalTier,
     scope: Scope<'a>,
 }
 
@@ -232,18 +239,18 @@ enum Scope<'a> {
 }
 
 impl<'a> InvalidationGuard<'a> {
-    fn of_key(local: &'a Local, key: &'a CacheKey) -> Self {
+    fn of_key(local: &'a LocalTier, key: &'a CacheKey) -> Self {
         Self::new(local, Scope::Key(key.name()))
     }
 
-    fn of_space(local: &'a Local, space: &'a KeySpace) -> Self {
+    fn of_space(local: &'a LocalTier, space: &'a KeySpace) -> Self {
         Self::new(
             local,
             if space.group().is_some() { Scope::Group(key_names::nonce(space)) } else { Scope::All },
         )
     }
 
-    fn new(local: &'a Local, scope: Scope<'a>) -> Self {
+    fn new(local: &'a LocalTier, scope: Scope<'a>) -> Self {
         local.remove(scope);
         Self { local, scope }
     }
@@ -256,13 +263,13 @@ impl Drop for InvalidationGuard<'_> {
 }
 
 /// The local tier. Times count from `beginning`.
-struct Local {
+struct LocalTier {
     dialer: Arc<Dialer>,
-    /// Tells the cluster's layout.
+    /// Reports the layout of the cluster.
     servers: Client,
     /// The prefix of tracked names, with its colon.
     head: Box<str>,
-    entries: Cache<Box<str>, LocalEntry, Weigh>,
+    entries: Cache<Box<str>, LocalEntry, LocalWeighter>,
     /// Epochs of keys by stripe, locked to keep or remove an entry of the stripe.
     keys: Box<[Mutex<u64>]>,
     groups: Box<[AtomicU64]>,
@@ -292,11 +299,11 @@ struct LocalEntry {
 }
 
 #[derive(Clone)]
-struct Weigh;
+struct LocalWeighter;
 
-impl Weighter<Box<str>, LocalEntry> for Weigh {
-    fn weight(&self, name: &Box<str>, kept: &LocalEntry) -> u64 {
-        OVERHEAD + name.len() as u64 + kept.head.bytes.len() as u64
+impl Weighter<Box<str>, LocalEntry> for LocalWeighter {
+    fn weight(&self, name: &Box<str>, entry: &LocalEntry) -> u64 {
+        OVERHEAD + name.len() as u64 + entry.head.bytes.len() as u64
     }
 }
 
@@ -306,13 +313,17 @@ struct ReadEpochs {
     group_epoch: u64,
 }
 
-impl Local {
+impl LocalTier {
     fn new(dialer: Arc<Dialer>, servers: Client, prefix: &str, bytes: u64) -> Self {
         Self {
             dialer,
             servers,
             head: format!("{prefix}:").into(),
-            entries: Cache::with_weighter(usize::try_from(bytes / 2048).unwrap_or(usize::MAX), bytes, Weigh),
+            entries: Cache::with_weighter(
+                usize::try_from(bytes / 2048).unwrap_or(usize::MAX),
+                bytes,
+                LocalWeighter,
+            ),
             keys: (0..STRIPES).map(|_| Mutex::default()).collect(),
             groups: (0..STRIPES).map(|_| AtomicU64::default()).collect(),
             changes: (0..STRIPES).map(|_| Notify::new()).collect(),
@@ -337,9 +348,9 @@ impl Local {
         if !self.is_valid_at(now) {
             return None;
         }
-        let kept = self.entries.get(key.name())?;
-        let is_over = kept.expires.is_some_and(|expires| expires <= now);
-        (!is_over && kept.group_epoch == self.group_epoch(key)).then_some(kept.head)
+        let entry = self.entries.get(key.name())?;
+        let is_expired = entry.expires.is_some_and(|expires| expires <= now);
+        (!is_expired && entry.group_epoch == self.group_epoch(key)).then_some(entry.head)
     }
 
     /// Reads the epochs before a read from Redis. Returns `None` if the key isn't tracked, or the tier isn't valid now.
@@ -353,23 +364,29 @@ impl Local {
         key.name().starts_with(&*self.head).then_some(epochs)
     }
 
-    fn keep(&self, key: &CacheKey, epochs: &ReadEpochs, head: &ValueHead, expires: Option<Duration>) {
+    fn insert_if_unchanged(
+        &self,
+        key: &CacheKey,
+        epochs: &ReadEpochs,
+        head: &ValueHead,
+        expires: Option<Duration>,
+    ) {
         let epoch = self.stripe(key.name());
         // The beginning of a value doesn't replace the whole.
         if *epoch == epochs.epoch && (head.is_whole() || self.get(key).is_none()) {
-            let kept = LocalEntry { head: head.clone(), expires, group_epoch: epochs.group_epoch };
-            self.entries.insert(key.name().into(), kept);
+            let entry = LocalEntry { head: head.clone(), expires, group_epoch: epochs.group_epoch };
+            self.entries.insert(key.name().into(), entry);
         }
     }
 
     fn remove(&self, scope: Scope<'_>) {
         match scope {
             Scope::Key(name) => {
-                self.forget(name);
+                self.remove_entry(name);
                 self.notify_of(name).notify_waiters();
             }
             Scope::Group(nonce) => {
-                self.groups[self.number(nonce)].fetch_add(1, Ordering::AcqRel);
+                self.groups[self.stripe_index(nonce)].fetch_add(1, Ordering::AcqRel);
             }
             Scope::All => {
                 // All stripes are locked before entries are removed, so that no entry is kept meanwhile.
@@ -381,7 +398,7 @@ impl Local {
     }
 
     /// Removes an entry, and fences reads that began before now.
-    fn forget(&self, name: &str) {
+    fn remove_entry(&self, name: &str) {
         let mut epoch = self.stripe(name);
         *epoch += 1;
         self.entries.remove(name);
@@ -389,18 +406,18 @@ impl Local {
 
     fn group_epoch(&self, key: &CacheKey) -> u64 {
         let nonce = head_of(key).trim_end_matches(':');
-        key.group().map_or(0, |_| self.groups[self.number(nonce)].load(Ordering::Acquire))
+        key.group().map_or(0, |_| self.groups[self.stripe_index(nonce)].load(Ordering::Acquire))
     }
 
     fn stripe(&self, name: &str) -> MutexGuard<'_, u64> {
-        lock(&self.keys[self.number(name)])
+        lock(&self.keys[self.stripe_index(name)])
     }
 
     fn notify_of(&self, name: &str) -> &Notify {
-        &self.changes[self.number(name)]
+        &self.changes[self.stripe_index(name)]
     }
 
-    fn number(&self, name: &str) -> usize {
+    fn stripe_index(&self, name: &str) -> usize {
         usize::try_from(self.hasher.hash_one(name) % STRIPES as u64).unwrap_or(0)
     }
 
@@ -410,7 +427,7 @@ impl Local {
 }
 
 /// The listener for invalidation messages.
-impl Local {
+impl LocalTier {
     /// Starts the listener unless it runs. A task ends with its runtime, so a finished one is replaced.
     fn listen(self: &Arc<Self>) {
         let mut listener = lock(&self.listener);
@@ -435,9 +452,9 @@ impl Local {
                         if !std::mem::replace(&mut refused, true) {
                             tracing::warn!(%error, "Redis does not tell of changes; nothing is kept in this process");
                         }
-                        PAUSE_AFTER_REFUSAL
+                        REFUSED_PAUSE
                     }
-                    Ok(()) | Err(_) => PAUSE,
+                    Ok(()) | Err(_) => RETRY_PAUSE,
                 };
                 drop(local);
                 sleep(pause).await;
@@ -490,7 +507,7 @@ impl Local {
                 }
                 self.valid_until.store(micros(sent + MAX_STALE), Ordering::Release);
             }
-            sleep(PROVEN_EVERY).await;
+            sleep(PROOF_INTERVAL).await;
         }
     }
 
@@ -538,7 +555,7 @@ impl Local {
     }
 }
 
-impl Drop for Local {
+impl Drop for LocalTier {
     fn drop(&mut self) {
         if let Some(task) = lock(&self.listener).task.take() {
             task.abort();
@@ -546,9 +563,9 @@ impl Drop for Local {
     }
 }
 
-impl fmt::Debug for Local {
+impl fmt::Debug for LocalTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Local")
+        f.debug_struct("LocalTier")
             .field("head", &self.head)
             .field("len", &self.entries.len())
             .field("len_bytes", &self.entries.weight())
