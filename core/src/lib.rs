@@ -62,6 +62,7 @@ mod request;
 pub mod shared;
 mod status;
 pub mod store;
+pub mod tag;
 mod ttl;
 
 #[cfg(feature = "runtime")]

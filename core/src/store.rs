@@ -19,6 +19,8 @@
 //!   entry.
 //! * A lease is stored beside the entry, never in its place: the old entry stays readable during a refresh.
 //! * After `begin` returned a lease, `get` on that store returns nothing older than the lease, even if the store reads from a copy.
+//! * An entry that was written with tags is returned only while it is valid by the rule in [`tag`](crate::tag). A store without
+//!   tags never keeps such an entry. `delete` and `delete_group` may count an entry that was evicted by tag before.
 //! * A time to live of `None` means no expiry. `Some(Duration::ZERO)` has already expired: the write removes the entry.
 //! * If a value can't be kept (too large, no room), `set` returns `Ok` and `commit` returns `Ok(false)`, and the previous value
 //!   under the key is gone: an old value must not survive the write that replaced it.
@@ -38,6 +40,8 @@ mod process_local;
 pub mod redis;
 #[cfg(feature = "suite")]
 pub mod suite;
+#[cfg(feature = "runtime")]
+mod tag_clock;
 
 use std::error::Error;
 use std::fmt;
@@ -49,6 +53,7 @@ use bytes::Bytes;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::reason::Reason;
+use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
 
 pub use health::{Breaker, Health, ServerHealth};
 #[cfg(feature = "memory")]
@@ -218,6 +223,61 @@ pub trait LeaseStore: CacheStore {
         lease: &Lease,
         why: Abandon,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Returns the state of the tag clock of a prefix, which is that of `space`, now or at an earlier time. Call it before reading
+    /// anything that a tagged value is made of: it becomes the stamp of the entry.
+    ///
+    /// Returns `None` if the store keeps no tagged entries, as the default does.
+    fn tag_clock(
+        &self,
+        space: &KeySpace,
+    ) -> impl Future<Output = Result<Option<TagStamp>, StoreError>> + Send {
+        let _ = space;
+        async { Ok(None) }
+    }
+
+    /// Writes `value` as [`set`](CacheStore::set) does, as an entry with tags. The default removes the entry instead.
+    fn set_tagged(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = (value, ttl, tagged);
+        async { self.delete(key).await.map(drop) }
+    }
+
+    /// Writes `value` and ends the lease as [`commit`](Self::commit) does, as an entry with tags.
+    ///
+    /// Returns `false` also if one of the tags was evicted between the entry's stamp and this call: other requests must not be
+    /// given this value. The default writes nothing.
+    fn commit_tagged(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        let _ = (value, ttl, tagged);
+        async { self.abandon(key, lease, Abandon::Failed).await.map(|()| false) }
+    }
+
+    /// Evicts every entry of a prefix, which is that of `space`, that carries at least one of `tags`.
+    ///
+    /// After it returned, no entry whose stamp is older is valid, however long its fill still takes. It takes the same time
+    /// whatever it evicts. After [`TagEviction::Soft`], [`get`](CacheStore::get) returns the entries in a form that
+    /// [`stale_since`](crate::tag::stale_since) reads, and [`begin`](Self::begin) doesn't find them.
+    fn evict_tags(
+        &self,
+        space: &KeySpace,
+        tags: &Tags,
+        how: TagEviction,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let _ = (space, tags, how);
+        async { Ok(()) }
+    }
 
     /// Waits until the value under `key` may have changed. A caller that got [`Acquired::Filling`] calls `begin` again then,
     /// or after a pause.

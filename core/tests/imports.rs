@@ -26,7 +26,7 @@ const RUNTIME: [&str; 12] = [
 ];
 
 /// The pure engine: the modules that are compiled without features.
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
     "credentials",
     "explain",
     "headers",
@@ -38,6 +38,7 @@ const PURE: [&str; 12] = [
     "request",
     "shared",
     "status",
+    "tag",
     "ttl",
 ];
 

@@ -91,6 +91,7 @@ mod in_process {
 
     larder_core::store_suite!(shelf_in_process());
     larder_core::lease_suite!(shelf_in_process());
+    larder_core::tag_suite!(shelf_in_process());
 }
 
 mod memory {
@@ -103,6 +104,7 @@ mod memory {
 
     larder_core::store_suite!(subject());
     larder_core::lease_suite!(subject());
+    larder_core::tag_suite!(subject());
 
     /// Run as by authors of stores on a server, whose clock can't be set.
     mod in_real_time {
@@ -110,6 +112,7 @@ mod memory {
 
         larder_core::store_suite!(Subject::new(MemoryStore::new()));
         larder_core::lease_suite!(Subject::new(MemoryStore::new()));
+        larder_core::tag_suite!(Subject::new(MemoryStore::new()));
     }
 }
 

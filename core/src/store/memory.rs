@@ -12,6 +12,9 @@
 //! A hit takes one shared lock in the cache. It neither allocates nor uses the directory. Writes and leases use the key's
 //! partition of the generation. Locks are taken in this order: directory, partition, a shard of the cache. Entries that the
 //! cache displaced are removed from *their* generation's list after all locks are released.
+//!
+//! A tagged entry holds its tags beside its value (`tag_clock.rs`). A hit compares one number, and looks into the tag table once
+//! after each eviction by tag. An evicted entry stays in memory, invisible, until it is overwritten or displaced.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -27,9 +30,11 @@ use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
 use super::lease_table::{Leases, Sweep, head_of, split_off_space, stripe};
+use super::tag_clock::{HeldTags, TagClocks};
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
+use crate::tag::{TagEviction, TagStamp, Tagged, Tags, Validity, soften};
 
 /// The capacity of a store made by [`MemoryStore::new`], in bytes.
 const DEFAULT_CAPACITY: u64 = 256 * MIB;
@@ -151,14 +156,19 @@ impl CacheStore for MemoryStore {
     }
 
     fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
-        self.shared.cache.get(&Visible { key, clock: &*self.clock })
+        let held = self.held(key)?;
+        match held.validity() {
+            Validity::Fresh => Some(held.value),
+            Validity::Stale(since) => Some(soften(&held.value, since)),
+            Validity::Gone => None,
+        }
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let now = self.clock.now();
         let write = self.shared.with_partition(key, now, |group, partition| {
             partition.leases.revoke(key.suffix());
-            self.shared.write(group, partition, key.suffix(), value, ttl, now)
+            self.shared.write(group, partition, key.suffix(), value.into(), ttl, now)
         });
         self.shared.unlist(write.displaced);
         Ok(())
@@ -170,7 +180,7 @@ impl CacheStore for MemoryStore {
             partition.leases.revoke(key.suffix());
             self.shared.remove(group, partition, key.suffix())
         });
-        Ok(removed.flatten().is_some_and(|expires| !expires.is_past(now)))
+        Ok(removed.flatten().is_some_and(|(expires, held)| !expires.is_past(now) && held.is_valid()))
     }
 
     async fn delete_group(&self, space: &KeySpace) -> Result<u64, StoreError> {
@@ -181,7 +191,9 @@ impl CacheStore for MemoryStore {
                 let names = mem::take(&mut *lock(partition)).names;
                 for suffix in names {
                     let removed = self.shared.cache.remove(&InGeneration { suffix: &suffix, group: &group });
-                    valid += u64::from(removed.is_some_and(|(stored, _)| !stored.expires.is_past(now)));
+                    let is_valid =
+                        removed.is_some_and(|(stored, held)| !stored.expires.is_past(now) && held.is_valid());
+                    valid += u64::from(is_valid);
                     freed += 1;
                     if freed % FREED_BEFORE_YIELD == 0 {
                         tokio::task::yield_now().await;
@@ -193,7 +205,7 @@ impl CacheStore for MemoryStore {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        Ok(self.shared.cache.contains_key(&Visible { key, clock: &*self.clock }))
+        Ok(self.held(key).is_some_and(|held| held.is_valid()))
     }
 
     fn max_value_bytes(&self) -> u64 {
@@ -216,11 +228,11 @@ impl LeaseStore for MemoryStore {
         let now = self.clock.now();
         Ok(self.shared.with_partition(key, now, |_, partition| {
             let found = match intent {
-                Intent::Fill => self.try_get(key),
+                Intent::Fill => self.held(key).filter(|held| held.validity() == Validity::Fresh),
                 Intent::Refresh | Intent::Write => None,
             };
             match found {
-                Some(found) => Acquired::Found(found),
+                Some(found) => Acquired::Found(found.value),
                 None => partition.leases.begin(key.suffix(), intent, lease_ttl, now),
             }
         }))
@@ -233,16 +245,7 @@ impl LeaseStore for MemoryStore {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
-        let now = self.clock.now();
-        let write = self.shared.with_existing_partition(key, |group, partition| {
-            partition
-                .leases
-                .finish(key.suffix(), lease, now)
-                .then(|| self.shared.write(group, partition, key.suffix(), value, ttl, now))
-        });
-        let Some(write) = write.flatten() else { return Ok(false) };
-        self.shared.unlist(write.displaced);
-        Ok(write.fits)
+        Ok(self.commit_held(key, lease, value.into(), ttl))
     }
 
     async fn renew(&self, key: &CacheKey, lease: &Lease, lease_ttl: Duration) -> Result<bool, StoreError> {
@@ -260,13 +263,100 @@ impl LeaseStore for MemoryStore {
         });
         Ok(())
     }
+
+    async fn tag_clock(&self, space: &KeySpace) -> Result<Option<TagStamp>, StoreError> {
+        Ok(Some(self.shared.tags.of(space.prefix()).stamp()))
+    }
+
+    async fn set_tagged(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let held = self.shared.tagged(key, value, tagged);
+        let write = self.shared.with_partition(key, now, |group, partition| {
+            partition.leases.revoke(key.suffix());
+            self.shared.write(group, partition, key.suffix(), held, ttl, now)
+        });
+        self.shared.unlist(write.displaced);
+        Ok(())
+    }
+
+    async fn commit_tagged(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<bool, StoreError> {
+        let held = self.shared.tagged(key, value, tagged);
+        let tags = held.tags.clone();
+        let is_written = self.commit_held(key, lease, held, ttl);
+        Ok(is_written && tags.is_none_or(|tags| tags.judge() == Validity::Fresh))
+    }
+
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+        // Without a clock there is no tagged entry.
+        if let Some(clock) = self.shared.tags.get(space.prefix()) {
+            clock.evict(&tags.marks(), how, self.clock.now());
+        }
+        Ok(())
+    }
+}
+
+impl MemoryStore {
+    /// Returns what is held under a key, unless it expired or its group was evicted.
+    fn held(&self, key: &CacheKey) -> Option<Held> {
+        self.shared.cache.get(&Visible { key, clock: &*self.clock })
+    }
+
+    fn commit_held(&self, key: &CacheKey, lease: &Lease, held: Held, ttl: Option<Duration>) -> bool {
+        let now = self.clock.now();
+        let write = self.shared.with_existing_partition(key, |group, partition| {
+            partition
+                .leases
+                .finish(key.suffix(), lease, now)
+                .then(|| self.shared.write(group, partition, key.suffix(), held, ttl, now))
+        });
+        let Some(write) = write.flatten() else { return false };
+        self.shared.unlist(write.displaced);
+        write.fits
+    }
+}
+
+/// A value, and its tags if it has any.
+#[derive(Clone)]
+struct Held {
+    value: Bytes,
+    tags: Option<Arc<HeldTags>>,
+}
+
+impl Held {
+    fn validity(&self) -> Validity {
+        self.tags.as_ref().map_or(Validity::Fresh, |tags| tags.judge())
+    }
+
+    fn is_valid(&self) -> bool {
+        self.validity() != Validity::Gone
+    }
+}
+
+impl From<Bytes> for Held {
+    fn from(value: Bytes) -> Self {
+        Self { value, tags: None }
+    }
 }
 
 struct Entries {
-    cache: Cache<StoredKey, Bytes, EntryWeighter, DefaultHashBuilder, ReturnDisplaced>,
+    cache: Cache<StoredKey, Held, EntryWeighter, DefaultHashBuilder, ReturnDisplaced>,
     /// Maximum weight of an entry.
     max_weight: u64,
     directory: RwLock<Directory>,
+    tags: TagClocks,
 }
 
 /// The open generations, by the head of their key space.
@@ -279,7 +369,7 @@ struct Directory {
 /// The result of a write.
 struct WriteResult {
     fits: bool,
-    displaced: Vec<(StoredKey, Bytes)>,
+    displaced: Vec<(StoredKey, Held)>,
 }
 
 impl Entries {
@@ -299,7 +389,7 @@ impl Entries {
             Err(_) => Cache::with(ghosts, capacity, EntryWeighter, hasher, keep),
         };
         let max_weight = (capacity / 4).min(cache.shard_capacity() / 4 * 3);
-        Self { cache, max_weight, directory: RwLock::default() }
+        Self { cache, max_weight, directory: RwLock::default(), tags: TagClocks::default() }
     }
 
     /// Calls `work` with the key's partition in an open generation, which is created if necessary.
@@ -365,33 +455,44 @@ impl Entries {
         group: &Arc<Generation>,
         partition: &mut Partition,
         suffix: &str,
-        value: Bytes,
+        held: Held,
         ttl: Option<Duration>,
         now: SystemTime,
     ) -> WriteResult {
         let expires = Expiry::of(ttl, now);
-        let fits = weight(suffix, &value) <= self.max_weight;
+        let fits = weight(suffix, &held) <= self.max_weight;
         let mut displaced = Vec::new();
         if fits && !expires.is_past(now) {
             // The first clone of a `Bytes` made from a `Vec` allocates its counter. This clone saves hits from that.
-            drop(value.clone());
+            drop(held.value.clone());
             let stored = StoredKey { suffix: partition.name(suffix), group: Arc::clone(group), expires };
-            self.cache.insert_with_lifecycle(stored, value, &mut displaced);
+            self.cache.insert_with_lifecycle(stored, held, &mut displaced);
         } else {
             self.remove(group, partition, suffix);
         }
         WriteResult { fits, displaced }
     }
 
-    /// Removes an entry of this generation, and returns its expiry.
-    fn remove(&self, group: &Arc<Generation>, partition: &mut Partition, suffix: &str) -> Option<Expiry> {
+    /// Returns a value with its tags.
+    fn tagged(&self, key: &CacheKey, value: Bytes, tagged: &Tagged) -> Held {
+        let hold = || Arc::new(HeldTags::new(tagged.clone(), self.tags.of(key.prefix())));
+        Held { value, tags: (!tagged.marks().is_empty()).then(hold) }
+    }
+
+    /// Removes an entry of this generation, and returns it with its expiry.
+    fn remove(
+        &self,
+        group: &Arc<Generation>,
+        partition: &mut Partition,
+        suffix: &str,
+    ) -> Option<(Expiry, Held)> {
         partition.unlist(suffix);
-        let (removed, _) = self.cache.remove(&InGeneration { suffix, group })?;
-        Some(removed.expires)
+        let (removed, held) = self.cache.remove(&InGeneration { suffix, group })?;
+        Some((removed.expires, held))
     }
 
     /// Removes displaced entries from their generations' lists. No partition may be locked.
-    fn unlist(&self, displaced: Vec<(StoredKey, Bytes)>) {
+    fn unlist(&self, displaced: Vec<(StoredKey, Held)>) {
         for (StoredKey { suffix, group, .. }, _) in &displaced {
             let mut partition = lock(group.partition(suffix));
             // The entry may have been overwritten instead of displaced, or written again since.
@@ -580,25 +681,26 @@ fn whole_nanos(duration: Duration) -> u64 {
 #[derive(Clone)]
 struct EntryWeighter;
 
-impl Weighter<StoredKey, Bytes> for EntryWeighter {
-    fn weight(&self, key: &StoredKey, value: &Bytes) -> u64 {
-        weight(&key.suffix, value)
+impl Weighter<StoredKey, Held> for EntryWeighter {
+    fn weight(&self, key: &StoredKey, held: &Held) -> u64 {
+        weight(&key.suffix, held)
     }
 }
 
-fn weight(suffix: &str, value: &Bytes) -> u64 {
-    OVERHEAD + suffix.len() as u64 + value.len() as u64
+fn weight(suffix: &str, held: &Held) -> u64 {
+    let tags = held.tags.as_ref().map_or(0, |tags| tags.weight());
+    OVERHEAD + suffix.len() as u64 + held.value.len() as u64 + tags
 }
 
 /// A lifecycle that passes displaced entries to the caller, which drops them outside the cache's locks.
 #[derive(Clone)]
 struct ReturnDisplaced;
 
-impl Lifecycle<StoredKey, Bytes> for ReturnDisplaced {
-    type RequestState = Vec<(StoredKey, Bytes)>;
+impl Lifecycle<StoredKey, Held> for ReturnDisplaced {
+    type RequestState = Vec<(StoredKey, Held)>;
 
-    fn on_evict(&self, displaced: &mut Self::RequestState, key: StoredKey, value: Bytes) {
-        displaced.push((key, value));
+    fn on_evict(&self, displaced: &mut Self::RequestState, key: StoredKey, held: Held) {
+        displaced.push((key, held));
     }
 }
 

@@ -11,9 +11,13 @@ use tokio::sync::{
 };
 
 use super::lease_table::{LeaseTable, head_of, stripe};
+use super::tag_clock::TagClocks;
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::clock::Clock;
 use crate::key::{CacheKey, KeySpace};
+use crate::tag::{
+    Headed, MAX_HEADER, TagEviction, TagStamp, Tagged, Tags, Validity, encode_plain, has_header, soften,
+};
 
 /// The number of locks for keys, and of locks for groups. Keys that share a lock wait for each other's writes.
 const STRIPES: usize = 64;
@@ -28,6 +32,9 @@ const STRIPES: usize = 64;
 /// Each write to a key waits for the previous one, and an eviction of a group waits for the writes in that group. So
 /// nothing older is written once a `delete`, `delete_group` or `set` has returned. Reads don't wait.
 ///
+/// Tags work in the same way: the tag clock is in this value, and entries carry it with their tags in front of their bytes. An entry
+/// with tags that another process or an earlier `ProcessLocal` wrote counts as evicted, for their evictions are not known here.
+///
 /// `commit` returns `true` once the store's `set` returns `Ok`, even if the store had no room for the value. A `commit`
 /// whose future is dropped midway has already handed its write to the store, which may still perform it. Await it, or evict
 /// the key.
@@ -35,6 +42,7 @@ pub struct ProcessLocal<S> {
     store: S,
     clock: Arc<dyn Clock>,
     leases: Mutex<LeaseTable>,
+    tags: TagClocks,
     /// Locked shared by a write to one key, and exclusively by an eviction of the group. Locked before `keys`.
     groups: [RwLock<()>; STRIPES],
     /// Locked by a write to the key.
@@ -48,6 +56,7 @@ impl<S: CacheStore> ProcessLocal<S> {
             store,
             clock,
             leases: Mutex::default(),
+            tags: TagClocks::default(),
             groups: [const { RwLock::const_new(()) }; STRIPES],
             keys: [const { AsyncMutex::const_new(()) }; STRIPES],
         }
@@ -60,6 +69,48 @@ impl<S: CacheStore> ProcessLocal<S> {
 
     fn leases(&self) -> MutexGuard<'_, LeaseTable> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the value of stored bytes, if it is valid, and whether it is fresh.
+    fn open(&self, key: &CacheKey, stored: Bytes) -> Option<(Bytes, Validity)> {
+        if !has_header(&stored) {
+            return Some((stored, Validity::Fresh));
+        }
+        let header = Headed::decode(&stored)?;
+        Some((stored.slice(header.header_len()..), self.judge(key, &header)))
+            .filter(|(_, validity)| *validity != Validity::Gone)
+    }
+
+    /// Returns the value of stored bytes, if it is valid.
+    fn open_valid(&self, key: &CacheKey, stored: Bytes) -> Option<Bytes> {
+        let (value, validity) = self.open(key, stored)?;
+        Some(match validity {
+            Validity::Stale(since) => soften(&value, since),
+            Validity::Fresh | Validity::Gone => value,
+        })
+    }
+
+    fn judge(&self, key: &CacheKey, header: &Headed) -> Validity {
+        match header {
+            Headed::Plain(_) => Validity::Fresh,
+            // Without a clock, this process has stored no tagged entry.
+            Headed::Tagged(tagged) => {
+                self.tags.get(key.prefix()).map_or(Validity::Gone, |clock| clock.judge(tagged))
+            }
+        }
+    }
+
+    /// Writes an entry with tags. The key must be locked for a write.
+    async fn write_tagged(
+        &self,
+        key: &CacheKey,
+        value: &Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<(), StoreError> {
+        // The clock exists from here on, so that evictions are noted.
+        let _clock = self.tags.of(key.prefix());
+        self.store.set(key, tagged.encode(value), ttl).await
     }
 
     /// Locks one key for a write.
@@ -89,19 +140,35 @@ impl<S: CacheStore> ProcessLocal<S> {
 
 impl<S: CacheStore> CacheStore for ProcessLocal<S> {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        self.store.get(key).await
+        Ok(self.store.get(key).await?.and_then(|stored| self.open_valid(key, stored)))
     }
 
     async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        self.store.get_shared(key).await
+        Ok(self.store.get_shared(key).await?.and_then(|stored| self.open_valid(key, stored)))
     }
 
     fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
-        self.store.try_get(key)
+        self.store.try_get(key).and_then(|stored| self.open_valid(key, stored))
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
-        self.store.get_head(key, limit).await
+        let Some(mut head) = self.store.get_head(key, limit).await? else { return Ok(None) };
+        if !has_header(&head.bytes) {
+            return Ok(Some(head));
+        }
+        if !head.is_whole() {
+            let Some(longer) = self.store.get_head(key, limit.saturating_add(MAX_HEADER)).await? else {
+                return Ok(None);
+            };
+            head = longer;
+        }
+        let Some(header) = Headed::decode(&head.bytes) else { return Ok(None) };
+        // A part of a stale value is of no use: callers of parts read fresh ones.
+        let is_fresh = self.judge(key, &header) == Validity::Fresh;
+        Ok(is_fresh.then(|| ValueHead {
+            bytes: head.bytes.slice(header.header_len()..),
+            length: head.length.saturating_sub(header.header_len()),
+        }))
     }
 
     async fn get_range(
@@ -110,13 +177,29 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
         head: &Bytes,
         range: Range<usize>,
     ) -> Result<Option<Bytes>, StoreError> {
-        self.store.get_range(key, head, range).await
+        let is_distinct = !head.is_empty() && !has_header(head);
+        if is_distinct && let Some(part) = self.store.get_range(key, head, range.clone()).await? {
+            return Ok(Some(part));
+        }
+        // The value may have a header.
+        let Some(stored) = self.store.get_head(key, MAX_HEADER).await? else { return Ok(None) };
+        if !has_header(&stored.bytes) {
+            return if is_distinct { Ok(None) } else { self.store.get_range(key, head, range).await };
+        }
+        let Some(header) = Headed::decode(&stored.bytes) else { return Ok(None) };
+        if self.judge(key, &header) != Validity::Fresh {
+            return Ok(None);
+        }
+        let whole_head = [&stored.bytes[..header.header_len()], head].concat().into();
+        let range =
+            range.start.saturating_add(header.header_len())..range.end.saturating_add(header.header_len());
+        self.store.get_range(key, &whole_head, range).await
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let _writing = self.writing(key).await;
         self.leases().revoke(key);
-        self.store.set(key, value, ttl).await
+        self.store.set(key, encode_plain(value), ttl).await
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
@@ -132,7 +215,12 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        self.store.has(key).await
+        // Only the beginning tells whether an entry with tags is valid.
+        let head = self.store.get_head(key, MAX_HEADER).await?;
+        Ok(head.is_some_and(|head| {
+            let is_valid = |header| self.judge(key, &header) != Validity::Gone;
+            !has_header(&head.bytes) || Headed::decode(&head.bytes).is_some_and(is_valid)
+        }))
     }
 
     fn max_value_bytes(&self) -> u64 {
@@ -162,9 +250,9 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         // The lease comes first, so that no other commit can happen between the store's answer and the lease. The lease
         // ends if there is an entry, if the store fails, or if this future is dropped.
         let lease = PendingBegin { of: self, key, answer: Some(answer) };
-        match self.store.get(key).await? {
-            Some(found) => Ok(Acquired::Found(found)),
-            None => Ok(lease.keep()),
+        match self.store.get(key).await?.and_then(|stored| self.open(key, stored)) {
+            Some((found, Validity::Fresh)) => Ok(Acquired::Found(found)),
+            _ => Ok(lease.keep()),
         }
     }
 
@@ -178,7 +266,7 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         let _writing = self.writing(key).await;
         let current = self.leases().finish(key, lease, self.clock.now());
         if current {
-            self.store.set(key, value, ttl).await?;
+            self.store.set(key, encode_plain(value), ttl).await?;
         }
         Ok(current)
     }
@@ -189,6 +277,46 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
 
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
         self.leases().abandon(key, lease, why, self.clock.now());
+        Ok(())
+    }
+
+    async fn tag_clock(&self, space: &KeySpace) -> Result<Option<TagStamp>, StoreError> {
+        Ok(Some(self.tags.of(space.prefix()).stamp()))
+    }
+
+    async fn set_tagged(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<(), StoreError> {
+        let _writing = self.writing(key).await;
+        self.leases().revoke(key);
+        self.write_tagged(key, &value, ttl, tagged).await
+    }
+
+    async fn commit_tagged(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<bool, StoreError> {
+        let _writing = self.writing(key).await;
+        let current = self.leases().finish(key, lease, self.clock.now());
+        if current {
+            self.write_tagged(key, &value, ttl, tagged).await?;
+        }
+        let is_fresh = || self.tags.of(key.prefix()).judge(tagged) == Validity::Fresh;
+        Ok(current && is_fresh())
+    }
+
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+        if let Some(clock) = self.tags.get(space.prefix()) {
+            clock.evict(&tags.marks(), how, self.clock.now());
+        }
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! The behaviour suite: what every store must do, as tests that authors of stores run on theirs.
 //!
-//! [`store_suite!`](crate::store_suite) expands to one test for each rule of [`CacheStore`], and
-//! [`lease_suite!`](crate::lease_suite) to one for each rule of [`LeaseStore`]. Both take a [`Subject`]: a fresh or shared
+//! [`store_suite!`](crate::store_suite) expands to one test for each rule of [`CacheStore`],
+//! [`lease_suite!`](crate::lease_suite) to one for each rule of [`LeaseStore`], and [`tag_suite!`](crate::tag_suite) to one for
+//! each rule of tags. All take a [`Subject`]: a fresh or shared
 //! store, and how to let time pass for it. Every test works under a prefix of its own, so that all of them may run at
 //! once on one server, and removes what it wrote.
 //!
@@ -97,12 +98,16 @@ mod leases;
 mod model;
 mod races;
 mod revocations;
+mod tags;
 mod writes;
 
+use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
 use super::{Abandon, Acquired, CacheStore, Intent, Lease, LeaseStore};
 use crate::clock::ManualClock;
@@ -115,6 +120,7 @@ pub use leases::*;
 pub use model::any_calls_in_any_order;
 pub use races::*;
 pub use revocations::*;
+pub use tags::*;
 pub use writes::*;
 
 /// Long enough that it never ends during a test.
@@ -135,6 +141,27 @@ pub struct Subject<S> {
     clock: Option<ManualClock>,
     rounds: u32,
     prefix: String,
+    lose: Option<Lose>,
+}
+
+/// What a store on a server may lose at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The tag clock of a prefix.
+    Clock,
+    /// The tag table of a prefix.
+    Table,
+    /// Both.
+    Both,
+}
+
+/// Makes the server lose something of a prefix.
+struct Lose(Box<dyn Fn(Loss, String) -> BoxFuture<'static, ()> + Send + Sync>);
+
+impl fmt::Debug for Lose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lose")
+    }
 }
 
 impl<S: CacheStore> Subject<S> {
@@ -148,6 +175,7 @@ impl<S: CacheStore> Subject<S> {
             clock: None,
             rounds: 200,
             prefix: format!("suite:{:016x}", fastrand::u64(..)),
+            lose: None,
         }
     }
 
@@ -169,6 +197,16 @@ impl<S: CacheStore> Subject<S> {
     pub fn rounds(mut self, rounds: u32) -> Self {
         self.rounds = rounds;
         self
+    }
+
+    /// How to make the server lose the tag clock or the tag table of a prefix, for stores on a server.
+    #[must_use]
+    pub fn losing<F>(self, lose: impl Fn(Loss, String) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let lose = Lose(Box::new(move |loss, prefix| Box::pin(lose(loss, prefix))));
+        Self { lose: Some(lose), ..self }
     }
 
     /// Ungrouped keys of this test's prefix.
@@ -377,6 +415,24 @@ cases! {
     racing_against_delete_group
     racing_against_a_wiped_prefix
     racing_against_writes
+}
+
+cases! {
+    /// The rules of tags, for stores that keep tagged entries.
+    LeaseStore, run_tags, tag_suite, $:
+    tagged_value_comes_back
+    parts_of_a_tagged_value_are_parts_of_the_value
+    any_bytes_are_a_value_beside_tagged_ones
+    tag_evicts_every_entry_that_carries_it
+    tags_of_another_prefix_are_apart
+    evicted_entry_is_filled_again
+    eviction_during_a_fill_refuses_it
+    tagged_commit_needs_its_lease
+    eviction_outlasts_any_number_of_others
+    soft_eviction_leaves_a_stale_entry
+    eviction_by_another_process_is_seen
+    lost_clock_or_table_is_a_miss
+    racing_against_tag_evictions
 }
 
 fn bytes_of(version: u64) -> Bytes {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{LONG, Subject, bytes_of};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::{Abandon, Acquired, Intent, LeaseStore};
+use crate::tag::{TagEviction, Tagged, Tags};
 
 /// After `delete` has returned nobody reads what the database held before.
 pub async fn racing_against_delete<S: LeaseStore>(subject: &Subject<S>) {
@@ -32,11 +33,19 @@ pub async fn racing_against_writes<S: LeaseStore>(subject: &Subject<S>) {
     race(subject, subject.group("race").key("k"), DatabaseChange::WriteThrough).await;
 }
 
+/// After an eviction by tag has returned nobody reads what the database held before, though a value's tags are known only after
+/// it was read, and other tags are evicted all the time.
+pub async fn racing_against_tag_evictions<S: LeaseStore>(subject: &Subject<S>) {
+    race(subject, subject.group("race").key("k"), DatabaseChange::EvictTag).await;
+    race(subject, subject.ungrouped().key("k"), DatabaseChange::EvictTag).await;
+}
+
 /// How the database's changes reach the store.
 #[derive(Clone)]
 enum DatabaseChange {
     Delete,
     Evict(KeySpace),
+    EvictTag,
     WriteThrough,
 }
 
@@ -55,7 +64,10 @@ const READERS: usize = 6;
 async fn race<S: LeaseStore>(subject: &Subject<S>, key: CacheKey, change: DatabaseChange) {
     let database = Arc::new(Database::default());
     let readers: Vec<_> = (0..READERS)
-        .map(|_| tokio::spawn(read_on(Arc::clone(&subject.store), key.clone(), Arc::clone(&database))))
+        .map(|_| {
+            let has_tags = matches!(change, DatabaseChange::EvictTag);
+            tokio::spawn(read_on(Arc::clone(&subject.store), key.clone(), Arc::clone(&database), has_tags))
+        })
         .collect();
     let changers: Vec<_> = (0..2)
         .map(|_| {
@@ -84,7 +96,12 @@ async fn race<S: LeaseStore>(subject: &Subject<S>, key: CacheKey, change: Databa
 }
 
 /// Reads, and fills what is missing, until the race is over. Answers how many fills were committed.
-async fn read_on<S: LeaseStore>(store: Arc<S>, key: CacheKey, database: Arc<Database>) -> u64 {
+async fn read_on<S: LeaseStore>(
+    store: Arc<S>,
+    key: CacheKey,
+    database: Arc<Database>,
+    has_tags: bool,
+) -> u64 {
     let mut filled = 0;
     while !database.over.load(Ordering::SeqCst) {
         let floor = database.floor.load(Ordering::SeqCst);
@@ -94,13 +111,21 @@ async fn read_on<S: LeaseStore>(store: Arc<S>, key: CacheKey, database: Arc<Data
         match store.begin(&key, intent, LONG).await.unwrap() {
             Acquired::Found(found) => assert_recent(Some(found), floor, &key),
             Acquired::Lease(lease) => {
+                let stamp = if has_tags { store.tag_clock(&key.space()).await.unwrap() } else { None };
                 let version = database.version.load(Ordering::SeqCst);
                 pause().await;
                 if fastrand::u8(..16) == 0 {
                     store.abandon(&key, &lease, Abandon::Failed).await.unwrap();
                 } else {
-                    filled +=
-                        u64::from(store.commit(&key, &lease, bytes_of(version), Some(LONG)).await.unwrap());
+                    let value = bytes_of(version);
+                    let commit = match stamp {
+                        Some(stamp) => {
+                            let tagged = Tagged::new(stamp, &tags(&["raced", "other"]));
+                            store.commit_tagged(&key, &lease, value, Some(LONG), &tagged).await
+                        }
+                        None => store.commit(&key, &lease, value, Some(LONG)).await,
+                    };
+                    filled += u64::from(commit.unwrap());
                 }
             }
             Acquired::Filling | Acquired::Busy(_) => {}
@@ -117,7 +142,7 @@ async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Databa
             Acquired::Lease(ticket) => Some(ticket),
             other => panic!("`begin(Write)` always gives a ticket, not {other:?}"),
         },
-        DatabaseChange::Delete | DatabaseChange::Evict(_) => None,
+        DatabaseChange::Delete | DatabaseChange::Evict(_) | DatabaseChange::EvictTag => None,
     };
     let version = database.version.fetch_add(1, Ordering::SeqCst) + 1;
     pause().await;
@@ -128,9 +153,20 @@ async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Databa
     match change {
         _ if committed => {}
         DatabaseChange::Evict(space) => drop(store.delete_group(space).await.unwrap()),
+        DatabaseChange::EvictTag => {
+            let names: &[&str] = if version.is_multiple_of(3) { &["unrelated", "raced"] } else { &["raced"] };
+            store.evict_tags(&key.space(), &tags(names), TagEviction::Hard).await.unwrap();
+            if version.is_multiple_of(2) {
+                store.evict_tags(&key.space(), &tags(&["unrelated"]), TagEviction::Hard).await.unwrap();
+            }
+        }
         DatabaseChange::Delete | DatabaseChange::WriteThrough => drop(store.delete(key).await.unwrap()),
     }
     database.floor.fetch_max(version, Ordering::SeqCst);
+}
+
+fn tags(names: &[&str]) -> Tags {
+    Tags::new(names).unwrap()
 }
 
 /// What a task answered; its panic goes on in here, so that the test shows the rule that was broken.
