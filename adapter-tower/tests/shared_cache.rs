@@ -276,12 +276,12 @@ async fn requests_for_an_unshareable_response_run_concurrently() {
     })
     .await;
     let cache = Cache::before(&origin).await;
-    #[expect(clippy::disallowed_methods, reason = "how long it really took is the point")]
+    #[expect(clippy::disallowed_methods, reason = "the real duration is checked")]
     let began = Instant::now();
     let mut answers = join_all((0..10).map(|_| cache.ask("GET / HTTP/1.1"))).await;
     answers.sort_unstable();
     answers.dedup_by_key(|answer| answer.rsplit("\r\n\r\n").next().map(str::to_owned));
-    assert_eq!((answers.len(), origin.runs()), (10, 10), "each has its own");
+    assert_eq!((answers.len(), origin.runs()), (10, 10), "each request has its own response");
     // One waits for the first, and then all run concurrently.
     assert!(began.elapsed() < pause * 8, "{:?}", began.elapsed());
 }

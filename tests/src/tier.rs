@@ -65,7 +65,7 @@ pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &Cac
     becomes(mine, key, None, "another process evicted").await;
     let hold = Duration::from_secs(60);
     let Acquired::Lease(lease) = other.begin(key, Intent::Fill, hold).await.unwrap() else {
-        panic!("nobody else fills {key}")
+        panic!("no other process fills {key}")
     };
     assert!(matches!(mine.begin(key, Intent::Fill, hold).await.unwrap(), Acquired::Filling));
     let start = Instant::now();
@@ -75,7 +75,7 @@ pub async fn waiters_are_woken(mine: &TieredStore, other: &RedisStore, key: &Cac
         assert!(other.commit(key, &lease, "filled".into(), MINUTE).await.unwrap());
     };
     let (heard, ()) = tokio::join!(waiting, filling);
-    heard.expect("nothing was heard");
+    heard.expect("no message arrived");
     assert!(start.elapsed() < MAX_STALE, "{:?}", start.elapsed());
     let begun = mine.begin(key, Intent::Fill, hold).await.unwrap();
     assert!(matches!(begun, Acquired::Found(value) if value == "filled"), "{key}");
@@ -122,7 +122,7 @@ pub async fn fills_against_invalidations(
             _ => assert_eq!(other.delete_group(&key.space()).await.unwrap(), 1),
         }
         sleep(Duration::from_millis(1)).await;
-        assert_eq!(read.await.unwrap().unwrap(), "old", "it was asked for before");
+        assert_eq!(read.await.unwrap().unwrap(), "old", "the read started before the change");
         let quiet = Instant::now();
         while mine.get(key).await.unwrap().is_some_and(|value| value == "old") {
             if quiet.elapsed() > Duration::from_millis(200) {

@@ -160,7 +160,7 @@ on_every_store! {
         let never = backend.get_or_set("k", 60, std::future::pending::<Result<u64, ()>>);
         assert!(tokio::time::timeout(Duration::from_millis(30), never).await.is_err());
         let next = backend.get_or_set("k", 60, || async { Ok::<_, ()>(1) });
-        assert_eq!(tokio::time::timeout(Duration::from_secs(1), next).await.expect("nobody holds the key"), Ok(1));
+        assert_eq!(tokio::time::timeout(Duration::from_secs(1), next).await.expect("the key is free"), Ok(1));
         assert_eq!(backend.get::<u64>("k").await, Some(1));
     }
 
@@ -220,7 +220,7 @@ on_every_store! {
             assert!(matches!(backend.try_set("k", &vec![Some(number)], 60).await, Err(CacheError::Coder(_))));
             let updated = backend.update("k", 60, |_: Option<f64>| number).await;
             assert!(matches!(updated, Err(CacheError::Coder(_))), "{updated:?}");
-            assert_eq!(backend.get::<f64>("k").await, Some(1.5), "what was there stays");
+            assert_eq!(backend.get::<f64>("k").await, Some(1.5), "the old value stays");
         }
         assert!(matches!(backend.try_set("k", &Some(None::<u8>), 60).await, Err(CacheError::Coder(_))));
     }
@@ -281,7 +281,7 @@ on_every_store! {
             let client = redis::Client::open(redis.url()).unwrap();
             let mut raw = client.get_multiplexed_async_connection().await.unwrap();
             let left: u64 = redis::cmd("DBSIZE").query_async(&mut raw).await.unwrap();
-            assert_eq!(left, 0, "`close` waits for what was begun");
+            assert_eq!(left, 0, "`close` waits for work in progress");
         }
     }
 

@@ -86,7 +86,7 @@ on_every_store! {
         let outcome = std::panic::AssertUnwindSafe(get(&app, "/x")).catch_unwind().await;
         assert!(outcome.is_err());
         panics.store(false, Ordering::SeqCst);
-        let answer = tokio::time::timeout(Duration::from_secs(1), get(&app, "/x")).await.expect("nobody holds the key");
+        let answer = tokio::time::timeout(Duration::from_secs(1), get(&app, "/x")).await.expect("the key is free");
         assert_eq!(answer.text(), "well");
         assert_eq!(get(&app, "/x").await.cache(), "HIT");
     }
@@ -315,7 +315,7 @@ async fn hanging_handler_does_not_block_others_forever() {
     get(&app, "/x").await;
     let hit = get(&app, "/x").await;
     assert_eq!((hit.cache(), hit.text()), ("HIT", "well"));
-    tokio::time::timeout(Duration::from_millis(200), larder.close()).await.expect("nothing runs any more");
+    tokio::time::timeout(Duration::from_millis(200), larder.close()).await.expect("no fill is running");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -188,7 +188,7 @@ async fn console_shows_reasons_and_history() {
         let hit = ask(json!({ "target": "/products/7" })).await.json();
         assert_eq!(hit["explanation"]["status"], "hit");
         assert_eq!(hit["entry"]["response"]["body_bytes"], 3);
-        assert!(!hit.to_string().contains("tea"), "bodies are nobody's business");
+        assert!(!hit.to_string().contains("tea"), "bodies are never shown");
         let cookie = ask(json!({ "target": "/products/7", "fields": "cookie: a=b" })).await.json();
         assert_eq!(cookie["explanation"]["reason"], "cookie");
         let answer = json!({ "status": 200, "fields": "set-cookie: a=b", "length": 1 });

@@ -52,7 +52,7 @@ fn rows() -> Vec<Row> {
 /// Hits, misses and lifetimes.
 fn reading() -> Vec<Row> {
     vec![
-        Row::new("a miss, then hits that age", &[Group("g"), Ttl(60)])
+        Row::new("a miss, then hits whose age grows", &[Group("g"), Ttl(60)])
             .reads(says(200, &[("content-type", "text/plain"), ("x-own", "1")]))
             .on(get("/x"), miss("GET 1").with("cache-control", "max-age=60").because("absent"))
             .on(get("/x"), hit("GET 1").with("etag", ANY).with("x-own", "1"))
@@ -65,45 +65,45 @@ fn reading() -> Vec<Row> {
             .runs(2)
             .holds("redis:larder:cache:{g}:x")
             .holds("redis:larder:cache:{g}:y"),
-        Row::new("what expired is a miss", &[Ttl(60)])
+        Row::new("an expired entry is a miss", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .later(61)
             .on(get("/x"), miss("GET 2").because("expired").with("cache-control", "max-age=60"))
             .on(get("/x"), hit("GET 2")),
-        Row::new("the cache's default lifetime", &[])
+        Row::new("the cache's default TTL", &[])
             .on(get("/x"), miss("GET 1").with("cache-control", "max-age=900"))
             .holds("redis:larder:cache:x"),
         Row::new("no expiry overrides the default", &[NoExpiry])
             .on(get("/x"), miss("GET 1").with("cache-control", "no-cache"))
             .later(365 * 24 * 3600)
             .on(get("/x"), hit("GET 1").with("cache-control", "no-cache")),
-        Row::new("downstream caches are told less", &[Ttl(60), DownstreamTtl(5)])
+        Row::new("a shorter TTL for downstream caches", &[Ttl(60), DownstreamTtl(5)])
             .on(get("/x"), miss("GET 1").with("cache-control", "max-age=5"))
             .later(30)
             .on(get("/x"), hit("GET 1").with("cache-control", "max-age=5")),
-        Row::new("other statuses, each for its own time", &[Ttl(60), Also(404, 5)])
+        Row::new("other statuses with their own TTL", &[Ttl(60), Also(404, 5)])
             .reads(says(404, &[]))
             .on(get("/x"), miss("GET 1").status(404).with("cache-control", "max-age=5"))
             .on(get("/x"), hit("GET 1").status(404))
             .later(6)
             .on(get("/x"), miss("GET 2").status(404)),
-        Row::new("an empty body is a body", &[Ttl(60)])
+        Row::new("an empty body is stored", &[Ttl(60)])
             .reads(says(200, &[]).content(Content::Nothing))
             .on(get("/x"), miss("").with("content-length", "0"))
             .on(get("/x"), hit("").with("content-length", "0"))
             .runs(1),
-        Row::new("a HEAD is answered by what a GET stored", &[Ttl(60)])
+        Row::new("a HEAD is answered from the entry of a GET", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .on(head("/x"), hit("").with("content-length", "5").with("etag", ANY))
             .on(head("/x").with("if-none-match", LAST_ETAG), not_modified("HIT"))
             .on(get("/x"), hit("GET 1"))
             .runs(1),
-        Row::new("a HEAD that ran as HEAD stores nothing", &[Ttl(60)])
+        Row::new("a HEAD that runs as HEAD stores nothing", &[Ttl(60)])
             .only(&[Adapter::Tower, Adapter::Axum])
             .on(head("/x"), bypass("head", ""))
             .lacks("redis:larder:cache:x")
             .on(get("/x"), miss("GET 2")),
-        Row::new("a HEAD that ran as GET fills", &[Ttl(60)])
+        Row::new("a HEAD that runs as GET fills", &[Ttl(60)])
             .only(&[Adapter::Poem])
             .on(head("/x"), miss("").with("content-length", "5"))
             .holds("redis:larder:cache:x")
@@ -114,7 +114,7 @@ fn reading() -> Vec<Row> {
 /// Request directives and conditions.
 fn asking() -> Vec<Row> {
     vec![
-        Row::new("who has it already gets a 304", &[Ttl(60)])
+        Row::new("a client with the current tag gets a 304", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .on(
                 get("/x").with("if-none-match", LAST_ETAG),
@@ -128,13 +128,13 @@ fn asking() -> Vec<Row> {
             .on(get("/x").with("if-none-match", "\"v1\""), not_modified("MISS").with("etag", "\"v1\""))
             .on(get("/x").with("if-modified-since", "Sun, 06 Nov 1994 08:49:37 GMT"), not_modified("HIT"))
             .on(get("/x"), hit("GET 1")),
-        Row::new("no-cache and max-age=0 refresh", &[Ttl(60)])
+        Row::new("no-cache and max-age=0 refresh the entry", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .on(get("/x").with("cache-control", "no-cache"), miss("GET 2").because("no-cache"))
             .on(get("/x"), hit("GET 2"))
             .on(get("/x").with("cache-control", "max-age=0"), miss("GET 3").because("max-age"))
             .on(get("/x"), hit("GET 3")),
-        Row::new("how old and how fresh it may be", &[Ttl(60)])
+        Row::new("max-age and min-fresh", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .later(20)
             .on(get("/x").with("cache-control", "max-age=20"), hit("GET 1"))
@@ -148,17 +148,17 @@ fn asking() -> Vec<Row> {
             .on(get("/x"), miss("GET 2"))
             .on(get("/x").with("cache-control", "no-store"), bypass("no-store", "GET 3"))
             .on(get("/x"), hit("GET 2")),
-        Row::new("only if cached", &[Ttl(60)])
+        Row::new("only-if-cached", &[Ttl(60)])
             .on(get("/x").with("cache-control", "only-if-cached"), status(504).text(""))
             .runs(0)
             .on(get("/x"), miss("GET 1"))
             .on(get("/x").with("cache-control", "only-if-cached"), hit("GET 1")),
-        Row::new("content and preconditions are the handler's", &[Ttl(60)])
+        Row::new("content and other preconditions bypass the cache", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .on(get("/x").content("content"), bypass("content", "GET 2"))
             .on(get("/x").with("if-match", "\"v1\""), bypass("precondition", "GET 3"))
             .on(get("/x"), hit("GET 1")),
-        Row::new("a request for a part fills with the whole", &[Ttl(60)])
+        Row::new("a range request fills with the whole response", &[Ttl(60)])
             .on(
                 get("/x").with("range", "bytes=0-"),
                 miss("GET 1").status(206).with("content-range", "bytes 0-4/5").because("absent"),
@@ -174,16 +174,16 @@ fn asking() -> Vec<Row> {
                 miss("").status(416).with("content-range", "bytes */5"),
             )
             .on(get("/x?z=1"), hit("GET 3")),
-        Row::new("a part that the handler made passes", &[Ttl(60)])
+        Row::new("a handler's own 206 is passed on", &[Ttl(60)])
             .reads(says(206, &[("content-range", "bytes 1-5/9")]))
             .on(get("/x").with("range", "bytes=1-5"), bypass("range", "GET 1").status(206))
             .on(get("/x").with("range", "bytes=1-5"), bypass("range", "GET 2").status(206))
             .lacks("redis:larder:cache:x"),
-        Row::new("a handler that refuses ranges is heeded", &[Ttl(60)])
+        Row::new("Accept-Ranges: none is respected", &[Ttl(60)])
             .reads(says(200, &[("accept-ranges", "none")]))
             .on(get("/x").with("range", "bytes=0-"), miss("GET 1").with("accept-ranges", "none"))
             .on(get("/x").with("range", "bytes=1-2"), hit("GET 1").with("accept-ranges", "none")),
-        Row::new("parts of what is stored are cut", &[Ttl(60)])
+        Row::new("ranges are cut from the entry", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .on(
                 get("/x").with("range", "bytes=0-1"),
@@ -218,27 +218,27 @@ fn withholding() -> Vec<Row> {
             200,
         ),
         twice("a handler's private", &[Ttl(60)], says(200, &[("cache-control", "private")]), "withheld", 200),
-        twice("what varies by everything", &[Ttl(60)], says(200, &[("vary", "*")]), "vary", 200),
+        twice("Vary: *", &[Ttl(60)], says(200, &[("vary", "*")]), "vary", 200),
         twice("bodies over the limit", &[Ttl(60), MaxBody(4)], says(200, &[]), "size", 200),
         twice("streams", &[Ttl(60)], says(200, &[]).content(Content::Streamed), "stream", 200),
-        Row::new("cookies", &[Ttl(60), Public])
+        Row::new("a response with a cookie", &[Ttl(60), Public])
             .reads(says(200, &[("set-cookie", "session=1")]))
             .on(get("/x"), bypass("set-cookie", "GET 1").with("set-cookie", "session=1"))
             .on(get("/x"), bypass("set-cookie", "GET 2").with("cache-control", "no-store"))
             .lacks("redis:larder:cache:x"),
-        Row::new("errors of handlers", &[Ttl(60)])
+        Row::new("a returned error with status 500", &[Ttl(60)])
             .reads(says(500, &[]).content(Content::Failed))
             .on(get("/x"), status(500).text("failed"))
             .on(get("/x"), status(500).text("failed"))
             .runs(2)
             .lacks("redis:larder:cache:x"),
-        Row::new("errors that say who is to blame", &[Ttl(60)])
+        Row::new("a returned error with status 404", &[Ttl(60)])
             .reads(says(404, &[]).content(Content::Failed))
             .on(get("/x"), status(404).text("failed"))
             .on(get("/x"), status(404).text("failed"))
             .runs(2)
             .lacks("redis:larder:cache:x"),
-        Row::new("a stale answer stands in for a failure", &[Ttl(60), StaleIfError(600)])
+        Row::new("a stale response replaces an error status", &[Ttl(60), StaleIfError(600)])
             .reads(says(503, &[]).after(1))
             .on(get("/x"), miss("GET 1"))
             .later(61)
@@ -246,7 +246,7 @@ fn withholding() -> Vec<Row> {
             .runs(2)
             .later(600)
             .on(get("/x"), bypass("status", "GET 3").status(503)),
-        Row::new("a stale answer stands in for an error", &[Ttl(60), StaleIfError(600)])
+        Row::new("a stale response replaces a returned error", &[Ttl(60), StaleIfError(600)])
             .reads(says(500, &[]).content(Content::Failed).after(1))
             .on(get("/x"), miss("GET 1"))
             .later(61)
@@ -254,27 +254,27 @@ fn withholding() -> Vec<Row> {
             .runs(2)
             .later(600)
             .on(get("/x"), status(500).text("failed")),
-        Row::new("a stale answer hides no refusal", &[Ttl(60), StaleIfError(600)])
+        Row::new("a stale response doesn't replace a refusal", &[Ttl(60), StaleIfError(600)])
             .reads(says(404, &[]).after(1))
             .on(get("/x"), miss("GET 1"))
             .later(61)
             .on(get("/x"), bypass("status", "GET 2").status(404))
             .lacks("redis:larder:cache:x"),
         // In tower an error is only an error. In the others it has the status of its response.
-        Row::new("a stale answer hides no error that is a refusal", &[Ttl(60), StaleIfError(600)])
+        Row::new("a stale response doesn't replace a returned refusal", &[Ttl(60), StaleIfError(600)])
             .only(&[Adapter::Axum, Adapter::Poem])
             .reads(says(404, &[]).content(Content::Failed).after(1))
             .on(get("/x"), miss("GET 1"))
             .later(61)
             .on(get("/x"), status(404).text("failed"))
             .lacks("redis:larder:cache:x"),
-        Row::new("a refusal replaces what is stored", &[Ttl(60)])
+        Row::new("a refusal evicts the entry", &[Ttl(60)])
             .only(&[Adapter::Axum, Adapter::Poem])
             .reads(says(404, &[]).content(Content::Failed).after(1))
             .on(get("/x"), miss("GET 1"))
             .on(get("/x").with("cache-control", "no-cache"), status(404).text("failed"))
             .on(get("/x"), status(404).text("failed")),
-        Row::new("a failed refresh leaves what is stored", &[Ttl(60)])
+        Row::new("a failed refresh keeps the entry", &[Ttl(60)])
             .reads(says(500, &[]).content(Content::Failed).after(1))
             .on(get("/x"), miss("GET 1"))
             .on(get("/x").with("cache-control", "no-cache"), status(500).text("failed"))
@@ -317,13 +317,13 @@ fn writing() -> Vec<Row> {
             .writes(says(200, &[]).content(Content::Streamed))
             .on(put("/x"), bypass("stream", "PUT 2"))
             .on(get("/x"), miss("GET 3")),
-        warm("a write that was refused changes nothing")
+        warm("a refused write changes nothing")
             .writes(says(422, &[]))
             .on(put("/x"), status(422).says("BYPASS").because("failed").text("PUT 2"))
             .on(delete("/x"), status(422).text("DELETE 3"))
             .on(post("/x"), status(422).text("POST 4"))
             .on(get("/x"), hit("GET 1")),
-        warm("a write that failed evicts, for it may have changed something")
+        warm("a failed write evicts, because it may have changed something")
             .writes(says(500, &[]).content(Content::Failed))
             .on(put("/x"), status(500).text("failed"))
             .on(get("/x"), miss("GET 3"))
@@ -332,7 +332,7 @@ fn writing() -> Vec<Row> {
             .on(post("/x"), status(500).text("failed"))
             .on(get("/x"), miss("GET 7"))
             .runs(7),
-        warm("a write that was answered with a proxy's timeout evicts")
+        warm("a write with a proxy's timeout evicts")
             .writes(says(504, &[]))
             .on(put("/x"), status(504).says("BYPASS").because("failed").text("PUT 2"))
             .on(get("/x"), miss("GET 3"))
@@ -383,17 +383,17 @@ fn telling_apart() -> Vec<Row> {
             .on(get("/x").with(ALICE.0, ALICE.1), hit("PUT 4"))
             .on(get("/x").with(BOB.0, BOB.1), miss("Bearer bob 6"))
             .lacks("redis:larder:cache:x"),
-        Row::new("a public route is everybody's", &[Ttl(60), Public])
+        Row::new("a public route shares its entry", &[Ttl(60), Public])
             .on(get("/x").with(ALICE.0, ALICE.1), miss("GET 1"))
             .on(get("/x").with("cookie", "a=1"), hit("GET 1"))
             .on(get("/x"), hit("GET 1").with("cache-control", "public, max-age=60").without("vary")),
-        Row::new("an undeclared route tells others what it doesn't share", &[Ttl(60)])
+        Row::new("an undeclared route varies by credentials", &[Ttl(60)])
             .on(get("/x").with("x-api-key", "k"), bypass("credentials", "GET 1"))
             .on(get("/x"), miss("GET 2").with("vary", "Authorization, Cookie"))
             .on(get("/x"), hit("GET 2").with("vary", "Authorization, Cookie"))
             .on(put("/x"), miss("PUT 3").with("vary", "Authorization, Cookie"))
             .on(get("/x"), hit("PUT 3").with("vary", "Authorization, Cookie")),
-        Row::new("variants", &[Group("g"), Ttl(60)])
+        Row::new("variants by language", &[Group("g"), Ttl(60)])
             .reads(says(200, &[("vary", "accept-language")]).content(Content::Echoed("accept-language")))
             .on(get("/x").with("accept-language", "en"), miss("en 1"))
             .on(get("/x").with("accept-language", "fr"), miss("fr 2").because("variant"))
@@ -419,7 +419,7 @@ fn telling_apart() -> Vec<Row> {
             .on(get("/v1/x"), miss("GET/v1 6"))
             .on(get("/v2/x"), hit("PUT/v2 5"))
             .on(get("/x"), hit("GET 3")),
-        Row::new("queries", &[Ttl(60)])
+        Row::new("spellings of a query", &[Ttl(60)])
             .on(get("/x?b=2&a=1"), miss("GET 1"))
             .on(get("/x?a=1&b=2"), hit("GET 1"))
             .on(get("/x?a=1&b=2&a=3"), miss("GET 2"))
@@ -456,7 +456,7 @@ fn naming() -> Vec<Row> {
         .on(delete("/y"), status(200))
         .holds("redis:larder:cache:{g}:tenant:a"),
         Row::new(
-            "an async key builder sees what the client sent",
+            "an async key builder sees the client's URI",
             &[Group("g"), Ttl(60), KeyByAsync(|request| Some(format!("v:{}", default_key(request)?)))],
         )
         .on(get("/v1/x?b&a"), miss("GET/v1 1"))
@@ -464,20 +464,20 @@ fn naming() -> Vec<Row> {
         .on(get("/v1/x?a&b"), hit("GET/v1 1"))
         .on(delete("/v1/x?a&b"), status(200))
         .lacks("redis:larder:cache:{g}:v:v1:x:a=:b="),
-        Row::new("a prefix of one's own", &[Prefix("shop:pages"), Group("g"), Ttl(60)])
+        Row::new("a prefix of the route", &[Prefix("shop:pages"), Group("g"), Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .holds("shop:pages:{g}:x")
             .on(get("/x"), hit("GET 1"))
             .on(post("/x"), status(200))
             .lacks("shop:pages:{g}:x"),
-        Row::new("only these parameters count", &[Ttl(60), Params(&["page"])])
+        Row::new("query_params", &[Ttl(60), Params(&["page"])])
             .on(get("/x?page=1&utm=2"), miss("GET 1"))
             .on(get("/x?page=1"), hit("GET 1"))
             .on(get("/x?page=2"), miss("GET 2"))
             .holds("redis:larder:cache:x:page=1")
             .on(delete("/x?utm=3&page=1"), status(200))
             .lacks("redis:larder:cache:x:page=1"),
-        Row::new("hosts", &[Ttl(60), ByHost])
+        Row::new("vary_by_host", &[Ttl(60), ByHost])
             .on(get("/x").with("host", "a.example"), miss("GET 1"))
             .on(get("/x").with("host", "b.example"), miss("GET 2"))
             .on(get("/x").with("host", "A.example"), hit("GET 1")),

@@ -559,7 +559,7 @@ async fn read_begun_before_an_eviction_is_not_shared_after_it() {
             after.into_iter().all(|value| value.unwrap().is_none()),
             "older than the eviction, round {round}"
         );
-        assert!(before.await.unwrap().unwrap() == Some(body()), "the reading was not under way");
+        assert!(before.await.unwrap().unwrap() == Some(body()), "the read was not in progress");
         far.proxy.turn(Weather::Fair);
     }
 }
@@ -624,7 +624,7 @@ async fn large_values_on_a_slow_connection_leave_the_breaker_closed() {
     far.proxy.turn(Weather::BlackHole);
     let start = Instant::now();
     while breaker(&store.health()) != Breaker::Open {
-        assert!(start.elapsed() < Duration::from_secs(2), "a line that delivers nothing is given up");
+        assert!(start.elapsed() < Duration::from_secs(2), "a connection without data is dropped");
         let _ = store.get(&small).await;
     }
 }

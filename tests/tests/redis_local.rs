@@ -182,7 +182,7 @@ async fn late_variant_is_not_stored(app: impl Fn(&Larder, &Resource) -> Router) 
     reading.notified().await;
     send(&two, Method::POST, "/r", &[("host", "shop.example")]).await;
     go.notify_one();
-    assert_eq!(late.await.unwrap(), "0", "it was asked for before");
+    assert_eq!(late.await.unwrap(), "0", "the read started before the change");
     sleep(MAX_STALE + SLACK).await;
     go.notify_one();
     for app in [&one, &two, &three] {
@@ -409,7 +409,7 @@ async fn reconnecting_clears_the_tier() {
             }
             let _: () = cut.query_async(&mut conn).await.unwrap();
             other.delete(&key).await.unwrap();
-            becomes(&store, &key, None, "evicted while nobody listened").await;
+            becomes(&store, &key, None, "evicted while no connection received messages").await;
         }
     }
 }
@@ -425,7 +425,7 @@ async fn trackers(conn: &mut MultiplexedConnection) -> Vec<String> {
         .filter(|line| field(line, "flags=").contains('B'))
         .map(|line| field(line, "id="))
         .collect();
-    assert!(!ids.is_empty(), "nobody listens: {list}");
+    assert!(!ids.is_empty(), "no connection receives messages: {list}");
     ids
 }
 
@@ -443,7 +443,7 @@ async fn without_tracking_all_reads_go_to_redis() {
             assert_eq!(store.get(&key).await.unwrap().unwrap(), "1");
             sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(reads(&mut conn).await, before + 20, "something was kept");
+        assert_eq!(reads(&mut conn).await, before + 20, "the tier stored a value");
     }
 }
 

@@ -136,7 +136,7 @@ async fn reads_stay_within_the_bound_while_slots_move() {
     let last = writer.await.unwrap();
     becomes(&mine, &key, Some(&last.to_string()), "the last that was written").await;
     comes_here(&mine, &key, SETTLED).await;
-    assert!(kept.load(Ordering::SeqCst) > 20, "nothing was kept meanwhile");
+    assert!(kept.load(Ordering::SeqCst) > 20, "the tier stored nothing meanwhile");
 }
 
 /// While a slot moves, its keys are on two masters, and either may be the one that sends a message.

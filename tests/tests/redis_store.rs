@@ -540,7 +540,10 @@ async fn optimistic_lease_is_equivalent_to_the_script() {
         let lease = bench.lease(&key, Intent::Refresh).await;
         let begin = bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap();
         assert!(matches!(begin, Acquired::Found(found) if found == "filled"));
-        assert!(bench.commit(&key, &lease, "refreshed").await, "who found something took nobody's lease");
+        assert!(
+            bench.commit(&key, &lease, "refreshed").await,
+            "a `begin` that finds an entry takes no lease"
+        );
 
         // An eviction by another process, of the key or of the whole group, revokes it.
         for evict_group in [false, has_nonce] {
@@ -557,10 +560,10 @@ async fn optimistic_lease_is_equivalent_to_the_script() {
 
         // So does a write. During a write, or after a fill that can't be shared, no lease is given.
         let lease = bench.lease(&key, Intent::Fill).await;
-        let ticket = bench.lease(&key, Intent::Write).await;
+        let write = bench.lease(&key, Intent::Write).await;
         assert!(!bench.commit(&key, &lease, "old").await);
         assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Acquired::Busy(_)));
-        assert!(bench.commit(&key, &ticket, "written").await);
+        assert!(bench.commit(&key, &write, "written").await);
         other.delete(&key).await.unwrap();
         let lease = bench.lease(&key, Intent::Fill).await;
         bench.store.abandon(&key, &lease, Abandon::Uncacheable(HOLD)).await.unwrap();
@@ -601,18 +604,18 @@ async fn overlapping_writes_store_neither_value() {
         bench.set(&key, "before").await;
         let fill = bench.lease(&key, Intent::Refresh).await;
         let first = bench.lease(&key, Intent::Write).await;
-        assert!(!bench.commit(&key, &fill, "refreshed").await, "a ticket replaces a fill");
+        assert!(!bench.commit(&key, &fill, "refreshed").await, "a write lease replaces a fill");
         assert!(matches!(bench.store.begin(&key, Intent::Refresh, HOLD).await.unwrap(), Acquired::Busy(_)));
         let second = bench.lease(&key, Intent::Write).await;
-        assert_eq!(bench.get(&key).await.unwrap(), "before", "a ticket leaves the entry alone");
+        assert_eq!(bench.get(&key).await.unwrap(), "before", "a write lease keeps the entry");
         assert!(!bench.commit(&key, &first, "first").await);
-        assert!(bench.store.delete(&key).await.unwrap(), "so the first evicts");
+        assert!(bench.store.delete(&key).await.unwrap(), "the first write then evicts the entry");
         assert!(!bench.commit(&key, &second, "second").await);
         assert_eq!(bench.get(&key).await, None);
 
-        let ticket = bench.lease(&key, Intent::Write).await;
+        let write = bench.lease(&key, Intent::Write).await;
         assert!(matches!(bench.store.begin(&key, Intent::Fill, HOLD).await.unwrap(), Acquired::Busy(_)));
-        assert!(bench.commit(&key, &ticket, "after").await);
+        assert!(bench.commit(&key, &write, "after").await);
         assert_eq!(bench.get(&key).await.unwrap(), "after");
     }
 }
@@ -879,7 +882,7 @@ async fn race(key: CacheKey, evict_group: bool) {
         reader.await.unwrap();
     }
     assert_eq!(stale.load(Ordering::Relaxed), 0, "of {} hits", hits.load(Ordering::Relaxed));
-    assert!(hits.load(Ordering::Relaxed) > 100, "a race nobody ran");
+    assert!(hits.load(Ordering::Relaxed) > 100, "too few hits for a race");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

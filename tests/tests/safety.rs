@@ -57,7 +57,7 @@ on_every_store! {
         let nobody = get(&app, "/me").await;
         assert_eq!((nobody.cache(), nobody.text()), ("MISS", "nobody 5"));
         let alice = send(&app, Method::GET, "/me", &[("authorization", "Bearer alice")]).await;
-        assert_eq!(alice.text(), "Bearer alice 6", "what is stored for nobody isn't for somebody either");
+        assert_eq!(alice.text(), "Bearer alice 6", "the entry without credentials isn't served to Alice");
     }
 
     async fn private_routes_have_an_entry_per_user(fixture) {

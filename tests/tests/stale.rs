@@ -53,7 +53,7 @@ on_every_store! {
         assert!(answers.iter().all(|answer| answer.cache() == "HIT" && answer.text() == "1"));
         assert_eq!(answers[0].header("cache-control"), "max-age=0");
         sleep(Duration::from_millis(130)).await;
-        assert_eq!(origin.runs.total(), 2, "one run for all of them");
+        assert_eq!(origin.runs.total(), 2, "one run for all requests");
         assert_eq!(get(&origin.app, "/x").await.text(), "2");
     }
 
@@ -93,7 +93,7 @@ on_every_store! {
             let answers = join_all((0..5).map(|_| get(&origin.app, "/x"))).await;
             assert!(answers.iter().all(|a| a.status == StatusCode::OK && a.text() == "1"), "{status}: {answers:?}");
         }
-        assert_eq!(origin.runs.total(), 5, "each time one run for all");
+        assert_eq!(origin.runs.total(), 5, "one run for all requests each time");
         // Any other response replaces the entry that it contradicts.
         origin.status.store(404, Ordering::SeqCst);
         assert_eq!(get(&origin.app, "/x").await.status, StatusCode::NOT_FOUND);

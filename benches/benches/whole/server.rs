@@ -26,7 +26,7 @@ impl Server {
                 let address = listener.local_addr().expect("its address");
                 let thread = fs::read_link("/proc/thread-self").ok();
                 let schedstat = thread.map(|thread| PathBuf::from("/proc").join(thread).join("schedstat"));
-                sender.send(Self { address, schedstat }).expect("somebody who waits");
+                sender.send(Self { address, schedstat }).expect("a waiting receiver");
                 let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("a socket"));
                 axum::serve(listener, app).await.expect("a server that runs");
             });

@@ -1,6 +1,6 @@
-//! RecentRequests history for a console: the last decisions, and counts by slice of time.
+//! The history of requests for a console: the last decisions, and counts by slice of time.
 //!
-//! For each request it reads the clock, copies the URI and takes a lock. So it starts when a console is created.
+//! Recording a request reads the clock, copies the URI and takes a lock, so it starts when a console is created.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

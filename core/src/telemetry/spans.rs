@@ -73,7 +73,7 @@ impl Span {
         self.record("status", word);
     }
 
-    /// Records whether the store confirmed an eviction.
+    /// Records the word `yes` if the store confirmed an eviction, `no` otherwise.
     pub(crate) fn evicted(&self, confirmed: bool) {
         self.record("status", if confirmed { "evicted" } else { "failed" });
     }

@@ -296,7 +296,7 @@ fn private_write_has_the_readers_principal_and_a_group_eviction_none() {
         let request = request(Method::PUT, &[]);
         let OnRequest::Bypass(mark) = policy(tweaked(kind, BEARER)).on_request(&RequestView::from(&request))
         else {
-            panic!("nobody's entry was written");
+            panic!("an entry without a principal was written");
         };
         assert_eq!(mark.reason(), Some(Reason::Anonymous));
     }
