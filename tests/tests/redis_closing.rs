@@ -1,4 +1,4 @@
-//! The log of a close with evictions that Redis never confirmed. Alone in its program: `tracing` remembers for the whole of it
+//! The log of a `close` with evictions that Redis never confirmed. Alone in its program: `tracing` caches for the whole process
 //! whether an event is wanted.
 
 use std::io;

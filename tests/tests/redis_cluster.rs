@@ -1,4 +1,4 @@
-//! The Redis store on a real cluster: its contract, slots that move while it is used, and masters that die.
+//! The Redis store on a real cluster: the behaviour suite, slots that move under load, and masters that die.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 const HOLD: Duration = Duration::from_secs(10);
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// What a call may take beyond its deadline on a busy machine.
+/// Extra time for a call's deadline on a busy machine.
 const SLACK: Duration = Duration::from_millis(250);
 
 async fn start() -> RedisCluster {
@@ -32,7 +32,7 @@ fn prompt(cluster: &RedisCluster) -> RedisStore {
     RedisStore::new(RedisOptions::from_url(&cluster.url()).unwrap())
 }
 
-/// A store for a machine that is busy with other tests.
+/// A store with long deadlines, for a busy machine.
 fn patient(cluster: &RedisCluster) -> RedisStore {
     RedisStore::new(redis_server::patient(RedisOptions::from_url(&cluster.url()).unwrap()))
 }
@@ -51,7 +51,7 @@ async fn every_node_does_its_part() {
     let homes = everywhere(&cluster, 10);
     for (home, keys) in homes.iter().enumerate() {
         for key in keys {
-            // Every script is new to its node at first, and to all of them after this.
+            // Every script is new to its node in the first round, and known in the second.
             let Acquired::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else {
                 panic!()
             };
@@ -73,7 +73,7 @@ async fn every_node_does_its_part() {
     let sizes: Vec<_> = (0..MASTERS).map(|node| cluster.cli(node, &["dbsize"])).collect();
     assert!(sizes.iter().all(|size| size != "0"), "{sizes:?}");
 
-    // A prefix is everywhere, and so is what wipes it.
+    // A prefix has keys on every master, and so does its eviction.
     let neighbour = KeySpace::new("q", Some("g")).unwrap().key("a");
     store.set(&neighbour, "stays".into(), MINUTE).await.unwrap();
     for key in homes.iter().flatten() {
@@ -130,7 +130,7 @@ async fn one_seed_is_enough_and_a_dead_one_is_no_harm() {
 #[tokio::test]
 async fn an_eviction_that_a_promoted_replica_never_heard_of() {
     let mut cluster = start().await;
-    // One that never met the replica before.
+    // A store that has not connected to the replica before.
     let (long, port) = (Duration::from_secs(5), cluster.node(1).port());
     let options = RedisOptions::new("127.0.0.1", port).cluster(true);
     let store = RedisStore::new(options.read_deadline(long).fill_deadline(long).evict_deadline(long));
@@ -138,7 +138,7 @@ async fn an_eviction_that_a_promoted_replica_never_heard_of() {
     for key in homes.iter().flatten() {
         store.set(key, "old".into(), MINUTE).await.unwrap();
     }
-    // The replica of node 0 has it all, and hears nothing more.
+    // The replica of node 0 has all entries, and receives nothing more.
     let size = |cluster: &RedisCluster, node| cluster.cli(node, &["dbsize"]);
     while size(&cluster, 0) != size(&cluster, MASTERS) {
         sleep(Duration::from_millis(10)).await;
@@ -207,7 +207,7 @@ async fn environment_variables_configure_tls() {
     }
 }
 
-/// Readers fill from a "database" while somebody changes it and evicts, now a key and now its group.
+/// Readers fill from a "database" that a writer changes and evicts, by key and by group in turn.
 struct Race {
     database: Arc<AtomicU64>,
     evicted: Arc<AtomicU64>,
@@ -219,7 +219,7 @@ struct Race {
 }
 
 impl Race {
-    /// Every answer has to come, and none may be an error.
+    /// Starts the race. Every call must be answered without an error.
     fn begin(cluster: &RedisCluster, key: &CacheKey) -> Self {
         let [database, evicted, stale, hits] = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
         let done = Arc::new(AtomicBool::new(false));
@@ -293,7 +293,7 @@ async fn slots_move_under_load() {
     let cluster = Arc::new(start().await);
     for key in [key(Some("g"), "a"), key(None, "a")] {
         let race = Race::begin(&cluster, &key);
-        // The group shares its slot with others, so that there is something to move all the time.
+        // The group's slot has other entries, so that there is always something to move.
         let store = patient(&cluster);
         for number in 0..20 {
             let other = key.space().key(&format!("other{number}"));
@@ -308,7 +308,7 @@ async fn slots_move_under_load() {
                 at = next;
                 std::thread::sleep(Duration::from_millis(50));
             }
-            // Back home, for the next key.
+            // Moves back, for the next key.
             while at != RedisCluster::home(slot) {
                 let next = (at + 1) % MASTERS;
                 cluster.reshard(slot, at, next, Duration::ZERO);
@@ -341,7 +341,7 @@ async fn a_slot_that_is_half_moved() {
             matches!(answer, Ok(None) | Err(StoreError::Refused(_) | StoreError::Timeout(_))),
             "{answer:?}"
         );
-        // An eviction waits for the slot, and is owed when its time is up.
+        // An eviction waits for the slot, and is pending when its deadline has passed.
         let deleted = store.delete(&key).await;
         assert!(
             matches!(deleted, Ok(true) | Err(StoreError::Refused(_) | StoreError::Timeout(_))),
@@ -361,15 +361,15 @@ async fn a_slot_that_is_half_moved() {
     }
 }
 
-/// Some commands of a pipe find their keys on the old owner, and others don't. Carried out in part on both, they would leave a
-/// lease on each, and the slot could not be moved.
+/// Some commands of a pipe find their keys on the old owner, and others don't. If both owners ran a part of them, each would hold
+/// a lease, and the slot could not be moved.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_moved_slot_gets_no_second_lease() {
     let cluster = start().await;
     let (store, other) = (prompt(&cluster), prompt(&cluster));
     let [known, new] = ["known", "new"].map(|suffix| key(Some("g"), suffix));
     store.set(&known, "1".into(), MINUTE).await.unwrap();
-    // Both know the group's nonce, and one holds a lease of what isn't there.
+    // Both processes know the group's nonce, and one holds a lease for a missing entry.
     assert!(matches!(
         store.begin(&key(Some("g"), "x"), Intent::Fill, HOLD).await.unwrap(),
         Acquired::Lease(_)
@@ -380,7 +380,7 @@ async fn a_half_moved_slot_gets_no_second_lease() {
     cluster.begin_move(slot, from, to);
     let begun = store.begin(&new, Intent::Fill, HOLD).await;
     assert!(matches!(begun, Err(StoreError::Refused(_)) | Ok(Acquired::Filling)), "{begun:?}");
-    // The nonce goes ahead, and leaves the entry behind.
+    // The nonce is moved first, and the entry stays behind.
     let port = cluster.node(to).port().to_string();
     let migrate = ["migrate", "127.0.0.1", &port, "", "0", "5000", "keys", "p:{g}"];
     assert_eq!(cluster.cli(from, &migrate), "OK");
@@ -396,7 +396,7 @@ async fn a_half_moved_slot_gets_no_second_lease() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wipe_while_slots_move() {
     let cluster = Arc::new(start_with(allow_debug()).await);
-    // So much that a walk takes longer than moving a slot does.
+    // Enough keys that a scan takes longer than moving a slot.
     for node in 0..MASTERS {
         cluster.cli(node, &["debug", "populate", "150000", &format!("{{other{node}}}"), "8"]);
     }
@@ -424,7 +424,7 @@ async fn a_wipe_while_slots_move() {
                 at
             }
         });
-        // Somewhere in the middle, and never twice at the same place.
+        // In the middle of the scan, and at another point each time.
         sleep(Duration::from_millis(round * 20)).await;
         store.delete_group(&KeySpace::new("p", None).unwrap()).await.unwrap();
         for key in &keys {
@@ -470,7 +470,7 @@ async fn a_master_dies_under_load() {
     cluster.node_mut(0).kill();
     let killed = Instant::now();
 
-    // Until the others notice that it is gone, their own keys are served as if nothing were.
+    // Until the other masters notice the failure, their own keys are served as usual.
     sleep(Duration::from_millis(100)).await;
     for key in homes[1].iter().chain(&homes[2]) {
         for _ in 0..10 {
@@ -496,7 +496,7 @@ async fn a_master_dies_under_load() {
     );
     assert!(longest <= SLACK.as_millis() as u64, "{longest} ms after the deadline");
 
-    // What comes back is a replica of whoever took its place.
+    // The restarted node is a replica of the master that replaced it.
     cluster.node_mut(0).restart();
     for _ in 0..100 {
         for key in homes.iter().flatten() {
@@ -508,7 +508,7 @@ async fn a_master_dies_under_load() {
     assert!(is_writable(&store, &homes[0]).await);
 }
 
-/// Whether every key can be written and read back: an eviction that is still owed keeps it empty.
+/// Returns `true` if every key can be written and read back. A pending eviction keeps its key empty.
 async fn is_writable(store: &RedisStore, keys: &[CacheKey]) -> bool {
     for key in keys {
         if store.begin(key, Intent::Refresh, Duration::from_millis(1)).await.is_err()
@@ -540,7 +540,7 @@ async fn a_master_that_hangs_costs_only_its_own_keys() {
         }
     }
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    // An eviction that one master owes does not hold up those of the others.
+    // A pending eviction at one master doesn't delay those at the others.
     store.delete(&homes[0][0]).await.unwrap_err();
     assert!(store.delete(&homes[1][0]).await.unwrap());
     store.set(&homes[1][0], "2".into(), MINUTE).await.unwrap();

@@ -1,4 +1,4 @@
-//! The Redis store while its server is dead, hangs, refuses, talks nonsense, or comes back with what it once saved.
+//! The Redis store while its server is down, hangs, refuses commands, sends invalid replies, or restarts from an old snapshot.
 
 use std::future::Future;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 /// The read deadline in the tests of the breaker.
 const READ_DEADLINE: Duration = Duration::from_millis(50);
 
-/// What a call may take beyond its deadline on a busy machine.
+/// Extra time for a call's deadline on a busy machine.
 const SLACK: Duration = Duration::from_millis(150);
 
 fn store(server: &RedisServer) -> RedisStore {
@@ -32,7 +32,7 @@ fn key(group: Option<&str>, suffix: &str) -> CacheKey {
     KeySpace::new("p", group).unwrap().key(suffix)
 }
 
-/// Asks until the store answers again.
+/// Waits until the store answers again.
 async fn recovered(store: &RedisStore) -> Duration {
     let start = Instant::now();
     while store.get(&key(None, "anything")).await.is_err() {
@@ -42,7 +42,7 @@ async fn recovered(store: &RedisStore) -> Duration {
     start.elapsed()
 }
 
-/// Waits until nothing is in doubt for this key any more.
+/// Waits until no eviction of this key is pending.
 async fn certain(store: &RedisStore, key: &CacheKey) {
     let start = Instant::now();
     while matches!(
@@ -78,7 +78,7 @@ async fn a_dead_server_costs_nothing_and_comes_back() {
     }
     assert!(start.elapsed() < Duration::from_secs(1), "{:?} for 10,000 calls", start.elapsed());
 
-    // Long enough for the pauses to have grown.
+    // Leaves time for the pauses between probes to grow.
     sleep(Duration::from_secs(2)).await;
     server.restart();
     let took = recovered(&store).await;
@@ -157,7 +157,7 @@ async fn silence_as_long_as_three_read_deadlines_opens_the_breaker() {
         assert!(matches!(store.delete(&key(None, "a")).await, Err(StoreError::Timeout(_))));
         assert_eq!(store.health().servers[0].breaker, expected, "{silence:?}");
         if expected == Breaker::Open {
-            // Stacked evictions wait once.
+            // Further evictions don't wait again.
             let start = Instant::now();
             for name in ["b", "c", "d"] {
                 assert!(matches!(store.delete(&key(None, name)).await, Err(StoreError::Unavailable(_))));
@@ -199,7 +199,7 @@ async fn many_callers_are_one_trip() {
     }
     assert!(start.elapsed() < Duration::from_millis(100) + SLACK, "{:?}", start.elapsed());
     server.resume();
-    // One trip, so the first probe is not far away.
+    // One trip of the breaker, so the first probe is soon.
     let took = recovered(&store).await;
     assert!(took < Duration::from_millis(700) + SLACK, "{took:?}");
 }
@@ -212,7 +212,7 @@ async fn a_lease_nobody_knows_of_is_given_back() {
         let key = key(group, "a");
         recovered(&store).await;
         server.pause();
-        // Gone away in the middle: as when the client hangs up. It comes first, for one long silence opens the breaker.
+        // Dropped during the call, as when the client disconnects. This comes first, because one long silence opens the breaker.
         let leaving = tokio::time::timeout(Duration::from_millis(5), store.begin(&key, Intent::Write, HOLD));
         assert!(leaving.await.is_err());
         assert!(matches!(store.begin(&key, Intent::Fill, HOLD).await, Err(StoreError::Timeout(_))));
@@ -226,12 +226,12 @@ async fn a_lease_nobody_knows_of_is_given_back() {
     }
 }
 
-/// A server that saved `old` under every key, and a store that knows it.
+/// A server that saved `old` under every key, and a store that has filled them.
 async fn with_old_data(keys: &[CacheKey]) -> (RedisServer, RedisStore) {
     let server = RedisServer::start();
     let store = store(&server);
     for key in keys {
-        // Filled rather than set: what replaced nothing stays when a server changes.
+        // Filled, not set: a value that replaced nothing stays valid when a server changes.
         let Acquired::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
         assert!(store.commit(key, &lease, "old".into(), MINUTE).await.unwrap());
     }
@@ -239,8 +239,8 @@ async fn with_old_data(keys: &[CacheKey]) -> (RedisServer, RedisStore) {
     (server, store)
 }
 
-/// After a restart, `other` is readable as soon as the server is, nothing evicted is seen on the way there, and in the end
-/// it is gone.
+/// After a restart, `other` is readable as soon as the server is. Until then no evicted value is returned, and finally the
+/// evicted values are deleted.
 async fn never_stale(server: &RedisServer, store: &RedisStore, other: &CacheKey, evicted: [&CacheKey; 3]) {
     let start = Instant::now();
     while !matches!(store.get(other).await, Ok(Some(value)) if value == "old") {
@@ -295,11 +295,11 @@ async fn an_eviction_the_server_confirmed_and_forgot() {
         assert!(store.delete(evicted).await.unwrap());
     }
     assert_eq!(store.delete_group(&keys[2].space()).await.unwrap(), 1);
-    // Evicted, and then given a value on purpose: what it had before doesn't come back all the same.
+    // Evicted, and then set again: the value before the eviction must not come back either.
     store.delete(&keys[4]).await.unwrap();
     store.set(&keys[4], "new".into(), MINUTE).await.unwrap();
 
-    // It comes back with what it had saved.
+    // It restarts with what it saved.
     server.kill();
     server.restart();
     never_stale(&server, &store, &keys[1], [&keys[0], &keys[2], &keys[3]]).await;
@@ -319,7 +319,7 @@ async fn a_set_that_arrives_late_does_not_undo_an_eviction() {
         let late = Duration::from_millis(600);
         proxy.turn(Weather::Slow(late));
         store.set(&key, "late".into(), MINUTE).await.unwrap_err();
-        // What one connection still holds back comes after what the other is told now.
+        // The data held back on one connection arrive after the new commands on the other.
         proxy.turn(Weather::Fair);
         while store.delete(&key).await.is_err() {}
         let start = Instant::now();
@@ -331,8 +331,7 @@ async fn a_set_that_arrives_late_does_not_undo_an_eviction() {
     }
 }
 
-/// Values to be committed, each with something that its commit sends and nothing else does: small ones go with the script,
-/// large ones before it.
+/// Values to commit, each with a text that only its commit sends: small values are sent with the script, large ones before it.
 fn committed() -> [(String, &'static str); 2] {
     [("marked".to_owned(), "marked"), (".".repeat(5000), "\r\nPX\r\n")]
 }
@@ -351,16 +350,16 @@ async fn a_commit_whose_answer_is_lost_is_not_made_twice() {
         count().await.unwrap_err();
         proxy.turn(Weather::Fair);
         let start = Instant::now();
-        // It was made once, and nobody waits for the lease that it had.
+        // It was applied once, and no request waits for its lease.
         assert_eq!(count().await.unwrap(), 3);
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     }
 }
 
-/// In the same words it would bring back what an eviction revoked between the two: the lease, or the nonce that it made.
+/// The same bytes again would restore a lease, or a nonce, that an eviction revoked in between.
 #[tokio::test]
 async fn a_lease_is_never_asked_for_twice_in_the_same_words() {
-    // By a script, and by a guess.
+    // With the script, and optimistically.
     for (group, is_known) in [(Some("g"), false), (Some("g"), true), (None, true)] {
         let (server, proxy, store) = behind_a_proxy().await;
         if is_known {
@@ -438,8 +437,8 @@ async fn a_write_the_server_did_not_confirm_becomes_an_eviction() {
     }
 }
 
-/// Each write that fails is one more eviction that is owed, and the eviction of the last one may not have been confirmed when
-/// the next one comes.
+/// Each failed write is one more pending eviction, and the eviction for the previous write may not be confirmed when the next
+/// write comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_in_quick_succession_are_not_in_their_own_way() {
     let keys = [key(Some("g"), "a"), key(None, "a")];
@@ -452,7 +451,7 @@ async fn writes_in_quick_succession_are_not_in_their_own_way() {
         while store.set(key, "new".into(), MINUTE).await.is_err() {
             assert!(start.elapsed() < Duration::from_secs(10), "no recovery");
         }
-        // Nobody had to confirm the eviction first, and nobody does so afterwards.
+        // Neither the write nor later reads waited for the eviction's confirmation.
         assert_eq!(store.get(key).await.unwrap().unwrap(), "new", "{key}");
         sleep(SLACK).await;
         assert_eq!(store.get(key).await.unwrap().unwrap(), "new", "{key}");
@@ -469,7 +468,7 @@ async fn a_hung_server_shows_nothing_stale_when_it_goes_on() {
             panic!()
         };
         server.pause();
-        // An eviction whose caller went away counts as well. It comes first, for one long silence opens the breaker.
+        // An eviction whose caller was dropped counts too. It comes first, because one long silence opens the breaker.
         assert!(tokio::time::timeout(Duration::from_millis(5), store.delete(&keys[1])).await.is_err());
         store.delete(&keys[0]).await.unwrap_err();
         store.set(&keys[2], "unconfirmed".into(), MINUTE).await.unwrap_err();
@@ -517,7 +516,7 @@ async fn closing_tells_what_is_owed() {
     assert_eq!(raw::<u64>(&server, &["EXISTS", evicted.name()]).await, 0);
 }
 
-/// Calls everything there is to call. Nothing may take longer than its deadline, and nothing may be found.
+/// Calls every function. Each must end within its deadline, and find nothing.
 async fn everything_is_prompt(store: &RedisStore) {
     async fn within<T>(deadline: u64, what: &str, call: impl Future<Output = T>) -> T {
         let start = Instant::now();
@@ -544,7 +543,7 @@ async fn everything_is_prompt(store: &RedisStore) {
     }
 }
 
-/// Waits until the store does everything again, also what it owed.
+/// Waits until the store works again, and has no pending evictions.
 async fn is_well_again(store: &RedisStore) {
     let start = Instant::now();
     for group in [Some("doomed"), None] {
@@ -575,7 +574,7 @@ async fn weathers(bad: Weather) {
     for _ in 0..2 {
         proxy.turn(bad);
         everything_is_prompt(&store).await;
-        // Long enough for the pauses between probes to have grown.
+        // Leaves time for the pauses between probes to grow.
         sleep(Duration::from_millis(1200)).await;
         everything_is_prompt(&store).await;
         proxy.turn(Weather::Fair);
@@ -635,7 +634,7 @@ async fn a_peer_that_was_never_redis() {
 
 #[tokio::test]
 async fn a_server_that_loads_its_data() {
-    // Redis 6 answers only after every two megabytes, so there it needs more to load.
+    // Redis 6 answers only after every two megabytes, so it needs more data to load.
     let (slowly, size) = if version() >= (7, 0) {
         (["--loading-process-events-interval-bytes", "1024"], "100")
     } else {
@@ -693,7 +692,7 @@ async fn a_server_without_room() {
     }
     let _: () = raw(&server, &["CONFIG", "SET", "maxmemory", "1"]).await;
     everything_is_prompt(&store).await;
-    // What is there can be read and removed: room is made by removing.
+    // Entries can be read and deleted: deleting frees memory.
     for key in &keys {
         assert_eq!(store.get(key).await.unwrap().unwrap(), "1");
         assert!(store.has(key).await.unwrap());
@@ -708,7 +707,7 @@ async fn a_server_without_room() {
     is_well_again(&store).await;
 }
 
-/// A store that logs in as `app`, and what `app` may do.
+/// A store that logs in as `app`, with these rules for `app`.
 async fn as_app(server: &RedisServer, rules: &[&str]) -> RedisStore {
     may(server, rules).await;
     RedisStore::new(RedisOptions::from_url(&server.url()).unwrap().username("app").password("pw"))
@@ -738,7 +737,7 @@ async fn a_user_who_may_not_run_scripts() {
         assert!(matches!(store.begin(&key, Intent::Fill, HOLD).await, Err(StoreError::Refused(_))));
         assert!(matches!(store.set(&key, "1".into(), MINUTE).await, Err(StoreError::Refused(_))));
         assert!(matches!(store.delete(&key).await, Err(StoreError::Refused(_))));
-        // Nothing was stored without the script that would have seen to it.
+        // Without the script that ensures the eviction, nothing is stored.
         assert_eq!(raw::<u64>(&server, &["EXISTS", key.name()]).await, 0);
     }
     // The refusals concern no other keys.
@@ -759,7 +758,7 @@ async fn a_user_who_may_not_scan() {
     is_well_again(&store).await;
     assert_eq!(store.get(&kept).await.unwrap().unwrap(), "1");
     assert!(matches!(store.delete_group(&whole).await, Err(StoreError::Refused(_))));
-    // The prefix was to be emptied, so it counts as empty until it is.
+    // The prefix counts as empty until its eviction succeeds.
     everything_is_prompt(&store).await;
     assert_eq!(store.get(&kept).await.unwrap(), None);
     assert_eq!(store.get(&other).await.unwrap().unwrap(), "1");
