@@ -10,8 +10,10 @@ use bytes::Bytes;
 use super::{Abandon, Acquired, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
 
+/// The boxed future of a store's method.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
+/// The object-safe version of [`LeaseStore`]. Every `LeaseStore` implements it.
 pub(crate) trait DynStore: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
     fn get_shared<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;

@@ -108,6 +108,7 @@ struct LeaseState {
     expires: SystemTime,
 }
 
+/// The holder of a key: the lease of a fill or of a write, or an *uncacheable* marker.
 #[derive(Debug, PartialEq)]
 enum Holder {
     Fill(Lease),
@@ -182,7 +183,7 @@ impl Leases {
         self.states.remove(suffix);
     }
 
-    /// Returns `true` if there are no current leases or markers.
+    /// Returns `true` if there is no current lease or marker.
     pub(crate) fn is_idle(&self, now: SystemTime) -> bool {
         self.states.values().all(|state| state.expires <= now)
     }
@@ -222,10 +223,12 @@ pub(crate) struct Sweep {
 impl Sweep {
     const SMALLEST: usize = 64;
 
+    /// Returns `true` if expired entries must be removed before the next insertion.
     pub(crate) fn is_due(&self, len: usize) -> bool {
         len >= self.at
     }
 
+    /// Records the size after a removal.
     pub(crate) fn done(&mut self, len: usize) {
         self.at = (len * 2).max(Self::SMALLEST);
     }
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_out_is_swept() {
+    fn expired_leases_are_removed() {
         let mut table = LeaseTable::default();
         let mut now = ManualClock::new().now();
         for i in 0..10_000 {
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_group_sweeps_its_own() {
+    fn busy_group_removes_its_expired_leases() {
         let (mut leases, now) = (Leases::default(), ManualClock::new().now());
         for i in 0..10_000 {
             lease(leases.begin(&i.to_string(), Intent::Fill, SECOND, now + SECOND * i));
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_without_end_is_a_long_one() {
+    fn lease_with_the_longest_ttl_does_not_expire() {
         let (mut leases, now) = (Leases::default(), ManualClock::new().now());
         lease(leases.begin("k", Intent::Fill, Duration::MAX, now));
         assert!(matches!(

@@ -404,11 +404,11 @@ async fn send_all(
 ///
 /// Redis 6 replies `ASK` to every command that misses one of its keys, newer servers only to those that miss all of them.
 fn keep_together(replies: &mut [RedisResult<Value>]) {
-    let mut is_begun = false;
+    let mut has_run = false;
     for reply in replies {
         match reply {
-            Ok(_) => is_begun = true,
-            Err(error) if is_begun && matches!(Detour::of(error), Some(Detour::Ask(_))) => {
+            Ok(_) => has_run = true,
+            Err(error) if has_run && matches!(Detour::of(error), Some(Detour::Ask(_))) => {
                 *error =
                     (ErrorKind::Server(ServerErrorKind::TryAgain), "the slot's keys are on two nodes").into();
             }

@@ -148,7 +148,7 @@ impl RedisStore {
     }
 
     /// Invalidates a group: removes its nonce, and detaches its index.
-    async fn drop_group(&self, prefix: &str, group: &str) -> Result<Dropped, StoreError> {
+    async fn drop_group(&self, prefix: &str, group: &str) -> Result<InvalidatedGroup, StoreError> {
         let (nonce, index) = (format!("{prefix}:{{{group}}}"), key_names::index(prefix, group));
         let (detached, unfinished) =
             (key_names::tmp_in(prefix, group, &random()?), key_names::unfinished(prefix, group));
@@ -159,7 +159,7 @@ impl RedisStore {
         };
         let (nonce, indexes): (Bytes, Vec<(String, Bytes)>) =
             self.inner.change_client().script(call, self.deadline()).await?;
-        Ok(Dropped { nonce, indexes })
+        Ok(InvalidatedGroup { nonce, indexes })
     }
 
     /// Removes the invalid ones of these entries. Returns the number of those that `counting` counts.
@@ -199,7 +199,7 @@ enum Counting<'a> {
 }
 
 /// The remains of an invalidated group.
-struct Dropped {
+struct InvalidatedGroup {
     /// The former nonce. Empty if there was none.
     nonce: Bytes,
     /// The detached indexes of this and of interrupted evictions, each with the nonce of its entries.

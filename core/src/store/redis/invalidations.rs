@@ -2,9 +2,8 @@
 //!
 //! Redis sends messages and replies on one connection in the order in which they happen. So a reply proves that every message
 //! about an earlier change has arrived. In a cluster that isn't enough: a slot may have moved to a master without a connection.
-//! So each master is also asked for the slots' owners. Only if all masters agree, and each owner has a connection here, no
-//! message can be missing. A master that is cut off from the others reports that itself; until then, reads from it would be
-//! as outdated.
+//! So each master is also asked for the slots' owners. No message is missing only if all masters agree, and each owner has a
+//! connection here. A master that is cut off from the others reports that itself. Until then, reads from it are just as outdated.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

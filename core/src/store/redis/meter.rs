@@ -1,4 +1,4 @@
-//! A stream that counts what it delivers, to tell a slow connection from a dead one.
+//! A stream that counts the bytes it delivers, which distinguishes a slow connection from a dead one.
 
 use std::io;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ impl Delivered {
     }
 }
 
-/// A stream that adds what is read from it to a count.
+/// A stream that counts the bytes read from it.
 #[derive(Debug)]
 pub(super) struct Metered<S> {
     stream: S,

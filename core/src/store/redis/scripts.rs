@@ -19,7 +19,7 @@ impl Script {
     }
 }
 
-/// One call of a script. Every key it touches is named, and all of them are in one slot.
+/// One call of a script. `keys` contains every key that the script uses, and all of them are in one slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScriptCall<'a> {
     pub(super) script: &'a Script,
@@ -75,11 +75,11 @@ macro_rules! scripts {
 }
 
 scripts! {
-    /// Acquires a lease, or returns why not.
+    /// Acquires a lease, or returns what prevents it.
     BEGIN = "lua/begin.lua";
-    /// Moves an uploaded body into place if the lease still holds.
+    /// Moves an uploaded value into place if the lease still holds.
     COMMIT = "lua/commit.lua";
-    /// Writes a small body if the lease still holds, or removes what is there.
+    /// Writes a small value if the lease still holds, or removes the entry.
     COMMIT_SMALL = "lua/commit_small.lua";
     /// Extends a lease that still holds.
     RENEW = "lua/renew.lua";
@@ -102,7 +102,7 @@ mod tests {
     use super::super::refusals::called_in;
     use super::*;
 
-    /// Redis 6 and 7.0 say of a command that they refuse only on which line it is.
+    /// The error of Redis 6 and 7.0 for a refused command names only its line.
     #[test]
     fn no_line_of_a_script_calls_two_commands() {
         for line in all().flat_map(|script| script.code.lines()) {

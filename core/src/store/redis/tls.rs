@@ -1,4 +1,4 @@
-//! TLS to Redis, with its own crypto provider: the process-wide one may be another library's, or missing.
+//! TLS to Redis, with its own crypto provider. The provider of the process may be missing, or that of another library.
 
 use std::io;
 use std::sync::Arc;
@@ -72,7 +72,7 @@ fn roots(own: Option<&[u8]>) -> Result<RootCertStore, String> {
         }
     } else {
         let system = rustls_native_certs::load_native_certs();
-        // Systems ship some that rustls rejects.
+        // Some systems ship certificates that rustls rejects.
         roots.add_parsable_certificates(system.certs);
         if roots.is_empty() {
             return Err("the system trusts no authority; name one".to_owned());

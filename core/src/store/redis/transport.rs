@@ -1,4 +1,4 @@
-//! Connections that commands are sent on: the store's own, or one lent by the application's pool.
+//! The connections that carry commands: the store's own, or one borrowed from the application's pool.
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
@@ -13,11 +13,11 @@ use {
 use super::refusals;
 use super::server_identity::ServerIdentity;
 
-/// The pause before a pool without a free connection is asked again.
+/// The pause before the next request to a pool without a free connection.
 #[cfg(feature = "redis-pool")]
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A connection for one call. Dropped, a lent one goes back to its pool.
+/// A connection for one call. Dropping a borrowed one returns it to its pool.
 pub(super) enum Transport {
     Own(MultiplexedConnection),
     #[cfg(feature = "redis-pool")]
@@ -41,7 +41,7 @@ pub(super) enum ClusterRoute {
 }
 
 impl Transport {
-    /// Asks the server for its identity. `None` if the user may not run `INFO`, for which `refused` is called.
+    /// Asks the server for its identity. Returns `None` if the user may not run `INFO`, after a call of `refused`.
     pub(super) async fn identity(
         &mut self,
         refused: impl Fn(&RedisError),
@@ -52,7 +52,7 @@ impl Transport {
         Ok(ServerIdentity::read(replies.into_iter().map(|reply| reply.inspect_err(&refused))))
     }
 
-    /// Asks for the server's identity with every pipeline.
+    /// Makes every pipeline ask for the server's identity, and passes it to the callback. Own connections don't.
     #[cfg(feature = "redis-pool")]
     pub(super) fn with_identity_callback(self, on_identity: IdentityCallback) -> Self {
         match self {
@@ -137,7 +137,7 @@ impl Transport {
     }
 }
 
-/// A pool of the application's own.
+/// The application's own pool.
 #[cfg(feature = "redis-pool")]
 #[derive(Clone)]
 pub(super) enum Pool {
@@ -147,10 +147,10 @@ pub(super) enum Pool {
 
 #[cfg(feature = "redis-pool")]
 impl Pool {
-    /// Borrows a connection. Waits beyond the pool's own wait timeout, which says nothing about Redis. Callers have a deadline.
+    /// Borrows a connection. Retries after the pool's own wait timeout, which isn't a failure of Redis. Callers have a deadline.
     pub(super) async fn get(&self, route: ClusterRoute) -> RedisResult<Transport> {
         loop {
-            // On the heap: their futures are large, and the compiler counts how deep they go.
+            // Boxed, because these futures are large and deeply nested.
             let got = match self {
                 Self::One(pool) => Box::pin(pool.get()).await.map(|conn| Transport::Pooled(conn, None)),
                 Self::Cluster(pool) => {
@@ -169,7 +169,7 @@ impl Pool {
         }
     }
 
-    /// Drops all idle connections: they may be as broken as the one that was tried.
+    /// Drops all idle connections, which may be broken too after one of them failed.
     pub(super) fn forget_idle(&self) {
         match self {
             Self::One(pool) => drop(pool.retain(|_, _| false)),
