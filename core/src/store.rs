@@ -64,7 +64,8 @@ pub use process_local::ProcessLocal;
 /// A store of bytes under [`CacheKey`]s.
 ///
 /// Callers survive errors: Larder logs them, treats a failed read as a miss, and delivers the handler's answer regardless
-/// of the store.
+/// of the store. It doesn't repeat a failed eviction. A store whose server may be down, such as that for Redis, repeats its own
+/// evictions, and treats their keys as absent until the server has confirmed them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a cache store",
     label = "this type does not implement `CacheStore`",
@@ -82,11 +83,11 @@ pub trait CacheStore: Send + Sync + 'static {
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Removes one entry. Returns `true` if there was a valid one.
+    /// Removes one entry. Returns `true` if there was a valid one. After an error, the entry may still be there.
     fn delete(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Removes every entry of an eviction group, and returns their number. A key space without a group stands for its whole
-    /// prefix: every group and every ungrouped key.
+    /// prefix: every group and every ungrouped key. After an error, some of the entries may still be there.
     fn delete_group(&self, group: &KeySpace) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Returns the value under `key` if that needs no waiting, as [`get`](Self::get) would return it. After `None`, the
