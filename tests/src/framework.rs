@@ -102,7 +102,7 @@ impl App {
 }
 
 /// Returns `HIT`, or the word and the reason.
-pub fn said(answer: &Answer) -> String {
+pub fn outcome_of(answer: &Answer) -> String {
     match answer.header("cache-status").split_once("detail=") {
         Some((_, reason)) => format!("{} {reason}", answer.cache()),
         None => answer.cache().to_owned(),

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The longest time that a request may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A client of one server. Clones share their connections.
 #[derive(Clone, Debug)]
@@ -78,9 +78,8 @@ impl Http {
             let body = incoming.collect().await.unwrap_or_else(|error| panic!("{name}: {error}")).to_bytes();
             (parts, body)
         };
-        let (parts, body) = timeout(PATIENCE, whole)
-            .await
-            .unwrap_or_else(|_| panic!("{name}: no answer within {PATIENCE:?}"));
+        let (parts, body) =
+            timeout(TIMEOUT, whole).await.unwrap_or_else(|_| panic!("{name}: no answer within {TIMEOUT:?}"));
         Answer { request: name, status: parts.status, headers: parts.headers, body, took: began.elapsed() }
     }
 

@@ -198,7 +198,7 @@ pub fn patient(options: RedisOptions) -> RedisOptions {
 }
 
 /// Opens a connection without deadlines, for tests that inspect the server.
-pub async fn looking_on(url: &str) -> redis::aio::MultiplexedConnection {
+pub async fn connect_without_deadline(url: &str) -> redis::aio::MultiplexedConnection {
     let config = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
     let client = redis::Client::open(url).expect("a URL");
     client.get_multiplexed_async_connection_with_config(&config).await.expect("a connection")

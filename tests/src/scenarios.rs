@@ -121,7 +121,7 @@ macro_rules! shop_tests {
 }
 
 /// Runs `count` futures concurrently and returns their results, in order.
-async fn crowd<T, F: Future<Output = T>>(count: usize, make: impl FnMut(usize) -> F) -> Vec<T> {
+async fn concurrently<T, F: Future<Output = T>>(count: usize, make: impl FnMut(usize) -> F) -> Vec<T> {
     join_all((0..count).map(make)).await
 }
 

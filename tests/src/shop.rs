@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use crate::http::Http;
 
 /// The time that a shop may take to report its address, or to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running shop, and a client of it. Dropping it kills the process.
 ///
@@ -40,7 +40,7 @@ impl Shop {
             // Reads the rest of its output, so that a full pipe doesn't block it.
             lines.for_each(drop);
         });
-        match receive.recv_timeout(PATIENCE) {
+        match receive.recv_timeout(TIMEOUT) {
             Ok(Some(Ok(line))) => {
                 let address = line.rsplit(['/', ' ']).find_map(|word| word.parse::<SocketAddr>().ok());
                 let address = address.unwrap_or_else(|| panic!("no address in {line:?}"));
@@ -109,7 +109,7 @@ impl Shop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(began.elapsed() < PATIENCE, "the shop does not stop");
+            assert!(began.elapsed() < TIMEOUT, "the shop does not stop");
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -168,7 +168,7 @@ fn wait(child: &mut Child) -> ExitStatus {
         if let Some(status) = child.try_wait().unwrap() {
             return status;
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > TIMEOUT {
             let _ = child.kill();
             let _ = child.wait();
             panic!("the program did not end by itself");

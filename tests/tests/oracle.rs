@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use larder_core::{Larder, RedisOptions, RedisStore};
 use larder_tests::proxy::{Proxy, Weather};
-use larder_tests::redis_server::{RedisServer, looking_on, patient};
+use larder_tests::redis_server::{RedisServer, connect_without_deadline, patient};
 use tokio::time::sleep;
 
 const PREFIX: &str = "oracle:cache";
@@ -29,7 +29,8 @@ fn trailing_number(record: &[u8]) -> u64 {
 
 /// Deletes single keys without the cache's knowledge. Adds the value of a deleted counter to the oracle.
 async fn keys_vanish(server: &RedisServer, oracle: &RedisServer) {
-    let (mut cache, mut oracle) = (looking_on(&server.url()).await, looking_on(&oracle.url()).await);
+    let (mut cache, mut oracle) =
+        (connect_without_deadline(&server.url()).await, connect_without_deadline(&oracle.url()).await);
     loop {
         sleep(Duration::from_millis(fastrand::u64(1..12))).await;
         let name: Option<String> = redis::cmd("RANDOMKEY").query_async(&mut cache).await.unwrap();
@@ -64,7 +65,7 @@ async fn keys_vanish(server: &RedisServer, oracle: &RedisServer) {
 
 /// Makes the server hang, or refuse commands, from time to time.
 async fn servers_stall(server: &RedisServer) {
-    let mut cache = looking_on(&server.url()).await;
+    let mut cache = connect_without_deadline(&server.url()).await;
     loop {
         sleep(Duration::from_millis(fastrand::u64(500..2000))).await;
         let stall = Duration::from_millis(fastrand::u64(20..700));
@@ -147,13 +148,13 @@ async fn consult(kinds: [&'static str; PROCESSES], seconds: u64) {
         () = messages_are_late(&proxy) => unreachable!(),
     };
     server.resume();
-    let mut raw = looking_on(&server.url()).await;
+    let mut raw = connect_without_deadline(&server.url()).await;
     let _: String = redis::cmd("CLIENT").arg("UNPAUSE").query_async(&mut raw).await.unwrap();
     println!("{kinds:?}: {counts:?}");
 
     let store = RedisStore::new(patient(RedisOptions::from_url(&server.url()).unwrap()));
     let backend = Larder::builder().prefix(PREFIX).leased(store).backend();
-    let mut truth = looking_on(&oracle.url()).await;
+    let mut truth = connect_without_deadline(&oracle.url()).await;
     let mut lost = Vec::new();
     for n in STEADY.into_iter().chain([VANISHING]) {
         let counters = if n.is_multiple_of(2) { backend.group("u") } else { backend.clone() };

@@ -85,7 +85,7 @@ async fn part(app: &Router, range: &str) -> Answer {
 }
 
 /// Formats status, cache status, `Content-Range` and body.
-fn told(answer: &Answer) -> String {
+fn summary(answer: &Answer) -> String {
     let range = answer.header("content-range");
     format!("{} {} {range} {}", answer.status.as_u16(), answer.cache(), answer.text())
 }
@@ -95,10 +95,10 @@ on_every_store! {
         for answer in [whole, cuts] {
             let seen = Seen::default();
             let app = app(&fixture.larder, &seen, answer);
-            assert_eq!(told(&part(&app, "bytes=0-").await), "206 MISS bytes 0-9/10 0123456789");
+            assert_eq!(summary(&part(&app, "bytes=0-").await), "206 MISS bytes 0-9/10 0123456789");
             assert_eq!(seen.range(), "");
-            assert_eq!(told(&part(&app, "bytes=7-").await), "206 HIT bytes 7-9/10 789");
-            assert_eq!(told(&get(&app, "/x").await), "200 HIT  0123456789");
+            assert_eq!(summary(&part(&app, "bytes=7-").await), "206 HIT bytes 7-9/10 789");
+            assert_eq!(summary(&get(&app, "/x").await), "200 HIT  0123456789");
             assert_eq!(seen.runs.total(), 1);
         }
     }
@@ -113,9 +113,9 @@ on_every_store! {
         ] {
             let seen = Seen::default();
             let app = app(&fixture.larder, &seen, whole);
-            assert_eq!(told(&part(&app, range).await), expected, "{range}");
+            assert_eq!(summary(&part(&app, range).await), expected, "{range}");
             assert_eq!(seen.range(), range);
-            assert_eq!(told(&get(&app, "/x").await), "200 HIT  0123456789", "{range}");
+            assert_eq!(summary(&get(&app, "/x").await), "200 HIT  0123456789", "{range}");
             assert_eq!(seen.runs.total(), 1, "{range}");
         }
     }
@@ -128,12 +128,12 @@ on_every_store! {
             ("bytes=5-", "206 BYPASS bytes 5-9/10 56789"),
             ("bytes=99-", "416 BYPASS bytes */10 "),
         ] {
-            assert_eq!(told(&part(&app, range).await), expected, "{range}");
+            assert_eq!(summary(&part(&app, range).await), expected, "{range}");
             assert_eq!(seen.range(), range);
         }
         // None of them keeps the next request from filling.
-        assert_eq!(told(&part(&app, "bytes=0-").await), "206 MISS bytes 0-9/10 0123456789");
-        assert_eq!(told(&part(&app, "bytes=2-4").await), "206 HIT bytes 2-4/10 234");
+        assert_eq!(summary(&part(&app, "bytes=0-").await), "206 MISS bytes 0-9/10 0123456789");
+        assert_eq!(summary(&part(&app, "bytes=2-4").await), "206 HIT bytes 2-4/10 234");
         assert_eq!(seen.runs.total(), 4);
     }
 
@@ -149,7 +149,7 @@ on_every_store! {
         for range in ["items=0-1", "0-1", "bytes=0-1"] {
             let app = app(&fixture.larder, &Seen::default(), pages);
             assert_eq!((part(&app, range).await.cache(), part(&app, range).await.text()), ("BYPASS", "01"), "{range}");
-            assert_eq!(told(&get(&app, "/x").await), "200 MISS  0123456789", "{range}");
+            assert_eq!(summary(&get(&app, "/x").await), "200 MISS  0123456789", "{range}");
         }
     }
 
@@ -178,7 +178,7 @@ on_every_store! {
             assert_eq!((answer.cache(), answer.header("accept-ranges")), (cache, "bytes"));
         }
         let head = send(&app, Method::HEAD, "/x", &[("range", "bytes=1-2")]).await;
-        assert_eq!((told(&head).as_str(), head.header("accept-ranges")), ("200 HIT  ", "bytes"));
+        assert_eq!((summary(&head).as_str(), head.header("accept-ranges")), ("200 HIT  ", "bytes"));
         assert_eq!(head.header("content-length"), "10");
     }
 
@@ -188,7 +188,7 @@ on_every_store! {
             let app = app(&fixture.larder, &seen, refuses);
             for cache in ["MISS", "HIT"] {
                 let answer = part(&app, range).await;
-                assert_eq!(told(&answer), format!("200 {cache}  0123456789"), "{range}");
+                assert_eq!(summary(&answer), format!("200 {cache}  0123456789"), "{range}");
                 assert_eq!(answer.header("accept-ranges"), "none");
             }
         }
@@ -206,7 +206,7 @@ on_every_store! {
             let seen = Seen::default();
             let app = app(&fixture.larder, &seen, answer);
             let fields = [("range", range), ("if-range", tag)];
-            assert_eq!(told(&send(&app, Method::GET, "/x", &fields).await), expected, "{range} {tag}");
+            assert_eq!(summary(&send(&app, Method::GET, "/x", &fields).await), expected, "{range} {tag}");
             assert_eq!(seen.if_range(), if range == "bytes=0-" { "" } else { tag });
         }
     }
@@ -243,8 +243,8 @@ on_every_store! {
             ["206 bytes 0-9/10 0123456789", "200  0123456789", "206 bytes 3-4/10 34", "206 bytes 9-9/10 9", "416 bytes */10 "];
         for (answer, expected) in asked.into_iter().zip(expected) {
             let answer = answer.await.unwrap();
-            let told = format!("{} {} {}", answer.status.as_u16(), answer.header("content-range"), answer.text());
-            assert_eq!(told, expected);
+            let summary = format!("{} {} {}", answer.status.as_u16(), answer.header("content-range"), answer.text());
+            assert_eq!(summary, expected);
         }
         assert_eq!(seen.runs.total(), 1);
     }
@@ -260,9 +260,9 @@ async fn body_too_large_to_store_still_answers_a_range_from_byte_0() {
         cuts(&headers)
     };
     let app = Router::new().route("/x", get_route(handler.layer(cache(&larder).ttl(60).max_body(5))));
-    assert_eq!(told(&part(&app, "bytes=0-").await), "206 BYPASS bytes 0-9/10 0123456789");
-    assert_eq!(told(&part(&app, "bytes=4-").await), "206 BYPASS bytes 4-9/10 456789");
-    assert_eq!(told(&get(&app, "/x").await), "200 BYPASS  0123456789");
+    assert_eq!(summary(&part(&app, "bytes=0-").await), "206 BYPASS bytes 0-9/10 0123456789");
+    assert_eq!(summary(&part(&app, "bytes=4-").await), "206 BYPASS bytes 4-9/10 456789");
+    assert_eq!(summary(&get(&app, "/x").await), "200 BYPASS  0123456789");
 }
 
 #[tokio::test]
@@ -289,7 +289,7 @@ async fn partial_response_of_a_handler_does_not_block_whole_requests() {
     let others = [ask(&[]), ask(&[]), ask(&[("range", "bytes=0-")])];
     tokio::time::sleep(Duration::from_millis(50)).await;
     opened.add_permits(100);
-    assert_eq!(told(&first.await.unwrap()), "206 BYPASS bytes 2-4/10 234");
+    assert_eq!(summary(&first.await.unwrap()), "206 BYPASS bytes 2-4/10 234");
     for other in others {
         let other = other.await.unwrap();
         assert_ne!(other.cache(), "BYPASS");

@@ -51,7 +51,7 @@ async fn every_node_does_its_part() {
     let homes = everywhere(&cluster, 10);
     for (home, keys) in homes.iter().enumerate() {
         for key in keys {
-            // Every script is new to its node in the first round, and known in the second.
+            // Each script is unknown to its node at first, and again after the flush.
             let Acquired::Lease(lease) = store.begin(key, Intent::Fill, HOLD).await.unwrap() else {
                 panic!()
             };

@@ -12,14 +12,14 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use larder_axum::{cache, cache_evict, cache_put};
-use larder_tests::framework::{App, larder, said};
+use larder_tests::framework::{App, larder, outcome_of};
 use larder_tests::in_process::{Answer, Runs, get, send};
 use larder_tests::on_every_store;
 use poem::EndpointExt;
 use tower::{Layer, ServiceExt};
 
 /// Well below the time that requests wait for each other.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
+async fn within_four_seconds<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(4), work).await.expect("it waits for itself")
 }
 
@@ -35,10 +35,10 @@ on_every_store! {
         let handler = move || async move { counted.count().to_string() };
         let layer = cache(&fixture.larder).group("g").ttl(60);
         let app = Router::new().route("/x", get_route(handler.layer(layer.clone()).layer(layer.clone())).layer(layer));
-        let first = soon(get(&app, "/x")).await;
+        let first = within_four_seconds(get(&app, "/x")).await;
         assert_eq!((first.cache(), first.text()), ("MISS", "1"));
         assert_eq!(statuses(&first).0, 1);
-        let second = soon(get(&app, "/x")).await;
+        let second = within_four_seconds(get(&app, "/x")).await;
         assert_eq!((second.cache(), second.text()), ("HIT", "1"));
     }
 
@@ -51,7 +51,7 @@ on_every_store! {
         let route = get_route(read.layer(cache(&fixture.larder).group("g").ttl(60)))
             .put(write.layer(layer.clone()).layer(layer));
         let app = Router::new().route("/x", route);
-        let written = soon(send(&app, Method::PUT, "/x", &[])).await;
+        let written = within_four_seconds(send(&app, Method::PUT, "/x", &[])).await;
         assert_eq!((written.cache(), written.text(), statuses(&written).0), ("MISS", "1", 1));
         let read = get(&app, "/x").await;
         assert_eq!((read.cache(), read.text()), ("HIT", "1"));
@@ -70,7 +70,7 @@ on_every_store! {
             .route("/two/{id}", put((|| async { "new" }).layer(evict_lists).layer(put_item)));
         for uri in ["/one/7", "/two/7"] {
             let before = get(&app, "/items").await.text().to_owned();
-            soon(send(&app, Method::PUT, uri, &[])).await;
+            within_four_seconds(send(&app, Method::PUT, uri, &[])).await;
             assert_ne!(get(&app, "/items").await.text(), before, "{uri}");
         }
     }
@@ -88,9 +88,9 @@ on_every_store! {
         };
         let layer = cache(&fixture.larder).group("g").ttl(60);
         let app = Router::new().route("/x", get_route(handler.layer(layer)));
-        let first = soon(get(&app, "/x")).await;
+        let first = within_four_seconds(get(&app, "/x")).await;
         assert_eq!((first.cache(), first.text()), ("MISS", "1"));
-        assert_eq!(soon(get(&app, "/x")).await.cache(), "HIT");
+        assert_eq!(within_four_seconds(get(&app, "/x")).await.cache(), "HIT");
     }
 
     async fn computation_can_compute_its_own_key(fixture) {
@@ -100,7 +100,7 @@ on_every_store! {
             let inner = inner.get_or_set("x", 60, || async { Ok::<_, Infallible>(1) }).await?;
             Ok::<_, Infallible>(inner + 1)
         };
-        assert_eq!(soon(backend.get_or_set("x", 60, compute)).await, Ok(2));
+        assert_eq!(within_four_seconds(backend.get_or_set("x", 60, compute)).await, Ok(2));
         assert_eq!(backend.get::<i32>("x").await, Some(2));
     }
 
@@ -121,9 +121,9 @@ on_every_store! {
         let layer = cache(&fixture.larder).group("g").ttl(60);
         let app = Router::new().route("/x", get_route(handler.layer(layer)));
         router.set(app.clone()).unwrap();
-        let first = soon(get(&app, "/x")).await;
+        let first = within_four_seconds(get(&app, "/x")).await;
         assert_eq!((first.cache(), first.text()), ("MISS", "outer of inner 2"));
-        let second = soon(get(&app, "/x")).await;
+        let second = within_four_seconds(get(&app, "/x")).await;
         assert_eq!((second.cache(), second.text()), ("HIT", "outer of inner 2"));
     }
 }
@@ -146,17 +146,17 @@ async fn two_layers_act_as_one_in_poem_and_tower() {
     let layer = larder_tower::cache(&larder).group("tower").ttl(60);
     let tower = App::tower(layer.clone().layer(layer.layer(service.clone())));
     for (app, name) in [(poem, "poem"), (tower, "tower")] {
-        let first = soon(app.get("/x")).await;
-        assert_eq!((said(&first).as_str(), statuses(&first)), ("MISS absent", (1, 1)), "{name}");
-        let second = soon(app.get("/x")).await;
-        assert_eq!((said(&second).as_str(), second.text()), ("HIT", first.text()), "{name}");
+        let first = within_four_seconds(app.get("/x")).await;
+        assert_eq!((outcome_of(&first).as_str(), statuses(&first)), ("MISS absent", (1, 1)), "{name}");
+        let second = within_four_seconds(app.get("/x")).await;
+        assert_eq!((outcome_of(&second).as_str(), second.text()), ("HIT", first.text()), "{name}");
     }
 
     let layer = larder_tower::SharedCacheLayer::new(&larder);
     let shared = App::tower(layer.clone().layer(layer.layer(service)));
-    let first = soon(shared.get("/x")).await;
+    let first = within_four_seconds(shared.get("/x")).await;
     assert_eq!(statuses(&first), (0, 1));
-    let second = soon(shared.get("/x")).await;
+    let second = within_four_seconds(shared.get("/x")).await;
     assert!(second.header("cache-status").contains("hit"), "{:?}", second.headers);
     assert_eq!(second.text(), first.text());
 }

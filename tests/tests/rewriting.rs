@@ -7,7 +7,7 @@ use axum::handler::Handler;
 use axum::routing::get as get_route;
 use http::{Method, Request, Uri};
 use larder_axum::{Larder, cache, cache_evict, cache_put};
-use larder_tests::framework::{App, larder, said};
+use larder_tests::framework::{App, larder, outcome_of};
 use larder_tests::in_process::Runs;
 use poem::EndpointExt;
 use tower::ServiceBuilder;
@@ -83,8 +83,8 @@ async fn rewritten_pages_are_stored_per_host() {
     let app = behind(host_to_path, shown(&larder, "/{shop}/home"));
     app.send_with(Method::GET, "/home", TWO).await;
     app.send_with(Method::DELETE, "/home", ONE).await;
-    assert_eq!(said(&app.send_with(Method::GET, "/home", ONE).await), "MISS absent");
-    assert_eq!(said(&app.send_with(Method::GET, "/home", TWO).await), "HIT", "another host's stays");
+    assert_eq!(outcome_of(&app.send_with(Method::GET, "/home", ONE).await), "MISS absent");
+    assert_eq!(outcome_of(&app.send_with(Method::GET, "/home", TWO).await), "HIT", "another host's stays");
 }
 
 #[tokio::test]
@@ -98,15 +98,15 @@ async fn rewritten_requests_under_a_mount_with_parameters_are_not_cached() {
     let app = behind(host_to_path, Router::new().nest("/{shop}", inner));
     for (host, text) in [(ONE, "one.example"), (TWO, "two.example"), (ONE, "one.example")] {
         let answer = app.send_with(Method::GET, "/home", host).await;
-        assert_eq!((said(&answer).as_str(), answer.text()), ("BYPASS rewritten", text));
+        assert_eq!((outcome_of(&answer).as_str(), answer.text()), ("BYPASS rewritten", text));
     }
-    assert_eq!(said(&app.send_with(Method::PUT, "/home", ONE).await), "BYPASS rewritten");
+    assert_eq!(outcome_of(&app.send_with(Method::PUT, "/home", ONE).await), "BYPASS rewritten");
     // Without rewriting, parameters in the mount are no problem.
     let named = |Path(shop): Path<String>| async move { shop };
     let inner = Router::new().route("/home", get_route(named.layer(cache(&larder).ttl(60))));
     let app = App::axum(Router::new().nest("/{shop}", inner));
     for (uri, expected) in [("/a/home", "MISS absent"), ("/b/home", "MISS absent"), ("/a/home", "HIT")] {
-        assert_eq!(said(&app.get(uri).await), expected, "{uri}");
+        assert_eq!(outcome_of(&app.get(uri).await), expected, "{uri}");
     }
 }
 
@@ -125,7 +125,11 @@ async fn added_parameter_is_in_the_key() {
         let (app, uri) = app;
         let ask = async |language| app.send_with(Method::GET, uri, &[("accept-language", language)]).await;
         let (german, french) = (ask("de").await, ask("fr").await);
-        assert_eq!((said(&german).as_str(), said(&french).as_str()), ("MISS absent", "MISS absent"), "{uri}");
+        assert_eq!(
+            (outcome_of(&german).as_str(), outcome_of(&french).as_str()),
+            ("MISS absent", "MISS absent"),
+            "{uri}"
+        );
         assert!(german.text().contains("lang=de") && french.text().contains("lang=fr"));
         let (german, french) = (ask("de").await, ask("fr").await);
         assert!(german.text().contains("lang=de") && french.text().contains("lang=fr"));
@@ -158,14 +162,14 @@ async fn normalized_paths_are_one_resource() {
     ] {
         let at = |path: &str| format!("{mount}{path}");
         for (read, write) in [("/p/7/", "/p/7"), ("/p/7", "/p/7/"), ("/p//7", "/p/7"), ("//p/7", "/p/7/")] {
-            let said = async |method, path: &str| said(&app.send(method, &at(path)).await);
-            assert_eq!(said(Method::GET, read).await, "MISS absent", "{mount} {read}");
-            assert_eq!(said(Method::GET, write).await, "HIT", "{mount} {write}");
-            said(Method::DELETE, write).await;
-            assert_eq!(said(Method::GET, read).await, "MISS absent", "{mount} {read} after {write}");
-            said(Method::PUT, write).await;
-            assert_eq!(said(Method::GET, read).await, "HIT", "{mount} {read} after {write}");
-            said(Method::DELETE, read).await;
+            let outcome = async |method, path: &str| outcome_of(&app.send(method, &at(path)).await);
+            assert_eq!(outcome(Method::GET, read).await, "MISS absent", "{mount} {read}");
+            assert_eq!(outcome(Method::GET, write).await, "HIT", "{mount} {write}");
+            outcome(Method::DELETE, write).await;
+            assert_eq!(outcome(Method::GET, read).await, "MISS absent", "{mount} {read} after {write}");
+            outcome(Method::PUT, write).await;
+            assert_eq!(outcome(Method::GET, read).await, "HIT", "{mount} {read} after {write}");
+            outcome(Method::DELETE, read).await;
         }
     }
 }
@@ -205,7 +209,7 @@ async fn rewriting_works_in_poem() {
     for expected in ["MISS absent", "HIT"] {
         for (host, path) in [(ONE, "/one.example/home"), (TWO, "/two.example/home")] {
             let answer = app.send_with(Method::GET, "/home", host).await;
-            assert_eq!((said(&answer).as_str(), answer.text()), (expected, path));
+            assert_eq!((outcome_of(&answer).as_str(), answer.text()), (expected, path));
         }
     }
 }

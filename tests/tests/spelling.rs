@@ -13,7 +13,7 @@ use axum::{Router, http::StatusCode};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::Full;
 use larder_axum::{Larder, default_key};
-use larder_tests::framework::{App, larder, said};
+use larder_tests::framework::{App, larder, outcome_of};
 use larder_tests::in_process::Runs;
 use poem::EndpointExt;
 use tower::Layer;
@@ -83,25 +83,29 @@ async fn spelling_of_another_handler_does_not_get_its_response() {
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/products/{slug}", "/products/featured"], None);
         let stranger = app.get("/products/%66eatured").await;
-        assert_eq!((said(&stranger).as_str(), stranger.text()), ("MISS absent", "/products/{slug} 1"));
+        assert_eq!((outcome_of(&stranger).as_str(), stranger.text()), ("MISS absent", "/products/{slug} 1"));
         // The canonical spelling belongs to the other handler, which takes the entry.
         let house = app.get("/products/featured").await;
         assert_eq!(
-            (said(&house).as_str(), house.text()),
+            (outcome_of(&house).as_str(), house.text()),
             ("MISS pattern", "/products/featured 1"),
             "{framework:?}"
         );
-        assert_eq!(said(&app.get("/products/featured").await), "HIT");
+        assert_eq!(outcome_of(&app.get("/products/featured").await), "HIT");
         // The first handler doesn't take it back.
         for _ in 0..2 {
             let stranger = app.get("/products/%66eatured").await;
             assert_eq!(
-                (said(&stranger).as_str(), &stranger.text()[..16]),
+                (outcome_of(&stranger).as_str(), &stranger.text()[..16]),
                 ("BYPASS pattern", "/products/{slug}")
             );
         }
         let house = app.get("/products/featured").await;
-        assert_eq!((said(&house).as_str(), house.text()), ("HIT", "/products/featured 1"), "{framework:?}");
+        assert_eq!(
+            (outcome_of(&house).as_str(), house.text()),
+            ("HIT", "/products/featured 1"),
+            "{framework:?}"
+        );
     }
 }
 
@@ -126,7 +130,7 @@ async fn other_spellings_get_no_internal_page() {
             assert_eq!(app.send(Method::HEAD, uri).await.cache(), "BYPASS");
         }
         let intro = app.get("/docs/intro").await;
-        assert_eq!((said(&intro).as_str(), intro.text()), ("HIT", "/docs/intro 1"), "{framework:?}");
+        assert_eq!((outcome_of(&intro).as_str(), intro.text()), ("HIT", "/docs/intro 1"), "{framework:?}");
     }
 }
 
@@ -138,17 +142,21 @@ async fn write_by_another_spelling_replaces_no_other_handlers_entry() {
         let written = app.send(Method::PUT, "/pages/%74erms").await;
         assert_eq!(written.text(), "/pages/{name} 1");
         let house = app.get("/pages/terms").await;
-        assert_eq!((said(&house).as_str(), house.text()), ("MISS absent", "/pages/terms 2"), "{framework:?}");
+        assert_eq!(
+            (outcome_of(&house).as_str(), house.text()),
+            ("MISS absent", "/pages/terms 2"),
+            "{framework:?}"
+        );
         // With nothing stored it stores its response, but reads of the other handler don't get it.
         app.send(Method::DELETE, "/pages/terms").await;
         app.send(Method::PUT, "/pages/%74erms").await;
         let house = app.get("/pages/terms").await;
         assert_eq!(
-            (said(&house).as_str(), &house.text()[..12]),
+            (outcome_of(&house).as_str(), &house.text()[..12]),
             ("MISS pattern", "/pages/terms"),
             "{framework:?}"
         );
-        assert_eq!(said(&app.get("/pages/terms").await), "HIT");
+        assert_eq!(outcome_of(&app.get("/pages/terms").await), "HIT");
     }
 }
 
@@ -179,12 +187,16 @@ async fn spellings_of_one_handler_share_an_entry_and_evict_it() {
         for (one, other) in spellings {
             for (one, other) in [(one, other), (other, one)] {
                 let app = routes(framework, &larder(), &["/users/{name}"], None);
-                assert_eq!(said(&app.get(one).await), "MISS absent", "{one}");
-                assert_eq!(said(&app.get(other).await), "HIT", "{framework:?} {other}");
+                assert_eq!(outcome_of(&app.get(one).await), "MISS absent", "{one}");
+                assert_eq!(outcome_of(&app.get(other).await), "HIT", "{framework:?} {other}");
                 app.send(Method::DELETE, other).await;
-                assert_eq!(said(&app.get(one).await), "MISS absent", "{framework:?} {one} after {other}");
+                assert_eq!(
+                    outcome_of(&app.get(one).await),
+                    "MISS absent",
+                    "{framework:?} {one} after {other}"
+                );
                 app.send(Method::PUT, other).await;
-                assert_eq!(said(&app.get(one).await), "HIT", "{framework:?} {one} after {other}");
+                assert_eq!(outcome_of(&app.get(one).await), "HIT", "{framework:?} {one} after {other}");
             }
         }
     }
@@ -208,7 +220,7 @@ async fn paths_that_a_handler_distinguishes_have_separate_entries() {
             "/users/7?ids[]=1&ids%5B%5D=2",
             "/users/7?ids%5B%5D=2&ids[]=1",
         ] {
-            assert_eq!(said(&app.get(uri).await), "MISS absent", "{framework:?} {uri}");
+            assert_eq!(outcome_of(&app.get(uri).await), "MISS absent", "{framework:?} {uri}");
         }
     }
 }
@@ -219,15 +231,15 @@ async fn only_the_canonical_spelling_is_cached_behind_a_catch_all() {
         let app = routes(framework, &larder(), &["/files/{*path}"], None);
         for uri in ["/files/%61", "/files/a%40b", "/files/%7e/x"] {
             for _ in 0..2 {
-                assert_eq!(said(&app.get(uri).await), "BYPASS spelling", "{framework:?} {uri}");
+                assert_eq!(outcome_of(&app.get(uri).await), "BYPASS spelling", "{framework:?} {uri}");
             }
         }
-        assert_eq!(said(&app.get("/files/a").await), "MISS absent");
-        assert_eq!(said(&app.get("/files/a").await), "HIT");
+        assert_eq!(outcome_of(&app.get("/files/a").await), "MISS absent");
+        assert_eq!(outcome_of(&app.get("/files/a").await), "HIT");
         // A write or an eviction by another spelling evicts.
         for method in [Method::PUT, Method::DELETE] {
             app.send(method, "/files/%61").await;
-            assert_eq!(said(&app.get("/files/a").await), "MISS absent", "{framework:?}");
+            assert_eq!(outcome_of(&app.get("/files/a").await), "MISS absent", "{framework:?}");
         }
     }
 }
@@ -239,20 +251,24 @@ async fn custom_keys_are_as_safe() {
         let app = routes(framework, &larder(), &["/p/{slug}", "/p/featured", "/f/{*path}"], Some(by));
         assert_eq!(app.get("/p/%66eatured").await.text(), "/p/{slug} 1");
         let house = app.get("/p/featured").await;
-        assert_eq!((said(&house).as_str(), house.text()), ("MISS pattern", "/p/featured 1"), "{framework:?}");
-        assert_eq!(said(&app.get("/p/%66eatured").await), "BYPASS pattern");
-        assert_eq!(said(&app.get("/f/%61").await), "BYPASS spelling");
-        assert_eq!(said(&app.get("/p/a%40b").await), "MISS absent");
-        assert_eq!(said(&app.get("/p/a@b").await), "HIT");
+        assert_eq!(
+            (outcome_of(&house).as_str(), house.text()),
+            ("MISS pattern", "/p/featured 1"),
+            "{framework:?}"
+        );
+        assert_eq!(outcome_of(&app.get("/p/%66eatured").await), "BYPASS pattern");
+        assert_eq!(outcome_of(&app.get("/f/%61").await), "BYPASS spelling");
+        assert_eq!(outcome_of(&app.get("/p/a%40b").await), "MISS absent");
+        assert_eq!(outcome_of(&app.get("/p/a@b").await), "HIT");
     }
     // With the author's own key builder, routes of several patterns can share an entry.
     let by: Builder = |request| Some(format!("product:{}", request.uri.path().rsplit('/').next()?));
     for framework in BOTH {
         let app = routes(framework, &larder(), &["/products/{id}", "/v2/articles/{id}"], Some(by));
-        assert_eq!(said(&app.get("/products/7").await), "MISS absent");
-        assert_eq!(said(&app.get("/v2/articles/7").await), "HIT", "{framework:?}");
+        assert_eq!(outcome_of(&app.get("/products/7").await), "MISS absent");
+        assert_eq!(outcome_of(&app.get("/v2/articles/7").await), "HIT", "{framework:?}");
         app.send(Method::DELETE, "/v2/articles/7").await;
-        assert_eq!(said(&app.get("/products/7").await), "MISS absent", "{framework:?}");
+        assert_eq!(outcome_of(&app.get("/products/7").await), "MISS absent", "{framework:?}");
     }
 }
 
@@ -282,10 +298,10 @@ async fn layer_around_a_router_never_serves_a_route_the_fallbacks_response() {
         (App::poem(poem.with(around)), "/%61bout", "/about", "about"),
         (App::poem(nested), "/v1/%61bout", "/v1/about", "about"),
     ] {
-        assert_eq!(said(&app.get(spelled).await), "BYPASS spelling", "{spelled}");
+        assert_eq!(outcome_of(&app.get(spelled).await), "BYPASS spelling", "{spelled}");
         let house = app.get(canonical).await;
-        assert_eq!((said(&house).as_str(), house.text()), ("MISS absent", text));
-        assert_eq!(said(&app.get(spelled).await), "BYPASS spelling", "{spelled}");
+        assert_eq!((outcome_of(&house).as_str(), house.text()), ("MISS absent", text));
+        assert_eq!(outcome_of(&app.get(spelled).await), "BYPASS spelling", "{spelled}");
         assert_eq!(app.get(canonical).await.text(), text);
     }
 }
@@ -304,16 +320,16 @@ async fn only_the_canonical_spelling_is_cached_without_a_router() {
         App::tower(larder_tower::cache_put(&larder).ttl(60).layer(handler.clone())),
         App::tower(larder_tower::cache_evict(&larder).key().layer(handler)),
     );
-    assert_eq!(said(&read.get("/p/%66eatured").await), "BYPASS spelling");
-    assert_eq!(said(&read.get("/p/featured").await), "MISS absent");
-    assert_eq!(said(&read.get("/p/%66eatured").await), "BYPASS spelling");
+    assert_eq!(outcome_of(&read.get("/p/%66eatured").await), "BYPASS spelling");
+    assert_eq!(outcome_of(&read.get("/p/featured").await), "MISS absent");
+    assert_eq!(outcome_of(&read.get("/p/%66eatured").await), "BYPASS spelling");
     assert_eq!(read.get("/p/featured").await.text(), "/p/featured 2");
-    assert_eq!(said(&put.send(Method::PUT, "/p/%66eatured").await), "BYPASS spelling");
-    assert_eq!(said(&read.get("/p/featured").await), "MISS absent");
+    assert_eq!(outcome_of(&put.send(Method::PUT, "/p/%66eatured").await), "BYPASS spelling");
+    assert_eq!(outcome_of(&read.get("/p/featured").await), "MISS absent");
     evict.send(Method::DELETE, "/p/%66eatured").await;
-    assert_eq!(said(&read.get("/p/featured").await), "MISS absent");
-    assert_eq!(said(&put.send(Method::PUT, "/p/featured").await), "MISS method");
-    assert_eq!(said(&read.get("/p/featured").await), "HIT");
+    assert_eq!(outcome_of(&read.get("/p/featured").await), "MISS absent");
+    assert_eq!(outcome_of(&put.send(Method::PUT, "/p/featured").await), "MISS method");
+    assert_eq!(outcome_of(&read.get("/p/featured").await), "HIT");
 }
 
 #[tokio::test]
@@ -330,9 +346,9 @@ async fn variants_belong_to_their_pattern() {
         App::axum(Router::new().route("/p/{slug}", route("slug")).route("/p/featured", route("featured")));
     let ask = async |uri, language| {
         let answer = app.send_with(Method::GET, uri, &[("accept-language", language)]).await;
-        (said(&answer), answer.text().to_owned())
+        (outcome_of(&answer), answer.text().to_owned())
     };
-    let is = |said: &str, text: &str| (said.to_owned(), text.to_owned());
+    let is = |outcome: &str, text: &str| (outcome.to_owned(), text.to_owned());
     assert_eq!(ask("/p/featured", "en").await, is("MISS absent", "featured en"));
     assert_eq!(ask("/p/%66eatured", "en").await, is("BYPASS pattern", "slug en"));
     assert_eq!(ask("/p/%66eatured", "de").await, is("BYPASS pattern", "slug de"));
@@ -377,9 +393,9 @@ async fn refused_spelling_does_not_stop_a_route_from_being_stored() {
         .route("/p/{slug}", get_route((|| async { StatusCode::NOT_FOUND }).layer(cache.clone())))
         .route("/p/featured", get_route((|| async { "featured" }).layer(cache)));
     let app = App::axum(router);
-    assert_eq!(said(&app.get("/p/%66eatured").await), "BYPASS status");
+    assert_eq!(outcome_of(&app.get("/p/%66eatured").await), "BYPASS status");
     // The lease is returned in the background.
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(said(&app.get("/p/featured").await), "MISS absent");
-    assert_eq!(said(&app.get("/p/featured").await), "HIT");
+    assert_eq!(outcome_of(&app.get("/p/featured").await), "MISS absent");
+    assert_eq!(outcome_of(&app.get("/p/featured").await), "HIT");
 }

@@ -22,7 +22,7 @@ use larder_axum::{CacheBackend, CacheError, Larder, cache};
 use larder_core::store::redis::MAX_STALE;
 use larder_core::{Abandon, Acquired, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore};
 use larder_tests::in_process::send;
-use larder_tests::redis_server::looking_on;
+use larder_tests::redis_server::connect_without_deadline;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
@@ -73,7 +73,7 @@ struct Truth {
 impl Truth {
     async fn new(url: &str, is_tier: bool) -> Self {
         Self {
-            oracle: looking_on(url).await,
+            oracle: connect_without_deadline(url).await,
             is_tier,
             seen: Mutex::default(),
             own: Mutex::default(),

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::races::{agree, until_hit};
-use super::{crowd, product};
+use super::{concurrently, product};
 use crate::http::{Answer, JSON};
 use crate::redis_server::RedisServer;
 use crate::shop::Shop;
@@ -48,12 +48,12 @@ pub async fn evictions_during_an_outage_hold_after_it(shop: &Shop, redis: &mut R
     for id in deleted.clone().chain(replaced.clone()) {
         shop.get(&format!("/products/{id}")).await.expect_miss();
     }
-    crowd(8, async |n| shop.get(&format!("/slow/{}", 21 + n)).await.expect_miss()).await;
+    concurrently(8, async |n| shop.get(&format!("/slow/{}", 21 + n)).await.expect_miss()).await;
     redis.pause();
     for ((deleted, replaced), evicted) in deleted.clone().zip(replaced.clone()).zip(evicted.clone()) {
-        soon(shop.delete(&format!("/products/{deleted}")).await).ok();
-        soon(shop.put(&format!("/products/{replaced}"), &price).await).ok();
-        soon(shop.put(&format!("/slow/{evicted}"), &value).await).ok();
+        within_a_second(shop.delete(&format!("/products/{deleted}")).await).ok();
+        within_a_second(shop.put(&format!("/products/{replaced}"), &price).await).ok();
+        within_a_second(shop.put(&format!("/slow/{evicted}"), &value).await).ok();
     }
     let still_right = async || {
         for id in deleted.clone() {
@@ -63,7 +63,7 @@ pub async fn evictions_during_an_outage_hold_after_it(shop: &Shop, redis: &mut R
             let answer = shop.get(&format!("/products/{id}")).await.ok();
             assert_eq!(answer.json(), json!({ "id": id, "price": 1 }), "{answer:?}");
         }
-        crowd(8, async |n| {
+        concurrently(8, async |n| {
             let answer = shop.get(&format!("/slow/{}", 21 + n)).await.ok();
             assert_eq!(answer.json()["value"], "new", "{answer:?}");
         })
@@ -124,7 +124,7 @@ async fn everything_still_answers(shop: &Shop) {
             ("/products/3", product(3)),
             ("/config", json!({ "theme": "dark" })),
         ] {
-            let answer = soon(shop.get(path).await).ok();
+            let answer = within_a_second(shop.get(path).await).ok();
             assert_eq!(answer.json(), expected);
         }
         for path in [
@@ -140,37 +140,37 @@ async fn everything_still_answers(shop: &Shop) {
             "/slow/1",
             "/login",
         ] {
-            soon(shop.get(path).await).ok();
+            within_a_second(shop.get(path).await).ok();
         }
         assert_eq!(shop.get("/settings/theme").await.json()["value"], "default-value");
         let alice = [("authorization", "Bearer alice")];
-        let answer = soon(shop.get_with("/me/profile", &alice).await).ok();
+        let answer = within_a_second(shop.get_with("/me/profile", &alice).await).ok();
         assert_eq!(answer.json()["user"], "alice");
 
         // Writes succeed, and the next read sees them.
         let new = json!({ "id": 10, "round": round });
-        assert_eq!(soon(shop.put("/products/10", &new).await).ok().json(), new);
-        assert_eq!(soon(shop.get("/products/10").await).ok().json(), new);
-        soon(shop.delete("/products/11").await).ok();
-        soon(shop.get("/products/11").await).expect_status(StatusCode::NOT_FOUND);
-        soon(shop.request(Method::POST, "/admin/clear-products", &[], "").await).ok();
-        soon(shop.put("/profile/5", &json!({})).await).ok();
-        soon(shop.put("/sessions/abc", &json!({})).await).ok();
-        soon(shop.post("/checkout", &json!({ "user_id": 5 })).await).ok();
+        assert_eq!(within_a_second(shop.put("/products/10", &new).await).ok().json(), new);
+        assert_eq!(within_a_second(shop.get("/products/10").await).ok().json(), new);
+        within_a_second(shop.delete("/products/11").await).ok();
+        within_a_second(shop.get("/products/11").await).expect_status(StatusCode::NOT_FOUND);
+        within_a_second(shop.request(Method::POST, "/admin/clear-products", &[], "").await).ok();
+        within_a_second(shop.put("/profile/5", &json!({})).await).ok();
+        within_a_second(shop.put("/sessions/abc", &json!({})).await).ok();
+        within_a_second(shop.post("/checkout", &json!({ "user_id": 5 })).await).ok();
 
         // Only counting is refused: the count would be wrong.
-        let view = soon(shop.request(Method::POST, "/products/1/view", &[], "").await);
+        let view = within_a_second(shop.request(Method::POST, "/products/1/view", &[], "").await);
         assert_eq!(view.status, StatusCode::SERVICE_UNAVAILABLE, "{view:?}");
         assert!(!view.json()["error"].is_null(), "{view:?}");
     }
-    let answers = crowd(100, async |n| match n % 4 {
+    let answers = concurrently(100, async |n| match n % 4 {
         0 => shop.get("/products/1").await,
         1 => shop.get(&format!("/products/{}", 100 + n)).await,
         2 => shop.get("/slow/2").await,
         _ => shop.get("/dashboard/6").await,
     });
     for answer in answers.await {
-        soon(answer).ok();
+        within_a_second(answer).ok();
     }
 }
 
@@ -187,7 +187,7 @@ async fn views_count_again(shop: &Shop) {
 }
 
 #[track_caller]
-fn soon(answer: Answer) -> Answer {
+fn within_a_second(answer: Answer) -> Answer {
     assert!(answer.took < SOON, "{answer:?}");
     answer
 }

@@ -3,7 +3,7 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::crowd;
+use super::concurrently;
 use crate::http::{Answer, JSON};
 use crate::shop::Shop;
 
@@ -43,7 +43,7 @@ pub async fn each_token_has_its_own_entry(shop: &Shop) {
 /// The same for concurrent requests with a cold cache.
 pub async fn concurrent_users_get_their_own_responses(shop: &Shop) {
     let users = ["alice", "bob", "carol", "dave"];
-    for answer in crowd(120, |n| async move {
+    for answer in concurrently(120, |n| async move {
         let user = users[n % users.len()];
         if n % 5 == 0 {
             (Value::Null, shop.get("/me/profile").await.ok())

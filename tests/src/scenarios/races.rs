@@ -8,13 +8,13 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{crowd, product};
+use super::{concurrently, product};
 use crate::http::JSON;
 use crate::shop::Shop;
 
 /// A hundred requests for a cold entry run the handler once.
 pub async fn concurrent_requests_run_the_handler_once(shop: &Shop) {
-    for answer in crowd(100, async |_| shop.get("/slow/9").await.ok()).await {
+    for answer in concurrently(100, async |_| shop.get("/slow/9").await.ok()).await {
         assert_eq!(answer.json(), json!({ "id": 9, "value": "old-9" }));
         assert!(matches!(answer.cache(), "HIT" | "MISS"), "{answer:?}");
         assert!(answer.took < Duration::from_secs(3), "{answer:?}");
@@ -22,13 +22,13 @@ pub async fn concurrent_requests_run_the_handler_once(shop: &Shop) {
     assert_eq!(shop.runs("slow:9").await, 1);
     shop.get("/slow/9").await.expect_hit();
 
-    for answer in crowd(100, async |_| shop.get("/products/7").await.ok()).await {
+    for answer in concurrently(100, async |_| shop.get("/products/7").await.ok()).await {
         assert_eq!(answer.json(), product(7));
     }
     assert_eq!(shop.runs("get_product").await, 1);
 
     // The same inside a handler, through the backend.
-    crowd(100, async |_| shop.get("/dashboard/5").await.ok()).await;
+    concurrently(100, async |_| shop.get("/dashboard/5").await.ok()).await;
     assert_eq!((shop.runs("orders:5").await, shop.runs("reco:5").await), (1, 1));
 }
 
@@ -47,7 +47,7 @@ pub async fn no_cache_request_does_not_join_an_earlier_fill(shop: &Shop) {
 
 /// Four hundred concurrent updates count to four hundred.
 pub async fn concurrent_updates_are_all_counted(shop: &Shop) {
-    let views: BTreeSet<u64> = crowd(400, async |_| view(shop).await).await.into_iter().collect();
+    let views: BTreeSet<u64> = concurrently(400, async |_| view(shop).await).await.into_iter().collect();
     assert_eq!(views, (1..=400).collect());
     assert_eq!(view(shop).await, 401);
 }
@@ -63,7 +63,7 @@ pub(super) async fn view(shop: &Shop) -> u64 {
 pub async fn fill_that_overlaps_an_eviction_is_not_stored(shop: &Shop) {
     for round in 0..3 {
         // The change happens at another moment of each fill: before it, at its beginning, in its middle, at its end.
-        crowd(36, async |n| {
+        concurrently(36, async |n| {
             let id = round * 100 + n;
             let path = format!("/slow/{id}");
             let fills = join_all((0..2).map(|_| shop.get(&path)));
@@ -124,7 +124,7 @@ pub async fn reads_after_a_write_return_the_new_value(shop: &Shop) {
 /// In whatever order overlapping writes reach the database, the cache agrees with it.
 pub async fn overlapping_writes_leave_cache_and_origin_equal(shop: &Shop) {
     for round in 0..40 {
-        crowd(6, async |writer| {
+        concurrently(6, async |writer| {
             shop.put("/products/7", &json!({ "round": round, "writer": writer })).await.ok();
         })
         .await;
@@ -141,7 +141,7 @@ pub async fn leader_disconnect_does_not_block_followers(shop: &Shop) {
     let leader = shop.hang_up(Method::GET, "/slow/1", &[], "", Duration::from_millis(80));
     let others = async {
         sleep(Duration::from_millis(30)).await;
-        crowd(5, async |_| shop.get("/slow/1").await.ok()).await
+        concurrently(5, async |_| shop.get("/slow/1").await.ok()).await
     };
     let ((), others) = join(leader, others).await;
     for answer in others {
@@ -178,7 +178,7 @@ pub async fn writer_disconnect_leaves_no_old_entry(shop: &Shop) {
     }
 
     // The same during a slow fill: the value changed, so the response of the fill must not stay.
-    crowd(20, async |n| {
+    concurrently(20, async |n| {
         let path = format!("/slow/{}", 500 + n);
         let fill = shop.get(&path);
         let write = async {

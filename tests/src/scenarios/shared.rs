@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::crowd;
+use super::concurrently;
 use super::races::view;
 use crate::http::JSON;
 use crate::shop::Shop;
@@ -63,7 +63,7 @@ pub async fn eviction_by_one_shop_applies_to_both(one: &Shop, other: &Shop) {
 
 /// A hundred cold requests, fifty to each shop, run the handler once.
 pub async fn concurrent_requests_to_both_run_the_handler_once(one: &Shop, other: &Shop) {
-    for answer in crowd(100, async |n| [one, other][n % 2].get("/slow/9").await.ok()).await {
+    for answer in concurrently(100, async |n| [one, other][n % 2].get("/slow/9").await.ok()).await {
         assert_eq!(answer.json()["value"], "old-9");
         assert!(answer.took < Duration::from_secs(3), "{answer:?}");
     }
@@ -73,7 +73,7 @@ pub async fn concurrent_requests_to_both_run_the_handler_once(one: &Shop, other:
 /// The handler of one shop holds the old value when the other evicts. The old value is never stored.
 pub async fn fill_that_overlaps_the_other_shops_eviction_is_not_stored(one: &Shop, other: &Shop) {
     for round in 0..3 {
-        crowd(30, async |n| {
+        concurrently(30, async |n| {
             let id = round * 100 + n;
             let path = format!("/slow/{id}");
             let fill = async { one.get(&path).await.ok() };
@@ -101,6 +101,6 @@ pub async fn fill_that_overlaps_the_other_shops_eviction_is_not_stored(one: &Sho
 /// Two hundred updates by each shop count to four hundred.
 pub async fn concurrent_updates_by_both_are_all_counted(one: &Shop, other: &Shop) {
     let views: BTreeSet<u64> =
-        crowd(400, async |n| view([one, other][n % 2]).await).await.into_iter().collect();
+        concurrently(400, async |n| view([one, other][n % 2]).await).await.into_iter().collect();
     assert_eq!(views, (1..=400).collect());
 }

@@ -8,14 +8,14 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
-use super::crowd;
+use super::concurrently;
 use crate::shop::Shop;
 
 /// Events arrive as they happen, for one listener and for several. No listener gets the events of another.
 pub async fn events_are_streamed_without_delay(shop: &Shop) {
     let began = Instant::now();
     for _ in 0..2 {
-        let listeners = crowd(3, async |_| {
+        let listeners = concurrently(3, async |_| {
             let answer = shop.open(Method::GET, "/events", &[], "").await;
             assert_eq!(answer.status(), 200);
             assert_eq!(answer.headers()["content-type"], "text/event-stream");
@@ -42,7 +42,7 @@ pub async fn cookies_are_never_stored(shop: &Shop) {
         let answer = shop.get("/login").await.ok().expect_bypass();
         assert!(cookies.insert(answer.header("set-cookie").to_owned()), "{answer:?}");
     }
-    for answer in crowd(40, async |_| shop.get("/login").await.ok().expect_bypass()).await {
+    for answer in concurrently(40, async |_| shop.get("/login").await.ok().expect_bypass()).await {
         assert!(cookies.insert(answer.header("set-cookie").to_owned()), "{answer:?}");
     }
     assert!(!cookies.contains(""));
