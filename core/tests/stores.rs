@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use larder_core::store::suite::{Subject, racing_against_delete};
+use larder_core::store::suite::{Subject, delete_wins_races_against_fills};
 use larder_core::{
     Abandon, Acquired, CacheKey, CacheStore, Clock, Intent, KeySpace, Lease, LeaseStore, ManualClock,
     MemoryStore, ProcessLocal, StoreError,
@@ -176,7 +176,8 @@ impl LeaseStore for Unfenced {
 #[should_panic(expected = "was evicted")]
 async fn race_detects_a_store_without_fences() {
     let clock = ManualClock::new();
-    racing_against_delete(&Subject::with_clock(Unfenced(Shelf::new(&clock)), clock).rounds(2_000)).await;
+    delete_wins_races_against_fills(&Subject::with_clock(Unfenced(Shelf::new(&clock)), clock).rounds(2_000))
+        .await;
 }
 
 #[test]

@@ -1,10 +1,9 @@
-//! The behaviour suite: what every store must do, as tests that authors of stores run on theirs.
+//! The behaviour suite: tests of the rules for every store, which authors of stores run on theirs.
 //!
 //! [`store_suite!`](crate::store_suite) expands to one test for each rule of [`CacheStore`],
 //! [`lease_suite!`](crate::lease_suite) to one for each rule of [`LeaseStore`], and [`tag_suite!`](crate::tag_suite) to one for
-//! each rule of tags. All take a [`Subject`]: a fresh or shared
-//! store, and how to let time pass for it. Every test works under a prefix of its own, so that all of them may run at
-//! once on one server, and removes what it wrote.
+//! each rule of tags. All take a [`Subject`]: a new or shared store, and the clock by which it expires entries. Every test uses
+//! a prefix of its own and removes its entries, so that all of them may run concurrently on one server.
 //!
 //! In the `Cargo.toml` of a store:
 //!
@@ -72,7 +71,7 @@
 //!     }
 //! }
 //!
-//! // In a test module, these two lines are all it takes.
+//! // In a test module, these two calls are enough.
 //! larder_core::store_suite!({
 //!     let clock = ManualClock::new();
 //!     Subject::with_clock(Shelf::new(&clock), clock)
@@ -82,7 +81,7 @@
 //!     Subject::with_clock(ProcessLocal::new(Shelf::new(&clock), Arc::new(clock.clone())), clock)
 //! });
 //!
-//! // The same, all in a row, where there is no test runner.
+//! // Without a test runner, this runs all tests one after the other.
 //! # tokio::runtime::Runtime::new().unwrap().block_on(async {
 //! let clock = ManualClock::new();
 //! suite::run(&Subject::with_clock(Shelf::new(&clock), clock)).await;
@@ -117,22 +116,22 @@ pub use entries::*;
 pub use groups::*;
 pub use late_reads::*;
 pub use leases::*;
-pub use model::any_calls_in_any_order;
+pub use model::random_calls_match_the_model;
 pub use races::*;
 pub use revocations::*;
 pub use tags::*;
 pub use writes::*;
 
-/// Long enough that it never ends during a test.
+/// A TTL that never ends during a test.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Short enough to wait for. A test may be slow, so nothing is asserted to be still there within it.
+/// A TTL that a test waits for. A test may be slow, so no test asserts that an entry is still there within it.
 const SHORT: Duration = Duration::from_millis(150);
 
-/// After this, [`SHORT`] is over, also for stores that count in whole milliseconds and clocks that disagree a little.
+/// A wait after which [`SHORT`] is over, also for a store that counts whole milliseconds or whose clock differs slightly.
 const AFTER_SHORT: Duration = Duration::from_millis(250);
 
-/// A store under test, and how time passes for it.
+/// A store under test, and its clock.
 #[derive(Debug)]
 pub struct Subject<S> {
     store: Arc<S>,
@@ -144,7 +143,7 @@ pub struct Subject<S> {
     lose: Option<Lose>,
 }
 
-/// What a store on a server may lose at any time.
+/// The state that a store on a server may lose at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// The tag clock of a prefix.
@@ -155,7 +154,7 @@ pub enum Loss {
     Both,
 }
 
-/// Makes the server lose something of a prefix.
+/// A callback that makes the server lose a part of a prefix's state.
 struct Lose(Box<dyn Fn(Loss, String) -> BoxFuture<'static, ()> + Send + Sync>);
 
 impl fmt::Debug for Lose {
@@ -165,7 +164,7 @@ impl fmt::Debug for Lose {
 }
 
 impl<S: CacheStore> Subject<S> {
-    /// A store in real time: to let something expire, tests sleep, for up to 250 ms at a time.
+    /// Creates a subject that uses real time. Tests sleep for up to 250 ms at a time to let entries expire.
     #[must_use]
     pub fn new(store: S) -> Self {
         let store = Arc::new(store);
@@ -179,27 +178,27 @@ impl<S: CacheStore> Subject<S> {
         }
     }
 
-    /// A store that goes by a manual clock: tests move it, and never sleep.
+    /// Creates a subject that uses a manual clock. Tests advance it, and never sleep.
     #[must_use]
     pub fn with_clock(store: S, clock: ManualClock) -> Self {
         Self { clock: Some(clock), ..Self::new(store) }
     }
 
-    /// Another process's view of the same entries, for stores that are shared between processes. Give one that hears of
-    /// changes late to a store that keeps copies.
+    /// Sets another process's view of the same entries, for stores that are shared between processes. For a store that keeps
+    /// copies, use one that receives changes late.
     #[must_use]
     pub fn beside(self, other: S) -> Self {
         Self { other: Arc::new(other), ..self }
     }
 
-    /// How many evictions a race runs through, 200 unless told, and a tenth of that many times calls at random.
+    /// Sets the number of evictions in each race. The default is 200. The comparison with the model runs a tenth as many times.
     #[must_use]
     pub fn rounds(mut self, rounds: u32) -> Self {
         self.rounds = rounds;
         self
     }
 
-    /// How to make the server lose the tag clock or the tag table of a prefix, for stores on a server.
+    /// Sets a callback that makes the server lose the tag clock or the tag table of a prefix, for stores on a server.
     #[must_use]
     pub fn losing<F>(self, lose: impl Fn(Loss, String) -> F + Send + Sync + 'static) -> Self
     where
@@ -209,7 +208,7 @@ impl<S: CacheStore> Subject<S> {
         Self { lose: Some(lose), ..self }
     }
 
-    /// Ungrouped keys of this test's prefix.
+    /// Returns the space of the keys without a group, under this test's prefix.
     fn ungrouped(&self) -> KeySpace {
         KeySpace::new(&self.prefix, None).unwrap()
     }
@@ -218,7 +217,7 @@ impl<S: CacheStore> Subject<S> {
         KeySpace::new(&self.prefix, Some(group)).unwrap()
     }
 
-    /// Another prefix, which begins with the same letters.
+    /// Returns a space of another prefix, whose name begins with this test's prefix.
     fn elsewhere(&self, group: Option<&str>) -> KeySpace {
         KeySpace::new(&format!("{}x", self.prefix), group).unwrap()
     }
@@ -248,7 +247,7 @@ impl<S: CacheStore> Subject<S> {
         assert!(!self.store.has(key).await.unwrap(), "`has` disagrees with `get` on {key}: {why}");
     }
 
-    /// Reads until the store has a copy, so many times at most. Whether it has one.
+    /// Reads until the store has a copy, at most this many times. Returns `true` if it has one.
     async fn warm(store: &S, key: &CacheKey, times: u32) -> bool {
         for _ in 0..times {
             let _ = store.get(key).await.unwrap();
@@ -274,7 +273,7 @@ impl<S: LeaseStore> Subject<S> {
     async fn lease(&self, key: &CacheKey, intent: Intent) -> Lease {
         match self.begin(key, intent).await {
             Acquired::Lease(lease) => lease,
-            other => panic!("`begin({intent:?})` should have given a lease of {key}, not {other:?}"),
+            other => panic!("`begin({intent:?})` should have granted a lease of {key}, not {other:?}"),
         }
     }
 
@@ -301,7 +300,7 @@ impl<S: LeaseStore> Subject<S> {
         }
     }
 
-    /// Asserts that nobody holds the key, and leaves it so.
+    /// Asserts that the key is free, and leaves it free.
     async fn is_free(&self, key: &CacheKey, why: &str) {
         match self.begin(key, Intent::Refresh).await {
             Acquired::Lease(lease) => self.abandon(key, &lease, Abandon::Failed).await,
@@ -310,7 +309,7 @@ impl<S: LeaseStore> Subject<S> {
     }
 }
 
-/// Makes a list of cases into a function that runs them all and a macro with a test for each.
+/// Turns a list of cases into a function that runs them all, and a macro with a test for each.
 macro_rules! cases {
     ($(#[$doc:meta])* $bound:ident, $run:ident, $tests:ident, $dollar:tt: $($case:ident)*) => {
         $(#[$doc])*
@@ -319,15 +318,15 @@ macro_rules! cases {
         ///
         /// # Panics
         ///
-        /// When the store breaks a rule, or answers with an error.
+        /// Panics if the store breaks a rule or returns an error.
         pub async fn $run<S: $bound>(subject: &Subject<S>) {
             $($case(subject).await;)*
         }
 
         $(#[$doc])*
         ///
-        /// Takes an expression that makes a [`Subject`](crate::store::suite::Subject). It may await, and is evaluated once
-        /// for each test. The tests land in a module named like this macro.
+        /// Takes an expression that creates a [`Subject`](crate::store::suite::Subject). It may await, and is evaluated once
+        /// for each test. The tests are in a module with the name of this macro.
         #[macro_export]
         macro_rules! $tests {
             ($dollar subject:expr) => {
@@ -350,71 +349,71 @@ macro_rules! cases {
 cases! {
     /// The rules of [`CacheStore`].
     CacheStore, run, store_suite, $:
-    a_value_comes_back
+    written_value_is_read
     any_bytes_are_a_value
-    a_large_value_comes_back
-    the_head_of_a_value_is_its_beginning
-    a_range_is_of_the_value_that_begins_so
+    large_value_is_read
+    head_is_the_beginning_of_the_value
+    range_belongs_to_the_value_with_the_given_head
     any_characters_are_a_key
-    look_alike_keys_are_apart
-    set_replaces
-    set_replaces_the_time_to_live
-    a_time_to_live_ends
-    no_time_to_live_is_no_end
-    a_time_to_live_of_zero_removes
-    a_very_long_time_to_live_is_accepted
-    delete_tells_whether_something_was_there
-    delete_does_not_count_what_expired
-    delete_leaves_the_neighbours
-    delete_group_counts_and_removes
-    delete_group_does_not_count_what_expired
-    delete_group_leaves_other_groups
-    a_prefix_is_every_group_and_every_ungrouped_key
-    a_group_fills_again_after_its_eviction
-    a_large_group_goes_at_once
+    similar_keys_are_distinct
+    set_replaces_the_value
+    set_replaces_the_ttl
+    entry_expires_after_its_ttl
+    entry_without_a_ttl_does_not_expire
+    zero_ttl_removes_the_entry
+    very_long_ttl_is_accepted
+    delete_returns_whether_a_valid_entry_was_there
+    delete_of_an_expired_entry_returns_false
+    delete_keeps_other_keys
+    delete_group_removes_and_counts_entries
+    delete_group_does_not_count_expired_entries
+    delete_group_keeps_other_groups
+    deleting_a_prefix_removes_its_groups_and_ungrouped_keys
+    group_is_filled_again_after_its_eviction
+    large_group_is_removed_as_a_whole
 }
 
 cases! {
     /// The rules of [`LeaseStore`].
     LeaseStore, run_leases, lease_suite, $:
-    fill_finds_what_is_there
-    fill_does_not_find_what_expired
+    fill_finds_a_valid_entry
+    fill_does_not_find_an_expired_entry
     one_caller_fills
-    a_fill_is_committed_once
-    a_commit_has_its_time_to_live
-    a_commit_of_zero_time_to_live_removes
-    an_unknown_lease_commits_nothing
-    a_lease_is_good_for_its_key_only
-    the_entry_stays_during_a_refresh
-    a_refresh_never_finds
-    a_failed_fill_frees_the_key
-    an_uncacheable_answer_is_remembered_for_a_while
-    an_uncacheable_answer_can_be_overwritten
-    a_lost_lease_is_abandoned_in_vain
-    a_lease_runs_out
-    a_renewed_lease_lives_on
-    a_lost_lease_is_not_renewed
+    lease_commits_once
+    committed_entry_expires_after_its_ttl
+    commit_with_zero_ttl_removes_the_entry
+    unknown_lease_commits_nothing
+    lease_is_valid_for_its_key_only
+    entry_stays_readable_during_a_refresh
+    refresh_never_returns_found
+    failed_fill_frees_the_key
+    uncacheable_mark_makes_callers_busy_until_it_expires
+    write_replaces_an_uncacheable_mark
+    abandoning_a_lost_lease_has_no_effect
+    lease_expires
+    renewed_lease_stays_current
+    lost_lease_is_not_renewed
     delete_revokes_a_fill
-    delete_revokes_where_nothing_is_there
+    delete_of_an_absent_entry_revokes_a_fill
     delete_group_revokes_a_fill
-    a_wiped_prefix_revokes_a_fill
+    deleting_a_prefix_revokes_a_fill
     set_revokes_a_fill
-    evictions_end_an_uncacheable_mark
-    evictions_leave_other_leases
-    a_write_ticket_replaces_a_fill
-    a_write_ticket_leaves_the_entry_alone
+    evictions_remove_an_uncacheable_mark
+    evictions_keep_other_leases
+    write_lease_replaces_a_fill
+    write_lease_keeps_the_entry
     readers_do_not_wait_for_a_write
-    a_read_under_a_lease_is_not_older_than_the_lease
-    a_read_that_began_before_a_lease_is_not_kept_under_it
-    a_released_ticket_frees_the_key
-    evictions_revoke_a_ticket
-    of_two_overlapping_writes_neither_commits
-    the_latest_of_two_writes_commits
-    any_calls_in_any_order
-    racing_against_delete
-    racing_against_delete_group
-    racing_against_a_wiped_prefix
-    racing_against_writes
+    read_under_a_lease_is_not_older_than_the_lease
+    read_that_began_before_a_lease_is_not_kept_under_it
+    abandoned_write_lease_frees_the_key
+    evictions_revoke_a_write_lease
+    neither_of_two_overlapping_writes_commits
+    latest_of_two_writes_commits
+    random_calls_match_the_model
+    delete_wins_races_against_fills
+    delete_group_wins_races_against_fills
+    deleting_a_prefix_wins_races_against_fills
+    writes_win_races_against_fills
 }
 
 cases! {
@@ -432,7 +431,7 @@ cases! {
     soft_eviction_leaves_a_stale_entry
     eviction_by_another_process_is_seen
     lost_clock_or_table_is_a_miss
-    racing_against_tag_evictions
+    tag_evictions_win_races_against_fills
 }
 
 fn bytes_of(version: u64) -> Bytes {

@@ -1,4 +1,4 @@
-//! Single entries: values, keys, times to live and `delete`.
+//! Rules of single entries: values, keys, TTLs and `delete`.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{AFTER_SHORT, LONG, SHORT, Subject};
 use crate::store::CacheStore;
 
-/// `get` answers what `set` wrote, in a group and outside, and nothing for a key never written.
-pub async fn a_value_comes_back<S: CacheStore>(subject: &Subject<S>) {
+/// `get` returns the value that `set` wrote, in a group and outside, and `None` for a key that was never written.
+pub async fn written_value_is_read<S: CacheStore>(subject: &Subject<S>) {
     for space in [subject.ungrouped(), subject.group("g")] {
         let key = space.key("greeting");
         subject.holds_nothing(&key, "never written").await;
@@ -19,7 +19,7 @@ pub async fn a_value_comes_back<S: CacheStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// Values are bytes: empty, with zeros and line ends, not UTF-8.
+/// A value may be empty, contain zeros and line ends, and need not be UTF-8.
 pub async fn any_bytes_are_a_value<S: CacheStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("bytes");
     let all: Vec<u8> = (0..=255).collect();
@@ -28,23 +28,23 @@ pub async fn any_bytes_are_a_value<S: CacheStore>(subject: &Subject<S>) {
     {
         subject.store.set(&key, value.clone(), Some(LONG)).await.unwrap();
         assert_eq!(subject.get(&key).await, Some(value), "not the bytes that were written");
-        assert!(subject.store.has(&key).await.unwrap(), "`has` must count an empty value, too");
+        assert!(subject.store.has(&key).await.unwrap(), "`has` must find an empty value, too");
     }
     assert!(subject.store.delete(&key).await.unwrap());
     subject.clean_up().await;
 }
 
-/// A value of a megabyte comes back whole.
-pub async fn a_large_value_comes_back<S: CacheStore>(subject: &Subject<S>) {
+/// A value of a megabyte is returned whole.
+pub async fn large_value_is_read<S: CacheStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("large");
     let value: Bytes = (0..1_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     subject.store.set(&key, value.clone(), Some(LONG)).await.unwrap();
-    assert!(subject.get(&key).await == Some(value), "a value of 1 MB did not come back as it was");
+    assert!(subject.get(&key).await == Some(value), "a value of 1 MB was changed");
     subject.clean_up().await;
 }
 
-/// `get_head` answers the beginning and the length of what `get` answers, and nothing where that answers nothing.
-pub async fn the_head_of_a_value_is_its_beginning<S: CacheStore>(subject: &Subject<S>) {
+/// `get_head` returns the beginning and the length of the value that `get` returns, and `None` where `get` does.
+pub async fn head_is_the_beginning_of_the_value<S: CacheStore>(subject: &Subject<S>) {
     const LIMIT: usize = 100;
     for space in [subject.ungrouped(), subject.group("g")] {
         let key = space.key("head");
@@ -67,8 +67,8 @@ pub async fn the_head_of_a_value_is_its_beginning<S: CacheStore>(subject: &Subje
     subject.clean_up().await;
 }
 
-/// `get_range` answers bytes of the value that begins as asked, and nothing once there is another or none.
-pub async fn a_range_is_of_the_value_that_begins_so<S: CacheStore>(subject: &Subject<S>) {
+/// `get_range` returns bytes of the value that begins with `head`, and `None` if there is another value or none.
+pub async fn range_belongs_to_the_value_with_the_given_head<S: CacheStore>(subject: &Subject<S>) {
     for space in [subject.ungrouped(), subject.group("g")] {
         let key = space.key("range");
         let (old, new) = (Bytes::from_static(b"old: 0123456789"), Bytes::from_static(b"new: 0123456789"));
@@ -90,9 +90,13 @@ pub async fn a_range_is_of_the_value_that_begins_so<S: CacheStore>(subject: &Sub
             let found = cut(b"old", range.clone()).await;
             assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{range:?}");
         }
-        assert_eq!(cut(b"", 5..8).await.as_deref(), Some(&b"012"[..]), "every value begins with nothing");
+        assert_eq!(
+            cut(b"", 5..8).await.as_deref(),
+            Some(&b"012"[..]),
+            "every value begins with an empty head"
+        );
         subject.store.set(&key, new, Some(LONG)).await.unwrap();
-        assert_eq!(cut(b"old", 5..8).await, None, "a value that begins otherwise");
+        assert_eq!(cut(b"old", 5..8).await, None, "the value begins with other bytes");
         assert_eq!(cut(b"new", 5..8).await.as_deref(), Some(&b"012"[..]));
         subject.store.delete(&key).await.unwrap();
         assert_eq!(cut(b"", 5..8).await, None, "deleted");
@@ -103,7 +107,7 @@ pub async fn a_range_is_of_the_value_that_begins_so<S: CacheStore>(subject: &Sub
     subject.clean_up().await;
 }
 
-/// Keys hold any character, and may be as long as they get.
+/// A key may contain any character, and have any length.
 pub async fn any_characters_are_a_key<S: CacheStore>(subject: &Subject<S>) {
     let long = "long/".repeat(1000);
     let longer = format!("{long}er");
@@ -144,8 +148,8 @@ pub async fn any_characters_are_a_key<S: CacheStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// The same suffix in another group, in no group or under another prefix is another key.
-pub async fn look_alike_keys_are_apart<S: CacheStore>(subject: &Subject<S>) {
+/// The same suffix in another group, without a group or under another prefix is another key.
+pub async fn similar_keys_are_distinct<S: CacheStore>(subject: &Subject<S>) {
     let spaces = [
         (subject.ungrouped(), "ungrouped"),
         (subject.group("a"), "group a"),
@@ -166,8 +170,8 @@ pub async fn look_alike_keys_are_apart<S: CacheStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// `set` writes whatever was there.
-pub async fn set_replaces<S: CacheStore>(subject: &Subject<S>) {
+/// `set` replaces the value, longer or shorter.
+pub async fn set_replaces_the_value<S: CacheStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     for value in ["first", "second, which is longer", ""] {
         subject.set(&key, value).await;
@@ -177,8 +181,8 @@ pub async fn set_replaces<S: CacheStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// The time to live is that of the latest write, not of the one before.
-pub async fn set_replaces_the_time_to_live<S: CacheStore>(subject: &Subject<S>) {
+/// The TTL is that of the latest write, not of the one before.
+pub async fn set_replaces_the_ttl<S: CacheStore>(subject: &Subject<S>) {
     let (longer, endless, shorter) = (
         subject.group("g").key("longer"),
         subject.ungrouped().key("endless"),
@@ -192,66 +196,66 @@ pub async fn set_replaces_the_time_to_live<S: CacheStore>(subject: &Subject<S>) 
         subject.store.set(key, value.clone(), second).await.unwrap();
     }
     subject.advance(AFTER_SHORT).await;
-    subject.holds(&longer, "v", "the second write gave it a longer life").await;
-    subject.holds(&endless, "v", "the second write gave it an endless life").await;
-    subject.holds_nothing(&shorter, "the second write gave it a shorter life").await;
+    subject.holds(&longer, "v", "the second write had a longer TTL").await;
+    subject.holds(&endless, "v", "the second write had no TTL").await;
+    subject.holds_nothing(&shorter, "the second write had a shorter TTL").await;
     subject.clean_up().await;
 }
 
-/// An entry is there within its time to live and gone after it.
-pub async fn a_time_to_live_ends<S: CacheStore>(subject: &Subject<S>) {
+/// An entry is valid within its TTL, and absent after it.
+pub async fn entry_expires_after_its_ttl<S: CacheStore>(subject: &Subject<S>) {
     for space in [subject.ungrouped(), subject.group("g")] {
         let (brief, lasting) = (space.key("brief"), space.key("lasting"));
         subject.store.set(&brief, Bytes::from_static(b"v"), Some(SHORT)).await.unwrap();
         subject.store.set(&lasting, Bytes::from_static(b"v"), Some(LONG)).await.unwrap();
-        subject.holds(&lasting, "v", "its time is not over").await;
+        subject.holds(&lasting, "v", "its TTL is not over").await;
         subject.advance(AFTER_SHORT).await;
-        subject.holds_nothing(&brief, "its time to live is over").await;
-        subject.holds(&lasting, "v", "its time is not over").await;
+        subject.holds_nothing(&brief, "its TTL is over").await;
+        subject.holds(&lasting, "v", "its TTL is not over").await;
     }
     subject.clean_up().await;
 }
 
-/// Without a time to live an entry stays.
-pub async fn no_time_to_live_is_no_end<S: CacheStore>(subject: &Subject<S>) {
+/// An entry without a TTL doesn't expire.
+pub async fn entry_without_a_ttl_does_not_expire<S: CacheStore>(subject: &Subject<S>) {
     for space in [subject.ungrouped(), subject.group("g")] {
         let (key, brief) = (space.key("k"), space.key("brief"));
         subject.store.set(&key, Bytes::from_static(b"v"), None).await.unwrap();
-        // What comes and goes in the same group must not take it along.
+        // Another entry of the group that expires must not affect it.
         subject.store.set(&brief, Bytes::from_static(b"v"), Some(SHORT)).await.unwrap();
         subject.advance(AFTER_SHORT).await;
-        subject.holds(&key, "v", "it has no time to live").await;
+        subject.holds(&key, "v", "it has no TTL").await;
     }
     subject.clean_up().await;
 }
 
-/// A write that is already over removes the entry.
-pub async fn a_time_to_live_of_zero_removes<S: CacheStore>(subject: &Subject<S>) {
+/// A write with a TTL of zero removes the entry.
+pub async fn zero_ttl_removes_the_entry<S: CacheStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
         subject.store.set(&key, Bytes::from_static(b"v"), Some(Duration::ZERO)).await.unwrap();
-        subject.holds_nothing(&key, "it was written with no time to live").await;
+        subject.holds_nothing(&key, "it was written with a TTL of zero").await;
         subject.set(&key, "old").await;
         subject.store.set(&key, Bytes::from_static(b"v"), Some(Duration::ZERO)).await.unwrap();
-        subject.holds_nothing(&key, "it was overwritten with no time to live").await;
-        assert!(!subject.store.delete(&key).await.unwrap(), "there was nothing to delete");
+        subject.holds_nothing(&key, "it was overwritten with a TTL of zero").await;
+        assert!(!subject.store.delete(&key).await.unwrap(), "there was no entry");
     }
     subject.clean_up().await;
 }
 
-/// A time to live that is too long for the store's calendar is as good as none.
-pub async fn a_very_long_time_to_live_is_accepted<S: CacheStore>(subject: &Subject<S>) {
+/// A TTL that exceeds the store's range is accepted.
+pub async fn very_long_ttl_is_accepted<S: CacheStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     for ttl in [Duration::from_secs(400 * 24 * 3600), Duration::from_secs(100 * 365 * 24 * 3600)] {
         subject.store.set(&key, Bytes::from_static(b"v"), Some(ttl)).await.unwrap();
-        subject.holds(&key, "v", "its time is far off").await;
+        subject.holds(&key, "v", "its TTL is not over").await;
     }
     subject.clean_up().await;
 }
 
-/// `delete` is true once, and false when nothing was there.
-pub async fn delete_tells_whether_something_was_there<S: CacheStore>(subject: &Subject<S>) {
+/// `delete` returns `true` if there was a valid entry, and `false` otherwise.
+pub async fn delete_returns_whether_a_valid_entry_was_there<S: CacheStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
-        assert!(!subject.store.delete(&key).await.unwrap(), "nothing was written yet");
+        assert!(!subject.store.delete(&key).await.unwrap(), "the key was never written");
         subject.set(&key, "v").await;
         assert!(subject.store.delete(&key).await.unwrap(), "a valid entry was there");
         subject.holds_nothing(&key, "deleted").await;
@@ -262,8 +266,8 @@ pub async fn delete_tells_whether_something_was_there<S: CacheStore>(subject: &S
     subject.clean_up().await;
 }
 
-/// `delete` of what expired is false.
-pub async fn delete_does_not_count_what_expired<S: CacheStore>(subject: &Subject<S>) {
+/// `delete` of an expired entry returns `false`.
+pub async fn delete_of_an_expired_entry_returns_false<S: CacheStore>(subject: &Subject<S>) {
     let keys = [subject.ungrouped().key("k"), subject.group("g").key("k")];
     for key in &keys {
         subject.store.set(key, Bytes::from_static(b"v"), Some(SHORT)).await.unwrap();
@@ -275,8 +279,8 @@ pub async fn delete_does_not_count_what_expired<S: CacheStore>(subject: &Subject
     subject.clean_up().await;
 }
 
-/// `delete` removes one entry.
-pub async fn delete_leaves_the_neighbours<S: CacheStore>(subject: &Subject<S>) {
+/// `delete` removes one entry and no other.
+pub async fn delete_keeps_other_keys<S: CacheStore>(subject: &Subject<S>) {
     let neighbours = [
         subject.group("g").key("products:70"),
         subject.group("g").key("products:7:reviews"),

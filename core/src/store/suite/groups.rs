@@ -1,4 +1,4 @@
-//! Evictions of groups and of whole prefixes.
+//! Rules of evictions of groups and of whole prefixes.
 
 use bytes::Bytes;
 
@@ -6,8 +6,8 @@ use super::{AFTER_SHORT, LONG, SHORT, Subject};
 use crate::key::CacheKey;
 use crate::store::CacheStore;
 
-/// `delete_group` removes every entry of the group and answers how many there were.
-pub async fn delete_group_counts_and_removes<S: CacheStore>(subject: &Subject<S>) {
+/// `delete_group` removes every entry of the group and returns their number.
+pub async fn delete_group_removes_and_counts_entries<S: CacheStore>(subject: &Subject<S>) {
     let group = subject.group("g");
     assert_eq!(subject.store.delete_group(&group).await.unwrap(), 0, "the group is empty");
     let keys: Vec<CacheKey> = (0..5).map(|i| group.key(&format!("item:{i}"))).collect();
@@ -21,12 +21,12 @@ pub async fn delete_group_counts_and_removes<S: CacheStore>(subject: &Subject<S>
         subject.holds_nothing(key, "its group was deleted").await;
         assert!(!subject.store.delete(key).await.unwrap(), "{key}: its group was deleted");
     }
-    assert_eq!(subject.store.delete_group(&group).await.unwrap(), 0, "everything is gone already");
+    assert_eq!(subject.store.delete_group(&group).await.unwrap(), 0, "the group is empty again");
     subject.clean_up().await;
 }
 
-/// `delete_group` counts what was valid.
-pub async fn delete_group_does_not_count_what_expired<S: CacheStore>(subject: &Subject<S>) {
+/// `delete_group` counts valid entries only.
+pub async fn delete_group_does_not_count_expired_entries<S: CacheStore>(subject: &Subject<S>) {
     let group = subject.group("g");
     for (suffix, ttl) in [("a", Some(SHORT)), ("b", Some(SHORT)), ("c", Some(LONG)), ("d", None)] {
         subject.store.set(&group.key(suffix), Bytes::from_static(b"v"), ttl).await.unwrap();
@@ -36,8 +36,8 @@ pub async fn delete_group_does_not_count_what_expired<S: CacheStore>(subject: &S
     subject.clean_up().await;
 }
 
-/// `delete_group` touches nothing outside the group.
-pub async fn delete_group_leaves_other_groups<S: CacheStore>(subject: &Subject<S>) {
+/// `delete_group` removes no entry of another group.
+pub async fn delete_group_keeps_other_groups<S: CacheStore>(subject: &Subject<S>) {
     let others = [
         subject.group("other").key("k"),
         subject.group("gg").key("k"),
@@ -58,8 +58,8 @@ pub async fn delete_group_leaves_other_groups<S: CacheStore>(subject: &Subject<S
     subject.clean_up().await;
 }
 
-/// A key space without a group stands for its whole prefix, and for no other prefix.
-pub async fn a_prefix_is_every_group_and_every_ungrouped_key<S: CacheStore>(subject: &Subject<S>) {
+/// `delete_group` of a key space without a group removes its whole prefix, and no other.
+pub async fn deleting_a_prefix_removes_its_groups_and_ungrouped_keys<S: CacheStore>(subject: &Subject<S>) {
     let inside = [
         subject.ungrouped().key("k"),
         subject.ungrouped().key("l:m"),
@@ -73,17 +73,17 @@ pub async fn a_prefix_is_every_group_and_every_ungrouped_key<S: CacheStore>(subj
     }
     assert_eq!(subject.store.delete_group(&subject.ungrouped()).await.unwrap(), 5);
     for key in &inside {
-        subject.holds_nothing(key, "its prefix was wiped").await;
+        subject.holds_nothing(key, "its prefix was deleted").await;
     }
     for key in &outside {
-        subject.holds(key, "v", "another prefix was wiped").await;
+        subject.holds(key, "v", "another prefix was deleted").await;
     }
-    assert_eq!(subject.store.delete_group(&subject.ungrouped()).await.unwrap(), 0, "wiped already");
+    assert_eq!(subject.store.delete_group(&subject.ungrouped()).await.unwrap(), 0, "deleted already");
     subject.clean_up().await;
 }
 
-/// What is written after `delete_group` returned is there, and counts for the next one.
-pub async fn a_group_fills_again_after_its_eviction<S: CacheStore>(subject: &Subject<S>) {
+/// An entry that is written after `delete_group` returned is valid, and the next `delete_group` counts it.
+pub async fn group_is_filled_again_after_its_eviction<S: CacheStore>(subject: &Subject<S>) {
     let (group, key) = (subject.group("g"), subject.group("g").key("k"));
     for _ in 0..3 {
         subject.set(&key, "v").await;
@@ -94,8 +94,8 @@ pub async fn a_group_fills_again_after_its_eviction<S: CacheStore>(subject: &Sub
     subject.clean_up().await;
 }
 
-/// A group of more entries than a store handles in one step goes as a whole.
-pub async fn a_large_group_goes_at_once<S: CacheStore>(subject: &Subject<S>) {
+/// A group with more entries than a store handles in one step is removed as a whole.
+pub async fn large_group_is_removed_as_a_whole<S: CacheStore>(subject: &Subject<S>) {
     const MANY: u64 = 1_200;
     let group = subject.group("large");
     for i in 0..MANY {

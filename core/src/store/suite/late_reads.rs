@@ -1,13 +1,13 @@
-//! Stores that keep copies: a read under a lease is never older than the lease.
+//! Rules of stores that keep copies: a read under a lease is never older than the lease.
 
 use bytes::Bytes;
 
 use super::{LONG, Subject};
 use crate::store::{Abandon, Acquired, Intent, LeaseStore};
 
-/// The holder of a lease reads what every process sees, however late the store hears of changes: the last value, and nothing
-/// after an eviction.
-pub async fn a_read_under_a_lease_is_not_older_than_the_lease<S: LeaseStore>(subject: &Subject<S>) {
+/// The holder of a lease reads the last value that any process wrote, and nothing after an eviction, however late the store
+/// receives changes.
+pub async fn read_under_a_lease_is_not_older_than_the_lease<S: LeaseStore>(subject: &Subject<S>) {
     for space in [subject.ungrouped(), subject.group("g")] {
         let key = space.key("counter");
         subject.set(&key, "0").await;
@@ -52,8 +52,8 @@ pub async fn a_read_under_a_lease_is_not_older_than_the_lease<S: LeaseStore>(sub
     subject.clean_up().await;
 }
 
-/// A read that is answered late is not kept as a copy that a later lease would find.
-pub async fn a_read_that_began_before_a_lease_is_not_kept_under_it<S: LeaseStore>(subject: &Subject<S>) {
+/// The answer of a read that began before a lease is not kept as a copy, which the holder of the lease would find.
+pub async fn read_that_began_before_a_lease_is_not_kept_under_it<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("late");
     for round in 0..subject.rounds / 4 {
         subject.set(&key, "old").await;

@@ -1,4 +1,4 @@
-//! Leases of fills: `begin`, `commit`, `renew` and `abandon`, and how long a lease lives.
+//! Rules of leases: `begin`, `commit`, `renew`, `abandon` and the expiry of a lease.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{AFTER_SHORT, LONG, SHORT, Subject};
 use crate::store::{Abandon, Acquired, Intent, Lease, LeaseStore};
 
-/// `Fill` answers `Found` with the entry, and takes no lease for that.
-pub async fn fill_finds_what_is_there<S: LeaseStore>(subject: &Subject<S>) {
+/// `Fill` returns `Found` with the valid entry, and acquires no lease.
+pub async fn fill_finds_a_valid_entry<S: LeaseStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
         subject.set(&key, "there").await;
         match subject.begin(&key, Intent::Fill).await {
@@ -20,8 +20,8 @@ pub async fn fill_finds_what_is_there<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// `Fill` finds valid entries only.
-pub async fn fill_does_not_find_what_expired<S: LeaseStore>(subject: &Subject<S>) {
+/// `Fill` doesn't return an expired entry.
+pub async fn fill_does_not_find_an_expired_entry<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     subject.store.set(&key, Bytes::from_static(b"old"), Some(SHORT)).await.unwrap();
     subject.advance(AFTER_SHORT).await;
@@ -31,13 +31,13 @@ pub async fn fill_does_not_find_what_expired<S: LeaseStore>(subject: &Subject<S>
     subject.clean_up().await;
 }
 
-/// While one fills, others are told so; after the commit they find it.
+/// While one caller fills, others get `Filling`. After the commit they get `Found`.
 pub async fn one_caller_fills<S: LeaseStore>(subject: &Subject<S>) {
     for intent in [Intent::Fill, Intent::Refresh] {
         for space in [subject.ungrouped(), subject.group("g")] {
             let key = space.key(&format!("{intent:?}"));
             let lease = subject.lease(&key, intent).await;
-            subject.is_filling(&key, "somebody holds the lease").await;
+            subject.is_filling(&key, "another caller holds the lease").await;
             subject.holds_nothing(&key, "a lease is not an entry").await;
             subject.is_free(&space.key("other"), "only its neighbour is being filled").await;
             assert!(subject.commit(&key, &lease, "filled").await, "nothing happened to the lease");
@@ -50,12 +50,12 @@ pub async fn one_caller_fills<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// A commit gives the lease back: it can't be used again, and the key is free.
-pub async fn a_fill_is_committed_once<S: LeaseStore>(subject: &Subject<S>) {
+/// A commit ends the lease: it can't be used again, and the key is free.
+pub async fn lease_commits_once<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     let lease = subject.lease(&key, Intent::Fill).await;
     assert!(subject.commit(&key, &lease, "first").await);
-    assert!(!subject.commit(&key, &lease, "second").await, "the lease was given back by the first commit");
+    assert!(!subject.commit(&key, &lease, "second").await, "the first commit ended the lease");
     subject.holds(&key, "first", "the second commit was refused").await;
     subject.is_free(&key, "the lease was committed").await;
     assert_eq!(
@@ -66,8 +66,8 @@ pub async fn a_fill_is_committed_once<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// The time to live of a commit is kept like that of a `set`.
-pub async fn a_commit_has_its_time_to_live<S: LeaseStore>(subject: &Subject<S>) {
+/// The TTL of a commit works as that of a `set`.
+pub async fn committed_entry_expires_after_its_ttl<S: LeaseStore>(subject: &Subject<S>) {
     let space = subject.group("g");
     for (suffix, ttl) in [("brief", Some(SHORT)), ("lasting", Some(LONG)), ("endless", None)] {
         let key = space.key(suffix);
@@ -75,50 +75,50 @@ pub async fn a_commit_has_its_time_to_live<S: LeaseStore>(subject: &Subject<S>) 
         assert!(subject.store.commit(&key, &lease, Bytes::from_static(b"v"), ttl).await.unwrap());
     }
     subject.advance(AFTER_SHORT).await;
-    subject.holds_nothing(&space.key("brief"), "its time to live is over").await;
-    subject.holds(&space.key("lasting"), "v", "its time is not over").await;
-    subject.holds(&space.key("endless"), "v", "it has no time to live").await;
+    subject.holds_nothing(&space.key("brief"), "its TTL is over").await;
+    subject.holds(&space.key("lasting"), "v", "its TTL is not over").await;
+    subject.holds(&space.key("endless"), "v", "it has no TTL").await;
     subject.clean_up().await;
 }
 
-/// A commit that is already over removes the entry and gives the lease back.
-pub async fn a_commit_of_zero_time_to_live_removes<S: LeaseStore>(subject: &Subject<S>) {
+/// A commit with a TTL of zero removes the entry and ends the lease.
+pub async fn commit_with_zero_ttl_removes_the_entry<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     subject.set(&key, "old").await;
     let lease = subject.lease(&key, Intent::Refresh).await;
     subject.store.commit(&key, &lease, Bytes::from_static(b"v"), Some(Duration::ZERO)).await.unwrap();
-    subject.holds_nothing(&key, "it was overwritten with no time to live").await;
+    subject.holds_nothing(&key, "it was overwritten with a TTL of zero").await;
     subject.is_free(&key, "the lease was committed").await;
     subject.clean_up().await;
 }
 
-/// A lease that the store never gave is worth nothing.
-pub async fn an_unknown_lease_commits_nothing<S: LeaseStore>(subject: &Subject<S>) {
+/// A lease that the store never granted commits nothing.
+pub async fn unknown_lease_commits_nothing<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     let made_up = Lease::new([0x5a; 16], [0xa5; 8]);
-    assert!(!subject.commit(&key, &made_up, "forged").await, "nobody holds a lease");
+    assert!(!subject.commit(&key, &made_up, "forged").await, "the key is free");
     subject.holds_nothing(&key, "the commit was refused").await;
     let lease = subject.lease(&key, Intent::Fill).await;
-    assert!(!subject.commit(&key, &made_up, "forged").await, "somebody else holds the lease");
-    assert!(!subject.store.renew(&key, &made_up, LONG).await.unwrap(), "somebody else holds the lease");
+    assert!(!subject.commit(&key, &made_up, "forged").await, "another caller holds the lease");
+    assert!(!subject.store.renew(&key, &made_up, LONG).await.unwrap(), "another caller holds the lease");
     subject.abandon(&key, &made_up, Abandon::Failed).await;
     assert!(subject.commit(&key, &lease, "true").await, "a made-up lease harmed the real one");
     subject.clean_up().await;
 }
 
-/// A lease of one key does not write another.
-pub async fn a_lease_is_good_for_its_key_only<S: LeaseStore>(subject: &Subject<S>) {
+/// A lease of one key doesn't write another.
+pub async fn lease_is_valid_for_its_key_only<S: LeaseStore>(subject: &Subject<S>) {
     let (key, other) = (subject.group("g").key("k"), subject.group("g").key("other"));
     let lease = subject.lease(&key, Intent::Fill).await;
     let others = subject.lease(&other, Intent::Fill).await;
-    assert!(!subject.commit(&other, &lease, "wrong").await, "the lease is another key's");
+    assert!(!subject.commit(&other, &lease, "wrong").await, "the lease belongs to another key");
     assert!(subject.commit(&other, &others, "right").await);
     assert!(subject.commit(&key, &lease, "right").await);
     subject.clean_up().await;
 }
 
-/// A lease lives beside the entry: the old one is readable until the new one is committed.
-pub async fn the_entry_stays_during_a_refresh<S: LeaseStore>(subject: &Subject<S>) {
+/// A lease is stored beside the entry: the old entry is readable until the new one is committed.
+pub async fn entry_stays_readable_during_a_refresh<S: LeaseStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
         subject.set(&key, "old").await;
         let lease = subject.lease(&key, Intent::Refresh).await;
@@ -128,13 +128,13 @@ pub async fn the_entry_stays_during_a_refresh<S: LeaseStore>(subject: &Subject<S
         subject.holds(&key, "new", "the refresh was committed").await;
         let lease = subject.lease(&key, Intent::Refresh).await;
         subject.abandon(&key, &lease, Abandon::Failed).await;
-        subject.holds(&key, "new", "a failed refresh leaves the entry alone").await;
+        subject.holds(&key, "new", "a failed refresh keeps the entry").await;
     }
     subject.clean_up().await;
 }
 
-/// `Refresh` answers `Lease` or `Filling` where `Fill` would answer `Found`.
-pub async fn a_refresh_never_finds<S: LeaseStore>(subject: &Subject<S>) {
+/// `Refresh` returns `Lease` or `Filling` where `Fill` would return `Found`.
+pub async fn refresh_never_returns_found<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     subject.set(&key, "there").await;
     let _lease = subject.lease(&key, Intent::Refresh).await;
@@ -143,8 +143,8 @@ pub async fn a_refresh_never_finds<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// After a failed fill the next caller may try at once.
-pub async fn a_failed_fill_frees_the_key<S: LeaseStore>(subject: &Subject<S>) {
+/// After a failed fill the next caller acquires the lease at once.
+pub async fn failed_fill_frees_the_key<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     let lease = subject.lease(&key, Intent::Fill).await;
     subject.abandon(&key, &lease, Abandon::Failed).await;
@@ -155,8 +155,8 @@ pub async fn a_failed_fill_frees_the_key<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// An uncacheable answer makes callers `Busy` for as long as was said, and then no more.
-pub async fn an_uncacheable_answer_is_remembered_for_a_while<S: LeaseStore>(subject: &Subject<S>) {
+/// After an uncacheable answer, callers get `Busy` for the given time.
+pub async fn uncacheable_mark_makes_callers_busy_until_it_expires<S: LeaseStore>(subject: &Subject<S>) {
     let (brief, lasting) = (subject.group("g").key("brief"), subject.group("g").key("lasting"));
     for (key, pause) in [(&brief, SHORT), (&lasting, LONG)] {
         let lease = subject.lease(key, Intent::Fill).await;
@@ -166,25 +166,25 @@ pub async fn an_uncacheable_answer_is_remembered_for_a_while<S: LeaseStore>(subj
     subject.is_busy(&lasting, "the answer was uncacheable").await;
     subject.holds_nothing(&lasting, "a mark is not an entry").await;
     subject.advance(AFTER_SHORT).await;
-    subject.is_free(&brief, "the mark has run out").await;
-    subject.is_busy(&lasting, "the mark has not run out").await;
+    subject.is_free(&brief, "the mark has expired").await;
+    subject.is_busy(&lasting, "the mark has not expired").await;
     subject.clean_up().await;
 }
 
-/// A write after an uncacheable answer is a change like any other.
-pub async fn an_uncacheable_answer_can_be_overwritten<S: LeaseStore>(subject: &Subject<S>) {
+/// A write lease replaces the mark of an uncacheable answer.
+pub async fn write_replaces_an_uncacheable_mark<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("g").key("k");
     let lease = subject.lease(&key, Intent::Fill).await;
     subject.abandon(&key, &lease, Abandon::Uncacheable(LONG)).await;
-    let ticket = subject.lease(&key, Intent::Write).await;
-    assert!(subject.commit(&key, &ticket, "written").await, "nothing happened to the ticket");
+    let write_lease = subject.lease(&key, Intent::Write).await;
+    assert!(subject.commit(&key, &write_lease, "written").await, "nothing happened to the write lease");
     subject.holds(&key, "written", "committed").await;
-    subject.is_free(&key, "the ticket replaced the mark, and was committed").await;
+    subject.is_free(&key, "the write lease replaced the mark, and was committed").await;
     subject.clean_up().await;
 }
 
-/// Abandoning a lost lease harms neither its successor nor a free key.
-pub async fn a_lost_lease_is_abandoned_in_vain<S: LeaseStore>(subject: &Subject<S>) {
+/// Abandoning a lost lease affects neither its successor nor a free key.
+pub async fn abandoning_a_lost_lease_has_no_effect<S: LeaseStore>(subject: &Subject<S>) {
     for why in [Abandon::Failed, Abandon::Uncacheable(LONG)] {
         let key = subject.group("g").key(&format!("{why:?}"));
         let lost = subject.lease(&key, Intent::Fill).await;
@@ -194,13 +194,13 @@ pub async fn a_lost_lease_is_abandoned_in_vain<S: LeaseStore>(subject: &Subject<
         let current = subject.lease(&key, Intent::Fill).await;
         subject.abandon(&key, &lost, why).await;
         subject.is_filling(&key, "the current lease is another one").await;
-        assert!(subject.commit(&key, &current, "v").await, "a lost lease took the current one along");
+        assert!(subject.commit(&key, &current, "v").await, "a lost lease ended the current one");
     }
     subject.clean_up().await;
 }
 
-/// A lease neither committed nor abandoned runs out, and then belongs to whoever comes next.
-pub async fn a_lease_runs_out<S: LeaseStore>(subject: &Subject<S>) {
+/// A lease that is neither committed nor abandoned expires. Then the next caller can acquire it.
+pub async fn lease_expires<S: LeaseStore>(subject: &Subject<S>) {
     for intent in [Intent::Fill, Intent::Refresh, Intent::Write] {
         let keys = ["taken", "left"].map(|suffix| subject.group("g").key(&format!("{intent:?}:{suffix}")));
         let mut leases = Vec::new();
@@ -211,9 +211,12 @@ pub async fn a_lease_runs_out<S: LeaseStore>(subject: &Subject<S>) {
             }
         }
         subject.advance(AFTER_SHORT).await;
-        assert!(!subject.commit(&keys[1], &leases[1], "late").await, "{intent:?}: the lease ran out");
+        assert!(!subject.commit(&keys[1], &leases[1], "late").await, "{intent:?}: the lease has expired");
         let next = subject.lease(&keys[0], Intent::Fill).await;
-        assert!(!subject.commit(&keys[0], &leases[0], "late").await, "{intent:?}: it is somebody else's now");
+        assert!(
+            !subject.commit(&keys[0], &leases[0], "late").await,
+            "{intent:?}: another caller holds the lease"
+        );
         assert!(
             subject.commit(&keys[0], &next, "next").await,
             "{intent:?}: nothing happened to the new lease"
@@ -224,17 +227,17 @@ pub async fn a_lease_runs_out<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// `renew` extends a lease from now.
-pub async fn a_renewed_lease_lives_on<S: LeaseStore>(subject: &Subject<S>) {
-    // Long enough not to run out between the first two lines of a slow test.
-    const HOLD: Duration = Duration::from_millis(600);
+/// `renew` sets the expiry of a lease, counted from now.
+pub async fn renewed_lease_stays_current<S: LeaseStore>(subject: &Subject<S>) {
+    // Long enough not to expire between the first two lines of a slow test.
+    const LEASE_TTL: Duration = Duration::from_millis(600);
     for intent in [Intent::Fill, Intent::Write] {
         let key = subject.group("g").key(&format!("{intent:?}"));
-        let Acquired::Lease(lease) = subject.store.begin(&key, intent, HOLD).await.unwrap() else {
+        let Acquired::Lease(lease) = subject.store.begin(&key, intent, LEASE_TTL).await.unwrap() else {
             panic!("{key} is free");
         };
         assert!(subject.store.renew(&key, &lease, LONG).await.unwrap(), "the lease is current");
-        subject.advance(HOLD + AFTER_SHORT).await;
+        subject.advance(LEASE_TTL + AFTER_SHORT).await;
         let begin = subject.begin(&key, Intent::Fill).await;
         assert!(
             matches!(begin, Acquired::Filling | Acquired::Busy(_)),
@@ -242,7 +245,7 @@ pub async fn a_renewed_lease_lives_on<S: LeaseStore>(subject: &Subject<S>) {
         );
         assert!(subject.commit(&key, &lease, "v").await, "{intent:?}: the lease was renewed");
     }
-    // It may be shortened, too.
+    // `renew` may also shorten a lease.
     let key = subject.group("g").key("shorter");
     let lease = subject.lease(&key, Intent::Fill).await;
     assert!(subject.store.renew(&key, &lease, SHORT).await.unwrap(), "the lease is current");
@@ -251,8 +254,8 @@ pub async fn a_renewed_lease_lives_on<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// `renew` is false for a lease that was committed, abandoned, revoked or replaced, or ran out, and revives none.
-pub async fn a_lost_lease_is_not_renewed<S: LeaseStore>(subject: &Subject<S>) {
+/// `renew` returns `false` for a lease that was committed, abandoned, revoked or replaced, or that expired, and restores none.
+pub async fn lost_lease_is_not_renewed<S: LeaseStore>(subject: &Subject<S>) {
     let space = subject.group("g");
     let mut lost = Vec::new();
     for suffix in ["committed", "abandoned", "deleted", "overwritten", "replaced"] {
@@ -264,12 +267,12 @@ pub async fn a_lost_lease_is_not_renewed<S: LeaseStore>(subject: &Subject<S>) {
             "deleted" => assert!(!subject.store.delete(&key).await.unwrap()),
             "overwritten" => subject.set(&key, "v").await,
             _ => {
-                let _ticket = subject.lease(&key, Intent::Write).await;
+                let _write_lease = subject.lease(&key, Intent::Write).await;
             }
         }
         lost.push((key, lease));
     }
-    let key = space.key("ran out");
+    let key = space.key("expired");
     let Acquired::Lease(lease) = subject.store.begin(&key, Intent::Fill, SHORT).await.unwrap() else {
         panic!("{key} is free");
     };

@@ -10,37 +10,37 @@ use crate::key::{CacheKey, KeySpace};
 use crate::store::{Abandon, Acquired, Intent, LeaseStore};
 use crate::tag::{TagEviction, Tagged, Tags};
 
-/// After `delete` has returned nobody reads what the database held before.
-pub async fn racing_against_delete<S: LeaseStore>(subject: &Subject<S>) {
+/// After `delete` has returned, no reader gets a value from before the change.
+pub async fn delete_wins_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
     race(subject, subject.group("race").key("k"), DatabaseChange::Delete).await;
     race(subject, subject.ungrouped().key("k"), DatabaseChange::Delete).await;
 }
 
-/// After `delete_group` has returned nobody reads what the database held before.
-pub async fn racing_against_delete_group<S: LeaseStore>(subject: &Subject<S>) {
+/// After `delete_group` has returned, no reader gets a value from before the change.
+pub async fn delete_group_wins_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
     let key = subject.group("race").key("k");
     race(subject, key.clone(), DatabaseChange::Evict(key.space())).await;
 }
 
-/// After a prefix was wiped nobody reads what the database held before.
-pub async fn racing_against_a_wiped_prefix<S: LeaseStore>(subject: &Subject<S>) {
+/// After a prefix was deleted, no reader gets a value from before the change.
+pub async fn deleting_a_prefix_wins_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
     race(subject, subject.group("race").key("k"), DatabaseChange::Evict(subject.ungrouped())).await;
     race(subject, subject.ungrouped().key("k"), DatabaseChange::Evict(subject.ungrouped())).await;
 }
 
-/// After a write-through has finished nobody reads what the database held before, though others write, too.
-pub async fn racing_against_writes<S: LeaseStore>(subject: &Subject<S>) {
+/// After a write-through has finished, no reader gets a value from before it, although other writes run concurrently.
+pub async fn writes_win_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
     race(subject, subject.group("race").key("k"), DatabaseChange::WriteThrough).await;
 }
 
-/// After an eviction by tag has returned nobody reads what the database held before, though a value's tags are known only after
-/// it was read, and other tags are evicted all the time.
-pub async fn racing_against_tag_evictions<S: LeaseStore>(subject: &Subject<S>) {
+/// After an eviction by tag has returned, no reader gets a value from before the change, although the tags of a value are known
+/// only after it was read, and other tags are evicted concurrently.
+pub async fn tag_evictions_win_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
     race(subject, subject.group("race").key("k"), DatabaseChange::EvictTag).await;
     race(subject, subject.ungrouped().key("k"), DatabaseChange::EvictTag).await;
 }
 
-/// How the database's changes reach the store.
+/// The call that follows a change of the database.
 #[derive(Clone)]
 enum DatabaseChange {
     Delete,
@@ -49,11 +49,11 @@ enum DatabaseChange {
     WriteThrough,
 }
 
-/// One value in a database that only ever grows, and what readers may still see of it.
+/// A database with one growing value, and the oldest version that readers may get.
 #[derive(Default)]
 struct Database {
     version: AtomicU64,
-    /// Every version below this was evicted, and that eviction has returned.
+    /// Every version below this was evicted, and its eviction has returned.
     floor: AtomicU64,
     over: AtomicBool,
 }
@@ -95,7 +95,7 @@ async fn race<S: LeaseStore>(subject: &Subject<S>, key: CacheKey, change: Databa
     subject.clean_up().await;
 }
 
-/// Reads, and fills what is missing, until the race is over. Answers how many fills were committed.
+/// Reads and fills the key until the race is over. Returns the number of committed fills.
 async fn read_on<S: LeaseStore>(
     store: Arc<S>,
     key: CacheKey,
@@ -135,19 +135,19 @@ async fn read_on<S: LeaseStore>(
     filled
 }
 
-/// Changes the database, then does what a route does after a change.
+/// Changes the database, then makes the call that a route makes after a change.
 async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Database, change: &DatabaseChange) {
-    let ticket = match change {
+    let write_lease = match change {
         DatabaseChange::WriteThrough => match store.begin(key, Intent::Write, LONG).await.unwrap() {
-            Acquired::Lease(ticket) => Some(ticket),
-            other => panic!("`begin(Write)` always gives a ticket, not {other:?}"),
+            Acquired::Lease(write_lease) => Some(write_lease),
+            other => panic!("`begin(Write)` always grants a lease, not {other:?}"),
         },
         DatabaseChange::Delete | DatabaseChange::Evict(_) | DatabaseChange::EvictTag => None,
     };
     let version = database.version.fetch_add(1, Ordering::SeqCst) + 1;
     pause().await;
-    let committed = match &ticket {
-        Some(ticket) => store.commit(key, ticket, bytes_of(version), Some(LONG)).await.unwrap(),
+    let committed = match &write_lease {
+        Some(write_lease) => store.commit(key, write_lease, bytes_of(version), Some(LONG)).await.unwrap(),
         None => false,
     };
     match change {
@@ -169,7 +169,7 @@ fn tags(names: &[&str]) -> Tags {
     Tags::new(names).unwrap()
 }
 
-/// What a task answered; its panic goes on in here, so that the test shows the rule that was broken.
+/// Returns the result of a task, or resumes its panic, which names the broken rule.
 fn outcome<T>(task: Result<T, tokio::task::JoinError>) -> T {
     task.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
@@ -180,7 +180,7 @@ fn assert_recent(value: Option<Bytes>, floor: u64, key: &CacheKey) {
     assert!(version >= floor, "{key} holds version {version}, but everything below {floor} was evicted");
 }
 
-/// Lets the others in, for a while that differs from time to time.
+/// Yields to other tasks, a random number of times.
 async fn pause() {
     for _ in 0..fastrand::u8(..4) {
         tokio::task::yield_now().await;

@@ -1,10 +1,10 @@
-//! Evictions and `set` revoke leases.
+//! Rules of revocation: evictions and `set` revoke leases.
 
 use super::{LONG, Subject};
 use crate::key::CacheKey;
 use crate::store::{Abandon, Intent, Lease, LeaseStore};
 
-/// A fill that began before a `delete` is not written after it.
+/// A fill that began before a `delete` is not committed after it.
 pub async fn delete_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
         subject.set(&key, "old").await;
@@ -16,7 +16,7 @@ pub async fn delete_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
 }
 
 /// `delete` revokes the lease of a key that holds no entry yet.
-pub async fn delete_revokes_where_nothing_is_there<S: LeaseStore>(subject: &Subject<S>) {
+pub async fn delete_of_an_absent_entry_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
         let lease = subject.lease(&key, Intent::Fill).await;
         assert!(!subject.store.delete(&key).await.unwrap(), "a lease is not an entry");
@@ -25,7 +25,7 @@ pub async fn delete_revokes_where_nothing_is_there<S: LeaseStore>(subject: &Subj
     subject.clean_up().await;
 }
 
-/// A fill that began before a `delete_group` is not written after it, be the group empty or not.
+/// A fill that began before a `delete_group` is not committed after it, whether the group is empty or not.
 pub async fn delete_group_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
     let (group, key) = (subject.group("g"), subject.group("g").key("k"));
     let lease = subject.lease(&key, Intent::Fill).await;
@@ -33,18 +33,18 @@ pub async fn delete_group_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
     is_revoked(subject, &key, &lease, "its empty group was deleted").await;
 
     subject.set(&group.key("neighbour"), "v").await;
-    let (lease, ticket) =
+    let (lease, write_lease) =
         (subject.lease(&key, Intent::Fill).await, subject.lease(&group.key("written"), Intent::Write).await);
     assert_eq!(subject.store.delete_group(&group).await.unwrap(), 1);
-    // Whatever began before, also after the group has come to life again.
+    // The leases stay revoked after the group has new entries.
     subject.set(&group.key("neighbour"), "v").await;
     is_revoked(subject, &key, &lease, "its group was deleted").await;
-    is_revoked(subject, &group.key("written"), &ticket, "its group was deleted").await;
+    is_revoked(subject, &group.key("written"), &write_lease, "its group was deleted").await;
     subject.clean_up().await;
 }
 
-/// A fill that began before the whole prefix was wiped is not written after it.
-pub async fn a_wiped_prefix_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
+/// A fill that began before the whole prefix was deleted is not committed after it.
+pub async fn deleting_a_prefix_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
     let keys = [subject.ungrouped().key("k"), subject.group("g").key("k"), subject.group("h").key("k")];
     let mut leases = Vec::new();
     for key in &keys {
@@ -53,12 +53,12 @@ pub async fn a_wiped_prefix_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) 
     subject.set(&subject.group("h").key("entry"), "v").await;
     assert_eq!(subject.store.delete_group(&subject.ungrouped()).await.unwrap(), 1);
     for (key, lease) in keys.iter().zip(&leases) {
-        is_revoked(subject, key, lease, "its prefix was wiped").await;
+        is_revoked(subject, key, lease, "its prefix was deleted").await;
     }
     subject.clean_up().await;
 }
 
-/// A fill that began before a `set` does not overwrite it.
+/// A fill that began before a `set` doesn't overwrite it.
 pub async fn set_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
     for key in [subject.ungrouped().key("k"), subject.group("g").key("k")] {
         for intent in [Intent::Refresh, Intent::Write] {
@@ -72,9 +72,9 @@ pub async fn set_revokes_a_fill<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// What was uncacheable may be cacheable after an eviction or a write.
-pub async fn evictions_end_an_uncacheable_mark<S: LeaseStore>(subject: &Subject<S>) {
-    for how in ["delete", "delete_group", "wipe", "set"] {
+/// An eviction or a `set` removes the mark of an uncacheable answer.
+pub async fn evictions_remove_an_uncacheable_mark<S: LeaseStore>(subject: &Subject<S>) {
+    for how in ["delete", "delete_group", "delete_prefix", "set"] {
         let key = subject.group("g").key(how);
         let lease = subject.lease(&key, Intent::Fill).await;
         subject.abandon(&key, &lease, Abandon::Uncacheable(LONG)).await;
@@ -84,8 +84,8 @@ pub async fn evictions_end_an_uncacheable_mark<S: LeaseStore>(subject: &Subject<
     subject.clean_up().await;
 }
 
-/// Evicting a key or a group leaves the fills of others alone.
-pub async fn evictions_leave_other_leases<S: LeaseStore>(subject: &Subject<S>) {
+/// Evicting a key or a group revokes no lease of another.
+pub async fn evictions_keep_other_leases<S: LeaseStore>(subject: &Subject<S>) {
     let gone = subject.group("g").key("k");
     for (how, others) in [
         (
@@ -102,7 +102,7 @@ pub async fn evictions_leave_other_leases<S: LeaseStore>(subject: &Subject<S>) {
             ],
         ),
         (
-            "wipe",
+            "delete_prefix",
             [
                 subject.elsewhere(None).key("k"),
                 subject.elsewhere(Some("g")).key("k"),
@@ -122,18 +122,18 @@ pub async fn evictions_leave_other_leases<S: LeaseStore>(subject: &Subject<S>) {
     subject.clean_up().await;
 }
 
-/// Evictions and `set` revoke tickets like leases.
-pub async fn evictions_revoke_a_ticket<S: LeaseStore>(subject: &Subject<S>) {
-    for how in ["delete", "delete_group", "wipe", "set"] {
+/// Evictions and `set` revoke write leases.
+pub async fn evictions_revoke_a_write_lease<S: LeaseStore>(subject: &Subject<S>) {
+    for how in ["delete", "delete_group", "delete_prefix", "set"] {
         for key in [subject.group("g").key(how), subject.ungrouped().key(how)] {
             if how == "delete_group" && key.group().is_none() {
                 continue;
             }
-            let ticket = subject.lease(&key, Intent::Write).await;
+            let write_lease = subject.lease(&key, Intent::Write).await;
             evict(subject, &key, how).await;
             assert!(
-                !subject.commit(&key, &ticket, "older").await,
-                "`{how}` of {key} did not revoke the ticket"
+                !subject.commit(&key, &write_lease, "older").await,
+                "`{how}` of {key} did not revoke the write lease"
             );
             subject.is_free(&key, how).await;
         }
@@ -152,7 +152,7 @@ async fn evict<S: LeaseStore>(subject: &Subject<S>, key: &CacheKey, how: &str) {
     match how {
         "delete" => drop(subject.store.delete(key).await.unwrap()),
         "delete_group" => drop(subject.store.delete_group(&key.space()).await.unwrap()),
-        "wipe" => drop(subject.store.delete_group(&subject.ungrouped()).await.unwrap()),
+        "delete_prefix" => drop(subject.store.delete_group(&subject.ungrouped()).await.unwrap()),
         _ => subject.set(key, "set").await,
     }
 }
