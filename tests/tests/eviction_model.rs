@@ -51,9 +51,13 @@ enum Rule {
     CountRecalls,
     /// A repeated eviction revokes the leases of fills.
     RevokeLeases,
+    /// A server that continues the history of another has it up to a position, and the changes confirmed after that are repeated.
+    ComparePositions,
+    /// A position covers the changes that were confirmed before the process asked for it, not those confirmed since.
+    CountBeforeAsking,
 }
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 10] = [
     Rule::Watch,
     Rule::HistoryIsIdentity,
     Rule::Remember,
@@ -62,6 +66,8 @@ const RULES: [Rule; 8] = [
     Rule::SecondLook,
     Rule::CountRecalls,
     Rule::RevokeLeases,
+    Rule::ComparePositions,
+    Rule::CountBeforeAsking,
 ];
 
 /// The value and the lease under the key, on one server.
@@ -70,6 +76,14 @@ struct Data {
     value: Option<u8>,
     /// `true` if a fill may be committed.
     lease: bool,
+}
+
+/// A history of writes, and how far it goes. A server that is promoted or restarts begins another, which continues the one that
+/// it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct History {
+    name: u8,
+    position: u8,
 }
 
 /// Where a server is, and its process: a connection leads to one of these. Its history of writes is kept apart.
@@ -120,9 +134,13 @@ struct Reading {
 struct Process {
     /// The master when the process last asked.
     known: Identity,
-    /// `true` if it had the same history of writes.
-    knows_history: bool,
+    /// The name of the master's history then.
+    known_history: u8,
     remembers: bool,
+    /// The position that the history had reached after everything that is remembered was confirmed.
+    covered: Option<u8>,
+    /// The position in an answer under way, and `true` if nothing was confirmed since the question.
+    answer: Option<(u8, bool)>,
     is_pending: bool,
     /// `true` if it has watched since the servers changed.
     has_watched: bool,
@@ -136,9 +154,13 @@ struct Process {
 struct World {
     /// On each server.
     data: [Data; 2],
+    /// Of each server.
+    history: [History; 2],
     master: Identity,
+    /// The history that the master's continues, up to where the master has it.
+    continued: Option<History>,
     /// The snapshot that the master saved, if it is still the same server.
-    snapshot: Option<Data>,
+    snapshot: Option<(Data, History)>,
     changes: u8,
     /// `true` if more than a period has passed since the servers changed and since something was confirmed.
     is_late: bool,
@@ -164,7 +186,9 @@ impl World {
         let data = Data { value: Some(0), lease: false };
         Self {
             data: [data; 2],
+            history: [History::default(); 2],
             master: Identity::default(),
+            continued: None,
             snapshot: None,
             changes: 0,
             is_late: true,
@@ -172,7 +196,7 @@ impl World {
             floor: 0,
             filling: None,
             has_filled: false,
-            processes: [Process { knows_history: true, ..Process::default() }; TWO_PROCESSES.processes],
+            processes: [Process::default(); TWO_PROCESSES.processes],
             bounds,
         }
     }
@@ -186,12 +210,18 @@ impl World {
         self
     }
 
-    /// The servers are others than before.
-    fn changed(&mut self) {
+    fn history_here(&mut self) -> &mut History {
+        &mut self.history[usize::from(self.master.address)]
+    }
+
+    /// The servers are others than before. The master has this much of an earlier history.
+    fn changed(&mut self, continued: History) {
         self.changes += 1;
         self.is_late = false;
+        self.continued = Some(continued);
+        *self.history_here() = History { name: self.changes, ..continued };
         for process in &mut self.processes {
-            (process.has_watched, process.knows_history) = (false, false);
+            process.has_watched = false;
             if let Some(reading) = &mut process.reading {
                 reading.is_late = false;
             }
@@ -199,13 +229,77 @@ impl World {
     }
 
     /// A process sends something: it notices when its connection is broken or redirected. `true` if it was.
-    fn reach(&mut self, number: usize) -> bool {
-        let (master, process) = (self.master, &mut self.processes[number]);
-        let is_another = process.known != master;
+    fn reach(&mut self, number: usize, off: Option<Rule>) -> bool {
+        let is_another = self.processes[number].known != self.master;
         if is_another {
-            process.recall(master);
+            self.recall(number, off);
         }
         is_another
+    }
+
+    /// The master turned out to be another: it may lack what was confirmed.
+    fn recall(&mut self, number: usize, off: Option<Rule>) {
+        let (master, history, continued) = (self.master, *self.history_here(), self.continued);
+        let process = &mut self.processes[number];
+        let reaches = |position| {
+            continued.is_some_and(|continued| {
+                let is_far_enough = continued.position >= position || off == Some(Rule::ComparePositions);
+                continued.name == process.known_history && is_far_enough
+            })
+        };
+        let is_lost = process.remembers && !process.covered.is_some_and(reaches);
+        process.is_pending |= is_lost;
+        (process.known, process.known_history) = (master, history.name);
+        // What is lost is repeated.
+        (process.covered, process.answer) = (Some(history.position), None);
+        if let Some(running) = &mut process.running {
+            running.is_recalled = true;
+            // The pending eviction was requested since.
+            running.settles &= !is_lost;
+        }
+        if let Some(reading) = &mut process.reading {
+            reading.is_recalled = true;
+        }
+    }
+
+    /// The same with nothing in it that can't matter any more, so that fewer states have to be looked at.
+    fn reduced(mut self) -> Self {
+        let (here, elsewhere) = (usize::from(self.master.address), usize::from(1 - self.master.address));
+        if self.changes == self.bounds.changes {
+            (self.data[elsewhere], self.history[elsewhere], self.snapshot) = Default::default();
+        }
+        let (current, processes) = (self.history[here].name, self.processes);
+        let is_known = |name| processes.iter().any(|process| process.known_history == name);
+        self.continued = self.continued.filter(|continued| is_known(continued.name));
+        let saved = self.snapshot.as_mut().map(|(_, history)| history);
+        for history in saved.into_iter().chain(&mut self.history[elsewhere..=elsewhere]) {
+            if history.name != current && !is_known(history.name) {
+                *history = History { name: u8::MAX, position: 0 };
+            }
+        }
+        for process in &mut self.processes {
+            let is_comparable = process.known_history == current
+                || self.continued.is_some_and(|continued| continued.name == process.known_history);
+            process.covered = process.covered.filter(|_| process.remembers && is_comparable);
+        }
+        // Positions are only compared, so their order is all that counts.
+        let mut positions: Vec<u8> = self.positions().map(|position| *position).collect();
+        positions.sort_unstable();
+        positions.dedup();
+        for position in self.positions() {
+            let rank = positions.binary_search(position).unwrap_or(0);
+            *position = u8::try_from(rank).unwrap_or(u8::MAX);
+        }
+        self
+    }
+
+    fn positions(&mut self) -> impl Iterator<Item = &mut u8> {
+        let histories = self.history.iter_mut().chain(self.continued.as_mut());
+        let histories = histories.chain(self.snapshot.as_mut().map(|(_, history)| history));
+        let known = self.processes.iter_mut().flat_map(|process| {
+            process.covered.iter_mut().chain(process.answer.as_mut().map(|(position, _)| position))
+        });
+        histories.map(|history| &mut history.position).chain(known)
     }
 
     fn steps(self, off: Option<Rule>) -> Vec<Step> {
@@ -221,24 +315,31 @@ impl World {
         let mut step = |name, world: Self| steps.push((name, 0, Ok(world)));
         let (master, replica) = (usize::from(self.master.address), usize::from(1 - self.master.address));
         let may_change = self.changes < self.bounds.changes;
-        if may_change && self.data[replica] != self.data[master] {
-            step("the replica catches up", self.with(|world| world.data[replica] = world.data[master]));
+        if may_change
+            && (self.data[replica], self.history[replica]) != (self.data[master], self.history[master])
+        {
+            let caught_up = self.with(|world| {
+                world.data[replica] = world.data[master];
+                world.history[replica] = world.history[master];
+            });
+            step("the replica catches up", caught_up);
         }
-        if may_change && self.snapshot != Some(self.data[master]) {
-            step("the master saves a snapshot", self.with(|world| world.snapshot = Some(world.data[master])));
+        let saved = Some((self.data[master], self.history[master]));
+        if may_change && self.snapshot != saved {
+            step("the master saves a snapshot", self.with(|world| world.snapshot = saved));
         }
         if may_change {
             let failover = self.with(|world| {
                 world.master.address = 1 - world.master.address;
                 world.snapshot = None;
-                world.changed();
+                world.changed(world.history[replica]);
             });
             step("the replica takes the master's place", failover);
-            if let Some(saved) = self.snapshot {
+            if let Some((saved, history)) = self.snapshot {
                 let restart = self.with(|world| {
                     *world.here() = saved;
                     world.master.run += 1;
-                    world.changed();
+                    world.changed(history);
                 });
                 step("the master restarts from its snapshot", restart);
             }
@@ -304,7 +405,8 @@ impl World {
         match process.running {
             Some(running) if !running.is_executed => {
                 let executed = self.with(|world| {
-                    world.reach(number);
+                    world.reach(number, off);
+                    world.history_here().position += 1;
                     let keeps_lease =
                         off == Some(Rule::RevokeLeases) && matches!(running.change, Change::Repeat);
                     let here = world.here();
@@ -322,18 +424,32 @@ impl World {
             Some(running) => step("is told so", Ok(self.with(|world| world.confirm(number, running, off)))),
             None => {}
         }
-        if !process.has_watched && off != Some(Rule::Watch) {
+        let is_uncovered = process.remembers && process.covered.is_none() && process.answer.is_none();
+        if (!process.has_watched || is_uncovered) && off != Some(Rule::Watch) {
             let watched = self.with(|world| {
-                let master = world.master;
-                let process = &mut world.processes[number];
-                let has_history = process.knows_history || off == Some(Rule::HistoryIsIdentity);
-                let is_known = process.known == master && has_history;
-                if !is_known {
-                    process.recall(master);
+                let history = *world.history_here();
+                let has_history =
+                    process.known_history == history.name || off == Some(Rule::HistoryIsIdentity);
+                if process.known == world.master && has_history {
+                    if is_uncovered {
+                        world.processes[number].answer = Some((history.position, true));
+                    }
+                } else {
+                    world.recall(number, off);
                 }
-                process.has_watched = true;
+                world.processes[number].has_watched = true;
             });
             step("asks the servers who they are", Ok(watched));
+        }
+        if let Some((position, is_first)) = process.answer {
+            let told = self.with(|world| {
+                let process = &mut world.processes[number];
+                process.answer = None;
+                if is_first || off == Some(Rule::CountBeforeAsking) {
+                    process.covered = Some(position);
+                }
+            });
+            step("is told by the same server as before", Ok(told));
         }
         self.steps_of_reading(number, off, &mut step);
     }
@@ -362,7 +478,7 @@ impl World {
         };
         let Some((value, was_redialled)) = reading.answer else {
             let answered = self.with(|world| {
-                let was_redialled = world.reach(number);
+                let was_redialled = world.reach(number, off);
                 let value = world.here().value;
                 if let Some(reading) = &mut world.processes[number].reading {
                     reading.answer = Some((value, was_redialled));
@@ -394,6 +510,8 @@ impl World {
         } else {
             process.is_pending &= !running.settles;
             process.remembers |= is_remembered && off != Some(Rule::Remember);
+            process.covered = None;
+            process.answer = process.answer.map(|(position, _)| (position, false));
         }
         if let Some(version) = version {
             process.floor = version;
@@ -412,22 +530,6 @@ impl Running {
     }
 }
 
-impl Process {
-    /// The master turned out to be another: it may lack what was confirmed.
-    fn recall(&mut self, master: Identity) {
-        (self.known, self.knows_history) = (master, true);
-        self.is_pending |= self.remembers;
-        if let Some(running) = &mut self.running {
-            running.is_recalled = true;
-            // The pending eviction was requested since.
-            running.settles &= !self.remembers;
-        }
-        if let Some(reading) = &mut self.reading {
-            reading.is_recalled = true;
-        }
-    }
-}
-
 /// Looks at every state that can be reached. Returns how many there are, or the steps to one that breaks a promise.
 fn check(bounds: Bounds, off: Option<Rule>) -> Result<usize, Vec<String>> {
     let start = World::new(bounds);
@@ -437,6 +539,7 @@ fn check(bounds: Bounds, off: Option<Rule>) -> Result<usize, Vec<String>> {
         for (name, process, step) in world.steps(off) {
             match step {
                 Ok(after) => {
+                    let after = after.reduced();
                     seen.entry(after).or_insert_with(|| {
                         next.push_back(after);
                         Some((world, name, process))
@@ -472,6 +575,28 @@ fn nothing_that_a_process_evicted_comes_back() {
 #[test]
 fn nothing_that_two_processes_evicted_comes_back() {
     check_everything(TWO_PROCESSES);
+}
+
+#[test]
+fn failover_that_loses_nothing_repeats_nothing() {
+    let mut world = World::new(ONE_PROCESS);
+    let before = [
+        "changes the database and begins to replace",
+        "the master carries it out",
+        "is told so",
+        "asks the servers who they are",
+        "is told by the same server as before",
+        "the replica catches up",
+        "the replica takes the master's place",
+        "asks the servers who they are",
+    ];
+    for name in before {
+        let step = world.steps(None).into_iter().find(|(other, ..)| *other == name);
+        let (.., Ok(next)) = step.unwrap_or_else(|| panic!("no step: {name}")) else { panic!("{name}") };
+        world = next;
+    }
+    let process = world.processes[0];
+    assert!(process.known == world.master && process.remembers && !process.is_pending);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use larder_core::{
 };
 use larder_tests::proxy::{Proxy, Weather};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
-use larder_tests::redis_server::{RedisServer, patient};
+use larder_tests::redis_server::{RedisServer, patient, version};
 use tokio::time::{Instant, sleep};
 
 const HOLD: Duration = Duration::from_secs(60);
@@ -36,6 +36,9 @@ enum Way {
 }
 
 const WAYS: [Way; 4] = [Way::OneConnection, Way::FourConnections, Way::Tier, Way::Pool];
+
+/// The ways with connections of the store's own.
+const OWN_WAYS: [Way; 3] = [Way::OneConnection, Way::FourConnections, Way::Tier];
 
 /// A store, with or without a tier.
 enum Store {
@@ -555,6 +558,12 @@ async fn deaf_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey
     for key in homes.iter().flatten() {
         store.set(key, "old").await;
     }
+    deafen_replica(cluster).await;
+    homes
+}
+
+/// Waits until the replica of master 0 has everything. From then on it hears nothing.
+async fn deafen_replica(cluster: &RedisCluster) {
     eventually("a replica that has everything", RECOVERY, || {
         let size = |node| cluster.cli(node, &["dbsize"]);
         std::future::ready(size(0) == size(MASTERS))
@@ -570,7 +579,6 @@ async fn deaf_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey
         std::future::ready(cluster.cli(MASTERS, &["info", "replication"]).contains("master_link_status:down"))
     })
     .await;
-    homes
 }
 
 /// The replica takes the place of its master, with what it has.
@@ -669,6 +677,147 @@ async fn failover_that_is_undone_is_noticed_within_a_second() {
         for key in &homes[0] {
             assert_eq!(cluster.cli(0, &["exists", key.name()]), "0", "{way:?}: {key}");
             assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_that_loses_nothing_costs_nothing() {
+    for (way, is_busy) in OWN_WAYS.into_iter().flat_map(|way| [(way, false), (way, true)]) {
+        let cluster = cluster().await;
+        let store = Store::to_cluster(&cluster, way);
+        let homes = everywhere(&cluster, 6);
+        for key in homes.iter().flatten() {
+            store.set(key, "kept").await;
+        }
+        // Meanwhile the masters say how far their histories of writes go.
+        sleep(NOTICED).await;
+        let reads = async {
+            loop {
+                for key in homes.iter().flatten().filter(|_| is_busy) {
+                    let _ = store.get(key).await;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let failover = async {
+            promote(&cluster, MASTERS).await;
+            sleep(NOTICED + SLACK).await;
+        };
+        tokio::select! {
+            () = failover => {}
+            () = reads => {}
+        }
+        for key in homes.iter().flatten() {
+            let found = store.get(key).await.unwrap();
+            assert_eq!(found.as_deref(), Some(&b"kept"[..]), "{way:?}, busy: {is_busy}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn takeover_costs_only_what_the_replica_did_not_hear() {
+    for way in OWN_WAYS {
+        let cluster = cluster().await;
+        let store = Store::to_cluster(&cluster, way);
+        let homes = everywhere(&cluster, 12);
+        for key in homes.iter().flatten() {
+            store.set(key, "old").await;
+        }
+        sleep(NOTICED).await;
+        deafen_replica(&cluster).await;
+        let (evicted, kept) = homes[0].split_at(6);
+        let [deleted, replaced] = [&evicted[..3], &evicted[3..]];
+        for key in deleted {
+            store.delete(key).await;
+        }
+        for key in replaced {
+            store.set(key, "new").await;
+        }
+        // Those that the replica didn't hear of are before the last position, too.
+        sleep(NOTICED).await;
+        takes_over(&cluster).await;
+        sleep(NOTICED + SLACK).await;
+        for key in evicted {
+            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+            assert_eq!(cluster.cli(MASTERS, &["exists", key.name()]), "0", "{way:?}: {key}");
+        }
+        for key in kept.iter().chain(&homes[1]).chain(&homes[2]) {
+            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"old"[..]), "{way:?}: {key}");
+        }
+    }
+}
+
+/// A master and its replica, and an address that leads to the master until it is redirected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replica_that_takes_the_address_keeps_what_it_heard() {
+    for way in OWN_WAYS {
+        let master = RedisServer::with_args(&["--repl-diskless-sync-delay", "0"]);
+        let (replication, address) = (Proxy::to(master.port()).await, Proxy::to(master.port()).await);
+        let replica = replica_of(&master, &replication).await;
+        let store = Store::to(&address.url(), way);
+        let keys = written(&store, &["kept", "deleted", "replaced"]).await;
+        sleep(NOTICED).await;
+        eventually("a replica that has everything", RECOVERY, async || {
+            raw::<u64>(&replica, &["DBSIZE"]).await == raw::<u64>(&master, &["DBSIZE"]).await
+        })
+        .await;
+        replication.turn(Weather::BlackHole);
+        for key in &keys[2..4] {
+            store.delete(key).await;
+        }
+        for key in &keys[4..] {
+            store.set(key, "new").await;
+        }
+        sleep(NOTICED).await;
+        let _: String = raw(&replica, &["REPLICAOF", "NO", "ONE"]).await;
+        address.redirect(replica.port());
+        answers(&store).await;
+        for key in &keys[2..] {
+            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+        }
+        sleep(NOTICED + SLACK).await;
+        for key in &keys[..2] {
+            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"old"[..]), "{way:?}: {key}");
+        }
+        for key in &keys[2..] {
+            assert_eq!(raw::<u64>(&replica, &["EXISTS", key.name()]).await, 0, "{way:?}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restored_snapshot_keeps_what_was_confirmed_before_it_was_saved() {
+    // Redis 6 doesn't remember after a restart what its snapshot continues.
+    if version() < (7, 0) {
+        return;
+    }
+    for way in OWN_WAYS {
+        // A server without a replica keeps no history of writes.
+        let mut master = RedisServer::with_args(&["--repl-diskless-sync-delay", "0"]);
+        let proxy = Proxy::to(master.port()).await;
+        let _replica = replica_of(&master, &proxy).await;
+        let store = Store::to(&master.url(), way);
+        let keys = written(&store, &["kept", "deleted", "replaced"]).await;
+        sleep(NOTICED).await;
+        let _: String = raw(&master, &["SAVE"]).await;
+        for key in &keys[2..4] {
+            store.delete(key).await;
+        }
+        for key in &keys[4..] {
+            store.set(key, "new").await;
+        }
+        sleep(NOTICED).await;
+        master.restart();
+        for key in &keys[2..] {
+            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+        }
+        sleep(NOTICED + SLACK).await;
+        for key in &keys[..2] {
+            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"old"[..]), "{way:?}: {key}");
+        }
+        for key in &keys[2..] {
+            assert_eq!(raw::<u64>(&master, &["EXISTS", key.name()]).await, 0, "{way:?}: {key}");
         }
     }
 }

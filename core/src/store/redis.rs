@@ -28,6 +28,9 @@
 //!
 //! * A process never reads what it evicted itself: every answer is checked against the remembered changes after it arrived.
 //!   Other processes may read it for up to a second after the failover, until it is evicted again.
+//! * A change that the new server certainly has is not repeated. Masters report their replication offset twice a second, and the
+//!   new server reports the offset up to which it has the history of the earlier one. After a failover that lost nothing, only
+//!   the changes of the last half second are repeated. With a pool, all of them are.
 //! * A value that a `set`, a write-through or an update *replaced* becomes a miss.
 //! * An [update](crate::CacheBackend::update) that was confirmed may be lost: the store doesn't know the number that a counter
 //!   had.
@@ -178,18 +181,21 @@ impl RedisInner {
 }
 
 impl ServerChangeHandler for Weak<RedisInner> {
-    fn on_change(&self, change: ServerChange<'_>) {
+    fn on_change(&self, change: ServerChange<'_>, kept: u64) {
         let Some(inner) = self.upgrade() else { return };
         let mut lost = inner.client.lost(&change);
         if let Some(replicated) = &inner.replicated {
             lost.extend(&replicated.lost(&change));
         }
-        RedisStore::from_inner(inner).recall(&lost);
+        RedisStore::from_inner(inner).recall(&lost, kept);
     }
 
-    #[cfg(feature = "redis-pool")]
     fn remembers(&self) -> bool {
         self.upgrade().is_some_and(|inner| inner.log.remembers())
+    }
+
+    fn confirmed(&self) -> u64 {
+        self.upgrade().map_or(0, |inner| inner.log.confirmed())
     }
 }
 

@@ -78,11 +78,14 @@ pub(super) struct ChangeLog {
 #[derive(Debug)]
 pub(super) struct LogState {
     /// Each with the number of the last time it was asked for.
-    pending: Changes<u64>,
+    pending: Changes,
     releases: VecDeque<Release>,
     /// How many evictions were asked for.
     count: u64,
+    /// Each with its place in the order of confirmations.
     recent: Recent,
+    /// How many changes were confirmed.
+    confirmed: u64,
     recalls: u64,
     /// What was lost at the last few of them.
     history: VecDeque<Lost>,
@@ -127,25 +130,25 @@ impl Lost {
     }
 }
 
-/// A set of changes, bounded by being less exact.
+/// A set of changes, each with a number, bounded by being less exact.
 #[derive(Debug)]
-struct Changes<T> {
+struct Changes {
     max_keys: usize,
     max_groups: usize,
     /// By name.
-    keys: HashMap<Box<str>, (CacheKey, T)>,
+    keys: HashMap<Box<str>, (CacheKey, u64)>,
     /// By head.
-    groups: HashMap<Box<str>, (KeySpace, T)>,
+    groups: HashMap<Box<str>, (KeySpace, u64)>,
     /// By head, and where in a cluster.
-    prefixes: HashMap<Box<str>, (KeySpace, Lost, T)>,
+    prefixes: HashMap<Box<str>, (KeySpace, Lost, u64)>,
 }
 
 /// Confirmed changes, in two generations.
 #[derive(Debug)]
 struct Recent {
     since: Instant,
-    now: Changes<()>,
-    before: Changes<()>,
+    now: Changes,
+    before: Changes,
 }
 
 /// A lease that may have been granted without an answer.
@@ -255,6 +258,7 @@ impl Default for ChangeLog {
                 releases: VecDeque::new(),
                 count: 0,
                 recent: Recent::new(Instant::now()),
+                confirmed: 0,
                 recalls: 0,
                 history: VecDeque::new(),
                 retrying: None,
@@ -335,7 +339,9 @@ impl ChangeLog {
             self.publish(&state);
         }
         state.recent.turn(Instant::now());
-        state.recent.now.insert(target, &Lost::Everything, ());
+        state.confirmed += 1;
+        let LogState { recent, confirmed, .. } = &mut *state;
+        recent.now.insert(target, &Lost::Everything, *confirmed);
         true
     }
 
@@ -344,10 +350,16 @@ impl ChangeLog {
         self.confirm(pending.target(), Some(pending.number()), recalls)
     }
 
-    /// Makes every remembered change pending that a server may have lost. `false` if there is none.
+    /// The number of changes that were confirmed so far.
+    pub(super) fn confirmed(&self) -> u64 {
+        self.lock().confirmed
+    }
+
+    /// Makes every remembered change pending that a server may have lost: those after the first `kept`. `false` if there is
+    /// none.
     ///
     /// What runs meanwhile is not believed, and what is confirmed meanwhile becomes pending.
-    pub(super) fn recall(&self, lost: &Lost) -> bool {
+    pub(super) fn recall(&self, lost: &Lost, kept: u64) -> bool {
         let mut state = self.lock();
         state.recalls += 1;
         state.recent.turn(Instant::now());
@@ -357,15 +369,17 @@ impl ChangeLog {
         state.history.push_back(lost.clone());
         let LogState { pending, recent, count, .. } = &mut *state;
         for changes in [&recent.now, &recent.before] {
-            for (key, ()) in changes.keys.values().filter(|(key, ())| lost.concerns(key.name())) {
+            let is_lost = |name: &str, number: u64| number > kept && lost.concerns(name);
+            for (key, _) in changes.keys.values().filter(|(key, number)| is_lost(key.name(), *number)) {
                 *count += 1;
                 pending.insert(ChangeTarget::Key(key), lost, *count);
             }
-            for (group, ()) in changes.groups.values().filter(|(group, ())| lost.concerns(group.head())) {
+            for (group, _) in changes.groups.values().filter(|(group, number)| is_lost(group.head(), *number))
+            {
                 *count += 1;
                 pending.insert(ChangeTarget::Space(group), lost, *count);
             }
-            for (prefix, ..) in changes.prefixes.values() {
+            for (prefix, ..) in changes.prefixes.values().filter(|(.., number)| *number > kept) {
                 *count += 1;
                 pending.insert(ChangeTarget::Space(prefix), lost, *count);
             }
@@ -488,7 +502,7 @@ impl Pending {
     }
 }
 
-impl<T: Copy> Changes<T> {
+impl Changes {
     fn new(max_keys: usize, max_groups: usize) -> Self {
         Self { max_keys, max_groups, keys: HashMap::new(), groups: HashMap::new(), prefixes: HashMap::new() }
     }
@@ -500,73 +514,73 @@ impl<T: Copy> Changes<T> {
             || self.prefixes.get(&name[..=prefix]).is_some_and(|(_, lost, _)| lost.concerns(name))
     }
 
-    fn get(&self, target: ChangeTarget<'_>) -> Option<T> {
+    fn get(&self, target: ChangeTarget<'_>) -> Option<u64> {
         match target {
-            ChangeTarget::Key(key) => self.keys.get(key.name()).map(|(_, with)| *with),
+            ChangeTarget::Key(key) => self.keys.get(key.name()).map(|(_, number)| *number),
             ChangeTarget::Space(space) if space.group().is_some() => {
-                self.groups.get(space.head()).map(|(_, with)| *with)
+                self.groups.get(space.head()).map(|(_, number)| *number)
             }
-            ChangeTarget::Space(space) => self.prefixes.get(space.head()).map(|(.., with)| *with),
+            ChangeTarget::Space(space) => self.prefixes.get(space.head()).map(|(.., number)| *number),
             ChangeTarget::Lease(..) => None,
         }
     }
 
-    /// Adds a change. Of a prefix only what is `lost` counts.
-    fn insert(&mut self, target: ChangeTarget<'_>, lost: &Lost, with: T) {
+    /// Adds a change, or gives it a later number. Of a prefix only what is `lost` counts.
+    fn insert(&mut self, target: ChangeTarget<'_>, lost: &Lost, number: u64) {
         match target {
             ChangeTarget::Key(key) => {
                 if let Some(known) = self.keys.get_mut(key.name()) {
-                    known.1 = with;
+                    known.1 = known.1.max(number);
                     return;
                 }
                 if self.keys.len() >= self.max_keys {
                     self.widen_keys();
                 }
-                self.keys.insert(key.name().into(), (key.clone(), with));
+                self.keys.insert(key.name().into(), (key.clone(), number));
             }
             ChangeTarget::Space(space) if space.group().is_some() => {
                 if let Some(known) = self.groups.get_mut(space.head()) {
-                    known.1 = with;
+                    known.1 = known.1.max(number);
                     return;
                 }
                 if self.groups.len() >= self.max_groups {
                     self.widen_groups();
                 }
-                self.groups.insert(space.head().into(), (space.clone(), with));
+                self.groups.insert(space.head().into(), (space.clone(), number));
             }
-            ChangeTarget::Space(space) => self.insert_prefix(space, lost, with),
+            ChangeTarget::Space(space) => self.insert_prefix(space, lost, number),
             ChangeTarget::Lease(..) => {}
         }
     }
 
-    fn insert_prefix(&mut self, space: &KeySpace, lost: &Lost, with: T) {
-        if let Some((_, known, number)) = self.prefixes.get_mut(space.head()) {
+    fn insert_prefix(&mut self, space: &KeySpace, lost: &Lost, number: u64) {
+        if let Some((_, known, latest)) = self.prefixes.get_mut(space.head()) {
             known.extend(lost);
-            *number = with;
+            *latest = number.max(*latest);
             return;
         }
-        self.prefixes.insert(space.head().into(), (space.clone(), lost.clone(), with));
+        self.prefixes.insert(space.head().into(), (space.clone(), lost.clone(), number));
     }
 
     /// Makes room for keys: those of groups become their groups, and only if that is not enough, all become prefixes.
     fn widen_keys(&mut self) {
         let grouped: Vec<_> =
             self.keys.extract_if(|_, (key, _)| key.group().is_some()).map(|(_, known)| known).collect();
-        for (key, with) in grouped {
-            self.insert(ChangeTarget::Space(&key.space()), &Lost::Everything, with);
+        for (key, number) in grouped {
+            self.insert(ChangeTarget::Space(&key.space()), &Lost::Everything, number);
         }
         // So that room is not made again for each of the next few keys.
         if self.keys.len() > self.max_keys / 4 * 3 {
-            for (key, with) in std::mem::take(&mut self.keys).into_values() {
-                self.insert_prefix(&key.space(), &Lost::Everything, with);
+            for (key, number) in std::mem::take(&mut self.keys).into_values() {
+                self.insert_prefix(&key.space(), &Lost::Everything, number);
             }
         }
     }
 
     fn widen_groups(&mut self) {
-        for (space, with) in std::mem::take(&mut self.groups).into_values() {
+        for (space, number) in std::mem::take(&mut self.groups).into_values() {
             let whole = KeySpace::new(space.prefix(), None).unwrap_or(space);
-            self.insert_prefix(&whole, &Lost::Everything, with);
+            self.insert_prefix(&whole, &Lost::Everything, number);
         }
     }
 
@@ -657,7 +671,7 @@ mod tests {
     fn confirmation_from_before_a_recall_becomes_pending() {
         let log = ChangeLog::default();
         let (key, group) = (space(None).key("a"), space(Some("g")));
-        assert!(!log.recall(&Lost::Everything), "nothing is remembered yet");
+        assert!(!log.recall(&Lost::Everything, 0), "nothing is remembered yet");
         assert!(!log.confirm(ChangeTarget::Key(&key), None, 0));
         assert!(!log.confirm(ChangeTarget::Space(&group), None, 0));
         assert!(covers(&log, &key) && covers(&log, &group.key("b")));
@@ -677,15 +691,51 @@ mod tests {
             assert!(log.confirm(target, None, 0));
         }
         let slots = SlotSet::from_iter([slot(lost.head())]);
-        assert!(log.recall(&Lost::Slots(slots.clone())));
+        assert!(log.recall(&Lost::Slots(slots.clone()), 0));
         assert!(covers(&log, &lost.key("a")) && covers(&log, &lost.key("b")));
         assert!(!covers(&log, &kept.key("a")));
 
         let log = ChangeLog::default();
         assert!(log.confirm(ChangeTarget::Space(&space(None)), None, 0));
-        assert!(log.recall(&Lost::Slots(slots)));
+        assert!(log.recall(&Lost::Slots(slots), 0));
         assert!(covers(&log, &lost.key("a")));
         assert!(!covers(&log, &kept.key("a")), "the prefix is evicted only where it was lost");
+    }
+
+    #[test]
+    fn recall_repeats_only_what_was_confirmed_after_the_kept_changes() {
+        let log = ChangeLog::default();
+        let names = ["a", "b", "c", "d"];
+        let [first, again, group, last] = names.map(|name| space((name == "c").then_some("g")).key(name));
+        for target in
+            [ChangeTarget::Key(&first), ChangeTarget::Key(&again), ChangeTarget::Space(&group.space())]
+        {
+            assert!(log.confirm(target, None, 0));
+        }
+        let kept = log.confirmed();
+        for key in [&again, &last] {
+            assert!(log.confirm(ChangeTarget::Key(key), None, 0));
+        }
+        assert!(log.recall(&Lost::Everything, kept));
+        assert_eq!([&first, &again, &group, &last].map(|key| covers(&log, key)), [false, true, false, true]);
+        // What was kept is remembered all the same.
+        assert!(log.recall(&Lost::Everything, kept - 1));
+        assert_eq!([&first, &group].map(|key| covers(&log, key)), [false, true]);
+        assert!(log.confirm(ChangeTarget::Space(&space(None)), None, 2));
+        assert!(log.recall(&Lost::Everything, log.confirmed() - 1));
+        assert!(covers(&log, &first));
+    }
+
+    #[test]
+    fn what_becomes_a_group_is_as_late_as_its_last_key() {
+        let mut changes = Changes::new(2, 1);
+        changes.insert(ChangeTarget::Space(&space(Some("g"))), &Lost::Everything, 1);
+        for (name, number) in [("a", 7), ("b", 5), ("c", 6)] {
+            changes.insert(ChangeTarget::Key(&space(Some("g")).key(name)), &Lost::Everything, number);
+        }
+        assert_eq!(changes.get(ChangeTarget::Space(&space(Some("g")))), Some(7));
+        changes.insert(ChangeTarget::Space(&space(Some("h"))), &Lost::Everything, 3);
+        assert_eq!(changes.get(ChangeTarget::Space(&space(None))), Some(7));
     }
 
     #[test]
@@ -699,9 +749,9 @@ mod tests {
         assert!(log.may_believe(&other, epoch));
         log.confirm(ChangeTarget::Key(&key), log.pending_number(ChangeTarget::Key(&key)), 0);
         assert!(log.may_believe(&key, epoch));
-        log.recall(&Lost::Slots(SlotSet::from_iter([slot(key.name())])));
+        log.recall(&Lost::Slots(SlotSet::from_iter([slot(key.name())])), 0);
         assert!(!log.may_believe(&key, epoch) && log.may_believe(&other, epoch));
-        log.recall(&Lost::Everything);
+        log.recall(&Lost::Everything, 0);
         assert!(!log.may_believe(&key, epoch) && !log.may_believe(&other, epoch));
         let epoch = log.epoch_for(&other).unwrap();
         assert!(log.may_believe(&other, epoch));
@@ -714,7 +764,7 @@ mod tests {
         for key in &keys {
             log.confirm(ChangeTarget::Key(key), None, 0);
         }
-        assert!(log.recall(&Lost::Everything));
+        assert!(log.recall(&Lost::Everything, 0));
         assert!(keys.iter().all(|key| covers(&log, key)));
         assert!(!covers(&log, &space(None).key("other")));
         assert!(!covers(&log, &space(Some("g")).key("other")));
@@ -724,15 +774,15 @@ mod tests {
     fn too_many_keys_become_groups_and_only_then_prefixes() {
         let mut changes = Changes::new(4, 2);
         for name in ["a", "b"] {
-            changes.insert(ChangeTarget::Key(&space(None).key(name)), &Lost::Everything, ());
-            changes.insert(ChangeTarget::Key(&space(Some("g")).key(name)), &Lost::Everything, ());
+            changes.insert(ChangeTarget::Key(&space(None).key(name)), &Lost::Everything, 1);
+            changes.insert(ChangeTarget::Key(&space(Some("g")).key(name)), &Lost::Everything, 1);
         }
-        changes.insert(ChangeTarget::Key(&space(None).key("c")), &Lost::Everything, ());
+        changes.insert(ChangeTarget::Key(&space(None).key("c")), &Lost::Everything, 1);
         assert!(changes.covers(&space(Some("g")).key("other")));
         assert!(changes.covers(&space(None).key("a")) && !changes.covers(&space(None).key("other")));
 
         for group in ["h", "i"] {
-            changes.insert(ChangeTarget::Space(&space(Some(group))), &Lost::Everything, ());
+            changes.insert(ChangeTarget::Space(&space(Some(group))), &Lost::Everything, 1);
         }
         for group in [Some("g"), Some("h"), Some("i"), None] {
             assert!(changes.covers(&space(group).key("other")), "{group:?}");
@@ -744,7 +794,7 @@ mod tests {
     fn changes_are_forgotten_after_a_while() {
         let start = Instant::now();
         let mut recent = Recent::new(start);
-        recent.now.insert(ChangeTarget::Space(&space(None)), &Lost::Everything, ());
+        recent.now.insert(ChangeTarget::Space(&space(None)), &Lost::Everything, 1);
         for (after, expected) in [(RECENT / 2, false), (RECENT, false), (RECENT * 2, true)] {
             recent.turn(start + after);
             assert_eq!(recent.is_empty(), expected, "{after:?}");

@@ -43,6 +43,9 @@ const FRESH: Duration = Duration::from_millis(100);
 /// How many nodes are asked for the slots at once. The first to answer will do.
 const ASKED: usize = 8;
 
+/// How long a new master is asked for its identity. Without an answer, everything that its slots may lack is repeated.
+const LONGEST_IDENTIFYING: Duration = Duration::from_millis(250);
+
 /// How many redirections a command follows without a pause.
 const AT_ONCE: u32 = 3;
 
@@ -85,6 +88,12 @@ impl Slots {
         self.masters.get(usize::from(self.owners[usize::from(slot)]))
     }
 
+    /// Returns `true` if this node was no master, or is known as one from redirections only, and so is new for its other slots.
+    fn is_new(&self, master: &Arc<Node>) -> bool {
+        let is_among = |nodes: &[Arc<Node>]| nodes.iter().any(|other| other.address() == master.address());
+        !is_among(&self.masters) || is_among(&self.redirected)
+    }
+
     fn assign(&mut self, slots: impl IntoIterator<Item = u16>, node: Arc<Node>) {
         let position = self.masters.iter().position(|master| Arc::ptr_eq(master, &node));
         let number = position.unwrap_or_else(|| {
@@ -97,6 +106,16 @@ impl Slots {
                 *owner = number;
             }
         }
+    }
+}
+
+/// The number of changes that new masters have of those that others confirmed, by the address of the new one and of the other.
+#[derive(Debug, Default)]
+struct KeptChanges(HashMap<Address, HashMap<Address, u64>>);
+
+impl KeptChanges {
+    fn of(&self, before: &Address, new: &Address) -> u64 {
+        self.0.get(new).and_then(|kept| kept.get(before)).copied().unwrap_or(0)
     }
 }
 
@@ -202,7 +221,10 @@ impl Cluster {
             }
             asking = matches!(detour, Detour::Ask(_));
             node = match detour {
-                Detour::Moved(Some(address)) => self.moved(slot, &address.beside(node.address())),
+                Detour::Moved(Some(address)) => {
+                    let deadline = until.saturating_duration_since(Instant::now()) / 2;
+                    self.moved(slot, &address.beside(node.address()), deadline).await
+                }
                 Detour::Ask(Some(address)) => self.node(&address.beside(node.address())),
                 Detour::Moved(None) | Detour::Ask(None) | Detour::Wait | Detour::Down => {
                     self.look_up();
@@ -226,7 +248,7 @@ impl Cluster {
         if owners.contains(&NOBODY) {
             return Err(StoreError::unavailable("the cluster does not serve every slot"));
         }
-        let slots = self.learn(slots);
+        let slots = self.learn(slots, deadline).await;
         let mut nodes: Vec<_> =
             owners.iter().filter_map(|owner| slots.masters.get(usize::from(*owner)).cloned()).collect();
         let mut described = BTreeSet::new();
@@ -305,8 +327,9 @@ impl Cluster {
         let weak = Arc::downgrade(self);
         let task = async move {
             let Some(cluster) = weak.upgrade() else { return };
-            match cluster.ask_around(cluster.dialer.options.connect_deadline).await {
-                Ok(slots) => drop(cluster.learn(slots)),
+            let deadline = cluster.dialer.options.connect_deadline;
+            match cluster.ask_around(deadline).await {
+                Ok(slots) => drop(cluster.learn(slots, deadline).await),
                 Err(error) => tracing::debug!(%error, "no node of the Redis cluster says who serves what"),
             }
             let mut lookup = cluster.lookup();
@@ -362,10 +385,11 @@ impl Cluster {
     }
 
     /// Puts what was looked up in place of what was known, and lets go of nodes that are no more.
-    fn learn(&self, slots: Slots) -> Arc<Slots> {
+    async fn learn(&self, slots: Slots, deadline: Duration) -> Arc<Slots> {
+        let kept = self.kept_changes(&slots.masters, deadline).await;
         let slots = Arc::new(slots);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        self.recall_moved(&known, &slots, 0..SLOTS as u16);
+        self.recall_moved(&known, &slots, 0..SLOTS as u16, &kept);
         *known = slots.clone();
         let seeds = self.dialer.options.addresses();
         self.nodes().retain(|address, node| {
@@ -376,46 +400,77 @@ impl Cluster {
 
     /// Recalls what lies in slots whose new owner was no master before: it may be a replica that took its master's place
     /// without the last moments. Between masters, slots move with everything in them.
-    fn recall_moved(&self, known: &Slots, new: &Slots, slots: impl Iterator<Item = u16>) {
-        let is_among = |nodes: &[Arc<Node>], master: &Arc<Node>| {
-            nodes.iter().any(|other| other.address() == master.address())
-        };
-        // One that is known from a redirection only is new for its other slots.
-        let is_new =
-            |master: &Arc<Node>| !is_among(&known.masters, master) || is_among(&known.redirected, master);
-        let new_masters: Vec<bool> = new.masters.iter().map(is_new).collect();
-        if known.masters.is_empty() || !new_masters.contains(&true) {
+    fn recall_moved(&self, known: &Slots, new: &Slots, slots: impl Iterator<Item = u16>, kept: &KeptChanges) {
+        if known.masters.is_empty() || !new.masters.iter().any(|master| known.is_new(master)) {
             return;
         }
-        let is_lost =
-            |slot: &u16| new_masters.get(usize::from(new.owners[usize::from(*slot)])) == Some(&true);
-        let lost: SlotSet = slots.filter(is_lost).collect();
-        if !lost.is_empty() {
-            self.dialer.change_handler.on_change(ServerChange::Owners(lost));
+        let mut moved: HashMap<&Address, (SlotSet, u64)> = HashMap::new();
+        for slot in slots {
+            let (before, Some(owner)) = (known.owner(slot), new.owner(slot)) else { continue };
+            // What moved before was recalled then.
+            if !known.is_new(owner) || before.is_some_and(|before| before.address() == owner.address()) {
+                continue;
+            }
+            let kept = before.map_or(0, |before| kept.of(before.address(), owner.address()));
+            let (lost, least) =
+                moved.entry(owner.address()).or_insert_with(|| (SlotSet::from_iter([]), kept));
+            lost.insert(slot);
+            *least = kept.min(*least);
         }
+        for (lost, kept) in moved.into_values() {
+            self.dialer.change_handler.on_change(ServerChange::Owners(lost), kept);
+        }
+    }
+
+    /// Asks those of these masters that are new what they have of the changes that the masters of before confirmed.
+    ///
+    /// Called without a lock: a server whose identity changed asks for its slots.
+    async fn kept_changes(&self, masters: &[Arc<Node>], deadline: Duration) -> KeptChanges {
+        let known = self.known_slots();
+        let mut kept = KeptChanges::default();
+        if known.masters.is_empty() || !self.dialer.change_handler.remembers() {
+            return kept;
+        }
+        let deadline = deadline.min(LONGEST_IDENTIFYING);
+        let new = masters.iter().filter(|master| known.is_new(master));
+        let identified = join_all(new.map(async |master| (master, master.identify(deadline).await))).await;
+        for (master, identity) in identified {
+            let Some(identity) = identity else { continue };
+            let count = |before: &Address| self.dialer.server(before).kept_by(&identity);
+            let counts = known.masters.iter().map(|before| before.address());
+            let counts = counts.map(|before| (before.clone(), count(before))).collect();
+            kept.0.insert(master.address().clone(), counts);
+        }
+        kept
     }
 
     /// The slots that the server at this address serves, as far as is known.
     pub(super) fn slots_of(&self, address: &Address) -> SlotSet {
-        let known = self.slots.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.known_slots();
         (0..SLOTS as u16)
             .filter(|slot| known.owner(*slot).is_some_and(|owner| owner.address() == address))
             .collect()
     }
 
-    /// Asks every master who it is, and several who serves what.
+    /// Asks several nodes for the owners of the slots, and then every master for its identity.
+    ///
+    /// In this order a master that was demoted is compared with its successor, not with what it follows now.
     pub(super) async fn check(self: &Arc<Self>, deadline: Duration) {
-        let masters = self.slots.read().unwrap_or_else(PoisonError::into_inner).masters.clone();
-        let checked = join_all(masters.iter().map(|master| master.check(deadline)));
-        let (_, slots) = tokio::join!(checked, self.ask_around(deadline));
-        if let Ok(slots) = slots {
-            self.learn(slots);
-        }
+        let slots = match self.ask_around(deadline).await {
+            Ok(slots) => self.learn(slots, deadline).await,
+            Err(_) => self.known_slots(),
+        };
+        join_all(slots.masters.iter().map(|master| master.check(deadline))).await;
     }
 
-    /// A slot has a new owner.
-    fn moved(self: &Arc<Self>, slot: u16, address: &Address) -> Arc<Node> {
+    fn known_slots(&self) -> Arc<Slots> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that a slot has a new owner, which is asked for its identity within the deadline.
+    async fn moved(self: &Arc<Self>, slot: u16, address: &Address, deadline: Duration) -> Arc<Node> {
         let node = self.node(address);
+        let kept = self.kept_changes(std::slice::from_ref(&node), deadline).await;
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         if !known.owner(slot).is_some_and(|owner| Arc::ptr_eq(owner, &node)) {
             let mut slots = Slots::clone(&known);
@@ -424,7 +479,7 @@ impl Cluster {
                 slots.redirected.push(node.clone());
             }
             slots.assign([slot], node.clone());
-            self.recall_moved(&known, &slots, std::iter::once(slot));
+            self.recall_moved(&known, &slots, std::iter::once(slot), &kept);
             *known = Arc::new(slots);
         }
         drop(known);

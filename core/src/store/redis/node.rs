@@ -44,7 +44,7 @@ use super::breaker_gauge;
 use super::meter::{Delivered, Metered};
 use super::options::RedisOptions;
 use super::refusals::Refusals;
-use super::server_identity::KnownServer;
+use super::server_identity::{KnownServer, ServerIdentity};
 use super::slots::SlotSet;
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
@@ -111,6 +111,11 @@ impl Node {
         if self.links[0].dialer.has_one_server() {
             join_all(self.links.iter().map(|link| link.check(deadline))).await;
         }
+    }
+
+    /// Asks the server for its identity now, on a connection that is opened if there is none. `None` without an answer.
+    pub(super) async fn identify(&self, deadline: Duration) -> Option<ServerIdentity> {
+        self.links[0].identify(deadline).await
     }
 
     /// Closes every connection. Later calls fail.
@@ -300,7 +305,7 @@ impl Link {
         }
         let (link, generation) = (self.clone(), live.generation);
         transport.with_identity_callback(Box::new(move |found| {
-            link.server.checked(generation, found, || link.dialer.changed(&link.address));
+            link.server.checked(generation, found, None, |kept| link.dialer.changed(&link.address, kept));
         }))
     }
 
@@ -318,9 +323,30 @@ impl Link {
                 return;
             }
         };
-        if live.generation != self.server.generation() {
-            return self.outdated(&live);
+        self.ask_identity(&live, deadline).await;
+    }
+
+    async fn identify(self: &Arc<Self>, deadline: Duration) -> Option<ServerIdentity> {
+        let until = Instant::now() + deadline;
+        while Instant::now() < until {
+            let live = self.live(until, deadline).await.ok()?;
+            let found = self.ask_identity(&live, until.saturating_duration_since(Instant::now())).await;
+            // Another caller may have noticed first that the server changed: then the next connection is the one to ask on.
+            if found.is_some() || live.generation == self.server.generation() {
+                return found;
+            }
+            self.outdated(&live);
         }
+        None
+    }
+
+    /// Asks on this connection. `None` without an answer, and if the connection may lead to a server of before.
+    async fn ask_identity(self: &Arc<Self>, live: &Arc<Live>, deadline: Duration) -> Option<ServerIdentity> {
+        if live.generation != self.server.generation() {
+            self.outdated(live);
+            return None;
+        }
+        let confirmed = self.dialer.confirmed();
         let is_sent = AtomicBool::new(false);
         let asked = pin!(async {
             let mut transport = live.source.transport().await?;
@@ -329,12 +355,15 @@ impl Link {
         });
         match live.answer(asked, Instant::now() + deadline, deadline).await {
             Ok(Ok(found)) => {
-                self.server.checked(live.generation, found, || self.dialer.changed(&self.address));
+                let changed = |kept| self.dialer.changed(&self.address, kept);
+                let is_current = self.server.checked(live.generation, found.clone(), confirmed, changed);
+                return found.filter(|_| is_current);
             }
-            Ok(Err(error)) if is_broken(&error) => self.broke(&live, &error),
-            Err(Silence::Dead(waited)) if is_sent.load(Ordering::Relaxed) => self.struck(&live, waited),
+            Ok(Err(error)) if is_broken(&error) => self.broke(live, &error),
+            Err(Silence::Dead(waited)) if is_sent.load(Ordering::Relaxed) => self.struck(live, waited),
             Ok(Err(_)) | Err(_) => {}
         }
+        None
     }
 
     /// The connection may lead to a server that another has replaced.
@@ -542,12 +571,15 @@ pub(super) struct Dialer {
 
 /// What this process remembers of what servers confirmed.
 pub(super) trait ServerChangeHandler: Send + Sync {
-    /// Called when servers may have lost what they confirmed, before anything that is read from them is believed.
-    fn on_change(&self, change: ServerChange<'_>);
+    /// Called when servers may have lost what they confirmed, before anything that is read from them is believed. They still
+    /// have the first `kept` changes.
+    fn on_change(&self, change: ServerChange<'_>, kept: u64);
 
-    /// Whether there is anything that a server could lose.
-    #[cfg(feature = "redis-pool")]
+    /// Returns `true` if there is anything that a server could lose.
     fn remembers(&self) -> bool;
+
+    /// The number of changes that servers confirmed so far.
+    fn confirmed(&self) -> u64;
 }
 
 /// A server that took another's place.
@@ -614,8 +646,9 @@ impl Dialer {
             return Ok(server.generation());
         }
         let refused = |error: &RedisError| self.refusals.note(address, error);
+        let confirmed = self.confirmed();
         let found = transport.identity(refused).await?;
-        Ok(server.opened(found, || self.changed(address)))
+        Ok(server.opened(found, confirmed, |kept| self.changed(address, kept)))
     }
 
     /// Whether every connection leads to the server at its address. Those of a cluster's pool lead to any node.
@@ -623,9 +656,14 @@ impl Dialer {
         !(self.options.is_pooled() && self.options.is_cluster())
     }
 
-    fn changed(&self, address: &Address) {
+    /// The number of changes that were confirmed so far. `None` with a pool, whose connections may lead to several servers.
+    fn confirmed(&self) -> Option<u64> {
+        (!self.options.is_pooled()).then(|| self.change_handler.confirmed())
+    }
+
+    fn changed(&self, address: &Address, kept: u64) {
         tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
-        self.change_handler.on_change(ServerChange::Server(address));
+        self.change_handler.on_change(ServerChange::Server(address), kept);
     }
 
     /// The server at this address. Known for as long as the store lives: a node that leaves a cluster may come back.

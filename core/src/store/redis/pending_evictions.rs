@@ -58,9 +58,9 @@ impl Attempt {
 }
 
 impl RedisStore {
-    /// A server lost what it confirmed lately: it is evicted once more.
-    pub(super) fn recall(&self, lost: &Lost) {
-        let is_pending = self.log().recall(lost);
+    /// Evicts once more what servers may have lost of what they confirmed lately: all but the first `kept` changes.
+    pub(super) fn recall(&self, lost: &Lost, kept: u64) {
+        let is_pending = self.log().recall(lost, kept);
         self.inner.on_recall.run();
         if is_pending {
             self.log().retry_now().notify_one();

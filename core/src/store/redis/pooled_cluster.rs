@@ -63,7 +63,7 @@ impl Masters {
     fn lost_since(&self, before: &Self) -> SlotSet {
         let is_lost = |address: &Address| match (before.identities.get(address), self.identities.get(address))
         {
-            (Some(before), Some(now)) => before != now,
+            (Some(before), Some(now)) => !before.is_same_as(now),
             _ => !before.is_known(address),
         };
         let lost = self.ranges.iter().filter(|(.., address)| is_lost(address));
@@ -111,7 +111,7 @@ impl PooledCluster {
                 let lost = masters.lost_since(before);
                 if !lost.is_empty() {
                     tracing::info!("masters of the Redis cluster changed; repeating what was evicted lately");
-                    self.dialer.change_handler.on_change(ServerChange::Owners(lost));
+                    self.dialer.change_handler.on_change(ServerChange::Owners(lost), 0);
                 }
                 for (address, identity) in &before.identities {
                     masters.identities.entry(address.clone()).or_insert_with(|| identity.clone());
@@ -119,7 +119,7 @@ impl PooledCluster {
             }
             // Commands went to masters that were not asked.
             None if self.was_unknown.load(Ordering::Acquire) => {
-                self.dialer.change_handler.on_change(ServerChange::Server(self.any.address()));
+                self.dialer.change_handler.on_change(ServerChange::Server(self.any.address()), 0);
             }
             None => {}
         }
@@ -143,7 +143,7 @@ impl PooledCluster {
         let Some(found) = found else { return };
         let mut known = self.known();
         let Some(masters) = known.as_mut().filter(|masters| !masters.has_history_of(&found)) else { return };
-        self.dialer.change_handler.on_change(ServerChange::Owners(masters.beside(slot)));
+        self.dialer.change_handler.on_change(ServerChange::Owners(masters.beside(slot)), 0);
         // An answer of the master before is not believed any more.
         if let Some(owner) = masters.owner(slot).cloned() {
             masters.identities.insert(owner, found);

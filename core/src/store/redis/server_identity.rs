@@ -1,30 +1,53 @@
-//! Tells whether the server behind an address is still the one that confirmed what this process changed.
+//! Detects that the server behind an address is another one than before, and how much of the old one's writes it has.
 //!
 //! `run_id` changes when a server starts, and `master_replid` when a replica is promoted and when a server begins to follow
 //! another. Both are compared when a connection opens, and twice a second on every open connection while there is anything to
 //! remember.
+//!
+//! # What a new server still has
+//!
+//! `master_replid` names a history of writes, and `master_repl_offset` is a position in it. A promoted replica, a demoted
+//! master, and a server that restarts from a snapshot say how much they have of the history that they continue
+//! (`master_replid2`, `second_repl_offset`). A change that was confirmed before a master said that its history had reached some
+//! position is not beyond that position. So each such answer is a *checkpoint*: the number of changes confirmed before the
+//! question, and the position. A server that has the history up to a checkpoint has the changes before it, and only later ones
+//! have to be repeated. After a failover that lost nothing, those are the changes since the last question.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{Pipeline, RedisResult, Value, from_redis_value};
 use tokio::time::Instant;
 
-/// So many changes within this time are several servers behind one address.
+/// The number of changes of server within [`FLAPPING`] that means several servers behind one address.
 const FLAPS: usize = 10;
 const FLAPPING: Duration = Duration::from_secs(5);
 
+/// The number of checkpoints that are kept. At two a second they cover the lag of any replica that is worth promoting.
+const MAX_CHECKPOINTS: usize = 64;
+
 /// The identity of a server and of what it replicates.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct ServerIdentity {
     run_id: String,
     replication_id: String,
+    history: Option<History>,
+}
+
+/// The history of writes of a server, as `INFO replication` tells it.
+#[derive(Clone, Debug)]
+struct History {
+    is_master: bool,
+    /// The position of the last write that the server has.
+    offset: u64,
+    /// The name of the history that this one continues, and the last position that the server has of it.
+    continued: Option<(String, u64)>,
 }
 
 impl ServerIdentity {
-    /// How many commands [`ask`](Self::ask) adds.
+    /// The number of commands that [`ask`](Self::ask) adds.
     #[cfg(feature = "redis-pool")]
     pub(super) const QUESTIONS: usize = 2;
 
@@ -35,39 +58,127 @@ impl ServerIdentity {
 
     /// Reads the answers. `None` if the user may not run `INFO`.
     pub(super) fn read(mut replies: impl Iterator<Item = RedisResult<Value>>) -> Option<Self> {
-        let mut field = |name: &str| {
-            let text: String = from_redis_value(replies.next()?.ok()?).ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            Some(line.trim_end().to_owned())
-        };
-        let (run_id, replication_id) = (field("run_id"), field("master_replid"));
-        run_id.zip(replication_id).map(|(run_id, replication_id)| Self { run_id, replication_id })
+        let mut text = || from_redis_value::<String>(replies.next()?.ok()?).ok();
+        let (server, replication) = (text()?, text()?);
+        Some(Self {
+            run_id: field(&server, "run_id")?.to_owned(),
+            replication_id: field(&replication, "master_replid")?.to_owned(),
+            history: History::read(&replication),
+        })
     }
 
-    /// Whether both have the same history of writes: a master, and the replicas that follow it.
-    #[cfg(feature = "redis-pool")]
+    /// Returns `true` if nothing shows that these are two servers, or one that replaced its data.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        self.run_id == other.run_id && self.has_history_of(other)
+    }
+
+    /// Returns `true` if both have the same history of writes: a master, and the replicas that follow it.
     pub(super) fn has_history_of(&self, other: &Self) -> bool {
         self.replication_id == other.replication_id
     }
+
+    /// Returns the last position that this server has of the other's history of writes.
+    fn position_in(&self, other: &Self) -> Option<u64> {
+        let history = self.history.as_ref()?;
+        if self.has_history_of(other) {
+            return Some(history.offset);
+        }
+        let (name, last) = history.continued.as_ref()?;
+        (*name == other.replication_id).then_some(*last)
+    }
+}
+
+impl History {
+    /// Reads an answer to `INFO replication`. `None` if some of it is missing, as with servers that only resemble Redis.
+    fn read(replication: &str) -> Option<Self> {
+        let offset = field(replication, "master_repl_offset")?.parse().ok()?;
+        // The position of the first write that the server doesn't have. -1 without such a history.
+        let end: Option<u64> = field(replication, "second_repl_offset")?.parse().ok();
+        let name = field(replication, "master_replid2")?;
+        let last = end.and_then(|end| end.checked_sub(1));
+        let continued =
+            last.filter(|_| name.contains(|digit| digit != '0')).map(|last| (name.to_owned(), last));
+        Some(Self { is_master: field(replication, "role")? == "master", offset, continued })
+    }
+}
+
+/// Returns the value of a line `name:value`.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
 }
 
 /// What is known of the server behind one address, shared by every connection to it.
 #[derive(Debug, Default)]
 pub(super) struct KnownServer {
-    identity: Mutex<Known>,
-    /// When it turned out to be another, lately.
+    known: Mutex<Known>,
+    /// The times of its last changes.
     changes: Mutex<VecDeque<Instant>>,
-    /// How often it turned out to be another. A connection of an earlier generation may lead to the server of then.
+    /// The number of times that it turned out to be another. A connection of an earlier generation may lead to the server of
+    /// then.
     generation: AtomicU64,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 enum Known {
     #[default]
     NeverConnected,
     /// The user may not ask.
     Hidden,
-    Identity(ServerIdentity),
+    Identity(ServerIdentity, Checkpoints),
+}
+
+impl Known {
+    fn new(found: ServerIdentity, confirmed: Option<u64>) -> Self {
+        let mut checkpoints = Checkpoints::default();
+        // What a replica lacks of these changes is repeated.
+        if let (Some(confirmed), Some(history)) = (confirmed, &found.history) {
+            checkpoints.add(confirmed, history.offset);
+        }
+        Self::Identity(found, checkpoints)
+    }
+
+    /// Returns how many confirmed changes the server that was found certainly has.
+    fn kept_by(&self, found: &ServerIdentity) -> u64 {
+        let Self::Identity(known, checkpoints) = self else { return 0 };
+        found.position_in(known).map_or(0, |position| checkpoints.reached(position))
+    }
+}
+
+/// Pairs of a number of confirmed changes and a position that is not before the last of them, in ascending order.
+#[derive(Debug, Default)]
+struct Checkpoints(VecDeque<(u64, u64)>);
+
+impl Checkpoints {
+    /// Adds an answer of the same server as before. A replica is behind its master, which confirms changes.
+    fn pass(&mut self, confirmed: Option<u64>, found: &ServerIdentity) {
+        if let (Some(confirmed), Some(history)) = (confirmed, &found.history)
+            && history.is_master
+        {
+            self.add(confirmed, history.offset);
+        }
+    }
+
+    fn add(&mut self, changes: u64, position: u64) {
+        if let Some((known, reached)) = self.0.back() {
+            if position < *reached {
+                // Positions that go back are none.
+                return self.0.clear();
+            }
+            if changes <= *known {
+                return;
+            }
+        }
+        if self.0.len() >= MAX_CHECKPOINTS {
+            self.0.pop_front();
+        }
+        self.0.push_back((changes, position));
+    }
+
+    /// Returns how many changes are not beyond this position.
+    fn reached(&self, position: u64) -> u64 {
+        let before = self.0.iter().rev().find(|(_, reached)| *reached <= position);
+        before.map_or(0, |(changes, _)| *changes)
+    }
 }
 
 impl KnownServer {
@@ -75,40 +186,84 @@ impl KnownServer {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Whether the server said who it is.
+    /// Returns `true` if the server told its identity.
     #[cfg(feature = "redis-pool")]
     pub(super) fn is_identified(&self) -> bool {
-        matches!(*self.identity.lock().unwrap_or_else(PoisonError::into_inner), Known::Identity(_))
+        matches!(*self.lock(), Known::Identity(..))
     }
 
-    /// Notes who answered on a new connection, and returns the generation of that connection.
+    /// Returns how many changes that this server confirmed another one certainly has.
+    pub(super) fn kept_by(&self, other: &ServerIdentity) -> u64 {
+        self.lock().kept_by(other)
+    }
+
+    /// Notes the server that answered on a new connection, and returns the generation of that connection.
     ///
-    /// `changed` is called before any connection of the new generation is used, if it is another server than before, and
-    /// also if nobody knows: a user who may not ask gets no hits that may be outdated.
-    pub(super) fn opened(&self, found: Option<ServerIdentity>, changed: impl FnOnce()) -> u64 {
-        let found = found.map_or(Known::Hidden, Known::Identity);
+    /// `confirmed` is the number of changes that were confirmed before the server was asked; `None` if some of them may have been
+    /// confirmed by another server behind the address.
+    ///
+    /// If it is another server than before, `changed` is called before any connection of the new generation is used. Its argument
+    /// is the number of changes that the server certainly has. It is also called if the identity is not known: a user who may
+    /// not ask gets no hits that may be outdated.
+    pub(super) fn opened(
+        &self,
+        found: Option<ServerIdentity>,
+        confirmed: Option<u64>,
+        changed: impl FnOnce(u64),
+    ) -> u64 {
         // Held until the change is seen to, so that no other connection opens before that.
-        let mut known = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != Known::NeverConnected && (*known != found || found == Known::Hidden) {
-            // Connections that can't be told apart are left alone.
-            if found != Known::Hidden {
-                self.next_generation();
+        let mut known = self.lock();
+        match (&mut *known, found) {
+            (Known::Identity(same, checkpoints), Some(found)) if same.is_same_as(&found) => {
+                checkpoints.pass(confirmed, &found);
             }
-            changed();
+            (Known::NeverConnected, None) => *known = Known::Hidden,
+            (_, None) => {
+                // Connections that can't be told apart are left alone.
+                changed(0);
+                *known = Known::Hidden;
+            }
+            (_, Some(found)) => {
+                if !matches!(*known, Known::NeverConnected) {
+                    self.next_generation();
+                    changed(known.kept_by(&found));
+                }
+                *known = Known::new(found, confirmed);
+            }
         }
-        *known = found;
         self.generation()
     }
 
-    /// Notes who answers on an open connection of this generation.
-    pub(super) fn checked(&self, generation: u64, found: Option<ServerIdentity>, changed: impl FnOnce()) {
-        let Some(found) = found.map(Known::Identity) else { return };
-        let mut known = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        if generation == self.generation() && *known != found {
-            self.next_generation();
-            changed();
-            *known = found;
+    /// Notes the server that answered on an open connection of this generation, and returns `true` unless the connection may
+    /// lead to a server of before. About the other arguments see [`opened`](Self::opened).
+    pub(super) fn checked(
+        &self,
+        generation: u64,
+        found: Option<ServerIdentity>,
+        confirmed: Option<u64>,
+        changed: impl FnOnce(u64),
+    ) -> bool {
+        let mut known = self.lock();
+        if generation != self.generation() {
+            return false;
         }
+        let Some(found) = found else { return true };
+        match &mut *known {
+            Known::Identity(same, checkpoints) if same.is_same_as(&found) => {
+                checkpoints.pass(confirmed, &found);
+            }
+            _ => {
+                self.next_generation();
+                changed(known.kept_by(&found));
+                *known = Known::new(found, confirmed);
+            }
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Nothing under the lock can panic half way through a change.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn next_generation(&self) {
@@ -120,7 +275,7 @@ impl KnownServer {
         changes.push_back(Instant::now());
     }
 
-    /// Whether several servers behind the address take turns.
+    /// Returns `true` if several servers behind the address take turns.
     pub(super) fn is_flapping(&self) -> bool {
         let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         changes.len() >= FLAPS && changes.front().is_some_and(|first| first.elapsed() < FLAPPING)
@@ -131,24 +286,49 @@ impl KnownServer {
 mod tests {
     use super::*;
 
-    fn identity(run_id: &str, replication_id: &str) -> Option<ServerIdentity> {
-        Some(ServerIdentity { run_id: run_id.to_owned(), replication_id: replication_id.to_owned() })
+    fn identity(run_id: &str, replication_id: &str) -> ServerIdentity {
+        ServerIdentity { run_id: run_id.to_owned(), replication_id: replication_id.to_owned(), history: None }
+    }
+
+    fn with_history(run_id: &str, info: &str) -> ServerIdentity {
+        let replies = [format!("run_id:{run_id}\r\n"), info.replace(' ', "\r\n")];
+        let reply = |text: String| Ok(Value::BulkString(text.into_bytes()));
+        ServerIdentity::read(replies.into_iter().map(reply)).unwrap()
+    }
+
+    fn master(
+        run_id: &str,
+        replication_id: &str,
+        offset: u64,
+        continued: Option<(&str, u64)>,
+    ) -> ServerIdentity {
+        let (name, end) = continued.map_or(("0000", "-1".to_owned()), |(name, end)| (name, end.to_string()));
+        with_history(
+            run_id,
+            &format!(
+                "role:master master_replid:{replication_id} master_replid2:{name} master_repl_offset:{offset} \
+                 second_repl_offset:{end}"
+            ),
+        )
+    }
+
+    fn never(kept: u64) {
+        panic!("changed, with {kept} changes");
     }
 
     #[test]
     fn another_server_outdates_earlier_connections() {
         let server = KnownServer::default();
-        let never = || panic!("nothing changed");
-        let first = server.opened(identity("a", "1"), never);
-        assert_eq!(server.opened(identity("a", "1"), never), first);
-        server.checked(first, identity("a", "1"), never);
+        let first = server.opened(Some(identity("a", "1")), None, never);
+        assert_eq!(server.opened(Some(identity("a", "1")), None, never), first);
+        assert!(server.checked(first, Some(identity("a", "1")), None, never));
 
         let mut changes = 0;
-        let second = server.opened(identity("b", "1"), || changes += 1);
+        let second = server.opened(Some(identity("b", "1")), None, |_| changes += 1);
         assert_ne!(first, second);
         // An answer of the server before, on one of its connections.
-        server.checked(first, identity("a", "1"), never);
-        server.checked(second, identity("b", "2"), || changes += 1);
+        assert!(!server.checked(first, Some(identity("a", "1")), None, never));
+        assert!(server.checked(second, Some(identity("b", "2")), None, |_| changes += 1));
         assert_ne!(server.generation(), second);
         assert_eq!(changes, 2);
     }
@@ -157,9 +337,62 @@ mod tests {
     fn unknown_server_counts_as_another_on_every_connection() {
         let server = KnownServer::default();
         let mut changes = 0;
-        let first = server.opened(None, || changes += 1);
-        let second = server.opened(None, || changes += 1);
-        server.checked(second, None, || changes += 1);
+        let first = server.opened(None, Some(7), |_| changes += 1);
+        let second = server.opened(None, Some(7), |_| changes += 1);
+        server.checked(second, None, Some(7), |_| changes += 1);
         assert_eq!((first, changes), (second, 1));
+    }
+
+    #[test]
+    fn promoted_replica_keeps_the_changes_before_the_position_that_it_reached() {
+        let server = KnownServer::default();
+        let generation = server.opened(Some(master("a", "1", 100, None)), Some(1), never);
+        for (changes, offset) in [(1, 150), (5, 200), (9, 300)] {
+            assert!(server.checked(generation, Some(master("a", "1", offset, None)), Some(changes), never));
+        }
+        for (end, expected) in [(301, 9), (300, 5), (201, 5), (151, 1), (101, 1), (100, 0)] {
+            assert_eq!(server.kept_by(&master("b", "2", 400, Some(("1", end)))), expected, "{end}");
+        }
+        // Another history, or a promotion that was not noticed in between.
+        assert_eq!(server.kept_by(&master("b", "2", 400, None)), 0);
+        assert_eq!(server.kept_by(&master("b", "3", 400, Some(("2", 400)))), 0);
+        // A replica of the same master.
+        assert_eq!(server.kept_by(&master("b", "1", 250, None)), 5);
+
+        let mut kept = None;
+        server
+            .checked(generation, Some(master("b", "2", 310, Some(("1", 301)))), Some(12), |n| kept = Some(n));
+        assert_eq!(kept, Some(9));
+        // The others are repeated, so the new server counts from what it was first asked.
+        assert_eq!(server.kept_by(&master("c", "3", 310, Some(("2", 311)))), 12);
+        assert_eq!(server.kept_by(&master("c", "3", 310, Some(("2", 310)))), 0);
+    }
+
+    #[test]
+    fn positions_of_a_replica_and_those_that_go_back_count_for_nothing() {
+        let server = KnownServer::default();
+        let generation = server.opened(Some(master("a", "1", 100, None)), Some(1), never);
+        let replica = with_history(
+            "a",
+            "role:slave master_replid:1 master_replid2:0000 master_repl_offset:200 second_repl_offset:-1",
+        );
+        assert!(server.checked(generation, Some(replica), Some(5), never));
+        let promoted = master("b", "2", 400, Some(("1", 400)));
+        assert_eq!(server.kept_by(&promoted), 1);
+        assert!(server.checked(generation, Some(master("a", "1", 90, None)), Some(6), never));
+        assert_eq!(server.kept_by(&promoted), 0);
+        // Through a pool.
+        assert!(server.checked(generation, Some(master("a", "1", 300, None)), None, never));
+        assert_eq!(server.kept_by(&promoted), 0);
+    }
+
+    #[test]
+    fn checkpoints_are_bounded() {
+        let mut checkpoints = Checkpoints::default();
+        for n in 0..1000 {
+            checkpoints.add(n, n);
+        }
+        assert_eq!(checkpoints.0.len(), MAX_CHECKPOINTS);
+        assert_eq!((checkpoints.reached(999), checkpoints.reached(10)), (999, 0));
     }
 }
