@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Where a server listens: a host and a port, or the path of a Unix socket as the host. No host begins with a slash.
+/// The address of a server: a host and a port, or the path of a Unix socket as the host. No host begins with a slash.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
     pub(crate) host: String,
