@@ -72,8 +72,9 @@ pub use larder_core::{RedisOptions, RedisStore};
 
 larder_core::route_layers!();
 
-/// A [`UriSource`] for axum: the URI that the client sent, before nested routers stripped a part of it. axum keeps that URI and the
+/// A `UriSource` for axum: the URI that the client sent, before nested routers stripped a part of it. axum keeps that URI and the
 /// matched pattern in the request's extensions.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct BeforeNesting;
 

@@ -34,6 +34,7 @@ impl<S: Clone, U> Clone for CacheService<S, U> {
 
 /// Access to what a framework's router keeps about a request: the URI that the client sent, the URI for keys, and the matched
 /// pattern.
+#[doc(hidden)]
 pub trait UriSource: 'static {
     /// Returns the URI that the client sent. `current` is the request's URI now.
     fn uri<'a>(current: &'a Uri, extensions: &'a Extensions) -> &'a Uri;
@@ -49,7 +50,8 @@ pub trait UriSource: 'static {
     }
 }
 
-/// A [`UriSource`] for services outside of routers: the request's URI is the one that the client sent.
+/// A `UriSource` for services outside of routers: the request's URI is the one that the client sent.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct AsReceived;
 

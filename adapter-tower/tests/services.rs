@@ -348,7 +348,7 @@ async fn shared_cache_evicts_before_a_panic_of_a_write_reaches_the_caller() {
 #[tokio::test]
 async fn shared_cache_uses_the_builders_credential_fields() {
     let name = HeaderName::from_static("x-house-key");
-    let larder = Larder::builder().credential_fields([name.clone()]).leased(MemoryStore::new());
+    let larder = Larder::builder().credential_fields([name.clone()]).store(MemoryStore::new()).build();
     let more = HeaderName::from_static("x-desk-key");
     let cache = SharedCacheLayer::with_rule(&larder, |rule| rule.credential_fields = vec![more.clone()]);
     let service = cache.layer(service_fn(async |_: Request<Empty<Bytes>>| {

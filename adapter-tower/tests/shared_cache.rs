@@ -109,7 +109,7 @@ impl Cache {
 
     async fn with_rule(origin: &Origin, change: impl FnOnce(&mut SharedRule)) -> Self {
         let clock = ManualClock::new();
-        let larder = Larder::builder().clock(Arc::new(clock.clone())).leased(MemoryStore::new());
+        let larder = Larder::builder().clock(Arc::new(clock.clone())).store(MemoryStore::new()).build();
         let layer = SharedCacheLayer::with_rule(&larder, change);
         let client: Client<_, Incoming> = Client::builder(TokioExecutor::new()).build_http();
         let origin = origin.address;

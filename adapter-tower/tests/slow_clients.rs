@@ -28,7 +28,7 @@ const LENGTH: usize = 9 * 1024 * 1024;
 
 /// Starts a cache in front of a service whose responses are 9 MiB long, with or without a declared length.
 async fn start(change: impl FnOnce(&mut SharedRule)) -> SocketAddr {
-    let larder = Larder::builder().leased(MemoryStore::with_capacity(64 * MIB));
+    let larder = Larder::builder().store(MemoryStore::with_capacity(64 * MIB)).build();
     let layer = SharedCacheLayer::with_rule(&larder, change);
     let service = layer.layer(service_fn(async |request: Request<Incoming>| {
         let chunks = (0..LENGTH / CHUNK).map(|at| {

@@ -86,19 +86,11 @@ pub fn entry(body: Bytes, fields: usize) -> Entry {
     }
     headers =
         headers.into_iter().take(fields).map(|(name, value)| (name.expect("one each"), value)).collect();
-    Entry {
-        status: StatusCode::OK,
-        headers,
-        body,
-        stored_at: std::time::SystemTime::now(),
-        ttl: Some(TTL),
-        variant: 0,
-        must_revalidate: false,
-        provenance: Provenance { is_canonical: true, ..Provenance::default() },
-        proxy_revalidate: false,
-        for_origin: false,
-        tells_credentials: true,
-    }
+    let mut entry = Entry::new(StatusCode::OK, headers, body, std::time::SystemTime::now());
+    entry.ttl = Some(TTL);
+    entry.provenance.is_canonical = true;
+    entry.tells_credentials = true;
+    entry
 }
 
 /// A route that reads, in the group `products`.

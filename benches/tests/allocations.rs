@@ -11,7 +11,9 @@ use tower::{Layer, Service, service_fn};
 #[test]
 fn decision_on_a_fresh_response_allocates_nothing() {
     let space = KeySpace::new("redis:larder:cache", Some("products")).unwrap();
-    let policy = CachePolicy::new(Rule { ttl: Some(TTL), ..Rule::new(Kind::Read, space) }.into());
+    let mut rule = Rule::new(Kind::Read, space);
+    rule.ttl = Some(TTL);
+    let policy = CachePolicy::new(rule.into());
     for (fields, conditional) in [(2, false), (50, false), (2, true)] {
         let entry = entry(body(SMALL), fields);
         let (mut request, now) = (get(PATH), entry.stored_at + TTL / 2);

@@ -99,6 +99,7 @@ pub struct Console {
 
 impl Console {
     /// Maximum size of a request body, in bytes. Adapters read no more.
+    #[doc(hidden)]
     pub const MAX_BODY: usize = 16 * 1024;
 
     /// Creates a console of this cache, for the requests that `authorize` allows.

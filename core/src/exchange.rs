@@ -67,7 +67,8 @@ impl Route {
     ///
     /// # Errors
     ///
-    /// Returns a [`Deferred`] if the request needs more than a lookup in memory.
+    /// Returns a `Deferred` if the request needs more than a lookup in memory.
+    #[doc(hidden)]
     pub fn try_hit(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Deferred> {
         let watch = RequestTimer::new(&self.context.telemetry, || self.context.now(), &request);
         match self.lookup_now(request) {
@@ -211,7 +212,7 @@ fn ready_reply<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Sett
     Box::pin(ready((Ok(response.map(ReplyBody::full)), outcome)))
 }
 
-/// A request that [`Route::try_hit`] didn't answer.
+/// A request that `Route::try_hit` didn't answer.
 #[must_use = "a request is answered only by `respond`"]
 pub struct Deferred {
     route: Arc<Route>,

@@ -22,7 +22,7 @@
 //!
 //! The format uses a few characters itself, so these are percent-encoded where a request contains them: `:` and `=` in
 //! a path, `:` in a query, and `{`, `}`, `|` anywhere. A `%` stays unless the characters after it could be read as one
-//! of those escapes. Keys longer than [`MAX_SUFFIX`] bytes end in a hash of the whole.
+//! of those escapes. Suffixes longer than 512 bytes end in a hash of the whole.
 //!
 //! `|` introduces the parts beside path and query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
 
@@ -48,6 +48,7 @@ pub(crate) use suffix::{Params, is_canonical, uri_len, write_uri};
 pub const DEFAULT_PREFIX: &str = "redis:larder:cache";
 
 /// The longest suffix that is kept unchanged, in bytes. Longer ones are cut and end in a hash.
+#[doc(hidden)]
 pub const MAX_SUFFIX: usize = 512;
 
 /// The length kept of a suffix that was too long, so that people can read the key.

@@ -49,14 +49,14 @@ impl Larder {
     #[cfg(feature = "memory")]
     #[must_use]
     pub fn memory() -> Self {
-        Self::builder().leased(crate::store::MemoryStore::new())
+        Self::builder().store(crate::store::MemoryStore::new()).build()
     }
 
-    /// Creates a cache on a custom store. Fills are coalesced and fenced inside this process. For a store that does so
-    /// between processes, see [`LarderBuilder::leased`].
+    /// Creates a cache on a custom store, in a [`ProcessLocal`](crate::ProcessLocal): fills are coalesced and fenced inside this
+    /// process. For a store that fences between processes, see [`LarderBuilder::store`].
     #[must_use]
     pub fn new(store: impl CacheStore) -> Self {
-        Self::builder().store(store)
+        Self::builder().store(crate::store::ProcessLocal::new(store)).build()
     }
 
     /// Returns a builder, to change the defaults.
@@ -117,7 +117,7 @@ impl fmt::Debug for Larder {
     }
 }
 
-/// A builder of a [`Larder`].
+/// A builder of a [`Larder`]. [`store`](Self::store) names the store, and [`build`](Self::build) ends it.
 ///
 /// ```
 /// # #[cfg(feature = "memory")] {
@@ -126,24 +126,46 @@ impl fmt::Debug for Larder {
 /// let larder = Larder::builder()
 ///     .prefix("shop:cache")
 ///     .default_ttl(300)
-///     .leased(MemoryStore::with_capacity(64 * 1024 * 1024));
+///     .store(MemoryStore::with_capacity(64 * 1024 * 1024))
+///     .build();
 /// # }
+/// ```
+///
+/// Without a store there is nothing to build:
+///
+/// ```compile_fail,E0599
+/// # use larder_core::Larder;
+/// let larder = Larder::builder().build();
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct LarderBuilder {
+pub struct LarderBuilder<S = NoStore> {
     defaults: Defaults,
     timing: Timing,
-    clock: Arc<dyn Clock>,
+    clock: Option<Arc<dyn Clock>>,
+    store: S,
+}
+
+/// The store of a [`LarderBuilder`] that has none yet.
+#[derive(Clone, Copy, Debug)]
+pub struct NoStore;
+
+/// The store of a [`LarderBuilder`] after [`redis_with_local`](LarderBuilder::redis_with_local). It is opened when the prefix is
+/// known.
+#[cfg(feature = "redis")]
+#[derive(Clone, Debug)]
+pub struct RedisWithLocal {
+    options: crate::store::redis::RedisOptions,
+    bytes: u64,
 }
 
 impl Default for LarderBuilder {
     fn default() -> Self {
-        Self { defaults: Defaults::default(), timing: Timing::default(), clock: Arc::new(SystemClock) }
+        Self { defaults: Defaults::default(), timing: Timing::default(), clock: None, store: NoStore }
     }
 }
 
-impl LarderBuilder {
+impl<S> LarderBuilder<S> {
     /// Sets the prefix of every key. `redis:larder:cache` by default.
     ///
     /// # Panics
@@ -223,20 +245,21 @@ impl LarderBuilder {
         self
     }
 
-    /// Sets the clock that measures ages. The system's clock by default.
+    /// Sets the clock that measures ages and times to live. The system's clock by default.
+    ///
+    /// The store goes by it too ([`CacheStore::set_clock`]), unless the store measures time in another process, as Redis does.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
+        self.clock = Some(clock);
         self
     }
 
-    /// Builds a cache on a custom store. Fills are coalesced and fenced inside this process.
-    #[must_use]
-    pub fn store(self, store: impl CacheStore) -> Larder {
-        let clock = Arc::clone(&self.clock);
-        self.leased(crate::store::ProcessLocal::new(store, clock))
+    /// Sets the store: [`MemoryStore`](crate::MemoryStore), [`RedisStore`](crate::RedisStore), or a custom [`LeaseStore`]. Wrap a
+    /// store without leases in [`ProcessLocal`](crate::ProcessLocal), which coalesces and fences fills inside this process.
+    pub fn store<N: LeaseStore>(self, store: N) -> LarderBuilder<N> {
+        self.with(store)
     }
 
-    /// Builds a cache on Redis with a local tier: up to `bytes` bytes of the values read from Redis are kept in this
+    /// Sets the store: Redis with a local tier: up to `bytes` bytes of the values read from Redis are kept in this
     /// process too. The local tier keeps only keys under the cache's own [`prefix`](Self::prefix). A route with another
     /// prefix is always answered from Redis.
     ///
@@ -250,25 +273,48 @@ impl LarderBuilder {
     /// use larder_core::{Larder, RedisOptions};
     ///
     /// let options = RedisOptions::from_url("redis://127.0.0.1/")?;
-    /// let larder = Larder::builder().redis_with_local(options, 64 * 1024 * 1024);
+    /// let larder = Larder::builder().redis_with_local(options, 64 * 1024 * 1024).build();
     /// # Ok::<(), larder_core::RedisUrlError>(())
     /// ```
     #[cfg(feature = "redis")]
-    #[must_use]
-    pub fn redis_with_local(self, options: crate::store::redis::RedisOptions, bytes: u64) -> Larder {
-        let store = crate::store::redis::RedisStore::new(options).with_local(&self.defaults.prefix, bytes);
-        self.leased(store)
+    pub fn redis_with_local(
+        self,
+        options: crate::store::redis::RedisOptions,
+        bytes: u64,
+    ) -> LarderBuilder<RedisWithLocal> {
+        self.with(RedisWithLocal { options, bytes })
     }
 
-    /// Builds a cache on a store with leases of its own.
+    fn with<N>(self, store: N) -> LarderBuilder<N> {
+        LarderBuilder { defaults: self.defaults, timing: self.timing, clock: self.clock, store }
+    }
+}
+
+#[cfg(feature = "redis")]
+impl LarderBuilder<RedisWithLocal> {
+    /// Builds the cache.
     #[must_use]
-    pub fn leased(self, store: impl LeaseStore) -> Larder {
+    pub fn build(self) -> Larder {
+        let RedisWithLocal { options, bytes } = self.store.clone();
+        let store = crate::store::redis::RedisStore::new(options).with_local(&self.defaults.prefix, bytes);
+        self.with(store).build()
+    }
+}
+
+impl<S: LeaseStore> LarderBuilder<S> {
+    /// Builds the cache.
+    #[must_use]
+    pub fn build(mut self) -> Larder {
+        let store = &mut self.store;
+        if let Some(clock) = &self.clock {
+            store.set_clock(clock);
+        }
         // Two services that share a Redis and a prefix serve each other's responses. Both logs show it.
         tracing::info!(prefix = &*self.defaults.prefix, store = store.health().store, "the cache is set up");
         let telemetry = Arc::new(Telemetry::default());
         Larder {
             context: Arc::new(CacheContext {
-                store: MeteredStore::new(Box::new(store), Arc::clone(&telemetry)),
+                store: MeteredStore::new(Box::new(self.store), Arc::clone(&telemetry)),
                 telemetry,
                 single_flight: SingleFlight::new(),
                 update_queue: UpdateQueue::new(),
@@ -278,7 +324,7 @@ impl LarderBuilder {
                 tasks: TaskTracker::new(),
                 defaults: self.defaults,
                 timing: self.timing,
-                clock: self.clock,
+                clock: self.clock.unwrap_or_else(|| Arc::new(SystemClock)),
                 warned_at: AtomicU64::new(0),
             }),
         }

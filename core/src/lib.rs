@@ -87,7 +87,7 @@ pub mod stats;
 mod telemetry;
 
 pub use headers::conditional::{Validators, weak_etag};
-pub use headers::vary::{MAX_VARIANTS, Variants};
+pub use headers::vary::Variants;
 pub use key::uri::KeyUri;
 pub use key::{CacheKey, KeyError, KeySpace, SecondaryKey};
 pub use policy::CachePolicy;
@@ -110,7 +110,7 @@ pub use {
     backend::{CacheBackend, CacheError},
     body::ReplyBody,
     clock::{Clock, ManualClock, SystemClock},
-    exchange::{Call, Deferred, Reply, ResponseFuture},
+    exchange::{Call, Reply, ResponseFuture},
     larder::env::{self, ConfigError},
     larder::{Larder, LarderBuilder},
     route::{KeyBuilder, Route, default_key},
@@ -121,3 +121,9 @@ pub use {
 // The macro that makes an adapter's layers refers to it.
 #[doc(hidden)]
 pub use http;
+// Adapters of this workspace, tests and benches refer to them.
+#[cfg(feature = "runtime")]
+#[doc(hidden)]
+pub use exchange::Deferred;
+#[doc(hidden)]
+pub use headers::vary::MAX_VARIANTS;

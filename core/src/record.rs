@@ -57,6 +57,7 @@ const TELLS_CREDENTIALS: u8 = 32;
 
 /// A stored response (RFC 9111 §3).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Entry {
     /// The status code.
     pub status: StatusCode,
@@ -83,6 +84,24 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Creates a response that never expires, doesn't vary, and has no provenance.
+    #[must_use]
+    pub fn new(status: StatusCode, headers: HeaderMap, body: Bytes, stored_at: SystemTime) -> Self {
+        Self {
+            status,
+            headers,
+            body,
+            stored_at,
+            ttl: None,
+            variant: 0,
+            must_revalidate: false,
+            provenance: Provenance::default(),
+            proxy_revalidate: false,
+            for_origin: false,
+            tells_credentials: false,
+        }
+    }
+
     /// Returns the time since the response was stored. Zero if the clock went back.
     #[must_use]
     pub fn age(&self, now: SystemTime) -> Duration {

@@ -244,7 +244,7 @@ impl RouteOptions {
 
     /// Stores responses with another status too.
     pub fn ttl_for(mut self, status: StatusCode, ttl: Ttl) -> Self {
-        self.change().rule.also.push((status, ttl.duration()));
+        self.change().rule.ttl_for.push((status, ttl.duration()));
         self
     }
 
@@ -299,13 +299,13 @@ impl RouteOptions {
 
     /// Sets the query parameters that count for the key.
     pub fn query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.change().rule.params = Some(names.into_iter().map(Into::into).collect());
+        self.change().rule.query_params = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
     /// Adds the host to the key.
     pub fn vary_by_host(mut self) -> Self {
-        self.change().rule.by_host = true;
+        self.change().rule.vary_by_host = true;
         self
     }
 

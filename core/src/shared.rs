@@ -60,6 +60,7 @@ const DEFAULT_MAX_HELD: u64 = 64 * 1024 * 1024;
 
 /// The choices that RFC 9111 leaves to a shared cache.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SharedRule {
     /// The prefix and the eviction group of its keys.
     pub space: KeySpace,

@@ -136,6 +136,14 @@ pub trait CacheStore: Send + Sync + 'static {
         async { Ok(self.get(key).await?.is_some()) }
     }
 
+    /// Replaces the clock by which the store lets entries and leases expire. [`LarderBuilder::build`](crate::LarderBuilder::build)
+    /// calls it once, with the clock of the builder if one was set. Override it in a store that measures time in this
+    /// process, so that a test sets its clock in one place.
+    #[cfg(feature = "runtime")]
+    fn set_clock(&mut self, clock: &std::sync::Arc<dyn crate::clock::Clock>) {
+        let _ = clock;
+    }
+
     /// Returns the size of the largest value that this store keeps, in bytes. Routes pass larger bodies through without
     /// collecting them.
     fn max_value_bytes(&self) -> u64 {
@@ -184,6 +192,10 @@ impl ValueHead {
 }
 
 /// A store with leases, which coordinates fills between processes.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no leases",
+    note = "wrap a `CacheStore` in `ProcessLocal`, which coordinates the fills of this process"
+)]
 pub trait LeaseStore: CacheStore {
     /// Requests a lease to fill, refresh or overwrite `key`. The lease expires after `lease_ttl`, unless it is committed,
     /// abandoned or renewed before.

@@ -4,7 +4,7 @@
 
 mod engine;
 
-use engine::{Fields, entry, now, request, response, rule};
+use engine::{Fields, entry, now, request, response, rule, with};
 use http::Method;
 use larder_core::explain::{Explain, Explanation};
 use larder_core::policy::{BodyLength, CachePolicy};
@@ -37,10 +37,10 @@ fn steps(explanation: &Explanation) -> Vec<&'static str> {
 #[test]
 fn every_path_is_explained() {
     let read = || rule(Kind::Read);
-    let stale = || Rule { stale_while_revalidate: Some(Duration::from_secs(60)), ..read() };
-    let kept = || Rule { stale_if_error: Some(Duration::from_secs(60)), ..read() };
+    let stale = || with(read(), |rule| rule.stale_while_revalidate = Some(Duration::from_secs(60)));
+    let kept = || with(read(), |rule| rule.stale_if_error = Some(Duration::from_secs(60)));
     let fresh = || Some(entry(&[("etag", "\"a\"")]));
-    let expired = || Some(Entry { stored_at: now() - Duration::from_secs(70), ..entry(&[]) });
+    let expired = || Some(with(entry(&[]), |entry| entry.stored_at = now() - Duration::from_secs(70)));
     let ok = Some((200, &[][..]));
     #[rustfmt::skip]
     let ways: &[(Explanation, Status, Option<Reason>, &[&str])] = &[
@@ -99,7 +99,7 @@ fn variant_is_looked_up_under_its_key() {
         Ok(if looked.len() == 1 {
             Some(Record::Variants(variants.clone()))
         } else {
-            Some(Record::Response(Entry { variant: 7, ..entry(&[]) }))
+            Some(Record::Response(with(entry(&[]), |entry| entry.variant = 7)))
         })
     });
     assert_eq!(steps(&explanation), ["Lookup", "Select", "Hit"]);
@@ -119,7 +119,7 @@ fn key_builder_without_a_key_is_explained() {
 
 #[test]
 fn text_form_is_readable() {
-    let public = Rule { audience: Audience::Public, ..rule(Kind::Read) };
+    let public = with(rule(Kind::Read), |rule| rule.audience = Audience::Public);
     let hit = explain(public, &[("cookie", "a=b")], Some(entry(&[])), None);
     assert_eq!(
         hit.to_string(),

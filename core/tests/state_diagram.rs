@@ -20,10 +20,10 @@ use larder_core::policy::{
     Placement, Select,
 };
 use larder_core::{
-    Audience, CachePolicy, Entry, Kind, MAX_VARIANTS, Provenance, Reason, Record, RequestView, Rule, Variants,
+    Audience, CachePolicy, Kind, MAX_VARIANTS, Provenance, Reason, Record, RequestView, Variants,
 };
 
-use engine::{Fields, TTL, entry, now, request, response, rule};
+use engine::{Fields, TTL, entry, now, request, response, rule, with};
 
 #[test]
 fn drawing_matches_the_observed_machine() {
@@ -245,10 +245,11 @@ const IF_FAILED: u64 = 20;
 
 /// Returns the possible values under a key: fresh, old, stale and expired entries, variants, and nothing.
 fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
-    let aged = |seconds| Entry {
-        variant: id,
-        stored_at: now() - Duration::from_secs(seconds),
-        ..entry(&[("etag", "\"e\"")])
+    let aged = |seconds| {
+        with(entry(&[("etag", "\"e\"")]), |entry| {
+            entry.variant = id;
+            entry.stored_at = now() - Duration::from_secs(seconds);
+        })
     };
     let response = |entry| Ok(Some(Record::Response(entry)));
     let mut founds = vec![
@@ -260,8 +261,10 @@ fn founds(id: u64) -> Vec<Result<Option<Record>, Reason>> {
         response(aged(TTL.as_secs())),
         response(aged(TTL.as_secs() + WHILE_REFRESHED)),
         response(aged(TTL.as_secs() + IF_FAILED)),
-        response(Entry { variant: id + 1, ..aged(0) }),
-        response(Entry { provenance: Provenance { pattern: 1, ..Provenance::default() }, ..aged(0) }),
+        response(with(aged(0), |entry| entry.variant = id + 1)),
+        response(with(aged(0), |entry| {
+            entry.provenance = Provenance { pattern: 1, ..Provenance::default() }
+        })),
     ];
     founds.extend(records_of_variants().iter().cloned().map(Record::Variants).map(Some).map(Ok));
     founds
@@ -310,14 +313,13 @@ fn observe() -> Observed {
     let mut observed = Observed::default();
     for kind in [Kind::Read, Kind::Write, Kind::EvictKey, Kind::EvictGroup] {
         for audience in AUDIENCES {
-            let rule = Rule {
-                audience: audience(),
-                also: vec![(StatusCode::NOT_FOUND, Some(Duration::ZERO))],
-                max_body: LIMIT,
-                stale_while_revalidate: Some(Duration::from_secs(WHILE_REFRESHED)),
-                stale_if_error: Some(Duration::from_secs(IF_FAILED)),
-                ..rule(kind)
-            };
+            let rule = with(rule(kind), |rule| {
+                rule.audience = audience();
+                rule.ttl_for = vec![(StatusCode::NOT_FOUND, Some(Duration::ZERO))];
+                rule.max_body = LIMIT;
+                rule.stale_while_revalidate = Some(Duration::from_secs(WHILE_REFRESHED));
+                rule.stale_if_error = Some(Duration::from_secs(IF_FAILED));
+            });
             let policy = CachePolicy::new(Arc::new(rule));
             for method in [Method::GET, Method::HEAD, Method::PUT] {
                 for (credentials, directives, others) in triples(&CREDENTIALS, &DIRECTIVES, &OTHERS) {

@@ -82,7 +82,7 @@ mod shelf {
 
 fn shelf_in_process() -> Subject<ProcessLocal<Shelf>> {
     let clock = ManualClock::new();
-    let store = ProcessLocal::new(Shelf::new(&clock), Arc::new(clock.clone()));
+    let store = ProcessLocal::new(Shelf::new(&clock)).with_clock(Arc::new(clock.clone()));
     Subject::with_clock(store, clock).rounds(1_000)
 }
 

@@ -17,7 +17,7 @@ use crate::in_process::Answer;
 
 /// Returns a cache in memory that sends `Cache-Status`.
 pub fn larder() -> Larder {
-    Larder::builder().cache_status(true).leased(MemoryStore::new())
+    Larder::builder().cache_status(true).store(MemoryStore::new()).build()
 }
 
 /// A service of any framework.

@@ -354,7 +354,8 @@ impl Row {
             .default_ttl(DEFAULT_TTL)
             .cache_status(true)
             .clock(Arc::new(clock.clone()))
-            .leased(store.clone());
+            .store(store.clone())
+            .build();
         let runs = Runs::new();
         let app = apps::serve(adapter, &larder, self, &runs).await;
         let client: Client<HttpConnector, Full<Bytes>> =

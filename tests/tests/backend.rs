@@ -307,7 +307,7 @@ on_every_store! {
 #[tokio::test]
 async fn an_update_too_large_for_the_store_gives_up() {
     use larder_core::MemoryStore;
-    let backend = Larder::builder().leased(MemoryStore::with_capacity(1 << 20)).backend();
+    let backend = Larder::builder().store(MemoryStore::with_capacity(1 << 20)).build().backend();
     let updating = backend.update("k", 60, |_: Option<String>| "x".repeat(600 << 10));
     let outcome = tokio::time::timeout(std::time::Duration::from_secs(15), updating).await.expect("it ends");
     assert!(matches!(outcome, Err(CacheError::Contended)));

@@ -297,7 +297,8 @@ async fn hanging_handler_does_not_block_others_forever() {
         .lease_ttl(Duration::from_millis(100))
         .max_fill(Duration::from_millis(300))
         .max_wait(Duration::from_millis(100))
-        .leased(larder_axum::MemoryStore::new());
+        .store(larder_axum::MemoryStore::new())
+        .build();
     let runs = Runs::new();
     let counted = runs.clone();
     let handler = move || async move {

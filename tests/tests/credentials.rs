@@ -71,7 +71,8 @@ async fn credentials_bypass_undeclared_routes() {
 async fn declared_credential_fields_bypass_undeclared_routes() {
     let larder = Larder::builder()
         .credential_fields([HeaderName::from_static("x-house-key")])
-        .leased(larder_axum::MemoryStore::new());
+        .store(larder_axum::MemoryStore::new())
+        .build();
     let app = app(cache(&larder).ttl(60));
     assert_eq!(send(&app, Method::GET, "/x", &[("x-house-key", "1")]).await.cache(), "BYPASS");
     assert_eq!(get(&app, "/x").await.header("vary"), "Authorization, Cookie, X-House-Key");

@@ -153,7 +153,7 @@ async fn consult(kinds: [&'static str; PROCESSES], seconds: u64) {
     println!("{kinds:?}: {counts:?}");
 
     let store = RedisStore::new(patient(RedisOptions::from_url(&server.url()).unwrap()));
-    let backend = Larder::builder().prefix(PREFIX).leased(store).backend();
+    let backend = Larder::builder().prefix(PREFIX).store(store).build().backend();
     let mut truth = connect_without_deadline(&oracle.url()).await;
     let mut lost = Vec::new();
     for n in STEADY.into_iter().chain([VANISHING]) {

@@ -54,7 +54,7 @@ impl Far {
     }
 
     fn larder(&self) -> Larder {
-        Larder::builder().leased(RedisStore::new(patient(self.options())))
+        Larder::builder().store(RedisStore::new(patient(self.options()))).build()
     }
 
     /// Runs `work` and returns the bytes that came from Redis meanwhile.
@@ -278,7 +278,7 @@ async fn tier_stores_heads_until_it_has_the_whole_value() {
     let far = Far::start().await;
     let warm = app(&far.larder(), &Runs::new());
     let runs = Runs::new();
-    let larder = Larder::builder().redis_with_local(patient(far.options()), 16 << 20);
+    let larder = Larder::builder().redis_with_local(patient(far.options()), 16 << 20).build();
     let app = app(&larder, &runs);
     for page in PAGES {
         get(&warm, page).await;
@@ -311,7 +311,7 @@ async fn heads_are_as_current_as_whole_values() {
     for tier in [false, true] {
         let far = Far::start().await;
         let mine = if tier {
-            Larder::builder().redis_with_local(patient(far.options()), 16 << 20)
+            Larder::builder().redis_with_local(patient(far.options()), 16 << 20).build()
         } else {
             far.larder()
         };
@@ -396,7 +396,7 @@ async fn part_and_head_are_of_the_same_version() {
     // The record of the second version, as the cache itself writes it.
     let record = {
         let store = MemoryStore::new();
-        let larder = Larder::builder().leased(store.clone());
+        let larder = Larder::builder().store(store.clone()).build();
         get(&versioned(&larder, "b"), "/x").await;
         let key = larder.key_for("g", &"/x".parse().unwrap()).unwrap();
         store.get(&key).await.unwrap().unwrap()
@@ -468,7 +468,7 @@ async fn flood(method: Method, fields: &[(&str, &str)]) {
     // Ten times the default, for busy machines.
     let options =
         far.options().read_deadline(Duration::from_millis(500)).fill_deadline(Duration::from_secs(5));
-    let larder = Larder::builder().leased(RedisStore::new(options));
+    let larder = Larder::builder().store(RedisStore::new(options)).build();
     let app = app(&larder, &runs);
     get(&app, "/grouped").await;
     for n in 0..20 {

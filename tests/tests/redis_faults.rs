@@ -340,7 +340,7 @@ fn committed() -> [(String, &'static str); 2] {
 async fn a_commit_whose_answer_is_lost_is_not_made_twice() {
     for (value, mark) in committed() {
         let (_server, proxy, store) = behind_a_proxy().await;
-        let backend = Larder::builder().leased(store).backend();
+        let backend = Larder::builder().store(store).build().backend();
         let count = async || {
             let next = |n: Option<(u64, String)>| (n.map_or(0, |(n, _)| n) + 1, value.clone());
             backend.update("n", 60, next).await.map(|(n, _)| n)

@@ -105,7 +105,8 @@ async fn updates_are_all_applied_with_late_messages() {
     for delay in [0, 5, 100].map(Duration::from_millis) {
         let server = RedisServer::start();
         let (_proxy, stores) = late_tiers(&server, delay, "p").await;
-        let [one, two] = stores.map(|store| Larder::builder().prefix("p").leased(store).backend().group("g"));
+        let [one, two] =
+            stores.map(|store| Larder::builder().prefix("p").store(store).build().backend().group("g"));
         for round in 0..40u64 {
             assert_eq!(one.try_get("n").await.unwrap(), (round > 0).then_some(2 * round), "{delay:?}");
             for backend in [&two, &one] {
@@ -160,8 +161,8 @@ async fn late_variant_is_not_stored(app: impl Fn(&Larder, &Resource) -> Router) 
     let (_proxy, stores) = late_tiers(&server, Duration::from_millis(150), "redis:larder:cache").await;
     let plain = RedisStore::new(options(&server));
     let resource = Resource::default();
-    let [one, two] = stores.map(|store| app(&Larder::builder().leased(store), &resource));
-    let three = app(&Larder::builder().leased(plain), &resource);
+    let [one, two] = stores.map(|store| app(&Larder::builder().store(store).build(), &resource));
+    let three = app(&Larder::builder().store(plain).build(), &resource);
     let ask = async |app: &Router, language| {
         let fields = [("accept-language", language), ("host", "shop.example")];
         send(app, Method::GET, "/r", &fields).await.text().to_owned()
@@ -220,7 +221,7 @@ async fn eviction_removes_variants_unknown_to_this_process() {
     let (_proxy, stores) = late_tiers(&server, Duration::from_millis(150), "redis:larder:cache").await;
     let resource = Resource::default();
     let [one, two] = stores.map(|store| {
-        let larder = Larder::builder().leased(store);
+        let larder = Larder::builder().store(store).build();
         let read = resource.get("accept-language").layer(larder_axum::cache(&larder).ttl(600));
         let change = resource.change().layer(larder_axum::cache_evict(&larder).key());
         Router::new().route("/r", get_route(read).post(change))

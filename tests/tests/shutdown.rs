@@ -110,8 +110,10 @@ async fn closed_cache_misses_and_requests_succeed() {
 fn debug_output_contains_no_secret() {
     let url = "redis://alice:hunter2@localhost:7000/1";
     let options = RedisOptions::from_url(url).unwrap();
-    let from_url =
-        Larder::builder().principal_secret(b"hunter2").leased(larder_axum::RedisStore::new(options.clone()));
+    let from_url = Larder::builder()
+        .principal_secret(b"hunter2")
+        .store(larder_axum::RedisStore::new(options.clone()))
+        .build();
     let vars = |name: &str| match name {
         "REDIS_HOST" => Some("localhost".to_owned()),
         "REDIS_USERNAME" => Some("alice".to_owned()),

@@ -87,7 +87,7 @@ async fn every_operation_has_its_span() {
     let spans = Spans::default();
     // The runtime runs on this thread, and so do the tasks that fill and write.
     let _guard = tracing::subscriber::set_default(spans.clone());
-    let larder = Larder::builder().prefix("p").leased(MemoryStore::new());
+    let larder = Larder::builder().prefix("p").store(MemoryStore::new()).build();
     let app = Router::new().route(
         "/products/{id}",
         get(product.layer(cache(&larder).group("g").ttl(60)))

@@ -12,7 +12,7 @@ use larder_tests::in_process::{get, send};
 const ALICE: [(&str, &str); 1] = [("authorization", "Bearer alice")];
 
 fn larder() -> Larder {
-    Larder::builder().cache_status(true).leased(larder_axum::MemoryStore::new())
+    Larder::builder().cache_status(true).store(larder_axum::MemoryStore::new()).build()
 }
 
 async fn written() -> &'static str {

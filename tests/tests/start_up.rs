@@ -26,7 +26,7 @@ fn start_up_line_names_the_prefix() {
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     tracing::subscriber::with_default(subscriber, || {
-        let _ = Larder::builder().prefix("shop:cache").leased(MemoryStore::new());
+        let _ = Larder::builder().prefix("shop:cache").store(MemoryStore::new()).build();
         let _ = Larder::redis("redis://127.0.0.1:1").unwrap();
     });
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();

@@ -87,8 +87,7 @@ async fn requests_are_counted_by_pattern_and_group() {
 #[tokio::test]
 async fn stale_responses_and_errors_are_counted_apart() {
     let clock = Arc::new(ManualClock::new());
-    let store = MemoryStore::new().with_clock(clock.clone());
-    let larder = Larder::builder().clock(clock.clone()).leased(store);
+    let larder = Larder::builder().clock(clock.clone()).store(MemoryStore::new()).build();
     let minute = Duration::from_secs(60);
     let fails = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let handler = {

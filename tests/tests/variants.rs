@@ -167,7 +167,7 @@ fn gated(larder: &Larder, gate: &Arc<Semaphore>) -> Router {
 
 #[tokio::test]
 async fn revoked_fill_of_a_new_variant_reports_its_reason() {
-    let larder = Larder::builder().cache_status(true).leased(larder_axum::MemoryStore::new());
+    let larder = Larder::builder().cache_status(true).store(larder_axum::MemoryStore::new()).build();
     let gate = Arc::new(Semaphore::new(0));
     let app = gated(&larder, &gate);
     with(&app, "accept-language", "en").await;

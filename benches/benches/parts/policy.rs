@@ -18,7 +18,9 @@ use larder_core::{Entry, KeySpace, Kind, Record, RequestView, Rule};
 
 fn policy() -> CachePolicy {
     let space = KeySpace::new("redis:larder:cache", Some("products")).expect("a valid group");
-    CachePolicy::new(Arc::new(Rule { ttl: Some(TTL), ..Rule::new(Kind::Read, space) }))
+    let mut rule = Rule::new(Kind::Read, space);
+    rule.ttl = Some(TTL);
+    CachePolicy::new(Arc::new(rule))
 }
 
 fn stored() -> Entry {

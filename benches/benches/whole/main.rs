@@ -196,7 +196,7 @@ fn redis(server: &RedisServer) -> Larder {
 
     let options = RedisOptions::from_url(&server.url()).expect("a valid URL");
     let prefix = format!("case{}", CASES.fetch_add(1, Ordering::Relaxed));
-    Larder::builder().prefix(&prefix).leased(RedisStore::new(options))
+    Larder::builder().prefix(&prefix).store(RedisStore::new(options)).build()
 }
 
 #[derive(Clone, Serialize)]

@@ -198,10 +198,10 @@ impl Contender {
     pub(crate) async fn mount(self, redis: &str) -> Router {
         match self {
             Self::Bare | Self::Nginx | Self::Python => app::bare(),
-            Self::Larder => larder(&Larder::builder().max_body(LIMIT as u64).leased(memory())),
+            Self::Larder => larder(&Larder::builder().max_body(LIMIT as u64).store(memory()).build()),
             Self::LarderRedis => {
                 let store = RedisStore::new(RedisOptions::from_url(redis).expect("a valid URL"));
-                larder(&Larder::builder().max_body(LIMIT as u64).leased(store))
+                larder(&Larder::builder().max_body(LIMIT as u64).store(store).build())
             }
             Self::LarderLocal => {
                 let larder = Larder::from_vars(|name| match name {

@@ -196,7 +196,7 @@ fn by_entries(most: usize) -> Vec<Point> {
 /// Measures the time of a hit, and the memory of an entry.
 fn in_larder(sizes: &[usize]) -> Vec<(Point, f64)> {
     let runtime = runtime();
-    let larder = Larder::builder().leased(MemoryStore::with_capacity(u64::MAX / 2));
+    let larder = Larder::builder().store(MemoryStore::with_capacity(u64::MAX / 2)).build();
     let route = route(&larder);
     let before = resident();
     let mut held = 0;
@@ -239,7 +239,7 @@ fn in_hash_map(sizes: &[usize]) -> Vec<f64> {
 
 /// Hits of one entry with this number of fields and bytes.
 fn by_one(size: usize, fields: usize, body: usize) -> Point {
-    let larder = Larder::builder().max_body(u64::MAX).leased(MemoryStore::with_capacity(u64::MAX / 2));
+    let larder = Larder::builder().max_body(u64::MAX).store(MemoryStore::with_capacity(u64::MAX / 2)).build();
     let route = route(&larder);
     let call = Direct::new("/products/7", fields, larder_benches::body(body));
     let Ok(_) = runtime().block_on(Arc::clone(&route).handle(call.clone()));

@@ -50,7 +50,10 @@ fn moments(entry: &Entry) -> impl Iterator<Item = SystemTime> {
 fn answer_with(record: &Record, validated: bool) {
     let space = KeySpace::new(DEFAULT_PREFIX, None).unwrap();
     let ttl = Some(Duration::from_secs(60));
-    let policy = CachePolicy::new(Arc::new(Rule { ttl, cache_status: true, ..Rule::new(Kind::Read, space) }));
+    let mut rule = Rule::new(Kind::Read, space);
+    rule.ttl = ttl;
+    rule.cache_status = true;
+    let policy = CachePolicy::new(Arc::new(rule));
     let mut request = Request::get("/").body(()).unwrap();
     let now = match record {
         Record::Response(entry) => {
@@ -101,7 +104,7 @@ pub fn value(bytes: &[u8]) {
     }
 
     let store = MemoryStore::new();
-    let json = Larder::builder().leased(store.clone()).backend();
+    let json = Larder::builder().store(store.clone()).build().backend();
     let pack = json.coder(MessagePack);
     let key = KeySpace::new(DEFAULT_PREFIX, None).unwrap().key("k");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -26,7 +26,8 @@ pub(super) enum State<B: Body, E> {
 }
 
 impl<B: Body, E> ResponseFuture<B, E> {
-    /// Creates a future of a response from [`Route::try_hit`](crate::Route::try_hit).
+    /// Creates a future of a response from `Route::try_hit`.
+    #[doc(hidden)]
     pub fn ready(response: Response<Bytes>) -> Self {
         Self(State::Now(Some(Ok(response.map(ReplyBody::full)))))
     }

@@ -74,7 +74,7 @@ impl Agreement {
 
 impl KeyConfig {
     fn new(rule: &Rule, name: Option<&str>, made_at: &Location<'_>) -> Self {
-        let params = rule.params.clone().map(|mut params| {
+        let params = rule.query_params.clone().map(|mut params| {
             params.sort();
             params
         });
@@ -88,7 +88,7 @@ impl KeyConfig {
             space: rule.space.head().into(),
             kind: rule.kind,
             is_private: rule.audience.is_private(),
-            by_host: rule.by_host,
+            by_host: rule.vary_by_host,
             is_chosen: rule.is_chosen,
             params,
         }

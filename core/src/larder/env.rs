@@ -64,7 +64,7 @@ impl Larder {
     /// Returns an error if the URL is invalid.
     #[cfg(feature = "redis")]
     pub fn redis(url: &str) -> Result<Self, crate::store::redis::RedisUrlError> {
-        Ok(Self::builder().leased(RedisStore::new(RedisOptions::from_url(url)?)))
+        Ok(Self::builder().store(RedisStore::new(RedisOptions::from_url(url)?)).build())
     }
 }
 
@@ -165,14 +165,14 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
     fn redis(&self, builder: LarderBuilder, _: &'static str) -> Result<Larder, ConfigError> {
         let (options, local) = (self.redis_options()?, self.local_bytes()?);
         if local == 0 {
-            return Ok(builder.leased(RedisStore::new(options)));
+            return Ok(builder.store(RedisStore::new(options)).build());
         }
         if options.is_cluster() {
             let problem =
                 "nothing can be kept in this process of a Redis Cluster yet; leave it out or 0".to_owned();
             return Err(ConfigError::Secret { variable: "REDIS_LOCAL_CACHE_BYTES", problem });
         }
-        Ok(builder.redis_with_local(options, local))
+        Ok(builder.redis_with_local(options, local).build())
     }
 
     #[cfg(feature = "redis")]
@@ -327,7 +327,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
 #[cfg(feature = "memory")]
 fn memory(builder: LarderBuilder) -> Result<Larder, ConfigError> {
     let store = crate::store::MemoryStore::new();
-    Ok(builder.leased(store))
+    Ok(builder.store(store).build())
 }
 
 #[cfg(not(feature = "memory"))]

@@ -17,6 +17,7 @@ pub const DEFAULT_MAX_BODY: u64 = 10 * 1024 * 1024;
 
 /// The configuration of one cached, written-through or evicting route.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Rule {
     /// The effect of the route on the cache.
     pub kind: Kind,
@@ -25,7 +26,7 @@ pub struct Rule {
     /// The freshness lifetime of responses. `None` means no expiry; with zero, responses are not stored.
     pub ttl: Option<Duration>,
     /// Other statuses than 200 that are stored, each with its own lifetime: negative caching.
-    pub also: Vec<(StatusCode, Option<Duration>)>,
+    pub ttl_for: Vec<(StatusCode, Option<Duration>)>,
     /// The clients that may share the responses.
     pub audience: Audience,
     /// Request fields that carry credentials beside the usual ones.
@@ -43,9 +44,9 @@ pub struct Rule {
     /// By how much lifetimes are shortened at random, as a fraction, so that entries don't all expire at once.
     pub jitter: f64,
     /// The query parameters that are part of the key; `None` means all.
-    pub params: Option<Vec<String>>,
+    pub query_params: Option<Vec<String>>,
     /// `true` if the host is part of the key.
-    pub by_host: bool,
+    pub vary_by_host: bool,
     /// `true` if a key builder chooses the keys, so that routes with other patterns may share entries.
     pub is_chosen: bool,
     /// The field with HIT, MISS or BYPASS; `None` for no such field.
@@ -169,7 +170,7 @@ impl Rule {
             kind,
             space,
             ttl: None,
-            also: Vec::new(),
+            ttl_for: Vec::new(),
             audience: Audience::Undeclared,
             credential_fields: Arc::new([]),
             passed_fields: Vec::new(),
@@ -178,8 +179,8 @@ impl Rule {
             stale_while_revalidate: None,
             stale_if_error: None,
             jitter: 0.0,
-            params: None,
-            by_host: false,
+            query_params: None,
+            vary_by_host: false,
             is_chosen: false,
             status_header: Some(HeaderName::from_static("x-redis-cache")),
             cache_status: false,
@@ -189,7 +190,7 @@ impl Rule {
     /// Returns the key of a request, made from its URI.
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> CacheKey {
-        let params = self.params.as_deref().map_or(Params::All, Params::Only);
+        let params = self.query_params.as_deref().map_or(Params::All, Params::Only);
         let expected = key::uri_len(request.uri);
         self.whole_key(request, principal, expected, |out| key::write_uri(out, request.uri, params))
     }
@@ -216,7 +217,7 @@ impl Rule {
         let expected = expected + principal.map_or(0, |_| 38);
         self.space.key_with(expected, |out| {
             suffix(out);
-            if self.by_host {
+            if self.vary_by_host {
                 key::write_part(out, "host", &host(request));
                 let forwarded = forwarded_origin(request);
                 if !forwarded.is_empty() {
@@ -237,7 +238,7 @@ impl Rule {
     /// Returns `true` if a field is hidden from a handler whose response may be stored. A response that depended on the
     /// field would answer requests with another value.
     pub(crate) fn hides(&self, name: &HeaderName) -> bool {
-        let hides_origin = || !self.by_host && names_origin(name.as_str());
+        let hides_origin = || !self.vary_by_host && names_origin(name.as_str());
         let hidden = match self.kind {
             Kind::Read => {
                 let hides_credential = match &self.audience {
@@ -294,7 +295,7 @@ impl Rule {
 
     /// Returns the longest time for which any response of the route is kept. `None` means no expiry.
     pub(crate) fn longest_retention(&self) -> Option<Duration> {
-        let also = self.also.iter().map(|(_, ttl)| *ttl);
+        let also = self.ttl_for.iter().map(|(_, ttl)| *ttl);
         let longest = also.fold(self.ttl, |longest, ttl| Some(longest?.max(ttl?)))?;
         Some(longest.saturating_add(self.stale_for()))
     }
@@ -311,7 +312,7 @@ impl Rule {
 
     /// Returns the lifetime of responses with this status, or `None` if they are not stored. The inner `None` means no expiry.
     pub(crate) fn ttl_of(&self, status: StatusCode) -> Option<Option<Duration>> {
-        if let Some((_, ttl)) = self.also.iter().find(|(known, _)| *known == status) {
+        if let Some((_, ttl)) = self.ttl_for.iter().find(|(known, _)| *known == status) {
             return Some(*ttl);
         }
         (status == StatusCode::OK).then_some(self.ttl)
@@ -392,7 +393,7 @@ mod tests {
 
     #[test]
     fn the_host_can_be_part_of_the_key() {
-        let rule = Rule { by_host: true, ..rule() };
+        let rule = Rule { vary_by_host: true, ..rule() };
         let key =
             |uri, fields: &[_]| rule.key(&RequestView::from(&parts(uri, fields)), None).name().to_owned();
         assert_eq!(key("/a", &[("host", "A.example:80")]), "p:a|host=a.example:80");
@@ -405,7 +406,7 @@ mod tests {
     /// What the handler may make links of is part of the key, and nothing else of `Forwarded`.
     #[test]
     fn with_the_host_the_origin_that_a_proxy_names_is_part_of_the_key() {
-        let rule = Rule { by_host: true, ..rule() };
+        let rule = Rule { vary_by_host: true, ..rule() };
         let key = |fields: &[_]| rule.key(&RequestView::from(&parts("/a", fields)), None).name().to_owned();
         let forwarded = key(&[("forwarded", "for=192.0.2.1;host=a.example;proto=https")]);
         assert_eq!(forwarded, key(&[("forwarded", "host=a.example;for=192.0.2.2 ; Proto=https, for=_x")]));
@@ -425,11 +426,11 @@ mod tests {
 
     #[test]
     fn only_the_listed_parameters_count() {
-        let rule = Rule { params: Some(vec!["limit".into(), "page".into()]), ..rule() };
+        let rule = Rule { query_params: Some(vec!["limit".into(), "page".into()]), ..rule() };
         let key = |uri| rule.key(&RequestView::from(&parts(uri, &[])), None).name().to_owned();
         assert_eq!(key("/a?utm=1&page=2&limit=3&x"), "p:a:limit=3:page=2");
         assert_eq!(key("/a?utm=1"), key("/a"));
-        let rule = Rule { params: Some(vec!["ids[]".into(), "at most".into()]), ..rule };
+        let rule = Rule { query_params: Some(vec!["ids[]".into(), "at most".into()]), ..rule };
         let key = |uri: &str| rule.key(&RequestView::from(&parts(uri, &[])), None).name().to_owned();
         for seen in ["ids[]=1", "ids%5B%5d=1", "%69ds%5B%5D=1", "at+most=1", "at%20most=1"] {
             assert_ne!(key(&format!("/a?{seen}")), key("/a"), "a handler sees {seen}");

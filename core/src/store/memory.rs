@@ -208,6 +208,10 @@ impl CacheStore for MemoryStore {
         Ok(self.held(key).is_some_and(|held| held.is_valid()))
     }
 
+    fn set_clock(&mut self, clock: &Arc<dyn Clock>) {
+        self.clock = Arc::clone(clock);
+    }
+
     fn max_value_bytes(&self) -> u64 {
         self.shared.max_weight
     }

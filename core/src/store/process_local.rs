@@ -13,7 +13,7 @@ use tokio::sync::{
 use super::lease_table::{LeaseTable, head_of, stripe};
 use super::tag_clock::TagClocks;
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
 use crate::tag::{
     Headed, MAX_HEADER, TagEviction, TagStamp, Tagged, Tags, Validity, encode_plain, has_header, soften,
@@ -50,16 +50,23 @@ pub struct ProcessLocal<S> {
 }
 
 impl<S: CacheStore> ProcessLocal<S> {
-    /// Wraps `store`. Leases expire by `clock`.
-    pub fn new(store: S, clock: Arc<dyn Clock>) -> Self {
+    /// Wraps `store`. Leases expire by the system's clock.
+    pub fn new(store: S) -> Self {
         Self {
             store,
-            clock,
+            clock: Arc::new(SystemClock),
             leases: Mutex::default(),
             tags: TagClocks::default(),
             groups: [const { RwLock::const_new(()) }; STRIPES],
             keys: [const { AsyncMutex::const_new(()) }; STRIPES],
         }
+    }
+
+    /// Replaces the clock, also that of the wrapped store.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.set_clock(&clock);
+        self
     }
 
     /// Returns the wrapped store. Direct writes to it are not fenced.
@@ -221,6 +228,11 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
             let is_valid = |header| self.judge(key, &header) != Validity::Gone;
             !has_header(&head.bytes) || Headed::decode(&head.bytes).is_some_and(is_valid)
         }))
+    }
+
+    fn set_clock(&mut self, clock: &Arc<dyn Clock>) {
+        self.clock = Arc::clone(clock);
+        self.store.set_clock(clock);
     }
 
     fn max_value_bytes(&self) -> u64 {

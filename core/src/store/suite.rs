@@ -78,7 +78,7 @@
 //! });
 //! larder_core::lease_suite!({
 //!     let clock = ManualClock::new();
-//!     Subject::with_clock(ProcessLocal::new(Shelf::new(&clock), Arc::new(clock.clone())), clock)
+//!     Subject::with_clock(ProcessLocal::new(Shelf::new(&clock)).with_clock(Arc::new(clock.clone())), clock)
 //! });
 //!
 //! // Without a test runner, this runs all tests one after the other.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, request, response};
-use larder_core::{Entry, KeySpace, Kind, Provenance, Rule};
+use larder_core::{Entry, KeySpace, Kind, Rule};
 
 pub(crate) type Fields<'a> = &'a [(&'a str, &'a str)];
 
@@ -18,7 +18,16 @@ pub(crate) fn now() -> SystemTime {
 /// A rule with a TTL of a minute that sends `Cache-Status`.
 pub(crate) fn rule(kind: Kind) -> Rule {
     let space = KeySpace::new("p", Some("g")).unwrap();
-    Rule { ttl: Some(TTL), cache_status: true, ..Rule::new(kind, space) }
+    with(Rule::new(kind, space), |rule| {
+        rule.ttl = Some(TTL);
+        rule.cache_status = true;
+    })
+}
+
+/// Changes a value in place, where a literal can't be written.
+pub(crate) fn with<T>(mut value: T, change: impl FnOnce(&mut T)) -> T {
+    change(&mut value);
+    value
 }
 
 pub(crate) fn headers(fields: Fields<'_>) -> HeaderMap {
@@ -45,18 +54,9 @@ pub(crate) fn response(status: u16, fields: Fields<'_>) -> response::Parts {
 
 /// A stored 200 that was received just now.
 pub(crate) fn entry(fields: Fields<'_>) -> Entry {
-    Entry {
-        status: StatusCode::OK,
-        headers: headers(fields),
-        body: Bytes::from_static(b"stored"),
-        stored_at: now(),
-        ttl: Some(TTL),
-        variant: 0,
-        must_revalidate: false,
+    with(Entry::new(StatusCode::OK, headers(fields), Bytes::from_static(b"stored"), now()), |entry| {
+        entry.ttl = Some(TTL);
         // As `Provenance::of` returns for `request()`, whose pattern isn't known.
-        provenance: Provenance { is_canonical: true, ..Provenance::default() },
-        proxy_revalidate: false,
-        for_origin: false,
-        tells_credentials: false,
-    }
+        entry.provenance.is_canonical = true;
+    })
 }

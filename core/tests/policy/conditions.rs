@@ -2,9 +2,9 @@
 
 use http::{HeaderMap, Method, StatusCode};
 use larder_core::policy::{BodyLength, CommitResult, Decision, OnResponse};
-use larder_core::{Entry, Kind, Record, Rule, weak_etag};
+use larder_core::{Kind, Record, weak_etag};
 
-use super::engine::{Fields, TTL, entry, headers, now, request, response, rule};
+use super::engine::{Fields, TTL, entry, headers, now, request, response, rule, with};
 use super::{admitted, ask, cache_status, forward, lines, stored};
 
 pub(super) const MODIFIED: &str = "Sat, 01 Jan 2000 00:00:00 GMT";
@@ -158,7 +158,7 @@ fn handler_sees_only_conditions_of_other_requests() {
 /// the client that its old copy is still valid.
 #[test]
 fn preconditions_apply_only_to_successful_responses() {
-    let also = |status| Rule { also: vec![(status, Some(TTL))], ..rule(Kind::Read) };
+    let also = |status| with(rule(Kind::Read), |rule| rule.ttl_for = vec![(status, Some(TTL))]);
     let get = request(Method::GET, &[("if-none-match", "*")]);
     for (status, expected) in [
         (StatusCode::NON_AUTHORITATIVE_INFORMATION, StatusCode::NOT_MODIFIED),
@@ -166,7 +166,7 @@ fn preconditions_apply_only_to_successful_responses() {
         (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND),
         (StatusCode::GONE, StatusCode::GONE),
     ] {
-        let entry = Entry { status, ..entry(&[("etag", "\"e\"")]) };
+        let entry = with(entry(&[("etag", "\"e\"")]), |entry| entry.status = status);
         let answer = match ask(also(status), &get, stored(entry.clone()), now()) {
             Decision::Hit(hit) | Decision::NotModified(hit) => hit.into_response(),
             other => panic!("{other:?}"),

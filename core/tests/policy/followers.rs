@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use larder_core::{Entry, Intent, Kind, Reason, Record, Variants};
+use larder_core::{Intent, Kind, Reason, Record, Variants};
 
-use super::engine::{TTL, entry, now, request, rule};
+use super::engine::{TTL, entry, now, request, rule, with};
 use super::variants::{first_variant, select, speaking};
 use super::{ask, forward, miss, stored};
 
@@ -20,7 +20,7 @@ fn followers_get_only_entries_that_they_may_use() {
         (&[("cache-control", "max-age=5")], filled(), Some(StatusCode::OK)),
         (&[("cache-control", "max-age=4")], filled(), None),
         (&[("cache-control", "no-cache")], filled(), None),
-        (&[], Some(Record::Response(Entry { variant: 1, ..entry(&[]) })), None),
+        (&[], Some(Record::Response(with(entry(&[]), |entry| entry.variant = 1))), None),
         (&[], Some(Record::Variants(Variants::new(1, Vec::new()))), None),
         (&[], None, None),
     ] {
@@ -39,7 +39,7 @@ fn followers_get_only_entries_that_they_may_use() {
 #[test]
 fn only_compatible_misses_share_a_run() {
     let fresh = || stored(entry(&[]));
-    let expired = || stored(Entry { stored_at: now() - TTL, ..entry(&[]) });
+    let expired = || stored(with(entry(&[]), |entry| entry.stored_at = now() - TTL));
     for (method, fields, found, expected) in [
         (Method::GET, &[][..], Ok(None), true),
         (Method::GET, &[], expired(), true),

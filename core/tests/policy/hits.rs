@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use larder_core::policy::{Decision, Hit};
 use larder_core::{Entry, Kind};
 
-use super::engine::{TTL, entry, now, request, rule};
+use super::engine::{TTL, entry, now, request, rule, with};
 use super::requests::PRIVATE;
 use super::{AS_IT_IS, Tweak, ask, cache_status, lines, millis, stored, tweaked};
 
@@ -22,7 +22,7 @@ pub(super) fn hit(decision: Decision) -> Hit {
 fn hits_have_the_expected_fields() {
     const DOWNSTREAM: Tweak = |rule| rule.downstream_ttl = Some(Duration::from_secs(5));
     const UNNAMED: Tweak = |rule| rule.status_header = None;
-    let without_end: fn(Entry) -> Entry = |entry| Entry { ttl: None, ..entry };
+    let without_end: fn(Entry) -> Entry = |entry| with(entry, |entry| entry.ttl = None);
     let as_it_is: fn(Entry) -> Entry = |entry| entry;
     let table: &[(&str, Tweak, fn(Entry) -> Entry, u64, &[&str])] = &[
         (
@@ -56,7 +56,7 @@ fn hits_have_the_expected_fields() {
         (
             "the clock was set back",
             AS_IT_IS,
-            |e| Entry { stored_at: e.stored_at + TTL, ..e },
+            |e| with(e, |e| e.stored_at += TTL),
             0,
             &["cache-control: max-age=60", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
@@ -127,14 +127,14 @@ fn hits_have_the_expected_fields() {
 
 #[test]
 fn hit_has_the_stored_status_and_reports_collapsing() {
-    let found = || stored(Entry { status: StatusCode::NOT_FOUND, ..entry(&[]) });
+    let found = || stored(with(entry(&[]), |entry| entry.status = StatusCode::NOT_FOUND));
     let get = request(Method::GET, &[]);
     let plain = hit(ask(rule(Kind::Read), &get, found(), now() + TTL / 2));
     assert_eq!(plain.entry().status, StatusCode::NOT_FOUND);
     let plain = plain.into_response();
     assert_eq!(plain.status(), StatusCode::NOT_FOUND);
     assert_eq!(cache_status(plain.headers()), "Larder; hit; ttl=30");
-    let endless = stored(Entry { ttl: None, ..entry(&[]) });
+    let endless = stored(with(entry(&[]), |entry| entry.ttl = None));
     let collapsed = hit(ask(rule(Kind::Read), &get, endless, now())).collapsed().into_response();
     assert_eq!(cache_status(collapsed.headers()), "Larder; fwd=miss; collapsed");
 }
@@ -142,7 +142,12 @@ fn hit_has_the_stored_status_and_reports_collapsing() {
 /// A 204 has no length (RFC 9110 §8.6).
 #[test]
 fn head_of_a_stored_204_has_no_length() {
-    let found = || stored(Entry { status: StatusCode::NO_CONTENT, body: Bytes::new(), ..entry(&[]) });
+    let found = || {
+        stored(with(entry(&[]), |entry| {
+            entry.status = StatusCode::NO_CONTENT;
+            entry.body = Bytes::new();
+        }))
+    };
     let head = hit(ask(rule(Kind::Read), &request(Method::HEAD, &[]), found(), now())).into_response();
     assert_eq!(head.status(), StatusCode::NO_CONTENT);
     assert_eq!(lines(head.headers()), ["cache-control: max-age=60", "x-redis-cache: HIT"]);

@@ -3,15 +3,15 @@
 use http::header::CACHE_CONTROL;
 use http::{HeaderValue, Method, StatusCode};
 use larder_core::policy::Decision;
-use larder_core::{Entry, Intent, Kind, Reason};
+use larder_core::{Intent, Kind, Reason};
 
-use super::engine::{Fields, TTL, entry, now, request, rule};
+use super::engine::{Fields, TTL, entry, now, request, rule, with};
 use super::{Found, Reasons, ask, cache_status, lines, millis, miss, stored};
 
 pub(super) fn lookups() -> Reasons {
     let fresh = || stored(entry(&[]));
-    let endless = || stored(Entry { ttl: None, ..entry(&[]) });
-    let a_variant = || stored(Entry { variant: 7, ..entry(&[]) });
+    let endless = || stored(with(entry(&[]), |entry| entry.ttl = None));
+    let a_variant = || stored(with(entry(&[]), |entry| entry.variant = 7));
     let table: Vec<(&str, Fields<'_>, Found, u64, Option<Reason>)> = vec![
         ("fresh (RFC 9111 §4.2)", &[], fresh(), 59_999, None),
         ("expired (RFC 9111 §4.2)", &[], fresh(), 60_000, Some(Reason::Expired)),
@@ -117,7 +117,7 @@ pub(super) fn lookups() -> Reasons {
         (
             "must-revalidate overrides max-stale (RFC 9111 §5.2.2.2)",
             &[("cache-control", "max-stale")],
-            stored(Entry { must_revalidate: true, ..entry(&[]) }),
+            stored(with(entry(&[]), |entry| entry.must_revalidate = true)),
             60_000,
             Some(Reason::Expired),
         ),
@@ -167,7 +167,7 @@ fn intent_of_a_miss_depends_on_what_is_stored() {
     for (fields, found, expected) in [
         (&[][..], Ok(None), Intent::Fill),
         (&[], Err(Reason::Unreadable), Intent::Refresh),
-        (&[], stored(Entry { stored_at: now() - TTL, ..entry(&[]) }), Intent::Refresh),
+        (&[], stored(with(entry(&[]), |entry| entry.stored_at = now() - TTL)), Intent::Refresh),
         (&[("cache-control", "no-cache")], stored(entry(&[])), Intent::Refresh),
         (&[("cache-control", "max-age=0")], stored(entry(&[])), Intent::Refresh),
         (&[("cache-control", "min-fresh=90")], stored(entry(&[])), Intent::Refresh),

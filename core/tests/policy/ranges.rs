@@ -2,10 +2,10 @@
 
 use http::{HeaderMap, Method, StatusCode};
 use larder_core::policy::{CommitResult, Decision};
-use larder_core::{Entry, Kind, Reason, Record};
+use larder_core::{Kind, Reason, Record};
 
 use super::conditions::{BEFORE, MODIFIED};
-use super::engine::{Fields, TTL, entry, headers, now, request, response, rule};
+use super::engine::{Fields, TTL, entry, headers, now, request, response, rule, with};
 use super::hits::hit;
 use super::{
     AS_IT_IS, Found, Reasons, Tweak, admitted, answered, ask, decoded, forward, lines, stored, tweaked,
@@ -21,8 +21,8 @@ pub(super) fn ranges() -> Reasons {
         || entry(&[("last-modified", MODIFIED)]),
     );
     let found = || stored(tagged());
-    let not_found = Entry { status: StatusCode::NOT_FOUND, ..tagged() };
-    let stale = || stored(Entry { stored_at: now() - TTL, ..tagged() });
+    let not_found = with(tagged(), |entry| entry.status = StatusCode::NOT_FOUND);
+    let stale = || stored(with(tagged(), |entry| entry.stored_at = now() - TTL));
     let refused = |units| stored(entry(&[("accept-ranges", units)]));
     let table: Vec<(&str, Tweak, Fields<'_>, Found, &str)> = vec![
         ("the first bytes", AS_IT_IS, &[FIRST], found(), "206 bytes 0-1/6 st"),
@@ -155,7 +155,8 @@ fn ranges_are_cut_from_stored_responses() {
 pub(super) fn range_fills() -> Reasons {
     const SMALL: Tweak = |rule| rule.max_body = 2;
     const PARTS_TOO: Tweak = |rule| {
-        rule.also = [206, 404, 416].map(|status| (StatusCode::from_u16(status).unwrap(), Some(TTL))).to_vec();
+        rule.ttl_for =
+            [206, 404, 416].map(|status| (StatusCode::from_u16(status).unwrap(), Some(TTL))).to_vec();
     };
     const ALL: (&str, &str) = ("range", "bytes=0-");
     const FIRST: (&str, &str) = ("range", "bytes=0-1");
@@ -415,7 +416,7 @@ fn whole_responses_to_ranges_are_stored_and_cut() {
 /// Responses that can be cut have `Accept-Ranges`, unless the handler sets it (RFC 9110 §14.3).
 #[test]
 fn responses_that_can_be_cut_have_accept_ranges() {
-    const NOT_FOUND: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(TTL))];
+    const NOT_FOUND: Tweak = |rule| rule.ttl_for = vec![(StatusCode::NOT_FOUND, Some(TTL))];
     for (why, kind, method, tweak, status, fields, body, expected) in [
         ("a 200 of a read", Kind::Read, Method::GET, AS_IT_IS, 200, &[][..], "new", Some("bytes")),
         ("a 200 without a body", Kind::Read, Method::GET, AS_IT_IS, 200, &[], "", None),

@@ -200,7 +200,7 @@ fn handlers_see_no_fields_that_differ_between_clients() {
     ];
     const BY_HOST: Tweak = |rule| {
         PUBLIC(rule);
-        rule.by_host = true;
+        rule.vary_by_host = true;
     };
     const WITH_COOKIE: Tweak = |rule| {
         PUBLIC(rule);

@@ -2,9 +2,9 @@
 
 use http::{Method, Uri};
 use larder_core::policy::{Decision, OnEntry, OnRequest};
-use larder_core::{Entry, Intent, Kind, Provenance, Reason, RequestView};
+use larder_core::{Intent, Kind, Provenance, Reason, RequestView};
 
-use super::engine::{entry, now, request, rule};
+use super::engine::{entry, now, request, rule, with};
 use super::{Reasons, answered, policy, stored};
 
 /// The entries that may answer a spelling under a pattern.
@@ -22,7 +22,7 @@ pub(super) fn spellings() -> Reasons {
     let decide = |view: &RequestView<'_>, provenance| match policy.on_request(view) {
         OnRequest::Bypass(mark) => Err(mark.reason().unwrap()),
         OnRequest::Lookup(lookup) => {
-            let found = stored(Entry { provenance, ..entry(&[]) });
+            let found = stored(with(entry(&[]), |entry| entry.provenance = provenance));
             match lookup.on_entry(found, view, now()) {
                 OnEntry::Decided(Decision::Hit(_)) => Ok(None),
                 OnEntry::Decided(Decision::Miss(forward)) => {

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use larder_core::policy::{BodyLength, CommitResult, Decision, OnResponse};
 use larder_core::{Entry, Intent, Kind, Reason};
 
-use super::engine::{Fields, TTL, entry, now, request, response, rule};
+use super::engine::{Fields, TTL, entry, now, request, response, rule, with};
 use super::hits::hit;
 use super::requests::PUBLIC;
 use super::{
@@ -34,7 +34,7 @@ enum Use {
 /// RFC 5861. Ages are in milliseconds, and the TTL is a minute.
 #[test]
 fn stale_entries_are_used_within_their_options() {
-    const NO_STALE: fn(Entry) -> Entry = |entry| Entry { must_revalidate: true, ..entry };
+    const NO_STALE: fn(Entry) -> Entry = |entry| with(entry, |entry| entry.must_revalidate = true);
     let as_it_is: fn(Entry) -> Entry = |entry| entry;
     let table: &[(&str, Tweak, Fields<'_>, fn(Entry) -> Entry, u64, Use)] = &[
         ("no option for stale responses", AS_IT_IS, &[], as_it_is, 60_000, Use::Nothing),

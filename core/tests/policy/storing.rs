@@ -6,18 +6,19 @@ use std::time::Duration;
 use http::header::{CACHE_CONTROL, ETAG};
 use http::{Method, StatusCode};
 use larder_core::policy::{BodyLength, CommitResult, OnResponse};
-use larder_core::{Kind, Reason, Rule};
+use larder_core::{Kind, Reason};
 
 use super::conditions::MODIFIED;
-use super::engine::{Fields, TTL, now, request, response, rule};
+use super::engine::{Fields, TTL, now, request, response, rule, with};
 use super::requests::PUBLIC;
 use super::{AS_IT_IS, Reasons, Tweak, admitted, answered, decoded, forward, lines, millis, tweaked};
 
 pub(super) fn storing() -> Reasons {
-    const NOT_FOUND: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(Duration::from_secs(5)))];
+    const NOT_FOUND: Tweak =
+        |rule| rule.ttl_for = vec![(StatusCode::NOT_FOUND, Some(Duration::from_secs(5)))];
     const SMALL: Tweak = |rule| rule.max_body = 3;
     const ZERO: Tweak = |rule| rule.ttl = Some(Duration::ZERO);
-    const NOT_FOUND_ZERO: Tweak = |rule| rule.also = vec![(StatusCode::NOT_FOUND, Some(Duration::ZERO))];
+    const NOT_FOUND_ZERO: Tweak = |rule| rule.ttl_for = vec![(StatusCode::NOT_FOUND, Some(Duration::ZERO))];
     let many_names: &'static str =
         Box::leak((0..17).map(|i| format!("x-{i}")).collect::<Vec<_>>().join(",").into());
     let many: &[(&str, &str)] = &[("vary", many_names)];
@@ -210,7 +211,7 @@ fn jitter_only_shortens_within_its_bound() {
         let lifetimes: BTreeSet<Duration> = bodies
             .into_iter()
             .map(|body| {
-                let rule = Rule { jitter, ..rule(Kind::Read) };
+                let rule = with(rule(Kind::Read), |rule| rule.jitter = jitter);
                 let filled = admitted(forward(rule, &request(Method::GET, &[])), 200, &[], body);
                 let ttl = filled.retention().unwrap();
                 assert_eq!(
@@ -225,6 +226,9 @@ fn jitter_only_shortens_within_its_bound() {
         assert!(lifetimes.iter().all(|ttl| (shortest..=TTL).contains(ttl)), "{jitter}: {lifetimes:?}");
         assert_eq!(lifetimes.len() == 1, jitter == 0.0, "{jitter}: {lifetimes:?}");
     }
-    let endless = Rule { jitter: 1.0, ttl: None, ..rule(Kind::Read) };
+    let endless = with(rule(Kind::Read), |rule| {
+        rule.jitter = 1.0;
+        rule.ttl = None;
+    });
     assert_eq!(admitted(forward(endless, &request(Method::GET, &[])), 200, &[], "new").retention(), None);
 }

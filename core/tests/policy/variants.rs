@@ -4,7 +4,7 @@ use http::{Method, request};
 use larder_core::policy::{Decision, OnEntry, Placement, Select};
 use larder_core::{Entry, Kind, MAX_VARIANTS, Reason, Record, SecondaryKey, Variants};
 
-use super::engine::{Fields, now, request, rule};
+use super::engine::{Fields, now, request, rule, with};
 use super::hits::hit;
 use super::{Reasons, admitted, cache_status, decoded, forward, lookup, miss, stored};
 
@@ -101,7 +101,9 @@ pub(super) fn variants() -> Reasons {
     // A request that waited for a variant gets that one, and none of an older record.
     let waiting = || miss(select(&french, &both).on_entry(Ok(None), &(&french).into(), now()));
     assert!(waiting().on_filled(Some(Record::Response(entry.clone())), now()).is_ok());
-    assert!(waiting().on_filled(Some(Record::Response(Entry { variant: 8, ..entry })), now()).is_err());
+    assert!(
+        waiting().on_filled(Some(Record::Response(with(entry, |entry| entry.variant = 8))), now()).is_err()
+    );
     seen
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use larder_core::shared::policy::{SharedDecision, SharedOnRequest, SharedPolicy};
-use larder_core::shared::{SetCookie, SharedRecord, SharedRule};
+use larder_core::shared::{SetCookie, SharedRecord};
 use larder_core::{KeyUri, RequestView};
 
-use super::engine::{Fields, now, request};
+use super::engine::{Fields, now, request, with};
 use super::{
     A_MINUTE_AGO, A_THOUSAND_SECONDS_AGO, BODY, NOW, ask, get, policy, response_of, rule, seconds,
     store_under, stored, word,
@@ -308,7 +308,7 @@ fn only_compatible_requests_share_a_fill() {
 
 #[test]
 fn stored_cookie_is_served_only_if_the_rule_allows_it() {
-    let explicit = SharedPolicy::new(Arc::new(SharedRule { set_cookie: SetCookie::IfExplicit, ..rule() }));
+    let explicit = SharedPolicy::new(Arc::new(with(rule(), |rule| rule.set_cookie = SetCookie::IfExplicit)));
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("set-cookie", "a=b")];
     let record = || {
         let kept = store_under(&explicit, &get(&[]), 200, fields).unwrap();

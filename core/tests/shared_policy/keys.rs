@@ -5,10 +5,10 @@ use http::HeaderName;
 use http::uri::Scheme;
 use larder_core::policy::BodyLength;
 use larder_core::shared::policy::{OnRecord, Placement, SharedDecision, SharedOnRequest, SharedOnResponse};
-use larder_core::shared::{SchemeSource, SharedRecord, SharedRule};
+use larder_core::shared::{SchemeSource, SharedRecord};
 use larder_core::{Reason, RequestView, Variants};
 
-use super::engine::{Fields, now, response};
+use super::engine::{Fields, now, response, with};
 use super::{ask, get, policy, rule, stored};
 
 #[test]
@@ -41,7 +41,7 @@ fn keys_contain_target_scheme_and_host() {
 #[test]
 fn keys_use_the_scheme_of_the_rule() {
     let scheme = |source: SchemeSource, uri: &str, fields: Fields<'_>| {
-        let rule = SharedRule { scheme: source, ..rule() };
+        let rule = with(rule(), |rule| rule.scheme = source);
         let mut request = get(fields);
         request.uri = uri.parse().unwrap();
         let key = rule.key(&RequestView::from(&request)).name().to_owned();

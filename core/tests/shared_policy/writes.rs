@@ -5,10 +5,9 @@ use std::sync::Arc;
 use http::Method;
 use larder_core::RequestView;
 use larder_core::policy::BodyLength;
-use larder_core::shared::SharedRule;
 use larder_core::shared::policy::{OriginFailed, SharedOnRequest, SharedOnResponse, SharedPolicy};
 
-use super::engine::{Fields, now, request, response};
+use super::engine::{Fields, now, request, response, with};
 use super::{A_THOUSAND_SECONDS_AGO, policy, rule};
 
 #[test]
@@ -51,7 +50,7 @@ fn writes_invalidate() {
 
 #[test]
 fn server_error_evicts_unless_the_rule_says_otherwise() {
-    let policy = SharedPolicy::new(Arc::new(SharedRule { evict_on_error: false, ..rule() }));
+    let policy = SharedPolicy::new(Arc::new(with(rule(), |rule| rule.evict_on_error = false)));
     let request = request(Method::PUT, &[]);
     for (status, evicts) in [(500, false), (408, false), (204, true)] {
         let SharedOnRequest::Write(write) = policy.on_request(&RequestView::from(&request)) else { panic!() };

@@ -152,7 +152,7 @@ struct Worker<S> {
 
 impl<S: LeaseStore + Clone> Worker<S> {
     fn new(store: S, truth: Truth) -> Arc<Self> {
-        let larder = Larder::builder().prefix(PREFIX).leased(store.clone());
+        let larder = Larder::builder().prefix(PREFIX).store(store.clone()).build();
         let truth = Arc::new(truth);
         let asked = Arc::clone(&truth);
         let read = move |Path(n): Path<u64>| {

@@ -95,8 +95,8 @@ impl Stores {
         if case.world.is_virtual() {
             let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
             let clock = ManualClock::new();
-            let store = MemoryStore::with_capacity(4 << 20).with_clock(Arc::new(clock.clone()));
-            let larder = Larder::builder().clock(Arc::new(clock.clone())).leased(store);
+            let store = MemoryStore::with_capacity(4 << 20);
+            let larder = Larder::builder().clock(Arc::new(clock.clone())).store(store).build();
             return runtime.block_on(whole(case, clock, vec![larder], !self.without_larder));
         }
         let runtime =
@@ -111,8 +111,8 @@ impl Stores {
         let prefix = format!("t{}", self.cases);
         let builder = || Larder::builder().prefix(&prefix).clock(Arc::new(clock.clone()));
         if case.world.store == Store::Memory {
-            let store = MemoryStore::with_capacity(4 << 20).with_clock(Arc::new(clock.clone()));
-            let larder = builder().leased(store);
+            let store = MemoryStore::with_capacity(4 << 20);
+            let larder = builder().store(store).build();
             return runtime.block_on(whole(case, clock.clone(), vec![larder], !self.without_larder));
         }
         let server = self.redis.get_or_insert_with(RedisServer::start);
@@ -129,7 +129,7 @@ impl Stores {
                 let options = patient(RedisOptions::from_url(&format!("redis://127.0.0.1:{port}/")).unwrap());
                 let store = RedisStore::new(options);
                 if !is_tier {
-                    larders.push(builder().leased(store));
+                    larders.push(builder().store(store).build());
                     continue;
                 }
                 let store = store.with_local(&prefix, 1 << 20);
@@ -137,7 +137,7 @@ impl Stores {
                 let key = KeySpace::new(&prefix, Some("warm")).unwrap().key(&number.to_string());
                 store.set(&key, "warm".into(), tier::MINUTE).await.unwrap();
                 tier::comes_here(&store, &key, Duration::from_secs(10)).await;
-                larders.push(builder().leased(store));
+                larders.push(builder().store(store).build());
             }
             whole(case, clock.clone(), larders, !self.without_larder).await
         })
