@@ -24,7 +24,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_TYPE, HOST,
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 use larder_core::route::RouteOptions;
-use larder_core::{Call, Entry, Kind, Larder, Provenance, RequestView, Route};
+use larder_core::{Call, Entry, Kind, Larder, RequestView, Route};
 
 pub use machine::machine;
 pub use redis_server::RedisServer;

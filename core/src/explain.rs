@@ -84,36 +84,36 @@ impl<'a> Explain<'a> {
         mut stored: impl FnMut(&CacheKey) -> Result<Option<Record>, Reason>,
     ) -> Explanation {
         let mut stored = |key: &CacheKey| Ok(stored(key)?.map(|record| self.as_asked(record)));
-        let mut told = Explanation::new(&self);
+        let mut explanation = Explanation::new(&self);
         match self.policy.on_request(&self.request) {
             OnRequest::Bypass(mark) => {
-                told.step("on_request", "Bypass", mark.reason(), "The cache takes no part.");
-                told.ends(self.passing(), mark.reason());
+                explanation.step("on_request", "Bypass", mark.reason(), "The cache takes no part.");
+                explanation.ends(self.passing(), mark.reason());
             }
-            OnRequest::Forward(forward) => self.explain_write(&mut told, forward),
+            OnRequest::Forward(forward) => self.explain_write(&mut explanation, forward),
             OnRequest::Lookup(lookup) => {
-                told.step("on_request", "Lookup", None, "The request may be answered from the cache.");
+                explanation.step("on_request", "Lookup", None, "The request may be answered from the cache.");
                 let Some(key) = self.key_of(lookup.principal()) else {
                     let mark = lookup.without_key();
-                    told.step("without_key", "Bypass", mark.reason(), "The cache takes no part.");
-                    told.ends(self.passing(), mark.reason());
-                    return told;
+                    explanation.step("without_key", "Bypass", mark.reason(), "The cache takes no part.");
+                    explanation.ends(self.passing(), mark.reason());
+                    return explanation;
                 };
-                told.is_under(&key);
+                explanation.is_under(&key);
                 let decision = match lookup.on_entry(stored(&key), &self.request, self.now) {
                     OnEntry::Decided(decision) => decision,
                     OnEntry::Select(select) => {
                         let text = "The resource varies: its variant lies under a key of its own.";
-                        told.step("on_entry", "Select", None, text);
+                        explanation.step("on_entry", "Select", None, text);
                         let variant = key.variant(select.secondary_key(&self.request));
-                        told.is_under(&variant);
+                        explanation.is_under(&variant);
                         select.on_entry(stored(&variant), &self.request, self.now)
                     }
                 };
-                self.explain_read(&mut told, decision);
+                self.explain_read(&mut explanation, decision);
             }
         }
-        told
+        explanation
     }
 
     /// The record as a request sees it that goes through the router. Without its pattern the question is about one that leads to
@@ -142,61 +142,66 @@ impl<'a> Explain<'a> {
         if failed { Status::Error } else { Status::Bypass }
     }
 
-    fn explain_read(&self, told: &mut Explanation, decision: Decision) {
+    fn explain_read(&self, explanation: &mut Explanation, decision: Decision) {
         match decision {
             Decision::Hit(hit) => {
-                told.found(&hit, self.now);
-                told.step("on_entry", "Hit", None, "What is stored answers.");
-                told.ends(Status::Hit, None);
+                explanation.found(&hit, self.now);
+                explanation.step("on_entry", "Hit", None, "What is stored answers.");
+                explanation.ends(Status::Hit, None);
             }
             Decision::NotModified(hit) => {
-                told.found(&hit, self.now);
-                told.step("on_entry", "NotModified", None, "The client has what is stored: 304 answers.");
-                told.ends(Status::Hit, None);
+                explanation.found(&hit, self.now);
+                explanation.step(
+                    "on_entry",
+                    "NotModified",
+                    None,
+                    "The client has what is stored: 304 answers.",
+                );
+                explanation.ends(Status::Hit, None);
             }
             Decision::Stale(hit, forward) => {
-                told.found(&hit, self.now);
+                explanation.found(&hit, self.now);
                 let text = "What is stored answers though it is stale, and the handler refreshes it in the background.";
                 let reason = Some(forward.reason());
-                told.step("on_entry", "Stale", reason, text);
-                told.ends(Status::Stale, reason);
+                explanation.step("on_entry", "Stale", reason, text);
+                explanation.ends(Status::Stale, reason);
                 // The refresh stores its response, but doesn't change the answer.
-                self.explain_answer(&mut told.without_end(), forward);
+                self.explain_answer(&mut explanation.without_end(), forward);
             }
             Decision::Unsatisfiable(answer) => {
                 let text = "The client wants what is stored or nothing: 504 answers.";
-                told.step("on_entry", "Unsatisfiable", answer.reason(), text);
-                told.ends(Status::Miss, answer.reason());
+                explanation.step("on_entry", "Unsatisfiable", answer.reason(), text);
+                explanation.ends(Status::Miss, answer.reason());
             }
             Decision::Bypass(mark) => {
                 let text = "The handler runs, and the cache takes no part.";
-                told.step("on_entry", "Bypass", mark.reason(), text);
-                told.ends(self.passing(), mark.reason());
+                explanation.step("on_entry", "Bypass", mark.reason(), text);
+                explanation.ends(self.passing(), mark.reason());
             }
             Decision::Miss(forward) => {
                 let reason = Some(forward.reason());
-                told.step("on_entry", "Miss", reason, "The handler runs.");
-                told.ends(Status::Miss, reason);
-                self.explain_answer(&mut told.with_end(), forward);
+                explanation.step("on_entry", "Miss", reason, "The handler runs.");
+                explanation.ends(Status::Miss, reason);
+                self.explain_answer(&mut explanation.with_end(), forward);
             }
         }
     }
 
-    fn explain_write(&self, told: &mut Explanation, forward: Forward) {
+    fn explain_write(&self, explanation: &mut Explanation, forward: Forward) {
         let text = "The handler runs, and its success writes or evicts.";
-        told.step("on_request", "Forward", Some(forward.reason()), text);
-        told.ends(Status::Bypass, Some(forward.reason()));
+        explanation.step("on_request", "Forward", Some(forward.reason()), text);
+        explanation.ends(Status::Bypass, Some(forward.reason()));
         if forward.kind() != Kind::EvictGroup {
             let Some(key) = self.key_of(forward.principal()) else {
-                told.step("unstored", "Bypass", Some(Reason::Keyless), "The cache takes no part.");
-                return told.ends(self.passing(), Some(Reason::Keyless));
+                explanation.step("unstored", "Bypass", Some(Reason::Keyless), "The cache takes no part.");
+                return explanation.ends(self.passing(), Some(Reason::Keyless));
             };
-            told.is_under(&key);
+            explanation.is_under(&key);
         }
-        self.explain_answer(&mut told.with_end(), forward);
+        self.explain_answer(&mut explanation.with_end(), forward);
     }
 
-    fn explain_answer(&self, told: &mut Telling<'_>, forward: Forward) {
+    fn explain_answer(&self, explanation: &mut Narrator<'_>, forward: Forward) {
         let Some((answer, length)) = self.answer else { return };
         match forward.on_response(answer, length) {
             OnResponse::Pass(pass) => {
@@ -206,22 +211,22 @@ impl<'a> Explain<'a> {
                     "The answer is passed on as it is, and not stored."
                 };
                 let reason = pass.mark().reason();
-                told.step("on_response", "Pass", reason, text);
-                told.told.evicts = pass.evicts();
-                told.ends(self.passing(), reason);
+                explanation.step("on_response", "Pass", reason, text);
+                explanation.explanation.evicts = pass.evicts();
+                explanation.ends(self.passing(), reason);
             }
             OnResponse::ServeStale(hit) => {
-                told.told.found(&hit, self.now);
+                explanation.explanation.found(&hit, self.now);
                 let text = "The handler failed, and what is stored answers though it is stale.";
-                told.step("on_response", "ServeStale", Some(Reason::Failed), text);
-                told.ends(Status::Stale, Some(Reason::Failed));
+                explanation.step("on_response", "ServeStale", Some(Reason::Failed), text);
+                explanation.ends(Status::Stale, Some(Reason::Failed));
             }
-            OnResponse::Admit(admit) => self.explain_storing(told, admit, answer),
+            OnResponse::Admit(admit) => self.explain_storing(explanation, admit, answer),
         }
     }
 
-    fn explain_storing(&self, told: &mut Telling<'_>, admit: Admit, answer: &response::Parts) {
-        told.step(
+    fn explain_storing(&self, explanation: &mut Narrator<'_>, admit: Admit, answer: &response::Parts) {
+        explanation.step(
             "on_response",
             "Admit",
             None,
@@ -246,10 +251,10 @@ impl<'a> Explain<'a> {
                 "It is stored as the first variant by more fields than before. The older ones are gone.",
             ),
         };
-        told.step("place", decision, None, text);
-        told.told.stores = true;
-        told.told.kept_for = retention;
-        told.ends(Status::Miss, Some(admitted.reason(CommitResult::Stored)));
+        explanation.step("place", decision, None, text);
+        explanation.explanation.stores = true;
+        explanation.explanation.kept_for = retention;
+        explanation.ends(Status::Miss, Some(admitted.reason(CommitResult::Stored)));
     }
 }
 
@@ -371,29 +376,29 @@ impl Explanation {
         self.entry = Some(FoundEntry::of(hit.entry(), now));
     }
 
-    fn with_end(&mut self) -> Telling<'_> {
-        Telling { told: self, is_answer: true }
+    fn with_end(&mut self) -> Narrator<'_> {
+        Narrator { explanation: self, is_answer: true }
     }
 
-    fn without_end(&mut self) -> Telling<'_> {
-        Telling { told: self, is_answer: false }
+    fn without_end(&mut self) -> Narrator<'_> {
+        Narrator { explanation: self, is_answer: false }
     }
 }
 
-/// What is told about a run of the handler, whose answer may be the request's or only a refresh.
-struct Telling<'a> {
-    told: &'a mut Explanation,
+/// Adds the steps of one run of the handler, whose response answers the request or only refreshes the entry.
+struct Narrator<'a> {
+    explanation: &'a mut Explanation,
     is_answer: bool,
 }
 
-impl Telling<'_> {
+impl Narrator<'_> {
     fn step(&mut self, event: &'static str, decision: &'static str, reason: Option<Reason>, text: &str) {
-        self.told.step(event, decision, reason, text);
+        self.explanation.step(event, decision, reason, text);
     }
 
     fn ends(&mut self, status: Status, reason: Option<Reason>) {
         if self.is_answer {
-            self.told.ends(status, reason);
+            self.explanation.ends(status, reason);
         }
     }
 }

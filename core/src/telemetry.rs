@@ -109,7 +109,7 @@ impl Telemetry {
     }
 
     /// Records the result of a write.
-    fn wrote(&self, group: Option<&str>, write: WriteResult) {
+    fn wrote(&self, group: Option<&str>, write: WriteOutcome) {
         self.in_group(group, |name, group| {
             group.writes[write as usize].fetch_add(1, Ordering::Relaxed);
             metrics::write(name, write);
@@ -403,7 +403,7 @@ impl Operation {
 
 /// The result of a write.
 #[derive(Clone, Copy)]
-enum WriteResult {
+enum WriteOutcome {
     Stored,
     Refused,
     Failed,

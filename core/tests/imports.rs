@@ -1,4 +1,5 @@
-//! Checks that imports go one way. Reads the `crate::`, `super::` and `self::` paths of every source file, as text.
+//! Checks that imports go one way, and that every type name has one definition. Reads the source files as text: their `crate::`,
+//! `super::` and `self::` paths, and their definitions of types.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -42,6 +43,20 @@ const PURE: [&str; 13] = [
     "ttl",
 ];
 
+/// Types that two files define on purpose.
+const TWINS: [&str; 3] = [
+    // `telemetry/metrics.rs` and `telemetry/no_metrics.rs`: with and without the feature `metrics`.
+    "RouteExport",
+    // The axum and the poem adapter: each framework's extractor.
+    "Backend",
+    // The tower adapter, and the axum adapter, whose routers need another body.
+    "SharedCacheLayer",
+];
+
+/// Names that the traits of std, tower and serde give to their associated types.
+const ASSOCIATED: [&str; 9] =
+    ["Body", "Data", "Error", "Future", "Item", "Ok", "Output", "Response", "Service"];
+
 #[test]
 fn pure_engine_names_no_runtime_module() {
     for (module, imports) in imports() {
@@ -84,6 +99,34 @@ fn no_files_import_each_other_in_a_circle() {
 }
 
 #[test]
+fn every_type_name_has_one_definition() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for sources in ["src", "../adapter-axum/src", "../adapter-poem/src", "../adapter-tower/src"] {
+        collect(&root.join(sources), &mut files);
+    }
+    let mut definitions: BTreeMap<String, BTreeSet<PathBuf>> = BTreeMap::new();
+    for file in files {
+        for name in types_in(&fs::read_to_string(&file).unwrap()) {
+            definitions.entry(name).or_default().insert(file.clone());
+        }
+    }
+    assert!(definitions.len() > 200, "the sources are not where they were: {definitions:?}");
+    definitions.retain(|name, files| {
+        files.len() > 1 && !TWINS.contains(&name.as_str()) && !ASSOCIATED.contains(&name.as_str())
+    });
+    assert!(definitions.is_empty(), "these type names are defined more than once: {definitions:#?}");
+}
+
+#[test]
+fn the_reader_sees_definitions_of_every_form() {
+    let text = "pub struct A;\npub(crate) enum B {}\n    type C = u8;\ntrait D {}\npub unsafe trait E {}\n\
+                // struct F;\n/// enum G {}\nlet structure = Struct { x };\nstruct H<T>(T);\n\
+                #[cfg(test)]\nmod tests {\n    struct I;\n}";
+    assert_eq!(types_in(text), ["A", "B", "C", "D", "E", "H"]);
+}
+
+#[test]
 fn the_reader_sees_imports_of_every_form() {
     let known = ["a", "a::b", "a::c", "d"].map(str::to_owned).into();
     let text = "use crate::{d, a::b::X};\nuse super::c::{self, Y};\n// use crate::nothing;\n\
@@ -91,6 +134,19 @@ fn the_reader_sees_imports_of_every_form() {
     let seen = named_in("a::b", text, &known);
     assert_eq!(seen, ["a::c", "d"].map(str::to_owned).into());
     assert!(named_in("a::b", "use super::X;\nuse crate::a::Y;", &known).is_empty(), "the file of the folder");
+}
+
+/// The types that a file defines outside of its tests.
+fn types_in(text: &str) -> Vec<String> {
+    let lines = text.lines().take_while(|line| !line.trim_start().starts_with("mod tests {"));
+    let defined = lines.filter_map(|line| {
+        let words = line.split_whitespace().skip_while(|word| word.starts_with("pub") || *word == "unsafe");
+        let (kind, rest) = (words.clone().next()?, words.clone().nth(1)?);
+        let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let is_type = ["struct", "enum", "trait", "type"].contains(&kind);
+        (is_type && name.starts_with(char::is_uppercase)).then_some(name)
+    });
+    defined.collect()
 }
 
 fn is_in(module: &str, of: &[&str]) -> bool {

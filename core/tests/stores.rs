@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use larder_core::store::suite::{Subject, delete_wins_races_against_fills};
 use larder_core::{
-    Abandon, Acquired, CacheKey, CacheStore, Clock, Intent, KeySpace, Lease, LeaseStore, ManualClock,
+    Abandon, Acquired, CacheKey, CacheStore, Clock, Intent, KeySpace, Larder, Lease, LeaseStore, ManualClock,
     MemoryStore, ProcessLocal, StoreError,
 };
 
@@ -92,6 +92,22 @@ mod in_process {
     larder_core::store_suite!(shelf_in_process());
     larder_core::lease_suite!(shelf_in_process());
     larder_core::tag_suite!(shelf_in_process());
+}
+
+#[tokio::test]
+async fn the_clock_of_the_builder_is_the_clock_of_its_store() {
+    let clock = Arc::new(ManualClock::new());
+    let builder = || Larder::builder().clock(clock.clone());
+    let memory = builder().store(MemoryStore::new()).build();
+    let wrapped = builder().store(ProcessLocal::new(MemoryStore::new())).build();
+    for larder in [memory, wrapped] {
+        let rates = larder.backend();
+        rates.set("EUR", &1.08, 60).await;
+        clock.advance(Duration::from_secs(59));
+        assert!(rates.has("EUR").await, "a second is left");
+        clock.advance(Duration::from_secs(1));
+        assert!(!rates.has("EUR").await, "the minute is over");
+    }
 }
 
 mod memory {

@@ -139,15 +139,15 @@ impl Target {
 }
 
 tokio::task_local! {
-    static WRITES: Arc<Writes>;
+    static WRITES: Arc<OpenWrites>;
 }
 
 /// The targets of all writes around one handler. If layers are stacked, a caller that gives up drops only the outermost
 /// write. The others are part of its work, which continues.
 #[derive(Default)]
-struct Writes(Mutex<Vec<(Arc<CacheContext>, Vec<Target>)>>);
+struct OpenWrites(Mutex<Vec<(Arc<CacheContext>, Vec<Target>)>>);
 
-impl Writes {
+impl OpenWrites {
     fn add(&self, context: &Arc<CacheContext>, targets: &[Target]) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.push((Arc::clone(context), targets.to_vec()));
@@ -160,7 +160,7 @@ impl Writes {
 
 /// A guard that evicts the targets of all writes in the background when it is dropped, unless it was disarmed.
 struct EvictOnCancel {
-    writes: Option<Arc<Writes>>,
+    writes: Option<Arc<OpenWrites>>,
 }
 
 impl EvictOnCancel {

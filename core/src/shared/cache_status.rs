@@ -15,11 +15,11 @@ pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 #[derive(Clone, Debug)]
 pub struct SharedCacheStatus {
     pub(super) rule: Arc<SharedRule>,
-    said: Said,
+    handling: Handling,
 }
 
 #[derive(Clone, Debug)]
-enum Said {
+enum Handling {
     /// The remaining freshness lifetime in seconds; negative once it is over.
     Hit {
         ttl: i64,
@@ -35,63 +35,70 @@ enum Said {
 
 impl SharedCacheStatus {
     pub(super) const fn hit(rule: Arc<SharedRule>, ttl: i64) -> Self {
-        Self { rule, said: Said::Hit { ttl } }
+        Self { rule, handling: Handling::Hit { ttl } }
     }
 
     pub(super) const fn forwarded(rule: Arc<SharedRule>, reason: Reason) -> Self {
-        let said =
-            Said::Forwarded { why: reason, detail: reason, status: None, stored: false, collapsed: false };
-        Self { rule, said }
+        let handling = Handling::Forwarded {
+            why: reason,
+            detail: reason,
+            status: None,
+            stored: false,
+            collapsed: false,
+        };
+        Self { rule, handling }
     }
 
     /// Returns the outcome of a response made from a stored one, or of a 504.
     #[cfg(feature = "runtime")]
     pub(super) fn outcome(&self, is_stored: bool) -> Outcome {
-        match self.said {
-            Said::Hit { ttl } if ttl < 0 => Outcome::stale(Reason::Expired),
-            Said::Hit { .. } => Outcome::HIT,
-            Said::Forwarded { collapsed: true, .. } => Outcome::COLLAPSED,
+        match self.handling {
+            Handling::Hit { ttl } if ttl < 0 => Outcome::stale(Reason::Expired),
+            Handling::Hit { .. } => Outcome::HIT,
+            Handling::Forwarded { collapsed: true, .. } => Outcome::COLLAPSED,
             // The origin has validated the stored response with a 304.
-            Said::Forwarded { status: Some(StatusCode::NOT_MODIFIED), detail, .. } => Outcome::miss(detail),
-            Said::Forwarded { .. } if is_stored => Outcome::stale(Reason::Failed),
-            Said::Forwarded { detail, .. } => Outcome::miss(detail),
+            Handling::Forwarded { status: Some(StatusCode::NOT_MODIFIED), detail, .. } => {
+                Outcome::miss(detail)
+            }
+            Handling::Forwarded { .. } if is_stored => Outcome::stale(Reason::Failed),
+            Handling::Forwarded { detail, .. } => Outcome::miss(detail),
         }
     }
 
     /// Returns the outcome of the origin's response.
     #[cfg(feature = "runtime")]
     pub(super) fn passed(&self, answer: StatusCode) -> Outcome {
-        match self.said {
-            Said::Forwarded { stored: true, detail, .. } => Outcome::miss(detail),
-            Said::Forwarded { detail, .. } => Outcome::passed(Some(detail), answer),
-            Said::Hit { .. } => Outcome::HIT,
+        match self.handling {
+            Handling::Forwarded { stored: true, detail, .. } => Outcome::miss(detail),
+            Handling::Forwarded { detail, .. } => Outcome::passed(Some(detail), answer),
+            Handling::Hit { .. } => Outcome::HIT,
         }
     }
 
     /// Sets the reason.
     pub fn because(mut self, reason: Reason) -> Self {
-        if let Said::Forwarded { detail, .. } = &mut self.said {
+        if let Handling::Forwarded { detail, .. } = &mut self.handling {
             *detail = reason;
         }
         self
     }
 
     pub(super) fn answered(mut self, with: Option<StatusCode>) -> Self {
-        if let Said::Forwarded { status, .. } = &mut self.said {
+        if let Handling::Forwarded { status, .. } = &mut self.handling {
             *status = with;
         }
         self
     }
 
     pub(super) fn stored(mut self) -> Self {
-        if let Said::Forwarded { stored, .. } = &mut self.said {
+        if let Handling::Forwarded { stored, .. } = &mut self.handling {
             *stored = true;
         }
         self
     }
 
     pub(super) fn collapsed(mut self) -> Self {
-        if let Said::Forwarded { collapsed, .. } = &mut self.said {
+        if let Handling::Forwarded { collapsed, .. } = &mut self.handling {
             *collapsed = true;
         }
         self
@@ -99,7 +106,7 @@ impl SharedCacheStatus {
 
     /// Sets the reason for which nothing will be stored.
     pub fn unstored(mut self) -> Self {
-        if let Said::Forwarded { stored, .. } = &mut self.said {
+        if let Handling::Forwarded { stored, .. } = &mut self.handling {
             *stored = false;
         }
         self
@@ -109,9 +116,9 @@ impl SharedCacheStatus {
     pub fn write_to(&self, headers: &mut HeaderMap) {
         let Some(name) = &self.rule.cache_status else { return };
         let mut text = String::from(&**name);
-        match &self.said {
-            Said::Hit { ttl } => text.push_str(&format!("; hit; ttl={ttl}")),
-            Said::Forwarded { why, detail, status, stored, collapsed } => {
+        match &self.handling {
+            Handling::Hit { ttl } => text.push_str(&format!("; hit; ttl={ttl}")),
+            Handling::Forwarded { why, detail, status, stored, collapsed } => {
                 text.push_str(&format!("; fwd={}", forward_reason(*why)));
                 if let Some(status) = status {
                     text.push_str(&format!("; fwd-status={}", status.as_u16()));
@@ -132,7 +139,8 @@ impl SharedCacheStatus {
 
     /// On a 504 for `only-if-cached`, nothing was forwarded.
     pub(super) fn write_unsatisfied_to(&self, headers: &mut HeaderMap) {
-        let (Some(name), Said::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.said) else {
+        let (Some(name), Handling::Forwarded { detail, .. }) = (&self.rule.cache_status, &self.handling)
+        else {
             return;
         };
         if let Ok(value) = HeaderValue::try_from(format!("{name}; detail={detail}")) {

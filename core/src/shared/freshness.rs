@@ -109,8 +109,8 @@ impl Freshness {
 /// Returns the explicit freshness lifetime: the first of these fields decides (§4.2.1).
 fn explicit_lifetime(headers: &HeaderMap, control: &Control, dated: SystemTime) -> Option<Duration> {
     let said = &control.directives;
-    let told = said.s_maxage.or(said.max_age).map(|seconds| Duration::from_secs(seconds.min(GREATEST)));
-    told.or_else(|| {
+    let stated = said.s_maxage.or(said.max_age).map(|seconds| Duration::from_secs(seconds.min(GREATEST)));
+    stated.or_else(|| {
         (headers.contains_key(EXPIRES) && !control.is_targeted).then(|| {
             // §5.3: an invalid date, `0` above all, is in the past. Two dates are invalid.
             let expires = one(headers, &EXPIRES).and_then(http_date);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Eviction, Operation, Telemetry, WriteResult};
+use super::{Eviction, Operation, Telemetry, WriteOutcome};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::dyn_store::DynStore;
 use crate::store::{Abandon, Acquired, Health, Intent, Lease, StoreError, ValueHead};
@@ -81,7 +81,7 @@ impl MeteredStore {
     ) -> Result<(), StoreError> {
         let set = self.call(Operation::Set, self.store.set(key, value, ttl)).await;
         self.telemetry
-            .wrote(key.group(), if set.is_ok() { WriteResult::Stored } else { WriteResult::Failed });
+            .wrote(key.group(), if set.is_ok() { WriteOutcome::Stored } else { WriteOutcome::Failed });
         set
     }
 
@@ -116,9 +116,9 @@ impl MeteredStore {
     ) -> Result<bool, StoreError> {
         let committed = self.call(Operation::Commit, self.store.commit(key, lease, value, ttl)).await;
         let write = match committed {
-            Ok(true) => WriteResult::Stored,
-            Ok(false) => WriteResult::Refused,
-            Err(_) => WriteResult::Failed,
+            Ok(true) => WriteOutcome::Stored,
+            Ok(false) => WriteOutcome::Refused,
+            Err(_) => WriteOutcome::Failed,
         };
         self.telemetry.wrote(key.group(), write);
         committed

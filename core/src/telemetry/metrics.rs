@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::{Counter, SharedString, Unit, counter, describe_counter, describe_histogram, histogram};
 
-use super::{Eviction, Labels, Operation, RouteCounters, WriteResult};
+use super::{Eviction, Labels, Operation, RouteCounters, WriteOutcome};
 use crate::policy::rule::Kind;
 use crate::reason::Reason;
 use crate::status::{Outcome, Status};
@@ -65,11 +65,11 @@ pub(super) fn store_call(operation: Operation, took: Duration, ok: bool) {
     histogram!(STORE, "operation" => operation.as_str(), "result" => result).record(took);
 }
 
-pub(super) fn write(name: Option<&Arc<str>>, write: WriteResult) {
+pub(super) fn write(name: Option<&Arc<str>>, write: WriteOutcome) {
     let result = match write {
-        WriteResult::Stored => "stored",
-        WriteResult::Refused => "refused",
-        WriteResult::Failed => "failed",
+        WriteOutcome::Stored => "stored",
+        WriteOutcome::Refused => "refused",
+        WriteOutcome::Failed => "failed",
     };
     counter!(WRITES, "group" => group(name), "result" => result).increment(1);
 }
