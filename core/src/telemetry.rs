@@ -61,14 +61,14 @@ pub(crate) struct Telemetry {
     operations: [OperationCounters; Operation::ALL.len()],
     /// Set once there is a console.
     #[cfg(feature = "console")]
-    history: OnceLock<history::History>,
+    history: OnceLock<history::RequestHistory>,
 }
 
 impl Telemetry {
     /// Returns the history, and starts recording it.
     #[cfg(feature = "console")]
-    pub(crate) fn history(&self) -> &history::History {
-        self.history.get_or_init(history::History::default)
+    pub(crate) fn history(&self) -> &history::RequestHistory {
+        self.history.get_or_init(history::RequestHistory::default)
     }
 
     /// Returns the routes that have had requests.

@@ -27,7 +27,7 @@ const LONGEST_URI: usize = 300;
 
 /// The last decisions, and the slices of the last half hour.
 #[derive(Default)]
-pub(crate) struct History {
+pub(crate) struct RequestHistory {
     recent: Mutex<RecentRequests>,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct SliceStats {
     latency: Latency,
 }
 
-impl History {
+impl RequestHistory {
     pub(super) fn record(
         &self,
         route: &RouteCounters,
