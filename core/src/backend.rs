@@ -251,7 +251,7 @@ impl<C: Coder> CacheBackend<C> {
                             CommitResult::Failed => FillOutcome::Uncacheable,
                         });
                     };
-                    self.context().to_the_end(storing).await;
+                    self.context().run_to_completion(storing).await;
                 }
                 Err(error) => {
                     warn!(key = name.name(), %error, "a value can't be stored");
@@ -288,7 +288,10 @@ impl<C: Coder> CacheBackend<C> {
         let span = spans::backend::set(&key, ttl);
         let set = async {
             let (context, record) = (Arc::clone(self.context()), self.encode(value)?);
-            Ok(self.context().to_the_end(async move { context.store.set(&key, record, ttl).await }).await?)
+            Ok(self
+                .context()
+                .run_to_completion(async move { context.store.set(&key, record, ttl).await })
+                .await?)
         };
         let set = span.around(set).await;
         span.result(["stored", "stored"], set.as_ref().map(|()| true));
@@ -352,7 +355,8 @@ impl<C: Coder> CacheBackend<C> {
                 let new = change(old);
                 let record = self.encode(&new)?;
                 // No deadline applies here: after one, it would be unknown whether the update was made.
-                if self.context().to_the_end(async move { held.try_commit(record, ttl).await }).await? {
+                if self.context().run_to_completion(async move { held.try_commit(record, ttl).await }).await?
+                {
                     return Ok(new);
                 }
             }
@@ -390,7 +394,7 @@ impl<C: Coder> CacheBackend<C> {
         let key = self.space.key(key);
         let span = spans::backend::delete(&key);
         let context = Arc::clone(self.context());
-        let delete = self.context().to_the_end(async move { context.store.delete(&key).await });
+        let delete = self.context().run_to_completion(async move { context.store.delete(&key).await });
         let deleted = span.around(delete).await;
         span.result(["deleted", "absent"], deleted.as_ref().copied());
         Ok(deleted?)
@@ -437,7 +441,8 @@ impl<C: Coder> CacheBackend<C> {
         }
         let span = spans::backend::delete_group(&self.space);
         let (context, space) = (Arc::clone(self.context()), self.space.clone());
-        let delete = self.context().to_the_end(async move { context.store.delete_group(&space).await });
+        let delete =
+            self.context().run_to_completion(async move { context.store.delete_group(&space).await });
         let deleted = span.around(delete).await;
         span.result(["deleted", "absent"], deleted.as_ref().map(|count| *count > 0));
         Ok(deleted?)

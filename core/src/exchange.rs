@@ -4,11 +4,7 @@
 //! handler and then stores or evicts. Fills and writes continue without their client: if it disconnects, no other request
 //! loses its answer, and no old value remains. The handler's response is delivered regardless of the store.
 
-#![expect(
-    clippy::large_enum_variant,
-    clippy::result_large_err,
-    reason = "most lookups are hits in memory, which must not allocate"
-)]
+#![expect(clippy::result_large_err, reason = "most lookups are hits in memory, which must not allocate")]
 
 pub(crate) mod call;
 pub(crate) mod excerpt;
@@ -26,12 +22,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, StatusCode};
 use tracing::warn;
 
 use crate::body::ReplyBody;
 use crate::fill::single_flight::Role;
-use crate::policy::Mark;
+use crate::policy::CacheStatus;
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::Route;
@@ -41,10 +37,9 @@ use crate::telemetry::RequestTimer;
 use self::call::Counted;
 pub use self::call::{Call, Reply};
 pub(crate) use self::call::{failed, status_of};
-use self::fill::Followed;
-pub(crate) use self::fill::{UNCACHEABLE_FOR, land};
-pub(crate) use self::lookup::{FillKey, LOOKS};
-use self::lookup::{Looked, Seen};
+pub(crate) use self::fill::{UNCACHEABLE_FOR, complete_flight};
+pub(crate) use self::lookup::{FillKey, MAX_LOOKUPS};
+use self::lookup::{LookupResult, PendingLookup};
 pub use self::response_future::ResponseFuture;
 
 impl Route {
@@ -58,7 +53,7 @@ impl Route {
     pub fn handle<C: Call>(self: Arc<Self>, call: C) -> ResponseFuture<C::Body, C::Error> {
         match self.try_hit(call.view()) {
             Ok(response) => ResponseFuture::ready(response),
-            Err(unanswered) => unanswered.respond(call),
+            Err(deferred) => deferred.respond(call),
         }
     }
 
@@ -70,104 +65,97 @@ impl Route {
     /// Returns a `Deferred` if the request needs more than a lookup in memory.
     #[doc(hidden)]
     pub fn try_hit(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Deferred> {
-        let watch = RequestTimer::new(&self.context.telemetry, || self.context.now(), &request);
+        let timer = RequestTimer::new(&self.context.telemetry, || self.context.now(), &request);
         match self.lookup_now(request) {
-            Looked::Seen(Seen::Answer(response, outcome)) => {
-                Ok(self.answered(request.pattern, watch, response, outcome))
+            Ok(LookupResult::Answer(response, outcome)) => {
+                self.record_answer(request.pattern, timer, outcome, response.status());
+                Ok(response)
             }
-            looked => Err(Deferred { route: Arc::clone(self), watch, looked }),
+            lookup => Err(Deferred { route: Arc::clone(self), timer, lookup }),
         }
     }
 
     /// Answers a request that the lookup didn't answer, and records its outcome.
-    async fn respond<C: Call>(self: Arc<Self>, seen: Seen, call: C, watch: RequestTimer) -> Reply<C> {
-        let watch = watch.keep(&self.context.telemetry, self.metrics(call.view().pattern, Arc::clone));
-        let (reply, outcome) = self.dispatch(seen, call, 1).await;
-        watch.answered(outcome, status_of::<C, _>(&reply));
+    async fn respond<C: Call>(
+        self: Arc<Self>,
+        found: LookupResult,
+        call: C,
+        timer: RequestTimer,
+    ) -> Reply<C> {
+        let timer = timer.keep(&self.context.telemetry, self.metrics(call.view().pattern, Arc::clone));
+        let (reply, outcome) = self.dispatch(found, call, 1).await;
+        timer.answered(outcome, status_of::<C, _>(&reply));
         reply
     }
 
-    /// Records a response that the lookup found.
-    fn answered(
+    /// Records the answer of a request that needed no handler.
+    fn record_answer(
         self: &Arc<Self>,
         pattern: Option<&str>,
-        watch: RequestTimer,
-        response: Response<Bytes>,
+        timer: RequestTimer,
         outcome: Outcome,
-    ) -> Response<Bytes> {
-        self.metrics(pattern, |counters| {
-            watch.answered(&self.context.telemetry, counters, outcome, response.status());
-        });
-        response
+        status: StatusCode,
+    ) {
+        self.metrics(pattern, |counters| timer.answered(&self.context.telemetry, counters, outcome, status));
     }
 
     /// Answers a request after its lookup. Each branch is boxed, so that it takes only the room that it needs.
-    fn dispatch<C: Call>(self: &Arc<Self>, seen: Seen, call: C, looks: usize) -> Settling<'_, C> {
-        match seen {
-            Seen::Answer(response, outcome) => ready_reply::<C>(response, outcome),
-            Seen::Bypass(mark) => Box::pin(self.bypass(mark, call)),
-            Seen::Within => Box::pin(self.pass_through(call)),
-            Seen::Write(forward) => Box::pin(self.write(forward, call)),
-            Seen::Stale(response, forward, place) => {
+    fn dispatch<C: Call>(self: &Arc<Self>, found: LookupResult, call: C, lookups: usize) -> Pending<'_, C> {
+        match found {
+            LookupResult::Answer(response, outcome) => answer_now::<C>(response, outcome),
+            LookupResult::Bypass(status) => Box::pin(self.bypass(status, call)),
+            LookupResult::Nested => Box::pin(self.pass_through(call)),
+            LookupResult::Write(forward) => Box::pin(self.write(forward, call)),
+            LookupResult::Stale(response, forward, key) => {
                 let outcome = Outcome::stale(forward.reason());
-                self.refresh(forward, place, call);
-                ready_reply::<C>(response, outcome)
+                self.refresh(forward, key, call);
+                answer_now::<C>(response, outcome)
             }
             // The store just failed to read, so it isn't asked to write. The handler runs as it would without a cache.
-            Seen::Miss(forward, place) if forward.reason() == Reason::Down => {
-                Box::pin(self.run_uncached(forward, place, call))
+            LookupResult::Miss(forward, key) if forward.reason() == Reason::Down => {
+                Box::pin(self.run_uncached(forward, key, call))
             }
             // The handler makes partial responses itself, which fill nothing.
-            Seen::Miss(forward, place)
-                if forward.keeps_range() && self.context.known_to_make_parts.contains(&place.primary) =>
+            LookupResult::Miss(forward, key)
+                if forward.keeps_range() && self.context.known_to_make_parts.contains(&key.primary) =>
             {
                 Box::pin(self.bypass(forward.unstored(Reason::Range), call))
             }
-            Seen::Miss(forward, place) if forward.holds_up_others() => {
-                Box::pin(self.run_uncached(forward.because(Reason::Spelling), place, call))
+            LookupResult::Miss(forward, key) if forward.holds_up_others() => {
+                Box::pin(self.run_uncached(forward.because(Reason::Spelling), key, call))
             }
-            Seen::Miss(forward, place) if !forward.is_shared() => {
-                Box::pin(self.fill(forward, place, call, None, looks))
+            LookupResult::Miss(forward, key) if !forward.is_shared() => {
+                Box::pin(self.fill(forward, key, call, None, lookups))
             }
-            Seen::Miss(forward, place) => {
-                match self.context.single_flight.join(&place.target, forward.provenance()) {
-                    Role::Apart => Box::pin(self.run_uncached(forward.because(Reason::Busy), place, call)),
-                    Role::Leader(lead) => Box::pin(self.fill(forward, place, call, Some(lead), looks)),
-                    Role::Follower(follow) => Box::pin(async move {
-                        match self.follow(follow, forward).await {
-                            Followed::Answer(response, outcome) => {
-                                (Ok(response.map(ReplyBody::full)), outcome)
-                            }
-                            Followed::Again(_) if looks < LOOKS => self.retry_lookup(call, looks).await,
-                            Followed::Again(forward) | Followed::Alone(forward) => {
-                                self.run_uncached(forward, place, call).await
-                            }
-                        }
-                    }),
+            LookupResult::Miss(forward, key) => {
+                match self.context.single_flight.join(key.target(), forward.provenance()) {
+                    Role::Apart => Box::pin(self.run_uncached(forward.because(Reason::Busy), key, call)),
+                    Role::Leader(leader) => Box::pin(self.fill(forward, key, call, Some(leader), lookups)),
+                    Role::Follower(follower) => Box::pin(self.follow(follower, forward, key, call, lookups)),
                 }
             }
         }
     }
 
     /// Looks up the store again: the awaited or unexpected entry wasn't valid for this request.
-    async fn retry_lookup<C: Call>(self: &Arc<Self>, call: C, looks: usize) -> Counted<C> {
+    async fn retry_lookup<C: Call>(self: &Arc<Self>, call: C, lookups: usize) -> Counted<C> {
         self.miss_predictor.record_hit();
-        let seen = match self.lookup_now(call.view()) {
-            Looked::Seen(seen) => seen,
-            Looked::Further(further) => self.lookup_later(further, call.view()).await,
+        let found = match self.lookup_now(call.view()) {
+            Ok(found) => found,
+            Err(pending) => self.lookup_later(pending, call.view()).await,
         };
-        self.dispatch(seen, call, looks + 1).await
+        self.dispatch(found, call, lookups + 1).await
     }
 
     /// Runs the handler without the cache, and adds the status to the response.
-    async fn bypass<C: Call>(&self, mark: Mark, call: C) -> Counted<C> {
-        self.warn_undeclared(mark.reason(), call.view().pattern);
+    async fn bypass<C: Call>(&self, status: CacheStatus, call: C) -> Counted<C> {
+        self.warn_undeclared(status.reason(), call.view().pattern);
         let mut response = match call.run().await {
             Ok(response) => response.map(ReplyBody::own),
             Err(error) => return failed::<C, _>(error),
         };
-        mark.stamp_response(&mut response);
-        let outcome = Outcome::passed(mark.reason(), response.status());
+        status.write_to_response(&mut response);
+        let outcome = Outcome::passed(status.reason(), response.status());
         (Ok(response), outcome)
     }
 
@@ -205,10 +193,10 @@ impl Route {
     }
 }
 
-/// The future of a response that the lookup didn't find.
-type Settling<'a, C> = Pin<Box<dyn Future<Output = Counted<C>> + Send + 'a>>;
+/// The future of a reply.
+type Pending<'a, C> = Pin<Box<dyn Future<Output = Counted<C>> + Send + 'a>>;
 
-fn ready_reply<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Settling<'a, C> {
+fn answer_now<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Pending<'a, C> {
     Box::pin(ready((Ok(response.map(ReplyBody::full)), outcome)))
 }
 
@@ -216,24 +204,24 @@ fn ready_reply<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Sett
 #[must_use = "a request is answered only by `respond`"]
 pub struct Deferred {
     route: Arc<Route>,
-    watch: RequestTimer,
-    looked: Looked,
+    timer: RequestTimer,
+    lookup: Result<LookupResult, Box<PendingLookup>>,
 }
 
 impl Deferred {
     /// Answers the request, which must be the one in `call`. This is the second half of [`Route::handle`].
     pub fn respond<C: Call>(self, call: C) -> ResponseFuture<C::Body, C::Error> {
-        let Self { route, watch, looked } = self;
-        // A lookup in memory answers most requests. The other branches need much more room, and take it only when they run.
-        match looked {
-            Looked::Seen(seen) => ResponseFuture::later(route.respond(seen, call, watch)),
-            Looked::Further(further) => ResponseFuture::later(async move {
-                match route.lookup_later(further, call.view()).await {
-                    Seen::Answer(response, outcome) => {
-                        let response = route.answered(call.view().pattern, watch, response, outcome);
+        let Self { route, timer, lookup } = self;
+        match lookup {
+            Ok(found) => ResponseFuture::later(route.respond(found, call, timer)),
+            // The store answers most requests. The other branches need much more room, and take it only when they run.
+            Err(pending) => ResponseFuture::later(async move {
+                match route.lookup_later(pending, call.view()).await {
+                    LookupResult::Answer(response, outcome) => {
+                        route.record_answer(call.view().pattern, timer, outcome, response.status());
                         Ok(response.map(ReplyBody::full))
                     }
-                    seen => Box::pin(route.respond(seen, call, watch)).await,
+                    found => Box::pin(route.respond(found, call, timer)).await,
                 }
             }),
         }

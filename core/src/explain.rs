@@ -210,7 +210,7 @@ impl<'a> Explain<'a> {
                 } else {
                     "The answer is passed on as it is, and not stored."
                 };
-                let reason = pass.mark().reason();
+                let reason = pass.cache_status().reason();
                 explanation.step("on_response", "Pass", reason, text);
                 explanation.explanation.evicts = pass.evicts();
                 explanation.ends(self.passing(), reason);

@@ -85,7 +85,7 @@ impl Larder {
     /// Continues in the background if this future is dropped.
     pub async fn evict(&self, key: &CacheKey) {
         let (context, key) = (Arc::clone(&self.context), key.clone());
-        self.context.to_the_end(async move { context.evict_key(&key).await }).await;
+        self.context.run_to_completion(async move { context.evict_key(&key).await }).await;
     }
 
     /// Returns the prefix of all keys without one of their own.

@@ -65,7 +65,7 @@ use rules::{
 
 pub use crate::headers::vary::Placement;
 pub use admitted::{Admitted, CommitResult};
-pub use cache_status::Mark;
+pub use cache_status::CacheStatus;
 pub use forward::{Admit, Forward, OnResponse, Pass};
 pub use hit::{Hit, Unsatisfiable};
 pub use rules::{BodyLength, invalidates, leaves_outcome_unknown};
@@ -113,7 +113,7 @@ pub struct CachePolicy {
 #[derive(Debug)]
 pub enum OnRequest {
     /// Run the handler; the cache takes no part.
-    Bypass(Mark),
+    Bypass(CacheStatus),
     /// Look for a stored response.
     Lookup(Lookup),
     /// Run the handler; if it succeeds, store or evict.
@@ -142,7 +142,7 @@ pub enum Decision {
     Unsatisfiable(Unsatisfiable),
     /// Run the handler; the cache takes no part. The stored response belongs to another pattern and this request may
     /// not replace it, or the request asks for a part in another unit than bytes.
-    Bypass(Mark),
+    Bypass(CacheStatus),
     /// Run the handler.
     Miss(Forward),
 }
@@ -184,7 +184,7 @@ impl CachePolicy {
             .or_else(|| credentials_without_audience(&self.rule, request.headers, present))
             .or_else(|| without_certain_handler(request, pattern));
         if let Some(reason) = refusal {
-            return OnRequest::Bypass(Mark::bypass(&self.rule, reason));
+            return OnRequest::Bypass(CacheStatus::bypass(&self.rule, reason));
         }
         match self.principal(request) {
             Ok(principal) => OnRequest::Lookup(Lookup {
@@ -199,7 +199,7 @@ impl CachePolicy {
                 is_range: present.range && request.method == Method::GET,
                 length: None,
             }),
-            Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
+            Err(reason) => OnRequest::Bypass(CacheStatus::bypass(&self.rule, reason)),
         }
     }
 
@@ -207,7 +207,7 @@ impl CachePolicy {
     fn on_write(&self, request: &RequestView<'_>) -> OnRequest {
         // Safe methods change nothing. A layer over a whole router sees them too.
         if [Method::HEAD, Method::OPTIONS, Method::TRACE].contains(request.method) {
-            return OnRequest::Bypass(Mark::bypass(&self.rule, Reason::Method));
+            return OnRequest::Bypass(CacheStatus::bypass(&self.rule, Reason::Method));
         }
         let present = RequestFields::of(request.headers);
         let provenance = Provenance::of(request, self.rule.is_chosen);
@@ -240,7 +240,7 @@ impl CachePolicy {
                 variants: None,
                 fallback: None,
             }),
-            Err(reason) => OnRequest::Bypass(Mark::bypass(&self.rule, reason)),
+            Err(reason) => OnRequest::Bypass(CacheStatus::bypass(&self.rule, reason)),
         }
     }
 
@@ -296,8 +296,8 @@ impl Lookup {
     }
 
     /// Ends the lookup, because the request has no key.
-    pub fn without_key(self) -> Mark {
-        Mark::bypass(&self.rule, Reason::Keyless)
+    pub fn without_key(self) -> CacheStatus {
+        CacheStatus::bypass(&self.rule, Reason::Keyless)
     }
 
     /// Returns `true` if any whole stored response answers: the request has no directives, asks for no part, and is no
@@ -443,18 +443,20 @@ impl Lookup {
         if provenance::is_canonical(request) {
             self.miss(Reason::Pattern, variants, request)
         } else {
-            Decision::Bypass(Mark::bypass(&self.rule, Reason::Pattern))
+            Decision::Bypass(CacheStatus::bypass(&self.rule, Reason::Pattern))
         }
     }
 
     fn miss(self, reason: Reason, variants: Option<Variants>, request: &RequestView<'_>) -> Decision {
         // RFC 9111 §5.2.1.7.
         if self.directives.only_if_cached {
-            return Decision::Unsatisfiable(Unsatisfiable { mark: Mark::miss(&self.rule, reason) });
+            return Decision::Unsatisfiable(Unsatisfiable {
+                cache_status: CacheStatus::miss(&self.rule, reason),
+            });
         }
         // Some services answer other units with 200 and a part (`Range: items=0-24`).
         if self.is_range && !range::is_in_bytes(request.headers) {
-            return Decision::Bypass(Mark::bypass(&self.rule, Reason::Range));
+            return Decision::Bypass(CacheStatus::bypass(&self.rule, Reason::Range));
         }
         let keeps_range = self.is_range && !range::is_of_the_whole(request.headers);
         Decision::Miss(Forward { keeps_range, ..self.into_forward(reason, variants, request) })

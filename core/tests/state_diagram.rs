@@ -478,7 +478,7 @@ impl Observed {
 
     fn pass(&mut self, from: State, event: &'static str, pass: &Pass) {
         let to = if pass.evicts() { State::PassAndEvict } else { State::Pass };
-        self.edge(from, event, to, pass.mark().reason().map(Reason::as_str));
+        self.edge(from, event, to, pass.cache_status().reason().map(Reason::as_str));
     }
 
     fn admitted(&mut self, mut admitted: Admitted) {

@@ -67,7 +67,7 @@ pub(super) fn stale_reply<C: Call>(response: Response<Bytes>) -> Counted<C> {
 }
 
 pub(super) fn passed<C: Call>(response: Response<ReplyBody<C::Body>>, pass: &Pass) -> Counted<C> {
-    let outcome = Outcome::passed(pass.mark().reason(), response.status());
+    let outcome = Outcome::passed(pass.cache_status().reason(), response.status());
     (Ok(response), outcome)
 }
 

@@ -10,12 +10,12 @@ use http::{Response, StatusCode};
 
 use crate::body::{ReplyBody, collect, length_of};
 use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
-use crate::exchange::lookup::{FillKey, LOOKS};
+use crate::exchange::lookup::{FillKey, MAX_LOOKUPS};
 use crate::fill::lease::LeaseGuard;
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Follower, Leader, Role};
 use crate::key::CacheKey;
-use crate::policy::{Admitted, CommitResult, Forward, OnResponse, Pass, Placement, invalidates};
+use crate::policy::{Admitted, CommitResult, Forward, Hit, OnResponse, Pass, Placement, invalidates};
 use crate::reason::Reason;
 use crate::record::Record;
 use crate::route::Route;
@@ -27,38 +27,46 @@ use crate::telemetry::spans;
 pub(crate) const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
 
 impl Route {
-    pub(super) async fn follow(&self, follow: Follower, forward: Forward) -> Followed {
-        match self.context.follow(follow).await {
+    /// Waits for the leader, and answers with the response that it stored. Otherwise lookups up again, or runs the handler.
+    pub(super) async fn follow<C: Call>(
+        self: &Arc<Self>,
+        follower: Follower,
+        forward: Forward,
+        key: FillKey,
+        call: C,
+        lookups: usize,
+    ) -> Counted<C> {
+        let forward = match self.context.follow(follower).await {
             Some(FillOutcome::Stored(record)) => {
                 match forward.on_filled(Record::decode(&record), self.context.now()) {
-                    Ok(hit) => Followed::Answer(hit.collapsed().into_response(), Outcome::COLLAPSED),
-                    Err(forward) => Followed::Again(forward),
+                    Ok(hit) => return answer_collapsed::<C>(hit, Outcome::COLLAPSED),
+                    Err(_) if lookups < MAX_LOOKUPS => return self.retry_lookup(call, lookups).await,
+                    Err(forward) => forward,
                 }
             }
-            Some(FillOutcome::Retry) => Followed::Again(forward),
+            Some(FillOutcome::Retry) if lookups < MAX_LOOKUPS => {
+                return self.retry_lookup(call, lookups).await;
+            }
+            Some(FillOutcome::Retry) => forward,
             Some(FillOutcome::HandlerFailed) => match forward.or_fallback() {
-                Ok(hit) => Followed::Answer(hit.collapsed().into_response(), Outcome::stale(Reason::Failed)),
-                Err(forward) => Followed::Alone(forward.because(Reason::Busy)),
+                Ok(hit) => return answer_collapsed::<C>(hit, Outcome::stale(Reason::Failed)),
+                Err(forward) => forward.because(Reason::Busy),
             },
-            Some(FillOutcome::Uncacheable) => Followed::Alone(forward.because(Reason::Busy)),
-            None => Followed::Alone(forward.because(Reason::Waited)),
-        }
+            Some(FillOutcome::Uncacheable) => forward.because(Reason::Busy),
+            None => forward.because(Reason::Waited),
+        };
+        self.run_uncached(forward, key, call).await
     }
 
     /// Runs the handler for this request alone, and stores nothing.
-    pub(super) async fn run_uncached<C: Call>(
-        &self,
-        forward: Forward,
-        place: FillKey,
-        call: C,
-    ) -> Counted<C> {
+    pub(super) async fn run_uncached<C: Call>(&self, forward: Forward, key: FillKey, call: C) -> Counted<C> {
         let outcome =
             if forward.reason() == Reason::Down { CommitResult::Failed } else { CommitResult::Revoked };
-        match self.produce(forward, Some(&place.primary), call).await {
-            Produced::Error(error) => failed::<C, _>(error),
-            Produced::Stale(response) => stale_reply::<C>(response),
-            Produced::Passed(response, pass) => passed::<C>(response, &pass),
-            Produced::Admitted(admitted) => answered::<C>(*admitted, outcome),
+        match self.run_handler(forward, Some(&key.primary), call).await {
+            HandlerResult::Error(error) => failed::<C, _>(error),
+            HandlerResult::Stale(response) => stale_reply::<C>(response),
+            HandlerResult::Passed(response, pass) => passed::<C>(response, &pass),
+            HandlerResult::Admitted(admitted) => answered::<C>(*admitted, outcome),
         }
     }
 
@@ -66,30 +74,30 @@ impl Route {
     pub(super) async fn fill<C: Call>(
         self: &Arc<Self>,
         forward: Forward,
-        place: FillKey,
+        key: FillKey,
         call: C,
-        lead: Option<Leader>,
-        looks: usize,
+        leader: Option<Leader>,
+        lookups: usize,
     ) -> Counted<C> {
         let route = Arc::clone(self);
         let work = Box::pin(async move {
             let acquired = match forward.intent() {
-                Some(intent) => route.acquire_to_fill(&forward, &place.target, intent).await,
+                Some(intent) => route.acquire_to_fill(&forward, key.target(), intent).await,
                 None => Acquired::Busy(forward.reason()),
             };
             let reason = match acquired {
-                Acquired::Lease(held) => {
+                Acquired::Lease(lease) => {
                     route.miss_predictor.record_miss();
-                    return route.fill_held(forward, place, call, held, lead).await;
+                    return route.fill_with(forward, key, call, lease, leader).await;
                 }
                 Acquired::Found(record) => {
                     route.miss_predictor.record_hit();
                     // A follower may have joined after an eviction of this entry, so followers look again.
-                    land(lead, FillOutcome::Retry);
+                    complete_flight(leader, FillOutcome::Retry);
                     return match forward.on_filled(Record::decode(&record), route.context.now()) {
                         Ok(hit) => (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT),
-                        Err(_) if looks < LOOKS => route.retry_lookup(call, looks).await,
-                        Err(forward) => route.run_uncached(forward, place, call).await,
+                        Err(_) if lookups < MAX_LOOKUPS => route.retry_lookup(call, lookups).await,
+                        Err(forward) => route.run_uncached(forward, key, call).await,
                     };
                 }
                 Acquired::Filling => Reason::Busy,
@@ -97,23 +105,23 @@ impl Route {
             };
             route.miss_predictor.record_hit();
             // Nothing will be stored, so followers needn't wait.
-            land(lead, FillOutcome::Uncacheable);
-            route.run_uncached(forward.because(reason), place, call).await
+            complete_flight(leader, FillOutcome::Uncacheable);
+            route.run_uncached(forward.because(reason), key, call).await
         });
         self.context.detached(work).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Refreshes a stale entry in the background. Does nothing if another request or process is refreshing it.
-    pub(super) fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, place: FillKey, call: C) {
+    pub(super) fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, key: FillKey, call: C) {
         let Some(intent) = forward.intent() else { return };
-        let Role::Leader(lead) = self.context.single_flight.join(&place.target, forward.provenance()) else {
+        let Role::Leader(leader) = self.context.single_flight.join(key.target(), forward.provenance()) else {
             return;
         };
         let route = Arc::clone(self);
         let work = Box::pin(async move {
-            if let Acquired::Lease(held) = route.context.acquire(&place.target, intent, None).await {
+            if let Acquired::Lease(lease) = route.context.acquire(key.target(), intent, None).await {
                 // No client waits for the response. The handler reports its own errors.
-                let _: Counted<C> = route.fill_held(forward, place, call, held, Some(lead)).await;
+                let _: Counted<C> = route.fill_with(forward, key, call, lease, Some(leader)).await;
             }
         });
         self.context.in_background(work);
@@ -136,13 +144,13 @@ impl Route {
         self.context.acquire(key, intent, awaited).await
     }
 
-    async fn fill_held<C: Call>(
+    async fn fill_with<C: Call>(
         &self,
         forward: Forward,
-        place: FillKey,
+        key: FillKey,
         call: C,
-        held: LeaseGuard,
-        lead: Option<Leader>,
+        lease: LeaseGuard,
+        leader: Option<Leader>,
     ) -> Counted<C> {
         let replaces = forward.intent() == Some(Intent::Refresh);
         // A path spelling that may belong to another route must not keep that route's responses from being stored.
@@ -151,31 +159,31 @@ impl Route {
         } else {
             Abandon::Failed
         };
-        let produced = held.renewing(pin!(self.produce(forward, Some(&place.primary), call))).await;
-        let (status, counted) = match produced {
-            Produced::Admitted(mut admitted) => {
-                let stored = self.store(&mut admitted, &place, held, lead).await;
+        let result = lease.renewing(pin!(self.run_handler(forward, Some(&key.primary), call))).await;
+        let (status, counted) = match result {
+            HandlerResult::Admitted(mut admitted) => {
+                let stored = self.store(&mut admitted, &key, lease, leader).await;
                 return answered::<C>(*admitted, stored);
             }
-            Produced::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stale_reply::<C>(response)),
-            Produced::Passed(response, pass) if pass.mark().reason() == Some(Reason::Range) => {
+            HandlerResult::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stale_reply::<C>(response)),
+            HandlerResult::Passed(response, pass) if pass.cache_status().reason() == Some(Reason::Range) => {
                 // A partial response says nothing about the whole. The next request may fill at once.
-                held.abandon(Abandon::Failed);
-                land(lead, FillOutcome::Retry);
+                lease.abandon(Abandon::Failed);
+                complete_flight(leader, FillOutcome::Retry);
                 return passed::<C>(response, &pass);
             }
-            Produced::Passed(response, pass) => (response.status(), passed::<C>(response, &pass)),
-            Produced::Error(error) => (C::status_of(&error), failed::<C, _>(error)),
+            HandlerResult::Passed(response, pass) => (response.status(), passed::<C>(response, &pass)),
+            HandlerResult::Error(error) => (C::status_of(&error), failed::<C, _>(error)),
         };
         if status.is_server_error() {
-            held.abandon(Abandon::Failed);
-            land(lead, FillOutcome::HandlerFailed);
+            lease.abandon(Abandon::Failed);
+            complete_flight(leader, FillOutcome::HandlerFailed);
         } else {
             if replaces && invalidates(status) {
-                self.context.evict_key(&place.target).await;
+                self.context.evict_key(key.target()).await;
             }
-            held.abandon(uncacheable);
-            land(lead, FillOutcome::Uncacheable);
+            lease.abandon(uncacheable);
+            complete_flight(leader, FillOutcome::Uncacheable);
         }
         counted
     }
@@ -184,12 +192,12 @@ impl Route {
     pub(super) async fn store(
         &self,
         admitted: &mut Admitted,
-        place: &FillKey,
-        held: LeaseGuard,
-        lead: Option<Leader>,
+        key: &FillKey,
+        lease: LeaseGuard,
+        leader: Option<Leader>,
     ) -> CommitResult {
-        let span = spans::set(&place.target, admitted.retention());
-        let stored = span.around(self.store_within(admitted, place, held, lead)).await;
+        let span = spans::set(key.target(), admitted.retention());
+        let stored = span.around(self.store_within(admitted, key, lease, leader)).await;
         span.stored(stored);
         stored
     }
@@ -197,66 +205,65 @@ impl Route {
     async fn store_within(
         &self,
         admitted: &mut Admitted,
-        place: &FillKey,
-        held: LeaseGuard,
-        mut lead: Option<Leader>,
+        key: &FillKey,
+        lease: LeaseGuard,
+        mut leader: Option<Leader>,
     ) -> CommitResult {
-        if let Some(lead) = &mut lead {
-            lead.close();
+        if let Some(leader) = &mut leader {
+            leader.close();
         }
         let ttl = admitted.retention();
         let placement = admitted.place(self.context.fresh_id());
-        let (stored, landing) = match placement {
+        let (stored, outcome) = match placement {
             Placement::Target => {
                 let record = admitted.record();
-                (held.commit(record.clone(), ttl).await, FillOutcome::Stored(record))
+                (lease.commit(record.clone(), ttl).await, FillOutcome::Stored(record))
             }
             Placement::NewVariant(secondary, id) => {
                 let record = admitted.record();
-                let stored = match held.commit(record.clone(), ttl).await {
+                let stored = match lease.commit(record.clone(), ttl).await {
                     CommitResult::Stored => {
                         let kept_for = admitted.variants_retention();
-                        self.context.list_variant(&place.primary, secondary, id, kept_for).await
+                        self.context.list_variant(&key.primary, secondary, id, kept_for).await
                     }
                     stored => stored,
                 };
                 (stored, FillOutcome::Stored(record))
             }
             Placement::Widened(secondary, variants, instead_of) => {
-                self.context.known_to_vary.insert(&place.primary);
-                held.abandon(Abandon::Failed);
-                let variant = (place.primary.variant(secondary), admitted.record(), ttl);
+                self.context.known_to_vary.insert(&key.primary);
+                lease.abandon(Abandon::Failed);
+                let variant = (key.primary.variant(secondary), admitted.record(), ttl);
                 let kept_for = admitted.variants_retention();
-                let stored =
-                    self.context.widen(&place.primary, variant, &variants, instead_of, kept_for).await;
+                let stored = self.context.widen(&key.primary, variant, &variants, instead_of, kept_for).await;
                 (stored, FillOutcome::Retry)
             }
             Placement::FirstVariant(secondary, variants) => {
-                self.context.known_to_vary.insert(&place.primary);
-                let variant = (place.primary.variant(secondary), admitted.record(), ttl);
+                self.context.known_to_vary.insert(&key.primary);
+                let variant = (key.primary.variant(secondary), admitted.record(), ttl);
                 let stored =
-                    held.commit_first_variant(variant, &variants, admitted.variants_retention()).await;
+                    lease.commit_first_variant(variant, &variants, admitted.variants_retention()).await;
                 (stored, FillOutcome::Retry)
             }
         };
-        let landing = match stored {
-            CommitResult::Stored => landing,
+        let outcome = match stored {
+            CommitResult::Stored => outcome,
             CommitResult::Revoked => FillOutcome::Retry,
             CommitResult::Failed => FillOutcome::Uncacheable,
         };
-        land(lead, landing);
+        complete_flight(leader, outcome);
         stored
     }
 
     /// Runs the handler, and asks the policy about its response.
     ///
     /// `key` is the key under which the response may be stored or evicted.
-    pub(super) async fn produce<C: Call>(
+    pub(super) async fn run_handler<C: Call>(
         &self,
         forward: Forward,
         key: Option<&CacheKey>,
         mut call: C,
-    ) -> Produced<C> {
+    ) -> HandlerResult<C> {
         forward.prepare(call.headers_mut());
         let reply = match key {
             Some(key) => reentry::run(&self.context, key, call).await,
@@ -266,8 +273,8 @@ impl Route {
             Ok(response) => response,
             Err(error) => {
                 return match forward.on_error(C::status_of(&error)) {
-                    Some(hit) => Produced::Stale(hit.into_response()),
-                    None => Produced::Error(error),
+                    Some(hit) => HandlerResult::Stale(hit.into_response()),
+                    None => HandlerResult::Error(error),
                 };
             }
         };
@@ -276,13 +283,15 @@ impl Route {
         let length = length_of(&parts.headers, &body);
         let (pass, parts, body) = match forward.on_response(&parts, length) {
             OnResponse::Pass(pass) => (pass, parts, ReplyBody::own(body)),
-            OnResponse::ServeStale(hit) => return Produced::Stale(hit.into_response()),
+            OnResponse::ServeStale(hit) => return HandlerResult::Stale(hit.into_response()),
             OnResponse::Admit(admit) => match collect(body, admit.length()).await {
-                Ok(bytes) => return Produced::Admitted(Box::new(admit.on_body(parts, bytes, answered_at))),
+                Ok(bytes) => {
+                    return HandlerResult::Admitted(Box::new(admit.on_body(parts, bytes, answered_at)));
+                }
                 Err(body) => (admit.on_broken_body(), parts, body),
             },
         };
-        if pass.mark().reason() == Some(Reason::Range)
+        if pass.cache_status().reason() == Some(Reason::Range)
             && let Some(key) = key
         {
             self.context.known_to_make_parts.insert(key);
@@ -295,28 +304,27 @@ impl Route {
             pass.as_not_modified(&mut parts);
             response = Response::from_parts(parts, ReplyBody::full(Bytes::new()));
         }
-        pass.mark().stamp_response(&mut response);
-        Produced::Passed(response, pass)
+        pass.cache_status().write_to_response(&mut response);
+        HandlerResult::Passed(response, pass)
     }
 }
 
-/// The result of following a flight.
-pub(super) enum Followed {
-    Answer(Response<Bytes>, Outcome),
-    Alone(Forward),
-    Again(Forward),
-}
-
 /// The policy's decision on the handler's response.
-pub(super) enum Produced<C: Call> {
+pub(super) enum HandlerResult<C: Call> {
     Error(C::Error),
     Stale(Response<Bytes>),
     Passed(Response<ReplyBody<C::Body>>, Pass),
     Admitted(Box<Admitted>),
 }
 
-pub(crate) fn land(lead: Option<Leader>, landing: FillOutcome) {
-    if let Some(lead) = lead {
-        lead.complete(landing);
+/// Completes the flight of a request that leads one.
+pub(crate) fn complete_flight(leader: Option<Leader>, outcome: FillOutcome) {
+    if let Some(leader) = leader {
+        leader.complete(outcome);
     }
+}
+
+/// Answers with a response that an earlier concurrent request obtained.
+fn answer_collapsed<C: Call>(hit: Hit, outcome: Outcome) -> Counted<C> {
+    (Ok(hit.collapsed().into_response().map(ReplyBody::full)), outcome)
 }

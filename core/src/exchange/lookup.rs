@@ -7,7 +7,7 @@ use crate::exchange::excerpt::Excerpt;
 use crate::fill::reentry;
 use crate::key::CacheKey;
 use crate::policy::rule::{Kind, Principal};
-use crate::policy::{Decision, Forward, Lookup, Mark, OnEntry, OnRequest, Select};
+use crate::policy::{CacheStatus, Decision, Forward, Lookup, OnEntry, OnRequest, Select};
 use crate::reason::Reason;
 use crate::record::{self, Entry, Record};
 use crate::request::RequestView;
@@ -16,61 +16,110 @@ use crate::status::Outcome;
 use crate::telemetry::spans::{self, Span};
 
 /// The number of lookups after which a request runs the handler itself, if each awaited entry wasn't valid for it.
-pub(crate) const LOOKS: usize = 3;
+pub(crate) const MAX_LOOKUPS: usize = 3;
+
+/// The result of a lookup.
+pub(super) enum LookupResult {
+    /// A stored response answers, or a 504.
+    Answer(Response<Bytes>, Outcome),
+    /// The handler runs without the cache.
+    Bypass(CacheStatus),
+    /// The same cache already runs the handler for this key.
+    Nested,
+    /// The handler runs, and its response is stored or evicts.
+    Write(Forward),
+    /// A stale response answers while the entry is refreshed.
+    Stale(Response<Bytes>, Forward, FillKey),
+    /// The handler runs, and its response fills the entry.
+    Miss(Forward, FillKey),
+}
+
+/// A lookup that waits for the key builder or the store.
+pub(super) struct PendingLookup {
+    step: Step,
+    span: Span,
+}
+
+/// The step that a pending lookup waits for.
+enum Step {
+    Key(Lookup),
+    Entry(Lookup, CacheKey),
+    Variant(Select, FillKey),
+}
 
 impl Route {
-    /// Looks up the key of a cacheable request, and the secondary key if the resource varies, as far as that needs no
+    /// Looks up the key of a cacheable request, and the secondary key if the resource varies. Returns `Err` if that needs
     /// waiting.
-    pub(super) fn lookup_now(&self, request: RequestView<'_>) -> Looked {
+    pub(super) fn lookup_now(&self, request: RequestView<'_>) -> Result<LookupResult, Box<PendingLookup>> {
         let span = match self.policy.rule().kind {
             Kind::Read => spans::get(&self.policy.rule().space),
             Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::NONE,
         };
+        match self.lookup_in_memory(request, &span) {
+            Ok(result) => {
+                result.record_in(&span);
+                Ok(result)
+            }
+            Err(step) => Err(Box::new(PendingLookup { step, span })),
+        }
+    }
+
+    fn lookup_in_memory(&self, request: RequestView<'_>, span: &Span) -> Result<LookupResult, Step> {
         let lookup = match self.policy.on_request(&request) {
-            OnRequest::Bypass(mark) => return Looked::Seen(Seen::Bypass(mark).told(&span)),
-            OnRequest::Forward(forward) => return Looked::Seen(Seen::Write(forward)),
+            OnRequest::Bypass(status) => return Ok(LookupResult::Bypass(status)),
+            OnRequest::Forward(forward) => return Ok(LookupResult::Write(forward)),
             OnRequest::Lookup(lookup) => lookup,
         };
-        let key = match self.key_at_once(&request, lookup.principal()) {
-            Keyed::Key(key) => key,
-            Keyed::None => return Looked::Seen(Seen::Bypass(lookup.without_key()).told(&span)),
-            Keyed::Later(_) => return Looked::further(Further::Keyless(lookup, span)),
+        let key = match self.key_now(&request, lookup.principal()) {
+            Ok(Some(key)) => key,
+            Ok(None) => return Ok(LookupResult::Bypass(lookup.without_key())),
+            Err(_) => return Err(Step::Key(lookup)),
         };
         span.key(&key);
         if reentry::is_running(&self.context, &key, request.extensions) {
-            return Looked::Seen(Seen::Within.told(&span));
+            return Ok(LookupResult::Nested);
         }
-        let Some(bytes) = self.context.store.try_get(&key) else {
-            return Looked::further(Further::Missing(lookup, key, span));
-        };
+        let Some(bytes) = self.context.store.try_get(&key) else { return Err(Step::Entry(lookup, key)) };
         self.miss_predictor.record_hit();
-        let (select, key) = match self.on_found(lookup, read(Some(bytes)), key, &request, &span) {
-            Ok(seen) => return Looked::Seen(seen),
-            Err(varies) => varies,
+        let select = match lookup.on_entry(decode(Some(bytes)), &request, self.context.now()) {
+            OnEntry::Decided(decision) => return Ok(LookupResult::of(decision, key, None, span)),
+            OnEntry::Select(select) => select,
         };
-        let target = key.variant(select.secondary_key(&request));
-        let Some(bytes) = self.context.store.try_get(&target) else {
-            return Looked::further(Further::Selected(select, key, target, span));
+        let variant = key.variant(select.secondary_key(&request));
+        let Some(bytes) = self.context.store.try_get(&variant) else {
+            return Err(Step::Variant(select, FillKey { primary: key, variant: Some(variant) }));
         };
-        Looked::Seen(self.on_variant(select, read(Some(bytes)), key, target, &request, &span))
+        let decision = select.on_entry(decode(Some(bytes)), &request, self.context.now());
+        Ok(LookupResult::of(decision, key, Some(variant), span))
     }
 
-    /// Continues a lookup that needs waiting.
-    pub(super) async fn lookup_later(&self, further: Box<Further>, request: RequestView<'_>) -> Seen {
-        let (mut lookup, key, span) = match *further {
-            Further::Keyless(lookup, span) => match self.key(&request, lookup.principal()).await {
-                Some(key) => {
-                    span.key(&key);
-                    if reentry::is_running(&self.context, &key, request.extensions) {
-                        return Seen::Within.told(&span);
-                    }
-                    (lookup, key, span)
+    /// Completes a lookup that needs waiting.
+    pub(super) async fn lookup_later(
+        &self,
+        pending: Box<PendingLookup>,
+        request: RequestView<'_>,
+    ) -> LookupResult {
+        let PendingLookup { step, span } = *pending;
+        let result = self.lookup_in_store(step, request, &span).await;
+        result.record_in(&span);
+        result
+    }
+
+    async fn lookup_in_store(&self, step: Step, request: RequestView<'_>, span: &Span) -> LookupResult {
+        let (mut lookup, key) = match step {
+            Step::Key(lookup) => {
+                let Some(key) = self.key(&request, lookup.principal()).await else {
+                    return LookupResult::Bypass(lookup.without_key());
+                };
+                span.key(&key);
+                if reentry::is_running(&self.context, &key, request.extensions) {
+                    return LookupResult::Nested;
                 }
-                None => return Seen::Bypass(lookup.without_key()).told(&span),
-            },
-            Further::Missing(lookup, key, span) => (lookup, key, span),
-            Further::Selected(select, key, target, span) => {
-                return Box::pin(self.look_for_variant(select, key, target, span, request)).await;
+                (lookup, key)
+            }
+            Step::Entry(lookup, key) => (lookup, key),
+            Step::Variant(select, key) => {
+                return Box::pin(self.lookup_variant(select, key, request, span)).await;
             }
         };
         let found = if self.predicts_miss(&lookup) {
@@ -82,57 +131,29 @@ impl Route {
             }
             found
         };
-        let (select, key) = match self.on_found(lookup, found, key, &request, &span) {
-            Ok(seen) => return seen,
-            Err(varies) => varies,
-        };
-        let target = key.variant(select.secondary_key(&request));
-        Box::pin(self.look_for_variant(select, key, target, span, request)).await
-    }
-
-    async fn look_for_variant(
-        &self,
-        mut select: Select,
-        key: CacheKey,
-        target: CacheKey,
-        span: Span,
-        request: RequestView<'_>,
-    ) -> Seen {
-        let found = match self.context.store.try_get(&target) {
-            Some(bytes) => read(Some(bytes)),
-            None => span.around(self.fetch_for(select.lookup_mut(), &target, &request)).await,
-        };
-        self.on_variant(select, found, key, target, &request, &span)
-    }
-
-    /// Decides on the record under the request's key. Returns `Err` if the resource varies.
-    fn on_found(
-        &self,
-        lookup: Lookup,
-        found: Result<Option<Record>, Reason>,
-        key: CacheKey,
-        request: &RequestView<'_>,
-        span: &Span,
-    ) -> Result<Seen, (Select, CacheKey)> {
-        let now = self.context.now();
-        match lookup.on_entry(found, request, now) {
-            OnEntry::Decided(decision) => Ok(Seen::of(decision, key, None, span)),
-            OnEntry::Select(select) => Err((select, key)),
+        match lookup.on_entry(found, &request, self.context.now()) {
+            OnEntry::Decided(decision) => LookupResult::of(decision, key, None, span),
+            OnEntry::Select(select) => {
+                let variant = Some(key.variant(select.secondary_key(&request)));
+                let key = FillKey { primary: key, variant };
+                Box::pin(self.lookup_variant(select, key, request, span)).await
+            }
         }
     }
 
-    /// Decides on the record under the secondary key.
-    fn on_variant(
+    async fn lookup_variant(
         &self,
-        select: Select,
-        found: Result<Option<Record>, Reason>,
-        key: CacheKey,
-        target: CacheKey,
-        request: &RequestView<'_>,
+        mut select: Select,
+        key: FillKey,
+        request: RequestView<'_>,
         span: &Span,
-    ) -> Seen {
-        let now = self.context.now();
-        Seen::of(select.on_entry(found, request, now), key, Some(target), span)
+    ) -> LookupResult {
+        let found = match self.context.store.try_get(key.target()) {
+            Some(bytes) => decode(Some(bytes)),
+            None => span.around(self.fetch_for(select.lookup_mut(), key.target(), &request)).await,
+        };
+        let decision = select.on_entry(found, &request, self.context.now());
+        LookupResult::of(decision, key.primary, key.variant, span)
     }
 
     pub(super) fn predicts_miss(&self, lookup: &Lookup) -> bool {
@@ -140,7 +161,7 @@ impl Route {
     }
 
     pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
-        self.find(key).await.and_then(read)
+        self.find(key).await.and_then(decode)
     }
 
     /// Reads a record.
@@ -170,7 +191,7 @@ impl Route {
         if lookup.may_need_less() {
             let needs = |entry: &Entry, length| lookup.needs(entry, length, request);
             match Box::pin(self.context.excerpt(key, record::read_beginning, needs)).await? {
-                Excerpt::Whole(found) => return read(found),
+                Excerpt::Whole(found) => return decode(found),
                 Excerpt::Part(entry, body, length) => {
                     lookup.expect_excerpt(length);
                     return Ok(Some(Record::Response(Entry { body, ..entry })));
@@ -178,7 +199,7 @@ impl Route {
                 Excerpt::TooLittle => {}
             }
         }
-        self.fetch(key).await.and_then(read)
+        self.fetch(key).await.and_then(decode)
     }
 
     /// Returns the key of a request, or `None` if the key builder returned none.
@@ -187,117 +208,79 @@ impl Route {
         request: &RequestView<'_>,
         principal: Option<Principal>,
     ) -> Option<CacheKey> {
-        match self.key_at_once(request, principal) {
-            Keyed::Key(key) => Some(key),
-            Keyed::None => None,
-            Keyed::Later(build) => {
-                let suffix = build.build(request).await?;
+        match self.key_now(request, principal) {
+            Ok(key) => key,
+            Err(builder) => {
+                let suffix = builder.build(request).await?;
                 Some(self.policy.rule().chosen_key(&suffix, request, principal))
             }
         }
     }
 
-    fn key_at_once(&self, request: &RequestView<'_>, principal: Option<Principal>) -> Keyed<'_> {
+    /// Returns the key of a request, or the key builder if that needs waiting.
+    fn key_now(
+        &self,
+        request: &RequestView<'_>,
+        principal: Option<Principal>,
+    ) -> Result<Option<CacheKey>, &dyn DynKeyBuilder> {
         let rule = self.policy.rule();
         match &self.key_source {
-            KeySource::Uri => Keyed::Key(rule.key(request, principal)),
-            KeySource::Sync(build) => build(request)
-                .map_or(Keyed::None, |suffix| Keyed::Key(rule.chosen_key(&suffix, request, principal))),
-            KeySource::Async(build) => Keyed::Later(&**build),
+            KeySource::Uri => Ok(Some(rule.key(request, principal))),
+            KeySource::Sync(build) => {
+                Ok(build(request).map(|suffix| rule.chosen_key(&suffix, request, principal)))
+            }
+            KeySource::Async(builder) => Err(&**builder),
         }
     }
 }
 
 /// Decodes a record. Returns `Err` if it can't be read.
-pub(super) fn read(found: Option<Bytes>) -> Result<Option<Record>, Reason> {
+pub(super) fn decode(found: Option<Bytes>) -> Result<Option<Record>, Reason> {
     found.map(|bytes| Record::decode(&bytes).ok_or(Reason::Unreadable)).transpose()
 }
 
-/// The key of a request, as far as it needs no waiting.
-pub(super) enum Keyed<'a> {
-    Key(CacheKey),
-    None,
-    Later(&'a dyn DynKeyBuilder),
-}
-
-/// The progress of a lookup that didn't wait.
-pub(super) enum Looked {
-    /// The lookup is complete.
-    Seen(Seen),
-    Further(Box<Further>),
-}
-
-impl Looked {
-    fn further(further: Further) -> Self {
-        Self::Further(Box::new(further))
-    }
-}
-
-/// The step that a lookup has to wait for.
-pub(super) enum Further {
-    /// The key builder.
-    Keyless(Lookup, Span),
-    /// The record under the key, which isn't in memory.
-    Missing(Lookup, CacheKey, Span),
-    /// The variant, which isn't in memory.
-    Selected(Select, CacheKey, CacheKey, Span),
-}
-
-/// The result of a lookup.
-pub(super) enum Seen {
-    Answer(Response<Bytes>, Outcome),
-    Bypass(Mark),
-    /// The same cache already runs the handler for this key.
-    Within,
-    Write(Forward),
-    Stale(Response<Bytes>, Forward, FillKey),
-    Miss(Forward, FillKey),
-}
-
-impl Seen {
-    /// Records the outcome in the lookup's span.
-    fn told(self, span: &Span) -> Self {
-        match &self {
-            Self::Answer(_, outcome) => span.outcome(*outcome),
-            Self::Bypass(mark) => span.outcome(Outcome::bypass(mark.reason())),
-            Self::Within => span.outcome(Outcome::bypass(Some(Reason::Nested))),
-            Self::Write(_) => {}
-            Self::Stale(_, forward, _) => span.outcome(Outcome::stale(forward.reason())),
-            Self::Miss(forward, _) => span.outcome(Outcome::miss(forward.reason())),
-        }
-        self
-    }
-
-    /// `target` is the variant's key, if the resource varies.
-    fn of(decision: Decision, base: CacheKey, target: Option<CacheKey>, span: &Span) -> Self {
-        let seen = match decision {
+impl LookupResult {
+    /// Makes the result of a decision. `variant` is the variant's key, if the resource varies.
+    fn of(decision: Decision, primary: CacheKey, variant: Option<CacheKey>, span: &Span) -> Self {
+        match decision {
             Decision::Hit(hit) | Decision::NotModified(hit) => {
                 span.lasting(hit.remaining());
                 Self::Answer(hit.into_response(), Outcome::HIT)
             }
-            Decision::Bypass(mark) => Self::Bypass(mark),
+            Decision::Bypass(status) => Self::Bypass(status),
             Decision::Unsatisfiable(answer) => {
                 let outcome = Outcome::miss(answer.reason());
                 Self::Answer(answer.into_response(), outcome)
             }
             Decision::Stale(hit, forward) => {
-                Self::Stale(hit.into_response(), forward, FillKey::new(base, target))
+                Self::Stale(hit.into_response(), forward, FillKey { primary, variant })
             }
-            Decision::Miss(forward) => Self::Miss(forward, FillKey::new(base, target)),
-        };
-        seen.told(span)
+            Decision::Miss(forward) => Self::Miss(forward, FillKey { primary, variant }),
+        }
+    }
+
+    /// Records the outcome in the lookup's span.
+    fn record_in(&self, span: &Span) {
+        match self {
+            Self::Answer(_, outcome) => span.outcome(*outcome),
+            Self::Bypass(status) => span.outcome(Outcome::bypass(status.reason())),
+            Self::Nested => span.outcome(Outcome::bypass(Some(Reason::Nested))),
+            Self::Write(_) => {}
+            Self::Stale(_, forward, _) => span.outcome(Outcome::stale(forward.reason())),
+            Self::Miss(forward, _) => span.outcome(Outcome::miss(forward.reason())),
+        }
     }
 }
 
-/// The keys of a fill: the request's key, and the key to fill. They differ for a variant.
+/// The keys of a fill: the request's key, and the key of the variant if the resource varies.
 pub(crate) struct FillKey {
     pub(crate) primary: CacheKey,
-    pub(crate) target: CacheKey,
+    pub(crate) variant: Option<CacheKey>,
 }
 
 impl FillKey {
-    /// `target` is the variant's key, if the resource varies.
-    pub(crate) fn new(primary: CacheKey, target: Option<CacheKey>) -> Self {
-        Self { target: target.unwrap_or_else(|| primary.clone()), primary }
+    /// Returns the key to fill.
+    pub(crate) fn target(&self) -> &CacheKey {
+        self.variant.as_ref().unwrap_or(&self.primary)
     }
 }

@@ -15,25 +15,25 @@ use crate::body::ReplyBody;
 ///
 /// [`Route::handle`](crate::Route::handle) does the lookup in memory when it is called. Everything else happens when this is polled.
 #[must_use = "futures do nothing unless polled"]
-pub struct ResponseFuture<B: Body, E>(State<B, E>);
+pub struct ResponseFuture<B: Body, E>(Progress<B, E>);
 
 pub(super) type Answer<B, E> = Result<Response<ReplyBody<B>>, E>;
 
-pub(super) enum State<B: Body, E> {
+enum Progress<B: Body, E> {
     /// `None` once it was returned.
-    Now(Option<Answer<B, E>>),
-    Later(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
+    Ready(Option<Answer<B, E>>),
+    Pending(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
 }
 
 impl<B: Body, E> ResponseFuture<B, E> {
     /// Creates a future of a response from `Route::try_hit`.
     #[doc(hidden)]
     pub fn ready(response: Response<Bytes>) -> Self {
-        Self(State::Now(Some(Ok(response.map(ReplyBody::full)))))
+        Self(Progress::Ready(Some(Ok(response.map(ReplyBody::full)))))
     }
 
     pub(super) fn later(reply: impl Future<Output = Answer<B, E>> + Send + 'static) -> Self {
-        Self(State::Later(Box::pin(reply)))
+        Self(Progress::Pending(Box::pin(reply)))
     }
 }
 
@@ -46,8 +46,8 @@ impl<B: Body, E> Future for ResponseFuture<B, E> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             // A future that has completed stays pending.
-            State::Now(reply) => reply.take().map_or(Poll::Pending, Poll::Ready),
-            State::Later(reply) => reply.as_mut().poll(context),
+            Progress::Ready(reply) => reply.take().map_or(Poll::Pending, Poll::Ready),
+            Progress::Pending(reply) => reply.as_mut().poll(context),
         }
     }
 }

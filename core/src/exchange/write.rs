@@ -7,7 +7,7 @@ use http::header::LOCATION;
 use http::{HeaderMap, StatusCode};
 
 use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
-use crate::exchange::fill::Produced;
+use crate::exchange::fill::HandlerResult;
 use crate::fill::background::{EvictOnDrop, Target};
 use crate::fill::lease::LeaseGuard;
 use crate::fill::reentry;
@@ -42,36 +42,36 @@ impl Route {
             }
         }
         let (route, targets) = (Arc::clone(self), evicted.clone());
-        let asked = Asked::of(&call.view(), forward.principal());
+        let request = WriteRequest::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
-            let held = match (&target, forward.intent()) {
+            let lease = match (&target, forward.intent()) {
                 (Target::Key(key), Some(intent)) => route.context.acquire(key, intent, None).await.lease(),
                 _ => None,
             };
             // A handler that panics, or is abandoned by its caller, may have made its change. The guard stays armed until
             // the entry is stored or evicted.
             let unknown = EvictOnDrop::new(&route.context, &targets);
-            let produced = match &held {
-                Some(held) => held.renewing(pin!(route.produce(forward, target.key(), call))).await,
-                None => route.produce(forward, target.key(), call).await,
+            let result = match &lease {
+                Some(lease) => lease.renewing(pin!(route.run_handler(forward, target.key(), call))).await,
+                None => route.run_handler(forward, target.key(), call).await,
             };
-            let counted = match produced {
-                Produced::Error(error) => {
+            let counted = match result {
+                HandlerResult::Error(error) => {
                     if leaves_outcome_unknown(C::status_of(&error)) {
                         route.context.evict(&targets).await;
                     }
                     failed::<C, _>(error)
                 }
                 // Only reads have a stale response to serve.
-                Produced::Stale(response) => stale_reply::<C>(response),
-                Produced::Passed(response, pass) => {
+                HandlerResult::Stale(response) => stale_reply::<C>(response),
+                HandlerResult::Passed(response, pass) => {
                     if pass.evicts() {
                         route.context.evict(&targets).await;
                     }
                     passed::<C>(response, &pass)
                 }
-                Produced::Admitted(admitted) => {
-                    let stored = route.write_through(&admitted, &target, held).await;
+                HandlerResult::Admitted(admitted) => {
+                    let stored = route.write_through(&admitted, &target, lease).await;
                     if stored != CommitResult::Stored {
                         route.context.evict(&targets).await;
                     }
@@ -79,7 +79,7 @@ impl Route {
                 }
             };
             if let Ok(response) = &counted.0 {
-                route.evict_created(&asked, &target, response.status(), response.headers()).await;
+                route.evict_created(&request, &target, response.status(), response.headers()).await;
             }
             unknown.disarm();
             counted
@@ -88,13 +88,19 @@ impl Route {
     }
 
     /// Evicts the entry of a resource that a write created at another URI (RFC 9110 §15.3.2), such as a stored 404.
-    async fn evict_created(&self, asked: &Asked, target: &Target, status: StatusCode, response: &HeaderMap) {
+    async fn evict_created(
+        &self,
+        request: &WriteRequest,
+        target: &Target,
+        status: StatusCode,
+        response: &HeaderMap,
+    ) {
         if status != StatusCode::CREATED {
             return;
         }
-        let request = RequestView::from(&asked.request);
-        if let Some(created) = same_site(response, &LOCATION, request.uri, &host(&request))
-            && let Some(key) = self.key(&request.with_uri(&created), asked.principal).await
+        let view = RequestView::from(&request.parts);
+        if let Some(created) = same_site(response, &LOCATION, view.uri, &host(&view))
+            && let Some(key) = self.key(&view.with_uri(&created), request.principal).await
             // The write's own entry is already stored or evicted.
             && !matches!(target, Target::Key(written) if *written == key)
         {
@@ -107,9 +113,9 @@ impl Route {
         &self,
         admitted: &Admitted,
         target: &Target,
-        held: Option<LeaseGuard>,
+        lease: Option<LeaseGuard>,
     ) -> CommitResult {
-        let (Target::Key(key), Some(held)) = (target, held) else { return CommitResult::Failed };
+        let (Target::Key(key), Some(lease)) = (target, lease) else { return CommitResult::Failed };
         // One response isn't valid for all variants, and the record that lists them may just have expired.
         if self.context.known_to_vary.contains(key) {
             return CommitResult::Revoked;
@@ -124,25 +130,25 @@ impl Route {
             return CommitResult::Revoked;
         }
         let span = spans::put(key, admitted.retention());
-        let stored = span.around(held.commit(admitted.record(), admitted.retention())).await;
+        let stored = span.around(lease.commit(admitted.record(), admitted.retention())).await;
         span.stored(stored);
         stored
     }
 }
 
 /// A request that writes, kept while the handler runs.
-pub(super) struct Asked {
-    pub(super) request: http::request::Parts,
-    pub(super) principal: Option<Principal>,
+struct WriteRequest {
+    parts: http::request::Parts,
+    principal: Option<Principal>,
 }
 
-impl Asked {
+impl WriteRequest {
     fn of(view: &RequestView<'_>, principal: Option<Principal>) -> Self {
-        let (mut request, ()) = http::Request::new(()).into_parts();
-        request.method = view.method.clone();
-        request.uri = view.uri.clone();
-        request.headers = view.headers.clone();
-        request.extensions = view.extensions.clone();
-        Self { request, principal }
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.method = view.method.clone();
+        parts.uri = view.uri.clone();
+        parts.headers = view.headers.clone();
+        parts.extensions = view.extensions.clone();
+        Self { parts, principal }
     }
 }

@@ -150,12 +150,12 @@ impl LeaseGuard {
 
     /// Writes the record and returns the lease.
     pub(crate) async fn commit(self, record: Bytes, ttl: Option<Duration>) -> CommitResult {
-        let (shared, key) = (Arc::clone(&self.context), self.key.clone());
+        let (context, key) = (Arc::clone(&self.context), self.key.clone());
         match self.try_commit(record, ttl).await {
             Ok(true) => CommitResult::Stored,
             Ok(false) => CommitResult::Revoked,
             Err(error) => {
-                shared.store_failed("commit", key.name(), &error);
+                context.store_failed("commit", key.name(), &error);
                 CommitResult::Failed
             }
         }
@@ -191,19 +191,19 @@ impl LeaseGuard {
     }
 
     /// Returns the lease in the background after a failure, then lets the followers try.
-    pub(crate) fn fail(mut self, lead: Leader) {
-        let Some(lease) = self.lease.take() else { return lead.complete(FillOutcome::HandlerFailed) };
-        let (shared, key) = (Arc::clone(&self.context), self.key.clone());
+    pub(crate) fn fail(mut self, leader: Leader) {
+        let Some(lease) = self.lease.take() else { return leader.complete(FillOutcome::HandlerFailed) };
+        let (context, key) = (Arc::clone(&self.context), self.key.clone());
         self.context.spawn(async move {
-            shared.abandon(&key, &lease, Abandon::Failed).await;
-            lead.complete(FillOutcome::HandlerFailed);
+            context.abandon(&key, &lease, Abandon::Failed).await;
+            leader.complete(FillOutcome::HandlerFailed);
         });
     }
 
     fn give_back(&mut self, why: Abandon) {
         if let Some(lease) = self.lease.take() {
-            let (shared, key) = (Arc::clone(&self.context), self.key.clone());
-            self.context.spawn(async move { shared.abandon(&key, &lease, why).await });
+            let (context, key) = (Arc::clone(&self.context), self.key.clone());
+            self.context.spawn(async move { context.abandon(&key, &lease, why).await });
         }
     }
 }

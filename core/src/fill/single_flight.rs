@@ -129,7 +129,7 @@ pub(crate) struct Follower {
 impl Follower {
     /// Returns the outcome of the fill, or `None` after `limit`. After a timeout no more requests join the flight.
     pub(crate) async fn wait(mut self, limit: Duration) -> Option<FillOutcome> {
-        let landed = tokio::time::timeout(limit, async {
+        let outcome = tokio::time::timeout(limit, async {
             match self.outcome.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone(),
                 // The leader was dropped without an outcome.
@@ -137,7 +137,7 @@ impl Follower {
             }
         })
         .await;
-        landed.unwrap_or_else(|_| {
+        outcome.unwrap_or_else(|_| {
             let mut shard = self.single_flight.shard(&self.key);
             if shard.get(&self.key).is_some_and(|flight| flight.outcome.same_channel(&self.outcome)) {
                 shard.remove(&self.key);

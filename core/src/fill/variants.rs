@@ -26,16 +26,16 @@ impl CacheContext {
         id: u64,
         ttl: Option<Duration>,
     ) -> CommitResult {
-        let held = self.try_acquire(base, Intent::Refresh).await.ok().and_then(Acquired::lease);
+        let lease = self.try_acquire(base, Intent::Refresh).await.ok().and_then(Acquired::lease);
         // The record is changed under the lease, and only if it is still the same one: an eviction must not be undone.
         // Variants that other requests listed meanwhile stay.
         let Some(mut found) = self.variants_of(base).await.filter(|found| found.id() == id) else {
             self.delete_variant(base, secondary).await;
             return CommitResult::Revoked;
         };
-        let Some(held) = held else { return CommitResult::Stored };
+        let Some(lease) = lease else { return CommitResult::Stored };
         let oldest = found.add(secondary);
-        let stored = held.commit(found.encode(), ttl).await;
+        let stored = lease.commit(found.encode(), ttl).await;
         if let Some(oldest) = oldest.filter(|_| stored == CommitResult::Stored) {
             self.delete_variant(base, oldest).await;
         }
@@ -52,13 +52,13 @@ impl CacheContext {
         instead_of: u64,
         ttl: Option<Duration>,
     ) -> CommitResult {
-        let Ok(Acquired::Lease(held)) = self.try_acquire(base, Intent::Refresh).await else {
+        let Ok(Acquired::Lease(lease)) = self.try_acquire(base, Intent::Refresh).await else {
             return CommitResult::Revoked;
         };
         let Some(found) = self.variants_of(base).await.filter(|found| found.id() == instead_of) else {
             return CommitResult::Revoked;
         };
-        let stored = held.commit_first_variant(variant, variants, ttl).await;
+        let stored = lease.commit_first_variant(variant, variants, ttl).await;
         if stored == CommitResult::Stored {
             for orphan in found.secondary_keys() {
                 self.delete_variant(base, orphan).await;

@@ -145,7 +145,7 @@ impl CacheContext {
     }
 
     /// Runs work to completion, even if its caller is dropped. A panic resumes in the caller.
-    pub(crate) async fn to_the_end<T: Send + 'static>(
+    pub(crate) async fn run_to_completion<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl Future<Output = T> + Send + 'static,
     ) -> T {
@@ -171,9 +171,9 @@ impl CacheContext {
     /// Waits for another request's fill in this process, for up to `limit`.
     pub(crate) async fn follow_for(&self, follow: Follower, limit: Duration) -> Option<FillOutcome> {
         let started = Instant::now();
-        let landing = spans::wait().around(follow.wait(limit)).await;
-        self.telemetry.waited(started.elapsed(), !matches!(landing, Some(FillOutcome::Stored(_))));
-        landing
+        let outcome = spans::wait().around(follow.wait(limit)).await;
+        self.telemetry.waited(started.elapsed(), !matches!(outcome, Some(FillOutcome::Stored(_))));
+        outcome
     }
 
     /// Logs a store failure: as a warning at most once a second, otherwise at debug level.

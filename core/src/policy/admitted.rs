@@ -15,7 +15,7 @@ use crate::headers::hop_by_hop::{end_to_end, remove_all};
 use crate::headers::range::Selection;
 use crate::headers::vary::Placement;
 use crate::headers::vary::Variants;
-use crate::policy::cache_status::{CACHE_STATUS, Mark, WrittenThrough};
+use crate::policy::cache_status::{CACHE_STATUS, CacheStatus, WrittenThrough};
 use crate::policy::hit::{
     Revalidation, cache_control, into_not_modified, into_selected, no_cache, selection,
 };
@@ -115,9 +115,9 @@ impl Admitted {
         parts.headers.insert(CACHE_CONTROL, control);
         parts.headers.remove(EXPIRES);
         parts.headers.remove(AGE);
-        let mut mark = Mark::miss(&rule, reason);
-        mark.stored = outcome == CommitResult::Stored;
-        mark.stamp(&mut parts.headers);
+        let mut cache_status = CacheStatus::miss(&rule, reason);
+        cache_status.stored = outcome == CommitResult::Stored;
+        cache_status.write_to(&mut parts.headers);
         if rule.kind == Kind::Write {
             parts.extensions.insert(WrittenThrough);
         }

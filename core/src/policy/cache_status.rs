@@ -21,7 +21,7 @@ pub(super) struct WrittenThrough;
 /// The cache's status on a response that the handler made.
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Mark {
+pub struct CacheStatus {
     pub(super) rule: Arc<Rule>,
     pub(super) word: &'static str,
     pub(super) reason: Option<Reason>,
@@ -31,7 +31,7 @@ pub struct Mark {
     pub(super) collapsed: bool,
 }
 
-impl Mark {
+impl CacheStatus {
     pub(super) const fn new(rule: Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
         Self { rule, word, reason, ttl: None, stored: false, collapsed: false }
     }
@@ -64,15 +64,15 @@ impl Mark {
     /// Writes the status into a response. If an eviction and a write-through are layered, only the write-through writes
     /// it, because it knows whether the response was stored.
     #[cfg(feature = "runtime")]
-    pub(crate) fn stamp_response<B>(&self, response: &mut Response<B>) {
+    pub(crate) fn write_to_response<B>(&self, response: &mut Response<B>) {
         match self.rule.kind {
             Kind::EvictKey | Kind::EvictGroup if response.extensions().get::<WrittenThrough>().is_some() => {
                 if self.rule.cache_status {
-                    response.headers_mut().append(CACHE_STATUS, self.cache_status());
+                    response.headers_mut().append(CACHE_STATUS, self.field_value());
                 }
             }
             kind => {
-                self.stamp(response.headers_mut());
+                self.write_to(response.headers_mut());
                 if kind == Kind::Write {
                     response.extensions_mut().insert(WrittenThrough);
                 }
@@ -81,12 +81,12 @@ impl Mark {
     }
 
     /// Writes the status into the fields of a response.
-    pub fn stamp(&self, headers: &mut HeaderMap) {
+    pub fn write_to(&self, headers: &mut HeaderMap) {
         if let Some(name) = &self.rule.status_header {
             headers.insert(name, HeaderValue::from_static(self.word));
         }
         if self.rule.cache_status {
-            headers.append(CACHE_STATUS, self.cache_status());
+            headers.append(CACHE_STATUS, self.field_value());
         }
         let is_personal = matches!(
             self.reason,
@@ -118,7 +118,7 @@ impl Mark {
     }
 
     /// RFC 9211 §2.
-    pub(super) fn cache_status(&self) -> HeaderValue {
+    pub(super) fn field_value(&self) -> HeaderValue {
         let mut text = String::from("Larder");
         match self.reason {
             // RFC 9211 §2.6: the request was held back for another one that was forwarded.

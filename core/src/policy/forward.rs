@@ -18,7 +18,7 @@ use crate::headers::range::{self, Part, Selection};
 use crate::headers::vary::{Variants, add_vary, selecting_fields};
 use crate::key::SecondaryKey;
 use crate::policy::admitted::{Admitted, jittered, representation_fields, storable_fields};
-use crate::policy::cache_status::Mark;
+use crate::policy::cache_status::CacheStatus;
 use crate::policy::hit::{Hit, add_accept_ranges, selection};
 use crate::policy::rule::{Audience, Kind, Principal, Rule};
 use crate::policy::rules::{
@@ -170,8 +170,8 @@ impl Forward {
     }
 
     /// Gives up storing: the handler's answer will be passed on with this reason.
-    pub fn unstored(self, reason: Reason) -> Mark {
-        Mark::refusal(&self.rule, reason)
+    pub fn unstored(self, reason: Reason) -> CacheStatus {
+        CacheStatus::refusal(&self.rule, reason)
     }
 
     /// Goes on to the handler, but for another reason than that nothing was found.
@@ -274,13 +274,13 @@ impl Forward {
             }
             _ => None,
         };
-        let mark = Mark::refusal(&self.rule, reason);
-        OnResponse::Pass(Pass { mark, evicts: false, not_modified, part })
+        let cache_status = CacheStatus::refusal(&self.rule, reason);
+        OnResponse::Pass(Pass { cache_status, evicts: false, not_modified, part })
     }
 
     fn pass(&self, reason: Reason, evicts: bool) -> OnResponse {
-        let mark = Mark::refusal(&self.rule, reason);
-        OnResponse::Pass(Pass { mark, evicts, not_modified: false, part: None })
+        let cache_status = CacheStatus::refusal(&self.rule, reason);
+        OnResponse::Pass(Pass { cache_status, evicts, not_modified: false, part: None })
     }
 
     /// Decides about a write: a success stores or evicts, a refusal changes nothing, and an unknown outcome evicts.
@@ -315,7 +315,7 @@ impl Forward {
 #[derive(Debug)]
 #[must_use]
 pub struct Pass {
-    pub(super) mark: Mark,
+    pub(super) cache_status: CacheStatus,
     pub(super) evicts: bool,
     pub(super) not_modified: bool,
     pub(super) part: Option<Part>,
@@ -357,8 +357,8 @@ impl Pass {
     }
 
     /// Returns the cache's status for the response.
-    pub const fn mark(&self) -> &Mark {
-        &self.mark
+    pub const fn cache_status(&self) -> &CacheStatus {
+        &self.cache_status
     }
 }
 
@@ -393,7 +393,7 @@ impl Admit {
     pub fn on_broken_body(self) -> Pass {
         let rule = &self.forward.rule;
         Pass {
-            mark: Mark::refusal(rule, Reason::Body),
+            cache_status: CacheStatus::refusal(rule, Reason::Body),
             evicts: rule.kind == Kind::Write,
             not_modified: false,
             part: None,

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use crate::headers::hop_by_hop::only;
 use crate::headers::range::{self, Selection};
-use crate::policy::cache_status::Mark;
+use crate::policy::cache_status::CacheStatus;
 use crate::policy::rule::{Audience, Rule};
 use crate::reason::Reason;
 use crate::record::Entry;
@@ -78,9 +78,9 @@ impl Hit {
             rule.add_vary(&mut headers);
         }
         headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too, revalidation));
-        let mut mark = Mark::hit(rule, remaining, staleness);
-        mark.collapsed = collapsed;
-        mark.stamp(&mut headers);
+        let mut cache_status = CacheStatus::hit(rule, remaining, staleness);
+        cache_status.collapsed = collapsed;
+        cache_status.write_to(&mut headers);
 
         let mut body = entry.body;
         if is_head && !not_modified {
@@ -94,9 +94,9 @@ impl Hit {
         *response.status_mut() = entry.status;
         *response.headers_mut() = headers;
         if not_modified {
-            into_not_modified(response, &mark.rule)
+            into_not_modified(response, &cache_status.rule)
         } else {
-            into_selected(response, selection, length, &mark.rule)
+            into_selected(response, selection, length, &cache_status.rule)
         }
     }
 }
@@ -166,14 +166,14 @@ fn is_about_the_exchange(name: &HeaderName, rule: &Rule) -> bool {
 #[derive(Debug)]
 #[must_use]
 pub struct Unsatisfiable {
-    pub(super) mark: Mark,
+    pub(super) cache_status: CacheStatus,
 }
 
 impl Unsatisfiable {
     /// Returns the reason for which no stored response can be used.
     #[must_use]
     pub const fn reason(&self) -> Option<Reason> {
-        self.mark.reason
+        self.cache_status.reason
     }
 
     /// Returns the 504 to send (RFC 9111 §5.2.1.7).
@@ -181,7 +181,7 @@ impl Unsatisfiable {
     pub fn into_response(self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        self.mark.stamp(response.headers_mut());
+        self.cache_status.write_to(response.headers_mut());
         response
     }
 }
@@ -215,11 +215,11 @@ pub(super) fn cache_control(
     stale_too: bool,
     revalidation: Revalidation,
 ) -> HeaderValue {
-    let told = match (remaining, rule.downstream_ttl) {
+    let lifetime = match (remaining, rule.downstream_ttl) {
         (Some(remaining), Some(downstream)) => Some(remaining.min(downstream)),
         (remaining, downstream) => remaining.or(downstream),
     };
-    let Some(told) = told else { return no_cache(rule) };
+    let Some(lifetime) = lifetime else { return no_cache(rule) };
     // The buffer has room for the greatest numbers. It is on the stack, so that the value is the only allocation.
     let mut text = [0; 160];
     let mut rest = &mut text[..];
@@ -234,7 +234,7 @@ pub(super) fn cache_control(
         Audience::Public => "public, max-age=",
         Audience::Private(..) => "private, max-age=",
     };
-    push(begins, Some(told));
+    push(begins, Some(lifetime));
     let stale = [
         (", stale-while-revalidate=", rule.stale_while_revalidate),
         (", stale-if-error=", rule.stale_if_error),

@@ -268,7 +268,7 @@ impl Rule {
                     response.insert(VARY, HeaderValue::from_static(USUAL_CREDENTIALS));
                     return;
                 }
-                Some(told) if told == USUAL_CREDENTIALS => return,
+                Some(value) if value == USUAL_CREDENTIALS => return,
                 Some(_) => {}
             }
         }

@@ -27,7 +27,7 @@ use super::SharedRule;
 use super::body::SharedBody;
 use super::budget::Budget;
 use super::policy::{SharedAnswer, SharedCacheStatus, SharedPolicy};
-use crate::exchange::{Call, LOOKS, failed, status_of};
+use crate::exchange::{Call, MAX_LOOKUPS, failed, status_of};
 use crate::fill::background::Task;
 use crate::fill::single_flight::{FillOutcome, Role};
 use crate::key::{CacheKey, KeySpace};
@@ -90,7 +90,7 @@ impl SharedCache {
     pub async fn evict(&self, uri: &Uri, host: &str) {
         let (context, keys) = (Arc::clone(&self.context), self.keys_of(&["http", "https"], uri, host));
         let evict = async move { join_all(keys.iter().map(|key| context.evict_key(key))).await };
-        self.context.to_the_end(evict).await;
+        self.context.run_to_completion(evict).await;
     }
 
     /// Returns the keys of a URI under each of the schemes. Most services serve the same under both, so a write under one
@@ -157,13 +157,13 @@ impl SharedCache {
             if !forward.is_shared() {
                 return self.fill(forward, fill_key, call, None).await;
             }
-            let follow = match self.context.single_flight.join(&fill_key.target, Provenance::default()) {
+            let follow = match self.context.single_flight.join(fill_key.target(), Provenance::default()) {
                 Role::Leader(leader) => return self.fill(forward, fill_key, call, Some(leader)).await,
                 Role::Apart => return self.fill(forward, fill_key, call, None).await,
                 Role::Follower(follow) => follow,
             };
             let forward = match self.context.follow(follow).await {
-                Some(FillOutcome::Stored(_) | FillOutcome::Retry) if looks < LOOKS => {
+                Some(FillOutcome::Stored(_) | FillOutcome::Retry) if looks < MAX_LOOKUPS => {
                     looks += 1;
                     found = self.lookup(call.view()).await.collapsed(forward.reason());
                     continue;

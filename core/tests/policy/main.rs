@@ -114,7 +114,7 @@ fn answered(
     match forward.on_response(&parts, BodyLength::Known(body.len() as u64)) {
         OnResponse::Pass(pass) => {
             let mut headers = parts.headers;
-            pass.mark().stamp(&mut headers);
+            pass.cache_status().write_to(&mut headers);
             check_cache_status(&headers);
             Err((pass, headers))
         }

@@ -364,7 +364,7 @@ pub(super) fn range_fills() -> Reasons {
         assert_eq!(handlers, headers(shown), "{why}");
         match (answered(waiting, *status, answer, "stored"), expected) {
             (Err((pass, _)), Err((reason, status_told))) => {
-                assert_eq!(pass.mark().reason(), Some(*reason), "{why}");
+                assert_eq!(pass.cache_status().reason(), Some(*reason), "{why}");
                 seen.insert(*reason);
                 let mut parts = response(*status, answer);
                 pass.as_part(&mut parts);

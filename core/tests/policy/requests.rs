@@ -170,7 +170,7 @@ pub(super) fn requests() -> Reasons {
         seen.insert(*reason);
 
         let mut headers = HeaderMap::new();
-        mark.stamp(&mut headers);
+        mark.write_to(&mut headers);
         assert_eq!(headers["x-redis-cache"], "BYPASS", "{why}");
         let forwarded = if *reason == Reason::Method { "method" } else { "bypass" };
         assert_eq!(cache_status(&headers), format!("Larder; fwd={forwarded}; detail={reason}"), "{why}");
@@ -248,7 +248,7 @@ pub(super) fn keyless() -> Reasons {
     let write = forward(rule(Kind::Write), &request(Method::PUT, &[])).unstored(Reason::Keyless);
     for mark in [&read, &write] {
         let mut headers = HeaderMap::new();
-        mark.stamp(&mut headers);
+        mark.write_to(&mut headers);
         assert_eq!(lines(&headers), ["x-redis-cache: BYPASS"]);
         assert_eq!(cache_status(&headers), "Larder; fwd=bypass; detail=keyless");
     }

@@ -39,7 +39,7 @@ fn personal_responses_are_kept_from_other_caches_unless_the_handler_decides() {
             panic!("{request:?}");
         };
         let mut headers = headers(from_handler);
-        mark.stamp(&mut headers);
+        mark.write_to(&mut headers);
         let said = headers.get(CACHE_CONTROL).map(|value| value.to_str().unwrap());
         assert_eq!(said, expected, "{request_fields:?}");
     }
@@ -290,7 +290,7 @@ fn responses_with_a_cookie_are_kept_from_other_caches() {
         let Err((pass, headers)) = answered(forward, status, &[("set-cookie", "a=1")], "abc") else {
             panic!()
         };
-        assert_eq!(pass.mark().reason(), Some(Reason::SetCookie), "{method} {status}");
+        assert_eq!(pass.cache_status().reason(), Some(Reason::SetCookie), "{method} {status}");
         assert_eq!(headers["cache-control"], "no-store", "{method} {status}");
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn spellings() -> Reasons {
         let OnRequest::Forward(forward) = self::policy(rule(Kind::Write)).on_request(&view) else { panic!() };
         assert_eq!(forward.intent(), None, "the store isn't asked");
         let Err((pass, _)) = answered(forward, 200, &[], "new") else { panic!("it is stored") };
-        assert_eq!((pass.mark().reason(), pass.evicts()), (Some(reason), true));
+        assert_eq!((pass.cache_status().reason(), pass.evicts()), (Some(reason), true));
     }
     seen
 }

@@ -117,7 +117,7 @@ pub(super) fn storing() -> Reasons {
                 assert_eq!(told, format!("max-age={}", ttl.as_secs()), "{why}");
             }
             Err((pass, headers)) => {
-                assert_eq!(pass.mark().reason(), *expected, "{why}");
+                assert_eq!(pass.cache_status().reason(), *expected, "{why}");
                 assert!(!pass.evicts(), "a read leaves alone what it can't replace: {why}");
                 assert_eq!(headers["x-redis-cache"], "BYPASS", "{why}");
                 assert!(!headers.contains_key(ETAG), "a refused answer isn't touched: {why}");
@@ -131,20 +131,20 @@ pub(super) fn storing() -> Reasons {
     let OnResponse::Pass(pass) = get().on_response(&response(200, &[]), BodyLength::Unknown) else {
         panic!("waiting for a body that may never end");
     };
-    seen.extend(pass.mark().reason());
-    assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Stream), false));
+    seen.extend(pass.cache_status().reason());
+    assert_eq!((pass.cache_status().reason(), pass.evicts()), (Some(Reason::Stream), false));
     let OnResponse::Admit(admit) = get().on_response(&response(200, &[]), BodyLength::Known(3)) else {
         panic!("refused");
     };
     let pass = admit.on_broken_body();
-    seen.extend(pass.mark().reason());
-    assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Body), false));
+    seen.extend(pass.cache_status().reason());
+    assert_eq!((pass.cache_status().reason(), pass.evicts()), (Some(Reason::Body), false));
 
     // The response to a HEAD has no body to store (RFC 9110 §9.3.2).
     let head = forward(rule(Kind::Read), &request(Method::HEAD, &[]));
     let (pass, headers) = answered(head, 200, &[], "").unwrap_err();
-    seen.extend(pass.mark().reason());
-    assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Head), false));
+    seen.extend(pass.cache_status().reason());
+    assert_eq!((pass.cache_status().reason(), pass.evicts()), (Some(Reason::Head), false));
     assert_eq!(lines(&headers), ["x-redis-cache: BYPASS"]);
     seen
 }

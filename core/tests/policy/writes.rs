@@ -201,7 +201,7 @@ pub(super) fn writes() -> Reasons {
             Ok(_) => Stores,
             Err((pass, headers)) => {
                 assert_eq!(headers["x-redis-cache"], "BYPASS", "{why}");
-                let reason = pass.mark().reason().unwrap();
+                let reason = pass.cache_status().reason().unwrap();
                 seen.insert(reason);
                 if pass.evicts() { Evicts(reason) } else { Nothing(reason) }
             }
@@ -213,13 +213,13 @@ pub(super) fn writes() -> Reasons {
     let OnResponse::Pass(pass) = put().on_response(&response(200, &[]), BodyLength::Unknown) else {
         panic!("waiting for a body that may never end");
     };
-    assert_eq!((pass.mark().reason(), pass.evicts()), (Some(Reason::Stream), true));
+    assert_eq!((pass.cache_status().reason(), pass.evicts()), (Some(Reason::Stream), true));
     let OnResponse::Admit(admit) = put().on_response(&response(200, &[]), BodyLength::Known(3)) else {
         panic!("refused");
     };
     let pass = admit.on_broken_body();
     assert_eq!(
-        (pass.mark().reason(), pass.evicts()),
+        (pass.cache_status().reason(), pass.evicts()),
         (Some(Reason::Body), true),
         "the change was made although the body broke off"
     );
@@ -300,7 +300,7 @@ pub(super) fn evictions() -> Reasons {
             assert_eq!(forward.intent(), None);
             let (pass, headers) = answered(forward, status, &[("set-cookie", "a=1")], "gone").unwrap_err();
             let reason = if status < 400 { Reason::Method } else { Reason::Failed };
-            assert_eq!((pass.evicts(), pass.mark().reason()), (evicts, Some(reason)), "{status}");
+            assert_eq!((pass.evicts(), pass.cache_status().reason()), (evicts, Some(reason)), "{status}");
             assert_eq!(headers["x-redis-cache"], "BYPASS");
             assert!(!headers.contains_key(CACHE_CONTROL));
             seen.insert(reason);

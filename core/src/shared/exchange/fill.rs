@@ -10,7 +10,7 @@ use super::super::policy::{Fate, Freshened, SharedForward, SharedOnResponse};
 use super::keep::{PendingCommit, give_up};
 use super::{CountedReply, SharedCache, answered, passed, remove_false_length};
 use crate::body::length_of;
-use crate::exchange::{Call, FillKey, failed, land};
+use crate::exchange::{Call, FillKey, complete_flight, failed};
 use crate::fill::lease::LeaseGuard;
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Leader, Role};
@@ -42,7 +42,7 @@ impl SharedCache {
             let acquired = match forward.reason() {
                 // A store that just failed to read isn't asked to write.
                 Reason::Down => Acquired::Busy(Reason::Down),
-                _ => cache.context.acquire(&fill_key.target, intent, awaited).await,
+                _ => cache.context.acquire(fill_key.target(), intent, awaited).await,
             };
             let (forward, lease) = match acquired {
                 Acquired::Lease(lease) => (forward, Some(lease)),
@@ -51,7 +51,7 @@ impl SharedCache {
                     let found = forward.on_filled(SharedRecord::decode(&record), cache.context.now());
                     match found {
                         Ok(answer) => {
-                            land(leader, FillOutcome::Retry);
+                            complete_flight(leader, FillOutcome::Retry);
                             return answered::<C>(answer);
                         }
                         Err(forward) => (forward, None),
@@ -64,7 +64,7 @@ impl SharedCache {
                 return cache.ask_origin(forward, fill_key, call, lease, leader).await;
             }
             // Nothing will be stored, so there is nothing to wait for.
-            land(leader, FillOutcome::Uncacheable);
+            complete_flight(leader, FillOutcome::Uncacheable);
             cache.ask_origin(forward, fill_key, call, None, None).await
         }))
         .await
@@ -72,14 +72,14 @@ impl SharedCache {
 
     /// Validates a stale response in the background, unless another request or process is already doing it.
     pub(super) fn refresh<C: Call>(self: &Arc<Self>, forward: SharedForward, fill_key: FillKey, call: C) {
-        let Role::Leader(leader) = self.context.single_flight.join(&fill_key.target, Provenance::default())
+        let Role::Leader(leader) = self.context.single_flight.join(fill_key.target(), Provenance::default())
         else {
             return;
         };
         let cache = Arc::clone(self);
         let work = Box::pin(async move {
             if let Acquired::Lease(lease) =
-                cache.context.acquire(&fill_key.target, forward.intent(), None).await
+                cache.context.acquire(fill_key.target(), forward.intent(), None).await
             {
                 // No client waits for this response. The service reports its own errors.
                 let _: CountedReply<C> =
@@ -133,7 +133,7 @@ impl SharedCache {
             }
             SharedOnResponse::Pass(pass) => {
                 if pass.evicts() {
-                    self.context.evict_key(&fill_key.target).await;
+                    self.context.evict_key(fill_key.target()).await;
                 }
                 give_up(lease, leader, parts.status.is_server_error());
                 passed::<C>(pass.mark(), parts, body)
@@ -157,7 +157,7 @@ impl SharedCache {
             Fate::Store => {}
             Fate::Leave => return give_up(lease, leader, false),
             Fate::Evict => {
-                self.context.evict_key(&fill_key.target).await;
+                self.context.evict_key(fill_key.target()).await;
                 return give_up(lease, leader, false);
             }
         }
@@ -166,6 +166,6 @@ impl SharedCache {
             None => CommitResult::Failed,
         };
         let serves_others = stored == CommitResult::Stored && freshened.is_fresh();
-        land(leader, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
+        complete_flight(leader, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
     }
 }

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::super::body::{Keeper, SharedBody, Unkept, keep};
 use super::super::policy::{Placement, SharedAdmit, SharedAdmitted};
 use super::{CountedReply, SharedCache, passed};
-use crate::exchange::{Call, FillKey, UNCACHEABLE_FOR, land};
+use crate::exchange::{Call, FillKey, UNCACHEABLE_FOR, complete_flight};
 use crate::fill::lease::LeaseGuard;
 use crate::fill::single_flight::{FillOutcome, Leader};
 use crate::policy::{BodyLength, CommitResult};
@@ -94,7 +94,7 @@ impl SharedCache {
     async fn store(&self, mut admitted: SharedAdmitted, body: &Bytes, work: PendingCommit) -> Option<Bytes> {
         let PendingCommit { lease, mut leader, fill_key, is_write } = work;
         let Some(lease) = lease else {
-            land(leader, FillOutcome::Uncacheable);
+            complete_flight(leader, FillOutcome::Uncacheable);
             return None;
         };
         if let Some(leader) = &mut leader {
@@ -130,7 +130,7 @@ impl SharedCache {
             self.context.evict_key(&fill_key.primary).await;
         }
         let serves_others = stored == CommitResult::Stored && admitted.is_fresh();
-        land(leader, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
+        complete_flight(leader, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
         within
     }
 }
@@ -144,5 +144,5 @@ pub(super) fn give_up(lease: Option<LeaseGuard>, leader: Option<Leader>, failed:
         let uncacheable = !failed && leader.is_some();
         lease.abandon(if uncacheable { Abandon::Uncacheable(UNCACHEABLE_FOR) } else { Abandon::Failed });
     }
-    land(leader, if failed { FillOutcome::HandlerFailed } else { FillOutcome::Uncacheable });
+    complete_flight(leader, if failed { FillOutcome::HandlerFailed } else { FillOutcome::Uncacheable });
 }

@@ -97,9 +97,11 @@ impl SharedLookupResult {
         match decision {
             SharedDecision::Answer(answer) => Self::Answer(answer),
             SharedDecision::Stale(answer, forward) => {
-                Self::Stale(answer, forward, FillKey::new(base, target))
+                Self::Stale(answer, forward, FillKey { primary: base, variant: target })
             }
-            SharedDecision::Forward(forward) => Self::Forward(forward, FillKey::new(base, target)),
+            SharedDecision::Forward(forward) => {
+                Self::Forward(forward, FillKey { primary: base, variant: target })
+            }
         }
     }
 

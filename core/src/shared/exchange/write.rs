@@ -73,7 +73,7 @@ impl SharedCache {
                 // One response can't replace all variants.
                 SharedOnResponse::Admit(admit) if lease.is_some() && !cache.varies(&key).await => {
                     cache.context.evict(&targets[1..]).await;
-                    let fill_key = FillKey::new(key.clone(), None);
+                    let fill_key = FillKey { primary: key.clone(), variant: None };
                     let work = PendingCommit { lease, leader: None, fill_key, is_write: true };
                     cache.keep::<C>(admit, parts, body, length, work).await
                 }
