@@ -324,16 +324,19 @@ async fn slots_move_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_is_half_moved() {
     let cluster = start().await;
-    let store = prompt(&cluster);
+    let (store, reader) = (prompt(&cluster), patient(&cluster));
     for key in [key(Some("g"), "a"), key(None, "a")] {
-        store.set(&key, "1".into(), MINUTE).await.unwrap();
+        reader.set(&key, "1".into(), MINUTE).await.unwrap();
+        while store.get(&key).await.is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
         let slot = cluster.slot(key.name());
         let (from, to) = (RedisCluster::home(slot), (RedisCluster::home(slot) + 1) % MASTERS);
         cluster.begin_move(slot, from, to);
-        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1", "on its old owner");
+        assert_eq!(reader.get(&key).await.unwrap().unwrap(), "1", "on its old owner");
         cluster.move_keys(slot, from, to, Duration::ZERO);
-        assert_eq!(store.get(&key).await.unwrap().unwrap(), "1", "gone ahead");
-        assert!(store.has(&key).await.unwrap());
+        assert_eq!(reader.get(&key).await.unwrap().unwrap(), "1", "gone ahead");
+        assert!(reader.has(&key).await.unwrap());
         let absent = key.space().key("absent");
         let start = Instant::now();
         let answer = store.get(&absent).await;

@@ -207,7 +207,7 @@ impl CacheStore for RedisStore {
                 return Ok(Box::pin(self.read_shared(key)).await?.map(|(value, _)| value));
             }
             let found = self.read(key).await?;
-            self.inner.readings.saw(key, found.as_ref().map_or(0, Bytes::len));
+            self.inner.readings.remember_length(key, found.as_ref().map_or(0, Bytes::len));
             Ok(found)
         };
         self.read_checked(key, found).await

@@ -1,26 +1,26 @@
-//! Remembers what this process changed, so that nothing it replaced or evicted comes back.
+//! Remembers the changes of this process, so that a failover or an old snapshot doesn't bring back what they removed.
 //!
-//! Redis confirms a change before a replica or a snapshot has it. A replica that is promoted, and a server that restarts
-//! from an old snapshot, may still hold what the change removed. So every change is in one of these places:
+//! Redis confirms a change before a replica or a snapshot has it. A promoted replica, and a server that restarts from an old
+//! snapshot, may still hold what the change removed. So every change is in one of these states:
 //!
 //! ```text
 //!                        confirmed
-//!   UnconfirmedGuard ───────────────▶ recent ──── the server lost its last moments ────┐
+//!   UnconfirmedGuard ───────────────▶ recent ────── recall: a server may lack it ──────┐
 //!          │                            ▲                                              │
 //!          │ no answer, or the server   └─────────── confirmed ──────────┐             │
 //!          │ changed meanwhile                                           │             ▼
 //!          └────────────────────────────────────────────────────────▶ pending ◀────────┘
 //! ```
 //!
-//! *Recent* changes are kept for five to ten minutes. *Pending* evictions are repeated in the background until Redis
-//! confirms them (`pending_evictions.rs`); meanwhile the store answers for their keys as if they were absent, and grants no
-//! lease to fill them.
+//! *Recent* changes are kept for five to ten minutes. A *recall* makes those pending that a server may have lost
+//! (`server_identity.rs`). *Pending* evictions are repeated in the background until Redis confirms them
+//! (`pending_evictions.rs`). Meanwhile the store answers for their keys as if they were absent, and grants no lease to fill them.
 //!
-//! One question is asked after every answer of Redis: [`ChangeLog::may_believe`]. An answer is not believed if a pending
-//! eviction covers its key, or if a server turned out to be another since the question: the answer may come from that server.
+//! [`ChangeLog::may_believe`] is called after every answer of Redis. An answer isn't used if a pending eviction covers its
+//! key, or if there was a recall since the question: the answer may come from a server that lost changes.
 //!
-//! Both lists are bounded by being less exact: too many keys become their groups, and too many groups become their prefixes.
-//! Evicting too much costs misses, and is never unsafe.
+//! If there are too many keys, they are replaced by their groups, and too many groups by their prefixes. Evicting too much costs
+//! misses, and is never unsafe.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -37,83 +37,84 @@ use super::slots::{SlotSet, slot};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::StoreError;
 
-/// How many single keys are remembered before they become groups.
+/// The maximum number of single keys. More of them become groups.
 const MAX_KEYS: usize = 16 * 1024;
 
-/// How many groups are remembered before they become prefixes.
+/// The maximum number of groups. More of them become prefixes.
 const MAX_GROUPS: usize = 16 * 1024;
 
-/// How long a confirmed change is remembered at least. It is twice as long at most.
-const RECENT: Duration = Duration::from_secs(300);
+/// The minimum time that a confirmed change is remembered. The maximum is twice as long.
+const RECENT_FOR: Duration = Duration::from_secs(300);
 
-/// How many leases are remembered. Others run out by themselves.
+/// The maximum number of leases to release. The others expire.
 const MAX_RELEASES: usize = 1024;
 
-/// How many locks the keys of pending evictions share.
-const TURNS: usize = 64;
+/// The number of locks that the keys of pending evictions share.
+const TURN_LOCKS: usize = 64;
 
-/// How many names a message of the log spells out.
-const NAMED: usize = 20;
+/// The maximum number of names in a log message.
+const MAX_NAMES: usize = 20;
 
-/// How many recalls are told apart.
+/// The number of recalls whose slots are kept.
 const MAX_HISTORY: usize = 32;
 
-/// The bit of the stamp that says that evictions are pending.
+/// The bit of the stamp that is set while evictions are pending.
 const PENDING: u64 = 1;
 
 /// The changes of one store.
 #[derive(Debug)]
 pub(super) struct ChangeLog {
     state: Mutex<LogState>,
-    /// How often confirmed changes were recalled, twice, and [`PENDING`]. Read without the lock.
+    /// Twice the number of recalls, plus [`PENDING`]. Read without the lock.
     stamp: AtomicU64,
-    /// Held by whoever evicts or writes a key whose eviction is pending: a late eviction must not remove what was written since.
+    /// Locks held during an eviction or a write of a key whose eviction is pending: a repeated eviction must not remove a newer
+    /// value.
     turns: Box<[tokio::sync::Mutex<()>]>,
     hasher: RandomState,
-    /// Ends the pause between two attempts to repeat what is pending.
+    /// Ends the pause between two attempts to repeat pending evictions.
     retry: Arc<Notify>,
 }
 
-/// What changes together.
+/// The parts that change together.
 #[derive(Debug)]
 pub(super) struct LogState {
-    /// Each with the number of the last time it was asked for.
+    /// Each with the number of its last request.
     pending: Changes,
     releases: VecDeque<Release>,
-    /// How many evictions were asked for.
+    /// The number of requested evictions.
     count: u64,
-    /// Each with its place in the order of confirmations.
+    /// Each with its position in the order of confirmations.
     recent: Recent,
-    /// How many changes were confirmed.
+    /// The number of confirmed changes.
     confirmed: u64,
     recalls: u64,
-    /// What was lost at the last few of them.
+    /// The losses of the last [`MAX_HISTORY`] recalls.
     history: VecDeque<Lost>,
-    /// Retries what is pending.
+    /// The task that repeats pending evictions.
     pub(super) retrying: Option<AbortHandle>,
-    /// Watches the servers while there is anything to remember.
+    /// The task that checks the servers' identities.
     pub(super) watching: Option<AbortHandle>,
 }
 
-/// The recalls before a question to Redis. See [`ChangeLog::may_believe`].
+/// The stamp before a question to Redis. See [`ChangeLog::may_believe`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch(u64);
 
-/// What servers may have lost.
+/// The part of the keys whose changes servers may have lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Lost {
     Everything,
-    /// What lies in these slots of a cluster.
+    /// The keys in these slots of a cluster.
     Slots(SlotSet),
 }
 
 impl Lost {
-    /// Whether this key, or the key with this name in Redis, is among it.
+    /// Returns `true` if the key or group with this name is affected.
     pub(super) fn concerns(&self, name: &str) -> bool {
         matches!(self, Self::Everything) || self.has_slot(slot(name))
     }
 
-    /// Whether anything in this slot is among it.
+    /// Returns `true` if this slot is affected.
     pub(super) fn has_slot(&self, slot: u16) -> bool {
         match self {
             Self::Everything => true,
@@ -121,7 +122,7 @@ impl Lost {
         }
     }
 
-    /// Adds what `other` lost.
+    /// Adds the losses of `other`.
     pub(super) fn extend(&mut self, other: &Self) {
         match (&mut *self, other) {
             (Self::Slots(slots), Self::Slots(others)) => slots.extend(others),
@@ -130,7 +131,7 @@ impl Lost {
     }
 }
 
-/// A set of changes, each with a number, bounded by being less exact.
+/// A bounded set of changes, each with a number.
 #[derive(Debug)]
 struct Changes {
     max_keys: usize,
@@ -139,11 +140,11 @@ struct Changes {
     keys: HashMap<Box<str>, (CacheKey, u64)>,
     /// By head.
     groups: HashMap<Box<str>, (KeySpace, u64)>,
-    /// By head, and where in a cluster.
+    /// By head, with the affected slots.
     prefixes: HashMap<Box<str>, (KeySpace, Lost, u64)>,
 }
 
-/// Confirmed changes, in two generations.
+/// Confirmed changes, in two generations by age.
 #[derive(Debug)]
 struct Recent {
     since: Instant,
@@ -151,25 +152,25 @@ struct Recent {
     before: Changes,
 }
 
-/// A lease that may have been granted without an answer.
+/// A lease that may have been granted although no answer arrived.
 #[derive(Clone, Debug)]
 pub(super) struct Release {
     pub(super) lease: String,
     pub(super) token: [u8; 16],
 }
 
-/// What a command leaves behind if its answer never arrives.
+/// The keys that a command may leave unchanged, or the lease that it may leave behind, if no answer arrives.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ChangeTarget<'a> {
-    /// A key that may hold what was to be removed or replaced.
+    /// A key that may hold the old value.
     Key(&'a CacheKey),
-    /// A group or a prefix that may hold what was to be removed.
+    /// A group or a prefix that may hold old values.
     Space(&'a KeySpace),
-    /// A lease that may keep others from filling.
+    /// A lease that may block fills.
     Lease(&'a str, [u8; 16]),
 }
 
-/// A pending eviction, taken out of the log to repeat it.
+/// A copy of a pending eviction, to repeat it.
 #[derive(Clone, Debug)]
 pub(super) enum Pending {
     Key(CacheKey, u64),
@@ -177,8 +178,8 @@ pub(super) enum Pending {
     Prefix(KeySpace, Lost, u64),
 }
 
-/// Held while a command runs. Dropped without [`confirmed`](Self::confirmed) or [`settle`](Self::settle), after an error or
-/// when the caller has gone away, it makes its target pending.
+/// A guard for a command that changes something. If it is dropped without [`confirmed`](Self::confirmed) or
+/// [`settle`](Self::settle), after an error or because the caller was cancelled, its target becomes pending.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct UnconfirmedGuard<'a> {
@@ -195,11 +196,11 @@ impl<'a> UnconfirmedGuard<'a> {
         Self { store, target: Some(target), pending, recalls }
     }
 
-    /// Waits while a pending eviction of this key is being repeated.
+    /// Waits while a pending eviction of this key is repeated.
     ///
     /// # Errors
     ///
-    /// When that takes longer than the deadline.
+    /// If that takes longer than the deadline.
     pub(super) async fn turn(
         &self,
         key: &CacheKey,
@@ -212,18 +213,18 @@ impl<'a> UnconfirmedGuard<'a> {
         turn.map(Some).map_err(|_| StoreError::unavailable("an eviction of this key is not confirmed yet"))
     }
 
-    /// Redis answered, and changed nothing that has to be remembered.
+    /// Ends the guard: Redis answered, and changed nothing that must be remembered.
     pub(super) fn settle(mut self) {
         self.target = None;
     }
 
-    /// Redis removed or replaced the target: that is remembered. `false` if a server turned out to be another meanwhile: the
-    /// confirmation may be the lost server's, and the target is pending.
+    /// Ends the guard and remembers the change: Redis removed or replaced the target. `false` if there was a recall since the guard
+    /// was made: the confirmation may be the earlier server's, so the target is pending.
     pub(super) fn confirmed(mut self) -> bool {
         self.target.take().is_none_or(|target| self.confirm(target))
     }
 
-    /// The same for another target than what an error would leave behind.
+    /// The same for another target than the one that an error would make pending.
     pub(super) fn confirmed_as(mut self, target: ChangeTarget<'_>) -> bool {
         self.target = None;
         self.confirm(target)
@@ -253,7 +254,7 @@ impl Default for ChangeLog {
     fn default() -> Self {
         Self {
             state: Mutex::new(LogState {
-                // As much as is remembered: both generations may be recalled at once.
+                // Both generations of recent changes may be recalled at once.
                 pending: Changes::new(2 * MAX_KEYS, 2 * MAX_GROUPS),
                 releases: VecDeque::new(),
                 count: 0,
@@ -265,7 +266,7 @@ impl Default for ChangeLog {
                 watching: None,
             }),
             stamp: AtomicU64::new(0),
-            turns: (0..TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
+            turns: (0..TURN_LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
             retry: Arc::default(),
         }
@@ -273,13 +274,13 @@ impl Default for ChangeLog {
 }
 
 impl ChangeLog {
-    /// Before a question about this key: `None` if a pending eviction covers it, so that there is nothing to ask.
+    /// Returns the stamp for a question about this key. `None` if a pending eviction covers the key, so that it counts as absent.
     pub(super) fn epoch_for(&self, key: &CacheKey) -> Option<Epoch> {
         let stamp = self.stamp.load(Ordering::Acquire);
         (stamp & PENDING == 0 || !self.lock().pending.covers(key)).then_some(Epoch(stamp))
     }
 
-    /// Whether an answer about this key may be believed, asked after it arrived. `epoch` was taken before the question.
+    /// Returns `true` if an answer about this key may be used. Called after it arrived, with the epoch from before the question.
     pub(super) fn may_believe(&self, key: &CacheKey, epoch: Epoch) -> bool {
         let stamp = self.stamp.load(Ordering::Acquire);
         if stamp & PENDING == 0 && stamp | PENDING == epoch.0 | PENDING {
@@ -289,23 +290,23 @@ impl ChangeLog {
         !state.pending.covers(key) && !state.was_recalled_since(epoch.0 >> 1, ChangeTarget::Key(key))
     }
 
-    /// Waits for the right to evict or to write a key whose eviction is pending.
+    /// Locks a key whose eviction is pending, to evict or to write it.
     pub(super) async fn turn(&self, key: &CacheKey) -> tokio::sync::MutexGuard<'_, ()> {
-        let number = self.hasher.hash_one(key.name()) % TURNS as u64;
+        let number = self.hasher.hash_one(key.name()) % TURN_LOCKS as u64;
         self.turns[usize::try_from(number).unwrap_or(0)].lock().await
     }
 
-    /// How often confirmed changes were recalled.
+    /// Returns the number of recalls.
     pub(super) fn recalls(&self) -> u64 {
         self.stamp.load(Ordering::Acquire) >> 1
     }
 
-    /// The number of the pending eviction of this target, if there is one.
+    /// Returns the number of the pending eviction of this target, if there is one.
     pub(super) fn pending_number(&self, target: ChangeTarget<'_>) -> Option<u64> {
         self.before(target).0
     }
 
-    /// What is pending of a target before it is changed, and the recalls until then.
+    /// Returns the number of the pending eviction of this target, if there is one, and the number of recalls.
     fn before(&self, target: ChangeTarget<'_>) -> (Option<u64>, u64) {
         let stamp = self.stamp.load(Ordering::Acquire);
         if stamp & PENDING == 0 {
@@ -322,8 +323,8 @@ impl ChangeLog {
         self.publish(&state);
     }
 
-    /// Remembers a confirmed change, and removes the pending eviction that had this number. `false` if servers changed since
-    /// `recalls`: the target is pending then.
+    /// Remembers a confirmed change, and removes the pending eviction with this number. `false` if the target was recalled since
+    /// there were `recalls` recalls: then it is pending.
     pub(super) fn confirm(&self, target: ChangeTarget<'_>, pending: Option<u64>, recalls: u64) -> bool {
         let mut state = self.lock();
         if state.was_recalled_since(recalls, target) {
@@ -333,7 +334,7 @@ impl ChangeLog {
             }
             return false;
         }
-        // If it was asked for again since, then after a later change, which this confirmation may not include.
+        // A later request has another number. It may belong to a later change, which this confirmation doesn't include.
         if pending.is_some() && state.pending.get(target) == pending {
             state.pending.remove(target);
             self.publish(&state);
@@ -345,20 +346,20 @@ impl ChangeLog {
         true
     }
 
-    /// The same for a pending eviction that was repeated.
+    /// The same for a repeated eviction.
     pub(super) fn confirm_pending(&self, pending: &Pending, recalls: u64) -> bool {
         self.confirm(pending.target(), Some(pending.number()), recalls)
     }
 
-    /// The number of changes that were confirmed so far.
+    /// Returns the number of confirmed changes.
     pub(super) fn confirmed(&self) -> u64 {
         self.lock().confirmed
     }
 
-    /// Makes every remembered change pending that a server may have lost: those after the first `kept`. `false` if there is
-    /// none.
+    /// Makes every remembered change pending that servers may have lost. They still have the first `kept` changes. Returns `false`
+    /// if nothing is pending.
     ///
-    /// What runs meanwhile is not believed, and what is confirmed meanwhile becomes pending.
+    /// Answers to earlier questions aren't used, and changes that began earlier become pending when they are confirmed.
     pub(super) fn recall(&self, lost: &Lost, kept: u64) -> bool {
         let mut state = self.lock();
         state.recalls += 1;
@@ -388,19 +389,19 @@ impl ChangeLog {
         !state.pending.is_empty()
     }
 
-    /// Ends the pause before the next attempt to repeat what is pending.
+    /// Returns the notification that ends the pause before the next attempt.
     pub(super) fn retry_now(&self) -> Arc<Notify> {
         self.retry.clone()
     }
 
-    /// Whether there is anything that a server could lose.
+    /// Returns `true` if any change is remembered.
     pub(super) fn remembers(&self) -> bool {
         let mut state = self.lock();
         state.recent.turn(Instant::now());
         !state.recent.is_empty() || !state.pending.is_empty()
     }
 
-    /// Everything that is pending.
+    /// Returns everything that is pending.
     pub(super) fn pending(&self) -> (Vec<Pending>, Vec<Release>) {
         let state = self.lock();
         let Changes { keys, groups, prefixes, .. } = &state.pending;
@@ -412,12 +413,12 @@ impl ChangeLog {
         (prefixes.chain(groups).chain(keys).collect(), state.releases.iter().cloned().collect())
     }
 
-    /// Forgets a lease that was given back, or that Redis refuses to take back.
+    /// Forgets a lease that was released, or whose release Redis refuses.
     pub(super) fn released(&self, release: &Release) {
         self.lock().releases.retain(|other| other.token != release.token);
     }
 
-    /// Logs by name what Redis never confirmed.
+    /// Logs the names of the evictions that Redis never confirmed.
     pub(super) fn give_up(&self) {
         let state = self.lock();
         let pending = &state.pending;
@@ -426,7 +427,7 @@ impl ChangeLog {
         }
         let groups = pending.prefixes.keys().chain(pending.groups.keys()).map(|head| format!("{head}*"));
         let names: Vec<String> =
-            groups.chain(pending.keys.keys().map(|name| name.to_string())).take(NAMED).collect();
+            groups.chain(pending.keys.keys().map(|name| name.to_string())).take(MAX_NAMES).collect();
         tracing::error!(
             count = pending.len(),
             names = names.join(" "),
@@ -435,7 +436,7 @@ impl ChangeLog {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, LogState> {
-        // Nothing under the lock can panic half way through a change.
+        // No code that holds this lock can panic in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -465,7 +466,7 @@ impl LogState {
         self.pending.insert(target, &Lost::Everything, self.count);
     }
 
-    /// Whether servers may have lost something of this target when confirmed changes were recalled since then.
+    /// Returns `true` if this target was affected by a recall since there were `recalls` recalls.
     fn was_recalled_since(&self, recalls: u64, target: ChangeTarget<'_>) -> bool {
         let since = usize::try_from(self.recalls.saturating_sub(recalls)).unwrap_or(usize::MAX);
         let concerns = |lost: &Lost| match target {
@@ -476,12 +477,12 @@ impl LogState {
         since > self.history.len() || self.history.iter().rev().take(since).any(concerns)
     }
 
-    /// Whether there is nothing to retry.
+    /// Returns `true` if nothing is pending.
     pub(super) fn is_settled(&self) -> bool {
         self.pending.is_empty() && self.releases.is_empty()
     }
 
-    /// Whether there is nothing that a server could lose.
+    /// Returns `true` if no change is remembered or pending.
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty() && self.recent.is_empty()
     }
@@ -525,7 +526,7 @@ impl Changes {
         }
     }
 
-    /// Adds a change, or gives it a later number. Of a prefix only what is `lost` counts.
+    /// Adds a change, or updates its number. For a prefix, `lost` restricts it to slots.
     fn insert(&mut self, target: ChangeTarget<'_>, lost: &Lost, number: u64) {
         match target {
             ChangeTarget::Key(key) => {
@@ -562,14 +563,14 @@ impl Changes {
         self.prefixes.insert(space.head().into(), (space.clone(), lost.clone(), number));
     }
 
-    /// Makes room for keys: those of groups become their groups, and only if that is not enough, all become prefixes.
+    /// Replaces keys by their groups, and if too many are left, all keys by their prefixes.
     fn widen_keys(&mut self) {
         let grouped: Vec<_> =
             self.keys.extract_if(|_, (key, _)| key.group().is_some()).map(|(_, known)| known).collect();
         for (key, number) in grouped {
             self.insert(ChangeTarget::Space(&key.space()), &Lost::Everything, number);
         }
-        // So that room is not made again for each of the next few keys.
+        // Leaves a reserve, so that this isn't repeated for each of the next keys.
         if self.keys.len() > self.max_keys / 4 * 3 {
             for (key, number) in std::mem::take(&mut self.keys).into_values() {
                 self.insert_prefix(&key.space(), &Lost::Everything, number);
@@ -610,9 +611,9 @@ impl Recent {
         Self { since: now, now: none(), before: none() }
     }
 
-    /// Forgets what is long past.
+    /// Starts a new generation, and forgets the oldest one, if it is time.
     fn turn(&mut self, now: Instant) {
-        if now.duration_since(self.since) >= RECENT {
+        if now.duration_since(self.since) >= RECENT_FOR {
             let none = Changes::new(MAX_KEYS, MAX_GROUPS);
             self.before = std::mem::replace(&mut self.now, none);
             self.since = now;
@@ -718,7 +719,7 @@ mod tests {
         }
         assert!(log.recall(&Lost::Everything, kept));
         assert_eq!([&first, &again, &group, &last].map(|key| covers(&log, key)), [false, true, false, true]);
-        // What was kept is remembered all the same.
+        // Changes that were kept are still remembered.
         assert!(log.recall(&Lost::Everything, kept - 1));
         assert_eq!([&first, &group].map(|key| covers(&log, key)), [false, true]);
         assert!(log.confirm(ChangeTarget::Space(&space(None)), None, 2));
@@ -795,7 +796,7 @@ mod tests {
         let start = Instant::now();
         let mut recent = Recent::new(start);
         recent.now.insert(ChangeTarget::Space(&space(None)), &Lost::Everything, 1);
-        for (after, expected) in [(RECENT / 2, false), (RECENT, false), (RECENT * 2, true)] {
+        for (after, expected) in [(RECENT_FOR / 2, false), (RECENT_FOR, false), (RECENT_FOR * 2, true)] {
             recent.turn(start + after);
             assert_eq!(recent.is_empty(), expected, "{after:?}");
         }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::address::Address;
 use super::change_log::Lost;
-use super::cluster::{Cluster, Detour, Layout};
+use super::cluster::{Cluster, Layout, Redirection};
 use super::node::{Dialer, Node, ServerChange, ServerChangeHandler};
 use super::options::{RedisOptions, Replicas};
 #[cfg(feature = "redis-pool")]
@@ -228,7 +228,7 @@ impl Client {
             // An upload to the wrong node has no effect, so both are sent again to the node that has the slot. An upload that the
             // user has no right to fails for good.
             if let Some(Err(error)) = replies.next()
-                && (Detour::of(&error).is_some() || refusals::is_refusal(&error))
+                && (Redirection::of(&error).is_some() || refusals::is_refusal(&error))
             {
                 return Err(error);
             }
@@ -336,7 +336,7 @@ impl Client {
             (Servers::One(node), Destination::Key(_)) => node,
             #[cfg(feature = "redis-pool")]
             (Servers::PooledCluster(cluster), Destination::Key(key)) => {
-                cluster.know_masters(deadline / 2).await;
+                cluster.identify_masters(deadline / 2).await;
                 let send = |conn| send(cluster.with_identity_callback(conn, key), false);
                 return cluster.any().run(until, deadline, resend, send).await?.map_err(StoreError::refused);
             }
@@ -408,7 +408,7 @@ fn keep_together(replies: &mut [RedisResult<Value>]) {
     for reply in replies {
         match reply {
             Ok(_) => has_run = true,
-            Err(error) if has_run && matches!(Detour::of(error), Some(Detour::Ask(_))) => {
+            Err(error) if has_run && matches!(Redirection::of(error), Some(Redirection::Ask(_))) => {
                 *error =
                     (ErrorKind::Server(ServerErrorKind::TryAgain), "the slot's keys are on two nodes").into();
             }

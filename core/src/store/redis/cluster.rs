@@ -1,16 +1,16 @@
-//! Who has which key in a Redis Cluster, and how a command finds there.
+//! Routes commands to the nodes of a Redis Cluster.
 //!
-//! Every node has connections and a breaker of its own, so a node that is away costs its own keys and no others. What
-//! is known about the slots is corrected by the nodes themselves, whose answers say who has a key:
+//! Every node has its own connections and circuit breaker, so a node that is down affects only its own keys. Redirections
+//! correct the known layout:
 //!
-//! * `MOVED`: somebody else has the slot for good. The command goes there, and everything known is looked up again.
-//! * `ASK`: this key has gone ahead to the slot's next owner. The command follows it, this once.
-//! * `TRYAGAIN`: some keys of the command are here and some have gone ahead. The command waits and is sent again, until
+//! * `MOVED`: another node owns the slot. The command is sent there, and the layout is looked up again.
+//! * `ASK`: this key has been migrated to the slot's next owner. Only this command is sent there.
+//! * `TRYAGAIN`: some of the command's keys have been migrated and some have not. The command is sent again after a pause, until
 //!   its deadline.
-//! * `CLUSTERDOWN`: a master is gone and nobody has taken its place yet. That takes seconds, so nothing waits for it.
+//! * `CLUSTERDOWN`: a master failed and no replica has been promoted yet. That takes seconds, so the command fails.
 //!
-//! A node without an answer is also a reason to look everything up again, at most every 100 ms: a replica may have
-//! taken its place. Replicas are never asked for values: what they hold may be older than an eviction.
+//! A timeout also causes a lookup of the layout, at most every 100 ms, because a replica may have been promoted. Values are never
+//! read from replicas, which may lack an eviction.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -34,31 +34,31 @@ use super::slots::{SLOTS, SlotSet, slot};
 use super::transport::Transport;
 use crate::store::{Breaker, StoreError};
 
-/// A slot that nobody serves, as far as is known.
-const NOBODY: u16 = u16::MAX;
+/// The owner of a slot that no known node serves.
+const NO_OWNER: u16 = u16::MAX;
 
-/// How long what was looked up is good enough, whatever happens.
-const FRESH: Duration = Duration::from_millis(100);
+/// The minimum time between two lookups of the layout.
+const MIN_LOOKUP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How many nodes are asked for the slots at once. The first to answer will do.
-const ASKED: usize = 8;
+/// The number of nodes that are asked for the layout at once. The first answer is used.
+const MAX_ASKED: usize = 8;
 
-/// How long a new master is asked for its identity. Without an answer, everything that its slots may lack is repeated.
-const LONGEST_IDENTIFYING: Duration = Duration::from_millis(250);
+/// The deadline for the identity of a new master. Without it, all changes in its slots are repeated.
+const IDENTITY_DEADLINE: Duration = Duration::from_millis(250);
 
-/// How many redirections a command follows without a pause.
-const AT_ONCE: u32 = 3;
+/// The number of redirections that a command follows without a pause.
+const MAX_IMMEDIATE_REDIRECTIONS: u32 = 3;
 
 /// The longest pause before a command is sent again.
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
-/// A cluster, known by some of its nodes until one of them has told the rest.
+/// A cluster. It is known by the configured addresses until a node answers with the layout.
 pub(super) struct Cluster {
     dialer: Arc<Dialer>,
     slots: RwLock<Arc<Slots>>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
     lookup: Mutex<LayoutLookup>,
-    /// How many times the slots have been looked up, with or without success.
+    /// The number of lookups that ended, with or without success.
     lookups: watch::Sender<u64>,
     closed: AtomicBool,
 }
@@ -69,26 +69,26 @@ struct LayoutLookup {
     ended: Option<Instant>,
 }
 
-/// Who serves which slot.
+/// The owners of the slots.
 #[derive(Clone)]
 struct Slots {
     masters: Vec<Arc<Node>>,
-    /// Those that are known from a redirection, by the slot that it was about. What else they serve isn't known yet.
+    /// Masters that are known from redirections of single slots. Their other slots are not known yet.
     redirected: Vec<Arc<Node>>,
-    /// For each slot the number of its master.
+    /// The index of each slot's master.
     owners: Box<[u16]>,
 }
 
 impl Slots {
     fn unknown() -> Self {
-        Self { masters: Vec::new(), redirected: Vec::new(), owners: vec![NOBODY; SLOTS].into() }
+        Self { masters: Vec::new(), redirected: Vec::new(), owners: vec![NO_OWNER; SLOTS].into() }
     }
 
     fn owner(&self, slot: u16) -> Option<&Arc<Node>> {
         self.masters.get(usize::from(self.owners[usize::from(slot)]))
     }
 
-    /// Returns `true` if this node was no master, or is known as one from redirections only, and so is new for its other slots.
+    /// Returns `true` if this node was no master, or is known as one only from redirections, so that its other slots are new.
     fn is_new(&self, master: &Arc<Node>) -> bool {
         let is_among = |nodes: &[Arc<Node>]| nodes.iter().any(|other| other.address() == master.address());
         !is_among(&self.masters) || is_among(&self.redirected)
@@ -100,7 +100,7 @@ impl Slots {
             self.masters.push(node);
             self.masters.len() - 1
         });
-        let number = u16::try_from(number).unwrap_or(NOBODY);
+        let number = u16::try_from(number).unwrap_or(NO_OWNER);
         for slot in slots {
             if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
                 *owner = number;
@@ -109,7 +109,7 @@ impl Slots {
     }
 }
 
-/// The number of changes that new masters have of those that others confirmed, by the address of the new one and of the other.
+/// The number of an earlier master's changes that a new master has, by the address of the new one and of the earlier one.
 #[derive(Debug, Default)]
 struct KeptChanges(HashMap<Address, HashMap<Address, u64>>);
 
@@ -119,11 +119,11 @@ impl KeptChanges {
     }
 }
 
-/// The servers that hold keys, and what would show that keys moved from one to the other meanwhile.
+/// The servers that hold keys, with the data that shows whether keys moved between them.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) nodes: Vec<Arc<Node>>,
-    /// What every node says about itself: its name, its epoch and its slots.
+    /// The name, epoch and slots of every node, as the node itself reports them.
     pub(super) described: BTreeSet<String>,
     pub(super) moving: bool,
 }
@@ -133,28 +133,28 @@ impl Layout {
         Self { nodes: vec![node.clone()], described: BTreeSet::new(), moving: false }
     }
 
-    /// Whether no key can have moved between nodes since `before`.
+    /// Returns `true` if no key can have moved between nodes since `before`.
     pub(super) fn is_steady_since(&self, before: &Self) -> bool {
         !self.moving && !before.moving && self.described == before.described
     }
 }
 
-/// Where a node that refused a command says to go.
+/// The redirection in a node's refusal.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Detour {
+pub(super) enum Redirection {
     /// To the slot's new owner.
     Moved(Option<Address>),
-    /// To the slot's next owner, for once.
+    /// To the slot's next owner, for this command only.
     Ask(Option<Address>),
-    /// Nowhere yet.
+    /// None yet: the command can be sent again after a pause.
     Wait,
-    /// Nowhere, for longer than anybody would wait.
+    /// None, for longer than a command can wait.
     Down,
 }
 
-impl Detour {
+impl Redirection {
     pub(super) fn of(error: &RedisError) -> Option<Self> {
-        // Without a host it is the one that was asked.
+        // Without a host, it is the host of the node that answered.
         let address = || error.redirect_node().and_then(|(address, _)| Address::parse(address));
         let ErrorKind::Server(kind) = error.kind() else { return None };
         match kind {
@@ -180,7 +180,7 @@ impl Cluster {
         }
     }
 
-    /// Sends to whoever has the key, wherever that leads to, until then. See [`Node::run`] about the deadline.
+    /// Sends to the owner of the key and follows redirections, until `until`. [`Node::run`] describes the deadline.
     pub(super) async fn run<T, F, Fut>(
         self: &Arc<Self>,
         key: &str,
@@ -195,7 +195,7 @@ impl Cluster {
     {
         let slot = slot(key);
         let (mut node, mut asking) = (self.owner(slot, until).await?, false);
-        let mut detours = 0;
+        let mut redirections = 0;
         loop {
             let error = match node.run(until, deadline, resend, |conn| send(conn, asking)).await {
                 Ok(Ok(reply)) => return Ok(reply),
@@ -205,28 +205,28 @@ impl Cluster {
                     return Err(silent);
                 }
             };
-            let Some(detour) = Detour::of(&error) else { return Err(StoreError::refused(error)) };
-            if detour == Detour::Down {
+            let Some(redirection) = Redirection::of(&error) else { return Err(StoreError::refused(error)) };
+            if redirection == Redirection::Down {
                 self.look_up();
                 return Err(StoreError::unavailable(error));
             }
-            detours += 1;
-            if detours > AT_ONCE || detour == Detour::Wait {
-                let pause = Duration::from_millis(1 << detours.min(5)).min(LONGEST_PAUSE);
-                // A node that had hardly any time to answer would be blamed for it.
+            redirections += 1;
+            if redirections > MAX_IMMEDIATE_REDIRECTIONS || redirection == Redirection::Wait {
+                let pause = Duration::from_millis(1 << redirections.min(5)).min(LONGEST_PAUSE);
+                // Otherwise a node without enough time to answer would be charged with a timeout.
                 if Instant::now() + 2 * pause >= until {
                     return Err(StoreError::refused(error));
                 }
                 sleep(pause).await;
             }
-            asking = matches!(detour, Detour::Ask(_));
-            node = match detour {
-                Detour::Moved(Some(address)) => {
+            asking = matches!(redirection, Redirection::Ask(_));
+            node = match redirection {
+                Redirection::Moved(Some(address)) => {
                     let deadline = until.saturating_duration_since(Instant::now()) / 2;
-                    self.moved(slot, &address.beside(node.address()), deadline).await
+                    self.record_owner(slot, &address.beside(node.address()), deadline).await
                 }
-                Detour::Ask(Some(address)) => self.node(&address.beside(node.address())),
-                Detour::Moved(None) | Detour::Ask(None) | Detour::Wait | Detour::Down => {
+                Redirection::Ask(Some(address)) => self.node(&address.beside(node.address())),
+                Redirection::Moved(None) | Redirection::Ask(None) | Redirection::Wait | Redirection::Down => {
                     self.look_up();
                     self.owner(slot, until).await?
                 }
@@ -234,21 +234,21 @@ impl Cluster {
         }
     }
 
-    /// Every master of these slots, also those without a slot yet: keys may be on their way there.
+    /// Returns every master of these slots, and the masters without slots, which keys may be migrating to.
     pub(super) async fn layout(
         self: &Arc<Self>,
         within: &Lost,
         deadline: Duration,
     ) -> Result<Layout, StoreError> {
-        let slots = self.ask_around(deadline).await?;
+        let slots = self.look_up_slots(deadline).await?;
         let owners: BTreeSet<u16> = (0..SLOTS as u16)
             .filter(|slot| within.has_slot(*slot))
             .map(|slot| slots.owners[usize::from(slot)])
             .collect();
-        if owners.contains(&NOBODY) {
+        if owners.contains(&NO_OWNER) {
             return Err(StoreError::unavailable("the cluster does not serve every slot"));
         }
-        let slots = self.learn(slots, deadline).await;
+        let slots = self.update_slots(slots, deadline).await;
         let mut nodes: Vec<_> =
             owners.iter().filter_map(|owner| slots.masters.get(usize::from(*owner)).cloned()).collect();
         let mut described = BTreeSet::new();
@@ -269,7 +269,7 @@ impl Cluster {
         Ok(Layout { nodes, described, moving })
     }
 
-    /// The nodes that were talked to, by address, and whether they are asked.
+    /// Returns the known nodes and their breakers, sorted by address.
     pub(super) fn servers(&self) -> Vec<(Address, Breaker)> {
         let nodes = self.nodes();
         let mut servers: Vec<_> = nodes.iter().map(|(at, node)| (at.clone(), node.breaker())).collect();
@@ -277,13 +277,13 @@ impl Cluster {
         servers
     }
 
-    /// Lets go of everything. Later calls fail.
+    /// Closes all connections. Later calls fail.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         if let Some(task) = self.lookup().task.take() {
             task.abort();
         }
-        // Those who wait for it.
+        // Wakes the callers that wait for a lookup.
         self.lookups.send_modify(|lookups| *lookups += 1);
         for node in self.nodes().values() {
             node.close();
@@ -314,22 +314,24 @@ impl Cluster {
         }
     }
 
-    /// Looks up who has which slot, in the background. False if that has just been done.
+    /// Starts a lookup of the layout in the background. Returns `false` if the last one has just ended.
     fn look_up(self: &Arc<Self>) -> bool {
         let mut lookup = self.lookup();
-        // A task dies with its runtime, so a finished one is no reason not to begin.
+        // A task ends with its runtime, so a finished one is replaced.
         if lookup.task.as_ref().is_some_and(|task| !task.is_finished()) {
             return true;
         }
-        if self.closed.load(Ordering::Acquire) || lookup.ended.is_some_and(|ended| ended.elapsed() < FRESH) {
+        if self.closed.load(Ordering::Acquire)
+            || lookup.ended.is_some_and(|ended| ended.elapsed() < MIN_LOOKUP_INTERVAL)
+        {
             return false;
         }
         let weak = Arc::downgrade(self);
         let task = async move {
             let Some(cluster) = weak.upgrade() else { return };
             let deadline = cluster.dialer.options.connect_deadline;
-            match cluster.ask_around(deadline).await {
-                Ok(slots) => drop(cluster.learn(slots, deadline).await),
+            match cluster.look_up_slots(deadline).await {
+                Ok(slots) => drop(cluster.update_slots(slots, deadline).await),
                 Err(error) => tracing::debug!(%error, "no node of the Redis cluster says who serves what"),
             }
             let mut lookup = cluster.lookup();
@@ -342,8 +344,8 @@ impl Cluster {
         true
     }
 
-    /// Asks several nodes who serves what, and takes the first answer.
-    async fn ask_around(&self, deadline: Duration) -> Result<Slots, StoreError> {
+    /// Asks several nodes for the layout, and returns the first answer.
+    async fn look_up_slots(&self, deadline: Duration) -> Result<Slots, StoreError> {
         let mut candidates = self.slots.read().unwrap_or_else(PoisonError::into_inner).masters.clone();
         fastrand::shuffle(&mut candidates);
         for seed in self.dialer.options.addresses() {
@@ -352,7 +354,7 @@ impl Cluster {
                 candidates.push(seed);
             }
         }
-        candidates.truncate(ASKED.max(self.dialer.options.addresses().len()));
+        candidates.truncate(MAX_ASKED.max(self.dialer.options.addresses().len()));
         let mut answers: FuturesUnordered<_> = candidates
             .iter()
             .map(async |node| {
@@ -384,8 +386,8 @@ impl Cluster {
         Ok(slots)
     }
 
-    /// Puts what was looked up in place of what was known, and lets go of nodes that are no more.
-    async fn learn(&self, slots: Slots, deadline: Duration) -> Arc<Slots> {
+    /// Replaces the known layout, and drops nodes that have left the cluster.
+    async fn update_slots(&self, slots: Slots, deadline: Duration) -> Arc<Slots> {
         let kept = self.kept_changes(&slots.masters, deadline).await;
         let slots = Arc::new(slots);
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -398,8 +400,8 @@ impl Cluster {
         slots
     }
 
-    /// Recalls what lies in slots whose new owner was no master before: it may be a replica that took its master's place
-    /// without the last moments. Between masters, slots move with everything in them.
+    /// Recalls changes in slots whose new owner was no master before: it may be a promoted replica that lacks the last moments.
+    /// A slot that moves between masters keeps all its keys.
     fn recall_moved(&self, known: &Slots, new: &Slots, slots: impl Iterator<Item = u16>, kept: &KeptChanges) {
         if known.masters.is_empty() || !new.masters.iter().any(|master| known.is_new(master)) {
             return;
@@ -407,7 +409,7 @@ impl Cluster {
         let mut moved: HashMap<&Address, (SlotSet, u64)> = HashMap::new();
         for slot in slots {
             let (before, Some(owner)) = (known.owner(slot), new.owner(slot)) else { continue };
-            // What moved before was recalled then.
+            // A slot that moved before has been recalled.
             if !known.is_new(owner) || before.is_some_and(|before| before.address() == owner.address()) {
                 continue;
             }
@@ -422,16 +424,16 @@ impl Cluster {
         }
     }
 
-    /// Asks those of these masters that are new what they have of the changes that the masters of before confirmed.
+    /// Asks the new ones among these masters for their identities, and computes how many changes of the earlier masters they have.
     ///
-    /// Called without a lock: a server whose identity changed asks for its slots.
+    /// Callers must not hold the lock of the slots: the handler of a changed identity takes it.
     async fn kept_changes(&self, masters: &[Arc<Node>], deadline: Duration) -> KeptChanges {
         let known = self.known_slots();
         let mut kept = KeptChanges::default();
         if known.masters.is_empty() || !self.dialer.change_handler.remembers() {
             return kept;
         }
-        let deadline = deadline.min(LONGEST_IDENTIFYING);
+        let deadline = deadline.min(IDENTITY_DEADLINE);
         let new = masters.iter().filter(|master| known.is_new(master));
         let identified = join_all(new.map(async |master| (master, master.identify(deadline).await))).await;
         for (master, identity) in identified {
@@ -444,7 +446,7 @@ impl Cluster {
         kept
     }
 
-    /// The slots that the server at this address serves, as far as is known.
+    /// Returns the known slots of the server at this address.
     pub(super) fn slots_of(&self, address: &Address) -> SlotSet {
         let known = self.known_slots();
         (0..SLOTS as u16)
@@ -452,12 +454,12 @@ impl Cluster {
             .collect()
     }
 
-    /// Asks several nodes for the owners of the slots, and then every master for its identity.
+    /// Looks up the layout, and then asks every master for its identity.
     ///
-    /// In this order a master that was demoted is compared with its successor, not with what it follows now.
+    /// In this order, the successor of a demoted master is compared with that master's last checkpoints.
     pub(super) async fn check(self: &Arc<Self>, deadline: Duration) {
-        let slots = match self.ask_around(deadline).await {
-            Ok(slots) => self.learn(slots, deadline).await,
+        let slots = match self.look_up_slots(deadline).await {
+            Ok(slots) => self.update_slots(slots, deadline).await,
             Err(_) => self.known_slots(),
         };
         join_all(slots.masters.iter().map(|master| master.check(deadline))).await;
@@ -467,8 +469,8 @@ impl Cluster {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes that a slot has a new owner, which is asked for its identity within the deadline.
-    async fn moved(self: &Arc<Self>, slot: u16, address: &Address, deadline: Duration) -> Arc<Node> {
+    /// Records the new owner of a slot. The deadline is that of the question for its identity.
+    async fn record_owner(self: &Arc<Self>, slot: u16, address: &Address, deadline: Duration) -> Arc<Node> {
         let node = self.node(address);
         let kept = self.kept_changes(std::slice::from_ref(&node), deadline).await;
         let mut known = self.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -500,7 +502,7 @@ impl Cluster {
         node
     }
 
-    // Nothing in here can panic half way through a change.
+    // No code that holds this lock can panic in the middle of a change.
     fn nodes(&self) -> MutexGuard<'_, HashMap<Address, Arc<Node>>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -517,7 +519,7 @@ impl fmt::Debug for Cluster {
     }
 }
 
-/// Asks one node.
+/// Sends a command to one node.
 pub(super) async fn ask<T: FromRedisValue>(
     node: &Node,
     cmd: &redis::Cmd,
@@ -528,23 +530,23 @@ pub(super) async fn ask<T: FromRedisValue>(
     node.run(until, deadline, true, send).await?.map_err(StoreError::refused)
 }
 
-/// What a node says about itself, and what it knows of the others.
+/// A node's view of itself and of the other nodes.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) myself: String,
     is_master: bool,
-    /// Its name, its epoch and its slots.
+    /// Its name, epoch and slots.
     pub(super) described: String,
     pub(super) moving: bool,
-    /// Every master that has slots, by name, and as it is described.
+    /// The descriptions of all masters with slots, by name.
     pub(super) serving: BTreeMap<String, String>,
     reaches_all: bool,
-    /// Where the masters without a slot are.
+    /// The addresses of the masters without slots.
     pub(super) empty_masters: Vec<Address>,
 }
 
 impl View {
-    /// Asks a master.
+    /// Asks a master for its view.
     pub(super) async fn of(node: &Node, deadline: Duration) -> Result<Self, StoreError> {
         let list: String = ask(node, redis::cmd("CLUSTER").arg("NODES"), deadline).await?;
         Self::read(&list)
@@ -579,13 +581,13 @@ impl View {
         })
     }
 
-    /// Whether it is a master, none of its slots is on the move, and it can reach all the other masters.
+    /// Returns `true` if it is a master, none of its slots is migrating, and it reaches all other masters.
     pub(super) fn is_settled(&self) -> bool {
         self.is_master && !self.moving && self.reaches_all
     }
 }
 
-/// The ranges in an answer to `CLUSTER SLOTS`: first slot, last slot, and the master unless its address is not known.
+/// Returns the ranges in an answer to `CLUSTER SLOTS`: first slot, last slot, and the master if its address is known.
 pub(super) fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address>)>> {
     let ranges: Vec<Vec<Value>> = from_redis_value(answer)?;
     let mut read = Vec::with_capacity(ranges.len());
@@ -600,7 +602,7 @@ pub(super) fn ranges(answer: Value) -> RedisResult<Vec<(u16, u16, Option<Address
         };
         let host: Option<String> = from_redis_value(host)?;
         let (first, last) = (from_redis_value(first)?, from_redis_value(last)?);
-        // A question mark is a node that does not know how others can reach it.
+        // A question mark stands for a node that doesn't know its own address.
         let address = match host.unwrap_or_default() {
             unknown if unknown == "?" => None,
             host => Some(Address { host, port: from_redis_value(port)? }),
@@ -630,7 +632,7 @@ impl<'a> NodeLine<'a> {
         let has = |flag| flags.split(',').any(|other| other == flag);
         Some(Self {
             id,
-            // What follows is the port of the cluster's bus, and perhaps a name.
+            // The rest is the port of the cluster bus, and optionally a host name.
             address: address.split('@').next()?,
             is_myself: has("myself"),
             is_master: has("master"),
@@ -690,19 +692,22 @@ mod tests {
 
     #[test]
     fn refusals_say_where_to_go() {
-        let detour = |reply: &str| {
+        let redirection = |reply: &str| {
             let error = redis::parse_redis_value(reply.as_bytes()).unwrap().extract_error().unwrap_err();
-            Detour::of(&error)
+            Redirection::of(&error)
         };
         let at = |host: &str, port| Some(Address { host: host.to_owned(), port });
-        assert_eq!(detour("-MOVED 3999 10.0.0.1:6381\r\n"), Some(Detour::Moved(at("10.0.0.1", 6381))));
-        assert_eq!(detour("-MOVED 3999 :6381\r\n"), Some(Detour::Moved(at("", 6381))));
-        assert_eq!(detour("-ASK 3999 ::1:6381\r\n"), Some(Detour::Ask(at("::1", 6381))));
-        assert_eq!(detour("-ASK 3999\r\n"), Some(Detour::Ask(None)));
-        assert_eq!(detour("-TRYAGAIN Multiple keys\r\n"), Some(Detour::Wait));
-        assert_eq!(detour("-CLUSTERDOWN The cluster is down\r\n"), Some(Detour::Down));
-        assert_eq!(detour("-ERR no\r\n"), None);
-        assert_eq!(detour("-NOSCRIPT no\r\n"), None);
+        assert_eq!(
+            redirection("-MOVED 3999 10.0.0.1:6381\r\n"),
+            Some(Redirection::Moved(at("10.0.0.1", 6381)))
+        );
+        assert_eq!(redirection("-MOVED 3999 :6381\r\n"), Some(Redirection::Moved(at("", 6381))));
+        assert_eq!(redirection("-ASK 3999 ::1:6381\r\n"), Some(Redirection::Ask(at("::1", 6381))));
+        assert_eq!(redirection("-ASK 3999\r\n"), Some(Redirection::Ask(None)));
+        assert_eq!(redirection("-TRYAGAIN Multiple keys\r\n"), Some(Redirection::Wait));
+        assert_eq!(redirection("-CLUSTERDOWN The cluster is down\r\n"), Some(Redirection::Down));
+        assert_eq!(redirection("-ERR no\r\n"), None);
+        assert_eq!(redirection("-NOSCRIPT no\r\n"), None);
         assert_eq!(at("", 1).unwrap().beside(&at("h", 2).unwrap()), at("h", 1).unwrap());
     }
 

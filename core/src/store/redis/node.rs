@@ -1,22 +1,23 @@
-//! A connection that mends itself, its deadlines, and its breaker.
+//! Connections to one server: reconnects, deadlines, and the circuit breaker.
 //!
-//! It is always in one of these states:
+//! A connection is in one of these states:
 //!
 //! ```text
-//!   Cold ──first call──▶ Joining ──────▶ Up
-//!                        ▲     │         │ │
-//!                        │  attempt      │ │ three commands in a row got no answer, and nothing else came either
-//!                        │  failed       │ ▼
-//!                        │     └──────▶ Open ──probe answered──▶ Up
-//!                        └── it broke ───┘
+//!   Cold ─first call─▶ Connecting ───────────▶ Up
+//!                       ▲    │                │ │
+//!                       │  attempt            │ │ three commands in a row got no answer,
+//!                       │  failed             │ │ and the connection delivered nothing else
+//!                       │    └─────▶ Open ◀───┘ │
+//!                       │             └─ probe answered ─▶ Up
+//!                       └─────── disconnected ──┘
 //! ```
 //!
-//! While `Joining`, calls wait for the outcome as long as their own deadline lets them: it usually takes a millisecond.
-//! While `Open`, calls fail at once and cost nothing; one task probes, at most a second apart. A probe is a new
-//! connection and a `PING`, which a server that hangs or still loads its data does not answer.
+//! In `Connecting`, calls wait for the outcome until their own deadline. That usually takes a millisecond.
+//! In `Open`, calls fail at once, and one task probes at least once a second. A probe is a new connection and a `PING`. A server
+//! that hangs or still loads its data doesn't answer it.
 //!
-//! A connection that still delivers bytes is slow, not dead: what waits behind a large value runs into its own deadline, but
-//! that says nothing about the server. Connections of a pool aren't ours to watch, and every timeout counts there.
+//! A connection that still delivers bytes is slow, not dead. A command that waits behind a large value times out, but that says
+//! nothing about the server. How much a connection of a pool delivers isn't known, so every timeout counts there.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -53,16 +54,16 @@ use super::transport::Transport;
 use super::transport::{ClusterRoute, Pool};
 use crate::store::{Breaker, StoreError};
 
-/// How many read deadlines in a row may pass without an answer before a connection is given up.
-const STRIKES: u32 = 3;
+/// The number of read deadlines in a row without an answer that opens the breaker.
+const MAX_TIMEOUTS: u32 = 3;
 
-/// The first pause between two probes; each is twice as long as the one before.
+/// The first pause between two probes. Each pause is twice as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest pause between two probes.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// A connection that breaks sooner than this was no recovery: the pauses go on growing.
+/// A connection that lasts for less than this doesn't reset the pauses.
 const STEADY: Duration = Duration::from_secs(5);
 
 /// One server, and the one to four connections to it.
@@ -82,15 +83,19 @@ impl Node {
         &self.links[0].address
     }
 
-    /// Whether the server is asked: the worst that its connections know.
+    /// Returns the worst state among the connections.
     pub(super) fn breaker(&self) -> Breaker {
         let known = self.links.iter().map(|link| link.state.borrow().breaker());
         known.max().unwrap_or(Breaker::Idle)
     }
 
-    /// Sends, and waits for the answer: what the server said, or that it said nothing.
+    /// Sends, and waits for the server's answer.
     ///
-    /// If `until` lies beyond the deadline, the deadline begins anew whenever the connection delivered something within it.
+    /// If `until` is later than the deadline, the deadline starts again whenever the connection delivered something within it.
+    ///
+    /// # Errors
+    ///
+    /// The outer error means that there was no answer. The inner one is the server's.
     pub(super) async fn run<T, F, Fut>(
         &self,
         until: Instant,
@@ -106,7 +111,7 @@ impl Node {
         self.links[turn % self.links.len()].run(until, deadline, resend, send).await
     }
 
-    /// Asks the server who it is, on every open connection.
+    /// Asks the server for its identity, on every open connection.
     pub(super) async fn check(&self, deadline: Duration) {
         if self.links[0].dialer.has_one_server() {
             join_all(self.links.iter().map(|link| link.check(deadline))).await;
@@ -130,7 +135,7 @@ impl fmt::Debug for Node {
     }
 }
 
-/// One connection and whatever brings it back.
+/// One connection, and the task that reconnects it.
 struct Link {
     dialer: Arc<Dialer>,
     address: Address,
@@ -140,62 +145,62 @@ struct Link {
 
 enum LinkState {
     Cold,
-    /// The task tries to connect for the first time since things were well.
-    Joining(AbortHandle),
-    Up(Arc<Live>),
-    /// The server is known to be away. The task probes.
+    /// The task makes its first attempt to connect.
+    Connecting(AbortHandle),
+    Up(Arc<OpenConnection>),
+    /// The breaker is open. The task probes.
     Open(AbortHandle),
     Closed,
 }
 
 impl LinkState {
-    /// The connection, or why there is none. `None` if there may be one soon.
-    fn live(&self) -> Option<Result<Arc<Live>, StoreError>> {
+    /// Returns the connection, or the reason why there is none. `None` if one may be open soon.
+    fn live(&self) -> Option<Result<Arc<OpenConnection>, StoreError>> {
         match self {
             Self::Up(live) => Some(Ok(live.clone())),
             Self::Closed => Some(Err(StoreError::unavailable("the store was closed"))),
             Self::Open(task) if !task.is_finished() => {
                 Some(Err(StoreError::unavailable("no connection; trying again in the background")))
             }
-            Self::Cold | Self::Joining(_) | Self::Open(_) => None,
+            Self::Cold | Self::Connecting(_) | Self::Open(_) => None,
         }
     }
 
     fn breaker(&self) -> Breaker {
         match self {
             Self::Cold | Self::Closed => Breaker::Idle,
-            Self::Joining(_) => Breaker::Connecting,
+            Self::Connecting(_) => Breaker::Connecting,
             Self::Up(_) => Breaker::Closed,
             Self::Open(_) => Breaker::Open,
         }
     }
 }
 
-/// A connection that worked when it was last heard of.
-struct Live {
+/// An open connection.
+struct OpenConnection {
     source: ConnectionSource,
     /// The [generation](KnownServer::generation) of its server.
     generation: u64,
-    /// Read deadlines that commands waited in vain since the last one with an answer.
-    strikes: AtomicU32,
-    /// Answers that came through a pool.
+    /// The number of read deadlines that passed without an answer since the last answer.
+    timeouts: AtomicU32,
+    /// The number of answers, if the connections are a pool's.
     answers: AtomicU64,
     since: Instant,
-    /// How long the last pause was before this connection came about.
+    /// The last pause before this connection was opened.
     pause: Duration,
 }
 
-/// What a connection did while a command waited in vain.
+/// The activity of a connection during a command that timed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Silence {
-    /// It delivered something else.
+    /// It delivered other bytes.
     Busy,
-    /// It delivered nothing for so long.
+    /// It delivered nothing for this time.
     Dead(Duration),
 }
 
-impl Live {
-    /// Waits for an answer, for one deadline after another while the connection delivers, until `until` at most.
+impl OpenConnection {
+    /// Waits for an answer. The deadline starts again while the connection delivers, until `until` at the latest.
     async fn answer<T>(
         &self,
         mut answer: Pin<&mut impl Future<Output = T>>,
@@ -218,7 +223,7 @@ impl Live {
         }
     }
 
-    /// How long to wait before the first probe: not at all, unless servers come up and fail in quick succession.
+    /// Returns the pause before the first probe: zero, unless the connection failed soon after it was opened.
     fn next_pause(&self) -> Duration {
         if self.since.elapsed() < STEADY { longer(self.pause) } else { Duration::ZERO }
     }
@@ -232,8 +237,8 @@ impl Link {
 
     /// Sends, and waits for the answer until the deadline.
     ///
-    /// A connection that broke while nobody used it is only noticed by the next command, so that one is tried once
-    /// more on a new connection, unless sending it twice could mean something else than sending it once.
+    /// A connection that broke while it was idle is noticed by the next command. With `resend`, that command is sent again on a
+    /// new connection. Commands that must not run twice fail instead.
     async fn run<T, F, Fut>(
         self: &Arc<Self>,
         until: Instant,
@@ -262,18 +267,18 @@ impl Link {
             });
             match live.answer(sent, until, deadline).await {
                 Err(silence) => {
-                    // A pool whose connections are all in use says nothing about Redis while others get answers.
+                    // If all connections of a pool are in use, a timeout says nothing about Redis while other calls get answers.
                     let waited_for_others =
                         !is_sent.load(Ordering::Relaxed) && live.answers.load(Ordering::Relaxed) != answers;
                     if let Silence::Dead(waited) = silence
                         && !waited_for_others
                     {
-                        self.struck(&live, waited);
+                        self.on_timeout(&live, waited);
                     }
                     return Err(StoreError::Timeout(deadline));
                 }
                 Ok(Err(error)) if is_broken(&error) => {
-                    self.broke(&live, &error);
+                    self.on_disconnect(&live, &error);
                     if !again {
                         return Err(StoreError::unavailable(error));
                     }
@@ -283,8 +288,8 @@ impl Link {
                     if let Err(error) = &reply {
                         self.dialer.refusals.note(&self.address, error);
                     }
-                    if live.strikes.load(Ordering::Relaxed) > 0 {
-                        live.strikes.store(0, Ordering::Relaxed);
+                    if live.timeouts.load(Ordering::Relaxed) > 0 {
+                        live.timeouts.store(0, Ordering::Relaxed);
                     }
                     if live.source.is_pooled() {
                         live.answers.fetch_add(1, Ordering::Relaxed);
@@ -295,10 +300,10 @@ impl Link {
         }
     }
 
-    /// A pool doesn't say whether the connection that it lent is new, so the server says with each answer who it is, as long
-    /// as there is anything that it could have lost.
+    /// Requests the server's identity with each answer while any change is remembered: a pool doesn't report whether its
+    /// connection is a new one.
     #[cfg(feature = "redis-pool")]
-    fn with_identity_callback(self: &Arc<Self>, transport: Transport, live: &Live) -> Transport {
+    fn with_identity_callback(self: &Arc<Self>, transport: Transport, live: &OpenConnection) -> Transport {
         let is_asked = live.source.is_pooled() && self.dialer.has_one_server() && self.server.is_identified();
         if !is_asked || !self.dialer.change_handler.remembers() {
             return transport;
@@ -309,16 +314,16 @@ impl Link {
         }))
     }
 
-    /// Asks the server who it is, on a connection that is open. One that opens asks for itself.
+    /// Asks the server for its identity if the connection is open. A connection that opens asks for itself.
     async fn check(self: &Arc<Self>, deadline: Duration) {
         let live = self.state.borrow().live();
         let live = match live {
             Some(Ok(live)) => live,
             Some(Err(_)) => return,
             None => {
-                // Its task may have ended with its runtime.
+                // The task may have ended with its runtime.
                 if !matches!(*self.state.borrow(), LinkState::Cold) {
-                    self.join();
+                    self.ensure_connecting();
                 }
                 return;
             }
@@ -341,7 +346,11 @@ impl Link {
     }
 
     /// Asks on this connection. `None` without an answer, and if the connection may lead to a server of before.
-    async fn ask_identity(self: &Arc<Self>, live: &Arc<Live>, deadline: Duration) -> Option<ServerIdentity> {
+    async fn ask_identity(
+        self: &Arc<Self>,
+        live: &Arc<OpenConnection>,
+        deadline: Duration,
+    ) -> Option<ServerIdentity> {
         if live.generation != self.server.generation() {
             self.outdated(live);
             return None;
@@ -359,29 +368,33 @@ impl Link {
                 let is_current = self.server.checked(live.generation, found.clone(), confirmed, changed);
                 return found.filter(|_| is_current);
             }
-            Ok(Err(error)) if is_broken(&error) => self.broke(live, &error),
-            Err(Silence::Dead(waited)) if is_sent.load(Ordering::Relaxed) => self.struck(live, waited),
+            Ok(Err(error)) if is_broken(&error) => self.on_disconnect(live, &error),
+            Err(Silence::Dead(waited)) if is_sent.load(Ordering::Relaxed) => self.on_timeout(live, waited),
             Ok(Err(_)) | Err(_) => {}
         }
         None
     }
 
-    /// The connection may lead to a server that another has replaced.
-    fn outdated(self: &Arc<Self>, live: &Arc<Live>) {
+    /// Replaces a connection that may lead to an earlier server behind the address.
+    fn outdated(self: &Arc<Self>, live: &Arc<OpenConnection>) {
         #[cfg(feature = "redis-pool")]
         if let ConnectionSource::Pool(pool, _) = &live.source {
             pool.forget_idle();
         }
-        // Two servers behind one address would take turns without a pause.
+        // Otherwise two servers that take turns behind one address would cause reconnects without a pause.
         if self.server.is_flapping() {
             self.replace(live, || LinkState::Open(self.connect(LONGEST_PAUSE)));
         } else {
-            self.replace(live, || LinkState::Joining(self.connect(Duration::ZERO)));
+            self.replace(live, || LinkState::Connecting(self.connect(Duration::ZERO)));
         }
     }
 
-    /// A connection to send on. Waits only while the first attempt to connect is under way.
-    async fn live(self: &Arc<Self>, until: Instant, deadline: Duration) -> Result<Arc<Live>, StoreError> {
+    /// Returns a connection to send on. Waits only during the first attempt to connect.
+    async fn live(
+        self: &Arc<Self>,
+        until: Instant,
+        deadline: Duration,
+    ) -> Result<Arc<OpenConnection>, StoreError> {
         if let Some(known) = self.state.borrow().live() {
             return known;
         }
@@ -391,38 +404,38 @@ impl Link {
             if let Some(known) = changes.borrow_and_update().live() {
                 return known;
             }
-            self.join();
+            self.ensure_connecting();
             if timeout_at(until, changes.changed()).await.is_err() {
                 return Err(StoreError::unavailable("still connecting"));
             }
         }
     }
 
-    /// Sees to it that somebody is connecting. A task dies with its runtime, so a finished one is replaced.
-    fn join(self: &Arc<Self>) {
+    /// Starts the task that connects unless it runs. A task ends with its runtime, so a finished one is replaced.
+    fn ensure_connecting(self: &Arc<Self>) {
         self.state.send_if_modified(|state| {
             let idle = match state {
                 LinkState::Cold => true,
-                LinkState::Joining(task) | LinkState::Open(task) => task.is_finished(),
+                LinkState::Connecting(task) | LinkState::Open(task) => task.is_finished(),
                 LinkState::Up(_) | LinkState::Closed => false,
             };
             if idle {
-                *state = LinkState::Joining(self.connect(Duration::ZERO));
+                *state = LinkState::Connecting(self.connect(Duration::ZERO));
             }
             idle
         });
     }
 
-    /// A command got no answer while the connection delivered nothing for `waited`.
+    /// Counts a command that got no answer while the connection delivered nothing for `waited`.
     ///
-    /// A silence of several read deadlines counts as that many commands. Otherwise a request with stacked evictions would wait
+    /// A silence of several read deadlines counts as that many commands. Otherwise a request with several evictions would wait
     /// for each of them in turn.
-    fn struck(self: &Arc<Self>, live: &Arc<Live>, waited: Duration) {
+    fn on_timeout(self: &Arc<Self>, live: &Arc<OpenConnection>, waited: Duration) {
         let read_deadline = self.dialer.options.read_deadline.as_nanos().max(1);
-        // Rounded: the deadline began a moment before the command was sent.
-        let strikes =
-            ((waited.as_nanos() + read_deadline / 2) / read_deadline).clamp(1, u128::from(STRIKES)) as u32;
-        if live.strikes.fetch_add(strikes, Ordering::Relaxed) + strikes >= STRIKES
+        // Rounded, because the deadline began shortly before the command was sent.
+        let timeouts = ((waited.as_nanos() + read_deadline / 2) / read_deadline)
+            .clamp(1, u128::from(MAX_TIMEOUTS)) as u32;
+        if live.timeouts.fetch_add(timeouts, Ordering::Relaxed) + timeouts >= MAX_TIMEOUTS
             && self.replace(live, || LinkState::Open(self.connect(live.next_pause())))
         {
             breaker_gauge::record(&self.address, Breaker::Open);
@@ -430,18 +443,18 @@ impl Link {
         }
     }
 
-    /// The connection is no more, or no good.
-    fn broke(self: &Arc<Self>, live: &Arc<Live>, error: &RedisError) {
+    /// Replaces a connection that is closed or unusable.
+    fn on_disconnect(self: &Arc<Self>, live: &Arc<OpenConnection>, error: &RedisError) {
         if error.is_io_error() {
-            self.replace(live, || LinkState::Joining(self.connect(Duration::ZERO)));
+            self.replace(live, || LinkState::Connecting(self.connect(Duration::ZERO)));
         } else if self.replace(live, || LinkState::Open(self.connect(live.next_pause()))) {
             breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(redis = %self.address, %error, "Redis can't serve; doing without it until it can");
         }
     }
 
-    /// Moves on from `live`, unless somebody else has done so already.
-    fn replace(&self, live: &Arc<Live>, next: impl FnOnce() -> LinkState) -> bool {
+    /// Replaces `live` unless another caller has replaced it. Returns `true` if it was replaced.
+    fn replace(&self, live: &Arc<OpenConnection>, next: impl FnOnce() -> LinkState) -> bool {
         self.state.send_if_modified(|state| {
             let current = matches!(state, LinkState::Up(current) if Arc::ptr_eq(current, live));
             if current {
@@ -451,7 +464,7 @@ impl Link {
         })
     }
 
-    /// Starts the task that connects, and goes on trying until it has. It ends when the store is dropped.
+    /// Starts the task that tries to connect until it succeeds. It ends when the store is dropped.
     ///
     /// Callers hold the lock of the state, so that the task's first change comes after theirs.
     fn connect(self: &Arc<Self>, pause: Duration) -> AbortHandle {
@@ -460,15 +473,15 @@ impl Link {
             let mut pause = pause;
             loop {
                 if !pause.is_zero() {
-                    // Many processes that lost the same server don't all come back at once.
+                    // Randomized, so that many processes don't reconnect to the same server at once.
                     sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 }
                 let Some(link) = link.upgrade() else { return };
                 match link.dialer.dial(&link.address, &link.server).await {
-                    Ok((source, generation)) => return link.came_up(source, generation, pause),
+                    Ok((source, generation)) => return link.on_connect(source, generation, pause),
                     Err(error) => {
                         link.dialer.refusals.note(&link.address, &error);
-                        link.stays_down(&error);
+                        link.on_failed_attempt(&error);
                     }
                 }
                 pause = longer(pause);
@@ -477,11 +490,11 @@ impl Link {
         tokio::spawn(task).abort_handle()
     }
 
-    fn came_up(&self, source: ConnectionSource, generation: u64, pause: Duration) {
-        let live = Live {
+    fn on_connect(&self, source: ConnectionSource, generation: u64, pause: Duration) {
+        let live = OpenConnection {
             source,
             generation,
-            strikes: AtomicU32::new(0),
+            timeouts: AtomicU32::new(0),
             answers: AtomicU64::new(0),
             since: Instant::now(),
             pause,
@@ -501,16 +514,16 @@ impl Link {
 
     fn close(&self) {
         self.state.send_modify(|state| {
-            if let LinkState::Joining(task) | LinkState::Open(task) = state {
+            if let LinkState::Connecting(task) | LinkState::Open(task) = state {
                 task.abort();
             }
             *state = LinkState::Closed;
         });
     }
 
-    fn stays_down(&self, error: &RedisError) {
+    fn on_failed_attempt(&self, error: &RedisError) {
         self.state.send_if_modified(|state| {
-            let LinkState::Joining(task) = state else { return false };
+            let LinkState::Connecting(task) = state else { return false };
             breaker_gauge::record(&self.address, Breaker::Open);
             tracing::warn!(
                 redis = %self.address,
@@ -523,11 +536,12 @@ impl Link {
     }
 }
 
-/// Where calls get their connections from.
+/// The source of the connections that calls use.
 pub(super) enum ConnectionSource {
-    /// All share this one. The task serves it: left alone, it would wait for the answers of a server that hangs.
+    /// One connection that all calls share. Dropping this value ends the task that serves it, which would otherwise wait for a
+    /// server that hangs.
     Own { conn: MultiplexedConnection, delivered: Delivered, _driver: AbortOnDropHandle<()> },
-    /// Each borrows one.
+    /// A pool that lends a connection to each call.
     #[cfg(feature = "redis-pool")]
     Pool(Pool, ClusterRoute),
 }
@@ -546,7 +560,7 @@ impl ConnectionSource {
         !matches!(self, Self::Own { .. })
     }
 
-    /// How many bytes it has delivered, as far as that is known.
+    /// Returns the number of bytes that were delivered. 0 for a pool, where it isn't known.
     fn delivered(&self) -> u64 {
         match self {
             Self::Own { delivered, .. } => delivered.bytes(),
@@ -556,12 +570,12 @@ impl ConnectionSource {
     }
 }
 
-/// Makes connections.
+/// Opens connections.
 pub(super) struct Dialer {
     pub(super) options: RedisOptions,
     #[cfg(feature = "redis-tls")]
     tls: std::sync::OnceLock<Result<Tls, String>>,
-    /// Whom connections from a cluster's pool are for.
+    /// The nodes that commands reach through a cluster's pool.
     #[cfg(feature = "redis-pool")]
     route: ClusterRoute,
     servers: Mutex<HashMap<Address, Arc<KnownServer>>>,
@@ -569,23 +583,23 @@ pub(super) struct Dialer {
     pub(super) refusals: Arc<Refusals>,
 }
 
-/// What this process remembers of what servers confirmed.
+/// Reacts when a server may have lost changes that it confirmed.
 pub(super) trait ServerChangeHandler: Send + Sync {
-    /// Called when servers may have lost what they confirmed, before anything that is read from them is believed. They still
-    /// have the first `kept` changes.
+    /// Called when servers may have lost changes, before any value that was read from them is used. They still have the first
+    /// `kept` changes.
     fn on_change(&self, change: ServerChange<'_>, kept: u64);
 
-    /// Returns `true` if there is anything that a server could lose.
+    /// Returns `true` if any change is remembered.
     fn remembers(&self) -> bool;
 
-    /// The number of changes that servers confirmed so far.
+    /// Returns the number of changes that servers have confirmed.
     fn confirmed(&self) -> u64;
 }
 
-/// A server that took another's place.
+/// The servers that replaced others.
 #[derive(Debug)]
 pub(super) enum ServerChange<'a> {
-    /// The one at this address.
+    /// The server at this address.
     Server(&'a Address),
     /// The owners of these slots of a cluster.
     Owners(SlotSet),
@@ -605,7 +619,7 @@ impl Dialer {
         }
     }
 
-    /// Commands reach the master of this slot, through a cluster's pool.
+    /// Returns a dialer for commands that a cluster's pool sends to the master of this slot.
     #[cfg(feature = "redis-pool")]
     pub(super) fn to_master(&self, slot: u16) -> Self {
         Self {
@@ -633,7 +647,7 @@ impl Dialer {
         self.in_time(dialled).await
     }
 
-    /// Waits for the answer to a `PING`, and notes whether it is the server that it was. Returns the generation of the
+    /// Waits for the answer to a `PING`, and compares the server's identity with the known one. Returns the generation of the
     /// connection.
     async fn greet(
         &self,
@@ -651,12 +665,13 @@ impl Dialer {
         Ok(server.opened(found, confirmed, |kept| self.changed(address, kept)))
     }
 
-    /// Whether every connection leads to the server at its address. Those of a cluster's pool lead to any node.
+    /// Returns `true` if every connection leads to the server at its address. A cluster's pool connects to any node.
     fn has_one_server(&self) -> bool {
         !(self.options.is_pooled() && self.options.is_cluster())
     }
 
-    /// The number of changes that were confirmed so far. `None` with a pool, whose connections may lead to several servers.
+    /// Returns the number of changes that servers have confirmed. `None` with a pool, whose connections may lead to several
+    /// servers.
     fn confirmed(&self) -> Option<u64> {
         (!self.options.is_pooled()).then(|| self.change_handler.confirmed())
     }
@@ -666,13 +681,14 @@ impl Dialer {
         self.change_handler.on_change(ServerChange::Server(address), kept);
     }
 
-    /// The server at this address. Known for as long as the store lives: a node that leaves a cluster may come back.
+    /// Returns what is known of the server at this address. It is kept as long as the store, because a node that leaves a cluster
+    /// may return.
     pub(super) fn server(&self, address: &Address) -> Arc<KnownServer> {
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         servers.entry(address.clone()).or_default().clone()
     }
 
-    /// Tries one of a pool's connections. Each call then borrows one of its own.
+    /// Tests one of the pool's connections. Each call then borrows its own.
     #[cfg(feature = "redis-pool")]
     async fn borrow(
         &self,
@@ -694,7 +710,7 @@ impl Dialer {
         }
     }
 
-    /// Connects with the protocol that has pushes, which go to `on_push` in the order in which they come.
+    /// Connects with RESP3. Push messages are passed to `on_push` in the order of their arrival.
     pub(super) async fn dial_listener(
         &self,
         address: &Address,
@@ -783,7 +799,7 @@ impl Dialer {
     }
 }
 
-/// Speaks Redis on a stream.
+/// Opens a Redis connection on a stream.
 async fn open_source(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     handshake: &RedisConnectionInfo,
@@ -795,7 +811,7 @@ async fn open_source(
     Ok(ConnectionSource::Own { conn, delivered, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
 }
 
-/// Deadlines are ours: the library's would drop the answer but keep a dead connection.
+/// Without the library's deadlines, which would drop the answer but keep a dead connection.
 fn config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
 }
@@ -804,8 +820,8 @@ fn longer(pause: Duration) -> Duration {
     (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
 }
 
-/// Whether the connection is of no more use. A master that became a replica keeps the connection but refuses writes,
-/// and its name may lead to the new master by now.
+/// Returns `true` if the connection can't be used any more. A master that became a replica keeps its connections but refuses
+/// writes, and its name may lead to the new master by now.
 fn is_broken(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()

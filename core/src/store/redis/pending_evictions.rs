@@ -1,6 +1,6 @@
-//! Repeats pending evictions, and watches the servers while there is anything that they could lose.
+//! Repeats pending evictions, and checks the identities of the servers while any change is remembered.
 //!
-//! `change_log.rs` says what is remembered and why.
+//! `change_log.rs` describes the remembered changes.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,21 +20,22 @@ use crate::store::StoreError;
 /// The first pause between two attempts. While the breaker is open, an attempt costs nothing.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 
-/// The longest pause between two attempts while the server is away.
+/// The longest pause between two attempts while the server doesn't answer.
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
-/// The longest pause between two attempts when the server refuses: its configuration has to change first.
+/// The longest pause between two attempts after a refusal, which lasts until the server's configuration changes.
 const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(10);
 
-/// How often the servers are asked who they are. Twice a second, so that a change is noticed and repaired within one.
+/// The interval between two checks of the servers' identities. Half a second, so that a change is detected and repaired within one
+/// second.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
-/// How many evictions are repeated at once.
+/// The number of evictions that are repeated at once.
 const AT_ONCE: usize = 32;
 
-/// The same if each waits for replicas and delays others: those of a single server wait on one connection, and
-/// those of a pool would take all that it has.
-const WAITING_AT_ONCE: usize = 2;
+/// The same with `wait_for_replicas`, where evictions delay other calls: with a single server they block one connection, and with
+/// a pool they could occupy every connection.
+const AT_ONCE_WITH_REPLICAS: usize = 2;
 
 /// The outcome of an attempt to repeat everything that is pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +45,7 @@ pub(super) enum Attempt {
     /// Redis refused some of it.
     Refused,
     /// Redis did not answer.
-    Away,
+    NoAnswer,
 }
 
 impl Attempt {
@@ -52,13 +53,13 @@ impl Attempt {
         match result {
             Ok(_) => Self::Confirmed,
             Err(StoreError::Refused(_)) => Self::Refused,
-            Err(_) => Self::Away,
+            Err(_) => Self::NoAnswer,
         }
     }
 }
 
 impl RedisStore {
-    /// Evicts once more what servers may have lost of what they confirmed lately: all but the first `kept` changes.
+    /// Evicts again what servers may have lost of the remembered changes. They still have the first `kept` changes.
     pub(super) fn recall(&self, lost: &Lost, kept: u64) {
         let is_pending = self.log().recall(lost, kept);
         self.inner.on_recall.run();
@@ -68,8 +69,8 @@ impl RedisStore {
         }
     }
 
-    /// Starts the task that repeats pending evictions, unless it runs or there are none. Without a runtime that waits for
-    /// the next call.
+    /// Starts the task that repeats pending evictions, unless it runs or there are none. Without a runtime, the next call starts
+    /// it.
     pub(super) fn retry_pending(&self) {
         let mut state = self.log().lock();
         if state.is_settled() {
@@ -92,13 +93,13 @@ impl RedisStore {
                 pause = match attempt {
                     Attempt::Confirmed => FIRST_PAUSE,
                     Attempt::Refused => (pause * 2).min(LONGEST_AFTER_REFUSAL),
-                    Attempt::Away => (pause * 2).min(LONGEST_PAUSE),
+                    Attempt::NoAnswer => (pause * 2).min(LONGEST_PAUSE),
                 };
             }
         });
     }
 
-    /// Starts the task that asks the servers who they are, unless it runs. It ends when nothing is remembered any more.
+    /// Starts the task that checks the servers' identities, unless it runs. It ends when no change is remembered any more.
     pub(super) fn watch_servers(&self) {
         let mut state = self.log().lock();
         let store = self.downgrade();
@@ -122,32 +123,36 @@ impl RedisStore {
         });
     }
 
-    /// Repeats everything that is pending once.
+    /// Makes one attempt to repeat everything that is pending.
     pub(super) async fn attempt(&self) -> Attempt {
         let (pending, releases) = self.log().pending();
-        // A single server that does not answer is not asked for the rest.
+        // If a single server doesn't answer, the rest is skipped.
         let (stops, stopped) = (!self.inner.client.is_cluster(), AtomicBool::new(false));
         let note = |attempt: Attempt| {
-            if stops && attempt == Attempt::Away {
+            if stops && attempt == Attempt::NoAnswer {
                 stopped.store(true, Ordering::Relaxed);
             }
             attempt
         };
         let (stopped, note) = (&stopped, &note);
         let evictions = pending.into_iter().map(|eviction| async move {
-            if stopped.load(Ordering::Relaxed) { Attempt::Away } else { note(self.repeat(&eviction).await) }
+            if stopped.load(Ordering::Relaxed) {
+                Attempt::NoAnswer
+            } else {
+                note(self.repeat(&eviction).await)
+            }
         });
         let RedisInner { options, replicated, .. } = &*self.inner;
-        let is_narrow = replicated.is_some() && (stops || options.is_pooled());
-        let at_once = if is_narrow { WAITING_AT_ONCE } else { AT_ONCE };
+        let is_blocking = replicated.is_some() && (stops || options.is_pooled());
+        let at_once = if is_blocking { AT_ONCE_WITH_REPLICAS } else { AT_ONCE };
         let evicted = worst(evictions, at_once).await;
         let releases = releases.into_iter().map(|release| async move {
             if stopped.load(Ordering::Relaxed) {
-                return Attempt::Away;
+                return Attempt::NoAnswer;
             }
             let released = self.release(&release.lease, &release.token, Duration::ZERO).await;
             let attempt = note(Attempt::of(&released));
-            if attempt != Attempt::Away {
+            if attempt != Attempt::NoAnswer {
                 self.log().released(&release);
             }
             attempt
@@ -165,7 +170,7 @@ impl RedisStore {
                     return Attempt::Confirmed;
                 }
                 let attempt = Attempt::of(&self.evict(key).await);
-                // Before others have their turn.
+                // Before another caller gets the lock.
                 if attempt == Attempt::Confirmed {
                     self.log().confirm_pending(eviction, recalls);
                 }
@@ -180,7 +185,7 @@ impl RedisStore {
         attempt
     }
 
-    /// Repeats what is pending until Redis confirmed it or the deadline has passed, and logs what is left.
+    /// Repeats pending evictions until Redis has confirmed all of them or the deadline has passed, and logs the remaining ones.
     pub(super) async fn settle_pending(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         let attempts = async {
@@ -193,7 +198,7 @@ impl RedisStore {
     }
 }
 
-/// The worst of these attempts, so many of them at once.
+/// Runs the attempts, at most `at_once` concurrently, and returns the worst outcome.
 async fn worst(attempts: impl Iterator<Item = impl Future<Output = Attempt>>, at_once: usize) -> Attempt {
     stream::iter(attempts)
         .buffer_unordered(at_once)
@@ -201,7 +206,7 @@ async fn worst(attempts: impl Iterator<Item = impl Future<Output = Attempt>>, at
         .await
 }
 
-/// A task dies with its runtime, so a finished one is replaced.
+/// Spawns the task unless it runs. A task ends with its runtime, so a finished one is replaced.
 fn spawn_unless_running(slot: &mut Option<AbortHandle>, task: impl Future<Output = ()> + Send + 'static) {
     if slot.as_ref().is_none_or(AbortHandle::is_finished)
         && let Ok(runtime) = Handle::try_current()

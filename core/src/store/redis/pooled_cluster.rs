@@ -1,4 +1,4 @@
-//! A Redis Cluster through a pool of the application's own: its client knows who has which key.
+//! A Redis Cluster through the application's own pool, whose client routes the commands.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,22 +18,22 @@ use super::slots::{SlotSet, slot};
 use super::transport::{ClusterRoute, Transport};
 use crate::store::StoreError;
 
-/// A cluster that looks like one server, and like one more for each master when it comes to walking over all keys.
+/// A cluster that is used like one server. To iterate over all keys, each master is addressed separately.
 pub(super) struct PooledCluster {
     dialer: Arc<Dialer>,
     any: Arc<Node>,
-    /// The masters when they were last asked who they are.
+    /// The masters as of the last check.
     masters: Mutex<Option<Masters>>,
     is_known: AtomicBool,
-    /// Whether commands were sent before the masters said who they are.
+    /// `true` if commands were sent before the masters were identified.
     was_unknown: AtomicBool,
 }
 
-/// Who serves what.
+/// The masters and their slots.
 #[derive(Clone, Default)]
 struct Masters {
     ranges: Vec<(u16, u16, Address)>,
-    /// Those that said who they are.
+    /// The identities of the masters that answered.
     identities: HashMap<Address, ServerIdentity>,
 }
 
@@ -42,7 +42,7 @@ impl Masters {
         self.ranges.iter().any(|(.., known)| known == address)
     }
 
-    /// Whether the history of writes that this server has is that of a master.
+    /// Returns `true` if this server has the replication history of one of the masters.
     fn has_history_of(&self, found: &ServerIdentity) -> bool {
         self.identities.values().any(|known| known.has_history_of(found))
     }
@@ -52,14 +52,14 @@ impl Masters {
         range.map(|(.., address)| address)
     }
 
-    /// Every slot of the master that has this one.
-    fn beside(&self, slot: u16) -> SlotSet {
+    /// Returns every slot of the master that owns this one.
+    fn slots_of_owner(&self, slot: u16) -> SlotSet {
         let owner = self.owner(slot);
         let owned = self.ranges.iter().filter(|(.., address)| owner == Some(address));
         owned.flat_map(|(first, last, _)| *first..=*last).chain([slot]).collect()
     }
 
-    /// The slots whose owner may lack what was confirmed before: its identity changed, or it was no master then.
+    /// Returns the slots whose owner may lack confirmed changes: its identity changed, or it was no master before.
     fn lost_since(&self, before: &Self) -> SlotSet {
         let is_lost = |address: &Address| match (before.identities.get(address), self.identities.get(address))
         {
@@ -83,15 +83,15 @@ impl PooledCluster {
         }
     }
 
-    /// Asks the masters who they are before the first command, so that there is something to compare with.
-    pub(super) async fn know_masters(&self, deadline: Duration) {
+    /// Identifies the masters before the first command, as the base of later comparisons.
+    pub(super) async fn identify_masters(&self, deadline: Duration) {
         if !self.is_known.load(Ordering::Acquire) {
-            // On the heap, so that other calls needn't have room for it.
+            // On the heap, so that the futures of other calls stay small.
             Box::pin(self.check(deadline)).await;
         }
     }
 
-    /// Asks who serves what, and every master who it is.
+    /// Looks up the masters, and asks every one for its identity.
     pub(super) async fn check(&self, deadline: Duration) {
         let Ok(mut masters) = self.masters(deadline).await else {
             self.was_unknown.store(true, Ordering::Release);
@@ -105,7 +105,7 @@ impl PooledCluster {
         }))
         .await;
         masters.identities = asked.into_iter().flatten().collect();
-        let mut known = self.known();
+        let mut known = self.masters_lock();
         match &*known {
             Some(before) => {
                 let lost = masters.lost_since(before);
@@ -117,7 +117,7 @@ impl PooledCluster {
                     masters.identities.entry(address.clone()).or_insert_with(|| identity.clone());
                 }
             }
-            // Commands went to masters that were not asked.
+            // Commands were sent to masters that had not been identified.
             None if self.was_unknown.load(Ordering::Acquire) => {
                 self.dialer.change_handler.on_change(ServerChange::Server(self.any.address()), 0);
             }
@@ -127,30 +127,30 @@ impl PooledCluster {
         self.is_known.store(true, Ordering::Release);
     }
 
-    /// The pool's client follows a failover on its own, so each answer says by whom it is, as long as there is anything that
-    /// a server could have lost.
+    /// Requests the server's identity with each answer while any change is remembered: the pool's client follows a failover
+    /// without reporting it.
     pub(super) fn with_identity_callback(self: &Arc<Self>, transport: Transport, key: &str) -> Transport {
-        let is_asked = self.known().as_ref().is_some_and(|masters| !masters.identities.is_empty());
+        let is_asked = self.masters_lock().as_ref().is_some_and(|masters| !masters.identities.is_empty());
         if !is_asked || !self.dialer.change_handler.remembers() {
             return transport;
         }
         let (cluster, slot) = (self.clone(), slot(key));
-        transport.with_identity_callback(Box::new(move |found| cluster.answered(slot, found)))
+        transport.with_identity_callback(Box::new(move |found| cluster.on_identity(slot, found)))
     }
 
-    /// Notes who answered for a slot.
-    fn answered(&self, slot: u16, found: Option<ServerIdentity>) {
+    /// Compares the identity of the server that answered for a slot.
+    fn on_identity(&self, slot: u16, found: Option<ServerIdentity>) {
         let Some(found) = found else { return };
-        let mut known = self.known();
+        let mut known = self.masters_lock();
         let Some(masters) = known.as_mut().filter(|masters| !masters.has_history_of(&found)) else { return };
-        self.dialer.change_handler.on_change(ServerChange::Owners(masters.beside(slot)), 0);
-        // An answer of the master before is not believed any more.
+        self.dialer.change_handler.on_change(ServerChange::Owners(masters.slots_of_owner(slot)), 0);
+        // From now on an answer of the earlier master isn't used.
         if let Some(owner) = masters.owner(slot).cloned() {
             masters.identities.insert(owner, found);
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Option<Masters>> {
+    fn masters_lock(&self) -> MutexGuard<'_, Option<Masters>> {
         self.masters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -167,7 +167,7 @@ impl PooledCluster {
         pool.get(ClusterRoute::Master(slot)).await?.identity(refused).await
     }
 
-    /// Whoever has the key that a command names.
+    /// Returns the node for commands that name a key: the pool's client finds the owner.
     pub(super) fn any(&self) -> &Arc<Node> {
         &self.any
     }
@@ -176,7 +176,7 @@ impl PooledCluster {
         self.any.close();
     }
 
-    /// Every master that has one of these slots: the others can't be reached through the pool.
+    /// Returns every master of these slots. Masters without slots can't be reached through the pool.
     pub(super) async fn layout(&self, within: &Lost, deadline: Duration) -> Result<Layout, StoreError> {
         let slots = ask(&self.any, redis::cmd("CLUSTER").arg("SLOTS"), deadline).await?;
         let mut masters: BTreeMap<String, (Address, u16)> = BTreeMap::new();

@@ -34,7 +34,7 @@ impl RedisStore {
             return Box::pin(self.read_shared(key)).await;
         }
         let found = self.read_with_expiry(key, self.inner.options.read_deadline).await?;
-        self.inner.readings.saw(key, found.as_ref().map_or(0, |(value, _)| value.len()));
+        self.inner.readings.remember_length(key, found.as_ref().map_or(0, |(value, _)| value.len()));
         Ok(found)
     }
 
@@ -144,7 +144,7 @@ impl RedisStore {
         };
         // Fewer bytes than the limit are the whole value.
         let length = if bytes.len() < limit { bytes.len() } else { length.max(bytes.len()) };
-        self.inner.readings.saw(key, length);
+        self.inner.readings.remember_length(key, length);
         Ok(Some((ValueHead { bytes, length }, remaining(left))))
     }
 

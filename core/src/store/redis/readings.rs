@@ -1,11 +1,11 @@
-//! Large values are read once at a time, for all who ask.
+//! Shares reads of large values between concurrent callers: one read per key at a time.
 //!
-//! A reading that was under way when a caller asked may be older than an eviction that the caller knows of. So callers that
-//! come meanwhile share the next one, which begins when that is over: there are never more than two readings ahead of an
-//! answer, however many ask. A reading goes on while the connection delivers, even if those who asked have run out of
-//! time: the value is on its way in any case, and asking again would only send it twice.
+//! A read that began before a call may return a value from before an eviction that the caller knows of. So callers that arrive
+//! during a read share the next one, which begins when the current one ends. No caller waits for more than two reads. A read
+//! continues while the connection delivers, even after its callers have timed out: the value is being transferred anyway, and
+//! another request would only transfer it twice.
 //!
-//! Which values are large is a guess by what was seen of their keys last. Reading a small value costs a look at that.
+//! Whether a value is large is predicted from its last known length. For small values this costs one lookup.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -22,19 +22,19 @@ use tokio::time::timeout;
 use crate::key::CacheKey;
 use crate::store::StoreError;
 
-/// From this length on a value is large, in bytes.
+/// The length from which on a value is large, in bytes.
 const LARGE: usize = 64 * 1024;
 
-/// How many keys of large values are known at most.
+/// The maximum number of remembered keys of large values.
 const KNOWN: usize = 256;
 
-/// What was read: the value, and how long it will still be there.
+/// A value and its remaining lifetime, if there is one.
 pub(super) type ValueWithExpiry = Option<(Bytes, Option<Duration>)>;
 
-/// A reading, or the one that will follow it.
+/// The result of a read, once it has ended.
 type SharedRead = Option<Result<ValueWithExpiry, Arc<StoreError>>>;
 
-/// The readings of a store. Clones are the same ones.
+/// The reads of a store. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Readings {
     shared: Arc<Shared>,
@@ -43,11 +43,11 @@ pub(super) struct Readings {
 #[derive(Debug)]
 struct Shared {
     hasher: RandomState,
-    /// Whether any key is known.
+    /// `true` if any key was remembered.
     any: AtomicBool,
-    /// The hashes of keys whose values were large.
+    /// The hashes of the remembered keys.
     known: [AtomicU64; KNOWN],
-    /// By the names of keys: who waits for the reading that follows the one under way.
+    /// The reads under way by the names of their keys, with the callers that wait for the next one.
     under_way: Mutex<HashMap<Box<str>, Option<watch::Sender<SharedRead>>, RandomState>>,
 }
 
@@ -63,7 +63,7 @@ impl Default for Shared {
 }
 
 impl Readings {
-    /// Returns `true` if the value was large when it was last seen.
+    /// Returns `true` if the last known length of the value was large.
     pub(super) fn expect_large(&self, key: &CacheKey) -> bool {
         self.shared.any.load(Ordering::Relaxed) && {
             let (slot, hash) = self.shared.place(key);
@@ -71,8 +71,8 @@ impl Readings {
         }
     }
 
-    /// Remembers how long the value is.
-    pub(super) fn saw(&self, key: &CacheKey, length: usize) {
+    /// Remembers the key if the value is large.
+    pub(super) fn remember_length(&self, key: &CacheKey, length: usize) {
         if length >= LARGE {
             let (slot, hash) = self.shared.place(key);
             slot.store(hash, Ordering::Relaxed);
@@ -80,11 +80,11 @@ impl Readings {
         }
     }
 
-    /// Shares a reading that begins after this was called. `None` if it came to no end, as when its runtime is dropped.
+    /// Shares a read that begins after this call. `None` if it didn't end because its runtime was dropped.
     ///
     /// # Errors
     ///
-    /// Those of the reading, and a timeout if it isn't over by the deadline.
+    /// The errors of the read, and a timeout if it doesn't end before the deadline.
     pub(super) async fn share<R, F>(
         &self,
         key: &CacheKey,
@@ -100,9 +100,9 @@ impl Readings {
         let Ok(over) = over else { return Some(Err(StoreError::Timeout(deadline))) };
         let found = over.ok()?.clone()?;
         if let Ok(found) = &found {
-            self.saw_again(key, found.as_ref().map_or(0, |(value, _)| value.len()));
+            self.update_length(key, found.as_ref().map_or(0, |(value, _)| value.len()));
         }
-        Some(found.map_err(|error| again(&error)))
+        Some(found.map_err(|error| copy_error(&error)))
     }
 
     fn join<R, F>(&self, key: &CacheKey, read: R) -> watch::Receiver<SharedRead>
@@ -118,12 +118,12 @@ impl Readings {
         drop(under_way);
         let (sender, receiver) = watch::channel(None);
         let task = Reading { shared: Arc::clone(&self.shared), key: key.clone(), is_over: false };
-        tokio::spawn(async move { task.go_on(sender, read).await });
+        tokio::spawn(async move { task.run(sender, read).await });
         receiver
     }
 
-    /// Forgets a key whose value is large no more.
-    fn saw_again(&self, key: &CacheKey, length: usize) {
+    /// Forgets the key if the value isn't large any more.
+    fn update_length(&self, key: &CacheKey, length: usize) {
         let (slot, hash) = self.shared.place(key);
         if length < LARGE {
             let _ = slot.compare_exchange(hash, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -138,13 +138,13 @@ impl Shared {
         (&self.known[slot], hash)
     }
 
-    // Nothing under this lock can panic half way through a change.
+    // No code that holds this lock can panic in the middle of a change.
     fn under_way(&self) -> MutexGuard<'_, HashMap<Box<str>, Option<watch::Sender<SharedRead>>, RandomState>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The task that reads a key, again and again while there are callers that came meanwhile.
+/// The task that reads a key, and reads it again while callers wait for the next read.
 struct Reading {
     shared: Arc<Shared>,
     key: CacheKey,
@@ -152,7 +152,7 @@ struct Reading {
 }
 
 impl Reading {
-    async fn go_on<R, F>(mut self, mut sender: watch::Sender<SharedRead>, read: R)
+    async fn run<R, F>(mut self, mut sender: watch::Sender<SharedRead>, read: R)
     where
         R: Fn(CacheKey) -> F + Send,
         F: Future<Output = Result<ValueWithExpiry, StoreError>> + Send,
@@ -162,7 +162,7 @@ impl Reading {
             sender.send_replace(Some(found.map_err(Arc::new)));
             let mut under_way = self.shared.under_way();
             match under_way.get_mut(self.key.name()).and_then(Option::take) {
-                // Those who asked for it may have given up by now.
+                // All of its callers may have timed out.
                 Some(next) if next.receiver_count() > 0 => sender = next,
                 _ => {
                     under_way.remove(self.key.name());
@@ -176,15 +176,15 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        // Its runtime is gone. Those who wait are told by the end of their channels.
+        // The runtime was dropped. The callers see that their channel is closed.
         if !self.is_over {
             self.shared.under_way().remove(self.key.name());
         }
     }
 }
 
-/// An error once more, for another caller.
-fn again(error: &Arc<StoreError>) -> StoreError {
+/// Copies an error for another caller.
+fn copy_error(error: &Arc<StoreError>) -> StoreError {
     match &**error {
         StoreError::Timeout(deadline) => StoreError::Timeout(*deadline),
         StoreError::Unavailable(_) => StoreError::unavailable(Arc::clone(error)),

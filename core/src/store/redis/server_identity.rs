@@ -1,17 +1,17 @@
 //! Detects that the server behind an address is another one than before, and how much of the old one's writes it has.
 //!
 //! `run_id` changes when a server starts, and `master_replid` when a replica is promoted and when a server begins to follow
-//! another. Both are compared when a connection opens, and twice a second on every open connection while there is anything to
-//! remember.
+//! another. Both are compared when a connection opens, and twice a second on every open connection while any change is
+//! remembered.
 //!
-//! # What a new server still has
+//! # Changes that a new server has
 //!
-//! `master_replid` names a history of writes, and `master_repl_offset` is a position in it. A promoted replica, a demoted
-//! master, and a server that restarts from a snapshot say how much they have of the history that they continue
-//! (`master_replid2`, `second_repl_offset`). A change that was confirmed before a master said that its history had reached some
-//! position is not beyond that position. So each such answer is a *checkpoint*: the number of changes confirmed before the
-//! question, and the position. A server that has the history up to a checkpoint has the changes before it, and only later ones
-//! have to be repeated. After a failover that lost nothing, those are the changes since the last question.
+//! `master_replid` names a history of writes, and `master_repl_offset` is an offset in it. A promoted replica, a demoted
+//! master, and a server that restarts from a snapshot report how much they have of the history that they continue
+//! (`master_replid2`, `second_repl_offset`). A change that was confirmed before a master was asked lies before the offset in the
+//! master's answer. So each answer is a *checkpoint*: the number of changes confirmed before the question, and the offset. A server
+//! that has the history up to a checkpoint has these changes, and only later ones have to be repeated. After a failover that lost
+//! nothing, those are the changes since the last question.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 const FLAPS: usize = 10;
 const FLAPPING: Duration = Duration::from_secs(5);
 
-/// The number of checkpoints that are kept. At two a second they cover the lag of any replica that is worth promoting.
+/// The maximum number of checkpoints. At two per second they cover a lag of half a minute.
 const MAX_CHECKPOINTS: usize = 64;
 
 /// The identity of a server and of what it replicates.
@@ -36,13 +36,13 @@ pub(super) struct ServerIdentity {
     history: Option<History>,
 }
 
-/// The history of writes of a server, as `INFO replication` tells it.
+/// The replication history of a server, as `INFO replication` reports it.
 #[derive(Clone, Debug)]
 struct History {
     is_master: bool,
-    /// The position of the last write that the server has.
+    /// The offset up to which the server has its history.
     offset: u64,
-    /// The name of the history that this one continues, and the last position that the server has of it.
+    /// The name of the history that this one continues, and the offset up to which the server has it.
     continued: Option<(String, u64)>,
 }
 
@@ -67,18 +67,18 @@ impl ServerIdentity {
         })
     }
 
-    /// Returns `true` if nothing shows that these are two servers, or one that replaced its data.
+    /// Returns `true` if both are the same server with the same replication history.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         self.run_id == other.run_id && self.has_history_of(other)
     }
 
-    /// Returns `true` if both have the same history of writes: a master, and the replicas that follow it.
+    /// Returns `true` if both have the same replication history: a master and its replicas.
     pub(super) fn has_history_of(&self, other: &Self) -> bool {
         self.replication_id == other.replication_id
     }
 
-    /// Returns the last position that this server has of the other's history of writes.
-    fn position_in(&self, other: &Self) -> Option<u64> {
+    /// Returns the offset up to which this server has the other's history.
+    fn offset_in(&self, other: &Self) -> Option<u64> {
         let history = self.history.as_ref()?;
         if self.has_history_of(other) {
             return Some(history.offset);
@@ -89,10 +89,10 @@ impl ServerIdentity {
 }
 
 impl History {
-    /// Reads an answer to `INFO replication`. `None` if some of it is missing, as with servers that only resemble Redis.
+    /// Reads an answer to `INFO replication`. `None` if fields are missing, as with servers that only resemble Redis.
     fn read(replication: &str) -> Option<Self> {
         let offset = field(replication, "master_repl_offset")?.parse().ok()?;
-        // The position of the first write that the server doesn't have. -1 without such a history.
+        // The first offset that the server doesn't have. -1 without such a history.
         let end: Option<u64> = field(replication, "second_repl_offset")?.parse().ok();
         let name = field(replication, "master_replid2")?;
         let last = end.and_then(|end| end.checked_sub(1));
@@ -111,10 +111,9 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 #[derive(Debug, Default)]
 pub(super) struct KnownServer {
     known: Mutex<Known>,
-    /// The times of its last changes.
+    /// The times of the last changes of the server.
     changes: Mutex<VecDeque<Instant>>,
-    /// The number of times that it turned out to be another. A connection of an earlier generation may lead to the server of
-    /// then.
+    /// The number of changes of the server. A connection of an earlier generation may lead to an earlier server.
     generation: AtomicU64,
 }
 
@@ -122,7 +121,7 @@ pub(super) struct KnownServer {
 enum Known {
     #[default]
     NeverConnected,
-    /// The user may not ask.
+    /// The user may not run `INFO`.
     Hidden,
     Identity(ServerIdentity, Checkpoints),
 }
@@ -130,27 +129,27 @@ enum Known {
 impl Known {
     fn new(found: ServerIdentity, confirmed: Option<u64>) -> Self {
         let mut checkpoints = Checkpoints::default();
-        // What a replica lacks of these changes is repeated.
+        // Changes that the server lacks become pending, so they don't count as lost with the next server.
         if let (Some(confirmed), Some(history)) = (confirmed, &found.history) {
             checkpoints.add(confirmed, history.offset);
         }
         Self::Identity(found, checkpoints)
     }
 
-    /// Returns how many confirmed changes the server that was found certainly has.
+    /// Returns the number of confirmed changes that the given server certainly has.
     fn kept_by(&self, found: &ServerIdentity) -> u64 {
         let Self::Identity(known, checkpoints) = self else { return 0 };
-        found.position_in(known).map_or(0, |position| checkpoints.reached(position))
+        found.offset_in(known).map_or(0, |offset| checkpoints.reached(offset))
     }
 }
 
-/// Pairs of a number of confirmed changes and a position that is not before the last of them, in ascending order.
+/// Pairs of a number of confirmed changes and an offset that is not before the last of them, in ascending order.
 #[derive(Debug, Default)]
 struct Checkpoints(VecDeque<(u64, u64)>);
 
 impl Checkpoints {
-    /// Adds an answer of the same server as before. A replica is behind its master, which confirms changes.
-    fn pass(&mut self, confirmed: Option<u64>, found: &ServerIdentity) {
+    /// Adds an answer of the known server. A replica's offset may be before changes that its master confirmed.
+    fn add_answer(&mut self, confirmed: Option<u64>, found: &ServerIdentity) {
         if let (Some(confirmed), Some(history)) = (confirmed, &found.history)
             && history.is_master
         {
@@ -158,10 +157,10 @@ impl Checkpoints {
         }
     }
 
-    fn add(&mut self, changes: u64, position: u64) {
+    fn add(&mut self, changes: u64, offset: u64) {
         if let Some((known, reached)) = self.0.back() {
-            if position < *reached {
-                // Positions that go back are none.
+            if offset < *reached {
+                // A history never gets shorter, so this server's offsets can't be used.
                 return self.0.clear();
             }
             if changes <= *known {
@@ -171,12 +170,12 @@ impl Checkpoints {
         if self.0.len() >= MAX_CHECKPOINTS {
             self.0.pop_front();
         }
-        self.0.push_back((changes, position));
+        self.0.push_back((changes, offset));
     }
 
-    /// Returns how many changes are not beyond this position.
-    fn reached(&self, position: u64) -> u64 {
-        let before = self.0.iter().rev().find(|(_, reached)| *reached <= position);
+    /// Returns the number of changes that are certainly before this offset.
+    fn reached(&self, offset: u64) -> u64 {
+        let before = self.0.iter().rev().find(|(_, reached)| *reached <= offset);
         before.map_or(0, |(changes, _)| *changes)
     }
 }
@@ -192,34 +191,33 @@ impl KnownServer {
         matches!(*self.lock(), Known::Identity(..))
     }
 
-    /// Returns how many changes that this server confirmed another one certainly has.
+    /// Returns the number of this server's confirmed changes that another server certainly has.
     pub(super) fn kept_by(&self, other: &ServerIdentity) -> u64 {
         self.lock().kept_by(other)
     }
 
-    /// Notes the server that answered on a new connection, and returns the generation of that connection.
+    /// Compares the server on a new connection with the known one, and returns the generation of the connection.
     ///
-    /// `confirmed` is the number of changes that were confirmed before the server was asked; `None` if some of them may have been
-    /// confirmed by another server behind the address.
+    /// `confirmed` is the number of changes that were confirmed before the server was asked. `None` if another server behind the
+    /// address may have confirmed some of them.
     ///
-    /// If it is another server than before, `changed` is called before any connection of the new generation is used. Its argument
-    /// is the number of changes that the server certainly has. It is also called if the identity is not known: a user who may
-    /// not ask gets no hits that may be outdated.
+    /// If it is another server, `changed` is called with the number of changes that it certainly has, before any connection of the
+    /// new generation is used. It is also called if the user may not run `INFO`, because then the server may be another one.
     pub(super) fn opened(
         &self,
         found: Option<ServerIdentity>,
         confirmed: Option<u64>,
         changed: impl FnOnce(u64),
     ) -> u64 {
-        // Held until the change is seen to, so that no other connection opens before that.
+        // Held until `changed` returns, so that no other connection opens before.
         let mut known = self.lock();
         match (&mut *known, found) {
             (Known::Identity(same, checkpoints), Some(found)) if same.is_same_as(&found) => {
-                checkpoints.pass(confirmed, &found);
+                checkpoints.add_answer(confirmed, &found);
             }
             (Known::NeverConnected, None) => *known = Known::Hidden,
             (_, None) => {
-                // Connections that can't be told apart are left alone.
+                // Other open connections stay in use: their servers can't be compared.
                 changed(0);
                 *known = Known::Hidden;
             }
@@ -234,8 +232,8 @@ impl KnownServer {
         self.generation()
     }
 
-    /// Notes the server that answered on an open connection of this generation, and returns `true` unless the connection may
-    /// lead to a server of before. About the other arguments see [`opened`](Self::opened).
+    /// Compares the server on an open connection of this generation with the known one. Returns `false` if the generation is over.
+    /// [`opened`](Self::opened) describes the other arguments.
     pub(super) fn checked(
         &self,
         generation: u64,
@@ -250,7 +248,7 @@ impl KnownServer {
         let Some(found) = found else { return true };
         match &mut *known {
             Known::Identity(same, checkpoints) if same.is_same_as(&found) => {
-                checkpoints.pass(confirmed, &found);
+                checkpoints.add_answer(confirmed, &found);
             }
             _ => {
                 self.next_generation();
@@ -262,7 +260,7 @@ impl KnownServer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Nothing under the lock can panic half way through a change.
+        // No code that holds this lock can panic in the middle of a change.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -326,7 +324,7 @@ mod tests {
         let mut changes = 0;
         let second = server.opened(Some(identity("b", "1")), None, |_| changes += 1);
         assert_ne!(first, second);
-        // An answer of the server before, on one of its connections.
+        // An answer of the earlier server.
         assert!(!server.checked(first, Some(identity("a", "1")), None, never));
         assert!(server.checked(second, Some(identity("b", "2")), None, |_| changes += 1));
         assert_ne!(server.generation(), second);
@@ -353,7 +351,7 @@ mod tests {
         for (end, expected) in [(301, 9), (300, 5), (201, 5), (151, 1), (101, 1), (100, 0)] {
             assert_eq!(server.kept_by(&master("b", "2", 400, Some(("1", end)))), expected, "{end}");
         }
-        // Another history, or a promotion that was not noticed in between.
+        // Another history, or an unnoticed promotion in between.
         assert_eq!(server.kept_by(&master("b", "2", 400, None)), 0);
         assert_eq!(server.kept_by(&master("b", "3", 400, Some(("2", 400)))), 0);
         // A replica of the same master.
@@ -363,7 +361,7 @@ mod tests {
         server
             .checked(generation, Some(master("b", "2", 310, Some(("1", 301)))), Some(12), |n| kept = Some(n));
         assert_eq!(kept, Some(9));
-        // The others are repeated, so the new server counts from what it was first asked.
+        // The lost changes are repeated, so the first checkpoint of the new server covers all.
         assert_eq!(server.kept_by(&master("c", "3", 310, Some(("2", 311)))), 12);
         assert_eq!(server.kept_by(&master("c", "3", 310, Some(("2", 310)))), 0);
     }

@@ -95,7 +95,7 @@ impl RedisStore {
             upload.arg("SET").arg(&tmp).arg(&record).arg("PX").arg(10_000);
             client.upload_and_script(upload, call, options.fill_deadline).await?
         };
-        self.inner.readings.saw(key, value.len());
+        self.inner.readings.remember_length(key, value.len());
         Ok(stored == 1 && fits)
     }
 
