@@ -119,7 +119,7 @@ fn every_type_name_has_one_definition() {
 }
 
 #[test]
-fn the_reader_sees_definitions_of_every_form() {
+fn reader_sees_definitions_of_every_form() {
     let text = "pub struct A;\npub(crate) enum B {}\n    type C = u8;\ntrait D {}\npub unsafe trait E {}\n\
                 // struct F;\n/// enum G {}\nlet structure = Struct { x };\nstruct H<T>(T);\n\
                 #[cfg(test)]\nmod tests {\n    struct I;\n}";
@@ -127,7 +127,7 @@ fn the_reader_sees_definitions_of_every_form() {
 }
 
 #[test]
-fn the_reader_sees_imports_of_every_form() {
+fn reader_sees_imports_of_every_form() {
     let known = ["a", "a::b", "a::c", "d"].map(str::to_owned).into();
     let text = "use crate::{d, a::b::X};\nuse super::c::{self, Y};\n// use crate::nothing;\n\
                 fn f() { crate::d::g() }\n#[cfg(test)]\nmod tests { use crate::a::c; }";

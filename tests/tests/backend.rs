@@ -305,7 +305,7 @@ on_every_store! {
 }
 
 #[tokio::test]
-async fn an_update_too_large_for_the_store_gives_up() {
+async fn update_too_large_for_the_store_fails() {
     use larder_core::MemoryStore;
     let backend = Larder::builder().store(MemoryStore::with_capacity(1 << 20)).build().backend();
     let updating = backend.update("k", 60, |_: Option<String>| "x".repeat(600 << 10));

@@ -161,7 +161,7 @@ async fn store_passes_the_suite() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster() {
+async fn tls_works_in_a_cluster() {
     let authority = Authority::new();
     let certificate = authority.node("IP:127.0.0.1");
     let ca = read(&authority.certificate());

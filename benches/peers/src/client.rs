@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_ends_where_it_says() {
+    fn response_ends_at_its_declared_length() {
         complete_at_its_end("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200);
         complete_at_its_end("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200);
         complete_at_its_end("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_not_expected_is_refused() {
+    fn unexpected_response_is_refused() {
         let take = |bytes: &str| Answer::None.take(bytes.as_bytes(), 200);
         assert!(take("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").is_err());
         assert!(take("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab").is_err());

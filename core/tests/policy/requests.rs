@@ -256,7 +256,7 @@ pub(super) fn keyless() -> Reasons {
 }
 
 #[test]
-fn a_key_builder_may_give_no_key() {
+fn key_builder_can_return_no_key() {
     keyless();
 }
 

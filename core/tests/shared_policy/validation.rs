@@ -122,7 +122,7 @@ fn not_modified_freshens_the_stored_response() {
 }
 
 #[test]
-fn the_clients_condition_is_evaluated_after_validation() {
+fn condition_of_the_client_is_evaluated_after_validation() {
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
     for (request, status, body) in [
         (&[("if-none-match", "\"a\"")][..], 304, ""),
