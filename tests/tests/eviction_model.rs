@@ -1,16 +1,16 @@
-//! An exhaustive check of how processes remember what they evicted, for servers that lose what they confirmed.
+//! An exhaustive check of the memory of evictions, for servers that lose confirmed changes.
 //!
-//! One key lies on a master and on a replica that lags. Two processes evict and replace the value, a third one fills and reads.
-//! The master may change places with its replica, and may restart from an old snapshot. Every step of a process that a change
-//! of servers can come in between is a step of its own.
+//! The model has one key, on a master and on a replica that lags. Two processes evict and replace the value; a third one fills
+//! and reads. The master may swap with its replica, and may restart from an old snapshot. Wherever a change of servers can
+//! interrupt a process, the process takes a separate step.
 //!
-//! The rules are those of `core/src/store/redis/change_log.rs`. Two things are checked in every state that can be reached:
+//! The rules are those of `core/src/store/redis/change_log.rs`. Two promises are checked in every reachable state:
 //!
-//! * A read that begins more than one watch period after the servers changed, and after an eviction was confirmed, never gives
-//!   the value from before the eviction, in no process.
-//! * A process whose connection broke or was redirected never reads what it evicted itself, not even within that period.
+//! * A read that starts more than one watch period after the servers changed, and after an eviction was confirmed, never returns
+//!   the value from before the eviction, in any process.
+//! * A process whose connection broke or was redirected never reads a value that it evicted itself, not even within that period.
 //!
-//! With one of the rules turned off, one of them fails: otherwise the check would show nothing.
+//! With any rule turned off, a promise is broken. Otherwise the check would prove nothing.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -26,34 +26,35 @@ struct Bounds {
     reads: bool,
 }
 
-/// A failover may be undone, and an eviction may come after another.
+/// Bounds in which a failover may be undone, and an eviction may follow another.
 const ONE_PROCESS: Bounds = Bounds { processes: 1, changes: 2, versions: 2, reads: true };
 
-/// One process may repeat an eviction while the other changes the value, and a third one reads.
+/// Bounds in which one process may repeat an eviction while the other changes the value, and a third one reads.
 const TWO_PROCESSES: Bounds = Bounds { processes: 2, changes: 2, versions: 2, reads: false };
 
-/// A rule, to be turned off.
+/// A rule, which can be turned off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
-    /// A process asks the servers who they are once a period, also when it has nothing else to ask.
+    /// A process asks the servers for their identity once a period, even if it sends no other commands.
     Watch,
-    /// The history of writes is part of who a server is, not only its address and its process.
+    /// The history of writes is part of a server's identity, besides its address and its process.
     HistoryIsIdentity,
     /// Confirmed evictions are remembered, and repeated at a server that may have lost them.
     Remember,
-    /// Writes that replaced a value are remembered, too.
+    /// Writes that replaced a value are remembered too.
     RememberWrites,
-    /// Repeated evictions are remembered, too.
+    /// Repeated evictions are remembered too.
     RememberRepeats,
-    /// An answer is not believed if servers changed since the question.
+    /// A reply is discarded if the servers changed since the request.
     SecondLook,
-    /// A confirmation doesn't settle an eviction if servers changed since it began.
+    /// A confirmation doesn't settle an eviction if the servers changed since it was sent.
     CountRecalls,
     /// A repeated eviction revokes the leases of fills.
     RevokeLeases,
-    /// A server that continues the history of another has it up to a position, and the changes confirmed after that are repeated.
+    /// A server that continues another's history has it up to a position. Only changes confirmed after that position are
+    /// repeated.
     ComparePositions,
-    /// A position covers the changes that were confirmed before the process asked for it, not those confirmed since.
+    /// A position covers the changes that were confirmed before the process asked for it, and no later ones.
     CountBeforeAsking,
 }
 
@@ -78,15 +79,15 @@ struct Data {
     lease: bool,
 }
 
-/// A history of writes, and how far it goes. A server that is promoted or restarts begins another, which continues the one that
-/// it has.
+/// A history of writes, and its position. A server that is promoted or restarts begins a new history, which continues the one
+/// that it has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct History {
     name: u8,
     position: u8,
 }
 
-/// Where a server is, and its process: a connection leads to one of these. Its history of writes is kept apart.
+/// The address of a server, and its process: a connection leads to one of these. The history of writes is separate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Identity {
     address: u8,
@@ -96,79 +97,79 @@ struct Identity {
 /// A change that a process makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Change {
-    /// The database has this version, and what is older goes.
+    /// The database has this version, and older entries are evicted.
     Evict(u8),
-    /// This version replaces what is there.
+    /// This version replaces the value.
     Set(u8),
-    /// A pending eviction is sent once more.
+    /// A pending eviction is sent again.
     Repeat,
 }
 
-/// A change under way.
+/// A change in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Running {
     change: Change,
-    /// `true` if something was recalled since it began.
+    /// `true` if the servers changed since it was sent.
     is_recalled: bool,
-    /// `true` if the eviction that is pending was so when it began.
+    /// `true` if the pending eviction was already pending when it was sent.
     settles: bool,
     is_executed: bool,
 }
 
-/// A read under way.
+/// A read in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Reading {
-    /// `true` if something was recalled since it began.
+    /// `true` if the servers changed since it was sent.
     is_recalled: bool,
-    /// The oldest value that it may give.
+    /// The oldest value that it may return.
     floor: u8,
-    /// `true` if it began more than a period after the servers changed, and they haven't changed since.
+    /// `true` if it started more than a period after the servers changed, and they haven't changed since.
     is_late: bool,
-    /// The oldest value that its process knows to be good.
+    /// The oldest value that its process has not evicted or replaced.
     own_floor: u8,
-    /// The answer, and whether its connection had to be made anew.
+    /// The reply, and `true` if its connection had to be opened again.
     answer: Option<(Option<u8>, bool)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Process {
-    /// The master when the process last asked.
+    /// The master at the process's last request.
     known: Identity,
-    /// The name of the master's history then.
+    /// The name of the master's history at that time.
     known_history: u8,
     remembers: bool,
-    /// The position that the history had reached after everything that is remembered was confirmed.
+    /// The position of the history when all remembered changes were confirmed.
     covered: Option<u8>,
-    /// The position in an answer under way, and `true` if nothing was confirmed since the question.
+    /// The position in a reply that is on its way, and `true` if no change was confirmed since the request.
     answer: Option<(u8, bool)>,
     is_pending: bool,
-    /// `true` if it has watched since the servers changed.
+    /// `true` if it has asked for identities since the servers changed.
     has_watched: bool,
     running: Option<Running>,
     reading: Option<Reading>,
-    /// Older values were evicted or replaced by this process, which has been told so.
+    /// This process has evicted or replaced older values, and has been told so.
     floor: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct World {
-    /// On each server.
+    /// The entry on each server.
     data: [Data; 2],
-    /// Of each server.
+    /// The history of each server.
     history: [History; 2],
     master: Identity,
-    /// The history that the master's continues, up to where the master has it.
+    /// The history that the master's continues, up to the position that the master has.
     continued: Option<History>,
     /// The snapshot that the master saved, if it is still the same server.
     snapshot: Option<(Data, History)>,
     changes: u8,
-    /// `true` if more than a period has passed since the servers changed and since something was confirmed.
+    /// `true` if more than a period has passed since the servers changed and since the last confirmation.
     is_late: bool,
     /// The version in the database.
     version: u8,
-    /// Older values were evicted or replaced, and the process that did it has been told so.
+    /// Older values have been evicted or replaced, and the process that did it has been told so.
     floor: u8,
-    /// The version with which a third process will fill.
+    /// The version that the third process will fill with.
     filling: Option<u8>,
     has_filled: bool,
     processes: [Process; TWO_PROCESSES.processes],
@@ -214,7 +215,7 @@ impl World {
         &mut self.history[usize::from(self.master.address)]
     }
 
-    /// The servers are others than before. The master has this much of an earlier history.
+    /// Records that the servers changed. The master has this much of an earlier history.
     fn changed(&mut self, continued: History) {
         self.changes += 1;
         self.is_late = false;
@@ -228,7 +229,7 @@ impl World {
         }
     }
 
-    /// A process sends something: it notices when its connection is broken or redirected. `true` if it was.
+    /// Sends something for a process, which notices if its connection is broken or redirected. Returns `true` in that case.
     fn reach(&mut self, number: usize, off: Option<Rule>) -> bool {
         let is_another = self.processes[number].known != self.master;
         if is_another {
@@ -237,7 +238,7 @@ impl World {
         is_another
     }
 
-    /// The master turned out to be another: it may lack what was confirmed.
+    /// Handles a change of the master, which may lack confirmed changes.
     fn recall(&mut self, number: usize, off: Option<Rule>) {
         let (master, history, continued) = (self.master, *self.history_here(), self.continued);
         let process = &mut self.processes[number];
@@ -250,11 +251,11 @@ impl World {
         let is_lost = process.remembers && !process.covered.is_some_and(reaches);
         process.is_pending |= is_lost;
         (process.known, process.known_history) = (master, history.name);
-        // What is lost is repeated.
+        // Lost changes are repeated, so the position covers everything.
         (process.covered, process.answer) = (Some(history.position), None);
         if let Some(running) = &mut process.running {
             running.is_recalled = true;
-            // The pending eviction was requested since.
+            // The eviction became pending after the change was sent.
             running.settles &= !is_lost;
         }
         if let Some(reading) = &mut process.reading {
@@ -262,7 +263,7 @@ impl World {
         }
     }
 
-    /// The same with nothing in it that can't matter any more, so that fewer states have to be looked at.
+    /// Removes everything that can't matter any more, so that there are fewer states.
     fn reduced(mut self) -> Self {
         let (here, elsewhere) = (usize::from(self.master.address), usize::from(1 - self.master.address));
         if self.changes == self.bounds.changes {
@@ -282,7 +283,7 @@ impl World {
                 || self.continued.is_some_and(|continued| continued.name == process.known_history);
             process.covered = process.covered.filter(|_| process.remembers && is_comparable);
         }
-        // Positions are only compared, so their order is all that counts.
+        // Positions are only compared, so only their order matters.
         let mut positions: Vec<u8> = self.positions().map(|position| *position).collect();
         positions.sort_unstable();
         positions.dedup();
@@ -344,7 +345,7 @@ impl World {
                 step("the master restarts from its snapshot", restart);
             }
         }
-        // A process that remembers something watches once a period, and repeats what is pending within it.
+        // A process with remembered changes asks for identities once a period, and repeats pending evictions within it.
         let is_done = |process: &Process| {
             let must_watch = off != Some(Rule::Watch) && (process.remembers || process.is_pending);
             !process.is_pending && (process.has_watched || !must_watch)
@@ -496,7 +497,7 @@ impl World {
         step("has read", Ok(self.with(|world| world.processes[number].reading = None)));
     }
 
-    /// The answer to a change arrives.
+    /// Delivers the reply to a change.
     fn confirm(&mut self, number: usize, running: Running, off: Option<Rule>) {
         let process = &mut self.processes[number];
         process.running = None;
@@ -530,7 +531,7 @@ impl Running {
     }
 }
 
-/// Looks at every state that can be reached. Returns how many there are, or the steps to one that breaks a promise.
+/// Visits every reachable state. Returns their number, or the steps to a state that breaks a promise.
 fn check(bounds: Bounds, off: Option<Rule>) -> Result<usize, Vec<String>> {
     let start = World::new(bounds);
     let mut seen = HashMap::from([(start, None)]);

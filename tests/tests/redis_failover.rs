@@ -1,4 +1,4 @@
-//! Servers that lose what they confirmed: nothing that was evicted or replaced comes back.
+//! Servers that lose confirmed changes: no evicted or replaced value comes back.
 
 use std::future::Future;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use tokio::time::{Instant, sleep};
 const HOLD: Duration = Duration::from_secs(60);
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// How long a loss may go unnoticed by a process that asks nothing.
+/// The longest time until an idle process notices a loss.
 const NOTICED: Duration = Duration::from_secs(1);
 
-/// What a busy machine may add.
+/// Extra time for any bound on a busy machine.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// How long a server may take to serve again.
+/// The time that a server may take to serve again.
 const RECOVERY: Duration = Duration::from_secs(10);
 
 /// The ways in which a process reaches its servers.
@@ -37,7 +37,7 @@ enum Way {
 
 const WAYS: [Way; 4] = [Way::OneConnection, Way::FourConnections, Way::Tier, Way::Pool];
 
-/// The ways with connections of the store's own.
+/// The ways with the store's own connections.
 const OWN_WAYS: [Way; 3] = [Way::OneConnection, Way::FourConnections, Way::Tier];
 
 /// A store, with or without a tier.
@@ -46,7 +46,7 @@ enum Store {
     Tiered(larder_core::TieredStore),
 }
 
-/// Calls the same function of either store.
+/// Calls the same function on either store.
 macro_rules! on {
     ($store:expr, $name:ident($($arg:expr),*)) => {
         match $store {
@@ -108,7 +108,7 @@ impl Store {
         assert!(on!(self, commit(key, &lease, value.into(), MINUTE)).unwrap());
     }
 
-    /// Every way to learn of the value under a key.
+    /// Returns `true` if any function of the store returns the old value.
     async fn finds(&self, key: &CacheKey, old: &str) -> bool {
         let found = self.get(key).await.ok().flatten().is_some_and(|value| value == old)
             || on!(self, has(key)).unwrap_or(false);
@@ -126,7 +126,7 @@ fn cluster_pool(cluster: &RedisCluster) -> deadpool_redis::cluster::Pool {
     let nodes: Vec<_> = (0..2 * MASTERS).map(|node| cluster.node(node).url()).collect();
     let mut config = deadpool_redis::cluster::Config::from_urls(nodes);
     let mut pool = PoolConfig::new(4);
-    // As the documentation of `RedisOptions::from_cluster_pool` says.
+    // As in the documentation of `RedisOptions::from_cluster_pool`.
     pool.timeouts = Timeouts {
         wait: Some(Duration::from_millis(200)),
         create: Some(Duration::from_millis(500)),
@@ -157,7 +157,7 @@ async fn answers(store: &Store) {
     eventually("an answer", RECOVERY, || async { store.get(&other).await.is_ok() }).await;
 }
 
-/// Keys in and outside of a group, with the value `old`.
+/// Writes keys in a group and without one, with the value `old`.
 async fn written(store: &Store, names: &[&str]) -> Vec<CacheKey> {
     let keys: Vec<_> = names.iter().flat_map(|name| [key(Some("g"), name), key(None, name)]).collect();
     for key in &keys {
@@ -166,7 +166,7 @@ async fn written(store: &Store, names: &[&str]) -> Vec<CacheKey> {
     keys
 }
 
-/// The same, saved by the server.
+/// Writes keys, and makes the server save them.
 async fn saved(server: &RedisServer, store: &Store, names: &[&str]) -> Vec<CacheKey> {
     let keys = written(store, names).await;
     let _: String = raw(server, &["SAVE"]).await;
@@ -259,7 +259,7 @@ async fn data_that_is_replaced_behind_open_connections_is_noticed_within_a_secon
             idle.set(key, "old").await;
             idle.delete(key).await;
         }
-        // As when a master is demoted, and promoted once more.
+        // Like a master that is demoted and promoted again.
         let _: String = raw(&server, &["REPLICAOF", "127.0.0.1", &other.port().to_string()]).await;
         eventually("a copy", RECOVERY, || async {
             raw::<String>(&server, &["INFO", "replication"]).await.contains("master_link_status:up")
@@ -345,7 +345,7 @@ async fn eviction_that_runs_while_the_server_changes_is_repeated() {
             futures_util::future::join_all(keys.iter().map(|key| store.set(key, "old"))).await;
         }
         let space = if whole { KeySpace::new("p", None).unwrap() } else { keys[0].space() };
-        // Late enough for the eviction to have begun, and early enough for it not to be over.
+        // Slow enough that the eviction has started, and fast enough that it isn't finished.
         proxy.turn(Weather::Slow(Duration::from_millis(2)));
         let takeover = async {
             sleep(Duration::from_millis(15)).await;
@@ -360,7 +360,7 @@ async fn eviction_that_runs_while_the_server_changes_is_repeated() {
     }
 }
 
-/// A replica that hears its master through this proxy.
+/// A replica that receives its master's writes through this proxy.
 async fn replica_of(master: &RedisServer, proxy: &Proxy) -> RedisServer {
     let replica = RedisServer::start();
     let _: String = raw(&replica, &["REPLICAOF", "127.0.0.1", &proxy.port().to_string()]).await;
@@ -407,7 +407,7 @@ async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
                 store.set(key, "old").await;
             }
             store.delete_group(&space).await.unwrap();
-            // A group is invalid as soon as its nonce is gone.
+            // A group is invalid as soon as its nonce is deleted.
             let names = if space.group().is_some() {
                 &[space.head().trim_end_matches(':')][..]
             } else {
@@ -429,7 +429,7 @@ async fn change_that_too_few_replicas_have_is_not_confirmed() {
         let replica = replica_of(&master, &proxy).await;
         let store = Store::with(&master.url(), way, |options| options.wait_for_replicas(1, PATIENCE));
         let other = key(None, "other");
-        // Without the option: a busy machine may need longer than the replica has.
+        // Without the option: a busy machine may need more time than the replica has.
         let plain = Store::to(&master.url(), Way::OneConnection);
         plain.set(&other, "kept").await;
         let keys = written(&plain, &["set", "delete", "group", "write-through", "refresh"]).await;
@@ -456,7 +456,7 @@ async fn change_that_too_few_replicas_have_is_not_confirmed() {
                 assert!(found.is_none() || number == 2, "{way:?}: {key}");
             }
         }
-        // Reads and fills of what was missing don't wait.
+        // Reads, and fills of missing entries, don't wait.
         let start = Instant::now();
         assert_eq!(store.get(&other).await.unwrap().unwrap(), "kept", "{way:?}");
         store.write(&key(None, "filled"), Intent::Fill, "value").await;
@@ -552,7 +552,8 @@ async fn cluster() -> RedisCluster {
     tokio::task::spawn_blocking(RedisCluster::start).await.unwrap()
 }
 
-/// Keys of every master, on all nodes with the value `old`. From then on the replica of master 0 hears nothing.
+/// Writes keys of every master, which all nodes have with the value `old`. From then on the replica of master 0 receives no
+/// writes.
 async fn deaf_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey>> {
     let homes = everywhere(cluster, 6);
     for key in homes.iter().flatten() {
@@ -562,15 +563,15 @@ async fn deaf_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey
     homes
 }
 
-/// Waits until the replica of master 0 has everything. From then on it hears nothing.
+/// Waits until the replica of master 0 has all writes. From then on it receives none.
 async fn deafen_replica(cluster: &RedisCluster) {
     eventually("a replica that has everything", RECOVERY, || {
         let size = |node| cluster.cli(node, &["dbsize"]);
         std::future::ready(size(0) == size(MASTERS))
     })
     .await;
-    // It logs in as a user whom the master doesn't know. A master that hangs and wakes up would do too, but Redis 8.2 may
-    // then hang for good: it takes old messages for new ones, and both nodes for replicas of each other.
+    // The replica logs in as a user whom the master doesn't know. A master that hangs and continues would also do, but then Redis
+    // 8.2 may hang forever: it takes old messages for new ones, and both nodes for replicas of each other.
     for setting in ["masteruser", "masterauth"] {
         cluster.cli(MASTERS, &["config", "set", setting, "unknown"]);
     }
@@ -581,7 +582,7 @@ async fn deafen_replica(cluster: &RedisCluster) {
     .await;
 }
 
-/// The replica takes the place of its master, with what it has.
+/// Promotes the replica with the data that it has.
 async fn takes_over(cluster: &RedisCluster) {
     cluster.cli(MASTERS, &["cluster", "failover", "takeover"]);
     eventually("the others know", RECOVERY, || {
@@ -590,7 +591,7 @@ async fn takes_over(cluster: &RedisCluster) {
     .await;
 }
 
-/// Lets a replica take its master's place with everything that the master has.
+/// Promotes a replica that has all data of its master.
 async fn promote(cluster: &RedisCluster, replica: usize) {
     let start = Instant::now();
     while !cluster.cli(replica, &["info", "replication"]).contains("role:master") {
@@ -690,7 +691,7 @@ async fn failover_that_loses_nothing_costs_nothing() {
         for key in homes.iter().flatten() {
             store.set(key, "kept").await;
         }
-        // Meanwhile the masters say how far their histories of writes go.
+        // Leaves time for the masters to report the positions of their histories.
         sleep(NOTICED).await;
         let reads = async {
             loop {
@@ -734,7 +735,7 @@ async fn takeover_costs_only_what_the_replica_did_not_hear() {
         for key in replaced {
             store.set(key, "new").await;
         }
-        // Those that the replica didn't hear of are before the last position, too.
+        // Leaves time for a position that is after the changes which the replica lacks.
         sleep(NOTICED).await;
         takes_over(&cluster).await;
         sleep(NOTICED + SLACK).await;
@@ -788,7 +789,7 @@ async fn replica_that_takes_the_address_keeps_what_it_heard() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restored_snapshot_keeps_what_was_confirmed_before_it_was_saved() {
-    // Redis 6 doesn't remember after a restart what its snapshot continues.
+    // After a restart, Redis 6 doesn't know which history its snapshot continues.
     if version() < (7, 0) {
         return;
     }
@@ -834,12 +835,12 @@ async fn failover_costs_only_what_lies_in_its_slots_while_another_master_hangs()
     for key in &homes[0] {
         store.delete(key).await;
     }
-    // Its own replica is down: otherwise that would take its place meanwhile.
+    // Its own replica is down, because it would be promoted otherwise.
     cluster.node_mut(MASTERS + 2).kill();
     cluster.node(2).pause();
     cluster.cli(MASTERS, &["cluster", "failover", "takeover"]);
     let start = Instant::now();
-    // The cluster as a whole stops to serve when it takes the hung master for dead.
+    // The cluster stops serving when it considers the hung master failed.
     while start.elapsed() < Duration::from_millis(800) {
         for key in &homes[0] {
             assert!(!store.finds(key, "old").await, "{key}");
@@ -865,7 +866,7 @@ async fn prefix_that_is_evicted_during_a_failover_is_evicted_from_the_promoted_r
         let homes = deaf_replica(&cluster, &store).await;
         let whole = KeySpace::new("p", None).unwrap();
         let evictions = async {
-            // Some before the failover, one or more during it.
+            // Some evictions before the failover, and at least one during it.
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(500) {
                 let _outcome = store.delete_group(&whole).await;
@@ -907,7 +908,7 @@ async fn failover_costs_only_what_lies_in_its_slots() {
         }
         sleep(Duration::from_millis(5)).await;
     }
-    // What was written lately may have a predecessor. What is filled after that is kept.
+    // A recent write may have a predecessor on the new master. An entry written after the failover is kept.
     let fresh = &homes[0][0];
     store.set(fresh, "new").await;
     assert_eq!(store.get(fresh).await.unwrap().unwrap(), "new");
