@@ -83,12 +83,13 @@ impl<'a> Explain<'a> {
         self,
         mut stored: impl FnMut(&CacheKey) -> Result<Option<Record>, Reason>,
     ) -> Explanation {
-        let mut stored = |key: &CacheKey| Ok(stored(key)?.map(|record| self.as_asked(record)));
+        let mut stored =
+            |key: &CacheKey| Ok(stored(key)?.map(|record| self.with_provenance_of_request(record)));
         let mut explanation = Explanation::new(&self);
         match self.policy.on_request(&self.request) {
             OnRequest::Bypass(mark) => {
                 explanation.step("on_request", "Bypass", mark.reason(), "The cache takes no part.");
-                explanation.ends(self.passing(), mark.reason());
+                explanation.conclude(self.passing(), mark.reason());
             }
             OnRequest::Forward(forward) => self.explain_write(&mut explanation, forward),
             OnRequest::Lookup(lookup) => {
@@ -96,17 +97,17 @@ impl<'a> Explain<'a> {
                 let Some(key) = self.key_of(lookup.principal()) else {
                     let mark = lookup.without_key();
                     explanation.step("without_key", "Bypass", mark.reason(), "The cache takes no part.");
-                    explanation.ends(self.passing(), mark.reason());
+                    explanation.conclude(self.passing(), mark.reason());
                     return explanation;
                 };
-                explanation.is_under(&key);
+                explanation.set_key(&key);
                 let decision = match lookup.on_entry(stored(&key), &self.request, self.now) {
                     OnEntry::Decided(decision) => decision,
                     OnEntry::Select(select) => {
                         let text = "The resource varies: its variant lies under a key of its own.";
                         explanation.step("on_entry", "Select", None, text);
                         let variant = key.variant(select.secondary_key(&self.request));
-                        explanation.is_under(&variant);
+                        explanation.set_key(&variant);
                         select.on_entry(stored(&variant), &self.request, self.now)
                     }
                 };
@@ -116,9 +117,9 @@ impl<'a> Explain<'a> {
         explanation
     }
 
-    /// The record as a request sees it that goes through the router. Without its pattern the question is about one that leads to
-    /// the handler which is stored.
-    fn as_asked(&self, mut record: Record) -> Record {
+    /// Gives the record the request's provenance if the request has no pattern: the question is then about a request that leads
+    /// to the stored handler.
+    fn with_provenance_of_request(&self, mut record: Record) -> Record {
         if self.request.pattern.is_none() {
             let own = Provenance::of(&self.request, self.policy.rule().is_chosen);
             match &mut record {
@@ -145,44 +146,44 @@ impl<'a> Explain<'a> {
     fn explain_read(&self, explanation: &mut Explanation, decision: Decision) {
         match decision {
             Decision::Hit(hit) => {
-                explanation.found(&hit, self.now);
+                explanation.set_found(&hit, self.now);
                 explanation.step("on_entry", "Hit", None, "What is stored answers.");
-                explanation.ends(Status::Hit, None);
+                explanation.conclude(Status::Hit, None);
             }
             Decision::NotModified(hit) => {
-                explanation.found(&hit, self.now);
+                explanation.set_found(&hit, self.now);
                 explanation.step(
                     "on_entry",
                     "NotModified",
                     None,
                     "The client has what is stored: 304 answers.",
                 );
-                explanation.ends(Status::Hit, None);
+                explanation.conclude(Status::Hit, None);
             }
             Decision::Stale(hit, forward) => {
-                explanation.found(&hit, self.now);
+                explanation.set_found(&hit, self.now);
                 let text = "What is stored answers though it is stale, and the handler refreshes it in the background.";
                 let reason = Some(forward.reason());
                 explanation.step("on_entry", "Stale", reason, text);
-                explanation.ends(Status::Stale, reason);
+                explanation.conclude(Status::Stale, reason);
                 // The refresh stores its response, but doesn't change the answer.
-                self.explain_answer(&mut explanation.without_end(), forward);
+                self.explain_answer(&mut explanation.refreshing_run(), forward);
             }
             Decision::Unsatisfiable(answer) => {
                 let text = "The client wants what is stored or nothing: 504 answers.";
                 explanation.step("on_entry", "Unsatisfiable", answer.reason(), text);
-                explanation.ends(Status::Miss, answer.reason());
+                explanation.conclude(Status::Miss, answer.reason());
             }
             Decision::Bypass(mark) => {
                 let text = "The handler runs, and the cache takes no part.";
                 explanation.step("on_entry", "Bypass", mark.reason(), text);
-                explanation.ends(self.passing(), mark.reason());
+                explanation.conclude(self.passing(), mark.reason());
             }
             Decision::Miss(forward) => {
                 let reason = Some(forward.reason());
                 explanation.step("on_entry", "Miss", reason, "The handler runs.");
-                explanation.ends(Status::Miss, reason);
-                self.explain_answer(&mut explanation.with_end(), forward);
+                explanation.conclude(Status::Miss, reason);
+                self.explain_answer(&mut explanation.answering_run(), forward);
             }
         }
     }
@@ -190,18 +191,18 @@ impl<'a> Explain<'a> {
     fn explain_write(&self, explanation: &mut Explanation, forward: Forward) {
         let text = "The handler runs, and its success writes or evicts.";
         explanation.step("on_request", "Forward", Some(forward.reason()), text);
-        explanation.ends(Status::Bypass, Some(forward.reason()));
+        explanation.conclude(Status::Bypass, Some(forward.reason()));
         if forward.kind() != Kind::EvictGroup {
             let Some(key) = self.key_of(forward.principal()) else {
                 explanation.step("unstored", "Bypass", Some(Reason::Keyless), "The cache takes no part.");
-                return explanation.ends(self.passing(), Some(Reason::Keyless));
+                return explanation.conclude(self.passing(), Some(Reason::Keyless));
             };
-            explanation.is_under(&key);
+            explanation.set_key(&key);
         }
-        self.explain_answer(&mut explanation.with_end(), forward);
+        self.explain_answer(&mut explanation.answering_run(), forward);
     }
 
-    fn explain_answer(&self, explanation: &mut Narrator<'_>, forward: Forward) {
+    fn explain_answer(&self, run: &mut HandlerRun<'_>, forward: Forward) {
         let Some((answer, length)) = self.answer else { return };
         match forward.on_response(answer, length) {
             OnResponse::Pass(pass) => {
@@ -211,22 +212,22 @@ impl<'a> Explain<'a> {
                     "The answer is passed on as it is, and not stored."
                 };
                 let reason = pass.cache_status().reason();
-                explanation.step("on_response", "Pass", reason, text);
-                explanation.explanation.evicts = pass.evicts();
-                explanation.ends(self.passing(), reason);
+                run.step("on_response", "Pass", reason, text);
+                run.explanation.evicts = pass.evicts();
+                run.conclude(self.passing(), reason);
             }
             OnResponse::ServeStale(hit) => {
-                explanation.explanation.found(&hit, self.now);
+                run.explanation.set_found(&hit, self.now);
                 let text = "The handler failed, and what is stored answers though it is stale.";
-                explanation.step("on_response", "ServeStale", Some(Reason::Failed), text);
-                explanation.ends(Status::Stale, Some(Reason::Failed));
+                run.step("on_response", "ServeStale", Some(Reason::Failed), text);
+                run.conclude(Status::Stale, Some(Reason::Failed));
             }
-            OnResponse::Admit(admit) => self.explain_storing(explanation, admit, answer),
+            OnResponse::Admit(admit) => self.explain_storing(run, admit, answer),
         }
     }
 
-    fn explain_storing(&self, explanation: &mut Narrator<'_>, admit: Admit, answer: &response::Parts) {
-        explanation.step(
+    fn explain_storing(&self, run: &mut HandlerRun<'_>, admit: Admit, answer: &response::Parts) {
+        run.step(
             "on_response",
             "Admit",
             None,
@@ -251,10 +252,10 @@ impl<'a> Explain<'a> {
                 "It is stored as the first variant by more fields than before. The older ones are gone.",
             ),
         };
-        explanation.step("place", decision, None, text);
-        explanation.explanation.stores = true;
-        explanation.explanation.kept_for = retention;
-        explanation.ends(Status::Miss, Some(admitted.reason(CommitResult::Stored)));
+        run.step("place", decision, None, text);
+        run.explanation.stores = true;
+        run.explanation.kept_for = retention;
+        run.conclude(Status::Miss, Some(admitted.reason(CommitResult::Stored)));
     }
 }
 
@@ -364,41 +365,41 @@ impl Explanation {
         self.steps.push(Step { event, decision, reason, text });
     }
 
-    fn ends(&mut self, status: Status, reason: Option<Reason>) {
+    fn conclude(&mut self, status: Status, reason: Option<Reason>) {
         (self.status, self.reason) = (status, reason);
     }
 
-    fn is_under(&mut self, key: &CacheKey) {
+    fn set_key(&mut self, key: &CacheKey) {
         self.key = Some(key.name().to_owned());
     }
 
-    fn found(&mut self, hit: &Hit, now: SystemTime) {
+    fn set_found(&mut self, hit: &Hit, now: SystemTime) {
         self.entry = Some(FoundEntry::of(hit.entry(), now));
     }
 
-    fn with_end(&mut self) -> Narrator<'_> {
-        Narrator { explanation: self, is_answer: true }
+    fn answering_run(&mut self) -> HandlerRun<'_> {
+        HandlerRun { explanation: self, is_answer: true }
     }
 
-    fn without_end(&mut self) -> Narrator<'_> {
-        Narrator { explanation: self, is_answer: false }
+    fn refreshing_run(&mut self) -> HandlerRun<'_> {
+        HandlerRun { explanation: self, is_answer: false }
     }
 }
 
 /// Adds the steps of one run of the handler, whose response answers the request or only refreshes the entry.
-struct Narrator<'a> {
+struct HandlerRun<'a> {
     explanation: &'a mut Explanation,
     is_answer: bool,
 }
 
-impl Narrator<'_> {
+impl HandlerRun<'_> {
     fn step(&mut self, event: &'static str, decision: &'static str, reason: Option<Reason>, text: &str) {
         self.explanation.step(event, decision, reason, text);
     }
 
-    fn ends(&mut self, status: Status, reason: Option<Reason>) {
+    fn conclude(&mut self, status: Status, reason: Option<Reason>) {
         if self.is_answer {
-            self.explanation.ends(status, reason);
+            self.explanation.conclude(status, reason);
         }
     }
 }
