@@ -22,7 +22,7 @@ use hyper_util::rt::TokioExecutor;
 use larder_core::key::DEFAULT_PREFIX;
 use larder_core::store::redis::{RedisOptions, RedisStore};
 use larder_core::store::{LeaseStore, MemoryStore};
-use larder_core::{CacheKey, KeySpace, Larder, ManualClock, RequestView};
+use larder_core::{CacheKey, Clock, KeySpace, Larder, ManualClock, RequestView};
 
 use crate::in_process::{Answer, Runs};
 use crate::redis_server::RedisServer;
@@ -348,12 +348,15 @@ impl Row {
         self.only.is_empty() || self.only.contains(&adapter)
     }
 
-    async fn run(&self, adapter: Adapter, store: impl LeaseStore + Clone) -> Result<(), String> {
+    async fn run(&self, adapter: Adapter, mut store: impl LeaseStore + Clone) -> Result<(), String> {
         let clock = ManualClock::new();
+        let shared: Arc<dyn Clock> = Arc::new(clock.clone());
+        // The builder sets the clock of its own copy only.
+        store.set_clock(&shared);
         let larder = Larder::builder()
             .default_ttl(DEFAULT_TTL)
             .cache_status(true)
-            .clock(Arc::new(clock.clone()))
+            .clock(shared)
             .store(store.clone())
             .build();
         let runs = Runs::new();

@@ -68,7 +68,13 @@ fn reading() -> Vec<Row> {
         Row::new("an expired entry is a miss", &[Ttl(60)])
             .on(get("/x"), miss("GET 1"))
             .later(61)
-            .on(get("/x"), miss("GET 2").because("expired").with("cache-control", "max-age=60"))
+            .on(get("/x"), miss("GET 2").with("cache-control", "max-age=60"))
+            .on(get("/x"), hit("GET 2")),
+        // The store in memory has the same clock, and keeps an expired entry only as long as it may be of use.
+        Row::new("an expired entry that the store still has is a miss", &[Ttl(60), StaleIfError(600)])
+            .on(get("/x"), miss("GET 1"))
+            .later(61)
+            .on(get("/x"), miss("GET 2").because("expired"))
             .on(get("/x"), hit("GET 2")),
         Row::new("the cache's default TTL", &[])
             .on(get("/x"), miss("GET 1").with("cache-control", "max-age=900"))
