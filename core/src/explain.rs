@@ -204,7 +204,7 @@ impl<'a> Explain<'a> {
 
     fn explain_answer(&self, run: &mut HandlerRun<'_>, forward: Forward) {
         let Some((answer, length)) = self.answer else { return };
-        match forward.on_response(answer, length) {
+        match forward.on_response(answer, length, self.now) {
             OnResponse::Pass(pass) => {
                 let text = if pass.evicts() {
                     "The answer is passed on and not stored, and what was stored is evicted."

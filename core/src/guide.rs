@@ -27,6 +27,9 @@ pub mod local {}
 #[doc = include_str!("docs/shared.md")]
 pub mod shared {}
 
+#[doc = include_str!("docs/conformance.md")]
+pub mod conformance {}
+
 #[doc = include_str!("docs/telemetry.md")]
 pub mod telemetry {}
 

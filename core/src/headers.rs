@@ -2,6 +2,16 @@
 
 pub mod cache_control;
 pub(crate) mod conditional;
+pub(crate) mod date;
 pub(crate) mod hop_by_hop;
 pub mod range;
+pub(crate) mod targeted;
 pub(crate) mod vary;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Returns the value of a field that may occur only once; `None` if it occurs more often.
+pub(crate) fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut fields = headers.get_all(name).iter();
+    fields.next().filter(|_| fields.next().is_none())
+}

@@ -41,8 +41,8 @@
     doc = "",
     doc = "The [`guide`] has pages on [concepts](guide::concepts), [configuration](guide::configuration), [keys](guide::keys),",
     doc = "[groups and clusters](guide::groups), [values](guide::backend), [safety](guide::safety), [Redis](guide::redis),",
-    doc = "[the local tier](guide::local), [the shared cache](guide::shared), [telemetry](guide::telemetry),",
-    doc = "[testing](guide::testing), [writing a store](guide::stores), [writing an adapter](guide::adapters), and moving",
+    doc = "[the local tier](guide::local), [the shared cache](guide::shared), [conformance](guide::conformance) to the RFCs,",
+    doc = "[telemetry](guide::telemetry), [testing](guide::testing), [writing a store](guide::stores), [writing an adapter](guide::adapters), and moving",
     doc = "[from Python](guide::from_python) or [from other layers](guide::from_tower)."
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]

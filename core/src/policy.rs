@@ -93,7 +93,7 @@ pub(crate) use rules::{allows_stale_if_error, has_content};
 /// let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!() };
 /// let OnEntry::Decided(Decision::Miss(forward)) = lookup.on_entry(Ok(None), &view, now) else { panic!() };
 /// let (parts, body) = Response::new("hello").into_parts();
-/// let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5)) else { panic!() };
+/// let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(5), now) else { panic!() };
 /// let admitted = admit.on_body(parts, body.into(), now);
 /// let record = Record::decode(&admitted.record());
 ///

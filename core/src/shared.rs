@@ -83,6 +83,9 @@ pub struct SharedRule {
     pub stale_while_revalidate: Duration,
     /// `true` if a write that was answered with 408 or a server error evicts, because it may have taken effect. §4.4 requires that after a success only. `true` by default. A write without a response always evicts.
     pub evict_on_error: bool,
+    /// `true` if a response whose `Age` isn't one non-negative integer counts as stale: another cache kept it for an unknown
+    /// time. `false` by default: of a list the first member counts, and an invalid `Age` is ignored (§5.1).
+    pub invalid_age_is_stale: bool,
     /// The treatment of responses that set a cookie. Never stored by default.
     pub set_cookie: SetCookie,
     /// Request fields that carry credentials like `Authorization`, beside the usual ones, which the guide's page on
@@ -97,7 +100,8 @@ pub struct SharedRule {
     /// Targeted fields that this cache uses instead of `Cache-Control` and `Expires`, such as `CDN-Cache-Control`: the
     /// first one that a response has (RFC 9213). Empty by default.
     pub targeted: Vec<HeaderName>,
-    /// The name of this cache in `Cache-Status` (RFC 9211), a token. `None` leaves the field out. `Larder` by default.
+    /// The name of this cache in `Cache-Status` (RFC 9211). A name that is no token is sent as a string, without characters
+    /// other than those of ASCII. `None` leaves the field out. `Larder` by default.
     pub cache_status: Option<Box<str>>,
 }
 
@@ -142,6 +146,7 @@ impl SharedRule {
             stale_if_error: HOUR,
             stale_while_revalidate: Duration::ZERO,
             evict_on_error: true,
+            invalid_age_is_stale: false,
             set_cookie: SetCookie::default(),
             credential_fields: Vec::new(),
             scheme: SchemeSource::default(),

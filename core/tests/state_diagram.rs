@@ -287,7 +287,9 @@ fn varying(count: usize) -> Variants {
         let OnEntry::Select(select) = lookup.on_entry(found, &view, now()) else { panic!() };
         let Decision::Miss(forward) = select.on_entry(Ok(None), &view, now()) else { panic!() };
         let parts = response(200, &[("vary", "accept-language")]);
-        let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(0)) else { panic!() };
+        let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(0), now()) else {
+            panic!()
+        };
         let Placement::NewVariant(secondary, _) = admit.on_body(parts, Bytes::new(), now()).place(1) else {
             panic!()
         };
@@ -461,7 +463,7 @@ impl Observed {
         }
         for (status, fields, length) in triples(&STATUSES, &ANSWERS, &LENGTHS) {
             let parts = response(status, fields);
-            match forward().on_response(&parts, length) {
+            match forward().on_response(&parts, length, now()) {
                 OnResponse::Pass(pass) => self.pass(from, "on_response", &pass),
                 OnResponse::ServeStale(hit) => self.edge(from, "on_response", hit_state(hit), None),
                 OnResponse::Admit(admit) => {
@@ -470,7 +472,7 @@ impl Observed {
                     self.admitted(admit.on_body(parts.clone(), Bytes::from_static(b"new"), now()));
                 }
             }
-            if let OnResponse::Admit(admit) = forward().on_response(&parts, length) {
+            if let OnResponse::Admit(admit) = forward().on_response(&parts, length, now()) {
                 self.pass(State::Admit, "on_broken_body", &admit.on_broken_body());
             }
         }

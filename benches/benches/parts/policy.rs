@@ -137,8 +137,8 @@ mod larder {
             _ => panic!("no miss"),
         };
         bencher.with_inputs(forward).bench_local_values(|(forward, parts, body)| {
-            let OnResponse::Admit(admit) = forward.on_response(&parts, BodyLength::Known(body.len() as u64))
-            else {
+            let length = BodyLength::Known(body.len() as u64);
+            let OnResponse::Admit(admit) = forward.on_response(&parts, length, now) else {
                 panic!("not admitted")
             };
             admit.on_body(parts, body, now)

@@ -281,7 +281,7 @@ impl Route {
         let answered_at = self.context.now();
         let (parts, body) = response.into_parts();
         let length = length_of(&parts.headers, &body);
-        let (pass, parts, body) = match forward.on_response(&parts, length) {
+        let (pass, parts, body) = match forward.on_response(&parts, length, answered_at) {
             OnResponse::Pass(pass) => (pass, parts, ReplyBody::own(body)),
             OnResponse::ServeStale(hit) => return HandlerResult::Stale(hit.into_response()),
             OnResponse::Admit(admit) => match collect(body, admit.length()).await {

@@ -154,7 +154,7 @@ impl Qualified {
 }
 
 /// Returns the names in a directive's argument, or `None` if it contains anything else.
-fn field_names(argument: &[u8]) -> Option<Vec<HeaderName>> {
+pub(crate) fn field_names(argument: &[u8]) -> Option<Vec<HeaderName>> {
     let names =
         list(unquote(argument)).map(|name| HeaderName::from_bytes(name).ok()).collect::<Option<Vec<_>>>()?;
     (!names.is_empty()).then_some(names)

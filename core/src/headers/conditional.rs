@@ -1,8 +1,13 @@
 //! Entity tags and conditional requests (RFC 9110 §8.8.3 and §13.1).
 
+use std::time::SystemTime;
+
 use http::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue};
 use xxhash_rust::xxh3::xxh3_128;
+
+use crate::headers::date::http_date;
+use crate::headers::the_only;
 
 /// Returns a weak entity tag for a body: its 128-bit XXH3 hash, which is the same on every machine.
 ///
@@ -34,35 +39,39 @@ impl Validators {
     pub fn of(request: &HeaderMap) -> Self {
         Self {
             none_match: request.get_all(IF_NONE_MATCH).iter().cloned().collect(),
-            modified_since: request.get(IF_MODIFIED_SINCE).cloned(),
+            modified_since: the_only(request, &IF_MODIFIED_SINCE).cloned(),
         }
     }
 
-    /// Returns `true` if the client has this response already, so that a 304 answers it.
+    /// Returns `true` if the client has this response already, so that a 304 answers it. `now` decides the century of a date
+    /// whose year has two digits.
     #[must_use]
-    pub fn match_response(&self, response: &HeaderMap) -> bool {
-        not_modified(self.none_match.iter(), || self.modified_since.as_ref(), response)
+    pub fn match_response(&self, response: &HeaderMap, now: SystemTime) -> bool {
+        not_modified(self.none_match.iter(), || self.modified_since.as_ref(), response, now)
     }
 }
 
 /// Returns `true` if the validators of a request match a response.
-pub(crate) fn request_matches(request: &HeaderMap, response: &HeaderMap) -> bool {
-    not_modified(request.get_all(IF_NONE_MATCH).iter(), || request.get(IF_MODIFIED_SINCE), response)
+pub(crate) fn request_matches(request: &HeaderMap, response: &HeaderMap, now: SystemTime) -> bool {
+    let modified_since = || the_only(request, &IF_MODIFIED_SINCE);
+    not_modified(request.get_all(IF_NONE_MATCH).iter(), modified_since, response, now)
 }
 
-/// `If-None-Match` decides if it is present; `If-Modified-Since` applies only without it (RFC 9110 §13.2.2).
+/// `If-None-Match` decides if it is present; `If-Modified-Since` applies only without it (RFC 9110 §13.2.2), and only if
+/// there is one (§13.1.3).
 fn not_modified<'a>(
     none_match: impl Iterator<Item = &'a HeaderValue>,
     modified_since: impl FnOnce() -> Option<&'a HeaderValue>,
     response: &HeaderMap,
+    now: SystemTime,
 ) -> bool {
     let mut none_match = none_match.peekable();
     if none_match.peek().is_some() {
         let etag = response.get(ETAG).map(HeaderValue::as_bytes);
         return none_match.any(|field| matches(field.as_bytes(), etag).unwrap_or(false));
     }
-    let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
-    match (modified_since().and_then(date), response.get(LAST_MODIFIED).and_then(date)) {
+    let date = |value| http_date(value, now);
+    match (modified_since().and_then(date), the_only(response, &LAST_MODIFIED).and_then(date)) {
         (Some(since), Some(modified)) => modified <= since,
         _ => false,
     }
@@ -95,7 +104,7 @@ fn matches(field: &[u8], etag: Option<&[u8]>) -> Option<bool> {
 }
 
 /// Returns the part of a tag that a weak comparison uses.
-fn opaque(tag: &[u8]) -> &[u8] {
+pub(crate) fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
@@ -112,6 +121,9 @@ fn leading_tag(text: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// The year 1970 is near enough to that of all dates here.
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
     #[test]
     fn weak_tag_depends_only_on_the_body() {
@@ -167,8 +179,8 @@ mod tests {
                 fields.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap())).collect()
             };
             let (request, response) = (map(request), map(response));
-            let direct = request_matches(&request, &response);
-            assert_eq!(Validators::of(&request).match_response(&response), direct);
+            let direct = request_matches(&request, &response, NOW);
+            assert_eq!(Validators::of(&request).match_response(&response, NOW), direct);
             direct
         };
         assert!(check(&[(IF_MODIFIED_SINCE, late)], &[(LAST_MODIFIED, early)]));
@@ -179,6 +191,33 @@ mod tests {
         let etag = [(LAST_MODIFIED, early), (ETAG, "\"a\"")];
         assert!(!check(&[(IF_MODIFIED_SINCE, late), (IF_NONE_MATCH, "\"b\"")], &etag));
         assert!(check(&[(IF_NONE_MATCH, "\"b\""), (IF_NONE_MATCH, "\"a\"")], &etag));
+        // Of two, neither counts.
+        let twice = [(IF_MODIFIED_SINCE, late), (IF_MODIFIED_SINCE, late)];
+        assert!(!check(&twice, &[(LAST_MODIFIED, early)]));
+        let listed = format!("{late}, {late}");
+        assert!(!check(&[(IF_MODIFIED_SINCE, &listed)], &[(LAST_MODIFIED, early)]));
+        assert!(!check(&[(IF_MODIFIED_SINCE, late)], &[(LAST_MODIFIED, early), (LAST_MODIFIED, early)]));
+    }
+
+    #[test]
+    fn dates_of_conditions_are_read_in_every_format() {
+        let formats = [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "SUN, 06 nov 1994 08:49:37 gmt",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "sunday, 06-NOV-94 08:49:37 gmt",
+            "Sun Nov  6 08:49:37 1994",
+            "sun nov  6 08:49:37 1994",
+        ];
+        let map = |name, value: &str| HeaderMap::from_iter([(name, HeaderValue::from_str(value).unwrap())]);
+        for since in formats {
+            for modified in formats {
+                let (request, response) = (map(IF_MODIFIED_SINCE, since), map(LAST_MODIFIED, modified));
+                assert!(request_matches(&request, &response, NOW), "{since} and {modified}");
+            }
+            let response = map(LAST_MODIFIED, "Sun, 06 Nov 1994 08:49:38 GMT");
+            assert!(!request_matches(&map(IF_MODIFIED_SINCE, since), &response, NOW), "{since}");
+        }
     }
 
     proptest! {

@@ -9,6 +9,8 @@ use crate::headers::cache_control::list;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
+const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
+
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Returns the fields with the names that `is_kept` accepts.
@@ -34,11 +36,12 @@ pub(crate) fn end_to_end(response: &HeaderMap) -> HeaderMap {
 }
 
 /// The fields that belong to one connection, or to one proxy.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
     KEEP_ALIVE,
     PROXY_CONNECTION,
     PROXY_AUTHENTICATE,
+    PROXY_AUTHENTICATION_INFO,
     PROXY_AUTHORIZATION,
     TE,
     TRAILER,

@@ -10,6 +10,8 @@ use http::header::{ACCEPT_RANGES, ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, HeaderValue};
 
 use crate::headers::cache_control::{list, number};
+use crate::headers::date::http_date;
+use crate::headers::the_only;
 
 /// The part of a body that a request selects.
 ///
@@ -94,15 +96,15 @@ pub fn if_range_holds(request: &HeaderMap, response: &HeaderMap, answered_at: Sy
     let mut fields = request.get_all(IF_RANGE).iter();
     let condition = match (fields.next(), fields.next()) {
         (None, _) => return true,
-        (Some(condition), None) => condition.as_bytes().trim_ascii(),
+        (Some(condition), None) => condition,
         (Some(_), Some(_)) => return false,
     };
-    if condition.starts_with(b"\"") {
-        return response.get(ETAG).is_some_and(|etag| etag.as_bytes() == condition);
+    let tag = condition.as_bytes().trim_ascii();
+    if tag.starts_with(b"\"") {
+        return response.get(ETAG).is_some_and(|etag| etag.as_bytes() == tag);
     }
-    let date = |value: &[u8]| httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok();
-    let modified = response.get(LAST_MODIFIED).and_then(|value| date(value.as_bytes()));
-    match (date(condition), modified) {
+    let date = |value| http_date(value, answered_at);
+    match (date(condition), the_only(response, &LAST_MODIFIED).and_then(date)) {
         (Some(condition), Some(modified)) => {
             condition == modified
                 && answered_at.duration_since(modified).is_ok_and(|age| age >= Duration::from_secs(1))
@@ -281,6 +283,11 @@ mod tests {
             (early, &[(LAST_MODIFIED, early)], at(1), true),
             (early, &[(LAST_MODIFIED, early)], at(0), false),
             (late, &[(LAST_MODIFIED, early)], at(1), false),
+            ("SUN, 06 nov 1994 08:49:37 gmt", &[(LAST_MODIFIED, early)], at(1), true),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", &[(LAST_MODIFIED, early)], at(1), true),
+            ("Sun Nov  6 08:49:37 1994", &[(LAST_MODIFIED, early)], at(1), true),
+            ("Sun Nov  6 08:49:37 1994", &[(LAST_MODIFIED, "Sunday, 06-Nov-94 08:49:37 GMT")], at(1), true),
+            ("Monday, 07-Nov-94 08:49:37 GMT", &[(LAST_MODIFIED, early)], at(1), false),
             (early, &[], at(1), false),
             ("yesterday", &[(LAST_MODIFIED, early)], at(1), false),
         ] {

@@ -4,11 +4,13 @@
 //! its own and carries the id, so deleting the record deletes every variant.
 
 use http::header::{
-    ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_ENCODING, ORIGIN,
-    VARY,
+    ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION,
+    CONTENT_ENCODING, CONTENT_LOCATION, CONTENT_TYPE, COOKIE, DATE, FROM, HOST, IF_MODIFIED_SINCE, IF_RANGE,
+    IF_UNMODIFIED_SINCE, ORIGIN, PROXY_AUTHORIZATION, RANGE, REFERER, USER_AGENT, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::credentials::may_send_elsewhere;
 use crate::headers::cache_control::list;
 use crate::key::SecondaryKey;
 use crate::provenance::Provenance;
@@ -16,6 +18,26 @@ use crate::provenance::Provenance;
 /// Stands for all codings in `Accept-Encoding`, including unregistered ones, among the names of the selecting fields. Only
 /// responses in an unregistered coding need it. Otherwise each made-up coding would have a variant of its own.
 const EVERY_CODING: HeaderName = HeaderName::from_static("larder-every-coding");
+
+/// Request fields that hold one value. In all others, whitespace around commas and empty members have no meaning (RFC 9110
+/// §5.6.1), which isn't so in a comment of `User-Agent`, for instance.
+const WITH_ONE_VALUE: [HeaderName; 15] = [
+    AUTHORIZATION,
+    CONTENT_LOCATION,
+    CONTENT_TYPE,
+    COOKIE,
+    DATE,
+    FROM,
+    HOST,
+    IF_MODIFIED_SINCE,
+    IF_RANGE,
+    IF_UNMODIFIED_SINCE,
+    ORIGIN,
+    PROXY_AUTHORIZATION,
+    RANGE,
+    REFERER,
+    USER_AGENT,
+];
 
 /// The greatest number of fields in `Vary`. A response with more is not stored.
 const MAX_NAMES: usize = 16;
@@ -192,6 +214,11 @@ impl SecondaryKey {
             // A missing field differs from an empty one. Several fields are one list (RFC 9110 §5.3).
             let mut values = request.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
             part(if values.peek().is_some() { b"+" } else { b"-" });
+            if WITH_ONE_VALUE.contains(name) || may_send_elsewhere(name.as_str()) {
+                values.map(<[u8]>::trim_ascii).for_each(&mut part);
+                part(b"");
+                continue;
+            }
             let elements = values.flat_map(list);
             if is_set(name) {
                 let mut elements: Vec<_> = elements.map(<[u8]>::to_ascii_lowercase).collect();
@@ -413,6 +440,40 @@ mod tests {
         assert_ne!(key(&[(ORIGIN, "a, b")]), key(&[(ORIGIN, "b, a")]));
         assert_ne!(key(&[(ORIGIN, "a")]), key(&[(ORIGIN, "A")]));
         assert_ne!(key(&[(ACCEPT_LANGUAGE, "")]), key(&[]));
+    }
+
+    #[test]
+    fn fields_with_one_value_are_compared_exactly() {
+        for name in [
+            "user-agent",
+            "cookie",
+            "referer",
+            "authorization",
+            "if-modified-since",
+            "content-type",
+            "x-original-url",
+            "x-forwarded-host",
+            "forwarded",
+        ] {
+            let name = HeaderName::from_static(name);
+            let variants = Variants::new(1, vec![name.clone()]);
+            let fields: [&[(HeaderName, &str)]; 5] = [
+                &[(name.clone(), "X (a, b)")],
+                &[(name.clone(), "X (a,b)")],
+                &[(name.clone(), "X (a, b),")],
+                &[(name.clone(), "X (a"), (name.clone(), "b)")],
+                &[(name.clone(), "X (a,, b)")],
+            ];
+            for key in [Variants::secondary_key, Variants::normalised_key] {
+                let keys: std::collections::HashSet<_> =
+                    fields.iter().map(|fields| key(&variants, &map(fields)).to_hex()).collect();
+                assert_eq!(keys.len(), fields.len(), "{name}");
+            }
+        }
+        // Where the syntax allows whitespace, it says nothing.
+        let variants = Variants::new(1, vec![http::header::ACCEPT]);
+        let key = |text: &str| variants.secondary_key(&map(&[(http::header::ACCEPT, text)]));
+        assert_eq!(key("text/html, text/plain"), key("text/html,text/plain,"));
     }
 
     #[test]

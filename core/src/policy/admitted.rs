@@ -121,7 +121,8 @@ impl Admitted {
         if rule.kind == Kind::Write {
             parts.extensions.insert(WrittenThrough);
         }
-        let not_modified = parts.status.is_success() && validators.match_response(&parts.headers);
+        let not_modified =
+            parts.status.is_success() && validators.match_response(&parts.headers, entry.stored_at);
         let length = entry.body.len() as u64;
         let selection =
             if is_range && !not_modified { selection(&request, &entry, length) } else { Selection::Whole };

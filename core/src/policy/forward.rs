@@ -217,17 +217,17 @@ impl Forward {
         self.fallback.filter(|_| allows_stale_if_error(status)).map(|hit| *hit)
     }
 
-    /// Decides about the handler's response, before its body.
+    /// Decides about the handler's response, before its body. `now` is the time at which the handler answered.
     #[must_use]
-    pub fn on_response(self, response: &response::Parts, length: BodyLength) -> OnResponse {
+    pub fn on_response(self, response: &response::Parts, length: BodyLength, now: SystemTime) -> OnResponse {
         match self.rule.kind {
-            Kind::Read => self.on_read(response, length),
+            Kind::Read => self.on_read(response, length, now),
             Kind::Write => self.on_written(response, length),
             Kind::EvictKey | Kind::EvictGroup => self.on_evicting(response),
         }
     }
 
-    fn on_read(mut self, response: &response::Parts, length: BodyLength) -> OnResponse {
+    fn on_read(mut self, response: &response::Parts, length: BodyLength, now: SystemTime) -> OnResponse {
         if allows_stale_if_error(response.status)
             && let Some(hit) = self.fallback.take()
         {
@@ -246,9 +246,9 @@ impl Forward {
             why_not_storable(response, length, &self.rule)
         };
         match (refusal, selecting_fields(&response.headers), length) {
-            (Some(reason), ..) => self.pass_read(reason, response, length),
-            (None, Err(()), _) => self.pass_read(Reason::Vary, response, length),
-            (None, Ok(_), BodyLength::Unknown) => self.pass_read(Reason::Stream, response, length),
+            (Some(reason), ..) => self.pass_read(reason, response, length, now),
+            (None, Err(()), _) => self.pass_read(Reason::Vary, response, length, now),
+            (None, Ok(_), BodyLength::Unknown) => self.pass_read(Reason::Stream, response, length, now),
             (None, Ok(names), BodyLength::Known(length)) => {
                 OnResponse::Admit(Admit { forward: self, names, length })
             }
@@ -257,8 +257,14 @@ impl Forward {
 
     /// Passes on a read's response. The handler didn't see the request's conditions, so they are evaluated here (RFC
     /// 9110 §13.2.1).
-    fn pass_read(&self, reason: Reason, response: &response::Parts, length: BodyLength) -> OnResponse {
-        let matches = |request| request_matches(request, &response.headers);
+    fn pass_read(
+        &self,
+        reason: Reason,
+        response: &response::Parts,
+        length: BodyLength,
+        now: SystemTime,
+    ) -> OnResponse {
+        let matches = |request| request_matches(request, &response.headers, now);
         let not_modified = response.status.is_success() && self.request.as_ref().is_some_and(matches);
         // With `If-Range`, the whole body is always correct (RFC 9110 §14.2).
         let wants_part = self.is_range

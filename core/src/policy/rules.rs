@@ -108,7 +108,7 @@ pub(super) fn may_lack_cors(entry: &Entry, variants: Option<&Variants>) -> bool 
 /// Returns `true` if the client already has this response. Preconditions apply only to responses that would be a
 /// success without them (RFC 9110 §13.2.1): after a 304 for a stored 404, the client would use its old copy again.
 pub(super) fn is_not_modified(request: &HeaderMap, entry: &Entry) -> bool {
-    entry.status.is_success() && request_matches(request, &entry.headers)
+    entry.status.is_success() && request_matches(request, &entry.headers, entry.stored_at)
 }
 
 /// Returns `true` if a stale response may replace an error with this status (RFC 5861 §4).

@@ -237,7 +237,8 @@ impl SharedAdmit {
         let Self { mut stored, names, known, previous, request, mark, adds_vary: _, tells_ranges: _ } = self;
         stored.body = body;
         if let Some(previous) = &previous {
-            combine(&mut stored, previous);
+            let withheld = Control::of(&stored.headers, &mark.rule).qualified.fields;
+            combine(&mut stored, previous, &withheld);
         }
         SharedAdmitted { rule: mark.rule, stored, names, known, request }
     }

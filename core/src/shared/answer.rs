@@ -46,7 +46,7 @@ impl Shape {
         stored: &StoredResponse,
         length: u64,
     ) -> Option<Self> {
-        let cut = if is_head && stored.part.is_none() { Cut::Whole } else { cut(request, stored, length) };
+        let cut = cut(request, is_head, stored, length);
         if cut != Cut::Missing && is_not_modified(request, stored) {
             return Some(Self::NotModified);
         }

@@ -441,3 +441,31 @@ async fn client_gone_for(client_gone: &Notify, timeout: Duration) {
     client_gone.notified().await;
     tokio::time::sleep(timeout).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+    use http::HeaderValue;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    /// RFC 9111 §3.1, RFC 9110 §6.5.1.
+    #[tokio::test]
+    async fn trailers_reach_the_client_and_are_not_stored() {
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("\"a\""))]);
+        let frames = [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(trailers.clone())];
+        let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+        let Ok((client, keeper)) = keep(body, BodyLength::Unknown, u64::MAX, &Budget::new(1024)) else {
+            panic!("no room")
+        };
+        let Ok(complete) = keeper.read(Duration::from_secs(60)).await else { panic!("broken") };
+        assert_eq!(complete.body, "hello");
+        complete.release(None);
+        let received = client.collect().await.unwrap();
+        assert_eq!(received.trailers(), Some(&trailers));
+        assert_eq!(received.to_bytes(), "hello");
+    }
+}

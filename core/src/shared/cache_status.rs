@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use sfv::TokenRef;
 
 use super::SharedRule;
 use crate::reason::Reason;
@@ -115,7 +116,7 @@ impl SharedCacheStatus {
     /// Appends the entry to the fields of a response, after those of caches nearer to the origin.
     pub fn write_to(&self, headers: &mut HeaderMap) {
         let Some(name) = &self.rule.cache_status else { return };
-        let mut text = String::from(&**name);
+        let mut text = identifier(name);
         match &self.handling {
             Handling::Hit { ttl } => text.push_str(&format!("; hit; ttl={ttl}")),
             Handling::Forwarded { why, detail, status, stored, collapsed } => {
@@ -143,10 +144,20 @@ impl SharedCacheStatus {
         else {
             return;
         };
-        if let Ok(value) = HeaderValue::try_from(format!("{name}; detail={detail}")) {
+        if let Ok(value) = HeaderValue::try_from(format!("{}; detail={detail}", identifier(name))) {
             headers.append(CACHE_STATUS, value);
         }
     }
+}
+
+/// Returns the name of a cache as a token, or else as a string (RFC 9211 §2).
+fn identifier(name: &str) -> String {
+    if TokenRef::from_str(name).is_ok() {
+        return name.to_owned();
+    }
+    // A string has no other characters (RFC 9651 §3.3.3).
+    let ascii: String = name.chars().filter(|char| matches!(char, ' '..='~')).collect();
+    format!("\"{}\"", ascii.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// Returns the `fwd` parameter of a reason (RFC 9211 §2.2).
@@ -162,5 +173,26 @@ const fn forward_reason(reason: Reason) -> &'static str {
             "bypass"
         }
         _ => "miss",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_is_a_token_or_a_string() {
+        for (name, expected) in [
+            ("Larder", "Larder"),
+            ("*cache-3.example.com:80/a", "*cache-3.example.com:80/a"),
+            ("Example CDN", r#""Example CDN""#),
+            ("3rd", r#""3rd""#),
+            ("192.0.2.1", r#""192.0.2.1""#),
+            ("", r#""""#),
+            ("a\"b\\c", r#""a\"b\\c""#),
+            ("caf\u{e9}\n", r#""caf""#),
+        ] {
+            assert_eq!(identifier(name), expected);
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! The header fields that are stored, updated by a 304, or sent to the origin.
 
+use std::time::SystemTime;
+
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
+use crate::headers::date::http_date;
 use crate::headers::hop_by_hop::end_to_end;
-
-/// A field for the client of one proxy, like `Proxy-Authenticate` (RFC 9110 §11.7.3): never stored (RFC 9111 §3.1).
-const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
+use crate::headers::the_only;
 
 /// The fields that describe the stored body (RFC 9111 §3.2). A 304 doesn't change them.
 const ABOUT_THE_STORED_BODY: [HeaderName; 5] =
@@ -16,7 +17,7 @@ const ABOUT_THE_STORED_BODY: [HeaderName; 5] =
 /// those that the response withholds by name, and `Age`, which is stored as a number.
 pub(crate) fn storable(response: &HeaderMap, withheld: &[HeaderName]) -> HeaderMap {
     let mut fields = end_to_end(response);
-    for name in withheld.iter().chain([&PROXY_AUTHENTICATION_INFO, &AGE]) {
+    for name in withheld.iter().chain([&AGE]) {
         fields.remove(name);
     }
     fields
@@ -32,22 +33,13 @@ pub(crate) fn freshen(stored: &mut HeaderMap, response: &HeaderMap, withheld: &[
     for name in withheld {
         stored.remove(name);
     }
-    for name in updates.keys() {
-        stored.remove(name);
-    }
-    // Values after the first of a field come without its name.
-    let mut current = None;
-    for (name, value) in updates {
-        current = name.or(current);
-        if let Some(name) = &current {
-            stored.append(name.clone(), value);
-        }
-    }
+    // Replaces all values of a name.
+    stored.extend(updates);
 }
 
-/// Adds the time of receipt as `Date` to a response without a valid one (RFC 9110 §6.6.1).
-pub(crate) fn date(headers: &mut HeaderMap, received: std::time::SystemTime) {
-    if !headers.contains_key(DATE)
+/// Sets the time of receipt as `Date` of a response without a valid one (RFC 9110 §6.6.1).
+pub(crate) fn date(headers: &mut HeaderMap, received: SystemTime) {
+    if the_only(headers, &DATE).and_then(|date| http_date(date, received)).is_none()
         && let Ok(now) = HeaderValue::try_from(httpdate::fmt_http_date(received))
     {
         headers.insert(DATE, now);

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, ETAG, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
-    LAST_MODIFIED, RANGE,
+    LAST_MODIFIED, RANGE, SET_COOKIE,
 };
 use http::{HeaderMap, StatusCode, Uri, response};
 
@@ -19,7 +19,7 @@ use super::admitted::{Fate, Freshened, SharedAdmit, made_of, update, varies_by_c
 use super::answer::{Shape, SharedAnswer};
 use super::cache_status::SharedCacheStatus;
 use super::freshness::{Control, Exchanged, Freshness};
-use super::partial::part_of;
+use super::partial::{have_one_strong_tag, identifies, part_of};
 use super::rules::{invalidates, may_stand_in, unusable, why_not_storable};
 use super::target::Unkeyed;
 use super::{SetCookie, SharedRule};
@@ -215,7 +215,9 @@ impl SharedForward {
         };
         let refusal = if origin_failed {
             Some(Reason::Failed)
-        } else if response.status == StatusCode::PARTIAL_CONTENT && part.is_none() {
+        } else if response.status == StatusCode::PARTIAL_CONTENT
+            && (part.is_none() || self.lacks_fields(&response.headers))
+        {
             // §3.3: a part without a known position can't be stored.
             Some(Reason::Range)
         } else {
@@ -260,16 +262,30 @@ impl SharedForward {
         }
     }
 
-    /// §4.3.4: the stored response is valid; its fields are updated, and its age starts anew.
+    /// Returns `true` if a 206 may lack fields of the representation, because its client has a part with them (RFC 9110
+    /// §15.3.7), and no stored part has them either.
+    fn lacks_fields(&self, response: &HeaderMap) -> bool {
+        let has_them =
+            |stored: &StoredResponse| stored.part.is_some() && have_one_strong_tag(response, &stored.headers);
+        self.request.contains_key(IF_RANGE) && !self.stored.as_deref().is_some_and(has_them)
+    }
+
+    /// §4.3.4: the stored response is valid; its fields are updated, and its age starts anew. A 304 that is about another
+    /// response updates nothing. The origin hasn't sent that other one, so the stored response answers this request, and
+    /// is then evicted.
     fn freshened(self, response: &response::Parts, times: Exchanged) -> SharedOnResponse {
         let mark = self.mark().answered(Some(response.status));
         let Some(mut stored) = self.stored else {
             return SharedOnResponse::Pass(SharedPass { mark, evicts: false, also: Vec::new() });
         };
-        let cookies = update(&mut stored, &response.headers, times, &self.rule);
         let now = times.received;
+        let (fate, cookies) = if identifies(&response.headers, &stored) {
+            let cookies = update(&mut stored, &response.headers, times, &self.rule);
+            (Fate::of(&stored, self.has_credentials, &self.rule), cookies)
+        } else {
+            (Fate::Evict, response.headers.get_all(SET_COOKIE).iter().cloned().collect())
+        };
         let shape = Shape::of(&self.request, self.is_head, &stored);
-        let fate = Fate::of(&stored, self.has_credentials, &self.rule);
         let mark = if fate == Fate::Store { mark.stored() } else { mark };
         let answer = shape.map(|shape| {
             SharedAnswer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now)

@@ -2,11 +2,14 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, HeaderName, LAST_MODIFIED};
+use http::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::SharedRule;
 use crate::headers::cache_control::{Qualified, ResponseDirectives, list, number};
+use crate::headers::date::http_date;
+use crate::headers::targeted::targeted;
+use crate::headers::the_only;
 
 /// The greatest delta-seconds, 68 years. Larger numbers count as this one (RFC 9111 §1.2.2).
 const GREATEST: u64 = 1 << 31;
@@ -25,12 +28,13 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn of(response: &HeaderMap, rule: &SharedRule) -> Self {
-        let targeted = rule.targeted.iter().find(|name| is_dictionary(response, name));
-        let field = targeted.unwrap_or(&CACHE_CONTROL);
-        Self {
-            directives: ResponseDirectives::of_field(response, field),
-            qualified: Qualified::of_field(response, field),
-            is_targeted: targeted.is_some(),
+        match rule.targeted.iter().find_map(|name| targeted(response, name)) {
+            Some((directives, qualified)) => Self { directives, qualified, is_targeted: true },
+            None => Self {
+                directives: ResponseDirectives::of(response),
+                qualified: Qualified::of_field(response, &CACHE_CONTROL),
+                is_targeted: false,
+            },
         }
     }
 
@@ -39,29 +43,6 @@ impl Control {
         let said = &self.directives;
         said.must_revalidate || said.proxy_revalidate || said.s_maxage.is_some()
     }
-}
-
-/// Returns `true` if a targeted field is present and valid. It is a structured dictionary, and an invalid one counts as
-/// absent (RFC 9213 §2.1).
-fn is_dictionary(response: &HeaderMap, name: &HeaderName) -> bool {
-    let mut fields = response.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
-    fields.peek().is_some() && fields.flat_map(list).all(is_member)
-}
-
-/// Parses a key, and the value right after a `=` (RFC 9651 §3.2). Times must be integers.
-fn is_member(member: &[u8]) -> bool {
-    let is_for_keys = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b'*');
-    let key_len = member.iter().position(|byte| !is_for_keys(byte)).unwrap_or(member.len());
-    let (key, rest) = member.split_at(key_len);
-    let is_key = key.first().is_some_and(|first| first.is_ascii_lowercase() || *first == b'*');
-    let is_time = matches!(key, b"max-age" | b"s-maxage" | b"stale-while-revalidate" | b"stale-if-error");
-    is_key
-        && match rest {
-            [] | [b';', ..] => !is_time,
-            [b'=', first, ..] if is_time => first.is_ascii_digit(),
-            [b'=', first, ..] => !first.is_ascii_whitespace(),
-            _ => false,
-        }
 }
 
 /// The times at which a request was sent and its response received.
@@ -88,33 +69,41 @@ impl Freshness {
         times: Exchanged,
         rule: &SharedRule,
     ) -> Self {
-        let dated = one(headers, &DATE).and_then(http_date).unwrap_or(times.received);
-        let age = age_value(headers);
+        let date = |name| http_date(the_only(headers, name)?, times.received);
+        let dated = date(&DATE).unwrap_or(times.received);
+        let age = if rule.invalid_age_is_stale { one_age(headers) } else { Some(first_age(headers)) };
         // §4.2.3. Dates have no fractions, so that a moment of the same second is no older.
         let apparent_age = seconds(times.received).saturating_sub(seconds(dated));
         let delay = times.received.duration_since(times.sent).unwrap_or_default();
         let corrected = Duration::from_secs(age.unwrap_or(0)).saturating_add(delay);
         let initial_age = corrected.max(Duration::from_secs(apparent_age.min(GREATEST)));
-        let explicit = explicit_lifetime(headers, control, dated);
+        let explicit = explicit_lifetime(headers, control, dated, || date(&EXPIRES));
         let lifetime = match (age, explicit) {
             // Another cache kept the response for an unknown time. It can still be validated.
             (None, _) => Duration::ZERO,
             (Some(_), Some(explicit)) => explicit,
-            (Some(_), None) => heuristic_lifetime(status, headers, control, dated, rule),
+            (Some(_), None) => {
+                let modified = || date(&LAST_MODIFIED);
+                heuristic_lifetime(status, control, dated, modified).min(rule.heuristic_limit)
+            }
         };
         Self { initial_age, lifetime, is_explicit: explicit.is_some() }
     }
 }
 
 /// Returns the explicit freshness lifetime: the first of these fields decides (§4.2.1).
-fn explicit_lifetime(headers: &HeaderMap, control: &Control, dated: SystemTime) -> Option<Duration> {
+fn explicit_lifetime(
+    headers: &HeaderMap,
+    control: &Control,
+    dated: SystemTime,
+    expires: impl FnOnce() -> Option<SystemTime>,
+) -> Option<Duration> {
     let said = &control.directives;
     let stated = said.s_maxage.or(said.max_age).map(|seconds| Duration::from_secs(seconds.min(GREATEST)));
     stated.or_else(|| {
         (headers.contains_key(EXPIRES) && !control.is_targeted).then(|| {
             // §5.3: an invalid date, `0` above all, is in the past. Two dates are invalid.
-            let expires = one(headers, &EXPIRES).and_then(http_date);
-            let lifetime = expires.and_then(|expires| expires.duration_since(dated).ok());
+            let lifetime = expires().and_then(|expires| expires.duration_since(dated).ok());
             lifetime.unwrap_or_default().min(Duration::from_secs(GREATEST))
         })
     })
@@ -124,17 +113,15 @@ fn explicit_lifetime(headers: &HeaderMap, control: &Control, dated: SystemTime) 
 /// the response says `public` (§4.2.2).
 fn heuristic_lifetime(
     status: StatusCode,
-    headers: &HeaderMap,
     control: &Control,
     dated: SystemTime,
-    rule: &SharedRule,
+    modified: impl FnOnce() -> Option<SystemTime>,
 ) -> Duration {
     if !is_heuristically_cacheable(status) && !control.directives.public {
         return Duration::ZERO;
     }
-    let modified = one(headers, &LAST_MODIFIED).and_then(http_date);
-    let unchanged_for = modified.and_then(|modified| dated.duration_since(modified).ok()).unwrap_or_default();
-    (unchanged_for / HEURISTIC_PART).min(rule.heuristic_limit)
+    let unchanged_for = modified().and_then(|modified| dated.duration_since(modified).ok());
+    unchanged_for.unwrap_or_default() / HEURISTIC_PART
 }
 
 /// Returns `true` for statuses that are heuristically cacheable (RFC 9110 §15.1).
@@ -142,24 +129,18 @@ pub(crate) fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
-/// Returns the value of `Age` (§5.1): 0 if it is absent, `None` if it isn't exactly one number. A cache may ignore such
-/// a field, but a response kept for an unknown time would then count as new.
-fn age_value(headers: &HeaderMap) -> Option<u64> {
+/// Returns the age that `Age` says: its first member. 0 if that is no number, or if the field is absent (§5.1).
+fn first_age(headers: &HeaderMap) -> u64 {
+    let mut members = headers.get_all(AGE).iter().map(HeaderValue::as_bytes).flat_map(list);
+    members.next().and_then(number).unwrap_or(0).min(GREATEST)
+}
+
+/// Returns the age that `Age` says: 0 if it is absent, `None` if it isn't exactly one number.
+fn one_age(headers: &HeaderMap) -> Option<u64> {
     if !headers.contains_key(AGE) {
         return Some(0);
     }
-    number(one(headers, &AGE)?.as_bytes().trim_ascii()).map(|seconds| seconds.min(GREATEST))
-}
-
-/// Returns the value of a field that may occur only once.
-fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut fields = headers.get_all(name).iter();
-    fields.next().filter(|_| fields.next().is_none())
-}
-
-/// Parses a date in one of the three formats of RFC 9110 §5.6.7, strictly.
-pub(crate) fn http_date(value: &HeaderValue) -> Option<SystemTime> {
-    httpdate::parse_http_date(value.to_str().ok()?.trim()).ok()
+    number(the_only(headers, &AGE)?.as_bytes().trim_ascii()).map(|seconds| seconds.min(GREATEST))
 }
 
 fn seconds(time: SystemTime) -> u64 {

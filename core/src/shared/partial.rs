@@ -1,13 +1,14 @@
 //! Parts of a body: requesting, cutting, storing and combining them (RFC 9110 §14, RFC 9111 §3.3 and §3.4).
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_RANGE, DATE, ETAG, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderName, LAST_MODIFIED, RANGE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use super::freshness::http_date;
 use crate::headers::cache_control::number;
+use crate::headers::conditional::opaque;
+use crate::headers::date::http_date;
 use crate::headers::range::{self, RangeSpec, Selection};
 use crate::record::shared::{StoredPart, StoredResponse};
 
@@ -39,17 +40,22 @@ pub(crate) fn selection(request: &HeaderMap, stored: &StoredResponse, complete: 
 
 /// Returns `true` if there is a `Range` that counts for this response.
 fn is_asked_for_a_part(request: &HeaderMap, stored: &StoredResponse) -> bool {
-    // Every stored response has a date.
-    let answered_at = || stored.headers.get(DATE).and_then(http_date).unwrap_or(UNIX_EPOCH);
-    request.contains_key(RANGE) && range::if_range_holds(request, &stored.headers, answered_at())
+    request.contains_key(RANGE) && range::if_range_holds(request, &stored.headers, dated(stored))
 }
 
-/// Cuts the part that a GET requests from a stored response. The complete body is `complete` bytes long, and only the
-/// part to cut may be present.
-pub(crate) fn cut(request: &HeaderMap, stored: &StoredResponse, complete: u64) -> Cut {
-    let wanted = request.get(RANGE).filter(|_| is_asked_for_a_part(request, stored));
+/// Returns the time at which the origin answered. Every stored response has a date.
+fn dated(stored: &StoredResponse) -> SystemTime {
+    let date = stored.headers.get(DATE).and_then(|date| http_date(date, stored.received));
+    date.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Cuts the part that a request wants from a stored response. The complete body is `complete` bytes long, and only the
+/// part to cut may be present. A HEAD wants no part (RFC 9110 §14.2).
+pub(crate) fn cut(request: &HeaderMap, is_head: bool, stored: &StoredResponse, complete: u64) -> Cut {
+    let wanted = request.get(RANGE).filter(|_| !is_head && is_asked_for_a_part(request, stored));
     match (&stored.part, wanted) {
-        (None, _) => match selection(request, stored, complete) {
+        (None, None) => Cut::Whole,
+        (None, Some(_)) => match selection(request, stored, complete) {
             Selection::Whole => Cut::Whole,
             Selection::Part(part) => {
                 let is_whole = stored.body.len() as u64 == complete;
@@ -108,6 +114,34 @@ fn strong_tag(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\""))
 }
 
+/// Returns `true` if a response and a stored one have the same strong entity tag.
+pub(crate) fn have_one_strong_tag(response: &HeaderMap, stored: &HeaderMap) -> bool {
+    strong_tag(response).is_some_and(|tag| strong_tag(stored) == Some(tag))
+}
+
+/// Returns `true` if a 304 identifies a stored response, which it then updates (RFC 9111 §4.3.4): if they have a strong
+/// validator in common, or else a weak one. A 304 without validators is about the only response that was to be
+/// validated.
+pub(crate) fn identifies(response: &HeaderMap, stored: &StoredResponse) -> bool {
+    let date = |headers: &HeaderMap| http_date(headers.get(LAST_MODIFIED)?, stored.received);
+    let modified = date(response);
+    let is_same_date = modified.is_some() && modified == date(&stored.headers);
+    // RFC 9110 §8.8.2.2.
+    let is_strong = |modified: SystemTime| {
+        dated(stored).duration_since(modified).is_ok_and(|age| age >= Duration::from_secs(1))
+    };
+    let has_strong_date = modified.is_some_and(is_strong);
+    if strong_tag(response).is_some() || has_strong_date {
+        return have_one_strong_tag(response, &stored.headers) || (has_strong_date && is_same_date);
+    }
+    let opaque = |headers: &HeaderMap| headers.get(ETAG).map(|tag| opaque(tag.as_bytes()).to_owned());
+    let tag = opaque(response);
+    match (&tag, modified) {
+        (None, None) => true,
+        _ => is_same_date || (tag.is_some() && tag == opaque(&stored.headers)),
+    }
+}
+
 /// Returns the part that a 206 carries, if it is a single one.
 pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<StoredPart> {
     let asked = Bytes::copy_from_slice(request.get(RANGE)?.as_bytes());
@@ -121,14 +155,23 @@ pub(crate) fn part_of(request: &HeaderMap, response: &HeaderMap) -> Option<Store
 }
 
 /// Combines a part with a stored one, if both belong to the same representation and leave no gap (RFC 9111 §3.4). A
-/// whole becomes a 200.
-pub(crate) fn combine(new: &mut StoredResponse, old: &StoredResponse) {
+/// whole becomes a 200. The stored fields that the new part doesn't have stay, but for those that it withholds (RFC
+/// 9110 §15.3.7.3).
+pub(crate) fn combine(new: &mut StoredResponse, old: &StoredResponse, withheld: &[HeaderName]) {
     let (Some(new_part), Some(old_part)) = (&new.part, &old.part) else { return };
-    let same = strong_tag(&new.headers).is_some_and(|tag| strong_tag(&old.headers) == Some(tag));
+    if !have_one_strong_tag(&new.headers, &old.headers) {
+        return;
+    }
+    let mut fields = old.headers.clone();
+    for name in withheld.iter().chain([&CONTENT_LENGTH]) {
+        fields.remove(name);
+    }
+    // Replaces all values of a name.
+    fields.extend(std::mem::take(&mut new.headers));
+    new.headers = fields;
     let is_honest = |part: &StoredPart, body: &Bytes| part.claimed == body.len() as u64;
     let complete = new_part.complete.or(old_part.complete);
-    if !same
-        || !is_honest(new_part, &new.body)
+    if !is_honest(new_part, &new.body)
         || !is_honest(old_part, &old.body)
         || old_part.complete.is_some_and(|old| complete != Some(old))
     {

@@ -7,10 +7,12 @@ use std::time::{Duration, SystemTime};
 use http::header::{DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, Method, StatusCode, response};
 
-use super::freshness::{Control, Freshness, http_date, is_heuristically_cacheable};
+use super::freshness::{Control, Freshness, is_heuristically_cacheable};
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::conditional::request_matches;
+use crate::headers::date::http_date;
+use crate::headers::the_only;
 use crate::policy::BodyLength;
 use crate::reason::Reason;
 use crate::record::shared::StoredResponse;
@@ -109,7 +111,8 @@ pub(super) fn may_stand_in(stored: &StoredResponse, now: SystemTime) -> bool {
 /// a success without them (RFC 9110 §13.2.1).
 pub(super) fn is_not_modified(request: &HeaderMap, stored: &StoredResponse) -> bool {
     stored.status.is_success()
-        && (request_matches(request, &stored.headers) || not_modified_since_its_date(request, stored))
+        && (request_matches(request, &stored.headers, stored.received)
+            || not_modified_since_its_date(request, stored))
 }
 
 /// A response without `Last-Modified` is compared by its `Date`.
@@ -117,9 +120,9 @@ fn not_modified_since_its_date(request: &HeaderMap, stored: &StoredResponse) -> 
     if request.contains_key(IF_NONE_MATCH) || stored.headers.contains_key(LAST_MODIFIED) {
         return false;
     }
-    let date = |headers: &HeaderMap, name| headers.get(name).and_then(http_date);
-    let since = request.get(IF_MODIFIED_SINCE).and_then(http_date);
-    matches!((since, date(&stored.headers, DATE)), (Some(since), Some(date)) if date <= since)
+    let date = |headers, name| http_date(the_only(headers, name)?, stored.received);
+    let since = date(request, &IF_MODIFIED_SINCE);
+    matches!((since, date(&stored.headers, &DATE)), (Some(since), Some(date)) if date <= since)
 }
 
 /// Returns `true` if a response shows that the stored one is outdated. A 304 to a condition of the client's own

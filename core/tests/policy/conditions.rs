@@ -30,6 +30,15 @@ fn validators_are_compared() {
         ("not modified since (RFC 9110 §13.1.3)", &[("if-modified-since", MODIFIED)], true),
         ("modified since", &[("if-modified-since", BEFORE)], false),
         ("a value that is no date", &[("if-modified-since", "yesterday")], false),
+        ("a date in another case", &[("if-modified-since", "SAT, 01 jan 2000 00:00:00 gmt")], true),
+        ("a date as in RFC 850", &[("if-modified-since", "Saturday, 01-Jan-00 00:00:00 GMT")], true),
+        ("a date as of asctime", &[("if-modified-since", "Sat Jan  1 00:00:00 2000")], true),
+        ("an earlier date as of asctime", &[("if-modified-since", "Fri Dec 31 23:59:59 1999")], false),
+        (
+            "two dates (RFC 9110 §13.1.3)",
+            &[("if-modified-since", MODIFIED), ("if-modified-since", MODIFIED)],
+            false,
+        ),
         (
             "another tag decides over a matching date",
             &[("if-none-match", "\"a\""), ("if-modified-since", MODIFIED)],
@@ -202,6 +211,14 @@ fn unstored_response_can_be_a_304() {
         ("no validator", Method::GET, &[MATCHES], 200, &[("vary", "*")], false),
         ("a matching date", Method::GET, &[day], 200, &[dated, ("vary", "*")], true),
         (
+            "a matching date as in RFC 850",
+            Method::GET,
+            &[("if-modified-since", "saturday, 01-jan-00 00:00:00 gmt")],
+            200,
+            &[dated, ("vary", "*")],
+            true,
+        ),
+        (
             "another tag decides over a matching date, on an unstored response",
             Method::GET,
             &[day, ("if-none-match", "\"f\"")],
@@ -218,7 +235,7 @@ fn unstored_response_can_be_a_304() {
         let mut parts =
             response(status, &[answer, &[("content-type", "a/b"), ("content-length", "3")]].concat());
         let forward = forward(rule(kind), &request(method, fields));
-        let OnResponse::Pass(pass) = forward.on_response(&parts, BodyLength::Known(3)) else {
+        let OnResponse::Pass(pass) = forward.on_response(&parts, BodyLength::Known(3), now()) else {
             panic!("{why}")
         };
         assert_eq!(pass.is_not_modified(), expected, "{why}");

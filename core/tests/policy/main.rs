@@ -111,7 +111,7 @@ fn answered(
     body: &'static str,
 ) -> Result<Admitted, (Pass, HeaderMap)> {
     let parts = response(status, fields);
-    match forward.on_response(&parts, BodyLength::Known(body.len() as u64)) {
+    match forward.on_response(&parts, BodyLength::Known(body.len() as u64), now()) {
         OnResponse::Pass(pass) => {
             let mut headers = parts.headers;
             pass.cache_status().write_to(&mut headers);

@@ -128,7 +128,7 @@ fn stale_response_replaces_only_these_failures() {
         let found = stored(entry(&[("etag", "\"e\"")]));
         let get = request(Method::GET, &[]);
         let forward = miss(ask(tweaked(Kind::Read, IF_FAILED), &get, found, now() + TTL));
-        match forward.on_response(&response(status, &[]), BodyLength::Known(3)) {
+        match forward.on_response(&response(status, &[]), BodyLength::Known(3), now()) {
             OnResponse::ServeStale(hit) => Some(hit.into_response().status().as_u16()),
             OnResponse::Pass(_) | OnResponse::Admit(_) => None,
         }

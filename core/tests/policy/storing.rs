@@ -128,12 +128,12 @@ pub(super) fn storing() -> Reasons {
 
     // A body without a known end is passed through. A body that breaks off is passed on.
     let get = || forward(rule(Kind::Read), &request(Method::GET, &[]));
-    let OnResponse::Pass(pass) = get().on_response(&response(200, &[]), BodyLength::Unknown) else {
+    let OnResponse::Pass(pass) = get().on_response(&response(200, &[]), BodyLength::Unknown, now()) else {
         panic!("waiting for a body that may never end");
     };
     seen.extend(pass.cache_status().reason());
     assert_eq!((pass.cache_status().reason(), pass.evicts()), (Some(Reason::Stream), false));
-    let OnResponse::Admit(admit) = get().on_response(&response(200, &[]), BodyLength::Known(3)) else {
+    let OnResponse::Admit(admit) = get().on_response(&response(200, &[]), BodyLength::Known(3), now()) else {
         panic!("refused");
     };
     let pass = admit.on_broken_body();
@@ -168,6 +168,7 @@ fn only_fields_of_the_representation_are_stored() {
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "close"),
             ("proxy-authenticate", "Basic"),
+            ("proxy-authentication-info", "x"),
             ("proxy-authorization", "Basic"),
             ("te", "trailers"),
             ("trailer", "x"),

@@ -210,11 +210,11 @@ pub(super) fn writes() -> Reasons {
     }
 
     let put = || forward(rule(Kind::Write), &request(Method::PUT, &[]));
-    let OnResponse::Pass(pass) = put().on_response(&response(200, &[]), BodyLength::Unknown) else {
+    let OnResponse::Pass(pass) = put().on_response(&response(200, &[]), BodyLength::Unknown, now()) else {
         panic!("waiting for a body that may never end");
     };
     assert_eq!((pass.cache_status().reason(), pass.evicts()), (Some(Reason::Stream), true));
-    let OnResponse::Admit(admit) = put().on_response(&response(200, &[]), BodyLength::Known(3)) else {
+    let OnResponse::Admit(admit) = put().on_response(&response(200, &[]), BodyLength::Known(3), now()) else {
         panic!("refused");
     };
     let pass = admit.on_broken_body();

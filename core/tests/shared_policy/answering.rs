@@ -84,12 +84,28 @@ fn stored_responses_answer_within_their_directives() {
             0,
             "expired",
         ),
+        ("RFC 8246 §2.1 immutable", &[], &[("cache-control", "immutable, max-age=60")], 59, "answer"),
         (
-            "RFC 8246 no-cache, with immutable",
+            "RFC 8246 §2.1 no-cache, with immutable",
             &[("cache-control", "no-cache")],
             &[("cache-control", "immutable, max-age=60")],
             0,
             "no-cache",
+        ),
+        (
+            "RFC 8246 §2.1 unless the client asks",
+            &[("cache-control", "max-age=0")],
+            &[("cache-control", "immutable, max-age=60")],
+            0,
+            "max-age",
+        ),
+        ("RFC 8246 §2 while it is fresh", &[], &[("cache-control", "immutable, max-age=60")], 60, "expired"),
+        (
+            "RFC 8246 §2 arguments",
+            &[],
+            &[("cache-control", "immutable=\"no-store\", max-age=60")],
+            60,
+            "expired",
         ),
         (
             "RFC 5861 §3 stale-while-revalidate",
@@ -245,6 +261,33 @@ fn conditions_are_evaluated_by_the_cache() {
         ("§4.3.2 an earlier date", &[("if-modified-since", A_THOUSAND_SECONDS_AGO)], both, 200),
         ("§4.3.2 against Date", &[("if-modified-since", NOW)], neither, 304),
         ("§4.3.2 against Date", &[("if-modified-since", A_MINUTE_AGO)], neither, 200),
+        ("RFC 9110 §5.6.7 in any case", &[("if-modified-since", "fri, 15 JAN 2027 07:59:00 gmt")], both, 304),
+        (
+            "RFC 9110 §5.6.7 the obsolete format",
+            &[("if-modified-since", "Friday, 15-Jan-27 07:59:00 GMT")],
+            both,
+            304,
+        ),
+        ("RFC 9110 §5.6.7 the one of C", &[("if-modified-since", "Fri Jan 15 07:59:00 2027")], both, 304),
+        (
+            "RFC 9110 §5.6.7 of Date too",
+            &[("if-modified-since", "Friday, 15-Jan-27 08:00:00 GMT")],
+            neither,
+            304,
+        ),
+        ("RFC 9110 §13.1.3 no date", &[("if-modified-since", "yesterday")], both, 200),
+        (
+            "RFC 9110 §13.1.3 two of them",
+            &[("if-modified-since", A_MINUTE_AGO), ("if-modified-since", A_MINUTE_AGO)],
+            both,
+            200,
+        ),
+        (
+            "RFC 9110 §13.1.3 two of them, against Date",
+            &[("if-modified-since", NOW), ("if-modified-since", NOW)],
+            neither,
+            200,
+        ),
         ("RFC 9110 §13.2.2 before a range", &[("if-none-match", "\"a\""), ("range", "bytes=0-1")], both, 304),
     ];
     for (what, request, fields, status) in rows {

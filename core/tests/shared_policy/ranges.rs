@@ -8,7 +8,8 @@ use larder_core::shared::{SharedRecord, StoredResponse};
 
 use super::engine::{Fields, headers, now, request};
 use super::{
-    A_MINUTE_AGO, BODY, NOW, answer, ask, get, policy, record_of, response_of, store_under, stored, word,
+    A_MINUTE_AGO, BODY, NOW, answer, ask, get, policy, record_of, response_of, seconds, store, store_under,
+    stored, word,
 };
 
 /// Responses that can be cut have `Accept-Ranges`, for the first client and for later ones, unless the origin sets it (RFC 9110
@@ -116,6 +117,58 @@ fn stored_part_answers_only_ranges_within_it() {
         }
     }
     assert_eq!(word(&ask(&policy(), &get(&[]), part(), now())), "incomplete");
+    // RFC 9110 §14.2: `Range` is for GET alone, and of the whole nothing is known but the part.
+    for fields in [&[][..], &[("range", "bytes=12-13")], &[("range", "bytes=10-19")]] {
+        let head = request(Method::HEAD, fields);
+        assert_eq!(word(&ask(&policy(), &head, part(), now())), "incomplete", "{fields:?}");
+    }
+}
+
+/// RFC 9110 §14.4.
+#[test]
+fn parts_with_an_invalid_place_pass() {
+    for range in [
+        "lines 0-9/20",
+        "bytes 9-0/20",
+        "bytes 0-9/9",
+        "bytes 0-9/5",
+        "bytes 0-9",
+        "bytes 0-/20",
+        "bytes */20",
+        "bytes 0-18446744073709551615/*",
+        "0-9/20",
+    ] {
+        let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("content-range", range)];
+        let request = get(&[("range", "bytes=0-9")]);
+        assert_eq!(store_under(&policy(), &request, 206, fields).unwrap_err(), "range", "{range}");
+        let found = answer(&policy(), &request, part(), (206, fields), now());
+        assert!(matches!(&found, SharedOnResponse::Pass(_)), "{range}: {found:?}");
+    }
+}
+
+/// RFC 9110 §15.3.7.
+#[test]
+fn a_206_has_the_fields_of_the_200() {
+    let fields: Fields<'_> = &[
+        ("cache-control", "max-age=60"),
+        ("content-location", "/things/7.json"),
+        ("content-type", "text/plain"),
+        ("date", NOW),
+        ("etag", "\"a\""),
+        ("expires", NOW),
+        ("last-modified", A_MINUTE_AGO),
+        ("vary", "accept"),
+        ("x-other", "1"),
+    ];
+    let mut record = store(fields);
+    record.variant = 0;
+    let record = Some(SharedRecord::Response(Box::new(record)));
+    let response = response_of(ask(&policy(), &get(&[("range", "bytes=2-4")]), record, now()));
+    assert_eq!((response.status(), &response.body()[..]), (StatusCode::PARTIAL_CONTENT, &b"234"[..]));
+    for (name, value) in fields {
+        assert_eq!(response.headers()[*name], value, "{name}");
+    }
+    assert_eq!(response.headers()["content-length"], "3");
 }
 
 #[test]
@@ -141,6 +194,17 @@ fn stored_parts_are_combined() {
     );
     assert_eq!(combined("\"a\"", "bytes 0-8/30", "bytes=0-8").body, "abcdefghij", "with a gap");
 
+    // RFC 9110 §15.3.7: the response to `If-Range` may lack fields that the client has.
+    let fields: Fields<'_> =
+        &[("cache-control", "max-age=60"), ("etag", "\"a\""), ("content-range", "bytes 20-29/30")];
+    let conditional = get(&[("range", "bytes=20-29"), ("if-range", "\"a\"")]);
+    let found = answer(&policy(), &conditional, part(), (206, fields), now());
+    assert!(matches!(&found, SharedOnResponse::Admit(_)), "{found:?}");
+    let fields: Fields<'_> =
+        &[("cache-control", "max-age=60"), ("etag", "\"b\""), ("content-range", "bytes 20-29/30")];
+    let found = answer(&policy(), &conditional, part(), (206, fields), now());
+    assert!(matches!(&found, SharedOnResponse::Pass(_)), "{found:?}");
+
     // Two halves make a whole.
     let half = |range: &str, before: Option<StoredResponse>| {
         let fields: Fields<'_> =
@@ -160,4 +224,54 @@ fn stored_parts_are_combined() {
     let whole = half("bytes 10-19/20", Some(first));
     assert_eq!((whole.status, whole.part, whole.body.len()), (StatusCode::OK, None, 20));
     assert!(!whole.headers.contains_key("content-range"));
+}
+
+/// §3.4, §3.2; RFC 9110 §15.3.7.3.
+#[test]
+fn combined_part_keeps_fields_of_the_stored_one() {
+    let first: Fields<'_> = &[
+        ("cache-control", "max-age=60"),
+        ("etag", "\"a\""),
+        ("content-range", "bytes 10-19/30"),
+        ("content-type", "text/plain"),
+        ("x-both", "1"),
+        ("x-both", "2"),
+        ("x-withheld", "1"),
+    ];
+    let stored = store_under(&policy(), &get(&[("range", "bytes=10-19")]), 206, first).unwrap();
+    let combine = |tag: &'static str, place: &'static str| {
+        let second: Fields<'_> = &[
+            ("cache-control", "max-age=90, no-cache=\"x-withheld\""),
+            ("etag", tag),
+            ("content-range", place),
+            ("x-both", "3"),
+            ("x-new", "1"),
+        ];
+        let record = Some(SharedRecord::Response(Box::new(stored.clone())));
+        match answer(&policy(), &get(&[("range", "bytes=0-9")]), record, (206, second), now()) {
+            SharedOnResponse::Admit(admit) => {
+                record_of(&admit.with_body(Bytes::from_static(BODY.as_bytes())))
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = |stored: &StoredResponse, name: &str| {
+        let values = stored.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned());
+        values.collect::<Vec<_>>().join(" ")
+    };
+    let combined = combine("\"a\"", "bytes 20-29/30");
+    assert_eq!(combined.body.len(), 20);
+    for (name, expected) in [
+        ("content-type", "text/plain"),
+        ("x-both", "3"),
+        ("x-new", "1"),
+        ("x-withheld", ""),
+        ("cache-control", "max-age=90, no-cache=\"x-withheld\""),
+    ] {
+        assert_eq!(all(&combined, name), expected, "{name}");
+    }
+    assert_eq!(combined.lifetime, seconds(90));
+    // A part of another representation takes nothing from it.
+    let other = combine("\"b\"", "bytes 20-29/30");
+    assert_eq!((other.body.len(), all(&other, "content-type")), (10, String::new()));
 }

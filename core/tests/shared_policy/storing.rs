@@ -115,8 +115,16 @@ fn only_permitted_responses_are_stored() {
             Err(Reason::SetCookie),
         ),
         ("§3 a 304 to a request without a condition", &[], 304, &[FRESH], Err(Reason::Status)),
+        ("§3 a status that is not final", &[], 103, &[FRESH], Err(Reason::Status)),
         ("§3.3 a part without Content-Range", &[("range", "bytes=0-1")], 206, &[FRESH], Err(Reason::Range)),
         ("§3.3 a part", &[("range", "bytes=0-9")], 206, &[FRESH, ("content-range", "bytes 0-9/20")], Ok(())),
+        (
+            "RFC 9110 §15.3.7 a part that may lack fields",
+            &[("range", "bytes=0-9"), ("if-range", "\"a\"")],
+            206,
+            &[FRESH, ("content-range", "bytes 0-9/20"), ("etag", "\"a\"")],
+            Err(Reason::Range),
+        ),
         (
             "§3.3 several parts",
             &[("range", "bytes=0-1,5-6")],
@@ -196,6 +204,72 @@ fn options_of_the_rule_apply_to_storing() {
             &[("cdn-cache-control", "max-age= 9"), ("cache-control", "max-age=60")],
             Ok(60),
         ),
+        ("an empty targeted field", &[("cdn-cache-control", ""), ("cache-control", "max-age=60")], Ok(60)),
+        ("a targeted field of spaces", &[("cdn-cache-control", "  "), ("expires", IN_A_MINUTE)], Ok(60)),
+        (
+            "an empty line of a targeted field",
+            &[("cdn-cache-control", ""), ("cdn-cache-control", "max-age=9"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "several lines of a targeted field",
+            &[("cdn-cache-control", "a"), ("cdn-cache-control", "max-age=9")],
+            Ok(9),
+        ),
+        (
+            "an empty member of a targeted field",
+            &[("cdn-cache-control", "max-age=9,"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "a targeted max-age with a fraction",
+            &[("cdn-cache-control", "max-age=9.5"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "a targeted max-age with a letter",
+            &[("cdn-cache-control", "max-age=9x"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "a negative targeted max-age",
+            &[("cdn-cache-control", "max-age=-9"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "a targeted max-age without a value",
+            &[("cdn-cache-control", "max-age"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "a targeted max-age in capitals",
+            &[("cdn-cache-control", "Max-Age=9"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        (
+            "a targeted max-age with too many digits",
+            &[("cdn-cache-control", "max-age=9999999999999999")],
+            Err("lifetime"),
+        ),
+        (
+            "a targeted field with an open string",
+            &[("cdn-cache-control", "max-age=9, a=\"b"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        ("two targeted max-age", &[("cdn-cache-control", "max-age=60, max-age=90")], Ok(90)),
+        ("parameters of targeted directives", &[("cdn-cache-control", "max-age=9;a=b, b;c")], Ok(9)),
+        (
+            "unknown targeted directives of every type",
+            &[("cdn-cache-control", "max-age=9, a=(1 2);b, c=:YQ==:, d=1.5, e=?0")],
+            Ok(9),
+        ),
+        (
+            "a targeted no-store that is false",
+            &[("cdn-cache-control", "no-store=?0, max-age=9"), ("cache-control", "max-age=60")],
+            Ok(60),
+        ),
+        ("a targeted private with names", &[("cdn-cache-control", "private=\"a\", max-age=9")], Ok(9)),
+        ("a targeted must-revalidate", &[("cdn-cache-control", "must-revalidate, max-age=9")], Ok(9)),
     ];
     for (what, fields, expected) in rows {
         let found = store_under(&targeted, &get(&[]), 200, fields).map(|stored| stored.lifetime);

@@ -7,7 +7,11 @@ use larder_core::shared::SharedRecord;
 use larder_core::shared::policy::{Fate, SharedDecision, SharedOnResponse};
 
 use super::engine::{Fields, now, request};
-use super::{A_MINUTE_AGO, BODY, answer, ask, get, policy, rule, seconds, store, stored};
+use super::ranges::part;
+use super::{
+    A_MINUTE_AGO, A_THOUSAND_SECONDS_AGO, BODY, NOW, answer, ask, get, policy, response_of, rule, seconds,
+    store, stored,
+};
 
 #[test]
 fn validators_are_added_to_requests() {
@@ -195,4 +199,137 @@ fn cookies_of_a_304_are_for_one_client() {
     let response = freshened.into_answer().unwrap().into_response();
     let cookies: Vec<_> = response.headers().get_all("set-cookie").iter().collect();
     assert_eq!(cookies, ["a=b", "c=d"]);
+}
+
+/// §4.3.4: a 304 that names another representation says nothing about the stored one. The next request gets a new
+/// response.
+#[test]
+fn a_304_with_another_strong_validator_updates_nothing() {
+    const LATER: (&str, &str) = ("date", NOW);
+    let rows: &[(&str, Fields<'_>, Fields<'_>, bool)] = &[
+        ("the same tag", &[("etag", "\"a\"")], &[("etag", "\"a\"")], true),
+        ("another tag", &[("etag", "\"a\"")], &[("etag", "\"b\"")], false),
+        ("a tag that is weak here", &[("etag", "W/\"a\"")], &[("etag", "\"a\"")], false),
+        ("a tag that is weak there", &[("etag", "\"a\"")], &[("etag", "W/\"a\"")], true),
+        ("another weak tag", &[("etag", "W/\"a\"")], &[("etag", "W/\"b\"")], false),
+        ("no validator", &[("etag", "\"a\"")], &[], true),
+        ("a tag where there is none", &[("last-modified", A_MINUTE_AGO)], &[("etag", "\"a\"")], false),
+        (
+            "another tag, but the same strong date",
+            &[("etag", "\"a\""), ("last-modified", A_MINUTE_AGO), LATER],
+            &[("etag", "\"b\""), ("last-modified", A_MINUTE_AGO)],
+            true,
+        ),
+        (
+            "another tag, and the same weak date",
+            &[("etag", "\"a\""), ("last-modified", NOW), LATER],
+            &[("etag", "\"b\""), ("last-modified", NOW)],
+            false,
+        ),
+        (
+            "another strong date",
+            &[("last-modified", A_THOUSAND_SECONDS_AGO), LATER],
+            &[("last-modified", A_MINUTE_AGO), LATER],
+            false,
+        ),
+        (
+            "another date that may be weak",
+            &[("last-modified", A_MINUTE_AGO), LATER],
+            &[("last-modified", NOW), LATER],
+            false,
+        ),
+        (
+            "the same date that may be weak",
+            &[("last-modified", NOW), LATER],
+            &[("last-modified", "fri, 15 jan 2027 08:00:00 gmt"), LATER],
+            true,
+        ),
+        (
+            "the same weak tag, and another date that may be weak",
+            &[("etag", "W/\"a\""), ("last-modified", A_MINUTE_AGO), LATER],
+            &[("etag", "W/\"a\""), ("last-modified", NOW), LATER],
+            true,
+        ),
+        (
+            "a weak tag, and the strong date of another",
+            &[("etag", "W/\"a\""), ("last-modified", A_THOUSAND_SECONDS_AGO), LATER],
+            &[("etag", "W/\"a\""), ("last-modified", A_MINUTE_AGO), LATER],
+            false,
+        ),
+    ];
+    for (what, validators, told, updates) in rows {
+        let fields = [&[("cache-control", "max-age=60"), ("x-field", "old")], *validators].concat();
+        let before = store(&fields);
+        let record = Some(SharedRecord::Response(Box::new(before.clone())));
+        let told = [&[("cache-control", "max-age=900"), ("x-field", "new")], *told].concat();
+        let later = now() + seconds(100);
+        let found = answer(&policy(), &get(&[]), record, (304, &told), later);
+        let SharedOnResponse::Freshened(freshened) = found else { panic!("{what}: {found:?}") };
+        let expected = if *updates { Fate::Store } else { Fate::Evict };
+        assert_eq!((freshened.fate(), freshened.is_fresh()), (expected, *updates), "{what}");
+        let response = freshened.into_answer().unwrap().into_response();
+        assert_eq!((response.status().as_u16(), &response.body()[..]), (200, BODY.as_bytes()), "{what}");
+        let field = if *updates { "new" } else { "old" };
+        assert_eq!(response.headers()["x-field"], field, "{what}");
+        if !updates {
+            // It is as old as it was.
+            assert_eq!(response.headers()["age"], before.age(later).as_secs().to_string().as_str(), "{what}");
+            let status = "Larder; fwd=stale; fwd-status=304; detail=expired";
+            assert_eq!(response.headers()["cache-status"], status, "{what}");
+        }
+    }
+}
+
+/// §4.3.2.
+#[test]
+fn conditions_without_a_stored_response_are_for_the_origin() {
+    let request = get(&[("if-none-match", "\"a\""), ("if-modified-since", NOW)]);
+    let SharedDecision::Forward(forward) = ask(&policy(), &request, None, now()) else { panic!() };
+    let mut headers = request.headers.clone();
+    forward.prepare(&mut headers);
+    assert_eq!(headers, request.headers);
+    // RFC 9110 §15.4.5: its 304 is for the client.
+    let found = answer(&policy(), &request, None, (304, &[("etag", "\"a\"")]), now());
+    assert!(matches!(&found, SharedOnResponse::Pass(pass) if !pass.evicts()), "{found:?}");
+}
+
+/// §4.3.2.
+#[test]
+fn part_is_validated_only_for_a_range_within_it() {
+    for (range, expected) in [("bytes=12-13", "\"a\""), ("bytes=0-9", ""), ("bytes=15-25", "")] {
+        let request = get(&[("range", range)]);
+        let decision = ask(&policy(), &request, part(), now() + seconds(3600));
+        let SharedDecision::Forward(forward) = decision else { panic!("{range}: {decision:?}") };
+        let mut headers = request.headers.clone();
+        forward.prepare(&mut headers);
+        let found = headers.get("if-none-match").map_or("", |value| value.to_str().unwrap());
+        assert_eq!(found, expected, "{range}");
+    }
+}
+
+/// RFC 9110 §15.4.5.
+#[test]
+fn a_304_has_the_fields_that_caches_need() {
+    let fields: Fields<'_> = &[
+        ("cache-control", "max-age=60"),
+        ("content-encoding", "identity"),
+        ("content-language", "en"),
+        ("content-location", "/things/7.json"),
+        ("content-type", "text/plain"),
+        ("date", NOW),
+        ("etag", "\"a\""),
+        ("expires", NOW),
+        ("vary", "accept"),
+        ("x-other", "1"),
+    ];
+    let mut record = store(fields);
+    record.variant = 0;
+    let record = Some(SharedRecord::Response(Box::new(record)));
+    let response = response_of(ask(&policy(), &get(&[("if-none-match", "\"a\"")]), record, now()));
+    assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
+    let mut names: Vec<_> = response.headers().keys().map(|name| name.as_str()).collect();
+    names.sort_unstable();
+    let expected =
+        ["age", "cache-control", "cache-status", "content-location", "date", "etag", "expires", "vary"];
+    assert_eq!(names, expected);
 }
