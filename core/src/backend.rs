@@ -129,7 +129,8 @@ impl<C: Coder> CacheBackend<C> {
     /// Returns the value, or computes and stores it.
     ///
     /// Callers in all processes that share the store wait for one computation, for up to
-    /// [`max_wait`](crate::LarderBuilder::max_wait). After that each caller computes for itself.
+    /// [`max_wait`](crate::LarderBuilder::max_wait). After that each caller computes for itself. With a lifetime of zero
+    /// ([`Ttl::NOT_STORED`]), the computed value is returned, but not stored.
     ///
     /// Only the caller whose `compute` failed gets the error. Callers in this process that waited for it compute at once
     /// and in parallel, and one of their values is stored. They do the same if the key is evicted meanwhile. If the store
@@ -174,8 +175,8 @@ impl<C: Coder> CacheBackend<C> {
         if reentry::is_running_here(self.context(), name) {
             return compute().await;
         }
-        let until = Instant::now() + self.context().timing.max_wait;
-        let left = || until.saturating_duration_since(Instant::now());
+        let began = Instant::now();
+        let left = || self.context().timing.max_wait.saturating_sub(began.elapsed());
         // A caller waits for one failed computation of another caller, not for several in turn.
         let mut waits = true;
         loop {
@@ -301,7 +302,8 @@ impl<C: Coder> CacheBackend<C> {
     /// Changes or creates a value atomically, and returns the new value.
     ///
     /// Updates are atomic between processes too: no update is lost. `change` may run more than once. Updates of one key
-    /// queue in this process, and don't delay updates of other keys.
+    /// queue in this process, and don't delay updates of other keys. With a lifetime of zero ([`Ttl::NOT_STORED`]), the new
+    /// value is returned, and the stored one is removed.
     ///
     /// If the future is dropped before it writes, nothing changes. Once it writes, the write continues in the background.
     ///

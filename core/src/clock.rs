@@ -46,7 +46,7 @@ impl ManualClock {
         Self { millis: Arc::new(AtomicU64::new(1_767_225_600_000)) }
     }
 
-    /// Moves the time forward by `by`, truncated to milliseconds.
+    /// Moves the time forward by `by`, truncated to milliseconds. Zero, or less than a millisecond, moves nothing.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.millis.fetch_add(by, Ordering::SeqCst);

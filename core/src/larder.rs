@@ -224,7 +224,7 @@ impl<S> LarderBuilder<S> {
         self
     }
 
-    /// Sets the duration of leases. 5 s by default, at least 100 ms.
+    /// Sets the duration of leases. 5 s by default. Less than 100 ms, such as zero, counts as 100 ms.
     ///
     /// A fill or a write takes a lease on its entry and renews it while the handler runs. If the process dies, others wait
     /// this long before they run the handler.
@@ -234,12 +234,21 @@ impl<S> LarderBuilder<S> {
     }
 
     /// Sets the time after which a running handler loses its lease, so that its response isn't stored. 60 s by default.
+    ///
+    /// Work in the background ends after this time: the refresh of a stale response, and a handler whose client has
+    /// disconnected. [`close`](Larder::close) waits no longer than this.
+    ///
+    /// With zero, leases aren't renewed, so that a response is stored only if it is complete within
+    /// [`lease_ttl`](Self::lease_ttl). Work in the background ends, and `close` returns, within a millisecond.
     pub const fn max_fill(mut self, max_fill: Duration) -> Self {
         self.timing.max_fill = max_fill;
         self
     }
 
     /// Sets the time that a request waits for another request's fill before it runs the handler itself. 10 s by default.
+    ///
+    /// With zero, no request waits longer than a millisecond: while one fills the entry, each of the others runs the handler,
+    /// and its response isn't stored ([`Reason::Waited`](crate::Reason::Waited)).
     pub const fn max_wait(mut self, max_wait: Duration) -> Self {
         self.timing.max_wait = max_wait;
         self

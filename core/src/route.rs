@@ -643,7 +643,8 @@ macro_rules! route_layers {
             self
         }
 
-        /// Sets the greatest `max-age` for browsers and CDNs, which evictions don't reach: seconds or a `Duration`.
+        /// Sets the greatest `max-age` for browsers and CDNs, which evictions don't reach: seconds or a `Duration`. With 0,
+        /// they validate a response before each use.
         pub fn downstream_ttl(mut self, ttl: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.downstream_ttl(ttl.into());
             self
@@ -651,7 +652,7 @@ macro_rules! route_layers {
 
         /// Serves a response for this long after its time to live ended, while one run of the handler in the background
         /// refreshes it (RFC 5861 §3): seconds or a `Duration`. Browsers and CDNs get the same directive. Responses with
-        /// `must-revalidate` are excluded.
+        /// `must-revalidate` are excluded. With 0, no response is served after its time to live.
         pub fn stale_while_revalidate(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.stale_while_revalidate(limit.into());
             self
@@ -659,7 +660,7 @@ macro_rules! route_layers {
 
         /// Serves a response for this long after its time to live ended, if the handler fails: with an error, or with
         /// status 500, 502, 503 or 504 (RFC 5861 §4). Seconds or a `Duration`. Responses with `must-revalidate` are
-        /// excluded.
+        /// excluded. With 0, no response is served after its time to live.
         pub fn stale_if_error(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.stale_if_error(limit.into());
             self

@@ -73,13 +73,14 @@ pub struct SharedRule {
     /// The longest freshness lifetime estimated from `Last-Modified` for a response without explicit freshness
     /// (§4.2.2). One day; with zero, nothing is estimated.
     pub heuristic_limit: Duration,
-    /// The time after its freshness lifetime during which a response with a validator is kept, to be validated (§4.3). One day.
+    /// The time after its freshness lifetime during which a response with a validator is kept, to be validated (§4.3). One day;
+    /// with zero, no longer than it may be used.
     pub keep_stale: Duration,
     /// The time during which a stale response is used when the origin fails (§4.2.4), unless the response states a time itself
     /// (`stale-if-error`, RFC 5861 §4) or forbids it. One hour; with zero, never.
     pub stale_if_error: Duration,
     /// The time during which a stale response is used while it is refreshed, unless the response states a time itself
-    /// (`stale-while-revalidate`, RFC 5861 §3) or forbids it. Zero.
+    /// (`stale-while-revalidate`, RFC 5861 §3) or forbids it. Zero, which means never.
     pub stale_while_revalidate: Duration,
     /// `true` if a write that was answered with 408 or a server error evicts, because it may have taken effect. §4.4 requires that after a success only. `true` by default. A write without a response always evicts.
     pub evict_on_error: bool,

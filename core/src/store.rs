@@ -75,7 +75,8 @@ pub trait CacheStore: Send + Sync + 'static {
     /// Returns the valid value under `key`, or `None` if there is none.
     fn get(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
 
-    /// Writes `value` under `key`, and replaces any value already there. A `ttl` of `None` means no expiry.
+    /// Writes `value` under `key`, and replaces any value already there. A `ttl` of `None` means no expiry. With a `ttl` of
+    /// zero, the entry is removed instead.
     fn set(
         &self,
         key: &CacheKey,
@@ -198,7 +199,7 @@ impl ValueHead {
 )]
 pub trait LeaseStore: CacheStore {
     /// Requests a lease to fill, refresh or overwrite `key`. The lease expires after `lease_ttl`, unless it is committed,
-    /// abandoned or renewed before.
+    /// abandoned or renewed before. With zero it expires at once, or after the shortest time that the store can measure.
     ///
     /// After this returned [`Acquired::Lease`], [`get`](CacheStore::get), [`try_get`](CacheStore::try_get) and
     /// [`has`](CacheStore::has) of this store return nothing older than the lease. The holder reads the entry that it is
@@ -212,7 +213,7 @@ pub trait LeaseStore: CacheStore {
     ) -> impl Future<Output = Result<Acquired, StoreError>> + Send;
 
     /// Writes `value` and ends the lease, if the lease is still current. Returns `false` if nothing was written: the key or
-    /// its group was evicted or overwritten since, or the lease expired.
+    /// its group was evicted or overwritten since, or the lease expired. `ttl` means the same as in [`set`](CacheStore::set).
     fn commit(
         &self,
         key: &CacheKey,
@@ -221,7 +222,8 @@ pub trait LeaseStore: CacheStore {
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Extends a current lease to `lease_ttl` from now. Returns `false` if the lease is lost.
+    /// Extends a current lease to `lease_ttl` from now, which means the same as in [`begin`](Self::begin). Returns `false` if the
+    /// lease is lost.
     fn renew(
         &self,
         key: &CacheKey,

@@ -14,9 +14,10 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http::Method;
 use larder_axum::{Larder, cache, cache_evict, cache_put};
+use larder_core::{RedisOptions, RedisStore};
 use larder_tests::in_process::{Fixture, Runs, get, send};
 use larder_tests::on_every_store;
-use larder_tests::redis_server::calls;
+use larder_tests::redis_server::{RedisServer, calls};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -317,6 +318,82 @@ async fn hanging_handler_does_not_block_others_forever() {
     let hit = get(&app, "/x").await;
     assert_eq!((hit.cache(), hit.text()), ("HIT", "well"));
     tokio::time::timeout(Duration::from_millis(200), larder.close()).await.expect("no fill is running");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn max_wait_of_zero_lets_no_request_wait() {
+    let store = larder_axum::MemoryStore::new();
+    let larder = Larder::builder().max_wait(Duration::ZERO).cache_status(true).store(store).build();
+    let database = Database::default();
+    let app = database.router(&larder, SLOW);
+    let answers = join_all((0..3).map(|_| get(&app, "/x"))).await;
+    assert_eq!(database.runs.total(), 3);
+    let waited = answers.iter().filter(|answer| answer.header("cache-status").contains("waited"));
+    assert_eq!(waited.count(), 2);
+    assert_eq!(get(&app, "/x").await.cache(), "HIT");
+
+    let (backend, runs) = (larder.backend(), Runs::new());
+    let compute = || async {
+        runs.count();
+        sleep(SLOW).await;
+        Ok::<_, ()>("value".to_owned())
+    };
+    let computed = join_all((0..3).map(|_| backend.get_or_set("k", 60, compute))).await;
+    assert_eq!((computed, runs.total()), (vec![Ok("value".to_owned()); 3], 3));
+    assert!(backend.has("k").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn max_fill_of_zero_renews_no_lease_and_ends_background_work() {
+    let app = |lease_ttl, takes| {
+        let store = larder_axum::MemoryStore::new();
+        let larder = Larder::builder().max_fill(Duration::ZERO).lease_ttl(lease_ttl).store(store).build();
+        let database = Database::default();
+        (database.router(&larder, takes), database, larder)
+    };
+    let (long, short) = (Duration::from_secs(60), Duration::from_millis(100));
+    let (in_time, _, _) = app(long, SLOW);
+    get(&in_time, "/x").await;
+    assert_eq!(get(&in_time, "/x").await.cache(), "HIT", "a response within the lease is stored");
+    let (late, _, _) = app(short, short * 4);
+    get(&late, "/x").await;
+    assert_eq!(get(&late, "/x").await.cache(), "MISS", "a response after the lease is not");
+
+    let (app, database, larder) = app(long, SLOW);
+    assert!(tokio::time::timeout(SLOW / 4, get(&app, "/x")).await.is_err());
+    sleep(SLOW * 2).await;
+    assert_eq!(database.runs.total(), 1);
+    assert_eq!(get(&app, "/x").await.cache(), "MISS", "the handler ended with its client");
+    drop(tokio::time::timeout(SLOW / 4, get(&app, "/x?1")).await);
+    tokio::time::timeout(Duration::from_secs(5), larder.close()).await.expect("no work is running");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn longest_durations_are_accepted() {
+    let (server, max) = (RedisServer::start(), Duration::MAX);
+    let options = RedisOptions::from_url(&server.url()).unwrap().read_deadline(max).fill_deadline(max);
+    let options = options.evict_deadline(max).connect_deadline(max).close_deadline(max);
+    let builder = || Larder::builder().lease_ttl(max).max_fill(max).max_wait(max).default_ttl(max);
+    let on_redis = || builder().store(RedisStore::new(options.clone())).build();
+    let tiered = || builder().redis_with_local(options.clone(), 1 << 20).build();
+    for larder in [builder().store(larder_axum::MemoryStore::new()).build(), on_redis(), tiered()] {
+        let route =
+            cache(&larder).group("g").downstream_ttl(max).stale_while_revalidate(max).stale_if_error(max);
+        let handler = async || {
+            sleep(SLOW).await;
+            "x"
+        };
+        let app = Router::new().route("/x", get_route(handler.layer(route)));
+        let answers = join_all((0..3).map(|_| get(&app, "/x"))).await;
+        assert!(answers.iter().all(|answer| answer.text() == "x"));
+        assert_eq!(get(&app, "/x").await.cache(), "HIT");
+        let backend = larder.backend();
+        assert_eq!(backend.get_or_set("k", max, async || Ok::<_, ()>(1)).await, Ok(1));
+        assert_eq!(backend.get::<i32>("k").await, Some(1));
+        assert_eq!(backend.update("k", max, |old: Option<i32>| old.unwrap_or(5) + 1).await.unwrap(), 2);
+        assert_eq!(backend.delete_group().await, 2);
+        larder.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 const MEDIA: &str = "0123456789";
 
-/// What the handler saw: the number of its runs, and the last `Range` and `If-Range`.
+/// A record of what the handler saw: the number of its runs, and the last `Range` and `If-Range`.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     runs: Runs,

@@ -22,7 +22,7 @@ fn app(layer: Cache, runs: &Runs) -> Router {
     let runs = runs.clone();
     let handler = move |headers: HeaderMap| async move {
         let who = headers.get("authorization").or(headers.get("cookie"));
-        format!("{} {}", who.map_or("nobody", |value| value.to_str().unwrap()), runs.count())
+        format!("{} {}", who.map_or("anonymous", |value| value.to_str().unwrap()), runs.count())
     };
     Router::new().route("/me", any(handler.layer(layer)))
 }
@@ -54,8 +54,8 @@ on_every_store! {
             }
         }
         assert_eq!(runs.total(), 4);
-        let nobody = get(&app, "/me").await;
-        assert_eq!((nobody.cache(), nobody.text()), ("MISS", "nobody 5"));
+        let anonymous = get(&app, "/me").await;
+        assert_eq!((anonymous.cache(), anonymous.text()), ("MISS", "anonymous 5"));
         let alice = send(&app, Method::GET, "/me", &[("authorization", "Bearer alice")]).await;
         assert_eq!(alice.text(), "Bearer alice 6", "the entry without credentials isn't served to Alice");
     }

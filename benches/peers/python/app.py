@@ -52,7 +52,7 @@ async def plain():
 async def me(by: str, request: Request):
     who = request.headers.get("authorization", "").removeprefix("Bearer ")
     who = who or request.headers.get("cookie", "").removeprefix("session=")
-    return PlainTextResponse(f"for {who or 'nobody'}")
+    return PlainTextResponse(f"for {who or 'anonymous'}")
 
 
 @app.get("/login", dependencies=cached)

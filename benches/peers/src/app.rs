@@ -113,7 +113,7 @@ async fn me(headers: HeaderMap) -> String {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let who = text(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
     let who = who.or_else(|| text(COOKIE)?.strip_prefix("session="));
-    format!("for {}", who.unwrap_or("nobody"))
+    format!("for {}", who.unwrap_or("anonymous"))
 }
 
 async fn login() -> impl IntoResponse {

@@ -75,7 +75,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// What the contender did instead of answering.
+    /// Returns the contender's wrong or missing answer.
     pub(crate) fn connect(address: SocketAddr, connections: usize, ask: Ask) -> Result<Self, String> {
         let fail = |error: io::Error| error.to_string();
         let poll = Poll::new().map_err(fail)?;

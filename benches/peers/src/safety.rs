@@ -274,7 +274,7 @@ async fn one_for_another(on: &Subject<'_>, path: &str, field: &str, scheme: &str
         sleep(Duration::from_millis(100)).await;
     }
     let body = on.get(path).await?;
-    Ok(verdict(body == "for nobody", format!("a stranger got what was {body}")))
+    Ok(verdict(body == "for anonymous", format!("a stranger got what was {body}")))
 }
 
 async fn set_cookie(on: &Subject<'_>) -> Result<Verdict, Failed> {

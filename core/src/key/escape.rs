@@ -1,4 +1,4 @@
-//! Which bytes of a key are written as they are, and which are escaped.
+//! Escaping of the characters that have a meaning in keys.
 
 use std::borrow::Cow;
 

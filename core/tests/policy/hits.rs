@@ -102,6 +102,13 @@ fn hits_have_the_expected_fields() {
             0,
             &["cache-control: max-age=5", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
+        (
+            "downstream_ttl of zero has the response validated before each use",
+            |rule| rule.downstream_ttl = Some(Duration::ZERO),
+            without_end,
+            0,
+            &["cache-control: max-age=0", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
         ("no status header", UNNAMED, as_it_is, 0, &["cache-control: max-age=60", "etag: \"e\""]),
     ];
     for (why, tweak, change, age, expected) in table {

@@ -34,6 +34,10 @@ enum Use {
 /// RFC 5861. Ages are in milliseconds, and the TTL is a minute.
 #[test]
 fn stale_entries_are_used_within_their_options() {
+    const ZERO: Tweak = |rule| {
+        rule.stale_while_revalidate = Some(Duration::ZERO);
+        rule.stale_if_error = Some(Duration::ZERO);
+    };
     const NO_STALE: fn(Entry) -> Entry = |entry| with(entry, |entry| entry.must_revalidate = true);
     let as_it_is: fn(Entry) -> Entry = |entry| entry;
     let table: &[(&str, Tweak, Fields<'_>, fn(Entry) -> Entry, u64, Use)] = &[
@@ -45,6 +49,7 @@ fn stale_entries_are_used_within_their_options() {
         ("after stale_if_error", IF_FAILED, &[], as_it_is, 80_000, Use::Nothing),
         ("both options, within stale_while_revalidate", BOTH, &[], as_it_is, 60_000, Use::WhileRefreshed),
         ("both options, after stale_while_revalidate", BOTH, &[], as_it_is, 70_000, Use::IfFailed),
+        ("both options are zero", ZERO, &[], as_it_is, 60_000, Use::Nothing),
         ("must-revalidate (RFC 9111 §5.2.2.2)", BOTH, &[], NO_STALE, 60_000, Use::Nothing),
         ("a request with no-cache", BOTH, &[("cache-control", "no-cache")], as_it_is, 60_000, Use::Nothing),
         (

@@ -11,9 +11,15 @@ use super::tls_options::TlsOptions;
 #[cfg(feature = "redis-pool")]
 use super::transport::Pool;
 
+/// The shortest deadline. A `WAIT` of zero has no time limit, and tokio's timers count milliseconds.
+const SHORTEST_DEADLINE: Duration = Duration::from_millis(1);
+
+/// The longest deadline: a hundred years. `Instant::now() + Duration::MAX` panics.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// The options of a [`RedisStore`](super::RedisStore): addresses, credentials, deadlines and limits.
 ///
-/// A deadline of zero lets every call time out. The debug output shows no user name, password or key.
+/// The debug output shows no user name, password or key.
 ///
 /// ```
 /// use larder_core::store::redis::RedisOptions;
@@ -330,40 +336,44 @@ impl RedisOptions {
     /// Concurrent reads of a value of 64 KiB or more share one reply, which is received to its end even after its callers have
     /// timed out. If the network needs longer than this for the largest values, raise it or lower
     /// [`max_value_bytes`](Self::max_value_bytes): a value that never arrives in time is never a hit.
+    /// Less than a millisecond, such as zero, counts as one millisecond.
     #[must_use]
     pub fn read_deadline(self, read_deadline: Duration) -> Self {
-        Self { read_deadline, ..self }
+        Self { read_deadline: bounded(read_deadline), ..self }
     }
 
     /// Sets the deadline of `set` and of each step of a fill. The default is 250 ms. A fill that times out delivers its response
-    /// without storing it, and `set` returns an error.
+    /// without storing it, and `set` returns an error. Less than a millisecond, such as zero, counts as one
+    /// millisecond.
     #[must_use]
     pub fn fill_deadline(self, fill_deadline: Duration) -> Self {
-        Self { fill_deadline, ..self }
+        Self { fill_deadline: bounded(fill_deadline), ..self }
     }
 
     /// Sets the deadline of each command of an eviction. The default is 500 ms. Evicting a large group takes several commands.
-    /// An eviction that times out returns an error, and is repeated in the background until Redis confirms it.
+    /// An eviction that times out returns an error, and is repeated in the background until Redis confirms it. Less than a
+    /// millisecond, such as zero, counts as one millisecond.
     #[must_use]
     pub fn evict_deadline(self, evict_deadline: Duration) -> Self {
-        Self { evict_deadline, ..self }
+        Self { evict_deadline: bounded(evict_deadline), ..self }
     }
 
-    /// Sets the deadline for connecting, logging in and a first `PING` together. The default is 500 ms.
+    /// Sets the deadline for connecting, logging in and a first `PING` together. The default is 500 ms. Less than a
+    /// millisecond, such as zero, counts as one millisecond.
     #[must_use]
     pub fn connect_deadline(self, connect_deadline: Duration) -> Self {
-        Self { connect_deadline, ..self }
+        Self { connect_deadline: bounded(connect_deadline), ..self }
     }
 
     /// Sets how long [`close`](crate::store::CacheStore::close) waits for evictions that Redis has not confirmed. The default is
-    /// 5 seconds.
+    /// 5 seconds. With zero, it waits a millisecond at most.
     ///
     /// While Redis can't be reached, evictions are repeated until it can. A process that has ended can't repeat them, so other
     /// processes read the stale entries until these expire. Closing logs the names of the evictions that are left. It doesn't
     /// wait if everything is confirmed.
     #[must_use]
     pub fn close_deadline(self, close_deadline: Duration) -> Self {
-        Self { close_deadline, ..self }
+        Self { close_deadline: bounded(close_deadline), ..self }
     }
 
     /// Sets the number of multiplexed connections to the server, or to each node of a cluster, from 1 to 4. The default is 1. One
@@ -373,7 +383,8 @@ impl RedisOptions {
         Self { connections: connections.clamp(1, 4), ..self }
     }
 
-    /// Sets the number of replicas that must confirm each change, and the time limit for this. The default is none.
+    /// Sets the number of replicas that must confirm each change, and the time limit for this. The default is none, and so is a
+    /// `count` of zero.
     ///
     /// A master confirms a change before its replicas have it, so a failover may undo the last changes. With this option,
     /// an eviction, a `set`, a write-through and an [`update`](crate::CacheBackend::update) are confirmed only when this many
@@ -384,10 +395,11 @@ impl RedisOptions {
     /// is evicted in the background until enough replicas confirm that, as after any [eviction that was not
     /// confirmed](crate::store::redis#when-redis-is-down). So changed entries are not cached while a replica is down.
     ///
-    /// Each change takes two more round trips, one of them to the slowest of these replicas. It may take `timeout`, at least
-    /// one millisecond, on top of its own deadline. A connection that waits carries no other commands, so changes have [as
-    /// many](Self::connections) separate connections to each server, on which they wait for each other. Reads, and fills of
-    /// missing entries, don't wait. Deleting a whole prefix waits for each group, and in a cluster for each key without a group.
+    /// Each change takes two more round trips, one of them to the slowest of these replicas. It may take `timeout` on top of its
+    /// own deadline. Less than a millisecond, such as zero, counts as one millisecond. A connection that waits carries no other
+    /// commands, so changes have [as many](Self::connections) separate connections to each server, on which they wait for each
+    /// other. Reads, and fills of missing entries, don't wait. Deleting a whole prefix waits for each group, and in a cluster for
+    /// each key without a group.
     ///
     /// The user must be allowed to run `WAIT`. With a pool, keep `timeout` below the response timeout of its client. A change
     /// occupies one of the pool's connections while it waits.
@@ -402,7 +414,7 @@ impl RedisOptions {
     /// ```
     #[must_use]
     pub fn wait_for_replicas(self, count: u32, timeout: Duration) -> Self {
-        let timeout = timeout.max(Duration::from_millis(1));
+        let timeout = bounded(timeout);
         Self { replicas: (count > 0).then_some(Replicas { count, timeout }), ..self }
     }
 
@@ -504,6 +516,10 @@ pub(super) struct Replicas {
     pub(super) timeout: Duration,
 }
 
+fn bounded(deadline: Duration) -> Duration {
+    deadline.clamp(SHORTEST_DEADLINE, LONGEST_DEADLINE)
+}
+
 /// The port of Redis if none is given.
 pub(crate) const DEFAULT_PORT: u16 = 6379;
 
@@ -555,6 +571,25 @@ mod tests {
         let options = RedisOptions::from_url("redis://[::1]:1").unwrap();
         assert_eq!(options.addresses, [Address { host: "::1".to_owned(), port: 1 }]);
         assert!(!options.cluster);
+    }
+
+    #[test]
+    fn deadlines_are_between_a_millisecond_and_a_century() {
+        let deadlines = |deadline| {
+            let options =
+                RedisOptions::new("localhost", 6379).read_deadline(deadline).fill_deadline(deadline);
+            let options = options.evict_deadline(deadline).connect_deadline(deadline);
+            let options = options.close_deadline(deadline).wait_for_replicas(1, deadline);
+            let wait = options.replicas.unwrap().timeout;
+            let RedisOptions { read_deadline, fill_deadline, evict_deadline, connect_deadline, .. } = options;
+            [read_deadline, fill_deadline, evict_deadline, connect_deadline, options.close_deadline, wait]
+        };
+        let millisecond = Duration::from_millis(1);
+        assert_eq!(deadlines(Duration::ZERO), [millisecond; 6]);
+        assert_eq!(deadlines(Duration::from_nanos(1)), [millisecond; 6]);
+        assert_eq!(deadlines(millisecond * 20), [millisecond * 20; 6]);
+        assert_eq!(deadlines(Duration::MAX), [LONGEST_DEADLINE; 6]);
+        assert!(RedisOptions::new("localhost", 6379).wait_for_replicas(0, millisecond).replicas.is_none());
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl RedisStore {
         let until = Instant::now() + WRITE_LEASE_TTL;
         // Also while an eviction of this key is pending: the value is newer than the one to be removed.
         let Acquired::Lease(lease) = self.acquire(key, Intent::Write, WRITE_LEASE_TTL).await? else {
-            return Err(StoreError::refused("no ticket for a write"));
+            return Err(StoreError::refused("no lease for a write"));
         };
         let stored = self.write(key, &lease, value, ttl).await?;
         if stored || Instant::now() < until { Ok(stored) } else { Err(StoreError::Timeout(WRITE_LEASE_TTL)) }
