@@ -284,7 +284,7 @@ pub struct Explanation {
     /// `true` if the key, or the group, is evicted.
     pub evicts: bool,
     /// The engine's transitions, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Transition>,
 }
 
 /// Facts about a stored response, without its body.
@@ -323,7 +323,7 @@ impl FoundEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "runtime", derive(serde::Serialize))]
 #[non_exhaustive]
-pub struct Step {
+pub struct Transition {
     /// The transition's name, as in [`policy`](crate::policy).
     pub event: &'static str,
     /// The result.
@@ -362,7 +362,7 @@ impl Explanation {
         let reason = reason.into();
         let sentences = [Some(text), reason.map(Reason::meaning), reason.and_then(advice)];
         let text = sentences.into_iter().flatten().collect::<Vec<_>>().join(" ");
-        self.steps.push(Step { event, decision, reason, text });
+        self.steps.push(Transition { event, decision, reason, text });
     }
 
     fn conclude(&mut self, status: Status, reason: Option<Reason>) {

@@ -172,7 +172,7 @@ pub(super) enum ChangeTarget<'a> {
 
 /// A copy of a pending eviction, to repeat it.
 #[derive(Clone, Debug)]
-pub(super) enum Pending {
+pub(super) enum PendingEviction {
     Key(CacheKey, u64),
     Group(KeySpace, u64),
     Prefix(KeySpace, Lost, u64),
@@ -347,7 +347,7 @@ impl ChangeLog {
     }
 
     /// The same for a repeated eviction.
-    pub(super) fn confirm_pending(&self, pending: &Pending, recalls: u64) -> bool {
+    pub(super) fn confirm_pending(&self, pending: &PendingEviction, recalls: u64) -> bool {
         self.confirm(pending.target(), Some(pending.number()), recalls)
     }
 
@@ -402,14 +402,14 @@ impl ChangeLog {
     }
 
     /// Returns everything that is pending.
-    pub(super) fn pending(&self) -> (Vec<Pending>, Vec<Release>) {
+    pub(super) fn pending(&self) -> (Vec<PendingEviction>, Vec<Release>) {
         let state = self.lock();
         let Changes { keys, groups, prefixes, .. } = &state.pending;
         let prefixes = prefixes
             .values()
-            .map(|(space, lost, number)| Pending::Prefix(space.clone(), lost.clone(), *number));
-        let groups = groups.values().map(|(space, number)| Pending::Group(space.clone(), *number));
-        let keys = keys.values().map(|(key, number)| Pending::Key(key.clone(), *number));
+            .map(|(space, lost, number)| PendingEviction::Prefix(space.clone(), lost.clone(), *number));
+        let groups = groups.values().map(|(space, number)| PendingEviction::Group(space.clone(), *number));
+        let keys = keys.values().map(|(key, number)| PendingEviction::Key(key.clone(), *number));
         (prefixes.chain(groups).chain(keys).collect(), state.releases.iter().cloned().collect())
     }
 
@@ -488,7 +488,7 @@ impl LogState {
     }
 }
 
-impl Pending {
+impl PendingEviction {
     pub(super) fn target(&self) -> ChangeTarget<'_> {
         match self {
             Self::Key(key, _) => ChangeTarget::Key(key),

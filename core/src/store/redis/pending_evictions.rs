@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::change_log::{Lost, Pending};
+use super::change_log::{Lost, PendingEviction};
 use super::client::Client;
 use super::{RedisInner, RedisStore};
 use crate::store::StoreError;
@@ -161,10 +161,10 @@ impl RedisStore {
     }
 
     /// Repeats one eviction.
-    async fn repeat(&self, eviction: &Pending) -> Attempt {
+    async fn repeat(&self, eviction: &PendingEviction) -> Attempt {
         let recalls = self.log().recalls();
         let attempt = match eviction {
-            Pending::Key(key, number) => {
+            PendingEviction::Key(key, number) => {
                 let _turn = self.log().turn(key).await;
                 if self.log().pending_number(eviction.target()) != Some(*number) {
                     return Attempt::Confirmed;
@@ -176,8 +176,8 @@ impl RedisStore {
                 }
                 return attempt;
             }
-            Pending::Group(space, _) => Attempt::of(&self.evict_space(space).await),
-            Pending::Prefix(space, lost, _) => Attempt::of(&self.evict_lost(space, lost).await),
+            PendingEviction::Group(space, _) => Attempt::of(&self.evict_space(space).await),
+            PendingEviction::Prefix(space, lost, _) => Attempt::of(&self.evict_lost(space, lost).await),
         };
         if attempt == Attempt::Confirmed {
             self.log().confirm_pending(eviction, recalls);
