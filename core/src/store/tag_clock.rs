@@ -103,6 +103,7 @@ impl fmt::Debug for TagClock {
 
 /// A tagged entry that is held in this process. It remembers until when it was judged, so that the table is asked once after
 /// each eviction.
+#[cfg(feature = "memory")]
 #[derive(Debug)]
 pub(crate) struct HeldTags {
     tagged: Tagged,
@@ -111,6 +112,7 @@ pub(crate) struct HeldTags {
     fresh_until: AtomicU64,
 }
 
+#[cfg(feature = "memory")]
 impl HeldTags {
     pub(crate) fn new(tagged: Tagged, clock: Arc<TagClock>) -> Self {
         let fresh_until = AtomicU64::new(tagged.stamp().epoch);

@@ -22,6 +22,7 @@ impl SlotSet {
         self.0.iter_mut().zip(other.0.iter()).for_each(|(word, other)| *word |= other);
     }
 
+    #[cfg(feature = "redis-pool")]
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
