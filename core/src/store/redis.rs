@@ -100,7 +100,6 @@ mod transport;
 mod write;
 
 use std::fmt;
-use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -201,7 +200,7 @@ impl ServerChangeHandler for Weak<RedisInner> {
 
 impl CacheStore for RedisStore {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        let found = async {
+        let found = async || {
             if self.inner.readings.expect_large(key) {
                 // Boxed, so that the future for small values stays small.
                 return Ok(Box::pin(self.read_shared(key)).await?.map(|(value, _)| value));
@@ -214,7 +213,7 @@ impl CacheStore for RedisStore {
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
-        let head = async {
+        let head = async || {
             match self.read_head(key, limit).await {
                 // The user may lack the right to run `GETRANGE`. The ordinary read needs fewer.
                 Err(StoreError::Refused(_)) => Ok(self.read(key).await?.map(ValueHead::whole)),
@@ -237,7 +236,7 @@ impl CacheStore for RedisStore {
                 .filter(|found| range.end <= found.length)
                 .and_then(|found| found.cut(head, 0..0)));
         }
-        self.read_checked(key, self.read_range(key, head, range)).await
+        self.read_checked(key, async || self.read_range(key, head, range).await).await
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
@@ -275,7 +274,7 @@ impl CacheStore for RedisStore {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        self.read_checked(key, self.exists(key)).await
+        self.read_checked(key, async || self.exists(key).await).await
     }
 
     /// Repeats evictions that Redis has not confirmed, for at most [`RedisOptions::close_deadline`], logs the names of those
@@ -363,10 +362,11 @@ impl RedisStore {
     async fn read_checked<T: Default>(
         &self,
         key: &CacheKey,
-        read: impl Future<Output = Result<T, StoreError>>,
+        // Not a future: that would be moved here, which costs more than the rest of this function.
+        read: impl AsyncFnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let Some(epoch) = self.epoch_for(key) else { return Ok(T::default()) };
-        let answer = read.await?;
+        let answer = read().await?;
         Ok(if self.may_believe(key, epoch) { answer } else { T::default() })
     }
 

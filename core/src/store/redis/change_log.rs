@@ -275,17 +275,28 @@ impl Default for ChangeLog {
 
 impl ChangeLog {
     /// Returns the stamp for a question about this key. `None` if a pending eviction covers the key, so that it counts as absent.
+    #[inline]
     pub(super) fn epoch_for(&self, key: &CacheKey) -> Option<Epoch> {
         let stamp = self.stamp.load(Ordering::Acquire);
-        (stamp & PENDING == 0 || !self.lock().pending.covers(key)).then_some(Epoch(stamp))
+        (stamp & PENDING == 0 || !self.is_covered(key)).then_some(Epoch(stamp))
     }
 
     /// Returns `true` if an answer about this key may be used. Called after it arrived, with the epoch from before the question.
+    #[inline]
     pub(super) fn may_believe(&self, key: &CacheKey, epoch: Epoch) -> bool {
         let stamp = self.stamp.load(Ordering::Acquire);
-        if stamp & PENDING == 0 && stamp | PENDING == epoch.0 | PENDING {
-            return true;
-        }
+        let is_unchanged = stamp & PENDING == 0 && stamp | PENDING == epoch.0 | PENDING;
+        is_unchanged || self.is_unaffected_since(key, epoch)
+    }
+
+    // Out of line, because hits rarely need it.
+    #[cold]
+    fn is_covered(&self, key: &CacheKey) -> bool {
+        self.lock().pending.covers(key)
+    }
+
+    #[cold]
+    fn is_unaffected_since(&self, key: &CacheKey, epoch: Epoch) -> bool {
         let state = self.lock();
         !state.pending.covers(key) && !state.was_recalled_since(epoch.0 >> 1, ChangeTarget::Key(key))
     }

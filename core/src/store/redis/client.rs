@@ -117,7 +117,13 @@ impl Client {
         deadline: Duration,
     ) -> Result<T, StoreError> {
         let send = |mut conn: Transport, asking| async move {
-            Ok(from_redis_value(send_checked(&mut conn, cmd, asking).await?)?)
+            let reply = if asking || conn.has_identity_callback() {
+                // On the heap, so that the futures of ordinary reads stay small.
+                Box::pin(send_alone(&mut conn, cmd, asking)).await?
+            } else {
+                conn.send(cmd).await?
+            };
+            Ok(from_redis_value(reply)?)
         };
         self.run(at, deadline, true, send).await
     }
@@ -359,11 +365,8 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Sends a command. A callback on the connection receives the server's identity before the reply is returned.
-async fn send_checked(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
-    if !conn.has_identity_callback() {
-        return send_one(conn, cmd, asking).await;
-    }
+/// Sends a command as a pipeline of its own, which carries `ASKING` and the request for the server's identity.
+async fn send_alone(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
     let mut pipe = redis::pipe();
     pipe.add_command(cmd.clone());
     send_all(conn, &pipe, asking).await?.pop().unwrap_or(Ok(Value::Nil))
@@ -371,12 +374,7 @@ async fn send_checked(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisRes
 
 /// Sends a command, after `ASKING` if `asking`.
 async fn send_one(conn: &mut Transport, cmd: &Cmd, asking: bool) -> RedisResult<Value> {
-    if !asking {
-        return conn.send(cmd).await;
-    }
-    let mut pipe = redis::pipe();
-    pipe.add_command(cmd.clone());
-    send_all(conn, &pipe, true).await?.pop().unwrap_or(Ok(Value::Nil))
+    if asking { Box::pin(send_alone(conn, cmd, asking)).await } else { conn.send(cmd).await }
 }
 
 /// Sends a pipeline, with `ASKING` before each command if `asking`. Each command has its own reply or error.

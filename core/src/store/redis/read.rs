@@ -194,6 +194,7 @@ fn remaining(left: i64) -> Option<Duration> {
 }
 
 /// Converts the error for a key that is no string to `None`. Another program wrote it, and the next write replaces it.
+#[inline]
 fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match reply {
         Err(StoreError::Refused(error))

@@ -107,7 +107,7 @@ impl CacheStore for TieredStore {
         let Some(epochs) = self.local.epochs(key) else { return self.redis.get(key).await };
         // An eviction from here on advances the epoch.
         let read_at = self.local.now();
-        let read = self.redis.read_checked(key, self.redis.read_whole(key));
+        let read = self.redis.read_checked(key, async || self.redis.read_whole(key).await);
         let Some((value, left)) = read.await? else { return Ok(None) };
         self.local.insert_if_unchanged(
             key,
@@ -132,13 +132,14 @@ impl CacheStore for TieredStore {
         let Some(epochs) = self.local.epochs(key) else { return self.redis.get_head(key, limit).await };
         // An eviction from here on advances the epoch.
         let read_at = self.local.now();
-        let (head, left) = match self.redis.read_checked(key, self.redis.read_head(key, limit)).await {
-            Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
-            head => match head? {
-                Some(found) => found,
-                None => return Ok(None),
-            },
-        };
+        let (head, left) =
+            match self.redis.read_checked(key, async || self.redis.read_head(key, limit).await).await {
+                Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
+                head => match head? {
+                    Some(found) => found,
+                    None => return Ok(None),
+                },
+            };
         self.local.insert_if_unchanged(key, &epochs, &head, left.map(|left| read_at + left));
         Ok(Some(head))
     }
