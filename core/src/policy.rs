@@ -429,7 +429,9 @@ impl Lookup {
 
     fn provenance(&self, request: &RequestView<'_>) -> Provenance {
         let (pattern, is_chosen) = (self.pattern, self.rule.is_chosen);
-        Provenance { pattern, is_canonical: provenance::is_canonical(request), is_chosen }
+        // Without a pattern, only canonically spelled requests are looked up.
+        let is_canonical = pattern == 0 || provenance::is_canonical(request);
+        Provenance { pattern, is_canonical, is_chosen }
     }
 
     /// Returns `true` if a response with this provenance may answer. In most cases the patterns are equal.

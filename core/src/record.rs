@@ -358,8 +358,10 @@ impl Iterator for Fields<'_> {
     type Item = Field;
 
     fn next(&mut self) -> Option<Field> {
-        let mut lengths = Reader { rest: self.bytes.get(self.at..self.end)? };
-        let (name_len, value_len) = (usize::from(lengths.u16()?), lengths.u32()? as usize);
+        let &[a, b, c, d, e, f] = self.bytes.get(self.at..self.end)?.first_chunk::<FIELD_FIXED>()?;
+        let (name_len, value_len) =
+            (usize::from(u16::from_be_bytes([a, b])), u32::from_be_bytes([c, d, e, f]));
+        let value_len = value_len as usize;
         let name_at = self.at + FIELD_FIXED;
         let value_at = name_at + name_len;
         let end = value_at.checked_add(value_len).filter(|end| *end <= self.end)?;

@@ -157,7 +157,7 @@ impl RequestFields {
 }
 
 /// Returns `true` for fields that every browser sends and that don't concern a cache.
-fn is_ordinary(name: &str) -> bool {
+pub(crate) fn is_ordinary(name: &str) -> bool {
     matches!(name, "host" | "user-agent" | "referer")
         || name.starts_with("accept")
         || name.starts_with("sec-")

@@ -149,13 +149,12 @@ impl LeaseGuard {
     }
 
     /// Writes the record and returns the lease.
-    pub(crate) async fn commit(self, record: Bytes, ttl: Option<Duration>) -> CommitResult {
-        let (context, key) = (Arc::clone(&self.context), self.key.clone());
-        match self.try_commit(record, ttl).await {
+    pub(crate) async fn commit(mut self, record: Bytes, ttl: Option<Duration>) -> CommitResult {
+        match self.commit_once(record, ttl).await {
             Ok(true) => CommitResult::Stored,
             Ok(false) => CommitResult::Revoked,
             Err(error) => {
-                context.store_failed("commit", key.name(), &error);
+                self.context.store_failed("commit", self.key.name(), &error);
                 CommitResult::Failed
             }
         }
@@ -167,6 +166,10 @@ impl LeaseGuard {
         record: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
+        self.commit_once(record, ttl).await
+    }
+
+    async fn commit_once(&mut self, record: Bytes, ttl: Option<Duration>) -> Result<bool, StoreError> {
         let Some(lease) = self.lease.take() else { return Ok(false) };
         self.context.store.commit(&self.key, &lease, record, ttl).await
     }

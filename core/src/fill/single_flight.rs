@@ -94,12 +94,11 @@ impl Leader {
     pub(crate) fn close(&mut self) {
         if std::mem::take(&mut self.open) {
             let mut shard = self.single_flight.shard(&self.key);
-            // A follower may have closed the flight, and another request may have started a new one.
-            if shard
-                .get(&self.key)
-                .is_some_and(|flight| flight.outcome.same_channel(&self.sender.subscribe()))
+            // A follower may have closed the flight, and another request may have started a new one, which stays.
+            if let Some((key, flight)) = shard.remove_entry(&self.key)
+                && !flight.outcome.same_channel(&self.sender.subscribe())
             {
-                shard.remove(&self.key);
+                shard.insert(key, flight);
             }
         }
     }

@@ -1,25 +1,22 @@
 //! Fields that belong to one connection (RFC 9110 §7.6.1), and the removal of fields.
 
 use http::HeaderMap;
-use http::header::{
-    CONNECTION, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, HeaderName};
 
 use crate::headers::cache_control::list;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-
-const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
-
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 /// Returns the fields with the names that `is_kept` accepts.
 pub(crate) fn only(mut fields: HeaderMap, is_kept: impl Fn(&HeaderName) -> bool) -> HeaderMap {
-    let others: Vec<_> = fields.keys().filter(|name| !is_kept(name)).cloned().collect();
-    for name in others {
+    remove_if(&mut fields, |name| !is_kept(name));
+    fields
+}
+
+/// Removes the fields with the names that `is_removed` accepts. Mostly there are none, so this is one pass over the names.
+pub(crate) fn remove_if(fields: &mut HeaderMap, is_removed: impl Fn(&HeaderName) -> bool) {
+    let removed: Vec<_> = fields.keys().filter(|name| is_removed(name)).cloned().collect();
+    for name in removed {
         fields.remove(name);
     }
-    fields
 }
 
 /// Returns the fields without those that belong to one connection (RFC 9110 §7.6.1), in themselves or because `Connection`
@@ -31,29 +28,23 @@ pub(crate) fn end_to_end(response: &HeaderMap) -> HeaderMap {
             fields.remove(name);
         }
     }
-    remove_all(&mut fields, &HOP_BY_HOP);
+    remove_if(&mut fields, is_hop_by_hop);
     fields
 }
 
-/// The fields that belong to one connection, or to one proxy.
-const HOP_BY_HOP: [HeaderName; 10] = [
-    CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHENTICATION_INFO,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
-
-/// Removes the fields with these names. Each removal hashes a name, so it is skipped if none of them is there.
-pub(crate) fn remove_all(fields: &mut HeaderMap, names: &[HeaderName]) {
-    if fields.keys().any(|name| names.contains(name)) {
-        for name in names {
-            fields.remove(name);
-        }
-    }
+/// Returns `true` for fields that belong to one connection, or to one proxy.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }

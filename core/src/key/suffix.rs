@@ -1,6 +1,7 @@
 //! The suffix of a URI: its path with slashes as colons, then its parameters sorted by name.
 
 use std::borrow::Cow;
+use std::mem;
 
 use http::Uri;
 
@@ -52,50 +53,55 @@ pub(crate) fn uri_len(uri: &Uri) -> usize {
 /// Appends the suffix of a URI.
 pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
     let before = out.len();
-    if matches!(params, Params::All) && write_plain(out, uri).is_some() {
-        return;
+    if matches!(params, Params::All) {
+        // As bytes, so that separators can be replaced in place. Only ASCII bytes are replaced.
+        let mut bytes = mem::take(out).into_bytes();
+        let is_plain = write_plain(&mut bytes, uri).is_some();
+        *out = String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        if is_plain {
+            return;
+        }
+        out.truncate(before);
     }
-    out.truncate(before);
     write_any(out, uri, params);
 }
 
 /// Does the same as [`write_any`] in one pass, if nothing must be escaped, decoded or sorted, which is the usual case.
 /// Otherwise returns `None`.
-fn write_plain(out: &mut String, uri: &Uri) -> Option<()> {
-    let path = uri.path().strip_prefix('/')?;
-    let mut copied = 0;
-    for (at, byte) in path.bytes().enumerate() {
-        if CLASSES[usize::from(byte)] & PLAIN_SEGMENT != 0 {
+fn write_plain(out: &mut Vec<u8>, uri: &Uri) -> Option<()> {
+    let path = uri.path().strip_prefix('/')?.as_bytes();
+    let begin = out.len();
+    out.extend_from_slice(path);
+    for byte in &mut out[begin..] {
+        if CLASSES[usize::from(*byte)] & PLAIN_SEGMENT != 0 {
             continue;
         }
-        if byte != b'/' {
+        if *byte != b'/' {
             return None;
         }
-        out.push_str(&path[copied..at]);
-        out.push(':');
-        copied = at + 1;
+        *byte = b':';
     }
-    out.push_str(&path[copied..]);
-    let Some(query) = uri.query() else { return Some(()) };
-    let (mut last, mut begin, mut name) = ("", 0, None);
-    for (at, byte) in query.bytes().enumerate() {
-        if CLASSES[usize::from(byte)] & PLAIN_PARAM != 0 {
+    let Some(query) = uri.query().map(str::as_bytes) else { return Some(()) };
+    out.push(b':');
+    let begin = out.len();
+    out.extend_from_slice(query);
+    let (mut last, mut begins_at, mut name) = (&query[..0], 0, None);
+    for (at, byte) in out[begin..].iter_mut().enumerate() {
+        if CLASSES[usize::from(*byte)] & PLAIN_PARAM != 0 {
             continue;
         }
-        match byte {
+        match *byte {
             b'&' => {
+                *byte = b':';
                 let name = name.take().filter(|name| *name >= last)?;
-                out.push(':');
-                out.push_str(&query[begin..at]);
-                (last, begin) = (name, at + 1);
+                (last, begins_at) = (name, at + 1);
             }
-            b'=' => name = name.or(Some(&query[begin..at])),
+            b'=' => name = name.or(query.get(begins_at..at)),
             _ => return None,
         }
     }
     name.filter(|name| *name >= last)?;
-    out.push(':');
-    out.push_str(&query[begin..]);
     Some(())
 }
 
@@ -167,9 +173,10 @@ fn write_pair(out: &mut String, (name, value): &Pair<'_>) {
 /// Returns `true` if this is the canonical spelling of a path: the one whose key every other spelling shares.
 pub(crate) fn is_canonical(path: &str) -> bool {
     let bytes = path.as_bytes();
-    let mut at = 0;
+    let is_literal = |byte: &u8| CLASSES[usize::from(*byte)] & IN_PATH != 0;
+    let Some(mut at) = bytes.iter().position(|byte| !is_literal(byte)) else { return true };
     while let Some(&byte) = bytes.get(at) {
-        if CLASSES[usize::from(byte)] & IN_PATH != 0 {
+        if is_literal(&byte) {
             at += 1;
             continue;
         }

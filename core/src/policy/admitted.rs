@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE,
-    DATE, ETAG, EXPIRES, HeaderName, LAST_MODIFIED, SET_COOKIE,
+    ETAG, EXPIRES, HeaderName, LAST_MODIFIED,
 };
 use http::{HeaderMap, HeaderValue, Response, response};
 
 use crate::headers::conditional::Validators;
-use crate::headers::hop_by_hop::{end_to_end, remove_all};
+use crate::headers::hop_by_hop::{end_to_end, remove_if};
 use crate::headers::range::Selection;
 use crate::headers::vary::Placement;
 use crate::headers::vary::Variants;
-use crate::policy::cache_status::{CACHE_STATUS, CacheStatus, WrittenThrough};
+use crate::policy::cache_status::{CacheStatus, WrittenThrough};
 use crate::policy::hit::{
     Revalidation, cache_control, into_not_modified, into_selected, no_cache, selection,
 };
@@ -177,14 +177,13 @@ pub(super) fn representation_fields(response: &HeaderMap) -> HeaderMap {
 
 /// Returns all fields but those of one connection, of one moment, or of this cache itself (RFC 9111 §3.1).
 pub(super) fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
-    /// Downstream caches would age a stored `Date` twice; servers write a new one.
-    const PASSING: [HeaderName; 7] =
-        [CONTENT_LENGTH, DATE, AGE, EXPIRES, CACHE_CONTROL, SET_COOKIE, CACHE_STATUS];
-
     let mut fields = end_to_end(response);
-    remove_all(&mut fields, &PASSING);
-    if let Some(name) = &rule.status_header {
-        fields.remove(name);
-    }
+    remove_if(&mut fields, |name| match name.as_str() {
+        // Downstream caches would age a stored `Date` twice; servers write a new one.
+        "content-length" | "date" | "age" | "expires" | "cache-control" | "set-cookie" | "cache-status" => {
+            true
+        }
+        _ => rule.status_header.as_ref() == Some(name),
+    });
     fields
 }

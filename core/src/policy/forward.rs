@@ -6,14 +6,13 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::header::{
     CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
-    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, ORIGIN, RANGE,
-    SET_COOKIE, TRAILER, TRANSFER_ENCODING,
+    IF_RANGE, LAST_MODIFIED, ORIGIN, SET_COOKIE, TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, StatusCode, response};
 
 use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::headers::conditional::{Validators, request_matches, weak_etag};
-use crate::headers::hop_by_hop::{only, remove_all};
+use crate::headers::hop_by_hop::remove_if;
 use crate::headers::range::{self, Part, Selection};
 use crate::headers::vary::{Variants, add_vary, selecting_fields};
 use crate::key::SecondaryKey;
@@ -28,6 +27,7 @@ use crate::policy::rules::{
 use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::record::{Entry, Record};
+use crate::request::is_ordinary;
 use crate::store::Intent;
 
 /// The decision about the handler's response.
@@ -63,12 +63,6 @@ pub struct Forward {
     /// The stale response that answers if the handler fails.
     pub(super) fallback: Option<Box<Hit>>,
 }
-
-/// The fields that make a request conditional. A fill must not have them.
-const CONDITIONAL: [HeaderName; 4] = [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE];
-
-/// The fields that ask for a part, or for a part under a condition.
-const FOR_A_PART: [HeaderName; 2] = [RANGE, IF_RANGE];
 
 impl Forward {
     /// Returns the reason for which the handler has to run.
@@ -154,19 +148,15 @@ impl Forward {
     ///   write keeps them, for its handler to check.
     /// - Fields that change where a request goes, such as `X-Forwarded-Host`, unless the host is part of the key.
     pub fn prepare(&self, request: &mut HeaderMap) {
-        if request.is_empty() {
-            return;
-        }
-        if self.rule.kind == Kind::Read && !self.is_head {
-            remove_all(request, &CONDITIONAL);
-            if !self.keeps_range {
-                remove_all(request, &FOR_A_PART);
-            }
-        }
-        if request.keys().any(|name| self.rule.hides(name)) {
-            let seen = std::mem::take(request);
-            *request = only(seen, |name| !self.rule.hides(name));
-        }
+        let is_whole = self.rule.kind == Kind::Read && !self.is_head;
+        let is_removed = |name: &HeaderName| match name.as_str() {
+            // Most fields are ordinary, and the rule hides those only if it lists them.
+            ordinary if is_ordinary(ordinary) && self.rule.credential_fields.is_empty() => false,
+            "if-none-match" | "if-modified-since" | "if-match" | "if-unmodified-since" if is_whole => true,
+            "range" | "if-range" if is_whole && !self.keeps_range => true,
+            _ => self.rule.hides(name),
+        };
+        remove_if(request, is_removed);
     }
 
     /// Gives up storing: the handler's answer will be passed on with this reason.
