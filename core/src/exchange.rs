@@ -38,8 +38,8 @@ use self::call::Counted;
 pub use self::call::{Call, Reply};
 pub(crate) use self::call::{failed, status_of};
 pub(crate) use self::fill::{UNCACHEABLE_FOR, complete_flight};
+use self::lookup::{Fill, LookupResult, PendingLookup};
 pub(crate) use self::lookup::{FillKey, MAX_LOOKUPS};
-use self::lookup::{LookupResult, PendingLookup};
 pub use self::response_future::ResponseFuture;
 
 impl Route {
@@ -105,34 +105,36 @@ impl Route {
             LookupResult::Answer(response, outcome) => answer_now::<C>(response, outcome),
             LookupResult::Bypass(status) => Box::pin(self.bypass(status, call)),
             LookupResult::Nested => Box::pin(self.pass_through(call)),
-            LookupResult::Write(forward) => Box::pin(self.write(forward, call)),
-            LookupResult::Stale(response, forward, key) => {
-                let outcome = Outcome::stale(forward.reason());
-                self.refresh(forward, key, call);
+            LookupResult::Write(forward) => Box::pin(self.write(*forward, call)),
+            LookupResult::Stale(response, fill) => {
+                let outcome = Outcome::stale(fill.forward.reason());
+                self.refresh(fill, call);
                 answer_now::<C>(response, outcome)
             }
+            LookupResult::Miss(fill) => self.dispatch_miss(fill, call, lookups),
+        }
+    }
+
+    /// Runs the handler for a miss, or waits for another request that does.
+    fn dispatch_miss<C: Call>(self: &Arc<Self>, fill: Box<Fill>, call: C, lookups: usize) -> Pending<'_, C> {
+        let Fill { forward, key } = &*fill;
+        if forward.reason() == Reason::Down {
             // The store just failed to read, so it isn't asked to write. The handler runs as it would without a cache.
-            LookupResult::Miss(forward, key) if forward.reason() == Reason::Down => {
-                Box::pin(self.run_uncached(forward, key, call))
-            }
+            Box::pin(self.run_uncached(fill.forward, fill.key, call))
+        } else if forward.keeps_range() && self.context.known_to_make_parts.contains(&key.primary) {
             // The handler makes partial responses itself, which fill nothing.
-            LookupResult::Miss(forward, key)
-                if forward.keeps_range() && self.context.known_to_make_parts.contains(&key.primary) =>
-            {
-                Box::pin(self.bypass(forward.unstored(Reason::Range), call))
-            }
-            LookupResult::Miss(forward, key) if forward.holds_up_others() => {
-                Box::pin(self.run_uncached(forward.because(Reason::Spelling), key, call))
-            }
-            LookupResult::Miss(forward, key) if !forward.is_shared() => {
-                Box::pin(self.fill(forward, key, call, None, lookups))
-            }
-            LookupResult::Miss(forward, key) => {
-                match self.context.single_flight.join(key.target(), forward.provenance()) {
-                    Role::Apart => Box::pin(self.run_uncached(forward.because(Reason::Busy), key, call)),
-                    Role::Leader(leader) => Box::pin(self.fill(forward, key, call, Some(leader), lookups)),
-                    Role::Follower(follower) => Box::pin(self.follow(follower, forward, key, call, lookups)),
+            Box::pin(self.bypass(fill.forward.unstored(Reason::Range), call))
+        } else if forward.holds_up_others() {
+            Box::pin(self.run_uncached(fill.forward.because(Reason::Spelling), fill.key, call))
+        } else if !forward.is_shared() {
+            Box::pin(self.fill(fill, call, None, lookups))
+        } else {
+            match self.context.single_flight.join(key.target(), forward.provenance()) {
+                Role::Apart => {
+                    Box::pin(self.run_uncached(fill.forward.because(Reason::Busy), fill.key, call))
                 }
+                Role::Leader(leader) => Box::pin(self.fill(fill, call, Some(leader), lookups)),
+                Role::Follower(follower) => Box::pin(self.follow(follower, fill, call, lookups)),
             }
         }
     }

@@ -234,6 +234,8 @@ impl CachePolicy {
                 provenance,
                 request: None,
                 is_head: false,
+                is_conditional: false,
+                is_cross_origin: false,
                 is_range: false,
                 keeps_range: false,
                 intent: Intent::Write,
@@ -340,6 +342,7 @@ impl Lookup {
     }
 
     /// Decides about the record under the key. `Err` is the reason for which it could not be read.
+    #[inline]
     #[must_use]
     pub fn on_entry(
         self,
@@ -499,6 +502,8 @@ impl Lookup {
             principal: self.principal,
             request: Some(request.headers.clone()),
             is_head: self.is_head,
+            is_conditional: self.is_conditional,
+            is_cross_origin: self.is_cross_origin,
             is_range: self.is_range,
             keeps_range: false,
             intent,

@@ -185,6 +185,7 @@ pub enum Record {
 
 impl Record {
     /// Decodes a record. Returns `None` if it is damaged, from another version, or not a route's record.
+    #[inline]
     #[must_use]
     pub fn decode(bytes: &Bytes) -> Option<Self> {
         match bytes.get(..2)? {
@@ -316,20 +317,41 @@ pub(crate) fn put_head(out: &mut BytesMut, headers: &HeaderMap) {
 /// Decodes the head at `place`, which must be inside `bytes`.
 pub(crate) fn read_head(bytes: &Bytes, place: Range<usize>) -> Option<HeaderMap> {
     // The exact capacity: a map with a few fields is a small allocation, and a large map doesn't grow.
-    let count = Fields { bytes, at: place.start, end: place.end }.count();
-    let mut headers = HeaderMap::try_with_capacity(count + ADDED_BY_A_HIT).ok()?;
-    let mut fields = Fields { bytes, at: place.start, end: place.end };
-    for field in &mut fields {
-        let (name, value) = match (&bytes[field.name], &bytes[field.value.clone()]) {
-            (b"accept-ranges", b"bytes") => (ACCEPT_RANGES, HeaderValue::from_static("bytes")),
+    let head = bytes.get(place.clone())?;
+    let mut headers = HeaderMap::try_with_capacity(count_fields(head)? + ADDED_BY_A_HIT).ok()?;
+    let (mut rest, mut at) = (head, place.start);
+    while let Some((&lengths, fields)) = rest.split_first_chunk() {
+        let (name_len, value_len) = field_lengths(lengths);
+        let (name, fields) = fields.split_at_checked(name_len)?;
+        let (value, fields) = fields.split_at_checked(value_len)?;
+        let value_at = at + FIELD_FIXED + name_len;
+        (rest, at) = (fields, value_at + value_len);
+        let (name, value) = match (name, value) {
+            (b"accept-ranges", b"bytes") => (ACCEPT_RANGES, const { HeaderValue::from_static("bytes") }),
             (b"vary", value) if value == USUAL_CREDENTIALS.as_bytes() => {
-                (VARY, HeaderValue::from_static(USUAL_CREDENTIALS))
+                (VARY, const { HeaderValue::from_static(USUAL_CREDENTIALS) })
             }
-            (name, _) => (name_of(name)?, HeaderValue::from_maybe_shared(bytes.slice(field.value)).ok()?),
+            (name, _) => (name_of(name)?, HeaderValue::from_maybe_shared(bytes.slice(value_at..at)).ok()?),
         };
         headers.try_append(name, value).ok()?;
     }
-    (fields.at == place.end).then_some(headers)
+    Some(headers)
+}
+
+/// Returns the number of fields in a head, or `None` if the head is damaged.
+fn count_fields(head: &[u8]) -> Option<usize> {
+    let (mut rest, mut count) = (head, 0);
+    while let Some((&lengths, fields)) = rest.split_first_chunk() {
+        let (name_len, value_len) = field_lengths(lengths);
+        rest = fields.get(name_len.checked_add(value_len)?..)?;
+        count += 1;
+    }
+    rest.is_empty().then_some(count)
+}
+
+/// Returns the lengths of a field's name and value.
+fn field_lengths([a, b, c, d, e, f]: [u8; FIELD_FIXED]) -> (usize, usize) {
+    (usize::from(u16::from_be_bytes([a, b])), u32::from_be_bytes([c, d, e, f]) as usize)
 }
 
 /// Reads the name of a field. Nearly all stored responses have the first two, which are recognised without a look-up.
@@ -338,35 +360,6 @@ fn name_of(name: &[u8]) -> Option<HeaderName> {
         b"content-type" => Some(CONTENT_TYPE),
         b"etag" => Some(ETAG),
         _ => HeaderName::from_bytes(name).ok(),
-    }
-}
-
-/// An iterator over the positions of the fields in a stored response, up to the first damaged one.
-struct Fields<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    end: usize,
-}
-
-/// The name and the value of a field.
-struct Field {
-    name: Range<usize>,
-    value: Range<usize>,
-}
-
-impl Iterator for Fields<'_> {
-    type Item = Field;
-
-    fn next(&mut self) -> Option<Field> {
-        let &[a, b, c, d, e, f] = self.bytes.get(self.at..self.end)?.first_chunk::<FIELD_FIXED>()?;
-        let (name_len, value_len) =
-            (usize::from(u16::from_be_bytes([a, b])), u32::from_be_bytes([c, d, e, f]));
-        let value_len = value_len as usize;
-        let name_at = self.at + FIELD_FIXED;
-        let value_at = name_at + name_len;
-        let end = value_at.checked_add(value_len).filter(|end| *end <= self.end)?;
-        self.at = end;
-        Some(Field { name: name_at..value_at, value: value_at..end })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Fills: run the handler after a miss, and store its response.
 
+use std::future::Future;
 use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use http::{Response, StatusCode};
 
 use crate::body::{ReplyBody, collect, length_of};
 use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
-use crate::exchange::lookup::{FillKey, MAX_LOOKUPS};
+use crate::exchange::lookup::{Fill, FillKey, MAX_LOOKUPS};
 use crate::fill::lease::LeaseGuard;
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Follower, Leader, Role};
@@ -27,15 +28,15 @@ use crate::telemetry::spans;
 pub(crate) const UNCACHEABLE_FOR: Duration = Duration::from_secs(1);
 
 impl Route {
-    /// Waits for the leader, and answers with the response that it stored. Otherwise lookups up again, or runs the handler.
+    /// Waits for the leader, and answers with the response that it stored. Otherwise looks up again, or runs the handler.
     pub(super) async fn follow<C: Call>(
         self: &Arc<Self>,
         follower: Follower,
-        forward: Forward,
-        key: FillKey,
+        fill: Box<Fill>,
         call: C,
         lookups: usize,
     ) -> Counted<C> {
+        let Fill { forward, key } = *fill;
         let forward = match self.context.follow(follower).await {
             Some(FillOutcome::Stored(record)) => {
                 match forward.on_filled(Record::decode(&record), self.context.now()) {
@@ -71,16 +72,16 @@ impl Route {
     }
 
     /// Fills an entry, detached from the client.
-    pub(super) async fn fill<C: Call>(
+    pub(super) fn fill<C: Call>(
         self: &Arc<Self>,
-        forward: Forward,
-        key: FillKey,
+        fill: Box<Fill>,
         call: C,
         leader: Option<Leader>,
         lookups: usize,
-    ) -> Counted<C> {
+    ) -> impl Future<Output = Counted<C>> + Send + 'static {
         let route = Arc::clone(self);
-        let work = Box::pin(async move {
+        let work = self.context.detached(Box::pin(async move {
+            let Fill { forward, key } = *fill;
             let acquired = match forward.intent() {
                 Some(intent) => route.acquire_to_fill(&forward, key.target(), intent).await,
                 None => Acquired::Busy(forward.reason()),
@@ -107,12 +108,13 @@ impl Route {
             // Nothing will be stored, so followers needn't wait.
             complete_flight(leader, FillOutcome::Uncacheable);
             route.run_uncached(forward.because(reason), key, call).await
-        });
-        self.context.detached(work).await.unwrap_or_else(|panic| resume_unwind(panic))
+        }));
+        async move { work.await.unwrap_or_else(|panic| resume_unwind(panic)) }
     }
 
     /// Refreshes a stale entry in the background. Does nothing if another request or process is refreshing it.
-    pub(super) fn refresh<C: Call>(self: &Arc<Self>, forward: Forward, key: FillKey, call: C) {
+    pub(super) fn refresh<C: Call>(self: &Arc<Self>, fill: Box<Fill>, call: C) {
+        let Fill { forward, key } = *fill;
         let Some(intent) = forward.intent() else { return };
         let Role::Leader(leader) = self.context.single_flight.join(key.target(), forward.provenance()) else {
             return;

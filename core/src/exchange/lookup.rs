@@ -27,11 +27,17 @@ pub(super) enum LookupResult {
     /// The same cache already runs the handler for this key.
     Nested,
     /// The handler runs, and its response is stored or evicts.
-    Write(Forward),
+    Write(Box<Forward>),
     /// A stale response answers while the entry is refreshed.
-    Stale(Response<Bytes>, Forward, FillKey),
+    Stale(Response<Bytes>, Box<Fill>),
     /// The handler runs, and its response fills the entry.
-    Miss(Forward, FillKey),
+    Miss(Box<Fill>),
+}
+
+/// A request for the handler, and the keys that its response fills. Boxed, because it is large and moves often.
+pub(super) struct Fill {
+    pub(super) forward: Forward,
+    pub(super) key: FillKey,
 }
 
 /// A lookup that waits for the key builder or the store.
@@ -67,7 +73,7 @@ impl Route {
     fn lookup_in_memory(&self, request: RequestView<'_>, span: &Span) -> Result<LookupResult, Step> {
         let lookup = match self.policy.on_request(&request) {
             OnRequest::Bypass(status) => return Ok(LookupResult::Bypass(status)),
-            OnRequest::Forward(forward) => return Ok(LookupResult::Write(forward)),
+            OnRequest::Forward(forward) => return Ok(LookupResult::Write(Box::new(forward))),
             OnRequest::Lookup(lookup) => lookup,
         };
         let key = match self.key_now(&request, lookup.principal()) {
@@ -252,10 +258,13 @@ impl LookupResult {
                 let outcome = Outcome::miss(answer.reason());
                 Self::Answer(answer.into_response(), outcome)
             }
-            Decision::Stale(hit, forward) => {
-                Self::Stale(hit.into_response(), forward, FillKey { primary, variant })
+            Decision::Stale(hit, forward) => Self::Stale(
+                hit.into_response(),
+                Box::new(Fill { forward, key: FillKey { primary, variant } }),
+            ),
+            Decision::Miss(forward) => {
+                Self::Miss(Box::new(Fill { forward, key: FillKey { primary, variant } }))
             }
-            Decision::Miss(forward) => Self::Miss(forward, FillKey { primary, variant }),
         }
     }
 
@@ -266,8 +275,8 @@ impl LookupResult {
             Self::Bypass(status) => span.outcome(Outcome::bypass(status.reason())),
             Self::Nested => span.outcome(Outcome::bypass(Some(Reason::Nested))),
             Self::Write(_) => {}
-            Self::Stale(_, forward, _) => span.outcome(Outcome::stale(forward.reason())),
-            Self::Miss(forward, _) => span.outcome(Outcome::miss(forward.reason())),
+            Self::Stale(_, fill) => span.outcome(Outcome::stale(fill.forward.reason())),
+            Self::Miss(fill) => span.outcome(Outcome::miss(fill.forward.reason())),
         }
     }
 }

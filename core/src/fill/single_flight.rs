@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,8 +29,11 @@ type Shard = HashMap<CacheKey, Flight, RandomState>;
 /// A flight, and the requests that its answer may be for.
 struct Flight {
     provenance: Provenance,
-    outcome: watch::Receiver<Option<FillOutcome>>,
+    channel: Arc<Channel>,
 }
+
+/// The channel from the leader to its followers. The first follower creates it, because most flights have none.
+type Channel = OnceLock<watch::Sender<Option<FillOutcome>>>;
 
 /// The outcome of a fill, for its followers.
 #[derive(Clone, Debug)]
@@ -64,13 +67,15 @@ impl SingleFlight {
         match self.shard(key).entry(key.clone()) {
             Entry::Occupied(flight) if !flight.get().provenance.serves(provenance) => Role::Apart,
             Entry::Occupied(flight) => {
-                let outcome = flight.get().outcome.clone();
-                Role::Follower(Follower { single_flight: self.clone(), key: key.clone(), outcome })
+                let channel = &flight.get().channel;
+                let outcome = channel.get_or_init(|| watch::Sender::new(None)).subscribe();
+                let channel = Arc::downgrade(channel);
+                Role::Follower(Follower { single_flight: self.clone(), key: key.clone(), channel, outcome })
             }
             Entry::Vacant(vacant) => {
-                let (sender, outcome) = watch::channel(None);
-                vacant.insert(Flight { provenance, outcome });
-                Role::Leader(Leader { single_flight: self.clone(), key: key.clone(), sender, open: true })
+                let channel = Arc::default();
+                vacant.insert(Flight { provenance, channel: Arc::clone(&channel) });
+                Role::Leader(Leader { single_flight: self.clone(), key: key.clone(), channel, open: true })
             }
         }
     }
@@ -84,7 +89,7 @@ impl SingleFlight {
 pub(crate) struct Leader {
     single_flight: SingleFlight,
     key: CacheKey,
-    sender: watch::Sender<Option<FillOutcome>>,
+    channel: Arc<Channel>,
     open: bool,
 }
 
@@ -96,7 +101,7 @@ impl Leader {
             let mut shard = self.single_flight.shard(&self.key);
             // A follower may have closed the flight, and another request may have started a new one, which stays.
             if let Some((key, flight)) = shard.remove_entry(&self.key)
-                && !flight.outcome.same_channel(&self.sender.subscribe())
+                && !Arc::ptr_eq(&flight.channel, &self.channel)
             {
                 shard.insert(key, flight);
             }
@@ -105,9 +110,9 @@ impl Leader {
 
     pub(crate) fn complete(mut self, outcome: FillOutcome) {
         self.close();
-        // A closed flight gains no followers, and most flights have none.
-        if self.sender.receiver_count() > 0 {
-            self.sender.send_replace(Some(outcome));
+        // A closed flight gains no followers.
+        if let Some(sender) = self.channel.get() {
+            sender.send_replace(Some(outcome));
         }
     }
 }
@@ -122,6 +127,8 @@ impl Drop for Leader {
 pub(crate) struct Follower {
     single_flight: SingleFlight,
     key: CacheKey,
+    /// Weak, because followers must notice that the leader is gone.
+    channel: Weak<Channel>,
     outcome: watch::Receiver<Option<FillOutcome>>,
 }
 
@@ -138,7 +145,10 @@ impl Follower {
         .await;
         outcome.unwrap_or_else(|_| {
             let mut shard = self.single_flight.shard(&self.key);
-            if shard.get(&self.key).is_some_and(|flight| flight.outcome.same_channel(&self.outcome)) {
+            if shard
+                .get(&self.key)
+                .is_some_and(|flight| Arc::as_ptr(&flight.channel) == self.channel.as_ptr())
+            {
                 shard.remove(&self.key);
             }
             None

@@ -71,10 +71,8 @@ fn not_modified<'a>(
         return none_match.any(|field| matches(field.as_bytes(), etag).unwrap_or(false));
     }
     let date = |value| http_date(value, now);
-    match (modified_since().and_then(date), the_only(response, &LAST_MODIFIED).and_then(date)) {
-        (Some(since), Some(modified)) => modified <= since,
-        _ => false,
-    }
+    let Some(since) = modified_since().and_then(date) else { return false };
+    the_only(response, &LAST_MODIFIED).and_then(date).is_some_and(|modified| modified <= since)
 }
 
 /// Compares `If-None-Match` with an entity tag, weakly (RFC 9110 §13.1.2 and §8.8.3.2). `*` matches any stored response. Returns

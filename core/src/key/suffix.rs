@@ -53,23 +53,25 @@ pub(crate) fn uri_len(uri: &Uri) -> usize {
 /// Appends the suffix of a URI.
 pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
     let before = out.len();
-    if matches!(params, Params::All) {
-        // As bytes, so that separators can be replaced in place. Only ASCII bytes are replaced.
-        let mut bytes = mem::take(out).into_bytes();
-        let is_plain = write_plain(&mut bytes, uri).is_some();
-        *out = String::from_utf8(bytes)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        if is_plain {
-            return;
-        }
-        out.truncate(before);
+    if matches!(params, Params::All) && write_plain(out, uri).is_some() {
+        return;
     }
+    out.truncate(before);
     write_any(out, uri, params);
 }
 
 /// Does the same as [`write_any`] in one pass, if nothing must be escaped, decoded or sorted, which is the usual case.
 /// Otherwise returns `None`.
-fn write_plain(out: &mut Vec<u8>, uri: &Uri) -> Option<()> {
+fn write_plain(out: &mut String, uri: &Uri) -> Option<()> {
+    // As bytes, so that separators can be replaced in place. Only ASCII bytes are replaced, and by ASCII bytes.
+    let mut bytes = mem::take(out).into_bytes();
+    let written = write_plain_bytes(&mut bytes, uri);
+    *out = String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    written
+}
+
+fn write_plain_bytes(out: &mut Vec<u8>, uri: &Uri) -> Option<()> {
     let path = uri.path().strip_prefix('/')?.as_bytes();
     let begin = out.len();
     out.extend_from_slice(path);

@@ -23,7 +23,7 @@ pub(super) struct WrittenThrough;
 #[must_use]
 pub struct CacheStatus {
     pub(super) rule: Arc<Rule>,
-    pub(super) word: &'static str,
+    word: StatusWord,
     pub(super) reason: Option<Reason>,
     /// The remaining freshness lifetime in seconds; negative once it is over (RFC 9211 §2.3).
     pub(super) ttl: Option<i64>,
@@ -31,28 +31,47 @@ pub struct CacheStatus {
     pub(super) collapsed: bool,
 }
 
+/// The word in `X-Redis-Cache`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StatusWord {
+    Hit,
+    Miss,
+    Bypass,
+}
+
+impl StatusWord {
+    /// Returns the field's value, which is validated at compile time.
+    const fn value(self) -> HeaderValue {
+        match self {
+            Self::Hit => const { HeaderValue::from_static("HIT") },
+            Self::Miss => const { HeaderValue::from_static("MISS") },
+            Self::Bypass => const { HeaderValue::from_static("BYPASS") },
+        }
+    }
+}
+
 impl CacheStatus {
-    pub(super) const fn new(rule: Arc<Rule>, word: &'static str, reason: Option<Reason>) -> Self {
+    const fn new(rule: Arc<Rule>, word: StatusWord, reason: Option<Reason>) -> Self {
         Self { rule, word, reason, ttl: None, stored: false, collapsed: false }
     }
 
     pub(super) fn bypass(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
+        Self::new(Arc::clone(rule), StatusWord::Bypass, Some(reason))
     }
 
     /// A request that the cache doesn't handle. It is no miss, because a miss promises a hit for the next request.
     pub(super) fn refusal(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(Arc::clone(rule), "BYPASS", Some(reason))
+        Self::new(Arc::clone(rule), StatusWord::Bypass, Some(reason))
     }
 
     pub(super) fn miss(rule: &Arc<Rule>, reason: Reason) -> Self {
-        Self::new(Arc::clone(rule), "MISS", Some(reason))
+        Self::new(Arc::clone(rule), StatusWord::Miss, Some(reason))
     }
 
     pub(super) fn hit(rule: Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
         let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
         let ttl = remaining.map(|remaining| seconds(remaining).saturating_sub(seconds(staleness)));
-        Self { ttl, ..Self::new(rule, "HIT", None) }
+        Self { ttl, ..Self::new(rule, StatusWord::Hit, None) }
     }
 
     /// Returns the reason.
@@ -83,7 +102,7 @@ impl CacheStatus {
     /// Writes the status into the fields of a response.
     pub fn write_to(&self, headers: &mut HeaderMap) {
         if let Some(name) = &self.rule.status_header {
-            headers.insert(name, HeaderValue::from_static(self.word));
+            headers.insert(name, self.word.value());
         }
         if self.rule.cache_status {
             headers.append(CACHE_STATUS, self.field_value());
@@ -99,7 +118,7 @@ impl CacheStatus {
             )
         );
         // The stored response of a hit already has these fields.
-        if self.word != "HIT" {
+        if self.word != StatusWord::Hit {
             self.rule.add_vary(headers);
         }
         // The response to an eviction isn't stored, and a write-through around it may store its handler's response.
@@ -108,7 +127,7 @@ impl CacheStatus {
         }
         // A response that is unsafe to store here is unsafe in a CDN too, and a CDN may store a response without
         // `Cache-Control` (RFC 9111 §4.2.2). The handler's own `Cache-Control` is kept.
-        if self.word == "BYPASS" && !headers.contains_key(CACHE_CONTROL) {
+        if self.word == StatusWord::Bypass && !headers.contains_key(CACHE_CONTROL) {
             if is_personal {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             } else if self.rule.audience.is_private() {
@@ -136,7 +155,7 @@ impl CacheStatus {
                     Reason::NoCache | Reason::MaxAge | Reason::MinFresh => "request",
                     Reason::Expired => "stale",
                     Reason::Method => "method",
-                    _ if self.word == "BYPASS" => "bypass",
+                    _ if self.word == StatusWord::Bypass => "bypass",
                     _ => "miss",
                 };
                 text.push_str(&format!("; fwd={forward}"));

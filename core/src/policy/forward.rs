@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::header::{
     CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
-    IF_RANGE, LAST_MODIFIED, ORIGIN, SET_COOKIE, TRAILER, TRANSFER_ENCODING,
+    IF_RANGE, LAST_MODIFIED, SET_COOKIE, TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, StatusCode, response};
 
@@ -54,6 +54,9 @@ pub struct Forward {
     /// The fields of a read request; a write's response depends on none.
     pub(super) request: Option<HeaderMap>,
     pub(super) is_head: bool,
+    /// `true` if a read has validators: a 304 is possible.
+    pub(super) is_conditional: bool,
+    pub(super) is_cross_origin: bool,
     /// `true` if the response is cut for the client.
     pub(super) is_range: bool,
     /// `true` if the handler sees the `Range` that the client sent.
@@ -124,7 +127,7 @@ impl Forward {
         if entry.variant != expected
             || !entry.provenance.serves(self.provenance)
             || why_not_usable(&self.directives, &entry, age).is_some()
-            || (request.contains_key(ORIGIN) && may_lack_cors(&entry, self.variants.as_ref()))
+            || (self.is_cross_origin && may_lack_cors(&entry, self.variants.as_ref()))
         {
             return Err(self);
         }
@@ -441,11 +444,11 @@ impl Admit {
             must_revalidate,
             proxy_revalidate,
             provenance,
-            for_origin: request.contains_key(ORIGIN),
+            for_origin: forward.is_cross_origin,
             tells_credentials: matches!(rule.audience, Audience::Undeclared),
         };
         let validators =
-            if rule.kind == Kind::Read { Validators::of(&request) } else { Validators::default() };
+            if forward.is_conditional { Validators::of(&request) } else { Validators::default() };
         Admitted {
             rule,
             reason: forward.reason,

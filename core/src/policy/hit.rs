@@ -189,7 +189,7 @@ impl Unsatisfiable {
 /// Adds `Accept-Ranges: bytes` (RFC 9110 §14.3), unless the handler has set the field. Caches such as nginx request and
 /// cut parts only of responses with it.
 pub(crate) fn add_accept_ranges(response: &mut HeaderMap) {
-    response.entry(ACCEPT_RANGES).or_insert(HeaderValue::from_static("bytes"));
+    response.entry(ACCEPT_RANGES).or_insert(const { HeaderValue::from_static("bytes") });
 }
 
 /// The handler's directives about stale responses, which are passed on (RFC 9111 §5.2.2.2, §5.2.2.8).

@@ -265,7 +265,7 @@ impl Rule {
             // `HeaderMap::entry` reserves room even if the field is present.
             match response.get(VARY) {
                 None => {
-                    response.insert(VARY, HeaderValue::from_static(USUAL_CREDENTIALS));
+                    response.insert(VARY, const { HeaderValue::from_static(USUAL_CREDENTIALS) });
                     return;
                 }
                 Some(value) if value == USUAL_CREDENTIALS => return,
