@@ -100,7 +100,12 @@ impl Route {
     }
 
     /// Answers a request after its lookup. Each branch is boxed, so that it takes only the room that it needs.
-    fn dispatch<C: Call>(self: &Arc<Self>, found: LookupResult, call: C, lookups: usize) -> Pending<'_, C> {
+    fn dispatch<C: Call>(
+        self: &Arc<Self>,
+        found: LookupResult,
+        call: C,
+        lookups: usize,
+    ) -> PendingReply<'_, C> {
         match found {
             LookupResult::Answer(response, outcome) => answer_now::<C>(response, outcome),
             LookupResult::Bypass(status) => Box::pin(self.bypass(status, call)),
@@ -116,7 +121,12 @@ impl Route {
     }
 
     /// Runs the handler for a miss, or waits for another request that does.
-    fn dispatch_miss<C: Call>(self: &Arc<Self>, fill: Box<Fill>, call: C, lookups: usize) -> Pending<'_, C> {
+    fn dispatch_miss<C: Call>(
+        self: &Arc<Self>,
+        fill: Box<Fill>,
+        call: C,
+        lookups: usize,
+    ) -> PendingReply<'_, C> {
         let Fill { forward, key } = &*fill;
         if forward.reason() == Reason::Down {
             // The store just failed to read, so it isn't asked to write. The handler runs as it would without a cache.
@@ -196,9 +206,9 @@ impl Route {
 }
 
 /// The future of a reply.
-type Pending<'a, C> = Pin<Box<dyn Future<Output = Counted<C>> + Send + 'a>>;
+type PendingReply<'a, C> = Pin<Box<dyn Future<Output = Counted<C>> + Send + 'a>>;
 
-fn answer_now<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> Pending<'a, C> {
+fn answer_now<'a, C: Call>(response: Response<Bytes>, outcome: Outcome) -> PendingReply<'a, C> {
     Box::pin(ready((Ok(response.map(ReplyBody::full)), outcome)))
 }
 

@@ -42,12 +42,12 @@ pub(super) struct Fill {
 
 /// A lookup that waits for the key builder or the store.
 pub(super) struct PendingLookup {
-    step: Step,
+    step: LookupStep,
     span: Span,
 }
 
 /// The step that a pending lookup waits for.
-enum Step {
+enum LookupStep {
     Key(Lookup),
     Entry(Lookup, CacheKey),
     Variant(Select, FillKey),
@@ -70,7 +70,7 @@ impl Route {
         }
     }
 
-    fn lookup_in_memory(&self, request: RequestView<'_>, span: &Span) -> Result<LookupResult, Step> {
+    fn lookup_in_memory(&self, request: RequestView<'_>, span: &Span) -> Result<LookupResult, LookupStep> {
         let lookup = match self.policy.on_request(&request) {
             OnRequest::Bypass(status) => return Ok(LookupResult::Bypass(status)),
             OnRequest::Forward(forward) => return Ok(LookupResult::Write(Box::new(forward))),
@@ -79,13 +79,15 @@ impl Route {
         let key = match self.key_now(&request, lookup.principal()) {
             Ok(Some(key)) => key,
             Ok(None) => return Ok(LookupResult::Bypass(lookup.without_key())),
-            Err(_) => return Err(Step::Key(lookup)),
+            Err(_) => return Err(LookupStep::Key(lookup)),
         };
         span.key(&key);
         if reentry::is_running(&self.context, &key, request.extensions) {
             return Ok(LookupResult::Nested);
         }
-        let Some(bytes) = self.context.store.try_get(&key) else { return Err(Step::Entry(lookup, key)) };
+        let Some(bytes) = self.context.store.try_get(&key) else {
+            return Err(LookupStep::Entry(lookup, key));
+        };
         self.miss_predictor.record_hit();
         let select = match lookup.on_entry(decode(Some(bytes)), &request, self.context.now()) {
             OnEntry::Decided(decision) => return Ok(LookupResult::of(decision, key, None, span)),
@@ -93,7 +95,7 @@ impl Route {
         };
         let variant = key.variant(select.secondary_key(&request));
         let Some(bytes) = self.context.store.try_get(&variant) else {
-            return Err(Step::Variant(select, FillKey { primary: key, variant: Some(variant) }));
+            return Err(LookupStep::Variant(select, FillKey { primary: key, variant: Some(variant) }));
         };
         let decision = select.on_entry(decode(Some(bytes)), &request, self.context.now());
         Ok(LookupResult::of(decision, key, Some(variant), span))
@@ -111,9 +113,9 @@ impl Route {
         result
     }
 
-    async fn lookup_in_store(&self, step: Step, request: RequestView<'_>, span: &Span) -> LookupResult {
+    async fn lookup_in_store(&self, step: LookupStep, request: RequestView<'_>, span: &Span) -> LookupResult {
         let (mut lookup, key) = match step {
-            Step::Key(lookup) => {
+            LookupStep::Key(lookup) => {
                 let Some(key) = self.key(&request, lookup.principal()).await else {
                     return LookupResult::Bypass(lookup.without_key());
                 };
@@ -123,8 +125,8 @@ impl Route {
                 }
                 (lookup, key)
             }
-            Step::Entry(lookup, key) => (lookup, key),
-            Step::Variant(select, key) => {
+            LookupStep::Entry(lookup, key) => (lookup, key),
+            LookupStep::Variant(select, key) => {
                 return Box::pin(self.lookup_variant(select, key, request, span)).await;
             }
         };
