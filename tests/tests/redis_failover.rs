@@ -456,11 +456,15 @@ async fn change_that_too_few_replicas_have_is_not_confirmed() {
                 assert!(found.is_none() || number == 2, "{way:?}: {key}");
             }
         }
-        // Reads, and fills of missing entries, don't wait.
-        let start = Instant::now();
-        assert_eq!(store.get(&other).await.unwrap().unwrap(), "kept", "{way:?}");
-        store.write(&key(None, "filled"), Intent::Fill, "value").await;
-        assert!(start.elapsed() < PATIENCE, "{way:?}: {:?}", start.elapsed());
+        // Reads, and fills of missing entries, don't wait. If they did, each would, so the fastest shows it on a busy machine too.
+        let mut fastest = Duration::MAX;
+        for name in 0..10 {
+            let start = Instant::now();
+            assert_eq!(store.get(&other).await.unwrap().unwrap(), "kept", "{way:?}");
+            store.write(&key(None, &format!("filled{name}")), Intent::Fill, "value").await;
+            fastest = fastest.min(start.elapsed());
+        }
+        assert!(fastest < PATIENCE, "{way:?}: {fastest:?}");
         replica.resume();
         eventually("every eviction is confirmed", RECOVERY, || async {
             on!(&store, set(&keys[0], "after".into(), MINUTE)).is_ok()
