@@ -136,6 +136,17 @@ impl CacheStatus {
         }
     }
 
+    /// Writes the status into a 504 for `only-if-cached`. Nothing was forwarded, so there is no `fwd` (RFC 9211 §2.2).
+    pub(super) fn write_unsatisfied_to(&self, headers: &mut HeaderMap) {
+        self.write_to(headers);
+        if self.rule.cache_status
+            && let Some(reason) = self.reason
+            && let Ok(value) = HeaderValue::try_from(format!("Larder; detail={reason}"))
+        {
+            headers.insert(CACHE_STATUS, value);
+        }
+    }
+
     /// RFC 9211 §2.
     pub(super) fn field_value(&self) -> HeaderValue {
         let mut text = String::from("Larder");

@@ -181,7 +181,7 @@ impl Unsatisfiable {
     pub fn into_response(self) -> Response<Bytes> {
         let mut response = Response::new(Bytes::new());
         *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        self.cache_status.write_to(response.headers_mut());
+        self.cache_status.write_unsatisfied_to(response.headers_mut());
         response
     }
 }

@@ -195,4 +195,24 @@ mod tests {
             assert_eq!(identifier(name), expected);
         }
     }
+
+    /// RFC 9211 §2.2.
+    #[test]
+    fn fwd_has_the_most_specific_reason() {
+        for (reason, expected) in [
+            (Reason::NoStore, "bypass"),
+            (Reason::Precondition, "bypass"),
+            (Reason::Method, "method"),
+            (Reason::Absent, "uri-miss"),
+            (Reason::Variant, "vary-miss"),
+            (Reason::Unreadable, "miss"),
+            (Reason::NoCache, "request"),
+            (Reason::MaxAge, "request"),
+            (Reason::MinFresh, "request"),
+            (Reason::Expired, "stale"),
+            (Reason::Incomplete, "partial"),
+        ] {
+            assert_eq!(forward_reason(reason), expected, "{reason}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::answer::{Shape, SharedAnswer};
 use super::cache_status::SharedCacheStatus;
 use super::freshness::{Control, Exchanged, Freshness};
 use super::partial::{have_one_strong_tag, identifies, part_of};
-use super::rules::{invalidates, may_stand_in, unusable, why_not_storable};
+use super::rules::{invalidates, may_stand_in, unusable, why_not_storable, withholds};
 use super::target::Unkeyed;
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
@@ -270,9 +270,8 @@ impl SharedForward {
         self.request.contains_key(IF_RANGE) && !self.stored.as_deref().is_some_and(has_them)
     }
 
-    /// §4.3.4: the stored response is valid; its fields are updated, and its age starts anew. A 304 that is about another
-    /// response updates nothing. The origin hasn't sent that other one, so the stored response answers this request, and
-    /// is then evicted.
+    /// §4.3.4: the stored response is valid; its fields are updated, and its age starts anew. From a 304 that identifies
+    /// another response no field is taken: it says no more than that the stored tag still matches.
     fn freshened(self, response: &response::Parts, times: Exchanged) -> SharedOnResponse {
         let mark = self.mark().answered(Some(response.status));
         let Some(mut stored) = self.stored else {
@@ -283,7 +282,12 @@ impl SharedForward {
             let cookies = update(&mut stored, &response.headers, times, &self.rule);
             (Fate::of(&stored, self.has_credentials, &self.rule), cookies)
         } else {
-            (Fate::Evict, response.headers.get_all(SET_COOKIE).iter().cloned().collect())
+            let _none = update(&mut stored, &HeaderMap::new(), times, &self.rule);
+            let fate = match withholds(&Control::of(&response.headers, &self.rule)) {
+                true => Fate::Evict,
+                false => Fate::of(&stored, self.has_credentials, &self.rule),
+            };
+            (fate, response.headers.get_all(SET_COOKIE).iter().cloned().collect())
         };
         let shape = Shape::of(&self.request, self.is_head, &stored);
         let mark = if fate == Fate::Store { mark.stored() } else { mark };

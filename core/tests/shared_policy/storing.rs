@@ -300,10 +300,11 @@ fn only_fields_of_the_representation_are_stored() {
         ("transfer-encoding", "chunked"),
         ("upgrade", "x"),
         ("age", "1"),
+        ("cdn-cache-control", "max-age=1"),
     ]);
     let mut names: Vec<_> = stored.headers.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     // Without the fields of §3.1, with the date of arrival (RFC 9110 §6.6.1), and with `Accept-Ranges` (RFC 9110 §14.3).
-    assert_eq!(names, ["accept-ranges", "cache-control", "date", "x-e", "x-e"]);
+    assert_eq!(names, ["accept-ranges", "cache-control", "cdn-cache-control", "date", "x-e", "x-e"]);
     assert_eq!(stored.headers["date"], NOW);
 }
