@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use deadpool_redis::{PoolConfig, Runtime};
 use larder_core::store::suite::{self, Subject};
+use larder_core::tag::{TagEviction, Tagged, Tags};
 use larder_core::{
     Abandon, Acquired, CacheStore, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore, StoreError,
 };
@@ -125,6 +126,19 @@ async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
                 break;
             }
         }
+        // Tags: an entry, an eviction of another tag, and one of its own.
+        match store.tag_clock(&space).await {
+            Ok(Some(stamp)) => {
+                let (key, tagged) = (space.key("tagged"), Tagged::new(stamp, &Tags::new(["a"]).unwrap()));
+                for (evicted, ttl) in [("x", MINUTE), ("a", None)] {
+                    note(store.set_tagged(&key, "1".into(), ttl, &tagged).await.err());
+                    let evicted = Tags::new([evicted]).unwrap();
+                    note(store.evict_tags(&space, &evicted, TagEviction::Hard).await.err());
+                    note(store.get(&key).await.err());
+                }
+            }
+            clock => note(clock.err()),
+        }
         if group.is_some() {
             note(store.delete_group(&space).await.err());
         }
@@ -147,6 +161,7 @@ async fn listed_rights_suffice_for_the_behaviour_suite() {
     let subject = Subject::new(RedisStore::new(as_app(&server.url())));
     suite::run(&subject).await;
     suite::run_leases(&subject).await;
+    suite::run_tags(&subject).await;
     assert_eq!(refused(&server).await, Vec::<String>::new());
 }
 

@@ -92,6 +92,8 @@ mod refusals;
 mod scripts;
 mod server_identity;
 mod slots;
+mod tag_log;
+mod tags;
 mod tiered;
 #[cfg(feature = "redis-tls")]
 mod tls;
@@ -113,11 +115,14 @@ use self::node::{ServerChange, ServerChangeHandler};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::readings::Readings;
 use self::scripts::ScriptCall;
+use self::tag_log::UnconfirmedTags;
+use self::tags::TagState;
 pub use self::tiered::{MAX_STALE, TieredStore};
 use self::write::{is_write, replaces};
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
 use crate::reason::Reason;
+use crate::tag::{TagEviction, TagStamp, Tagged, Tags, encode_plain};
 
 /// A store that keeps entries in Redis. Clones are cheap and share their connections.
 ///
@@ -150,6 +155,7 @@ struct RedisInner {
     /// each use checks them.
     nonces: Cache<Box<str>, [u8; 8]>,
     readings: Readings,
+    tags: TagState,
 }
 
 impl RedisStore {
@@ -166,6 +172,7 @@ impl RedisStore {
                 on_recall: Hooks::default(),
                 nonces: Cache::new(MAX_CACHED_NONCES),
                 readings: Readings::default(),
+                tags: TagState::default(),
             }
         });
         Self { inner }
@@ -190,7 +197,7 @@ impl ServerChangeHandler for Weak<RedisInner> {
     }
 
     fn remembers(&self) -> bool {
-        self.upgrade().is_some_and(|inner| inner.log.remembers())
+        self.upgrade().is_some_and(|inner| inner.log.remembers() || inner.tags.log.remembers())
     }
 
     fn confirmed(&self) -> u64 {
@@ -240,12 +247,7 @@ impl CacheStore for RedisStore {
     }
 
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
-        if ttl == Some(Duration::ZERO) || value.len() > self.inner.options.max_value_bytes {
-            return self.delete(key).await.map(drop);
-        }
-        // Again if a server changed meanwhile: the one that confirmed the change may be gone.
-        let _ = self.set_and_record(key, &value, ttl).await? || self.set_and_record(key, &value, ttl).await?;
-        Ok(())
+        self.set_stored(key, encode_plain(value), ttl).await
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
@@ -309,6 +311,97 @@ impl LeaseStore for RedisStore {
         value: Bytes,
         ttl: Option<Duration>,
     ) -> Result<bool, StoreError> {
+        self.commit_stored(key, lease, encode_plain(value), ttl).await
+    }
+
+    async fn renew(&self, key: &CacheKey, lease: &Lease, lease_ttl: Duration) -> Result<bool, StoreError> {
+        self.extend(key, lease, lease_ttl).await
+    }
+
+    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
+        let name = key_names::lease(key);
+        let uncacheable_for = match why {
+            Abandon::Failed => Duration::ZERO,
+            Abandon::Uncacheable(time) => time,
+        };
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(&name, *lease.token()));
+        self.release(&name, lease.token(), uncacheable_for).await?;
+        guard.settle();
+        Ok(())
+    }
+
+    async fn tag_clock(&self, space: &KeySpace) -> Result<Option<TagStamp>, StoreError> {
+        self.stamp(space.prefix()).await.map(Some)
+    }
+
+    async fn set_tagged(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<(), StoreError> {
+        self.inner.tags.saw(key, !tagged.marks().is_empty());
+        let set = self.set_stored(key, tagged.encode(&value), ttl);
+        // Without a clock that lasts as long, the entry ends early.
+        let (set, _) = tokio::join!(set, self.keep_clock(key.prefix(), ttl));
+        set
+    }
+
+    async fn commit_tagged(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<bool, StoreError> {
+        if tagged.marks().is_empty() {
+            return self.commit(key, lease, value, ttl).await;
+        }
+        self.inner.tags.saw(key, true);
+        let commit = self.commit_stored(key, lease, tagged.encode(&value), ttl);
+        let (is_stored, is_fresh) = tokio::join!(commit, self.is_still_fresh(key, tagged, ttl));
+        Ok(is_stored? && is_fresh?)
+    }
+
+    /// Evicts by tag, and repeats it until Redis confirms it, as with other evictions.
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+        if tags.is_empty() {
+            return Ok(());
+        }
+        let (prefix, marks) = (space.prefix(), tags.marks());
+        let guard = UnconfirmedTags::new(self, prefix, &marks, how);
+        self.evict_marks(prefix, &marks, how).await?;
+        guard.confirmed();
+        Ok(())
+    }
+}
+
+impl RedisStore {
+    /// Writes a value that is encoded.
+    async fn set_stored(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<(), StoreError> {
+        if ttl == Some(Duration::ZERO) || value.len() > self.inner.options.max_value_bytes {
+            return self.delete(key).await.map(drop);
+        }
+        // Again if a server changed meanwhile: the one that confirmed the change may be gone.
+        let _ = self.set_and_record(key, &value, ttl).await? || self.set_and_record(key, &value, ttl).await?;
+        Ok(())
+    }
+
+    /// Commits a value that is encoded.
+    async fn commit_stored(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
         if self.epoch_for(key).is_none() {
             return Ok(false);
         }
@@ -331,24 +424,6 @@ impl LeaseStore for RedisStore {
         Ok(stored)
     }
 
-    async fn renew(&self, key: &CacheKey, lease: &Lease, lease_ttl: Duration) -> Result<bool, StoreError> {
-        self.extend(key, lease, lease_ttl).await
-    }
-
-    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
-        let name = key_names::lease(key);
-        let uncacheable_for = match why {
-            Abandon::Failed => Duration::ZERO,
-            Abandon::Uncacheable(time) => time,
-        };
-        let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(&name, *lease.token()));
-        self.release(&name, lease.token(), uncacheable_for).await?;
-        guard.settle();
-        Ok(())
-    }
-}
-
-impl RedisStore {
     async fn call<T: redis::FromRedisValue>(
         &self,
         call: ScriptCall<'_>,

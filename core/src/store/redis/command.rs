@@ -1,8 +1,11 @@
-//! Building blocks of commands: allocation in one piece, and times in milliseconds.
+//! Building blocks of commands and replies: allocation in one piece, times in milliseconds, and keys of another type.
 
 use std::time::Duration;
 
-use redis::Cmd;
+use bytes::Bytes;
+use redis::{Cmd, RedisError};
+
+use crate::store::StoreError;
 
 /// Builds a command from its parts. Allocates once: growing costs more than writing.
 pub(super) fn command<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd {
@@ -32,4 +35,22 @@ pub(super) fn ttl_millis(ttl: Option<Duration>) -> i64 {
 pub(super) fn bounded_millis(duration: Duration) -> i64 {
     let shortest = i64::from(!duration.is_zero());
     i64::try_from(duration.as_millis()).unwrap_or(MAX_MILLIS).clamp(shortest, MAX_MILLIS)
+}
+
+/// Converts the error for a key that is no string to `None`. Another program wrote it, and the next write replaces it.
+#[inline]
+pub(super) fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match reply {
+        Err(StoreError::Refused(error))
+            if error.downcast_ref::<RedisError>().and_then(RedisError::code) == Some("WRONGTYPE") =>
+        {
+            Ok(None)
+        }
+        reply => reply.map(Some),
+    }
+}
+
+/// Returns the value of a group's entry if the entry begins with this nonce.
+pub(super) fn valid_under(nonce: &[u8], record: &Bytes) -> Option<Bytes> {
+    (nonce.len() == 8 && record.starts_with(nonce)).then(|| record.slice(8..))
 }

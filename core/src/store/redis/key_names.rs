@@ -9,9 +9,12 @@
 //! | `p-lease:{g}:suffix`, `p-lease:{p:suffix}` | nonce (8), kind (`F`ill, `W`rite, `U`ncacheable), token (16) | string |
 //! | `p-tmp:{g}:token`, `p-tmp:{p:suffix}:token` | an uploaded value that is not committed yet, or the detached index of an evicted group | string, sorted set |
 //! | `p-tmp:{g}:left` | the detached indexes of a group, each with the nonce of its entries | hash |
+//! | `p:{p-tags}clock` | the tag clock: nonce (8), then its epoch in digits | string |
+//! | `p-idx:{p-tags}evicted` | the tag table: the clock's nonce `n`, the floor `f`, and for each mark (8) the epoch of its last hard eviction, and after `s` of its last soft one | hash |
 //!
-//! All keys of an entry share its hash tag, and so its slot in a cluster. Only entries and nonces begin with `p:`, so that
-//! invalidation messages for `p:` concern nothing else. All other names begin with `p-`.
+//! All keys of an entry share its hash tag, and so its slot in a cluster; the tag clock and the tag table share another. Only
+//! entries, nonces and the tag clock begin with `p:`, so that invalidation messages for `p:` concern nothing else. All other names
+//! begin with `p-`. An entry with tags has a header before its value: see [`tag`](crate::tag).
 
 use std::fmt::Write as _;
 
@@ -31,6 +34,23 @@ pub(super) fn nonce(space: &KeySpace) -> &str {
 /// Returns the index of a group.
 pub(super) fn index(prefix: &str, group: &str) -> String {
     [prefix, "-idx:{", group, "}"].concat()
+}
+
+/// Returns the tag clock of a prefix. No entry is called so: after a group's brace comes a colon or nothing.
+pub(super) fn tag_clock(prefix: &str) -> String {
+    [prefix, ":{", prefix, TAG_CLOCK].concat()
+}
+
+const TAG_CLOCK: &str = "-tags}clock";
+
+/// Returns `true` if this is the tag clock of a prefix.
+pub(super) fn is_tag_clock(name: &str) -> bool {
+    name.ends_with(TAG_CLOCK)
+}
+
+/// Returns the tag table of a prefix.
+pub(super) fn tag_table(prefix: &str) -> String {
+    [prefix, "-idx:{", prefix, "-tags}evicted"].concat()
 }
 
 /// Returns the lease of a key.
@@ -176,6 +196,9 @@ mod tests {
 
     #[test]
     fn prefix_owns_its_names_only() {
+        assert!(
+            is_tag_clock(&tag_clock("a:b")) && !is_tag_clock("a:b:{g}:clock") && !is_tag_clock("a:b:{clock}")
+        );
         for (name, expected) in [
             ("a:b:x", Some(Owned::Plain)),
             ("a:b:", Some(Owned::Plain)),
@@ -188,6 +211,8 @@ mod tests {
             ("a:b-tmp:{g}:00", None),
             ("a:b-tmp:{a:b:x}:00", None),
             ("a:b-tmp:{g}:left", Some(Owned::Group("g"))),
+            ("a:b:{a:b-tags}clock", None),
+            ("a:b-idx:{a:b-tags}evicted", None),
             ("a:bc:x", None),
             ("a:b-c:x", None),
             ("a:b-c:{g}:x", None),

@@ -7,14 +7,15 @@ use redis::Value;
 
 use super::change_log::{ChangeTarget, UnconfirmedGuard};
 use super::client::Destination;
-use super::command::{bounded_millis, command, mget};
+use super::command::{bounded_millis, command, mget, valid_under};
 use super::key_names::{self, with_nonce};
-use super::read::valid_under;
 use super::scripts::{self, ScriptCall};
+use super::tags::ReadValue;
 use super::{RedisInner, RedisStore, random};
 use crate::key::CacheKey;
 use crate::reason::Reason;
 use crate::store::{Acquired, Intent, Lease, StoreError};
+use crate::tag::has_header;
 
 impl RedisStore {
     /// Acquires a lease, or returns what prevents it.
@@ -51,6 +52,7 @@ impl RedisStore {
         let lease = key_names::lease(key);
         let mut token: [u8; 16] = random()?;
         token[0] = kind[0];
+        let whole_ttl = lease_ttl;
         let lease_ttl = bounded_millis(lease_ttl).max(1).to_string();
         if intent == Intent::Fill
             && let Some(begin) = self.acquire_optimistic(key, &lease, token, &lease_ttl).await?
@@ -70,11 +72,14 @@ impl RedisStore {
             guard.settle();
             self.cache_nonce(key, &fence);
             match &*state {
-                b"E" => {
-                    if let Some(found) = self.read(key).await? {
-                        return Ok(Acquired::Found(found));
+                b"E" => match self.read_judged(key).await? {
+                    ReadValue::Fresh(found) => return Ok(Acquired::Found(found)),
+                    ReadValue::Absent => {}
+                    // The script doesn't know tags. A refresh replaces an entry that can't be used.
+                    ReadValue::Evicted | ReadValue::Stale(..) => {
+                        return Box::pin(self.try_acquire(key, Intent::Refresh, whole_ttl)).await;
                     }
-                }
+                },
                 b"L" => {
                     let fence = (*fence)
                         .try_into()
@@ -109,6 +114,7 @@ impl RedisStore {
             [b"SET", lease.as_bytes(), &ours, b"NX", b"PX", lease_ttl.as_bytes()].into_iter(),
         ));
         pipe.add_command(mget(names.into_iter().flatten()));
+        let epoch = self.tag_log().epoch();
         let guard = UnconfirmedGuard::new(self, ChangeTarget::Lease(lease, token));
         let RedisInner { options, client, .. } = &*self.inner;
         let (_, found): (Value, Vec<Option<Bytes>>) =
@@ -122,6 +128,20 @@ impl RedisStore {
         }
         let is_ours = held.as_ref().is_some_and(|held| *held == ours);
         let entry = if nonce.is_some() { entry.and_then(|entry| valid_under(&fence, &entry)) } else { entry };
+        let entry = match entry {
+            Some(entry) if has_header(&entry) => {
+                let opened = Box::pin(self.open(key, Some(entry), None, epoch)).await;
+                if opened.is_err() && is_ours {
+                    let _ = self.release(lease, &token, Duration::ZERO).await;
+                }
+                match opened? {
+                    ReadValue::Fresh(entry) => Some(entry),
+                    // The lease is for its replacement.
+                    ReadValue::Absent | ReadValue::Evicted | ReadValue::Stale(..) => None,
+                }
+            }
+            entry => entry,
+        };
         if let Some(entry) = entry {
             if !is_ours || self.release(lease, &token, Duration::ZERO).await.is_ok() {
                 guard.settle();

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::change_log::{Lost, PendingEviction};
 use super::client::Client;
-use super::{RedisInner, RedisStore};
+use super::{RedisInner, RedisStore, key_names};
 use crate::store::StoreError;
 
 /// The first pause between two attempts. While the breaker is open, an attempt costs nothing.
@@ -62,8 +62,9 @@ impl RedisStore {
     /// Evicts again what servers may have lost of the remembered changes. They still have the first `kept` changes.
     pub(super) fn recall(&self, lost: &Lost, kept: u64) {
         let is_pending = self.log().recall(lost, kept);
+        let has_tags = self.tag_log().recall(|prefix| lost.concerns(&key_names::tag_clock(prefix)));
         self.inner.on_recall.run();
-        if is_pending {
+        if is_pending || has_tags {
             self.log().retry_now().notify_one();
             self.retry_pending();
         }
@@ -73,7 +74,7 @@ impl RedisStore {
     /// it.
     pub(super) fn retry_pending(&self) {
         let mut state = self.log().lock();
-        if state.is_settled() {
+        if state.is_settled() && self.tag_log().is_settled() {
             return;
         }
         let (store, retry_now) = (self.downgrade(), self.log().retry_now());
@@ -86,7 +87,7 @@ impl RedisStore {
                 let Some(store) = store.upgrade().map(Self::from_inner) else { return };
                 let attempt = store.attempt().await;
                 let mut state = store.log().lock();
-                if state.is_settled() {
+                if state.is_settled() && store.tag_log().is_settled() {
                     state.retrying = None;
                     return;
                 }
@@ -109,9 +110,9 @@ impl RedisStore {
                 sleep_until(next).await;
                 next = Instant::now() + WATCH_EVERY;
                 let Some(store) = store.upgrade().map(Self::from_inner) else { return };
-                if !store.log().remembers() {
+                if !store.log().remembers() && !store.tag_log().remembers() {
                     let mut state = store.log().lock();
-                    if state.is_empty() {
+                    if state.is_empty() && !store.tag_log().remembers() {
                         state.watching = None;
                         return;
                     }
@@ -146,6 +147,13 @@ impl RedisStore {
         let is_blocking = replicated.is_some() && (stops || options.is_pooled());
         let at_once = if is_blocking { AT_ONCE_WITH_REPLICAS } else { AT_ONCE };
         let evicted = worst(evictions, at_once).await;
+        let by_tag = self.tag_log().pending().into_iter().map(|eviction| async move {
+            if stopped.load(Ordering::Relaxed) {
+                return Attempt::NoAnswer;
+            }
+            note(Attempt::of(&self.repeat_tags(&eviction).await))
+        });
+        let evicted = evicted.max(worst(by_tag, at_once).await);
         let releases = releases.into_iter().map(|release| async move {
             if stopped.load(Ordering::Relaxed) {
                 return Attempt::NoAnswer;
@@ -189,12 +197,18 @@ impl RedisStore {
     pub(super) async fn settle_pending(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         let attempts = async {
-            while self.attempt().await != Attempt::Confirmed || !self.log().lock().is_settled() {
+            while self.attempt().await != Attempt::Confirmed || !self.is_settled() {
                 sleep(FIRST_PAUSE).await;
             }
         };
         let _ = timeout_at(until, attempts).await;
         self.log().give_up();
+        self.tag_log().give_up();
+    }
+
+    /// Returns `true` if there is nothing to repeat.
+    fn is_settled(&self) -> bool {
+        self.log().lock().is_settled() && self.tag_log().is_settled()
     }
 }
 

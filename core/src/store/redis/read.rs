@@ -4,18 +4,39 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::RedisError;
 
 use super::client::Destination;
-use super::command::{command, mget};
-use super::readings::ValueWithExpiry;
+use super::command::{command, mget, unless_wrong_type, valid_under};
+use super::readings::{Lifetime, ValueWithExpiry};
+use super::tag_log::TagEpoch;
+use super::tags::ReadValue;
 use super::{RedisInner, RedisStore, key_names};
 use crate::key::CacheKey;
 use crate::store::{StoreError, ValueHead};
+use crate::tag::{Headed, MAX_HEADER, Validity, has_header};
 
 impl RedisStore {
     /// Reads a value.
     pub(super) async fn read(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.read_judged(key).await?.into_answer())
+    }
+
+    /// Reads a value, and judges it if it is tagged.
+    pub(super) async fn read_judged(&self, key: &CacheKey) -> Result<ReadValue, StoreError> {
+        // Tagged entries are judged on the heap, so that the readers of others needn't have room for it.
+        if self.inner.tags.expects(key) {
+            return Box::pin(self.read_with_clock(key)).await;
+        }
+        let epoch = self.tag_log().epoch();
+        match self.read_stored(key).await? {
+            None => Ok(ReadValue::Absent),
+            Some(value) if !has_header(&value) => Ok(ReadValue::Fresh(value)),
+            stored => Box::pin(self.open(key, stored, None, epoch)).await,
+        }
+    }
+
+    /// Reads what is stored under a key, with its header if it has one.
+    pub(super) async fn read_stored(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         let RedisInner { options, client, .. } = &*self.inner;
         let Some(nonce) = key_names::nonce_of(key) else {
             let get = command([b"GET", key.name().as_bytes()].into_iter());
@@ -58,19 +79,27 @@ impl RedisStore {
     /// Returns `true` if there is a valid entry.
     pub(super) async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let RedisInner { options, client, .. } = &*self.inner;
-        let Some(nonce) = key_names::nonce_of(key) else {
-            let kind = redis::cmd("TYPE").arg(key.name()).take();
-            let kind: String =
-                client.command(Destination::Key(key.name()), &kind, options.read_deadline).await?;
-            return Ok(kind == "string");
-        };
+        let (at, deadline) = (Destination::Key(key.name()), options.read_deadline);
         let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(7).cmd("GET").arg(nonce);
-        let both = client.pipeline(Destination::Key(key.name()), &pipe, options.read_deadline).await;
-        let Some((fence, nonce)) = unless_wrong_type::<(Bytes, Option<Bytes>)>(both)? else {
-            return Ok(false);
+        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(fence_len(key));
+        let (is_there, value) = if let Some(nonce) = key_names::nonce_of(key) {
+            pipe.cmd("GET").arg(nonce);
+            let read = client.pipeline(at, &pipe, deadline).await;
+            let Some((start, nonce)) = unless_wrong_type::<(Bytes, Option<Bytes>)>(read)? else {
+                return Ok(false);
+            };
+            let fence = start.slice(..start.len().min(8));
+            (nonce.is_some_and(|nonce| nonce == fence), start.slice(fence.len()..))
+        } else {
+            pipe.cmd("TYPE").arg(key.name());
+            let read = client.pipeline(at, &pipe, deadline).await;
+            let Some((start, kind)) = unless_wrong_type::<(Bytes, String)>(read)? else { return Ok(false) };
+            (kind == "string", start)
         };
-        Ok(nonce.is_some_and(|nonce| nonce == fence))
+        if is_there && has_header(&value) {
+            return Ok(Box::pin(self.read_judged(key)).await?.into_answer().is_some());
+        }
+        Ok(is_there)
     }
 
     /// Reads a value and its remaining TTL. Counted from before the call, the TTL never ends after the entry does.
@@ -81,6 +110,7 @@ impl RedisStore {
         key: &CacheKey,
         longest: Duration,
     ) -> Result<ValueWithExpiry, StoreError> {
+        let epoch = self.tag_log().epoch();
         let RedisInner { options, client, .. } = &*self.inner;
         let mut pipe = redis::pipe();
         match key_names::nonce_of(key) {
@@ -97,7 +127,13 @@ impl RedisStore {
             _ => None,
         };
         let Some(value) = value else { return Ok(None) };
-        Ok(Some((value, remaining(left))))
+        let left = remaining(left);
+        if !has_header(&value) {
+            return Ok(Some((value, Lifetime { left, is_tagged: false, is_fresh: true })));
+        }
+        let answer = Box::pin(self.open(key, Some(value), None, epoch)).await?;
+        let is_fresh = matches!(answer, ReadValue::Fresh(_));
+        Ok(answer.into_answer().map(|value| (value, Lifetime { left, is_tagged: true, is_fresh })))
     }
 
     /// Reads the beginning of a value and its remaining TTL. Counted from before the call, the TTL never ends after the entry
@@ -109,7 +145,8 @@ impl RedisStore {
         &self,
         key: &CacheKey,
         limit: usize,
-    ) -> Result<Option<(ValueHead, Option<Duration>)>, StoreError> {
+    ) -> Result<Option<(ValueHead, Lifetime)>, StoreError> {
+        let epoch = self.tag_log().epoch();
         let RedisInner { options, client, .. } = &*self.inner;
         let name = key.name();
         let limit = limit.max(1);
@@ -138,26 +175,120 @@ impl RedisStore {
                 } else {
                     self.read_with_expiry(key, options.read_deadline).await?
                 };
-                return Ok(found.map(|(value, left)| (ValueHead::whole(value), left)));
+                return Ok(found.map(|(value, lifetime)| (ValueHead::whole(value), lifetime)));
             }
             (value, length, left)
         };
+        if has_header(&bytes) {
+            return Box::pin(self.read_tagged_head(key, limit, (bytes, length, left), epoch)).await;
+        }
         // Fewer bytes than the limit are the whole value.
         let length = if bytes.len() < limit { bytes.len() } else { length.max(bytes.len()) };
         self.inner.readings.remember_length(key, length);
-        Ok(Some((ValueHead { bytes, length }, remaining(left))))
+        Ok(Some((
+            ValueHead { bytes, length },
+            Lifetime { left: remaining(left), is_tagged: false, is_fresh: true },
+        )))
     }
 
-    /// Reads a part of the value that begins with `head`. Returns `None` if the entry holds another value, or none.
-    ///
-    /// The part is read first, then the beginning, then the nonce. No two values begin with the same bytes. So if the value begins
-    /// with `head` after the part was read, the part belongs to it.
+    /// Goes on after the beginning of a stored value turned out to be a header.
+    async fn read_tagged_head(
+        &self,
+        key: &CacheKey,
+        limit: usize,
+        (mut bytes, mut length, mut left): (Bytes, usize, i64),
+        epoch: TagEpoch,
+    ) -> Result<Option<(ValueHead, Lifetime)>, StoreError> {
+        let is_enough = |bytes: &Bytes| {
+            Headed::decode(bytes)
+                .is_some_and(|header| bytes.len() >= header.header_len().saturating_add(limit))
+        };
+        // What is shorter than asked for is all there is.
+        if bytes.len() >= limit && !is_enough(&bytes) {
+            let RedisInner { options, client, .. } = &*self.inner;
+            let (name, end) = (key.name(), limit.saturating_add(MAX_HEADER + fence_len(key)));
+            let mut pipe = redis::pipe();
+            pipe.cmd("GETRANGE").arg(name).arg(0).arg(end - 1).cmd("STRLEN").arg(name).cmd("PTTL").arg(name);
+            let read = client.pipeline(Destination::Key(name), &pipe, options.read_deadline).await;
+            let Some((record, whole, again)) = unless_wrong_type::<(Bytes, usize, i64)>(read)? else {
+                return Ok(None);
+            };
+            // It was valid under its group's nonce a moment ago. If it is another one by now, it begins with another header.
+            let fence = fence_len(key);
+            let header = Headed::decode(&bytes).map_or(bytes.len(), |header| header.header_len());
+            let (before, after) = (bytes.get(..header), record.get(fence..fence + header));
+            if before != after {
+                return Ok(None);
+            }
+            (bytes, left) = (record.slice(fence..), again);
+            let is_all = bytes.len() < limit.saturating_add(MAX_HEADER);
+            length = if is_all { bytes.len() } else { whole.saturating_sub(fence).max(bytes.len()) };
+        } else if bytes.len() < limit {
+            length = bytes.len();
+        }
+        let Some(header) = Headed::decode(&bytes) else { return Ok(None) };
+        // A part of a stale value is of no use: callers of parts read fresh ones.
+        if self.judge(key, &header, &bytes, None, epoch).await? != Validity::Fresh {
+            return Ok(None);
+        }
+        let (bytes, length) =
+            (bytes.slice(header.header_len()..), length.saturating_sub(header.header_len()));
+        self.inner.readings.remember_length(key, length);
+        let lifetime = Lifetime { left: remaining(left), is_tagged: true, is_fresh: true };
+        Ok(Some((ValueHead { bytes, length }, lifetime)))
+    }
+
+    /// Reads a part of a value that may have a header.
     pub(super) async fn read_range(
         &self,
         key: &CacheKey,
         head: &[u8],
         range: Range<usize>,
     ) -> Result<Option<Bytes>, StoreError> {
+        let epoch = self.tag_log().epoch();
+        let (part, found) = match self.read_stored_range(key, head, range.clone()).await? {
+            Some(read) => read,
+            None => return Ok(None),
+        };
+        if !has_header(&found) {
+            return Ok((found.starts_with(head) && part.len() == range.len()).then_some(part));
+        }
+        Box::pin(self.read_tagged_range(key, head, range, epoch)).await
+    }
+
+    async fn read_tagged_range(
+        &self,
+        key: &CacheKey,
+        head: &[u8],
+        range: Range<usize>,
+        epoch: TagEpoch,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let Some((_, found)) = self.read_stored_range(key, &[0; MAX_HEADER], 0..1).await? else {
+            return Ok(None);
+        };
+        let Some(header) = Headed::decode(&found) else { return Ok(None) };
+        if self.judge(key, &header, &found, None, epoch).await? != Validity::Fresh {
+            return Ok(None);
+        }
+        let length = header.header_len();
+        let whole_head = [&found[..length], head].concat();
+        let shifted = range.start.saturating_add(length)..range.end.saturating_add(length);
+        let read = self.read_stored_range(key, &whole_head, shifted).await?;
+        let is_same =
+            |(part, found): &(Bytes, Bytes)| found.starts_with(&whole_head) && part.len() == range.len();
+        Ok(read.filter(is_same).map(|(part, _)| part))
+    }
+
+    /// Reads a part of the value that begins with `head`. Returns `None` if the entry holds another value, or none.
+    ///
+    /// The part is read first, then the beginning, then the nonce. No two values begin with the same bytes. So if the value begins
+    /// with `head` after the part was read, the part belongs to it.
+    async fn read_stored_range(
+        &self,
+        key: &CacheKey,
+        head: &[u8],
+        range: Range<usize>,
+    ) -> Result<Option<(Bytes, Bytes)>, StoreError> {
         let RedisInner { options, client, .. } = &*self.inner;
         let (name, fence) = (key.name(), fence_len(key));
         let mut pipe = redis::pipe();
@@ -175,8 +306,7 @@ impl RedisStore {
             let Some((part, found)) = unless_wrong_type::<(Bytes, Bytes)>(read)? else { return Ok(None) };
             (part, Some(found))
         };
-        let is_same = found.is_some_and(|found| found.starts_with(head));
-        Ok((is_same && part.len() == range.len()).then_some(part))
+        Ok(found.map(|found| (part, found)))
     }
 }
 
@@ -193,23 +323,5 @@ fn remaining(left: i64) -> Option<Duration> {
     (left != -1).then(|| Duration::from_millis(left.try_into().unwrap_or(0)))
 }
 
-/// Converts the error for a key that is no string to `None`. Another program wrote it, and the next write replaces it.
-#[inline]
-fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match reply {
-        Err(StoreError::Refused(error))
-            if error.downcast_ref::<RedisError>().and_then(RedisError::code) == Some("WRONGTYPE") =>
-        {
-            Ok(None)
-        }
-        reply => reply.map(Some),
-    }
-}
-
 /// The longest time that a shared read of a large value continues after its callers have run out of time.
 const MAX_SHARED_READ: Duration = Duration::from_secs(10);
-
-/// Returns the value of a group's entry if the entry begins with this nonce.
-pub(super) fn valid_under(nonce: &[u8], record: &Bytes) -> Option<Bytes> {
-    (nonce.len() == 8 && record.starts_with(nonce)).then(|| record.slice(8..))
-}

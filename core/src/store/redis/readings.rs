@@ -28,8 +28,19 @@ const LARGE: usize = 64 * 1024;
 /// The maximum number of remembered keys of large values.
 const KNOWN: usize = 256;
 
-/// A value and its remaining lifetime, if there is one.
-pub(super) type ValueWithExpiry = Option<(Bytes, Option<Duration>)>;
+/// A value and how long it may be kept, if there is one.
+pub(super) type ValueWithExpiry = Option<(Bytes, Lifetime)>;
+
+/// How long a value that was read may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lifetime {
+    /// The time until it expires, or `None` for no expiry.
+    pub(super) left: Option<Duration>,
+    /// `true` if an eviction by tag may end it earlier.
+    pub(super) is_tagged: bool,
+    /// `false` if it was evicted softly: it is not kept.
+    pub(super) is_fresh: bool,
+}
 
 /// The result of a read, once it has ended.
 type SharedRead = Option<Result<ValueWithExpiry, Arc<StoreError>>>;

@@ -87,6 +87,10 @@ scripts! {
     ABANDON = "lua/abandon.lua";
     /// Removes an entry and revokes its lease.
     DELETE = "lua/delete.lua";
+    /// Reads the tag clock, creates it if necessary, and extends its expiry.
+    TAG_CLOCK = "lua/tag_clock.lua";
+    /// Invalidates every entry that carries a tag.
+    EVICT_TAGS = "lua/evict_tags.lua";
     /// Invalidates a whole group at once.
     DROP_GROUP = "lua/drop_group.lua";
     /// Unlinks the entries of a dropped group.

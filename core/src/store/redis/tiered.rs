@@ -15,7 +15,8 @@
 //! * **A lease reads from Redis.** The holder of a lease builds on its next read, so the local copy is removed and fenced before
 //!   the lease is returned.
 //!
-//! An entry of a group also carries its group's epoch, which advances with every message about the group's nonce.
+//! An entry of a group also carries its group's epoch, which advances with every message about the group's nonce. A tagged entry
+//! carries the tags' epoch, which advances with every message about the tag clock: then it is read from Redis again, which judges it.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -39,9 +40,11 @@ use super::client::Client;
 use super::invalidations::InvalidationListener;
 use super::key_names;
 use super::node::Dialer;
+use super::readings::Lifetime;
 use crate::key::{CacheKey, KeySpace};
 use crate::store::lease_table::head_of;
 use crate::store::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
+use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
 
 /// The longest time that an entry of the local tier may be outdated when invalidation messages can't arrive. While they arrive,
 /// it is less than a millisecond.
@@ -108,13 +111,8 @@ impl CacheStore for TieredStore {
         // An eviction from here on advances the epoch.
         let read_at = self.local.now();
         let read = self.redis.read_checked(key, async || self.redis.read_whole(key).await);
-        let Some((value, left)) = read.await? else { return Ok(None) };
-        self.local.insert_if_unchanged(
-            key,
-            &epochs,
-            &ValueHead::whole(value.clone()),
-            left.map(|left| read_at + left),
-        );
+        let Some((value, lifetime)) = read.await? else { return Ok(None) };
+        self.local.insert_if_unchanged(key, &epochs, &ValueHead::whole(value.clone()), (read_at, lifetime));
         Ok(Some(value))
     }
 
@@ -132,7 +130,7 @@ impl CacheStore for TieredStore {
         let Some(epochs) = self.local.epochs(key) else { return self.redis.get_head(key, limit).await };
         // An eviction from here on advances the epoch.
         let read_at = self.local.now();
-        let (head, left) =
+        let (head, lifetime) =
             match self.redis.read_checked(key, async || self.redis.read_head(key, limit).await).await {
                 Err(StoreError::Refused(_)) => return Ok(self.get(key).await?.map(ValueHead::whole)),
                 head => match head? {
@@ -140,7 +138,7 @@ impl CacheStore for TieredStore {
                     None => return Ok(None),
                 },
             };
-        self.local.insert_if_unchanged(key, &epochs, &head, left.map(|left| read_at + left));
+        self.local.insert_if_unchanged(key, &epochs, &head, (read_at, lifetime));
         Ok(Some(head))
     }
 
@@ -219,6 +217,38 @@ impl LeaseStore for TieredStore {
         self.redis.abandon(key, lease, why).await
     }
 
+    async fn tag_clock(&self, space: &KeySpace) -> Result<Option<TagStamp>, StoreError> {
+        self.redis.tag_clock(space).await
+    }
+
+    async fn set_tagged(
+        &self,
+        key: &CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<(), StoreError> {
+        let _change = InvalidationGuard::of_key(&self.local, key);
+        self.redis.set_tagged(key, value, ttl, tagged).await
+    }
+
+    async fn commit_tagged(
+        &self,
+        key: &CacheKey,
+        lease: &Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &Tagged,
+    ) -> Result<bool, StoreError> {
+        let _change = InvalidationGuard::of_key(&self.local, key);
+        self.redis.commit_tagged(key, lease, value, ttl, tagged).await
+    }
+
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+        let _change = InvalidationGuard::new(&self.local, Scope::Tagged);
+        self.redis.evict_tags(space, tags, how).await
+    }
+
     async fn changed(&self, key: &CacheKey) {
         self.local.notify_of(key.name()).notified().await;
     }
@@ -236,6 +266,8 @@ struct InvalidationGuard<'a> {
 enum Scope<'a> {
     Key(&'a str),
     Group(&'a str),
+    /// Every tagged entry.
+    Tagged,
     All,
 }
 
@@ -274,6 +306,8 @@ struct LocalTier {
     /// Epochs of keys by stripe, locked to keep or remove an entry of the stripe.
     keys: Box<[Mutex<u64>]>,
     groups: Box<[AtomicU64]>,
+    /// The number of evictions by tag that this process made or received a message about.
+    tag_epoch: AtomicU64,
     /// Notified of every change of a key of the stripe.
     changes: Box<[Notify]>,
     hasher: RandomState,
@@ -297,6 +331,8 @@ struct LocalEntry {
     head: ValueHead,
     expires: Option<Duration>,
     group_epoch: u64,
+    /// For a tagged entry, the number of messages about the tag clock before it was read.
+    tag_epoch: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -312,6 +348,7 @@ impl Weighter<Box<str>, LocalEntry> for LocalWeighter {
 struct ReadEpochs {
     epoch: u64,
     group_epoch: u64,
+    tag_epoch: u64,
 }
 
 impl LocalTier {
@@ -327,6 +364,7 @@ impl LocalTier {
             ),
             keys: (0..STRIPES).map(|_| Mutex::default()).collect(),
             groups: (0..STRIPES).map(|_| AtomicU64::default()).collect(),
+            tag_epoch: AtomicU64::default(),
             changes: (0..STRIPES).map(|_| Notify::new()).collect(),
             hasher: RandomState::new(),
             beginning: Instant::now(),
@@ -351,7 +389,8 @@ impl LocalTier {
         }
         let entry = self.entries.get(key.name())?;
         let is_expired = entry.expires.is_some_and(|expires| expires <= now);
-        (!is_expired && entry.group_epoch == self.group_epoch(key)).then_some(entry.head)
+        let is_evicted = entry.tag_epoch.is_some_and(|epoch| epoch != self.tag_epoch());
+        (!is_expired && !is_evicted && entry.group_epoch == self.group_epoch(key)).then_some(entry.head)
     }
 
     /// Reads the epochs before a read from Redis. Returns `None` if the key isn't tracked, or the tier isn't valid now.
@@ -361,7 +400,7 @@ impl LocalTier {
             return None;
         }
         let epoch = *self.stripe(key.name());
-        let epochs = ReadEpochs { epoch, group_epoch: self.group_epoch(key) };
+        let epochs = ReadEpochs { epoch, group_epoch: self.group_epoch(key), tag_epoch: self.tag_epoch() };
         key.name().starts_with(&*self.head).then_some(epochs)
     }
 
@@ -370,12 +409,18 @@ impl LocalTier {
         key: &CacheKey,
         epochs: &ReadEpochs,
         head: &ValueHead,
-        expires: Option<Duration>,
+        (read_at, lifetime): (Duration, Lifetime),
     ) {
+        if !lifetime.is_fresh {
+            return;
+        }
+        let expires = lifetime.left.map(|left| read_at + left);
+        let tag_epoch = lifetime.is_tagged.then_some(epochs.tag_epoch);
         let epoch = self.stripe(key.name());
         // The beginning of a value doesn't replace the whole.
         if *epoch == epochs.epoch && (head.is_whole() || self.get(key).is_none()) {
-            let entry = LocalEntry { head: head.clone(), expires, group_epoch: epochs.group_epoch };
+            let entry =
+                LocalEntry { head: head.clone(), expires, group_epoch: epochs.group_epoch, tag_epoch };
             self.entries.insert(key.name().into(), entry);
         }
     }
@@ -388,6 +433,9 @@ impl LocalTier {
             }
             Scope::Group(nonce) => {
                 self.groups[self.stripe_index(nonce)].fetch_add(1, Ordering::AcqRel);
+            }
+            Scope::Tagged => {
+                self.tag_epoch.fetch_add(1, Ordering::AcqRel);
             }
             Scope::All => {
                 // All stripes are locked before entries are removed, so that no entry is kept meanwhile.
@@ -408,6 +456,10 @@ impl LocalTier {
     fn group_epoch(&self, key: &CacheKey) -> u64 {
         let nonce = head_of(key).trim_end_matches(':');
         key.group().map_or(0, |_| self.groups[self.stripe_index(nonce)].load(Ordering::Acquire))
+    }
+
+    fn tag_epoch(&self) -> u64 {
+        self.tag_epoch.load(Ordering::Acquire)
     }
 
     fn stripe(&self, name: &str) -> MutexGuard<'_, u64> {
@@ -531,6 +583,10 @@ impl LocalTier {
         };
         // All names of this crate are UTF-8.
         let Some(name) = name else { return };
+        // That of a longer prefix, too, whose names begin alike.
+        if key_names::is_tag_clock(name) {
+            return self.remove(Scope::Tagged);
+        }
         if name.ends_with('}') {
             self.remove(Scope::Group(name));
         }

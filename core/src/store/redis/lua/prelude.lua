@@ -90,3 +90,9 @@ local function add_to_index(ttl, nonce, index, suffix, token)
     redis.call('PERSIST', nonce)
   end
 end
+
+-- Returns an epoch of the tag clock, in digits: the server's time in microseconds, and more than `old`.
+local function epoch_after(old)
+  local time = redis.call('TIME')
+  return string.format('%.0f', math.max(old + 1, time[1] * 1000000 + time[2]))
+end
