@@ -38,7 +38,7 @@
     all(feature = "memory", feature = "redis"),
     doc = "",
     doc = "The [`guide`] has pages on [setting up](guide::setup), [routes](guide::routes), [keys](guide::keys),",
-    doc = "[groups](guide::groups), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
+    doc = "[groups](guide::groups), [tags](guide::tags), [headers](guide::headers), [safety](guide::safety), [other layers](guide::layers),",
     doc = "[the backend](guide::backend), [layers and backend together](guide::combining), [lifetimes](guide::ttl),",
     doc = "[telemetry](guide::telemetry), [testing](guide::testing), and [all features](guide::features).",
     doc = "The topics that don't depend on axum are in [the core's guide](larder_core::guide)."
@@ -52,6 +52,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::extract::{FromRef, FromRequestParts, MatchedPath, NestedPath, OriginalUri};
+use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use http::request::Parts;
 use http::{Extensions, Uri};
 use larder_core::KeyUri;
@@ -64,8 +65,8 @@ pub use larder_core;
 #[cfg(feature = "memory")]
 pub use larder_core::MemoryStore;
 pub use larder_core::{
-    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, KeyBuilder, KeySpace, Larder, LarderBuilder,
-    ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,
+    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, EvictionByTag, KeyBuilder, KeySpace, Larder,
+    LarderBuilder, ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,
 };
 #[cfg(feature = "redis")]
 pub use larder_core::{RedisOptions, RedisStore};
@@ -102,6 +103,65 @@ fn is_same(sent: &Uri, current: &Uri) -> bool {
     let whole = |uri: &Uri| uri.path_and_query().map(|path| std::ptr::from_ref(path.as_str()));
     current.path().len() > 1
         && whole(sent).is_some_and(|sent| whole(current).is_some_and(|it| std::ptr::eq(it, sent)))
+}
+
+larder_core::tag_parts!();
+
+impl IntoResponse for Tags {
+    fn into_response(self) -> Response {
+        (self, ()).into_response()
+    }
+}
+
+impl IntoResponse for EvictTags {
+    fn into_response(self) -> Response {
+        (self, ()).into_response()
+    }
+}
+
+/// ```
+/// use axum::{Json, Router, extract::Path, handler::Handler, routing::get};
+/// use larder_axum::{Larder, Tags, cache};
+///
+/// async fn read(Path(id): Path<u64>) -> (Tags, Json<u64>) {
+///     (Tags::of([format!("product:{id}")]), Json(id))
+/// }
+///
+/// # #[cfg(feature = "memory")] {
+/// let larder = Larder::memory();
+/// let app: Router = Router::new().route("/products/{id}", get(read.layer(cache(&larder).ttl(300))));
+/// # }
+/// ```
+impl IntoResponseParts for Tags {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
+        parts.extensions_mut().insert(self.0);
+        Ok(parts)
+    }
+}
+
+/// ```
+/// use axum::{Router, extract::Path, handler::Handler, http::StatusCode, routing::put};
+/// use larder_axum::{EvictTags, Larder, cache_evict};
+///
+/// async fn replace(Path(id): Path<u64>) -> (EvictTags, StatusCode) {
+///     (EvictTags::of([format!("product:{id}")]), StatusCode::NO_CONTENT)
+/// }
+///
+/// # #[cfg(feature = "memory")] {
+/// let larder = Larder::memory();
+/// let app: Router =
+///     Router::new().route("/products/{id}", put(replace.layer(cache_evict(&larder).tags_of_response())));
+/// # }
+/// ```
+impl IntoResponseParts for EvictTags {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
+        parts.extensions_mut().insert(self.0);
+        Ok(parts)
+    }
 }
 
 impl<S> Layer<S> for Cache {

@@ -52,7 +52,8 @@
 
 mod endpoint;
 
-use poem::{Endpoint, FromRequest, Middleware, Request, RequestBody, Result, web::Data};
+use poem::web::Data;
+use poem::{Endpoint, FromRequest, IntoResponse, Middleware, Request, RequestBody, Response, Result};
 
 pub use endpoint::CacheEndpoint;
 // The names that routes need. Everything else is in `larder_core`.
@@ -60,13 +61,59 @@ pub use larder_core;
 #[cfg(feature = "memory")]
 pub use larder_core::MemoryStore;
 pub use larder_core::{
-    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, KeyBuilder, KeySpace, Larder, LarderBuilder,
-    ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,
+    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, EvictionByTag, KeyBuilder, KeySpace, Larder,
+    LarderBuilder, ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,
 };
 #[cfg(feature = "redis")]
 pub use larder_core::{RedisOptions, RedisStore};
 
 larder_core::route_layers!();
+
+larder_core::tag_parts!();
+
+/// Adds what a handler knows about tags to its response.
+///
+/// ```
+/// use larder_poem::{EvictTags, Larder, TagResponse, Tags, cache, cache_evict};
+/// use poem::http::StatusCode;
+/// use poem::web::{Json, Path};
+/// use poem::{EndpointExt, Response, Route, get, handler};
+///
+/// #[handler]
+/// async fn read(Path(id): Path<u64>) -> Response {
+///     Json(id).with_tags(Tags::of([format!("product:{id}")]))
+/// }
+///
+/// #[handler]
+/// async fn replace(Path(id): Path<u64>) -> Response {
+///     StatusCode::NO_CONTENT.evicting(EvictTags::of([format!("product:{id}")]))
+/// }
+///
+/// # #[cfg(feature = "memory")] {
+/// let larder = Larder::memory();
+/// let app = Route::new().at(
+///     "/products/:id",
+///     get(read.with(cache(&larder).ttl(300))).put(replace.with(cache_evict(&larder).tags_of_response())),
+/// );
+/// # }
+/// ```
+pub trait TagResponse: IntoResponse + Sized {
+    /// Returns the response with tags for its cache entry.
+    fn with_tags(self, tags: Tags) -> Response {
+        let mut response = self.into_response();
+        response.extensions_mut().insert(tags.0);
+        response
+    }
+
+    /// Returns the response of a write, after which these tags are evicted.
+    fn evicting(self, tags: EvictTags) -> Response {
+        let mut response = self.into_response();
+        response.extensions_mut().insert(tags.0);
+        response
+    }
+}
+
+impl<R: IntoResponse> TagResponse for R {}
 
 impl<E: Endpoint + 'static> Middleware<E> for Cache {
     type Output = CacheEndpoint<E>;

@@ -1,6 +1,7 @@
 //! [`CacheBackend`]: typed values in the cache's store.
 
 pub(crate) mod coder;
+mod tag_eviction;
 
 use std::fmt;
 use std::future::Future;
@@ -14,15 +15,19 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
+pub use tag_eviction::EvictionByTag;
+
 use crate::backend::coder::{Coder, CoderError, Json};
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Role};
 use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::larder::context::{CacheContext, panic_invalid_config};
+
 use crate::policy::CommitResult;
 use crate::provenance::Provenance;
 use crate::record::{decode_value, encode_value};
 use crate::store::{Abandon, Acquired, Intent, StoreError};
+use crate::tag::{TagError, Tagged, Tags, TagsToEvict};
 use crate::telemetry::spans;
 use crate::ttl::Ttl;
 
@@ -55,6 +60,7 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct CacheBackend<C = Json> {
     context: Arc<CacheContext>,
     space: KeySpace,
+    tags: Tags,
     coder: C,
 }
 
@@ -62,7 +68,7 @@ impl CacheBackend {
     pub(crate) fn new(context: Arc<CacheContext>) -> Self {
         let space = KeySpace::new(&context.defaults.prefix, None)
             .unwrap_or_else(|error| panic_invalid_config(&error));
-        Self { context, space, coder: Json }
+        Self { context, space, tags: Tags::default(), coder: Json }
     }
 }
 
@@ -96,7 +102,68 @@ impl<C: Coder> CacheBackend<C> {
     /// is a miss.
     #[must_use]
     pub fn coder<D: Coder>(&self, coder: D) -> CacheBackend<D> {
-        CacheBackend { context: Arc::clone(&self.context), space: self.space.clone(), coder }
+        CacheBackend {
+            context: Arc::clone(&self.context),
+            space: self.space.clone(),
+            tags: self.tags.clone(),
+            coder,
+        }
+    }
+
+    /// Returns this backend with tags for the values that it stores, in addition to those that it has. An eviction of any of the
+    /// tags evicts the value.
+    ///
+    /// [`get_or_set`](Self::get_or_set) and [`update`](Self::update) store nothing if a tag was evicted since they began.
+    /// [`set`](Self::set) can't know when its value was made, so an eviction before the call doesn't count.
+    ///
+    /// ```
+    /// # #[cfg(feature = "memory")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use larder_core::Larder;
+    ///
+    /// let larder = Larder::memory();
+    /// let prices = larder.backend().group("prices");
+    /// let price = || async { Ok::<_, std::io::Error>(700) };
+    /// prices.tagged(["product:7", "shop:3"]).get_or_set("7:EUR", 300, price).await.unwrap();
+    ///
+    /// larder.evict_tag("shop:3").await;
+    /// assert!(!prices.has("7:EUR").await);
+    /// # }
+    /// # #[cfg(not(feature = "memory"))] fn main() {}
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics if a tag is invalid, or if there are too many. For tags that aren't literals, see
+    /// [`try_tagged`](Self::try_tagged).
+    #[must_use]
+    #[track_caller]
+    pub fn tagged<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> Self {
+        // A closure would make the panic report this line instead of the caller's.
+        match self.try_tagged(tags) {
+            Ok(backend) => backend,
+            Err(error) => panic_invalid_config(&error),
+        }
+    }
+
+    /// Returns this backend with tags for the values that it stores, as [`tagged`](Self::tagged) does.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a value can't have these tags.
+    pub fn try_tagged<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> Result<Self, TagError> {
+        Ok(Self { tags: self.tags.clone().union(Tags::new(tags)?)?, ..self.clone() })
+    }
+
+    /// Evicts every entry of the prefix that carries this tag, in any group: responses and values.
+    pub fn evict_tag(&self, tag: &str) -> EvictionByTag {
+        self.evict_tags([tag])
+    }
+
+    /// Evicts every entry of the prefix that carries at least one of these tags, in any group: responses and values.
+    pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> EvictionByTag {
+        EvictionByTag::new(Arc::clone(&self.context), self.space.clone(), TagsToEvict::of(tags))
     }
 
     /// Returns the value. Returns `None` if there is no value, if it can't be decoded as a `T`, or if the store failed.
@@ -232,6 +299,7 @@ impl<C: Coder> CacheBackend<C> {
             };
             // If this future is dropped here, the leader and the lease are dropped too. Followers look again, and one of
             // them becomes the leader.
+            let tagged = self.tagged_now(name).await;
             let computing = pin!(compute());
             let marked = pin!(reentry::compute(self.context(), name, computing));
             let value = match held.renewing(marked).await {
@@ -241,11 +309,11 @@ impl<C: Coder> CacheBackend<C> {
                     return Err(error);
                 }
             };
-            match self.encode(&value) {
-                Ok(record) => {
+            match tagged.and_then(|tagged| Ok((self.encode(&value)?, tagged))) {
+                Ok((record, tagged)) => {
                     lead.close();
                     let storing = async move {
-                        let stored = held.commit(record.clone(), ttl).await;
+                        let stored = held.tagged(tagged).commit(record.clone(), ttl).await;
                         lead.complete(match stored {
                             CommitResult::Stored => FillOutcome::Stored(record),
                             CommitResult::Revoked => FillOutcome::HandlerFailed,
@@ -278,7 +346,8 @@ impl<C: Coder> CacheBackend<C> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the store failed, or if the value can't be encoded.
+    /// Returns an error if the store failed, if the value can't be encoded, or if it has tags and the store keeps no entries with
+    /// tags.
     pub async fn try_set<T: Serialize + ?Sized>(
         &self,
         key: &str,
@@ -289,10 +358,9 @@ impl<C: Coder> CacheBackend<C> {
         let span = spans::backend::set(&key, ttl);
         let set = async {
             let (context, record) = (Arc::clone(self.context()), self.encode(value)?);
-            Ok(self
-                .context()
-                .run_to_completion(async move { context.store.set(&key, record, ttl).await })
-                .await?)
+            let tagged = self.tagged_now(&key).await?;
+            let set = async move { context.store.set(&key, record, ttl, tagged.as_ref()).await };
+            Ok(self.context().run_to_completion(set).await?)
         };
         let set = span.around(set).await;
         span.result(["stored", "stored"], set.as_ref().map(|()| true));
@@ -349,15 +417,23 @@ impl<C: Coder> CacheBackend<C> {
             // it.
             let begin = async {
                 match self.context().try_acquire(key, Intent::Refresh).await? {
-                    Acquired::Lease(held) => Ok(Some((held, self.read_again_if_slow(key).await?))),
+                    Acquired::Lease(held) => {
+                        let tagged = self.tagged_now(key).await?;
+                        Ok(Some((held, tagged, self.read_again_if_slow(key).await?)))
+                    }
                     Acquired::Found(_) | Acquired::Filling | Acquired::Busy(_) => Ok::<_, CacheError>(None),
                 }
             };
-            if let Some((held, old)) = timeout_at(until, begin).await.map_err(|_| CacheError::Contended)?? {
+            if let Some((held, tagged, old)) =
+                timeout_at(until, begin).await.map_err(|_| CacheError::Contended)??
+            {
                 let new = change(old);
                 let record = self.encode(&new)?;
                 // No deadline applies here: after one, it would be unknown whether the update was made.
-                if self.context().run_to_completion(async move { held.try_commit(record, ttl).await }).await?
+                if self
+                    .context()
+                    .run_to_completion(async move { held.tagged(tagged).try_commit(record, ttl).await })
+                    .await?
                 {
                     return Ok(new);
                 }
@@ -456,6 +532,25 @@ impl<C: Coder> CacheBackend<C> {
         self.space.key(key)
     }
 
+    /// Returns what a value carries of its tags. Called before the value is made, so that every later eviction counts.
+    async fn tagged_now(&self, key: &CacheKey) -> Result<Option<Tagged>, CacheError> {
+        if self.tags.is_empty() {
+            return Ok(None);
+        }
+        match self.context().store.tag_clock(&self.space).await? {
+            Some(stamp) => Ok(Some(Tagged::new(stamp, &self.tags))),
+            None => {
+                // No older value may remain in place of this one.
+                self.context().store.delete(key).await?;
+                Err(CacheError::Untaggable)
+            }
+        }
+    }
+
+    pub(crate) const fn space(&self) -> &KeySpace {
+        &self.space
+    }
+
     fn context(&self) -> &Arc<CacheContext> {
         &self.context
     }
@@ -491,6 +586,7 @@ impl<C: fmt::Debug> fmt::Debug for CacheBackend<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CacheBackend")
             .field("space", &self.space)
+            .field("tags", &self.tags)
             .field("coder", &self.coder)
             .finish_non_exhaustive()
     }
@@ -503,6 +599,12 @@ pub enum CacheError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A tag is invalid, or there are too many.
+    #[error(transparent)]
+    Tag(#[from] TagError),
+    /// A value has tags, and the store keeps no entries with tags.
+    #[error("the value has tags, and the store keeps no entries with tags")]
+    Untaggable,
     /// The value can't be encoded, or the stored value can't be decoded as the requested type.
     #[error(transparent)]
     Coder(#[from] CoderError),

@@ -9,6 +9,7 @@
 //!    requests to no other host. URIs and keys are untrusted input, and are written as text.
 //! 4. Bodies and header fields of stored responses are never shown.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -35,6 +36,7 @@ use crate::request::RequestView;
 use crate::route::Route;
 use crate::stats::Latency;
 use crate::status::Status;
+use crate::tag::TagsToEvict;
 use crate::telemetry::history::SLICE;
 
 /// The header field that the page's script sends, and that other origins can't.
@@ -239,6 +241,25 @@ impl Console {
                 }
                 (group, confirmed)
             }
+            EvictRequest::Tag(tag) => {
+                let tags = TagsToEvict::of([&tag]);
+                if let Some(error) = tags.invalid() {
+                    return Err(Refusal { status: StatusCode::BAD_REQUEST, text: error.to_string() });
+                }
+                let mut prefixes = BTreeSet::from([self.larder.prefix().to_owned()]);
+                let routes = context.telemetry.routes::<Route>();
+                prefixes
+                    .extend(routes.iter().map(|(_, route)| route.policy.rule().space.prefix().to_owned()));
+                let mut confirmed = true;
+                for prefix in &prefixes {
+                    let space = KeySpace::new(prefix, None);
+                    confirmed &= match space {
+                        Ok(space) => context.evict_tags(&space, &tags).await,
+                        Err(_) => false,
+                    };
+                }
+                (tag, confirmed)
+            }
             EvictRequest::Key(name) => {
                 let key = self.key_named(name.trim());
                 let key = key.ok_or(Refusal::new(StatusCode::BAD_REQUEST, "that is no key of this cache"))?;
@@ -335,6 +356,7 @@ struct LookupAnswer {
 enum EvictRequest {
     Key(String),
     Group(String),
+    Tag(String),
 }
 
 fn get() -> String {
@@ -391,7 +413,7 @@ fn find_route<'a>(
 ) -> Result<&'a Named, Refusal> {
     let kinds: &[Kind] = match request.method {
         Method::GET | Method::HEAD => &[Kind::Read],
-        _ => &[Kind::Write, Kind::EvictKey, Kind::EvictGroup],
+        _ => &[Kind::Write, Kind::EvictKey, Kind::EvictGroup, Kind::EvictTags],
     };
     let mut known = routes.iter().filter(|(_, route)| kinds.contains(&route.policy.rule().kind));
     let found = match query.route.as_deref().filter(|name| !name.is_empty()) {
@@ -435,7 +457,7 @@ fn routed<'a>(name: &'a str, request: &'a request::Parts) -> RequestView<'a> {
 async fn route_key(route: &Route, view: &RequestView<'_>) -> Option<CacheKey> {
     match route.policy.on_request(view) {
         OnRequest::Lookup(lookup) => route.key(view, lookup.principal()).await,
-        OnRequest::Forward(forward) if forward.kind() != Kind::EvictGroup => {
+        OnRequest::Forward(forward) if !matches!(forward.kind(), Kind::EvictGroup | Kind::EvictTags) => {
             route.key(view, forward.principal()).await
         }
         OnRequest::Forward(_) => None,

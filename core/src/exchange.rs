@@ -13,6 +13,8 @@ mod lookup;
 pub(crate) mod miss_predictor;
 pub(crate) mod remembered;
 mod response_future;
+pub(crate) mod tag_memory;
+mod tagging;
 mod write;
 
 use std::fmt;

@@ -192,7 +192,7 @@ impl<'a> Explain<'a> {
         let text = "The handler runs, and its success writes or evicts.";
         explanation.step("on_request", "Forward", Some(forward.reason()), text);
         explanation.conclude(Status::Bypass, Some(forward.reason()));
-        if forward.kind() != Kind::EvictGroup {
+        if !matches!(forward.kind(), Kind::EvictGroup | Kind::EvictTags) {
             let Some(key) = self.key_of(forward.principal()) else {
                 explanation.step("unstored", "Bypass", Some(Reason::Keyless), "The cache takes no part.");
                 return explanation.conclude(self.passing(), Some(Reason::Keyless));

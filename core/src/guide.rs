@@ -12,6 +12,9 @@ pub mod keys {}
 #[doc = include_str!("docs/groups.md")]
 pub mod groups {}
 
+#[doc = include_str!("docs/tags.md")]
+pub mod tags {}
+
 #[doc = include_str!("docs/backend.md")]
 pub mod backend {}
 

@@ -15,14 +15,17 @@ use tracing::warn;
 
 use self::agreement::Agreement;
 use self::context::{CacheContext, Defaults, Timing, panic_invalid_config};
-use crate::backend::CacheBackend;
+
+use crate::backend::{CacheBackend, EvictionByTag};
 use crate::clock::{Clock, SystemClock};
 use crate::exchange::remembered::RememberedKeys;
 use crate::fill::single_flight::{SingleFlight, UpdateQueue};
 use crate::key::{CacheKey, KeyError, KeySpace};
-use crate::policy::rule::PrincipalSecret;
+use crate::policy::rule::{Principal, PrincipalSecret};
+use crate::policy::tag_rule::path_tag;
 use crate::stats::Stats;
 use crate::store::{CacheStore, LeaseStore};
+use crate::tag::{TagError, TagsToEvict};
 use crate::telemetry::{MeteredStore, Telemetry};
 use crate::ttl::Ttl;
 
@@ -86,6 +89,59 @@ impl Larder {
     pub async fn evict(&self, key: &CacheKey) {
         let (context, key) = (Arc::clone(&self.context), key.clone());
         self.context.run_to_completion(async move { context.evict_key(&key).await }).await;
+    }
+
+    /// Evicts every entry that carries this tag, whatever its route, key, group or principal is: responses and values.
+    ///
+    /// ```
+    /// # #[cfg(feature = "memory")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use larder_core::Larder;
+    ///
+    /// let larder = Larder::memory();
+    /// let names = larder.backend().group("names").tagged(["product:7"]);
+    /// names.set("7", &"tea", 300).await;
+    ///
+    /// let is_confirmed = larder.evict_tag("product:7").await;
+    /// assert!(is_confirmed);
+    /// assert_eq!(names.get::<String>("7").await, None);
+    /// # }
+    /// # #[cfg(not(feature = "memory"))] fn main() {}
+    /// ```
+    pub fn evict_tag(&self, tag: &str) -> EvictionByTag {
+        self.evict_tags([tag])
+    }
+
+    /// Evicts every entry that carries at least one of these tags, as [`evict_tag`](Self::evict_tag) does.
+    pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> EvictionByTag {
+        self.backend().evict_tags(tags)
+    }
+
+    /// Evicts the responses of one principal, on the routes with `.evict_by_principal()`: after a log-out, a ban, or a change of
+    /// roles.
+    ///
+    /// The principal is what the route's `.private_by(..)` returns, or the Bearer token of a `.private()` route.
+    pub fn evict_principal(&self, principal: &str) -> EvictionByTag {
+        let principal = Principal::new(&self.context.defaults.secret, principal);
+        EvictionByTag::new(Arc::clone(&self.context), self.space(), principal.tag().into())
+    }
+
+    /// Evicts the responses of one path, with all its queries, variants, hosts and principals, on the routes with
+    /// `.evict_by_path()`. `/products` evicts `/products?page=3`, and not `/products/7`.
+    ///
+    /// The path may be percent-encoded in any way, and a query is ignored.
+    pub fn evict_path(&self, path: &str) -> EvictionByTag {
+        let uri = path.parse().ok().filter(|uri: &Uri| uri.path().starts_with('/'));
+        let tags = match uri {
+            Some(uri) => path_tag(&uri).into(),
+            None => TagsToEvict::none(TagError::Path { path: path.to_owned() }),
+        };
+        EvictionByTag::new(Arc::clone(&self.context), self.space(), tags)
+    }
+
+    fn space(&self) -> KeySpace {
+        self.backend().space().clone()
     }
 
     /// Returns the prefix of all keys without one of their own.

@@ -40,7 +40,7 @@
     all(feature = "memory", feature = "redis"),
     doc = "",
     doc = "The [`guide`] has pages on [concepts](guide::concepts), [configuration](guide::configuration), [keys](guide::keys),",
-    doc = "[groups and clusters](guide::groups), [values](guide::backend), [safety](guide::safety), [Redis](guide::redis),",
+    doc = "[groups and clusters](guide::groups), [tags](guide::tags), [values](guide::backend), [safety](guide::safety), [Redis](guide::redis),",
     doc = "[the local tier](guide::local), [the shared cache](guide::shared), [conformance](guide::conformance) to the RFCs,",
     doc = "[telemetry](guide::telemetry), [testing](guide::testing), [writing a store](guide::stores), [writing an adapter](guide::adapters), and moving",
     doc = "[from Python](guide::from_python) or [from other layers](guide::from_tower)."
@@ -107,7 +107,7 @@ pub use store::redis::{RedisOptions, RedisStore, RedisUrlError, TieredStore};
 #[cfg(feature = "runtime")]
 pub use {
     backend::coder::{Coder, CoderError, Json, MessagePack},
-    backend::{CacheBackend, CacheError},
+    backend::{CacheBackend, CacheError, EvictionByTag},
     body::ReplyBody,
     clock::{Clock, ManualClock, SystemClock},
     exchange::{Call, Reply, ResponseFuture},

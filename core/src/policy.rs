@@ -39,6 +39,7 @@ mod forward;
 mod hit;
 pub(crate) mod rule;
 mod rules;
+pub(crate) mod tag_rule;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -69,6 +70,7 @@ pub use cache_status::CacheStatus;
 pub use forward::{Admit, Forward, OnResponse, Pass};
 pub use hit::{Hit, Unsatisfiable};
 pub use rules::{BodyLength, invalidates, leaves_outcome_unknown};
+pub use tag_rule::{TagRule, TagsOf};
 
 pub(crate) use hit::add_accept_ranges;
 pub(crate) use rules::{allows_stale_if_error, has_content};
@@ -171,7 +173,7 @@ impl CachePolicy {
     pub fn on_request(&self, request: &RequestView<'_>) -> OnRequest {
         match self.rule.kind {
             Kind::Read => self.on_read(request),
-            Kind::Write | Kind::EvictKey | Kind::EvictGroup => self.on_write(request),
+            Kind::Write | Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => self.on_write(request),
         }
     }
 
@@ -220,8 +222,8 @@ impl CachePolicy {
             .or_else(|| request.headers.keys().any(replaces).then_some(Reason::Override))
             .or_else(|| without_certain_handler(request, provenance.pattern));
         let principal = match self.rule.kind {
-            // A group is evicted whole, for every principal.
-            Kind::EvictGroup => Ok(None),
+            // A group or a tag is evicted whole, for every principal.
+            Kind::EvictGroup | Kind::EvictTags => Ok(None),
             _ => self.principal(request),
         };
         match principal {

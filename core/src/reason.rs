@@ -122,7 +122,9 @@ reasons! {
     Head = "head",
     /// The body ended with trailers, or with an error.
     Body = "body",
-    /// The key was evicted or overwritten while the handler ran.
+    /// The response has tags that an entry can't have, or the store keeps no entries with tags.
+    Tags = "tags",
+    /// The key or a tag was evicted, or the key overwritten, while the handler ran.
     Evicted = "evicted",
 }
 

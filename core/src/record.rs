@@ -138,6 +138,14 @@ impl Entry {
         self.ttl.map_or(Duration::ZERO, |ttl| age.saturating_sub(ttl))
     }
 
+    /// Returns the entry with a freshness lifetime that ended at this time, or at `now` if that is earlier.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn stale_since(mut self, since: SystemTime, now: SystemTime) -> Self {
+        let fresh_for = since.min(now).duration_since(self.stored_at).unwrap_or_default();
+        self.ttl = Some(self.ttl.map_or(fresh_for, |ttl| ttl.min(fresh_for)));
+        self
+    }
+
     /// Returns `true` if this cache must not use the response once it is stale.
     pub(crate) const fn forbids_stale(&self) -> bool {
         self.must_revalidate || self.proxy_revalidate

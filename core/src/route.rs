@@ -17,12 +17,14 @@ use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, StatusCode};
 
 use crate::exchange::miss_predictor::MissPredictor;
+use crate::exchange::tag_memory::TagMemory;
 use crate::key::KeySpace;
 use crate::larder::Larder;
 use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
+use crate::tag::{TagEviction, Tags};
 use crate::ttl::Ttl;
 
 pub use self::seconds::Seconds;
@@ -34,6 +36,7 @@ pub struct Route {
     pub(crate) key_source: KeySource,
     pub(crate) metrics: metrics::RouteMetrics,
     pub(crate) miss_predictor: MissPredictor,
+    pub(crate) tag_memory: TagMemory,
     /// `true` after the warning that the route doesn't declare its audience.
     pub(crate) warned: AtomicBool,
     /// `true` after the warning that the cache wraps the handler twice.
@@ -186,10 +189,16 @@ impl RouteOptions {
             let mut rule = rule.clone();
             rule.max_body = context.storable_body(rule.max_body);
             let policy = CachePolicy::new(Arc::new(rule)).with_secret(context.defaults.secret.clone());
-            let (key_source, metrics) = (key_source.clone(), metrics::RouteMetrics::new(name.clone()));
-            let (miss_predictor, warned, warned_nested) =
-                (MissPredictor::default(), AtomicBool::new(false), AtomicBool::new(false));
-            Arc::new(Route { context, policy, key_source, metrics, miss_predictor, warned, warned_nested })
+            Arc::new(Route {
+                context,
+                policy,
+                key_source: key_source.clone(),
+                metrics: metrics::RouteMetrics::new(name.clone()),
+                miss_predictor: MissPredictor::default(),
+                tag_memory: TagMemory::default(),
+                warned: AtomicBool::new(false),
+                warned_nested: AtomicBool::new(false),
+            })
         };
         Arc::clone(route.get_or_init(finish))
     }
@@ -333,6 +342,46 @@ impl RouteOptions {
         self
     }
 
+    /// Adds a tag for every request.
+    #[track_caller]
+    pub fn tag(mut self, tag: &str) -> Self {
+        let tags = &mut self.change().rule.tags;
+        let all = Tags::new([tag]).and_then(|tag| std::mem::take(&mut tags.fixed).union(tag));
+        match all {
+            Ok(all) => tags.fixed = all,
+            Err(error) => panic_invalid_config(&error),
+        }
+        self
+    }
+
+    /// Adds tags that depend on the request.
+    pub fn tags_by<I>(mut self, of: impl Fn(&RequestView<'_>) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        let of = move |request: &RequestView<'_>| of(request).into_iter().map(Into::into).collect();
+        self.change().rule.tags.by_request.push(Arc::new(of));
+        self
+    }
+
+    /// Adds the tag of the request's principal.
+    pub fn evict_by_principal(mut self) -> Self {
+        self.change().rule.tags.by_principal = true;
+        self
+    }
+
+    /// Adds the tag of the request's path.
+    pub fn evict_by_path(mut self) -> Self {
+        self.change().rule.tags.by_path = true;
+        self
+    }
+
+    /// Makes entries with the tags stale instead of removing them.
+    pub fn soft(mut self) -> Self {
+        self.change().rule.tags.eviction = TagEviction::Soft;
+        self
+    }
+
     /// Sets the fraction by which times to live are shortened at random.
     #[track_caller]
     pub fn jitter(mut self, fraction: f64) -> Self {
@@ -357,8 +406,8 @@ fn field_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<HeaderNa
 /// The state of a `CacheEvict` that has a target, and so is a layer.
 #[diagnostic::on_unimplemented(
     message = "this `cache_evict` doesn't know what to evict",
-    label = "say `.key()`, `.key_by(..)` or `.whole_group()` first",
-    note = "`.key()` evicts the entry of a GET of the same URI, `.whole_group()` every entry of the group"
+    label = "say `.key()`, `.key_by(..)`, `.whole_group()` or `.tag(..)` first",
+    note = "`.key()` evicts the entry of a GET of the same URI, `.whole_group()` every entry of the group, `.tag(..)` every entry with the tag"
 )]
 #[doc(hidden)]
 pub trait EvictTarget {}
@@ -390,7 +439,7 @@ macro_rules! route_layers {
         }
 
         /// A layer that evicts after the handler succeeded. It becomes a layer with [`key`](CacheEvict::key),
-        /// [`key_by`](CacheEvict::key_by) or [`whole_group`](CacheEvict::whole_group).
+        /// [`key_by`](CacheEvict::key_by), [`whole_group`](CacheEvict::whole_group) or [`tag`](CacheEvict::tag).
         #[derive(Clone, Debug)]
         #[must_use = "an eviction does nothing until it is layered over a handler"]
         pub struct CacheEvict<Target = ChooseKeyOrWholeGroup> {
@@ -398,7 +447,7 @@ macro_rules! route_layers {
             target: ::std::marker::PhantomData<fn() -> Target>,
         }
 
-        /// The state of a [`CacheEvict`] without a target: call `.key()`, `.key_by(..)` or `.whole_group()`.
+        /// The state of a [`CacheEvict`] without a target: call `.key()`, `.key_by(..)`, `.whole_group()` or `.tag(..)`.
         #[derive(Clone, Copy, Debug)]
         pub struct ChooseKeyOrWholeGroup;
 
@@ -440,6 +489,7 @@ macro_rules! route_layers {
             $crate::route_layers!(@keys);
             $crate::route_layers!(@audience);
             $crate::route_layers!(@storing);
+            $crate::route_layers!(@tags);
 
             /// Stores responses with this status too, for `ttl`: negative caching. Without it, only status 200 is stored.
             pub fn ttl_for(mut self, status: $crate::http::StatusCode, ttl: impl Into<$crate::Ttl>) -> Self {
@@ -452,6 +502,7 @@ macro_rules! route_layers {
             $crate::route_layers!(@keys);
             $crate::route_layers!(@audience);
             $crate::route_layers!(@storing);
+            $crate::route_layers!(@tags);
         }
 
         impl<Target> CacheEvict<Target> {
@@ -489,6 +540,119 @@ macro_rules! route_layers {
                 let options = self.options.kind($crate::Kind::EvictGroup);
                 CacheEvict { options, target: ::std::marker::PhantomData }
             }
+
+            /// Evicts every entry that carries this tag, in any group.
+            ///
+            /// # Panics
+            ///
+            /// Panics if no entry can have this tag.
+            #[track_caller]
+            pub fn tag(self, tag: &str) -> CacheEvict<Chosen> {
+                CacheEvict {
+                    options: self.options.kind($crate::Kind::EvictTags).tag(tag),
+                    target: ::std::marker::PhantomData,
+                }
+            }
+
+            /// Evicts every entry that carries one of the tags that this function returns for the request, in any group.
+            ///
+            /// A tag that no entry can have is logged and skipped.
+            pub fn tags_by<I>(
+                self,
+                tags: impl Fn(&$crate::RequestView<'_>) -> I + Send + Sync + 'static,
+            ) -> CacheEvict<Chosen>
+            where
+                I: IntoIterator<Item: Into<String>>,
+            {
+                CacheEvict {
+                    options: self.options.kind($crate::Kind::EvictTags).tags_by(tags),
+                    target: ::std::marker::PhantomData,
+                }
+            }
+
+            /// Evicts only the tags that the handler names with its response
+            /// ([`TagsToEvict`]($crate::tag::TagsToEvict)). Other targets evict these too.
+            pub fn tags_of_response(self) -> CacheEvict<Chosen> {
+                CacheEvict {
+                    options: self.options.kind($crate::Kind::EvictTags),
+                    target: ::std::marker::PhantomData,
+                }
+            }
+        }
+
+        impl CacheEvict<Chosen> {
+            /// Evicts every entry that carries this tag too.
+            ///
+            /// # Panics
+            ///
+            /// Panics if no entry can have this tag.
+            #[track_caller]
+            pub fn tag(mut self, tag: &str) -> Self {
+                self.options = self.options.tag(tag);
+                self
+            }
+
+            /// Evicts every entry that carries one of the tags that this function returns for the request too.
+            pub fn tags_by<I>(
+                mut self,
+                tags: impl Fn(&$crate::RequestView<'_>) -> I + Send + Sync + 'static,
+            ) -> Self
+            where
+                I: IntoIterator<Item: Into<String>>,
+            {
+                self.options = self.options.tags_by(tags);
+                self
+            }
+
+            /// Makes the entries with the tags stale as of now instead of removing them: `stale_while_revalidate` and
+            /// `stale_if_error` apply from this moment. The key or the group is removed all the same.
+            pub fn soft(mut self) -> Self {
+                self.options = self.options.soft();
+                self
+            }
+        }
+    };
+
+    (@tags) => {
+        /// Adds a tag to the responses: [`Larder::evict_tag`]($crate::Larder::evict_tag) and `cache_evict` layers with this tag
+        /// evict them, whatever their keys and groups are.
+        ///
+        /// # Panics
+        ///
+        /// Panics if an entry can't have this tag: it is empty, longer than 256 bytes, or has a control character; or if
+        /// there are more than 128.
+        #[track_caller]
+        pub fn tag(mut self, tag: &str) -> Self {
+            self.options = self.options.tag(tag);
+            self
+        }
+
+        /// Adds the tags that this function returns for the request. If an entry can't have them, the response isn't stored
+        /// ([`Reason::Tags`]($crate::Reason::Tags)).
+        ///
+        /// The handler adds tags that depend on its data, with its response.
+        pub fn tags_by<I>(
+            mut self,
+            tags: impl Fn(&$crate::RequestView<'_>) -> I + Send + Sync + 'static,
+        ) -> Self
+        where
+            I: IntoIterator<Item: Into<String>>,
+        {
+            self.options = self.options.tags_by(tags);
+            self
+        }
+
+        /// Makes [`Larder::evict_principal`]($crate::Larder::evict_principal) evict the responses. They carry one more tag.
+        pub fn evict_by_principal(mut self) -> Self {
+            self.options = self.options.evict_by_principal();
+            self
+        }
+
+        /// Makes [`Larder::evict_path`]($crate::Larder::evict_path) evict the responses, by the path of the request that
+        /// stored them. They carry one more tag.
+        pub fn evict_by_path(mut self) -> Self {
+            self.options = self.options.evict_by_path();
+            self
         }
     };
 

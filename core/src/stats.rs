@@ -179,6 +179,8 @@ pub struct Evictions {
     pub keys: u64,
     /// Evictions of whole groups.
     pub groups: u64,
+    /// Evictions by tags, counted without a group.
+    pub tags: u64,
     /// Evictions for which the store failed. The store retries what it can.
     pub failed: u64,
 }

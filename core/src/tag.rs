@@ -29,10 +29,14 @@
 //! Every other value is stored as it is. A record of a route never begins with A7, so a version without tags takes a tagged
 //! record for one of another version, which is a miss.
 
+mod parts;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
+
+pub use parts::{ResponseTags, TagsToEvict};
 
 /// The largest number of tags of an entry.
 pub const MAX_TAGS: usize = 128;
@@ -178,6 +182,12 @@ pub enum TagError {
         tag: String,
         /// The first control character.
         character: char,
+    },
+    /// This is no path, so nothing can be evicted by it.
+    #[error("{path:?} is not a path")]
+    Path {
+        /// The text.
+        path: String,
     },
 }
 

@@ -325,15 +325,16 @@ impl RouteCounters {
 #[derive(Default)]
 struct GroupCounters {
     writes: [AtomicU64; 3],
-    evictions: [AtomicU64; 3],
+    evictions: [AtomicU64; 4],
 }
 
 impl GroupCounters {
     fn read(&self, group: Option<&str>) -> GroupStats {
         let [stored, refused, failed] = [0, 1, 2].map(|index| self.writes[index].load(Ordering::Relaxed));
         let writes = Writes { stored, refused, failed };
-        let [keys, groups, failed] = [0, 1, 2].map(|index| self.evictions[index].load(Ordering::Relaxed));
-        let evictions = Evictions { keys, groups, failed };
+        let [keys, groups, tags, failed] =
+            [0, 1, 2, 3].map(|index| self.evictions[index].load(Ordering::Relaxed));
+        let evictions = Evictions { keys, groups, tags, failed };
         GroupStats { group: group.map(Into::into), requests: Requests::default(), writes, evictions }
     }
 }
@@ -366,6 +367,8 @@ enum Operation {
     Set,
     Delete,
     DeleteGroup,
+    EvictTags,
+    TagClock,
     Has,
     Begin,
     Commit,
@@ -374,11 +377,13 @@ enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Get,
         Self::Set,
         Self::Delete,
         Self::DeleteGroup,
+        Self::EvictTags,
+        Self::TagClock,
         Self::Has,
         Self::Begin,
         Self::Commit,
@@ -392,6 +397,8 @@ impl Operation {
             Self::Set => "set",
             Self::Delete => "delete",
             Self::DeleteGroup => "delete_group",
+            Self::EvictTags => "evict_tags",
+            Self::TagClock => "tag_clock",
             Self::Has => "has",
             Self::Begin => "begin",
             Self::Commit => "commit",
@@ -414,5 +421,6 @@ enum WriteOutcome {
 enum Eviction {
     Key,
     Group,
+    Tags,
     Failed,
 }

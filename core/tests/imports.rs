@@ -44,7 +44,9 @@ const PURE: [&str; 13] = [
 ];
 
 /// Types that two files define on purpose.
-const TWINS: [&str; 3] = [
+const TWINS: [&str; 4] = [
+    // The checked set of the core, and, in `tag/parts.rs`, the response part of the adapters.
+    "Tags",
     // `telemetry/metrics.rs` and `telemetry/no_metrics.rs`: with and without the feature `metrics`.
     "RouteExport",
     // The axum and the poem adapter: each framework's extractor.

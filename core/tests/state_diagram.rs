@@ -51,9 +51,9 @@ fn every_reason_is_on_an_edge() {
     let observed = observed();
     let words: BTreeSet<&str> = observed.edges.values().flatten().copied().collect();
     for reason in Reason::ALL {
-        // Waiting for others and commits are done by the exchange.
+        // Waiting for others, tags and commits are done by the exchange.
         let of_the_exchange =
-            matches!(reason, Reason::Busy | Reason::Waited | Reason::Evicted | Reason::Nested);
+            matches!(reason, Reason::Busy | Reason::Waited | Reason::Evicted | Reason::Nested | Reason::Tags);
         // The shared cache has its own machine. `shared_policy/` has its rules as tables.
         let of_the_shared_cache = matches!(reason, Reason::Incomplete | Reason::Budget);
         assert_ne!(words.contains(reason.as_str()), of_the_exchange || of_the_shared_cache, "{reason}");
@@ -116,7 +116,7 @@ impl State {
         match kind {
             Kind::Read => Self::Fill,
             Kind::Write => Self::WriteThrough,
-            Kind::EvictKey | Kind::EvictGroup => Self::Eviction,
+            Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => Self::Eviction,
         }
     }
 }
@@ -313,7 +313,7 @@ fn observed() -> &'static Observed {
 
 fn observe() -> Observed {
     let mut observed = Observed::default();
-    for kind in [Kind::Read, Kind::Write, Kind::EvictKey, Kind::EvictGroup] {
+    for kind in [Kind::Read, Kind::Write, Kind::EvictKey, Kind::EvictGroup, Kind::EvictTags] {
         for audience in AUDIENCES {
             let rule = with(rule(kind), |rule| {
                 rule.audience = audience();

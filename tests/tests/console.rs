@@ -43,14 +43,20 @@ fn apps() -> [App; 2] {
     let larder = Larder::memory();
     let product = || async { "tea" };
     let axum = Router::new()
-        .route("/products/{id}", get(product.layer(larder_axum::cache(&larder).group("products").ttl(60))))
+        .route(
+            "/products/{id}",
+            get(product.layer(larder_axum::cache(&larder).group("products").ttl(60).tag("shown"))),
+        )
         .route("/private", get(product.layer(larder_axum::cache(&larder).private())))
         .nest("/admin/cache", larder_axum::console(&larder, is_staff));
 
     let larder = Larder::memory();
     let product = || poem::endpoint::make_sync(|_| "tea");
     let poem = poem::Route::new()
-        .at("/products/:id", poem::get(product().with(larder_poem::cache(&larder).group("products").ttl(60))))
+        .at(
+            "/products/:id",
+            poem::get(product().with(larder_poem::cache(&larder).group("products").ttl(60).tag("shown"))),
+        )
         .at("/private", poem::get(product().with(larder_poem::cache(&larder).private())))
         .nest("/admin/cache", larder_poem::console(&larder, is_staff));
     [App::Axum(axum), App::Poem(Arc::new(poem::endpoint::ToDynEndpoint(poem.map_to_response())))]
@@ -151,7 +157,17 @@ async fn eviction_requires_more_than_authorization() {
         let key = json!({ "key": "redis:larder:cache:{products}:products:7" });
         app.call(Asked("POST", evict, &fields, key)).await;
         assert_eq!(app.get("/products/7").await.as_deref(), Some("MISS"));
-        for bad in [json!({ "key": "another:key" }), json!({ "group": "a b" }), json!({}), json!([])] {
+        assert_eq!(app.get("/products/7").await.as_deref(), Some("HIT"));
+        let done = app.call(Asked("POST", evict, &fields, json!({ "tag": "shown" }))).await;
+        assert_eq!(done.json(), json!({ "evicted": "shown", "confirmed": true }));
+        assert_eq!(app.get("/products/7").await.as_deref(), Some("MISS"));
+        for bad in [
+            json!({ "key": "another:key" }),
+            json!({ "group": "a b" }),
+            json!({ "tag": "" }),
+            json!({}),
+            json!([]),
+        ] {
             let refused = app.call(Asked("POST", evict, &fields, bad.clone())).await;
             assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{bad}");
         }

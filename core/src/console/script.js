@@ -75,6 +75,10 @@
       if (last) await explain(last);
     } catch (error) { toast(error.message); }
   };
+  byId("evict-tag").addEventListener("click", () => {
+    const tag = window.prompt("Evict every entry with this tag:");
+    if (tag) evict({ tag }, "Evict this tag?", ["Every entry that carries ", make("code", {}, tag), " is removed, in all processes that share the store. The next requests run their handlers."]);
+  });
 
   // Plots. Each gets the times (x) and the values to draw above them.
   const plot = (element, points, layers, top, label, tip) => {
@@ -175,7 +179,7 @@
     return make("div", { className: "mix", title: text, role: "img", "aria-label": text },
       ...SHOWN.filter((status) => requests[status]).map((status) => make("i", { className: status, style: { flexGrow: String(requests[status] / total) } })));
   };
-  const KINDS = { read: "", write: "writes", evict_key: "evicts", evict_group: "evicts group" };
+  const KINDS = { read: "", write: "writes", evict_key: "evicts", evict_group: "evicts group", evict_tags: "evicts tags" };
   const none = (text = "none") => make("span", { className: "none" }, text);
   const total = (requests) => SHOWN.reduce((sum, status) => sum + requests[status], 0);
   const why = (reason) => make("span", { title: state.reasons[reason] || "" }, reason);
@@ -193,7 +197,7 @@
       make("td", {}, group.group ?? none("without a group")),
       make("td", { className: "number" }, percent(ratio(group.requests))),
       make("td", { className: "number", title: `${group.writes.refused} refused, ${group.writes.failed} failed` }, count(group.writes.stored)),
-      make("td", { className: "number", title: `${group.evictions.groups} of the whole group, ${group.evictions.failed} failed` }, count(group.evictions.keys + group.evictions.groups)),
+      make("td", { className: "number", title: `${group.evictions.groups} of the whole group, ${group.evictions.tags} by tags, ${group.evictions.failed} failed` }, count(group.evictions.keys + group.evictions.groups + group.evictions.tags)),
       make("td", { className: "act" }, group.group ? make("button", { type: "button", className: "small danger", "aria-label": `Evict the group ${group.group}`,
         onclick: () => evict({ group: group.group }, "Evict this group?", ["Every entry of ", make("code", {}, group.group), " is removed, in all processes that share the store. The next requests run their handlers."]) }, "Evict") : null))), 5, "Nothing happened yet");
   };

@@ -12,7 +12,8 @@ use http::{Response, StatusCode};
 use crate::body::{ReplyBody, collect, length_of};
 use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
 use crate::exchange::lookup::{Fill, FillKey, MAX_LOOKUPS};
-use crate::fill::lease::LeaseGuard;
+use crate::exchange::tagging::Tagging;
+use crate::fill::lease::{LeaseGuard, VariantEntry};
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Follower, Leader, Role};
 use crate::key::CacheKey;
@@ -22,6 +23,7 @@ use crate::record::Record;
 use crate::route::Route;
 use crate::status::Outcome;
 use crate::store::{Abandon, Acquired, Intent};
+use crate::tag::Tagged;
 use crate::telemetry::spans;
 
 /// The time for which requests don't wait for each other after an answer that can't be shared.
@@ -63,11 +65,12 @@ impl Route {
     pub(super) async fn run_uncached<C: Call>(&self, forward: Forward, key: FillKey, call: C) -> Counted<C> {
         let outcome =
             if forward.reason() == Reason::Down { CommitResult::Failed } else { CommitResult::Revoked };
-        match self.run_handler(forward, Some(&key.primary), call).await {
+        let tagging = self.tagging_of_unstored(call.view(), forward.principal());
+        match self.run_handler(forward, Some(&key.primary), call, Some(&tagging)).await {
             HandlerResult::Error(error) => failed::<C, _>(error),
             HandlerResult::Stale(response) => stale_reply::<C>(response),
             HandlerResult::Passed(response, pass) => passed::<C>(response, &pass),
-            HandlerResult::Admitted(admitted) => answered::<C>(*admitted, outcome),
+            HandlerResult::Admitted(admitted, _) => answered::<C>(*admitted, outcome),
         }
     }
 
@@ -161,10 +164,12 @@ impl Route {
         } else {
             Abandon::Failed
         };
-        let result = lease.renewing(pin!(self.run_handler(forward, Some(&key.primary), call))).await;
+        let tagging = self.begin_tagging(call.view(), forward.principal()).await;
+        let running = self.run_handler(forward, Some(&key.primary), call, Some(&tagging));
+        let result = lease.renewing(pin!(running)).await;
         let (status, counted) = match result {
-            HandlerResult::Admitted(mut admitted) => {
-                let stored = self.store(&mut admitted, &key, lease, leader).await;
+            HandlerResult::Admitted(mut admitted, tagged) => {
+                let stored = self.store(&mut admitted, &key, lease.tagged(tagged), leader).await;
                 return answered::<C>(*admitted, stored);
             }
             HandlerResult::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stale_reply::<C>(response)),
@@ -234,15 +239,18 @@ impl Route {
             }
             Placement::Widened(secondary, variants, instead_of) => {
                 self.context.known_to_vary.insert(&key.primary);
+                let (record, tagged) = (admitted.record(), lease.tags());
                 lease.abandon(Abandon::Failed);
-                let variant = (key.primary.variant(secondary), admitted.record(), ttl);
+                let variant = VariantEntry { key: key.primary.variant(secondary), record, ttl, tagged };
                 let kept_for = admitted.variants_retention();
                 let stored = self.context.widen(&key.primary, variant, &variants, instead_of, kept_for).await;
                 (stored, FillOutcome::Retry)
             }
             Placement::FirstVariant(secondary, variants) => {
                 self.context.known_to_vary.insert(&key.primary);
-                let variant = (key.primary.variant(secondary), admitted.record(), ttl);
+                let (record, tagged) = (admitted.record(), lease.tags());
+                let variant = VariantEntry { key: key.primary.variant(secondary), record, ttl, tagged };
+                let lease = lease.tagged(None);
                 let stored =
                     lease.commit_first_variant(variant, &variants, admitted.variants_retention()).await;
                 (stored, FillOutcome::Retry)
@@ -259,12 +267,13 @@ impl Route {
 
     /// Runs the handler, and asks the policy about its response.
     ///
-    /// `key` is the key under which the response may be stored or evicted.
+    /// `key` is the key under which the response may be stored or evicted. Without `tagging`, nothing is stored.
     pub(super) async fn run_handler<C: Call>(
         &self,
         forward: Forward,
         key: Option<&CacheKey>,
         mut call: C,
+        tagging: Option<&Tagging>,
     ) -> HandlerResult<C> {
         forward.prepare(call.headers_mut());
         let reply = match key {
@@ -283,12 +292,19 @@ impl Route {
         let answered_at = self.context.now();
         let (parts, body) = response.into_parts();
         let length = length_of(&parts.headers, &body);
+        let (forward, tagged) = match tagging.map(|tagging| self.tags_of_response(tagging, &parts.extensions))
+        {
+            Some(Ok(tagged)) => (forward, tagged),
+            Some(Err(reason)) => (forward.not_storable(reason), None),
+            None => (forward, None),
+        };
         let (pass, parts, body) = match forward.on_response(&parts, length, answered_at) {
             OnResponse::Pass(pass) => (pass, parts, ReplyBody::own(body)),
             OnResponse::ServeStale(hit) => return HandlerResult::Stale(hit.into_response()),
             OnResponse::Admit(admit) => match collect(body, admit.length()).await {
                 Ok(bytes) => {
-                    return HandlerResult::Admitted(Box::new(admit.on_body(parts, bytes, answered_at)));
+                    let admitted = Box::new(admit.on_body(parts, bytes, answered_at));
+                    return HandlerResult::Admitted(admitted, tagged);
                 }
                 Err(body) => (admit.on_broken_body(), parts, body),
             },
@@ -316,7 +332,8 @@ pub(super) enum HandlerResult<C: Call> {
     Error(C::Error),
     Stale(Response<Bytes>),
     Passed(Response<ReplyBody<C::Body>>, Pass),
-    Admitted(Box<Admitted>),
+    /// A response that may be stored, with its tags.
+    Admitted(Box<Admitted>, Option<Tagged>),
 }
 
 /// Completes the flight of a request that leads one.

@@ -6,6 +6,7 @@ use http::Response;
 use crate::exchange::excerpt::Excerpt;
 use crate::fill::reentry;
 use crate::key::CacheKey;
+use crate::larder::context::CacheContext;
 use crate::policy::rule::{Kind, Principal};
 use crate::policy::{CacheStatus, Decision, Forward, Lookup, OnEntry, OnRequest, Select};
 use crate::reason::Reason;
@@ -13,6 +14,7 @@ use crate::record::{self, Entry, Record};
 use crate::request::RequestView;
 use crate::route::{DynKeyBuilder, KeySource, Route};
 use crate::status::Outcome;
+use crate::tag::stale_since;
 use crate::telemetry::spans::{self, Span};
 
 /// The number of lookups after which a request runs the handler itself, if each awaited entry wasn't valid for it.
@@ -59,7 +61,7 @@ impl Route {
     pub(super) fn lookup_now(&self, request: RequestView<'_>) -> Result<LookupResult, Box<PendingLookup>> {
         let span = match self.policy.rule().kind {
             Kind::Read => spans::get(&self.policy.rule().space),
-            Kind::Write | Kind::EvictKey | Kind::EvictGroup => Span::NONE,
+            Kind::Write | Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => Span::NONE,
         };
         match self.lookup_in_memory(request, &span) {
             Ok(result) => {
@@ -89,7 +91,7 @@ impl Route {
             return Err(LookupStep::Entry(lookup, key));
         };
         self.miss_predictor.record_hit();
-        let select = match lookup.on_entry(decode(Some(bytes)), &request, self.context.now()) {
+        let select = match lookup.on_entry(self.context.decode(Some(bytes)), &request, self.context.now()) {
             OnEntry::Decided(decision) => return Ok(LookupResult::of(decision, key, None, span)),
             OnEntry::Select(select) => select,
         };
@@ -97,7 +99,7 @@ impl Route {
         let Some(bytes) = self.context.store.try_get(&variant) else {
             return Err(LookupStep::Variant(select, FillKey { primary: key, variant: Some(variant) }));
         };
-        let decision = select.on_entry(decode(Some(bytes)), &request, self.context.now());
+        let decision = select.on_entry(self.context.decode(Some(bytes)), &request, self.context.now());
         Ok(LookupResult::of(decision, key, Some(variant), span))
     }
 
@@ -157,7 +159,7 @@ impl Route {
         span: &Span,
     ) -> LookupResult {
         let found = match self.context.store.try_get(key.target()) {
-            Some(bytes) => decode(Some(bytes)),
+            Some(bytes) => self.context.decode(Some(bytes)),
             None => span.around(self.fetch_for(select.lookup_mut(), key.target(), &request)).await,
         };
         let decision = select.on_entry(found, &request, self.context.now());
@@ -169,7 +171,7 @@ impl Route {
     }
 
     pub(crate) async fn read_record(&self, key: &CacheKey) -> Result<Option<Record>, Reason> {
-        self.find(key).await.and_then(decode)
+        self.find(key).await.and_then(|found| self.context.decode(found))
     }
 
     /// Reads a record.
@@ -199,7 +201,7 @@ impl Route {
         if lookup.may_need_less() {
             let needs = |entry: &Entry, length| lookup.needs(entry, length, request);
             match Box::pin(self.context.excerpt(key, record::read_beginning, needs)).await? {
-                Excerpt::Whole(found) => return decode(found),
+                Excerpt::Whole(found) => return self.context.decode(found),
                 Excerpt::Part(entry, body, length) => {
                     lookup.expect_excerpt(length);
                     return Ok(Some(Record::Response(Entry { body, ..entry })));
@@ -207,7 +209,7 @@ impl Route {
                 Excerpt::TooLittle => {}
             }
         }
-        self.fetch(key).await.and_then(decode)
+        self.fetch(key).await.and_then(|found| self.context.decode(found))
     }
 
     /// Returns the key of a request, or `None` if the key builder returned none.
@@ -242,9 +244,25 @@ impl Route {
     }
 }
 
-/// Decodes a record. Returns `Err` if it can't be read.
-pub(super) fn decode(found: Option<Bytes>) -> Result<Option<Record>, Reason> {
-    found.map(|bytes| Record::decode(&bytes).ok_or(Reason::Unreadable)).transpose()
+impl CacheContext {
+    /// Decodes a record. A response that was evicted softly is stale. Returns `Err` if it can't be read.
+    fn decode(&self, found: Option<Bytes>) -> Result<Option<Record>, Reason> {
+        let Some(bytes) = found else { return Ok(None) };
+        match Record::decode(&bytes) {
+            Some(record) => Ok(Some(record)),
+            None => self.decode_stale(&bytes),
+        }
+    }
+
+    #[cold]
+    fn decode_stale(&self, bytes: &Bytes) -> Result<Option<Record>, Reason> {
+        let stale = stale_since(bytes).and_then(|(since, value)| match Record::decode(&value)? {
+            Record::Response(entry) => Some(Record::Response(entry.stale_since(since, self.now()))),
+            // These records have no tags.
+            Record::Variants(_) => None,
+        });
+        stale.map(Some).ok_or(Reason::Unreadable)
+    }
 }
 
 impl LookupResult {

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::LOCATION;
-use http::{HeaderMap, StatusCode};
+use http::{Extensions, HeaderMap, StatusCode};
 
 use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
 use crate::exchange::fill::HandlerResult;
@@ -18,6 +18,7 @@ use crate::record::Record;
 use crate::request::RequestView;
 use crate::route::Route;
 use crate::shared::invalidation::same_site;
+use crate::tag::TagsToEvict;
 use crate::telemetry::spans;
 
 impl Route {
@@ -25,6 +26,7 @@ impl Route {
     pub(super) async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Counted<C> {
         let target = match forward.kind() {
             Kind::EvictGroup => Target::Group(self.policy.rule().space.clone()),
+            Kind::EvictTags => self.tag_target(&call.view()),
             _ => match self.key(&call.view(), forward.principal()).await {
                 Some(key) if reentry::is_running(&self.context, &key, call.view().extensions) => {
                     return self.pass_through(call).await;
@@ -41,6 +43,10 @@ impl Route {
                 evicted.extend(key.map(Target::Key));
             }
         }
+        if matches!(forward.kind(), Kind::EvictKey | Kind::EvictGroup) && !self.policy.rule().tags.is_empty()
+        {
+            evicted.push(self.tag_target(&call.view()));
+        }
         let (route, targets) = (Arc::clone(self), evicted.clone());
         let request = WriteRequest::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
@@ -52,10 +58,14 @@ impl Route {
             // the entry is stored or evicted.
             let unknown = EvictOnDrop::new(&route.context, &targets);
             let result = match &lease {
-                Some(lease) => lease.renewing(pin!(route.run_handler(forward, target.key(), call))).await,
-                None => route.run_handler(forward, target.key(), call).await,
+                Some(lease) => {
+                    let tagging = route.begin_tagging(call.view(), forward.principal()).await;
+                    let running = route.run_handler(forward, target.key(), call, Some(&tagging));
+                    lease.renewing(pin!(running)).await
+                }
+                None => route.run_handler(forward, target.key(), call, None).await,
             };
-            let counted = match result {
+            let mut counted = match result {
                 HandlerResult::Error(error) => {
                     if leaves_outcome_unknown(C::status_of(&error)) {
                         route.context.evict(&targets).await;
@@ -70,7 +80,8 @@ impl Route {
                     }
                     passed::<C>(response, &pass)
                 }
-                HandlerResult::Admitted(admitted) => {
+                HandlerResult::Admitted(admitted, tagged) => {
+                    let lease = lease.map(|lease| lease.tagged(tagged));
                     let stored = route.write_through(&admitted, &target, lease).await;
                     if stored != CommitResult::Stored {
                         route.context.evict(&targets).await;
@@ -78,13 +89,28 @@ impl Route {
                     answered::<C>(*admitted, stored)
                 }
             };
-            if let Ok(response) = &counted.0 {
+            if let Ok(response) = &mut counted.0 {
+                route.evict_named(response.status(), response.extensions_mut()).await;
                 route.evict_created(&request, &target, response.status(), response.headers()).await;
             }
             unknown.disarm();
             counted
         });
         self.context.run_write(&evicted, work).await
+    }
+
+    fn tag_target(&self, request: &RequestView<'_>) -> Target {
+        Target::Tags(self.policy.rule().space.clone(), Arc::new(self.tags_to_evict(request)))
+    }
+
+    /// Evicts the tags that the handler named. The innermost layer takes them out of the response, so that they are evicted once.
+    async fn evict_named(&self, status: StatusCode, response: &mut Extensions) {
+        if let Some(tags) = response.remove::<TagsToEvict>()
+            && (status.is_success() || status.is_redirection() || leaves_outcome_unknown(status))
+        {
+            self.warn_invalid(&tags);
+            self.context.evict_tags(&self.policy.rule().space, &tags).await;
+        }
     }
 
     /// Evicts the entry of a resource that a write created at another URI (RFC 9110 §15.3.2), such as a stored 404.

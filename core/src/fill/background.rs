@@ -14,6 +14,7 @@ use tracing::Instrument;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::context::CacheContext;
+use crate::tag::TagsToEvict;
 
 /// Work that can move into a task of its own. It is boxed from the start, because it has room for every path of a fill:
 /// many kilobytes.
@@ -116,24 +117,26 @@ impl CacheContext {
         join_all(targets.iter().map(async |target| match target {
             Target::Key(key) => self.evict_key(key).await,
             Target::Group(group) => self.evict_group(group).await,
+            Target::Tags(space, tags) => self.evict_tags(space, tags).await,
         }))
         .await;
     }
 }
 
-/// A key or a group that a write evicts.
+/// A key, a group, or the tags of a prefix that a write evicts.
 #[derive(Clone)]
 pub(crate) enum Target {
     Key(CacheKey),
     Group(KeySpace),
+    Tags(KeySpace, Arc<TagsToEvict>),
 }
 
 impl Target {
-    /// Returns the key, or `None` for a group.
+    /// Returns the key, or `None` for a group or tags.
     pub(crate) const fn key(&self) -> Option<&CacheKey> {
         match self {
             Self::Key(key) => Some(key),
-            Self::Group(_) => None,
+            Self::Group(_) | Self::Tags(..) => None,
         }
     }
 }

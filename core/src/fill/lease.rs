@@ -15,6 +15,7 @@ use crate::larder::context::CacheContext;
 use crate::policy::CommitResult;
 use crate::reason::Reason;
 use crate::store::{Abandon, Acquired, Intent, Lease, StoreError};
+use crate::tag::{Tagged, stale_since};
 
 /// Bounds of the pause between two polls of a fill by another process. The pause doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -101,11 +102,24 @@ impl CacheContext {
             context: Arc::clone(self),
             key: key.clone(),
             lease: Some(lease),
+            tagged: None,
         }))
     }
 }
 
 impl CacheContext {
+    /// Returns [`CommitResult::Revoked`] if a tag of an entry was evicted while it was written.
+    async fn is_still_fresh(&self, key: &CacheKey) -> CommitResult {
+        match self.store.get_shared(key).await {
+            Ok(Some(found)) if stale_since(&found).is_none() => CommitResult::Stored,
+            Ok(_) => CommitResult::Revoked,
+            Err(error) => {
+                self.store_failed("get", key.name(), &error);
+                CommitResult::Failed
+            }
+        }
+    }
+
     async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) {
         if let Err(error) = self.store.abandon(key, lease, why).await {
             self.store_failed("abandon", key.name(), &error);
@@ -118,6 +132,16 @@ pub(crate) struct LeaseGuard {
     context: Arc<CacheContext>,
     key: CacheKey,
     lease: Option<Lease>,
+    /// The tags of the value that will be committed.
+    tagged: Option<Tagged>,
+}
+
+/// A variant to be written beside the record that leads to it.
+pub(crate) struct VariantEntry {
+    pub(crate) key: CacheKey,
+    pub(crate) record: Bytes,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) tagged: Option<Tagged>,
 }
 
 impl LeaseGuard {
@@ -171,20 +195,37 @@ impl LeaseGuard {
 
     async fn commit_once(&mut self, record: Bytes, ttl: Option<Duration>) -> Result<bool, StoreError> {
         let Some(lease) = self.lease.take() else { return Ok(false) };
-        self.context.store.commit(&self.key, &lease, record, ttl).await
+        self.context.store.commit(&self.key, &lease, record, ttl, self.tagged.as_ref()).await
     }
 
-    /// Writes a variant with its time to live, then commits the record that leads to it. In this order, a refused commit
-    /// leaves an orphan that no request can reach.
+    /// Returns the tags of the value that will be committed.
+    pub(crate) fn tags(&self) -> Option<Tagged> {
+        self.tagged.clone()
+    }
+
+    /// Sets the tags of the value that will be committed. Their stamp must be older than the value.
+    pub(crate) fn tagged(mut self, tagged: Option<Tagged>) -> Self {
+        self.tagged = tagged;
+        self
+    }
+
+    /// Writes a variant with its time to live, then commits the record that leads to it, which has no tags. In this order, a
+    /// refused commit leaves an orphan that no request can reach.
     pub(crate) async fn commit_first_variant(
         self,
-        (key, record, ttl): (CacheKey, Bytes, Option<Duration>),
+        variant: VariantEntry,
         variants: &Variants,
         kept_for: Option<Duration>,
     ) -> CommitResult {
-        match self.context.set(&key, record, ttl).await {
-            Ok(()) => self.commit(variants.encode(), kept_for).await,
-            Err(()) => CommitResult::Failed,
+        let VariantEntry { key, record, ttl, tagged } = variant;
+        let context = Arc::clone(&self.context);
+        match context.set(&key, record, ttl, tagged.as_ref()).await {
+            Ok(()) => {}
+            Err(()) => return CommitResult::Failed,
+        }
+        match self.commit(variants.encode(), kept_for).await {
+            CommitResult::Stored if tagged.is_some() => context.is_still_fresh(&key).await,
+            stored => stored,
         }
     }
 

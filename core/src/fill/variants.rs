@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
+use crate::fill::lease::VariantEntry;
 use crate::headers::vary::Variants;
 use crate::key::CacheKey;
 use crate::key::SecondaryKey;
@@ -47,7 +46,7 @@ impl CacheContext {
     pub(crate) async fn widen(
         self: &Arc<Self>,
         base: &CacheKey,
-        variant: (CacheKey, Bytes, Option<Duration>),
+        variant: VariantEntry,
         variants: &Variants,
         instead_of: u64,
         ttl: Option<Duration>,

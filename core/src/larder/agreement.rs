@@ -48,7 +48,10 @@ impl Agreement {
     /// Returns the pairs that mismatch because of this route. A writer needs only one matching reader.
     fn add(&self, config: KeyConfig) -> Vec<(KeyConfig, KeyConfig, &'static str)> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if config.kind == Kind::EvictGroup || known.contains(&config) || known.len() >= MAX_ROUTES {
+        if matches!(config.kind, Kind::EvictGroup | Kind::EvictTags)
+            || known.contains(&config)
+            || known.len() >= MAX_ROUTES
+        {
             return Vec::new();
         }
         known.push(config.clone());
@@ -81,7 +84,7 @@ impl KeyConfig {
         let verb = match rule.kind {
             Kind::Read => "cache",
             Kind::Write => "cache_put",
-            Kind::EvictKey | Kind::EvictGroup => "cache_evict",
+            Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => "cache_evict",
         };
         Self {
             name: name.map_or_else(|| format!("{verb} at {made_at}"), str::to_owned),

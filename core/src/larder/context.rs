@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::HeaderName;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -21,6 +22,7 @@ use crate::larder::agreement::Agreement;
 use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
 use crate::record::Record;
 use crate::store::StoreError;
+use crate::tag::{Tagged, TagsToEvict};
 use crate::telemetry::{MeteredStore, Telemetry, spans};
 use crate::ttl::Ttl;
 
@@ -112,8 +114,15 @@ impl CacheContext {
         }
     }
 
-    pub(crate) async fn set(&self, key: &CacheKey, record: Bytes, ttl: Option<Duration>) -> Result<(), ()> {
-        self.store.set(key, record, ttl).await.map_err(|error| self.store_failed("set", key.name(), &error))
+    pub(crate) async fn set(
+        &self,
+        key: &CacheKey,
+        record: Bytes,
+        ttl: Option<Duration>,
+        tagged: Option<&Tagged>,
+    ) -> Result<(), ()> {
+        let set = self.store.set(key, record, ttl, tagged).await;
+        set.map_err(|error| self.store_failed("set", key.name(), &error))
     }
 
     /// Evicts an entry and every variant of it. Returns `false` if the store didn't confirm it.
@@ -161,6 +170,29 @@ impl CacheContext {
             self.store_failed("delete_group", space.head(), error);
         }
         deleted.is_ok()
+    }
+
+    /// Evicts by tag: every entry of the prefix, which is that of `space`, that carries one of the tags. Returns `false` if the
+    /// store didn't confirm it.
+    pub(crate) async fn evict_tags(&self, space: &KeySpace, tags: &TagsToEvict) -> bool {
+        let evicted = self.try_evict_tags(space, tags).await;
+        if let Err(error) = &evicted {
+            self.store_failed("evict_tags", space.prefix(), error);
+        }
+        evicted.is_ok()
+    }
+
+    /// Evicts by tag, as [`evict_tags`](Self::evict_tags) does.
+    pub(crate) async fn try_evict_tags(
+        &self,
+        space: &KeySpace,
+        tags: &TagsToEvict,
+    ) -> Result<(), StoreError> {
+        let span = spans::evict_tags();
+        let evict = join_all(tags.sets().iter().map(|set| self.store.evict_tags(space, set, tags.how())));
+        let evicted = span.around(evict).await.into_iter().collect();
+        span.evicted(Result::is_ok(&evicted));
+        evicted
     }
 
     /// Waits for another request's fill in this process, for up to `max_wait`.

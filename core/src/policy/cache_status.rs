@@ -85,7 +85,9 @@ impl CacheStatus {
     #[cfg(feature = "runtime")]
     pub(crate) fn write_to_response<B>(&self, response: &mut Response<B>) {
         match self.rule.kind {
-            Kind::EvictKey | Kind::EvictGroup if response.extensions().get::<WrittenThrough>().is_some() => {
+            Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags
+                if response.extensions().get::<WrittenThrough>().is_some() =>
+            {
                 if self.rule.cache_status {
                     response.headers_mut().append(CACHE_STATUS, self.field_value());
                 }
@@ -122,7 +124,7 @@ impl CacheStatus {
             self.rule.add_vary(headers);
         }
         // The response to an eviction isn't stored, and a write-through around it may store its handler's response.
-        if matches!(self.rule.kind, Kind::EvictKey | Kind::EvictGroup) {
+        if matches!(self.rule.kind, Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags) {
             return;
         }
         // A response that is unsafe to store here is unsafe in a CDN too, and a CDN may store a response without

@@ -82,11 +82,11 @@ impl Forward {
             Kind::Read if self.is_head => None,
             Kind::Write if self.why_not_storable.is_some() => None,
             Kind::Read | Kind::Write => Some(self.intent),
-            Kind::EvictKey | Kind::EvictGroup => None,
+            Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => None,
         }
     }
 
-    /// Returns the reason for which a write-through won't store any response of its handler.
+    /// Returns the reason for which no response of the handler will be stored, if one is known.
     #[must_use]
     pub const fn why_not_storable(&self) -> Option<Reason> {
         self.why_not_storable
@@ -167,6 +167,12 @@ impl Forward {
         CacheStatus::refusal(&self.rule, reason)
     }
 
+    /// Passes the handler's response on without storing it, for this reason.
+    pub fn not_storable(mut self, reason: Reason) -> Self {
+        self.why_not_storable = self.why_not_storable.or(Some(reason));
+        self
+    }
+
     /// Goes on to the handler, but for another reason than that nothing was found.
     pub fn because(self, reason: Reason) -> Self {
         Self { reason, ..self }
@@ -216,7 +222,7 @@ impl Forward {
         match self.rule.kind {
             Kind::Read => self.on_read(response, length, now),
             Kind::Write => self.on_written(response, length),
-            Kind::EvictKey | Kind::EvictGroup => self.on_evicting(response),
+            Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => self.on_evicting(response),
         }
     }
 
@@ -236,7 +242,7 @@ impl Forward {
         } else if self.rule.ttl_of(response.status).is_none() {
             Some(Reason::Status)
         } else {
-            why_not_storable(response, length, &self.rule)
+            why_not_storable(response, length, &self.rule).or(self.why_not_storable)
         };
         match (refusal, selecting_fields(&response.headers), length) {
             (Some(reason), ..) => self.pass_read(reason, response, length, now),

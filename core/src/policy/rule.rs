@@ -10,7 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use crate::credentials::{ORIGIN_FIELDS, is_credential, names_origin, replaces_target};
 use crate::headers::vary::{USUAL_CREDENTIALS, add_vary};
 use crate::key::{self, CacheKey, KeySpace, Params};
+use crate::policy::tag_rule::TagRule;
 use crate::request::RequestView;
+use crate::tag::Tags;
 
 /// The default limit on the size of stored bodies, in bytes.
 pub const DEFAULT_MAX_BODY: u64 = 10 * 1024 * 1024;
@@ -53,6 +55,8 @@ pub struct Rule {
     pub status_header: Option<HeaderName>,
     /// `true` if responses carry `Cache-Status` (RFC 9211) with the reason.
     pub cache_status: bool,
+    /// The tags of the responses, or those that the route evicts.
+    pub tags: TagRule,
 }
 
 /// The effect of a route on the cache.
@@ -67,6 +71,8 @@ pub enum Kind {
     EvictKey,
     /// Removes the whole eviction group after the handler succeeded: `cache_evict().whole_group()`.
     EvictGroup,
+    /// Removes the entries that carry the route's tags after the handler succeeded: `cache_evict().tag(..)`.
+    EvictTags,
 }
 
 /// A function that returns the principal of a request, such as a user's id or a tenant. `None` means that the request
@@ -131,6 +137,13 @@ impl Principal {
     }
 }
 
+impl Principal {
+    /// Returns the tag of this principal's entries. It holds the hash, so readers of the store can't guess the name.
+    pub(crate) fn tag(self) -> Tags {
+        Tags::reserved("principal", &format!("{:032x}", u128::from_be_bytes(self.0)))
+    }
+}
+
 impl fmt::Debug for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Principal(..)")
@@ -184,6 +197,7 @@ impl Rule {
             is_chosen: false,
             status_header: Some(HeaderName::from_static("x-redis-cache")),
             cache_status: false,
+            tags: TagRule::default(),
         }
     }
 
@@ -251,7 +265,7 @@ impl Rule {
             }
             // A write has to be authorised by its handler. Its answer is for readers all the same.
             Kind::Write => hides_origin(),
-            Kind::EvictKey | Kind::EvictGroup => false,
+            Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => false,
         };
         hidden && !self.passed_fields.contains(name)
     }
@@ -280,7 +294,7 @@ impl Rule {
     fn vary_fields(&self) -> impl Iterator<Item = &HeaderName> {
         static BOTH: [HeaderName; 2] = [AUTHORIZATION, COOKIE];
         let (fields, more): (&[HeaderName], &[HeaderName]) = match &self.audience {
-            _ if matches!(self.kind, Kind::EvictKey | Kind::EvictGroup) => (&[], &[]),
+            _ if matches!(self.kind, Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags) => (&[], &[]),
             Audience::Undeclared => (&BOTH, &self.credential_fields),
             Audience::Public => (&[], &[]),
             Audience::Private(_, from) => (from, &[]),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::{Abandon, Acquired, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
+use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
 
 /// The boxed future of a store's method.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -39,6 +40,23 @@ pub(crate) trait DynStore: Send + Sync + 'static {
     ) -> Boxed<'a, bool>;
     fn renew<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, lease_ttl: Duration) -> Boxed<'a, bool>;
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()>;
+    fn tag_clock<'a>(&'a self, space: &'a KeySpace) -> Boxed<'a, Option<TagStamp>>;
+    fn set_tagged<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &'a Tagged,
+    ) -> Boxed<'a, ()>;
+    fn commit_tagged<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        lease: &'a Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &'a Tagged,
+    ) -> Boxed<'a, bool>;
+    fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: TagEviction) -> Boxed<'a, ()>;
     fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
     fn max_value_bytes(&self) -> u64;
     fn health(&self) -> Health;
@@ -107,6 +125,35 @@ impl<S: LeaseStore> DynStore for S {
 
     fn abandon<'a>(&'a self, key: &'a CacheKey, lease: &'a Lease, why: Abandon) -> Boxed<'a, ()> {
         Box::pin(self.abandon(key, lease, why))
+    }
+
+    fn tag_clock<'a>(&'a self, space: &'a KeySpace) -> Boxed<'a, Option<TagStamp>> {
+        Box::pin(self.tag_clock(space))
+    }
+
+    fn set_tagged<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &'a Tagged,
+    ) -> Boxed<'a, ()> {
+        Box::pin(self.set_tagged(key, value, ttl, tagged))
+    }
+
+    fn commit_tagged<'a>(
+        &'a self,
+        key: &'a CacheKey,
+        lease: &'a Lease,
+        value: Bytes,
+        ttl: Option<Duration>,
+        tagged: &'a Tagged,
+    ) -> Boxed<'a, bool> {
+        Box::pin(self.commit_tagged(key, lease, value, ttl, tagged))
+    }
+
+    fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: TagEviction) -> Boxed<'a, ()> {
+        Box::pin(self.evict_tags(space, tags, how))
     }
 
     fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {

@@ -14,6 +14,7 @@ use super::{Eviction, Operation, Telemetry, WriteOutcome};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::dyn_store::DynStore;
 use crate::store::{Abandon, Acquired, Health, Intent, Lease, StoreError, ValueHead};
+use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
 
 /// A store whose calls are counted.
 pub(crate) struct MeteredStore {
@@ -73,13 +74,18 @@ impl MeteredStore {
         self.call(Operation::Has, self.store.has(key)).await
     }
 
+    /// Writes a value, with tags if `tagged` is given.
     pub(crate) async fn set(
         &self,
         key: &CacheKey,
         value: Bytes,
         ttl: Option<Duration>,
+        tagged: Option<&Tagged>,
     ) -> Result<(), StoreError> {
-        let set = self.call(Operation::Set, self.store.set(key, value, ttl)).await;
+        let set = match tagged {
+            None => self.call(Operation::Set, self.store.set(key, value, ttl)).await,
+            Some(tagged) => self.call(Operation::Set, self.store.set_tagged(key, value, ttl, tagged)).await,
+        };
         self.telemetry
             .wrote(key.group(), if set.is_ok() { WriteOutcome::Stored } else { WriteOutcome::Failed });
         set
@@ -98,6 +104,23 @@ impl MeteredStore {
         deleted
     }
 
+    /// Reads the tag clock of a prefix.
+    pub(crate) async fn tag_clock(&self, space: &KeySpace) -> Result<Option<TagStamp>, StoreError> {
+        self.call(Operation::TagClock, self.store.tag_clock(space)).await
+    }
+
+    /// Evicts by tag. The counters of evictions by tag have no group, because a tag may be in any.
+    pub(crate) async fn evict_tags(
+        &self,
+        space: &KeySpace,
+        tags: &Tags,
+        how: TagEviction,
+    ) -> Result<(), StoreError> {
+        let evicted = self.call(Operation::EvictTags, self.store.evict_tags(space, tags, how)).await;
+        self.telemetry.evicted(None, if evicted.is_ok() { Eviction::Tags } else { Eviction::Failed });
+        evicted
+    }
+
     pub(crate) async fn begin(
         &self,
         key: &CacheKey,
@@ -107,14 +130,21 @@ impl MeteredStore {
         self.call(Operation::Begin, self.store.begin(key, intent, lease_ttl)).await
     }
 
+    /// Writes a value under a lease, with tags if `tagged` is given.
     pub(crate) async fn commit(
         &self,
         key: &CacheKey,
         lease: &Lease,
         value: Bytes,
         ttl: Option<Duration>,
+        tagged: Option<&Tagged>,
     ) -> Result<bool, StoreError> {
-        let committed = self.call(Operation::Commit, self.store.commit(key, lease, value, ttl)).await;
+        let committed = match tagged {
+            None => self.call(Operation::Commit, self.store.commit(key, lease, value, ttl)).await,
+            Some(tagged) => {
+                self.call(Operation::Commit, self.store.commit_tagged(key, lease, value, ttl, tagged)).await
+            }
+        };
         let write = match committed {
             Ok(true) => WriteOutcome::Stored,
             Ok(false) => WriteOutcome::Refused,

@@ -78,6 +78,7 @@ pub(super) fn eviction(name: Option<&Arc<str>>, eviction: Eviction) {
     let result = match eviction {
         Eviction::Key => "key",
         Eviction::Group => "group",
+        Eviction::Tags => "tags",
         Eviction::Failed => "failed",
     };
     counter!(EVICTIONS, "group" => group(name), "result" => result).increment(1);
@@ -91,7 +92,7 @@ const fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Read => "read",
         Kind::Write => "write",
-        Kind::EvictKey | Kind::EvictGroup => "evict",
+        Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags => "evict",
     }
 }
 
@@ -101,7 +102,7 @@ fn describe() {
     ONCE.call_once(|| {
         describe_counter!(REQUESTS, Unit::Count, "Requests to cached routes, by how they were answered");
         describe_counter!(WRITES, Unit::Count, "Values that were to be stored");
-        describe_counter!(EVICTIONS, Unit::Count, "Evictions of entries and of groups");
+        describe_counter!(EVICTIONS, Unit::Count, "Evictions of entries, of groups and by tags");
         describe_histogram!(FILL_WAITS, Unit::Seconds, "Waits for a fill that another request was at");
         describe_histogram!(STORE, Unit::Seconds, "Calls of the store that had to be waited for");
     });

@@ -139,6 +139,11 @@ pub(crate) fn evict_group(space: &KeySpace) -> Span {
     span!("cache.evict", tracing::field::Empty, space.group())
 }
 
+/// An eviction by tag.
+pub(crate) fn evict_tags() -> Span {
+    span!("cache.evict", tracing::field::Empty, tracing::field::Empty)
+}
+
 /// A wait for another request's fill in this process.
 pub(crate) fn wait() -> Span {
     span!("cache.wait", tracing::field::Empty, tracing::field::Empty)

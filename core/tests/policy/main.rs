@@ -194,9 +194,10 @@ fn check_cache_status(headers: &HeaderMap) {
 
 #[test]
 fn every_reason_is_reached() {
-    // Reasons for waits and for results of commits, which only the exchange knows. The engine gets a `CommitResult`, and a miss
+    // Reasons for waits, for tags and for results of commits, which only the exchange knows. The engine gets a `CommitResult`, and a miss
     // keeps its reason.
-    const OF_THE_EXCHANGE: [Reason; 4] = [Reason::Busy, Reason::Waited, Reason::Evicted, Reason::Nested];
+    const OF_THE_EXCHANGE: [Reason; 5] =
+        [Reason::Busy, Reason::Waited, Reason::Evicted, Reason::Nested, Reason::Tags];
     // Reached in the tables of `shared_policy/`.
     const OF_THE_SHARED_CACHE: [Reason; 2] = [Reason::Incomplete, Reason::Budget];
 

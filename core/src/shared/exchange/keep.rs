@@ -12,7 +12,7 @@ use super::super::body::{Keeper, SharedBody, Unkept, keep};
 use super::super::policy::{Placement, SharedAdmit, SharedAdmitted};
 use super::{CountedReply, SharedCache, passed};
 use crate::exchange::{Call, FillKey, UNCACHEABLE_FOR, complete_flight};
-use crate::fill::lease::LeaseGuard;
+use crate::fill::lease::{LeaseGuard, VariantEntry};
 use crate::fill::single_flight::{FillOutcome, Leader};
 use crate::policy::{BodyLength, CommitResult};
 use crate::reason::Reason;
@@ -116,12 +116,14 @@ impl SharedCache {
                 }
             }
             Placement::FirstVariant(secondary, variants) => {
-                let variant = (fill_key.primary.variant(secondary), record, ttl);
+                let key = fill_key.primary.variant(secondary);
+                let variant = VariantEntry { key, record, ttl, tagged: None };
                 lease.commit_first_variant(variant, &variants, Some(admitted.variants_retention())).await
             }
             Placement::Widened(secondary, variants, instead_of) => {
                 lease.abandon(Abandon::Failed);
-                let variant = (fill_key.primary.variant(secondary), record, ttl);
+                let key = fill_key.primary.variant(secondary);
+                let variant = VariantEntry { key, record, ttl, tagged: None };
                 let kept_for = Some(admitted.variants_retention());
                 self.context.widen(&fill_key.primary, variant, &variants, instead_of, kept_for).await
             }

@@ -1,0 +1,118 @@
+//! The part of a [`Rule`](crate::Rule) about tags.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::Uri;
+
+use crate::key::{Params, write_uri};
+use crate::request::RequestView;
+use crate::tag::{TagError, TagEviction, Tags, TagsToEvict};
+
+/// A function that returns the tags of a request.
+pub type TagsOf = Arc<dyn Fn(&RequestView<'_>) -> Vec<String> + Send + Sync>;
+
+/// The tags of a route: those of its responses, or, on an evicting route, those to evict.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct TagRule {
+    /// The tags for every request.
+    pub fixed: Tags,
+    /// Functions that return tags for a request.
+    pub by_request: Vec<TagsOf>,
+    /// `true` if entries carry a tag for the request's principal.
+    pub by_principal: bool,
+    /// `true` if entries carry a tag for the request's path.
+    pub by_path: bool,
+    /// What an evicting route does to the entries.
+    pub eviction: TagEviction,
+}
+
+impl TagRule {
+    /// Returns `true` if a response of the route has tags, or may have some, that its handler doesn't name.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fixed.is_empty() && self.by_request.is_empty() && !self.by_principal && !self.by_path
+    }
+
+    /// Returns the tags of an entry that a request fills. `principal` is the tag of its principal.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if an entry can't have these tags.
+    pub fn of_entry(&self, request: &RequestView<'_>, principal: Option<Tags>) -> Result<Tags, TagError> {
+        let mut tags = self.fixed.clone();
+        for of in &self.by_request {
+            tags = tags.union(Tags::new(of(request))?)?;
+        }
+        if let Some(principal) = principal.filter(|_| self.by_principal) {
+            tags = tags.union(principal)?;
+        }
+        if self.by_path {
+            tags = tags.union(path_tag(request.uri))?;
+        }
+        Ok(tags)
+    }
+
+    /// Returns the tags that a request to an evicting route evicts.
+    pub fn to_evict(&self, request: &RequestView<'_>) -> TagsToEvict {
+        let names = self.by_request.iter().flat_map(|of| of(request));
+        let tags = TagsToEvict::of(names).and(self.fixed.clone());
+        if self.eviction == TagEviction::Soft { tags.soft() } else { tags }
+    }
+}
+
+impl fmt::Debug for TagRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TagRule")
+            .field("fixed", &self.fixed)
+            .field("by_request", &self.by_request.len())
+            .field("by_principal", &self.by_principal)
+            .field("by_path", &self.by_path)
+            .field("eviction", &self.eviction)
+            .finish()
+    }
+}
+
+/// Returns the tag of the entries of a path, whatever their query is. Paths that share keys share the tag.
+pub(crate) fn path_tag(uri: &Uri) -> Tags {
+    let mut path = String::new();
+    write_uri(&mut path, uri, Params::Only(&[]));
+    Tags::reserved("path", &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(uri: &str) -> Tags {
+        path_tag(&uri.parse().unwrap())
+    }
+
+    #[test]
+    fn queries_share_the_tag_of_their_path() {
+        assert_eq!(tag("/products"), tag("/products?page=3"));
+        assert_eq!(tag("/a%2Db"), tag("/a-b"));
+        for other in ["/", "/products/7", "/Products", "/products%2F7", "/product"] {
+            assert_ne!(tag("/products"), tag(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn entries_get_the_tags_of_the_route_and_the_request() {
+        let request = http::Request::get("/products/7").body(()).unwrap();
+        let view = RequestView::from(&request);
+        let by_request: TagsOf = Arc::new(|request| vec![format!("at:{}", request.uri.path())]);
+        let mut rule = TagRule::default();
+        assert!(rule.is_empty());
+        rule.fixed = Tags::new(["all"]).unwrap();
+        rule.by_request.push(by_request);
+        let expected = Tags::new(["all", "at:/products/7"]).unwrap();
+        assert_eq!(rule.of_entry(&view, None), Ok(expected.clone()));
+        rule.by_path = true;
+        assert_eq!(rule.of_entry(&view, None), Ok(expected.union(tag("/products/7")).unwrap()));
+        rule.by_request.push(Arc::new(|_| vec![String::new()]));
+        assert_eq!(rule.of_entry(&view, None), Err(TagError::Empty));
+        assert_eq!(rule.to_evict(&view).invalid(), Some(&TagError::Empty));
+    }
+}

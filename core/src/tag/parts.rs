@@ -1,0 +1,188 @@
+//! What handlers and callers say about tags: the tags of a response, and the tags to evict.
+
+use crate::tag::{MAX_TAGS, TagError, TagEviction, Tags, check};
+
+/// The tags of a handler's response, in the extensions of the response.
+///
+/// The names come from data, so they are not checked here. A response with an invalid tag is delivered, but not stored, for the
+/// reason [`Reason::Tags`](crate::Reason::Tags).
+///
+/// ```
+/// use http::Response;
+/// use larder_core::tag::ResponseTags;
+///
+/// let mut response = Response::new(r#"{"id":7,"shop":3}"#);
+/// response.extensions_mut().insert(ResponseTags::of(["product:7", "shop:3"]));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResponseTags(Result<Tags, TagError>);
+
+impl ResponseTags {
+    /// Creates the tags of a response.
+    #[must_use]
+    pub fn of<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Self {
+        Self(Tags::new(names))
+    }
+
+    /// Returns the tags.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if an entry can't have these tags.
+    pub fn tags(&self) -> Result<&Tags, TagError> {
+        self.0.as_ref().map_err(Clone::clone)
+    }
+}
+
+impl From<Tags> for ResponseTags {
+    fn from(tags: Tags) -> Self {
+        Self(Ok(tags))
+    }
+}
+
+/// Tags to evict: any number of them. In the extensions of a write's response they are evicted by the `cache_evict` or
+/// `cache_put` around the handler.
+///
+/// No entry has an invalid tag, so such a tag is skipped, and logged.
+///
+/// ```
+/// use http::Response;
+/// use larder_core::tag::TagsToEvict;
+///
+/// let mut response = Response::new("");
+/// response.extensions_mut().insert(TagsToEvict::of(["product:7"]).soft());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "tags are evicted only by a layer or a cache that gets them"]
+pub struct TagsToEvict {
+    /// Sets of at most [`MAX_TAGS`] tags.
+    sets: Vec<Tags>,
+    how: TagEviction,
+    invalid: Option<TagError>,
+}
+
+impl TagsToEvict {
+    /// Creates an eviction of every entry that carries at least one of these tags.
+    pub fn of<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Self {
+        let mut invalid = None;
+        let mut valid = Vec::new();
+        for name in names {
+            match check(name.as_ref()) {
+                Ok(()) => valid.push(name),
+                Err(error) => invalid = invalid.or(Some(error)),
+            }
+        }
+        let sets = valid.chunks(MAX_TAGS).filter_map(|names| Tags::new(names).ok()).collect();
+        Self { sets, how: TagEviction::Hard, invalid }
+    }
+
+    /// Evicts nothing, for this reason.
+    #[cfg(feature = "runtime")]
+    pub(crate) const fn none(invalid: TagError) -> Self {
+        Self { sets: Vec::new(), how: TagEviction::Hard, invalid: Some(invalid) }
+    }
+
+    /// Makes the entries stale as of now instead of removing them: `stale_while_revalidate` and `stale_if_error` apply.
+    pub const fn soft(mut self) -> Self {
+        self.how = TagEviction::Soft;
+        self
+    }
+
+    /// Evicts entries with these tags too.
+    pub fn and(mut self, tags: Tags) -> Self {
+        if !tags.is_empty() {
+            self.sets.push(tags);
+        }
+        self
+    }
+
+    /// Returns what the eviction does to the entries.
+    #[must_use]
+    pub const fn how(&self) -> TagEviction {
+        self.how
+    }
+
+    /// Returns the valid tags, in sets for [`LeaseStore::evict_tags`](crate::LeaseStore::evict_tags).
+    #[must_use]
+    pub fn sets(&self) -> &[Tags] {
+        &self.sets
+    }
+
+    /// Returns the error of the first invalid tag, if there is one.
+    #[must_use]
+    pub const fn invalid(&self) -> Option<&TagError> {
+        self.invalid.as_ref()
+    }
+}
+
+impl From<Tags> for TagsToEvict {
+    fn from(tags: Tags) -> Self {
+        Self::default().and(tags)
+    }
+}
+
+/// Defines `Tags` and `EvictTags` of an adapter: a handler's word about tags, which implement a framework's traits.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! tag_parts {
+    () => {
+        /// The tags of a response, which its handler knows from its data. They never reach the client.
+        ///
+        /// The `cache` or `cache_put` around the handler stores them with the response, in addition to those of the route. A
+        /// response with an invalid tag is delivered, but not stored ([`Reason::Tags`]).
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Tags($crate::tag::ResponseTags);
+
+        impl Tags {
+            /// Creates the tags of a response: up to 128, of 1 to 256 bytes each, without control characters.
+            #[must_use]
+            pub fn of<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Self {
+                Self($crate::tag::ResponseTags::of(names))
+            }
+        }
+
+        /// Tags to evict, which the handler of a write knows from its data. They never reach the client.
+        ///
+        /// The `cache_evict` or `cache_put` around the handler evicts them if the handler succeeded, or if its outcome is unknown
+        /// (a response with 408 or 5xx). A handler that panics, or that a timeout inside the layer ends, names nothing: what must
+        /// be evicted then as well is named by `cache_evict(..).tag(..)` or `.tags_by(..)`.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        #[must_use = "tags are evicted only as a part of a response"]
+        pub struct EvictTags($crate::tag::TagsToEvict);
+
+        impl EvictTags {
+            /// Creates an eviction of every entry that carries at least one of these tags.
+            pub fn of<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Self {
+                Self($crate::tag::TagsToEvict::of(names))
+            }
+
+            /// Makes the entries stale as of now instead of removing them.
+            pub fn soft(self) -> Self {
+                Self(self.0.soft())
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_tags_can_be_evicted_and_invalid_ones_are_skipped() {
+        let names: Vec<String> = (0..300).map(|i| i.to_string()).collect();
+        let evict = TagsToEvict::of(&names);
+        let found: Vec<&str> = evict.sets().iter().flat_map(Tags::iter).collect();
+        assert_eq!((found.len(), evict.sets().len(), evict.invalid()), (300, 3, None));
+        let evict = TagsToEvict::of(["a", "", "b"]).soft();
+        assert_eq!(evict.sets(), [Tags::new(["a", "b"]).unwrap()]);
+        assert_eq!((evict.invalid(), evict.how()), (Some(&TagError::Empty), TagEviction::Soft));
+        assert!(TagsToEvict::of([""]).sets().is_empty());
+    }
+
+    #[test]
+    fn response_tags_keep_their_error() {
+        assert_eq!(ResponseTags::of([""]).tags(), Err(TagError::Empty));
+        assert_eq!(ResponseTags::of(["a"]).tags(), Ok(&Tags::new(["a"]).unwrap()));
+    }
+}
