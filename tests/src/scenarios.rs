@@ -14,6 +14,7 @@ pub mod races;
 pub mod requests;
 pub mod shared;
 pub mod streams;
+pub mod tags;
 pub mod writes;
 
 use futures_util::future::join_all;
@@ -39,6 +40,9 @@ macro_rules! shop_tests {
             backend: drafts_are_not_cached, dashboard_parts_are_cached_separately, contents_are_cached,
                 views_are_counted, has_warms_up, settings_have_defaults, sessions_and_orders_are_taken;
             streams: events_are_streamed_without_delay, cookies_are_never_stored;
+            tags: changed_product_renews_exactly_the_pages_that_show_it,
+                softly_evicted_pages_are_served_while_they_are_refreshed, evicted_user_loses_only_her_own_entries,
+                evicted_path_loses_all_its_queries;
             races: concurrent_requests_run_the_handler_once, no_cache_request_does_not_join_an_earlier_fill,
                 concurrent_updates_are_all_counted, fill_that_overlaps_an_eviction_is_not_stored,
                 reads_after_a_write_return_the_new_value, overlapping_writes_leave_cache_and_origin_equal,
@@ -56,6 +60,7 @@ macro_rules! shop_tests {
                 concurrent_requests_to_both_run_the_handler_once,
                 fill_that_overlaps_the_other_shops_eviction_is_not_stored,
                 concurrent_updates_by_both_are_all_counted;
+            tags: fills_that_overlap_a_tag_eviction_are_not_stored;
         }
         $crate::shop_tests! { @alone $program;
             lifecycle: sigterm_lets_open_requests_finish, starts_while_redis_is_down,

@@ -22,10 +22,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
-use larder_axum::{Larder, cache, cache_evict, cache_put};
+use larder_axum::{Cache, EvictTags, Larder, Tags, cache, cache_evict, cache_put};
 use serde_json::{Value, json};
 
-use crate::shop::{Cart, Content, Fields, GRACE, Item, NewValue, Page, Product, Shop, stopped};
+use crate::shop::{
+    Cart, CatalogPage, Content, Evict, Fields, GRACE, Item, NewValue, Page, Product, Shop, stopped,
+};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -75,9 +77,19 @@ fn routes(larder: &Larder) -> Router {
         // Private: one entry for each Bearer token. Requests without a token bypass the cache.
         .route(
             "/me/profile",
-            get(profile.layer(cache(larder).ttl(60).private()))
-                .put(update_profile.layer(cache_put(larder).ttl(60).private())),
+            get(profile.layer(cache(larder).ttl(60).private().evict_by_principal()))
+                .put(update_profile.layer(cache_put(larder).ttl(60).private().evict_by_principal())),
         )
+        // Tagged: a change of one product evicts each page that shows it, whatever its URL is.
+        .route(
+            "/catalog/{id}",
+            get(catalog_product.layer(cache_catalog(larder)))
+                .put(replace_in_catalog.layer(cache_evict(larder).tags_of_response())),
+        )
+        .route("/catalog", get(catalog_page.layer(cache_catalog(larder))))
+        .route("/admin/evict-tag/{tag}", post(evict_tag))
+        .route("/admin/evict-user/{user}", post(evict_user))
+        .route("/admin/evict-path", post(evict_path))
         // Handlers that use the backend.
         .route("/items/{id}", get(item))
         .route("/dashboard/{user}", get(dashboard))
@@ -103,6 +115,10 @@ fn routes(larder: &Larder) -> Router {
         .route("/products-uncached/{id}", get(product_uncached))
         .route("/origin-runs", get(origin_runs))
         .with_state(Arc::new(Shop::new(larder.clone())))
+}
+
+fn cache_catalog(larder: &Larder) -> Cache {
+    cache(larder).ttl(300).stale_while_revalidate(60).public().evict_by_path()
 }
 
 // Routes that are cached, written through and evicted by a layer. Their handlers do not use the cache.
@@ -146,6 +162,50 @@ async fn update_profile(
     Json(fields): Json<Fields>,
 ) -> Json<Value> {
     Json(shop.update_profile(field(&headers, &AUTHORIZATION), fields))
+}
+
+// Routes whose handlers say what their responses are made of.
+
+async fn catalog_product(State(shop): State<Arc<Shop>>, Path(id): Path<u64>) -> Response {
+    match shop.catalog_product(id) {
+        Some(product) => (Tags::of([shop::product_tag(id)]), Json(product)).into_response(),
+        None => (StatusCode::NOT_FOUND, Json(shop::not_in_catalog())).into_response(),
+    }
+}
+
+async fn catalog_page(
+    State(shop): State<Arc<Shop>>,
+    Query(page): Query<CatalogPage>,
+) -> (Tags, Json<Vec<Fields>>) {
+    let (tags, products) = shop.catalog_page(&page);
+    (Tags::of(tags), Json(products))
+}
+
+async fn replace_in_catalog(
+    State(shop): State<Arc<Shop>>,
+    Path(id): Path<u64>,
+    Json(product): Json<Fields>,
+) -> Response {
+    match shop.replace_in_catalog(id, product) {
+        Some(product) => (EvictTags::of([shop::product_tag(id)]), Json(product)).into_response(),
+        None => (StatusCode::NOT_FOUND, Json(shop::not_in_catalog())).into_response(),
+    }
+}
+
+async fn evict_tag(
+    State(shop): State<Arc<Shop>>,
+    Path(tag): Path<String>,
+    Query(evict): Query<Evict>,
+) -> Json<Value> {
+    Json(shop.evict_tag(&tag, &evict).await)
+}
+
+async fn evict_user(State(shop): State<Arc<Shop>>, Path(user): Path<String>) -> Json<Value> {
+    Json(shop.evict_user(&user).await)
+}
+
+async fn evict_path(State(shop): State<Arc<Shop>>, Query(evict): Query<Evict>) -> Json<Value> {
+    Json(shop.evict_path(&evict).await)
 }
 
 // Routes whose handlers use the backend.

@@ -46,6 +46,7 @@ pub(crate) async fn stopped() {
 pub(crate) struct Shop {
     larder: Larder,
     products: Mutex<BTreeMap<u64, Fields>>,
+    catalog: Mutex<BTreeMap<u64, Fields>>,
     profiles: Mutex<HashMap<String, Fields>>,
     slow: Mutex<HashMap<u64, Value>>,
     orders: AtomicU64,
@@ -68,6 +69,20 @@ pub(crate) enum Product {
 #[derive(Deserialize)]
 pub(crate) struct Page {
     limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct CatalogPage {
+    page: Option<usize>,
+}
+
+/// Options of an eviction.
+#[derive(Deserialize)]
+pub(crate) struct Evict {
+    #[serde(default)]
+    pub(crate) soft: bool,
+    #[serde(default)]
+    pub(crate) path: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -118,6 +133,7 @@ impl Shop {
         Self {
             larder,
             products: Mutex::new((1..=1000).map(|id| (id, new_product(id))).collect()),
+            catalog: Mutex::new((1..=60).map(|id| (id, new_product(id))).collect()),
             profiles: Mutex::default(),
             slow: Mutex::default(),
             orders: AtomicU64::new(0),
@@ -189,6 +205,66 @@ impl Shop {
         lock(&self.profiles).insert(user.to_owned(), profile.clone());
         owned_by(user, profile)
     }
+}
+
+/// The number of products on a page of the catalog.
+const PAGE: usize = 10;
+
+// Logic of the routes whose responses are evicted by what they are made of.
+impl Shop {
+    /// Returns a product of the catalog.
+    pub(crate) fn catalog_product(&self, id: u64) -> Option<Fields> {
+        self.ran(&format!("catalog:{id}"));
+        lock(&self.catalog).get(&id).cloned()
+    }
+
+    /// Returns the products on a page of the catalog, with the tag of each.
+    pub(crate) fn catalog_page(&self, page: &CatalogPage) -> (Vec<String>, Vec<Fields>) {
+        let page = page.page.unwrap_or(1).max(1);
+        self.ran(&format!("catalog-page:{page}"));
+        let products = lock(&self.catalog);
+        let shown = products.iter().skip((page - 1).saturating_mul(PAGE)).take(PAGE);
+        shown.map(|(id, product)| (product_tag(*id), product.clone())).unzip()
+    }
+
+    /// Changes a product of the catalog. Returns `None` if there is no such product.
+    pub(crate) fn replace_in_catalog(&self, id: u64, mut product: Fields) -> Option<Fields> {
+        product.insert("id".to_owned(), id.into());
+        let mut products = lock(&self.catalog);
+        let place = products.get_mut(&id)?;
+        *place = product.clone();
+        Some(product)
+    }
+
+    /// Evicts from outside of a route, as a job or another service's message would.
+    pub(crate) async fn evict_tag(&self, tag: &str, evict: &Evict) -> Value {
+        let eviction = self.larder.evict_tag(tag);
+        // Without a confirmation the eviction is repeated, and entries with the tag are not used meanwhile.
+        let _ = if evict.soft { eviction.soft().await } else { eviction.await };
+        json!({ "ok": true })
+    }
+
+    /// Evicts the private responses of a user: after a log-out, for instance.
+    pub(crate) async fn evict_user(&self, user: &str) -> Value {
+        let _ = self.larder.evict_principal(user).await;
+        json!({ "ok": true })
+    }
+
+    /// Evicts a path with all its queries.
+    pub(crate) async fn evict_path(&self, evict: &Evict) -> Value {
+        let _ = self.larder.evict_path(&evict.path).await;
+        json!({ "ok": true })
+    }
+}
+
+/// Returns the tag of every response that shows a product of the catalog.
+pub(crate) fn product_tag(id: u64) -> String {
+    format!("product:{id}")
+}
+
+/// The body of the 404 for a product that is not in the catalog.
+pub(crate) fn not_in_catalog() -> Value {
+    json!({ "error": "no such product" })
 }
 
 // Logic of the routes that use the backend, for what a layer can't express. A backend that is down reads as empty.

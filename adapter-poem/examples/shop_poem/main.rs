@@ -12,7 +12,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use futures_util::stream;
-use larder_poem::{Larder, cache, cache_evict, cache_put};
+use larder_poem::{Cache, EvictTags, Larder, TagResponse, Tags, cache, cache_evict, cache_put};
 use poem::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, HeaderName, SET_COOKIE, VARY};
 use poem::http::{HeaderMap, StatusCode};
 use poem::listener::TcpAcceptor;
@@ -22,7 +22,7 @@ use poem::{Endpoint, EndpointExt, IntoResponse, Response, Route, Server, get, ha
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::shop::{Cart, Fields, GRACE, NewValue, Page, Product, Shop, stopped};
+use crate::shop::{Cart, CatalogPage, Evict, Fields, GRACE, NewValue, Page, Product, Shop, stopped};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -71,9 +71,19 @@ fn routes(larder: &Larder) -> impl Endpoint + use<> {
         // Private: one entry for each Bearer token. Requests without a token bypass the cache.
         .at(
             "/me/profile",
-            get(profile.with(cache(larder).ttl(60).private()))
-                .put(update_profile.with(cache_put(larder).ttl(60).private())),
+            get(profile.with(cache(larder).ttl(60).private().evict_by_principal()))
+                .put(update_profile.with(cache_put(larder).ttl(60).private().evict_by_principal())),
         )
+        // Tagged: a change of one product evicts each page that shows it, whatever its URL is.
+        .at(
+            "/catalog/:id",
+            get(catalog_product.with(cache_catalog(larder)))
+                .put(replace_in_catalog.with(cache_evict(larder).tags_of_response())),
+        )
+        .at("/catalog", get(catalog_page.with(cache_catalog(larder))))
+        .at("/admin/evict-tag/:tag", post(evict_tag))
+        .at("/admin/evict-user/:user", post(evict_user))
+        .at("/admin/evict-path", post(evict_path))
         // Handlers that use the backend.
         .at("/items/:id", get(item))
         .at("/dashboard/:user", get(dashboard))
@@ -99,6 +109,10 @@ fn routes(larder: &Larder) -> impl Endpoint + use<> {
         .at("/products-uncached/:id", get(product_uncached))
         .at("/origin-runs", get(origin_runs))
         .data(Arc::new(Shop::new(larder.clone())))
+}
+
+fn cache_catalog(larder: &Larder) -> Cache {
+    cache(larder).ttl(300).stale_while_revalidate(60).public().evict_by_path()
 }
 
 // Routes that are cached, written through and evicted by a middleware. Their handlers do not use the cache.
@@ -150,6 +164,53 @@ async fn update_profile(
     Json(fields): Json<Fields>,
 ) -> Response {
     answer(shop.update_profile(field(headers, &AUTHORIZATION), fields))
+}
+
+// Routes whose handlers say what their responses are made of.
+
+#[handler]
+async fn catalog_product(Data(shop): Data<&Arc<Shop>>, Path(id): Path<u64>) -> Response {
+    match shop.catalog_product(id) {
+        Some(product) => answer(product).with_tags(Tags::of([shop::product_tag(id)])),
+        None => answer(shop::not_in_catalog()).with_status(StatusCode::NOT_FOUND).into_response(),
+    }
+}
+
+#[handler]
+async fn catalog_page(Data(shop): Data<&Arc<Shop>>, Query(page): Query<CatalogPage>) -> Response {
+    let (tags, products) = shop.catalog_page(&page);
+    answer(products).with_tags(Tags::of(tags))
+}
+
+#[handler]
+async fn replace_in_catalog(
+    Data(shop): Data<&Arc<Shop>>,
+    Path(id): Path<u64>,
+    Json(product): Json<Fields>,
+) -> Response {
+    match shop.replace_in_catalog(id, product) {
+        Some(product) => answer(product).evicting(EvictTags::of([shop::product_tag(id)])),
+        None => answer(shop::not_in_catalog()).with_status(StatusCode::NOT_FOUND).into_response(),
+    }
+}
+
+#[handler]
+async fn evict_tag(
+    Data(shop): Data<&Arc<Shop>>,
+    Path(tag): Path<String>,
+    Query(evict): Query<Evict>,
+) -> Response {
+    answer(shop.evict_tag(&tag, &evict).await)
+}
+
+#[handler]
+async fn evict_user(Data(shop): Data<&Arc<Shop>>, Path(user): Path<String>) -> Response {
+    answer(shop.evict_user(&user).await)
+}
+
+#[handler]
+async fn evict_path(Data(shop): Data<&Arc<Shop>>, Query(evict): Query<Evict>) -> Response {
+    answer(shop.evict_path(&evict).await)
 }
 
 // Routes whose handlers use the backend.
