@@ -8,6 +8,7 @@
 
 pub(crate) mod call;
 pub(crate) mod excerpt;
+mod explain;
 mod fill;
 mod lookup;
 pub(crate) mod miss_predictor;

@@ -4,6 +4,7 @@ pub mod cache_control;
 pub(crate) mod conditional;
 pub(crate) mod date;
 pub(crate) mod hop_by_hop;
+pub(crate) mod location;
 pub mod range;
 pub(crate) mod targeted;
 pub(crate) mod vary;

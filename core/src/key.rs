@@ -27,8 +27,8 @@
 //! `|` introduces the parts beside path and query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
 
 mod escape;
-mod suffix;
-pub(crate) mod uri;
+pub(crate) mod rewritten;
+mod uri;
 
 #[cfg(test)]
 mod read_back;
@@ -41,8 +41,8 @@ use std::hash::{Hash, Hasher};
 use http::Uri;
 
 pub(crate) use escape::{write_chosen, write_part};
-pub use suffix::uri_suffix;
-pub(crate) use suffix::{Params, is_canonical, uri_len, write_uri};
+pub use uri::uri_suffix;
+pub(crate) use uri::{Params, is_canonical, uri_len, write_uri};
 
 /// The default prefix of keys.
 pub const DEFAULT_PREFIX: &str = "redis:larder:cache";

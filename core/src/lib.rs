@@ -87,13 +87,13 @@ pub mod stats;
 mod telemetry;
 
 pub use headers::conditional::{Validators, weak_etag};
-pub use headers::vary::Variants;
-pub use key::uri::KeyUri;
+pub use key::rewritten::KeyUri;
 pub use key::{CacheKey, KeyError, KeySpace, SecondaryKey};
 pub use policy::CachePolicy;
 pub use policy::rule::{Audience, DEFAULT_MAX_BODY, Kind, Principal, PrincipalOf, PrincipalSecret, Rule};
 pub use provenance::Provenance;
 pub use reason::Reason;
+pub use record::variants::Variants;
 pub use record::{Entry, Record};
 pub use request::RequestView;
 pub use status::Status;
@@ -126,4 +126,4 @@ pub use http;
 #[doc(hidden)]
 pub use exchange::Deferred;
 #[doc(hidden)]
-pub use headers::vary::MAX_VARIANTS;
+pub use record::variants::MAX_VARIANTS;

@@ -38,7 +38,7 @@ mod cache_status;
 mod forward;
 mod hit;
 pub(crate) mod rule;
-mod rules;
+mod safety;
 pub(crate) mod tag_rule;
 
 use std::sync::Arc;
@@ -50,30 +50,30 @@ use http::header::HeaderName;
 use crate::credentials::replaces_target;
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::range::{self, Selection};
-use crate::headers::vary::Variants;
 use crate::key::SecondaryKey;
 use crate::policy::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::provenance::{self, Provenance};
 use crate::reason::Reason;
+use crate::record::variants::Variants;
 use crate::record::{Entry, Record};
 use crate::request::{RequestFields, RequestView};
 use crate::store::Intent;
 use hit::selection;
-use rules::{
+use safety::{
     credentials_without_audience, is_not_modified, may_lack_cors, not_for_caches, why_not_usable,
     without_certain_handler,
 };
 
-pub use crate::headers::vary::Placement;
+pub use crate::record::variants::Placement;
 pub use admitted::{Admitted, CommitResult};
 pub use cache_status::CacheStatus;
 pub use forward::{Admit, Forward, OnResponse, Pass};
 pub use hit::{Hit, Unsatisfiable};
-pub use rules::{BodyLength, invalidates, leaves_outcome_unknown};
+pub use safety::{BodyLength, invalidates, leaves_outcome_unknown};
 pub use tag_rule::{TagRule, TagsOf};
 
 pub(crate) use hit::add_accept_ranges;
-pub(crate) use rules::{allows_stale_if_error, has_content};
+pub(crate) use safety::{allows_stale_if_error, has_content};
 
 /// The decision engine of one route.
 ///

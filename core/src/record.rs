@@ -18,6 +18,7 @@
 //! The body comes last, so that the body and the field values are slices of the store's buffer.
 
 pub(crate) mod shared;
+pub(crate) mod variants;
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,8 +27,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{ACCEPT_RANGES, CONTENT_TYPE, ETAG, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::headers::vary::{USUAL_CREDENTIALS, Variants};
+use crate::headers::vary::USUAL_CREDENTIALS;
 use crate::provenance::Provenance;
+use variants::Variants;
 
 /// The version of values and of shared caches' records.
 pub(crate) const VERSION: u8 = 1;

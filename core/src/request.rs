@@ -4,7 +4,7 @@ use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderName, Method, Request, Uri};
 
 use crate::credentials::is_other_credential;
-use crate::key::uri::KeyUri;
+use crate::key::rewritten::KeyUri;
 
 /// A borrowed view of a request.
 ///

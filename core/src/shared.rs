@@ -22,10 +22,9 @@ mod cache_status;
 mod fields;
 mod forward;
 mod freshness;
-pub(crate) mod invalidation;
 mod partial;
 pub mod policy;
-mod rules;
+mod safety;
 mod target;
 mod write;
 

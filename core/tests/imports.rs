@@ -89,6 +89,27 @@ fn stores_name_neither_telemetry_nor_the_facade() {
 }
 
 #[test]
+fn files_name_modules_and_not_the_re_exports_of_the_root() {
+    // The other tests follow modules. A re-export would hide where a type comes from.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let lines = text.lines().take_while(|line| !line.starts_with("mod tests {"));
+        let named: Vec<_> = lines.filter(|line| names_a_re_export(line)).collect();
+        assert!(named.is_empty(), "{} names {named:?}", file.display());
+    }
+}
+
+/// Returns `true` if a line of code names a type as `crate::Type`, other than in a macro for other crates.
+fn names_a_re_export(line: &str) -> bool {
+    let is_code = !line.trim_start().starts_with("//");
+    let mut after = line.split("crate::").skip(1).zip(line.split("crate::"));
+    is_code && after.any(|(after, before)| after.starts_with(char::is_uppercase) && !before.ends_with('$'))
+}
+
+#[test]
 fn no_files_import_each_other_in_a_circle() {
     let imports = imports();
     let mut done = BTreeSet::new();

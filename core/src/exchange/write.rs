@@ -11,13 +11,13 @@ use crate::exchange::fill::HandlerResult;
 use crate::fill::background::{EvictOnDrop, Target};
 use crate::fill::lease::LeaseGuard;
 use crate::fill::reentry;
+use crate::headers::location::same_site;
 use crate::policy::rule::{Kind, Principal, host};
 use crate::policy::{Admitted, CommitResult, Forward, leaves_outcome_unknown};
 use crate::reason::Reason;
 use crate::record::Record;
 use crate::request::RequestView;
 use crate::route::Route;
-use crate::shared::invalidation::same_site;
 use crate::tag::TagsToEvict;
 use crate::telemetry::spans;
 

@@ -9,11 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::fill::single_flight::{FillOutcome, Leader};
-use crate::headers::vary::Variants;
 use crate::key::CacheKey;
 use crate::larder::context::CacheContext;
 use crate::policy::CommitResult;
 use crate::reason::Reason;
+use crate::record::variants::Variants;
 use crate::store::{Abandon, Acquired, Intent, Lease, StoreError};
 use crate::tag::{Tagged, stale_since};
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fill::lease::VariantEntry;
-use crate::headers::vary::Variants;
 use crate::key::CacheKey;
 use crate::key::SecondaryKey;
 use crate::larder::context::CacheContext;
 use crate::policy::CommitResult;
 use crate::record::Record;
+use crate::record::variants::Variants;
 use crate::store::{Acquired, Intent};
 
 impl CacheContext {

@@ -1,351 +1,261 @@
-//! The URI that a key is made from, if middleware or nested routers changed the handler's URI.
+//! The suffix of a URI: its path with slashes as colons, then its parameters sorted by name.
+
+use std::borrow::Cow;
+use std::mem;
 
 use http::Uri;
-use http::uri::PathAndQuery;
 
-/// The URI that a key is made from.
-///
-/// A nested router passes on only the end of the path, so `/v1/items` and `/v2/items` both become `/items`. Therefore
-/// keys are made from the URI that the client sent, as long as nesting alone explains the handler's URI. If middleware
-/// rewrote the URI, the handler's response depends on the rewritten one (a page by host, a language), and evictions
-/// must reach that.
+use super::escape::{
+    CLASSES, IN_NAME, IN_PATH, IN_VALUE, PARAM, PCHAR, PLAIN_PARAM, PLAIN_SEGMENT, SEGMENT, decoded_param,
+    decoded_segment, escaped_byte, write_canonical, write_part,
+};
+
+/// The query parameters that are part of the key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Params<'a> {
+    /// All of them.
+    All,
+    /// Only these names; the others are ignored.
+    Only(&'a [String]),
+}
+
+impl Params<'_> {
+    /// Returns `true` if the parameter with this decoded name is part of the key. If a handler reads a parameter that
+    /// is not in the key, any client can choose the response that other clients get.
+    fn counts(self, name: &[u8]) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(names) => names.iter().any(|known| known.as_bytes() == name),
+        }
+    }
+}
+
+/// Returns the default suffix of a URI: its path with slashes as colons, then its parameters sorted by name.
 ///
 /// ```
-/// use http::Uri;
-/// use larder_core::KeyUri;
-///
-/// let (sent, seen) = (Uri::from_static("/shop/p/7/"), Uri::from_static("/p/7"));
-/// assert_eq!(KeyUri::of(&sent, &seen, Some("/shop")), KeyUri::Rewritten(Uri::from_static("/shop/p/7")));
+/// let uri: http::Uri = "/items?z=2&a=1".parse()?;
+/// assert_eq!(larder_core::key::uri_suffix(&uri), "items:a=1:z=2");
+/// # Ok::<(), http::uri::InvalidUri>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum KeyUri {
-    /// The URI that the client sent.
-    #[default]
-    AsSent,
-    /// The URI that the handler sees, after the prefix that routers have cut.
-    Rewritten(Uri),
-    /// The handler sees another URI under an unknown prefix: nothing is read or stored. A write evicts the entries
-    /// under the URI that the client sent, and under each of these possible URIs.
-    Unknown(Vec<Uri>),
+#[must_use]
+pub fn uri_suffix(uri: &Uri) -> String {
+    let mut suffix = String::with_capacity(uri_len(uri));
+    write_uri(&mut suffix, uri, Params::All);
+    suffix
 }
 
-impl KeyUri {
-    /// Decides from the URI that the client `sent`, the URI that the handler has `seen`, and the path at which the
-    /// router is nested, which may have parameters: `/shops/{shop}`.
-    #[must_use]
-    pub fn of(sent: &Uri, seen: &Uri, mount: Option<&str>) -> Self {
-        let mount = mount.unwrap_or_default().trim_end_matches('/');
-        let rest = behind(sent.path(), mount);
-        if sent.query() == seen.query() && rest.is_some_and(|rest| is_tail(seen.path(), rest)) {
-            return Self::AsSent;
-        }
-        if is_static(mount) {
-            return under(sent, mount, seen);
-        }
-        // The value of a parameter precedes the rest.
-        let front = rest.and_then(|rest| {
-            let cut = cut_off(sent.path(), seen.path())?;
-            let is_behind = cut.len() + rest.len() >= sent.path().len();
-            (sent.query() == seen.query() && is_behind && !cut.contains("//")).then_some(cut)
-        });
-        match (front, rest) {
-            (Some(front), _) => under(sent, front, seen),
-            (None, Some(rest)) => {
-                let front = sent.path().strip_suffix(rest).unwrap_or(sent.path());
-                Self::Unknown(joined(sent, front, seen).into_iter().collect())
-            }
-            (None, None) => Self::Unknown(vec![seen.clone()]),
-        }
+/// Returns the length of the suffix of a URI, if nothing in it is escaped or left out.
+pub(crate) fn uri_len(uri: &Uri) -> usize {
+    // A path begins with a slash, which isn't written.
+    uri.path().len().saturating_sub(1) + uri.query().map_or(0, |query| 1 + query.len())
+}
+
+/// Appends the suffix of a URI.
+pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
+    let before = out.len();
+    if matches!(params, Params::All) && write_plain(out, uri).is_some() {
+        return;
     }
+    out.truncate(before);
+    write_any(out, uri, params);
+}
 
-    /// Decides from the URI that the client `sent`, the URI `seen` here, and the whole `pattern` that matched,
-    /// including the paths of nested routers. For routers whose mounts have no parameters, as poem's.
-    ///
-    /// ```
-    /// use http::Uri;
-    /// use larder_core::KeyUri;
-    ///
-    /// let (sent, seen) = (Uri::from_static("/shop/files/a/"), Uri::from_static("/files/a"));
-    /// let key_uri = KeyUri::of_pattern(&sent, &seen, "/shop/files/*path");
-    /// assert_eq!(key_uri, KeyUri::Rewritten(Uri::from_static("/shop/files/a")));
-    /// ```
-    #[must_use]
-    pub fn of_pattern(sent: &Uri, seen: &Uri, pattern: &str) -> Self {
-        let path = seen.path();
-        // If only slashes were changed, the mount is the start of the sent path.
-        if let Some(cut) = cut_off(sent.path(), path)
-            && mounts(pattern).any(|mount| mount == cut && leads_to(&pattern[cut.len()..], path))
-        {
-            // poem nests both `/v1` and `/v1/`, and leaves `/` of either.
-            let is_root = path == "/" && !cut.is_empty() && sent.path().ends_with('/');
-            return if is_root { under(sent, cut, seen) } else { Self::of(sent, seen, Some(cut)) };
+/// Does the same as [`write_any`] in one pass, if nothing must be escaped, decoded or sorted, which is the usual case.
+/// Otherwise returns `None`.
+fn write_plain(out: &mut String, uri: &Uri) -> Option<()> {
+    // As bytes, so that separators can be replaced in place. Only ASCII bytes are replaced, and by ASCII bytes.
+    let mut bytes = mem::take(out).into_bytes();
+    let written = write_plain_bytes(&mut bytes, uri);
+    *out = String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    written
+}
+
+fn write_plain_bytes(out: &mut Vec<u8>, uri: &Uri) -> Option<()> {
+    let path = uri.path().strip_prefix('/')?.as_bytes();
+    let begin = out.len();
+    out.extend_from_slice(path);
+    for byte in &mut out[begin..] {
+        if CLASSES[usize::from(*byte)] & PLAIN_SEGMENT != 0 {
+            continue;
         }
-        let possible = |leads: fn(&str, &str) -> bool| {
-            mounts(pattern).filter(move |mount| leads(&pattern[mount.len()..], path))
-        };
-        let (mut exact, mut all) = (possible(is_whole), possible(leads_to));
-        let mount = match (exact.next(), exact.next()) {
-            (Some(only), None) => Some(only),
-            // Not nested.
-            (Some(""), _) => Some(""),
-            _ => all.next().filter(|_| all.next().is_none()),
-        };
-        match mount {
-            Some(mount) => Self::of(sent, seen, Some(mount)),
-            // The pattern is of an unknown kind.
-            None if possible(leads_to).next().is_none() => Self::of(sent, seen, Some("*")),
-            None => Self::Unknown(possible(leads_to).filter_map(|mount| joined(sent, mount, seen)).collect()),
-        }
-    }
-}
-
-/// Returns the key URI for a handler's URI, with the path in front that routers have cut.
-fn under(sent: &Uri, front: &str, seen: &Uri) -> KeyUri {
-    joined(sent, front, seen).map_or_else(|| KeyUri::Unknown(Vec::new()), KeyUri::Rewritten)
-}
-
-fn joined(sent: &Uri, front: &str, seen: &Uri) -> Option<Uri> {
-    match (front, seen.path()) {
-        // A nested router sees `/` if its own path was requested.
-        ("", path) => with_path(sent, path, "", seen.query()),
-        (front, "/") => with_path(sent, front, "", seen.query()),
-        (front, path) => with_path(sent, front, path, seen.query()),
-    }
-}
-
-/// Returns the segments of a path. Layers that normalise paths add, remove and merge slashes, which make no segment.
-fn segments(path: &str) -> impl DoubleEndedIterator<Item = &str> {
-    path.split('/').filter(|segment| !segment.is_empty())
-}
-
-/// Returns the start of the `sent` path before the segments that were `seen`. `None` if those aren't its last.
-fn cut_off<'p>(sent: &'p str, seen: &str) -> Option<&'p str> {
-    let mut front = sent.trim_end_matches('/');
-    for segment in segments(seen).rev() {
-        front = front.strip_suffix(segment)?.strip_suffix('/')?.trim_end_matches('/');
-    }
-    Some(front)
-}
-
-/// Returns the paths at which a router with this pattern may be nested: those before its first parameter.
-fn mounts(pattern: &str) -> impl Iterator<Item = &str> {
-    let ends = pattern.match_indices('/').map(|(at, _)| at).chain([pattern.len()]);
-    let mounts = ends.map(|end| &pattern[..end]).take_while(|mount| is_static(mount));
-    mounts.filter(|mount| !mount.ends_with('/'))
-}
-
-/// Returns `true` if a pattern describes this path, or its start. A nested router has a static pattern that omits the
-/// rest of the path.
-fn leads_to(pattern: &str, path: &str) -> bool {
-    describes(pattern, path, is_static(pattern))
-}
-
-/// Returns `true` if a pattern describes the whole of this path.
-fn is_whole(pattern: &str, path: &str) -> bool {
-    describes(pattern, path, false)
-}
-
-fn describes(pattern: &str, path: &str, may_go_on: bool) -> bool {
-    let (mut pattern, mut path) = (segments(pattern), segments(path));
-    loop {
-        match (pattern.next(), path.next()) {
-            (Some(expected), _) if expected.starts_with('*') => return true,
-            (Some(expected), Some(segment)) if is_parameter(expected) || expected == segment => {}
-            (None, None) => return true,
-            (None, Some(_)) => return may_go_on,
-            (Some(_), _) => return false,
-        }
-    }
-}
-
-/// Returns the rest of a path after a mount. `None` if the path isn't under it.
-fn behind<'p>(path: &'p str, mount: &str) -> Option<&'p str> {
-    let mut rest = path;
-    for expected in mount.split('/').skip(1) {
-        let segment = rest.strip_prefix('/')?;
-        let len = segment.find('/').unwrap_or(segment.len());
-        if !is_parameter(expected) && segment[..len] != *expected {
+        if *byte != b'/' {
             return None;
         }
-        rest = &segment[len..];
+        *byte = b':';
     }
-    Some(if rest.is_empty() { "/" } else { rest })
+    let Some(query) = uri.query().map(str::as_bytes) else { return Some(()) };
+    out.push(b':');
+    let begin = out.len();
+    out.extend_from_slice(query);
+    let (mut last, mut begins_at, mut name) = (&query[..0], 0, None);
+    for (at, byte) in out[begin..].iter_mut().enumerate() {
+        if CLASSES[usize::from(*byte)] & PLAIN_PARAM != 0 {
+            continue;
+        }
+        match *byte {
+            b'&' => {
+                *byte = b':';
+                let name = name.take().filter(|name| *name >= last)?;
+                (last, begins_at) = (name, at + 1);
+            }
+            b'=' => name = name.or(query.get(begins_at..at)),
+            _ => return None,
+        }
+    }
+    name.filter(|name| *name >= last)?;
+    Some(())
 }
 
-/// Returns `true` if a path is the end of another, from a slash on. Routers cut segments, never slashes alone: that is
-/// normalising.
-fn is_tail(path: &str, of: &str) -> bool {
-    match of.strip_suffix(path) {
-        Some("") => true,
-        Some(cut) => path.starts_with('/') && !cut.ends_with('/') && !cut.contains("//"),
-        None => false,
+fn write_any(out: &mut String, uri: &Uri, params: Params<'_>) {
+    match uri.path().strip_prefix('/') {
+        Some(path) => write_path(out, path),
+        // `*` and `host:port` (RFC 9112 §3.2) are no paths, and must not share keys with paths.
+        None => write_part(out, "target", uri.path()),
+    }
+    if let Some(query) = uri.query() {
+        write_query(out, query, params);
     }
 }
 
-/// Returns `true` if a pattern matches one path only.
-fn is_static(pattern: &str) -> bool {
-    !pattern.split('/').any(is_parameter)
+fn write_path(out: &mut String, path: &str) {
+    for (index, segment) in path.split('/').enumerate() {
+        if index > 0 {
+            out.push(':');
+        }
+        write_canonical(out, &decoded_segment(segment), PCHAR, SEGMENT);
+    }
 }
 
-/// Returns `true` for a segment of a pattern that is a parameter: `{name}`, `:name`, `*rest`, `<regex>`.
-fn is_parameter(segment: &str) -> bool {
-    segment.contains(['{', '*', '<']) || segment.starts_with(':')
+fn write_query(out: &mut String, query: &str, params: Params<'_>) {
+    let pairs = || pairs(query).filter(|(name, _)| params.counts(name));
+    if pairs().is_sorted_by(|(one, _), (next, _)| one <= next) {
+        return pairs().for_each(|pair| write_pair(out, &pair));
+    }
+    // A stable sort by name alone keeps several values of one name in the order they came.
+    let mut pairs: Vec<_> = pairs().collect();
+    pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
+    pairs.iter().for_each(|pair| write_pair(out, pair));
 }
 
-/// Returns the same scheme and host with another path and query.
-fn with_path(uri: &Uri, mount: &str, path: &str, query: Option<&str>) -> Option<Uri> {
-    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(PathAndQuery::try_from(format!("{mount}{path}{query}")).ok()?);
-    Uri::from_parts(parts).ok()
+/// The decoded name of a parameter, and its value as it is spelled.
+type Pair<'a> = (Cow<'a, [u8]>, &'a str);
+
+/// Returns the parameters of a query. Empty pairs are skipped.
+fn pairs(query: &str) -> impl Iterator<Item = Pair<'_>> {
+    let mut rest = Some(query);
+    std::iter::from_fn(move || {
+        loop {
+            let (pair, after) = split_at_byte(rest?, b'&');
+            rest = after;
+            if !pair.is_empty() {
+                let (name, value) = split_at_byte(pair, b'=');
+                return Some((decoded_param(name), value.unwrap_or_default()));
+            }
+        }
+    })
+}
+
+/// `split_once` for an ASCII character. In such a short text, comparing each byte is faster.
+fn split_at_byte(text: &str, byte: u8) -> (&str, Option<&str>) {
+    match text.bytes().position(|b| b == byte) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    }
+}
+
+fn write_pair(out: &mut String, (name, value): &Pair<'_>) {
+    out.push(':');
+    write_canonical(out, name, IN_NAME, PARAM);
+    // A path can't hold a `=` that isn't escaped, so that this begins a parameter.
+    out.push('=');
+    write_canonical(out, &decoded_param(value), IN_VALUE, PARAM);
+}
+
+/// Returns `true` if this is the canonical spelling of a path: the one whose key every other spelling shares.
+pub(crate) fn is_canonical(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    let is_literal = |byte: &u8| CLASSES[usize::from(*byte)] & IN_PATH != 0;
+    let Some(mut at) = bytes.iter().position(|byte| !is_literal(byte)) else { return true };
+    while let Some(&byte) = bytes.get(at) {
+        if is_literal(&byte) {
+            at += 1;
+            continue;
+        }
+        let digits = bytes.get(at + 1..at + 3).filter(|_| byte == b'%');
+        let Some(digits) = digits.filter(|digits| !digits.iter().any(u8::is_ascii_lowercase)) else {
+            return false;
+        };
+        if escaped_byte(digits).is_none_or(|escaped| CLASSES[usize::from(escaped)] & PCHAR != 0) {
+            return false;
+        }
+        at += 3;
+    }
+    true
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::target;
     use super::*;
 
-    fn of(sent: &str, seen: &str, mount: Option<&str>) -> KeyUri {
-        KeyUri::of(&sent.parse().unwrap(), &seen.parse().unwrap(), mount)
-    }
-
     #[test]
-    fn nesting_alone_leaves_the_uri_that_was_sent() {
-        for (sent, seen, mount) in [
-            ("/items?a=1", "/items?a=1", None),
-            ("/v1/items", "/items", Some("/v1")),
-            ("/v1/items", "/items", Some("/{version}")),
-            ("/v1/items", "/items", Some("/:version")),
-            ("/a/b/items?x", "/items?x", Some("/a/b")),
-            ("/v1", "/", Some("/v1")),
-            ("/v1/", "/", Some("/v1")),
-            ("/v1/items", "/items", Some("/v1/")),
-            // A layer of its own cuts it.
-            ("/v1/items", "/items", None),
-            ("/api/v1/items", "/items", Some("/api")),
-            ("*", "*", None),
+    fn ordinary_uris_take_the_short_way() {
+        for (uri, is_plain) in [
+            ("/products/7?currency=eur&lang=en", true),
+            ("/a/b/c/", true),
+            ("/a?b=c=d&b=/e", true),
+            ("/a?b=2&a=1", false),
+            ("/a?b", false),
+            ("/a%20b", false),
+            ("/a?b=c:d", false),
         ] {
-            assert_eq!(of(sent, seen, mount), KeyUri::AsSent, "{sent} {seen} {mount:?}");
+            let uri: Uri = uri.parse().unwrap();
+            assert_eq!(write_plain(&mut String::new(), &uri).is_some(), is_plain, "{uri}");
         }
     }
 
     #[test]
-    fn what_was_rewritten_is_known_by_what_the_handler_sees() {
-        for (sent, seen, mount, expected) in [
-            ("/p/7/", "/p/7", None, "/p/7"),
-            ("/shop/p/7/", "/p/7", Some("/shop"), "/shop/p/7"),
-            ("/shop//", "/", Some("/shop"), "/shop"),
-            ("///", "/", None, "/"),
-            ("//p/7", "/p/7", None, "/p/7"),
-            ("/shop//p/7", "/p/7", Some("/shop"), "/shop/p/7"),
-            ("/home", "/two.example/home", None, "/two.example/home"),
-            ("/home", "/home", Some("/two.example"), "/two.example/home"),
-            ("/page", "/page?lang=de", None, "/page?lang=de"),
-            ("/a/page?x", "/page?x&lang=de", Some("/a"), "/a/page?x&lang=de"),
-            ("/a/page?x", "/page", Some("/a"), "/a/page"),
-            ("/abc", "/bc", None, "/bc"),
-            // As HTTP/2 sends it.
-            ("https://a.example/p/7/", "https://a.example/p/7", None, "https://a.example/p/7"),
-        ] {
-            let expected = KeyUri::Rewritten(expected.parse().unwrap());
-            assert_eq!(of(sent, seen, mount), expected, "{sent} {seen} {mount:?}");
+    fn one_spelling_of_each_path_is_canonical() {
+        for path in ["/", "/a/b@c:d,e$f", "/a%2Fb", "/50%25", "/caf%C3%A9", "/a+b", "*", "//a//"] {
+            assert!(is_canonical(path), "{path}");
+        }
+        for path in ["/%61", "/a%40b", "/a%2fb", "/50%", "/%2", "/caf%c3%a9", "/caf\u{e9}", "/a|b", "/a%2e"] {
+            assert!(!is_canonical(path), "{path}");
         }
     }
 
-    #[test]
-    fn under_a_mount_with_parameters_what_was_rewritten_is_unknown() {
-        for (sent, seen, mount, evicted) in [
-            ("/home", "/home", "/{shop}", "/home/home"),
-            ("/one/page", "/other", "/{shop}", "/one/other"),
-            ("/one/home", "/home?lang=de", "/<\\d+>", "/one/home?lang=de"),
-            ("/", "/home", "/{shop}", "/home"),
-        ] {
-            let evicted = KeyUri::Unknown(vec![evicted.parse().unwrap()]);
-            assert_eq!(of(sent, seen, Some(mount)), evicted, "{sent} {seen} {mount}");
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        #[test]
+        fn the_canonical_spelling_is_one_of_its_own_key(path in "/[ab/:=%|{}&@+2-7A-Fa-f]{0,10}") {
+            let spelled: Vec<String> = path[1..]
+                .split('/')
+                .map(|segment| {
+                    let mut out = String::new();
+                    write_canonical(&mut out, &decoded_segment(segment), PCHAR, 0);
+                    out
+                })
+                .collect();
+            let canonical = format!("/{}", spelled.join("/"));
+            prop_assert!(is_canonical(&canonical), "{canonical}");
+            prop_assert_eq!(is_canonical(&path), path == canonical);
+            prop_assert_eq!(decoded_segment(&canonical), decoded_segment(&path));
+            if let (Ok(one), Ok(other)) = (path.parse::<Uri>(), canonical.parse::<Uri>()) {
+                prop_assert_eq!(uri_suffix(&one), uri_suffix(&other));
+            }
         }
-    }
 
-    #[test]
-    fn slashes_alone_leave_the_mount_known() {
-        for (sent, seen, mount, expected) in [
-            ("/one/home/", "/home", "/{shop}", "/one/home"),
-            ("/one/home/", "/home", "/:shop", "/one/home"),
-            ("/one/home", "/home/", "/{shop}", "/one/home/"),
-            ("/one//home?a", "/home?a", "/{shop}", "/one/home?a"),
-            ("/one//", "/", "/{shop}", "/one"),
-        ] {
-            let expected = KeyUri::Rewritten(expected.parse().unwrap());
-            assert_eq!(of(sent, seen, Some(mount)), expected, "{sent} {seen} {mount}");
-        }
-    }
-
-    fn of_pattern(sent: &str, seen: &str, pattern: &str) -> KeyUri {
-        KeyUri::of_pattern(&sent.parse().unwrap(), &seen.parse().unwrap(), pattern)
-    }
-
-    #[test]
-    fn patterns_tell_the_mount() {
-        for (sent, seen, pattern) in [
-            ("/v1/products/7", "/products/7", "/v1/products/:id"),
-            ("/products/7?a", "/products/7?a", "/products/:id"),
-            ("/a/b/c", "/b/c", "/a/:b/c"),
-            ("/v1", "/", "/v1"),
-            ("/", "/", "/"),
-            ("/files/a/b", "/files/a/b", "/files/*path"),
-            ("/v1/files/a/", "/files/a/", "/v1/files/*path"),
-            ("/files/files/a", "/files/a", "/files/*path"),
-            // A router, or an endpoint, that is nested.
-            ("/v1/products/7", "/products/7", "/v1"),
-            ("/v1/v1", "/v1", "/v1"),
-            ("/v1/about", "/about", "/v1/about"),
-            // A layer of its own cuts it.
-            ("/old/files/a", "/files/a", "/files/*path"),
-            ("/old/about", "/about", "/about"),
-            ("/v1/a/b", "/a/b", "/v1/<a/.+>"),
-        ] {
-            assert_eq!(of_pattern(sent, seen, pattern), KeyUri::AsSent, "{sent} {seen} {pattern}");
-        }
-    }
-
-    #[test]
-    fn patterns_tell_the_mount_of_what_was_rewritten() {
-        for (sent, seen, pattern, expected) in [
-            // Trimmed, appended, merged.
-            ("/files/d/f.txt/", "/files/d/f.txt", "/files/*rest", "/files/d/f.txt"),
-            ("/v1/files/d/f.txt/", "/files/d/f.txt", "/v1/files/*rest", "/v1/files/d/f.txt"),
-            ("/v1/files/d//?a=1", "/files/d?a=1", "/v1/files/*rest", "/v1/files/d?a=1"),
-            ("/v1/files/d", "/files/d/", "/v1/files/*rest", "/v1/files/d/"),
-            ("/v1//files//d", "/files/d", "/v1/files/*rest", "/v1/files/d"),
-            ("/v1/d/", "/d", "/v1/*rest", "/v1/d"),
-            ("/v1//", "/", "/v1/*rest", "/v1"),
-            ("/v1/", "/", "/v1/", "/v1"),
-            ("/v1/?a", "/?a", "/v1", "/v1?a"),
-            ("/d/", "/d", "/*rest", "/d"),
-            ("/files/files/a/", "/files/a", "/files/*rest", "/files/files/a"),
-            // A layer around a nested router, which sees the outer pattern alone.
-            ("/v1/about/", "/about", "/v1", "/v1/about"),
-            ("/v1/products/7/", "/products/7", "/v1", "/v1/products/7"),
-            // In front of the routers.
-            ("/home", "/two.example/home", "/*rest", "/two.example/home"),
-            ("/a", "/files/two/a", "/files/*rest", "/files/two/a"),
-            ("/home", "/home", "/two.example/home", "/two.example/home"),
-            ("/old/7", "/products/7", "/v1/products/:id", "/v1/products/7"),
-            ("/v1/files/a", "/files/a?lang=de", "/v1/files/*rest", "/v1/files/a?lang=de"),
-            ("/x", "/a", "/v1/b/*rest", "/v1/b/a"),
-        ] {
-            let expected = KeyUri::Rewritten(expected.parse().unwrap());
-            assert_eq!(of_pattern(sent, seen, pattern), expected, "{sent} {seen} {pattern}");
-        }
-    }
-
-    #[test]
-    fn mounts_that_a_pattern_leaves_open_are_all_evicted() {
-        for (sent, seen, pattern, evicted) in [
-            ("/a", "/files/two/a", "/v1/files/*rest", &["/v1/files/two/a", "/v1/files/files/two/a"][..]),
-            ("/other/a", "/files/a", "/v1/files/*rest", &["/v1/files/a", "/v1/files/files/a"]),
-            ("/a", "/b", "/c/:d/e", &["/b"]),
-        ] {
-            let evicted = KeyUri::Unknown(evicted.iter().map(|uri| uri.parse().unwrap()).collect());
-            assert_eq!(of_pattern(sent, seen, pattern), evicted, "{sent} {seen} {pattern}");
+        #[test]
+        fn the_short_way_leads_to_the_same_key(uri in target()) {
+            let (mut short, mut long) = (String::new(), String::new());
+            if write_plain(&mut short, &uri).is_some() {
+                write_any(&mut long, &uri, Params::All);
+                prop_assert_eq!(short, long);
+            }
         }
     }
 }

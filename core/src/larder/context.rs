@@ -19,7 +19,7 @@ use crate::exchange::remembered::RememberedKeys;
 use crate::fill::single_flight::{FillOutcome, Follower, SingleFlight, UpdateQueue};
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeySpace};
 use crate::larder::agreement::Agreement;
-use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
+use crate::policy::rule::{DEFAULT_MAX_BODY, DEFAULT_STATUS_HEADER, PrincipalSecret};
 use crate::record::Record;
 use crate::store::StoreError;
 use crate::tag::{Tagged, TagsToEvict};
@@ -47,7 +47,7 @@ impl Default for Defaults {
             prefix: DEFAULT_PREFIX.into(),
             ttl: Ttl::NO_EXPIRY,
             max_body: DEFAULT_MAX_BODY,
-            status_header: Some(HeaderName::from_static("x-redis-cache")),
+            status_header: Some(DEFAULT_STATUS_HEADER),
             cache_status: false,
             secret: PrincipalSecret::default(),
             credential_fields: Arc::new([]),

@@ -13,14 +13,14 @@ use http::{HeaderMap, HeaderValue, Response, response};
 use crate::headers::conditional::Validators;
 use crate::headers::hop_by_hop::{end_to_end, remove_if};
 use crate::headers::range::Selection;
-use crate::headers::vary::Placement;
-use crate::headers::vary::Variants;
 use crate::policy::cache_status::{CacheStatus, WrittenThrough};
 use crate::policy::hit::{
     Revalidation, cache_control, into_not_modified, into_selected, no_cache, selection,
 };
 use crate::policy::rule::{Kind, Rule};
 use crate::reason::Reason;
+use crate::record::variants::Placement;
+use crate::record::variants::Variants;
 use crate::record::{Entry, Record};
 
 /// A response with the entry made from it.

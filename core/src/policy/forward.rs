@@ -14,18 +14,19 @@ use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::headers::conditional::{Validators, request_matches, weak_etag};
 use crate::headers::hop_by_hop::remove_if;
 use crate::headers::range::{self, Part, Selection};
-use crate::headers::vary::{Variants, add_vary, selecting_fields};
+use crate::headers::vary::{add_vary, selecting_fields};
 use crate::key::SecondaryKey;
 use crate::policy::admitted::{Admitted, jittered, representation_fields, storable_fields};
 use crate::policy::cache_status::CacheStatus;
 use crate::policy::hit::{Hit, add_accept_ranges, selection};
 use crate::policy::rule::{Audience, Kind, Principal, Rule};
-use crate::policy::rules::{
+use crate::policy::safety::{
     BodyLength, allows_stale_if_error, is_for_a_part, is_not_modified, is_success, leaves_outcome_unknown,
     may_lack_cors, why_not_storable, why_not_usable,
 };
 use crate::provenance::Provenance;
 use crate::reason::Reason;
+use crate::record::variants::Variants;
 use crate::record::{Entry, Record};
 use crate::request::is_ordinary;
 use crate::store::Intent;

@@ -14,6 +14,9 @@ use crate::policy::tag_rule::TagRule;
 use crate::request::RequestView;
 use crate::tag::Tags;
 
+/// The field that says HIT, MISS or BYPASS, unless the author of a route names another.
+pub(crate) const DEFAULT_STATUS_HEADER: HeaderName = HeaderName::from_static("x-redis-cache");
+
 /// The default limit on the size of stored bodies, in bytes.
 pub const DEFAULT_MAX_BODY: u64 = 10 * 1024 * 1024;
 
@@ -195,7 +198,7 @@ impl Rule {
             query_params: None,
             vary_by_host: false,
             is_chosen: false,
-            status_header: Some(HeaderName::from_static("x-redis-cache")),
+            status_header: Some(DEFAULT_STATUS_HEADER),
             cache_status: false,
             tags: TagRule::default(),
         }

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 
-use crate::headers::vary::Variants;
+use crate::record::variants::Variants;
 use crate::record::{
     Reader, Record, VERSION, from_millis, head_len, put_head, read_head, saturating_millis, to_millis,
 };

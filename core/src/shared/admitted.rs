@@ -12,13 +12,13 @@ use super::cache_status::SharedCacheStatus;
 use super::fields::{self, freshen, storable};
 use super::freshness::{Control, Exchanged, Freshness};
 use super::partial::combine;
-use super::rules::{has_validator, is_for_all, withholds};
+use super::safety::{has_validator, is_for_all, withholds};
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::list;
-use crate::headers::vary::Placement;
-use crate::headers::vary::Variants;
 use crate::policy::add_accept_ranges;
 use crate::record::shared::StoredResponse;
+use crate::record::variants::Placement;
+use crate::record::variants::Variants;
 
 /// The stored form of a response, without the body.
 pub(super) fn made_of(

@@ -14,7 +14,7 @@ use super::SharedRule;
 use super::cache_status::CACHE_STATUS;
 use super::cache_status::SharedCacheStatus;
 use super::partial::{Cut, cut};
-use super::rules::is_not_modified;
+use super::safety::is_not_modified;
 use crate::headers::hop_by_hop::only;
 use crate::reason::Reason;
 use crate::record::shared::StoredResponse;

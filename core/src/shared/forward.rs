@@ -20,14 +20,15 @@ use super::answer::{Shape, SharedAnswer};
 use super::cache_status::SharedCacheStatus;
 use super::freshness::{Control, Exchanged, Freshness};
 use super::partial::{have_one_strong_tag, identifies, part_of};
-use super::rules::{invalidates, may_stand_in, unusable, why_not_storable, withholds};
+use super::safety::{invalidates, may_stand_in, unusable, why_not_storable, withholds};
 use super::target::Unkeyed;
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
-use crate::headers::vary::{Variants, selecting_fields};
+use crate::headers::vary::selecting_fields;
 use crate::policy::{BodyLength, add_accept_ranges, allows_stale_if_error};
 use crate::reason::Reason;
 use crate::record::shared::{SharedRecord, StoredResponse};
+use crate::record::variants::Variants;
 use crate::request::RequestFields;
 use crate::store::Intent;
 

@@ -30,14 +30,13 @@ use super::answer::Shape;
 #[cfg(feature = "runtime")]
 use super::partial::selection;
 #[cfg(feature = "runtime")]
-use super::rules::is_not_modified;
-use super::rules::{has_credentials, may_be_refreshed, may_be_stale, not_a_write, not_looked_up, unusable};
+use super::safety::is_not_modified;
+use super::safety::{has_credentials, may_be_refreshed, may_be_stale, not_a_write, not_looked_up, unusable};
 use super::target::{Unkeyed, overrides_method};
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
 #[cfg(feature = "runtime")]
 use crate::headers::range::Selection;
-use crate::headers::vary::Variants;
 use crate::key::CacheKey;
 use crate::key::SecondaryKey;
 #[cfg(feature = "runtime")]
@@ -45,6 +44,7 @@ use crate::policy::Needs;
 use crate::policy::rule::host;
 use crate::reason::Reason;
 use crate::record::shared::{SharedRecord, StoredResponse};
+use crate::record::variants::Variants;
 use crate::request::{RequestFields, RequestView};
 use crate::store::Intent;
 
@@ -53,7 +53,7 @@ pub use super::answer::SharedAnswer;
 pub use super::cache_status::SharedCacheStatus;
 pub use super::forward::{OriginFailed, SharedForward, SharedOnResponse, SharedPass};
 pub use super::write::SharedWrite;
-pub use crate::headers::vary::Placement;
+pub use crate::record::variants::Placement;
 
 /// The decision engine of a shared cache.
 ///

@@ -174,7 +174,7 @@ pub(super) fn canonical(target: &str) -> Cow<'_, str> {
     let mut spelled = String::with_capacity(target.len());
     push_normalised(&mut spelled, path, Component::Path);
     if spelled.contains("/.") {
-        spelled = super::invalidation::without_dots(&spelled);
+        spelled = crate::headers::location::without_dots(&spelled);
     }
     let pairs = query.into_iter().flat_map(|query| query.split('&'));
     let mut pairs = pairs

@@ -45,7 +45,7 @@ fn resolve(base: &Uri, reference: &str) -> String {
 }
 
 /// Removes dot segments (RFC 3986 §5.2.4).
-pub(super) fn without_dots(target: &str) -> String {
+pub(crate) fn without_dots(target: &str) -> String {
     let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.split('/').skip(1).peekable();

@@ -12,11 +12,11 @@ use http::{HeaderMap, Method, StatusCode, response};
 
 use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::headers::conditional::request_matches;
-use crate::headers::vary::Variants;
 use crate::policy::rule::{Audience, Rule};
 use crate::provenance;
 use crate::reason::Reason;
 use crate::record::Entry;
+use crate::record::variants::Variants;
 use crate::request::{RequestFields, RequestView};
 
 /// The length of a body, as the body reports it.
