@@ -11,7 +11,7 @@ use larder_core::{
 };
 use larder_tests::proxy::{Proxy, Weather};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
-use larder_tests::redis_server::{RedisServer, patient, version};
+use larder_tests::redis_server::{RedisServer, connect_without_deadline, patient, version};
 use tokio::time::{Instant, sleep};
 
 const HOLD: Duration = Duration::from_secs(60);
@@ -137,10 +137,9 @@ fn cluster_pool(cluster: &RedisCluster) -> deadpool_redis::cluster::Pool {
 }
 
 async fn raw<T: redis::FromRedisValue>(server: &RedisServer, command: &[&str]) -> T {
-    let client = redis::Client::open(server.url()).unwrap();
     let mut cmd = redis::Cmd::new();
     cmd.arg(command);
-    cmd.query_async(&mut client.get_multiplexed_async_connection().await.unwrap()).await.unwrap()
+    cmd.query_async(&mut connect_without_deadline(&server.url()).await).await.unwrap()
 }
 
 async fn eventually<F: Future<Output = bool>>(what: &str, limit: Duration, mut holds: impl FnMut() -> F) {

@@ -10,7 +10,7 @@ use larder_core::{
     RedisStore, StoreError,
 };
 use larder_tests::proxy::{Proxy, Weather};
-use larder_tests::redis_server::{RedisServer, allow_debug, version};
+use larder_tests::redis_server::{RedisServer, allow_debug, connect_without_deadline, version};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
@@ -55,10 +55,9 @@ async fn certain(store: &RedisStore, key: &CacheKey) {
 }
 
 async fn raw<T: redis::FromRedisValue>(server: &RedisServer, command: &[&str]) -> T {
-    let client = redis::Client::open(server.url()).unwrap();
     let mut cmd = redis::Cmd::new();
     cmd.arg(command);
-    cmd.query_async(&mut client.get_multiplexed_async_connection().await.unwrap()).await.unwrap()
+    cmd.query_async(&mut connect_without_deadline(&server.url()).await).await.unwrap()
 }
 
 #[tokio::test]
