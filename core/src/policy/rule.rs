@@ -12,6 +12,7 @@ use crate::headers::vary::{USUAL_CREDENTIALS, add_vary};
 use crate::key::{self, CacheKey, KeySpace, Params};
 use crate::policy::tag_rule::TagRule;
 use crate::request::RequestView;
+#[cfg(feature = "runtime")]
 use crate::tag::Tags;
 
 /// The field that says HIT, MISS or BYPASS, unless the author of a route names another.
@@ -142,6 +143,7 @@ impl Principal {
 
 impl Principal {
     /// Returns the tag of this principal's entries. It holds the hash, so readers of the store can't guess the name.
+    #[cfg(feature = "runtime")]
     pub(crate) fn tag(self) -> Tags {
         Tags::reserved("principal", &format!("{:032x}", u128::from_be_bytes(self.0)))
     }
