@@ -46,7 +46,7 @@
 //! * An endpoint's `Err` passes through unchanged, without the cache's headers. It is never stored, also not with
 //!   [`Cache::ttl_for`], and never counts as the success of a write. To cache a 404, return it as a response.
 //! * A body of unknown length isn't stored, and poem's conversion of an `http::Response` drops the length of the body.
-//!   An endpoint that returns an `http::Response` sets `Content-Length`, or makes the [`Response`](poem::Response) from bytes.
+//!   An endpoint that returns an `http::Response` sets `Content-Length`, or makes the [`Response`] from bytes.
 //! * poem's routers run the GET endpoint for a HEAD and drop the response's body, so a HEAD fills the cache too.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
