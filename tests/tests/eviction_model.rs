@@ -147,7 +147,7 @@ struct Process {
     has_watched: bool,
     running: Option<Running>,
     reading: Option<Reading>,
-    /// This process has evicted or replaced older values, and has been told so.
+    /// This process has evicted or replaced older values, and these changes are confirmed.
     floor: u8,
 }
 
@@ -167,7 +167,7 @@ struct World {
     is_late: bool,
     /// The version in the database.
     version: u8,
-    /// Older values have been evicted or replaced, and the process that did it has been told so.
+    /// Older values have been evicted or replaced, and these changes are confirmed.
     floor: u8,
     /// The version that the third process will fill with.
     filling: Option<u8>,
@@ -420,9 +420,11 @@ impl World {
                         running.is_executed = true;
                     }
                 });
-                step("the master carries it out", Ok(executed));
+                step("the master executes the change", Ok(executed));
             }
-            Some(running) => step("is told so", Ok(self.with(|world| world.confirm(number, running, off)))),
+            Some(running) => {
+                step("receives the confirmation", Ok(self.with(|world| world.confirm(number, running, off))))
+            }
             None => {}
         }
         let is_uncovered = process.remembers && process.covered.is_none() && process.answer.is_none();
@@ -440,7 +442,7 @@ impl World {
                 }
                 world.processes[number].has_watched = true;
             });
-            step("asks the servers who they are", Ok(watched));
+            step("asks the servers for their identity", Ok(watched));
         }
         if let Some((position, is_first)) = process.answer {
             let told = self.with(|world| {
@@ -450,7 +452,7 @@ impl World {
                     process.covered = Some(position);
                 }
             });
-            step("is told by the same server as before", Ok(told));
+            step("receives the position of the same server", Ok(told));
         }
         self.steps_of_reading(number, off, &mut step);
     }
@@ -569,27 +571,27 @@ fn check_everything(bounds: Bounds) {
 }
 
 #[test]
-fn nothing_that_a_process_evicted_comes_back() {
+fn evicted_values_stay_evicted_with_one_process() {
     check_everything(ONE_PROCESS);
 }
 
 #[test]
-fn nothing_that_two_processes_evicted_comes_back() {
+fn evicted_values_stay_evicted_with_two_processes() {
     check_everything(TWO_PROCESSES);
 }
 
 #[test]
-fn failover_that_loses_nothing_repeats_nothing() {
+fn failover_without_losses_repeats_no_evictions() {
     let mut world = World::new(ONE_PROCESS);
     let before = [
         "changes the database and begins to replace",
-        "the master carries it out",
-        "is told so",
-        "asks the servers who they are",
-        "is told by the same server as before",
+        "the master executes the change",
+        "receives the confirmation",
+        "asks the servers for their identity",
+        "receives the position of the same server",
         "the replica catches up",
         "the replica takes the master's place",
-        "asks the servers who they are",
+        "asks the servers for their identity",
     ];
     for name in before {
         let step = world.steps(None).into_iter().find(|(other, ..)| *other == name);

@@ -1,5 +1,5 @@
-//! The log of a `close` with evictions that Redis never confirmed. Alone in its program: `tracing` caches for the whole process
-//! whether an event is wanted.
+//! The log of a `close` with evictions that Redis never confirmed. The only test of its program: `tracing` caches for the whole
+//! process which events are enabled.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ impl io::Write for Log {
 }
 
 #[tokio::test]
-async fn closing_gives_up_at_its_deadline_and_names_what_is_left() {
+async fn closing_logs_unconfirmed_evictions_at_its_deadline() {
     const DEADLINE: Duration = Duration::from_millis(300);
     let log = Log::default();
     let writer = log.clone();

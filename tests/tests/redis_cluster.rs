@@ -45,7 +45,7 @@ async fn store_passes_the_suite() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_node_does_its_part() {
+async fn every_master_stores_its_keys_and_runs_scripts() {
     let cluster = start().await;
     let store = patient(&cluster);
     let homes = everywhere(&cluster, 10);
@@ -88,7 +88,7 @@ async fn every_node_does_its_part() {
 }
 
 #[tokio::test]
-async fn one_seed_is_enough_and_a_dead_one_is_no_harm() {
+async fn one_reachable_seed_is_enough() {
     let mut cluster = start().await;
     let port = |node: usize| cluster.node(node).port();
     let long = Duration::from_secs(5);
@@ -111,24 +111,24 @@ async fn one_seed_is_enough_and_a_dead_one_is_no_harm() {
     for node in 0..2 * MASTERS {
         cluster.node_mut(node).kill();
     }
-    let nobody = prompt(&cluster);
+    let unreachable = prompt(&cluster);
     for _ in 0..3 {
         let start = Instant::now();
-        assert!(matches!(nobody.get(&key).await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(unreachable.get(&key).await, Err(StoreError::Unavailable(_))));
         assert!(start.elapsed() < Duration::from_millis(50) + SLACK, "{:?}", start.elapsed());
     }
     sleep(Duration::from_millis(200)).await;
     let start = Instant::now();
     for _ in 0..1000 {
-        assert!(matches!(nobody.get(&key).await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(unreachable.get(&key).await, Err(StoreError::Unavailable(_))));
     }
     assert!(start.elapsed() < Duration::from_secs(1), "{:?} for 1,000 calls", start.elapsed());
-    nobody.close().await;
-    assert!(matches!(nobody.get(&key).await, Err(StoreError::Unavailable(_))));
+    unreachable.close().await;
+    assert!(matches!(unreachable.get(&key).await, Err(StoreError::Unavailable(_))));
 }
 
 #[tokio::test]
-async fn an_eviction_that_a_promoted_replica_never_heard_of() {
+async fn confirmed_eviction_is_repeated_at_a_promoted_replica() {
     let mut cluster = start().await;
     // A store that has not connected to the replica before.
     let (long, port) = (Duration::from_secs(5), cluster.node(1).port());
@@ -187,7 +187,7 @@ async fn evict_foreign_deletes_foreign_values_of_a_group() {
 }
 
 #[tokio::test]
-async fn environment_variables_configure_tls() {
+async fn environment_variables_configure_a_cluster() {
     let cluster = start().await;
     let (first, rest) = (cluster.node(0).port().to_string(), cluster.url());
     for vars in [
@@ -283,13 +283,13 @@ impl Race {
         self.writer.await.unwrap();
         let hits = self.hits.load(Ordering::Relaxed);
         assert_eq!(self.stale.load(Ordering::Relaxed), 0, "of {hits} hits");
-        assert!(hits > 100, "a race nobody ran: {hits} hits");
+        assert!(hits > 100, "the readers found too little: {hits} hits");
         assert_eq!(self.database.load(Ordering::Relaxed), self.evicted.load(Ordering::Relaxed));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_move_under_load() {
+async fn reads_are_current_while_slots_move() {
     let cluster = Arc::new(start().await);
     for key in [key(Some("g"), "a"), key(None, "a")] {
         let race = Race::begin(&cluster, &key);
@@ -322,7 +322,7 @@ async fn slots_move_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_is_half_moved() {
+async fn half_moved_slot_is_read_and_evicted_within_deadlines() {
     let cluster = start().await;
     let (store, reader) = (prompt(&cluster), patient(&cluster));
     for key in [key(Some("g"), "a"), key(None, "a")] {
@@ -335,7 +335,7 @@ async fn a_slot_that_is_half_moved() {
         cluster.begin_move(slot, from, to);
         assert_eq!(reader.get(&key).await.unwrap().unwrap(), "1", "on its old owner");
         cluster.move_keys(slot, from, to, Duration::ZERO);
-        assert_eq!(reader.get(&key).await.unwrap().unwrap(), "1", "gone ahead");
+        assert_eq!(reader.get(&key).await.unwrap().unwrap(), "1", "on its new owner");
         assert!(reader.has(&key).await.unwrap());
         let absent = key.space().key("absent");
         let start = Instant::now();
@@ -358,7 +358,7 @@ async fn a_slot_that_is_half_moved() {
         while store.set(&key, "2".into(), MINUTE).await.is_err()
             || store.get(&key).await.ok().flatten().is_none_or(|value| value != "2")
         {
-            assert!(start.elapsed() < Duration::from_secs(10), "never certain");
+            assert!(start.elapsed() < Duration::from_secs(10), "an eviction is still pending");
             sleep(Duration::from_millis(5)).await;
         }
     }
@@ -367,7 +367,7 @@ async fn a_slot_that_is_half_moved() {
 /// Some commands of a pipe find their keys on the old owner, and others don't. If both owners ran a part of them, each would hold
 /// a lease, and the slot could not be moved.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_half_moved_slot_gets_no_second_lease() {
+async fn half_moved_slot_grants_no_second_lease() {
     let cluster = start().await;
     let (store, other) = (prompt(&cluster), prompt(&cluster));
     let [known, new] = ["known", "new"].map(|suffix| key(Some("g"), suffix));
@@ -397,7 +397,7 @@ async fn a_half_moved_slot_gets_no_second_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wipe_while_slots_move() {
+async fn prefix_is_evicted_completely_while_slots_move() {
     let cluster = Arc::new(start_with(allow_debug()).await);
     // Enough keys that a scan takes longer than moving a slot.
     for node in 0..MASTERS {
@@ -438,7 +438,7 @@ async fn a_wipe_while_slots_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_dies_under_load() {
+async fn deadlines_hold_while_a_master_fails() {
     let mut cluster = start().await;
     let store = prompt(&cluster);
     let homes = Arc::new(everywhere(&cluster, 4));
@@ -524,7 +524,7 @@ async fn is_writable(store: &RedisStore, keys: &[CacheKey]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_that_hangs_costs_only_its_own_keys() {
+async fn hung_master_affects_only_its_own_keys() {
     let cluster = start_with(&["--cluster-node-timeout", "60000"]).await;
     let store = prompt(&cluster);
     let homes = everywhere(&cluster, 2);

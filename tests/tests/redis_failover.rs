@@ -247,7 +247,7 @@ async fn idle_process_repeats_its_evictions_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_that_is_replaced_behind_open_connections_is_noticed_within_a_second() {
+async fn data_replaced_behind_open_connections_is_noticed_within_a_second() {
     for way in WAYS {
         let (server, other) = (RedisServer::start(), RedisServer::start());
         let idle = Store::to(&server.url(), way);
@@ -483,7 +483,7 @@ async fn change_in_a_cluster_waits_for_replicas_of_its_own_master() {
     for way in [Way::OneConnection, Way::Pool] {
         let cluster = cluster().await;
         let plain = Store::to_cluster(&cluster, way);
-        let homes = deaf_replica(&cluster, &plain).await;
+        let homes = with_lagging_replica(&cluster, &plain).await;
         let options = match way {
             Way::Pool => RedisOptions::from_cluster_pool(cluster_pool(&cluster)),
             _ => RedisOptions::from_url(&cluster.url()).unwrap(),
@@ -509,7 +509,7 @@ async fn change_in_a_cluster_waits_for_replicas_of_its_own_master() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn busy_pool_costs_no_answers() {
+async fn busy_pool_causes_no_errors() {
     let server = RedisServer::start();
     let mut config = PoolConfig::new(1);
     config.timeouts.wait = Some(Duration::from_millis(1));
@@ -557,23 +557,23 @@ async fn cluster() -> RedisCluster {
 
 /// Writes keys of every master, which all nodes have with the value `old`. From then on the replica of master 0 receives no
 /// writes.
-async fn deaf_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey>> {
+async fn with_lagging_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey>> {
     let homes = everywhere(cluster, 6);
     for key in homes.iter().flatten() {
         store.set(key, "old").await;
     }
-    deafen_replica(cluster).await;
+    stop_replication(cluster).await;
     homes
 }
 
 /// Waits until the replica of master 0 has all writes. From then on it receives none.
-async fn deafen_replica(cluster: &RedisCluster) {
+async fn stop_replication(cluster: &RedisCluster) {
     eventually("a replica that has everything", RECOVERY, || {
         let size = |node| cluster.cli(node, &["dbsize"]);
         std::future::ready(size(0) == size(MASTERS))
     })
     .await;
-    // The replica logs in as a user whom the master doesn't know. A master that hangs and continues would also do, but then Redis
+    // The replica logs in as a user that the master doesn't know. A master that hangs and continues would also do, but then Redis
     // 8.2 may hang forever: it takes old messages for new ones, and both nodes for replicas of each other.
     for setting in ["masteruser", "masterauth"] {
         cluster.cli(MASTERS, &["config", "set", setting, "unknown"]);
@@ -609,7 +609,7 @@ async fn idle_process_repeats_its_evictions_at_a_promoted_replica_within_a_secon
     for way in WAYS {
         let mut cluster = cluster().await;
         let idle = Store::to_cluster(&cluster, way);
-        let homes = deaf_replica(&cluster, &idle).await;
+        let homes = with_lagging_replica(&cluster, &idle).await;
         for key in homes.iter().flatten() {
             idle.delete(key).await;
         }
@@ -631,7 +631,7 @@ async fn reads_during_a_failover_find_nothing_evicted() {
     for way in WAYS {
         let mut cluster = cluster().await;
         let store = Store::to_cluster(&cluster, way);
-        let homes = deaf_replica(&cluster, &store).await;
+        let homes = with_lagging_replica(&cluster, &store).await;
         for key in homes.iter().flatten() {
             store.delete(key).await;
         }
@@ -664,7 +664,7 @@ async fn failover_that_is_undone_is_noticed_within_a_second() {
     for way in WAYS {
         let cluster = cluster().await;
         let idle = Store::to_cluster(&cluster, way);
-        let homes = deaf_replica(&cluster, &idle).await;
+        let homes = with_lagging_replica(&cluster, &idle).await;
         for key in homes.iter().flatten() {
             idle.delete(key).await;
         }
@@ -686,7 +686,7 @@ async fn failover_that_is_undone_is_noticed_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failover_that_loses_nothing_costs_nothing() {
+async fn failover_without_losses_keeps_all_entries() {
     for (way, is_busy) in OWN_WAYS.into_iter().flat_map(|way| [(way, false), (way, true)]) {
         let cluster = cluster().await;
         let store = Store::to_cluster(&cluster, way);
@@ -720,7 +720,7 @@ async fn failover_that_loses_nothing_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn takeover_costs_only_what_the_replica_did_not_hear() {
+async fn takeover_evicts_only_entries_outdated_on_the_replica() {
     for way in OWN_WAYS {
         let cluster = cluster().await;
         let store = Store::to_cluster(&cluster, way);
@@ -729,7 +729,7 @@ async fn takeover_costs_only_what_the_replica_did_not_hear() {
             store.set(key, "old").await;
         }
         sleep(NOTICED).await;
-        deafen_replica(&cluster).await;
+        stop_replication(&cluster).await;
         let (evicted, kept) = homes[0].split_at(6);
         let [deleted, replaced] = [&evicted[..3], &evicted[3..]];
         for key in deleted {
@@ -754,7 +754,7 @@ async fn takeover_costs_only_what_the_replica_did_not_hear() {
 
 /// A master and its replica, and an address that leads to the master until it is redirected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replica_that_takes_the_address_keeps_what_it_heard() {
+async fn replica_that_takes_the_address_keeps_replicated_entries() {
     for way in OWN_WAYS {
         let master = RedisServer::with_args(&["--repl-diskless-sync-delay", "0"]);
         let (replication, address) = (Proxy::to(master.port()).await, Proxy::to(master.port()).await);
@@ -791,7 +791,7 @@ async fn replica_that_takes_the_address_keeps_what_it_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restored_snapshot_keeps_what_was_confirmed_before_it_was_saved() {
+async fn restored_snapshot_keeps_entries_confirmed_before_it_was_saved() {
     // After a restart, Redis 6 doesn't know which history its snapshot continues.
     if version() < (7, 0) {
         return;
@@ -827,10 +827,10 @@ async fn restored_snapshot_keeps_what_was_confirmed_before_it_was_saved() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failover_costs_only_what_lies_in_its_slots_while_another_master_hangs() {
+async fn failover_evicts_only_in_its_slots_while_another_master_hangs() {
     let mut cluster = cluster().await;
     let store = Store::to_cluster(&cluster, Way::OneConnection);
-    let homes = deaf_replica(&cluster, &store).await;
+    let homes = with_lagging_replica(&cluster, &store).await;
     let evicted: Vec<_> = (0..1500).map(|n| key(None, &format!("evicted{n}"))).collect();
     for keys in evicted.chunks(50) {
         futures_util::future::join_all(keys.iter().map(|key| store.delete(key))).await;
@@ -862,11 +862,11 @@ async fn failover_costs_only_what_lies_in_its_slots_while_another_master_hangs()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prefix_that_is_evicted_during_a_failover_is_evicted_from_the_promoted_replica() {
+async fn prefix_evicted_during_a_failover_is_evicted_from_the_promoted_replica() {
     for way in WAYS {
         let mut cluster = cluster().await;
         let store = Store::to_cluster(&cluster, way);
-        let homes = deaf_replica(&cluster, &store).await;
+        let homes = with_lagging_replica(&cluster, &store).await;
         let whole = KeySpace::new("p", None).unwrap();
         let evictions = async {
             // Some evictions before the failover, and at least one during it.
@@ -892,7 +892,7 @@ async fn prefix_that_is_evicted_during_a_failover_is_evicted_from_the_promoted_r
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failover_costs_only_what_lies_in_its_slots() {
+async fn failover_evicts_only_in_its_slots() {
     let cluster = cluster().await;
     let store = Store::to_cluster(&cluster, Way::OneConnection);
     let homes = everywhere(&cluster, 4);

@@ -43,13 +43,13 @@ async fn recovered(store: &RedisStore) -> Duration {
 }
 
 /// Waits until no eviction of this key is pending.
-async fn certain(store: &RedisStore, key: &CacheKey) {
+async fn wait_for_evictions(store: &RedisStore, key: &CacheKey) {
     let start = Instant::now();
     while matches!(
         store.begin(key, Intent::Refresh, Duration::from_millis(1)).await,
         Err(_) | Ok(Acquired::Busy(_))
     ) {
-        assert!(start.elapsed() < Duration::from_secs(10), "never certain");
+        assert!(start.elapsed() < Duration::from_secs(10), "an eviction is still pending");
         sleep(Duration::from_millis(5)).await;
     }
 }
@@ -61,7 +61,7 @@ async fn raw<T: redis::FromRedisValue>(server: &RedisServer, command: &[&str]) -
 }
 
 #[tokio::test]
-async fn a_dead_server_costs_nothing_and_comes_back() {
+async fn calls_to_a_dead_server_fail_at_once_until_it_restarts() {
     let mut server = RedisServer::start();
     let store = store(&server);
     store.set(&key(None, "a"), "1".into(), MINUTE).await.unwrap();
@@ -82,11 +82,11 @@ async fn a_dead_server_costs_nothing_and_comes_back() {
     server.restart();
     let took = recovered(&store).await;
     assert!(took < Duration::from_millis(1500) + SLACK, "{took:?}");
-    assert_eq!(store.get(&key(None, "a")).await.unwrap(), None, "it forgot");
+    assert_eq!(store.get(&key(None, "a")).await.unwrap(), None, "the restarted server is empty");
 }
 
 #[tokio::test]
-async fn a_server_that_never_was() {
+async fn store_connects_to_a_server_that_starts_later() {
     let mut server = RedisServer::start();
     server.kill();
     let store = store(&server);
@@ -100,7 +100,7 @@ async fn a_server_that_never_was() {
 }
 
 #[tokio::test]
-async fn a_server_that_restarts_between_two_calls_goes_unnoticed() {
+async fn restart_between_two_calls_causes_no_error() {
     let mut server = RedisServer::start();
     let store = store(&server);
     for _ in 0..3 {
@@ -111,7 +111,7 @@ async fn a_server_that_restarts_between_two_calls_goes_unnoticed() {
 }
 
 #[tokio::test]
-async fn a_hung_server_is_given_up_soon_and_comes_back() {
+async fn hung_server_opens_the_breaker_until_it_resumes() {
     let server = RedisServer::start();
     let store = store(&server);
     store.set(&key(None, "a"), "1".into(), MINUTE).await.unwrap();
@@ -169,7 +169,7 @@ async fn silence_as_long_as_three_read_deadlines_opens_the_breaker() {
 }
 
 #[tokio::test]
-async fn a_server_that_hung_before_it_was_used() {
+async fn first_call_to_a_hung_server_ends_within_its_deadline() {
     let server = RedisServer::start();
     let store = store(&server);
     server.pause();
@@ -181,7 +181,7 @@ async fn a_server_that_hung_before_it_was_used() {
 }
 
 #[tokio::test]
-async fn many_callers_are_one_trip() {
+async fn concurrent_timeouts_open_the_breaker_once() {
     let server = RedisServer::start();
     let store = store(&server);
     recovered(&store).await;
@@ -204,7 +204,7 @@ async fn many_callers_are_one_trip() {
 }
 
 #[tokio::test]
-async fn a_lease_nobody_knows_of_is_given_back() {
+async fn lease_whose_reply_was_not_read_is_released() {
     for group in [Some("g"), None] {
         let server = RedisServer::start();
         let store = store(&server);
@@ -219,7 +219,7 @@ async fn a_lease_nobody_knows_of_is_given_back() {
 
         let start = Instant::now();
         while !matches!(store.begin(&key, Intent::Fill, HOLD).await, Ok(Acquired::Lease(_))) {
-            assert!(start.elapsed() < Duration::from_secs(5), "the lease stands in the way");
+            assert!(start.elapsed() < Duration::from_secs(5), "the lease is still held");
             sleep(Duration::from_millis(5)).await;
         }
     }
@@ -259,7 +259,7 @@ async fn never_stale(server: &RedisServer, store: &RedisStore, other: &CacheKey,
 }
 
 #[tokio::test]
-async fn an_eviction_the_server_did_not_live_to_see() {
+async fn unconfirmed_eviction_is_retried_after_restart() {
     let keys =
         [key(Some("g"), "a"), key(Some("g"), "b"), key(Some("h"), "a"), key(None, "a"), key(None, "b")];
     let (mut server, store) = with_old_data(&keys).await;
@@ -278,7 +278,7 @@ async fn an_eviction_the_server_did_not_live_to_see() {
     server.restart();
     never_stale(&server, &store, &keys[1], [&keys[0], &keys[2], &keys[3]]).await;
     for evicted in [&keys[0], &keys[2], &keys[3]] {
-        certain(&store, evicted).await;
+        wait_for_evictions(&store, evicted).await;
         store.set(evicted, "new".into(), MINUTE).await.unwrap();
         assert_eq!(store.get(evicted).await.unwrap().unwrap(), "new");
     }
@@ -286,7 +286,7 @@ async fn an_eviction_the_server_did_not_live_to_see() {
 }
 
 #[tokio::test]
-async fn an_eviction_the_server_confirmed_and_forgot() {
+async fn confirmed_eviction_is_repeated_after_a_restored_snapshot() {
     let keys =
         [key(Some("g"), "a"), key(Some("g"), "b"), key(Some("h"), "a"), key(None, "a"), key(None, "b")];
     let (mut server, store) = with_old_data(&keys).await;
@@ -306,14 +306,14 @@ async fn an_eviction_the_server_confirmed_and_forgot() {
 }
 
 #[tokio::test]
-async fn a_set_that_arrives_late_does_not_undo_an_eviction() {
+async fn late_set_does_not_undo_an_eviction() {
     for group in [Some("g"), None] {
         let server = RedisServer::start();
         let proxy = Proxy::to(server.port()).await;
         let store = RedisStore::new(RedisOptions::from_url(&proxy.url()).unwrap().connections(2));
         let key = key(group, "a");
         store.set(&key, "old".into(), MINUTE).await.unwrap();
-        certain(&store, &key).await;
+        wait_for_evictions(&store, &key).await;
 
         let late = Duration::from_millis(600);
         proxy.turn(Weather::Slow(late));
@@ -336,7 +336,7 @@ fn committed() -> [(String, &'static str); 2] {
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_is_lost_is_not_made_twice() {
+async fn commit_whose_reply_is_lost_is_applied_once() {
     for (value, mark) in committed() {
         let (_server, proxy, store) = behind_a_proxy().await;
         let backend = Larder::builder().store(store).build().backend();
@@ -357,7 +357,7 @@ async fn a_commit_whose_answer_is_lost_is_not_made_twice() {
 
 /// The same bytes again would restore a lease, or a nonce, that an eviction revoked in between.
 #[tokio::test]
-async fn a_lease_is_never_asked_for_twice_in_the_same_words() {
+async fn retried_lease_request_differs_from_the_first() {
     // With the script, and optimistically.
     for (group, is_known) in [(Some("g"), false), (Some("g"), true), (None, true)] {
         let (server, proxy, store) = behind_a_proxy().await;
@@ -376,13 +376,13 @@ async fn a_lease_is_never_asked_for_twice_in_the_same_words() {
             is_about_it && (has("EVALSHA") || has("NX"))
         };
         let asked: Vec<_> = log.into_iter().map(|logged| logged.3).filter(asks).collect();
-        assert_eq!(asked.len(), 2, "{group:?} {is_known}: one attempt, and one more: {asked:?}");
+        assert_eq!(asked.len(), 2, "{group:?} {is_known}: an attempt and a retry: {asked:?}");
         assert_ne!(asked[0], asked[1]);
     }
 }
 
 #[tokio::test]
-async fn a_fill_whose_commit_never_arrived_gives_its_lease_back() {
+async fn lease_is_released_if_its_commit_is_lost() {
     for (group, (value, mark)) in [Some("g"), None].into_iter().zip(committed()) {
         let (server, proxy, store) = behind_a_proxy().await;
         let other = self::store(&server);
@@ -393,45 +393,45 @@ async fn a_fill_whose_commit_never_arrived_gives_its_lease_back() {
         proxy.turn(Weather::Fair);
         let start = Instant::now();
         while matches!(other.begin(&key, Intent::Refresh, HOLD).await, Ok(Acquired::Filling)) {
-            assert!(start.elapsed() < Duration::from_secs(3), "the lease stands in the way");
+            assert!(start.elapsed() < Duration::from_secs(3), "the lease is still held");
             sleep(Duration::from_millis(5)).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_wipe_the_server_did_not_live_to_see() {
+async fn unconfirmed_eviction_of_a_prefix_is_retried_after_restart() {
     let keys = [key(Some("g"), "a"), key(None, "a")];
     let (mut server, store) = with_old_data(&keys).await;
     server.kill();
     store.delete_group(&KeySpace::new("p", None).unwrap()).await.unwrap_err();
     server.restart();
     for key in &keys {
-        certain(&store, key).await;
+        wait_for_evictions(&store, key).await;
         assert_eq!(store.get(key).await.unwrap(), None);
     }
 }
 
 #[tokio::test]
-async fn a_write_the_server_did_not_confirm_becomes_an_eviction() {
+async fn unconfirmed_write_becomes_an_eviction() {
     let keys = [key(Some("g"), "a"), key(None, "a"), key(Some("g"), "b"), key(None, "b")];
     let (mut server, store) = with_old_data(&keys).await;
-    let mut tickets = Vec::new();
+    let mut leases = Vec::new();
     for key in &keys[2..] {
-        let Acquired::Lease(ticket) = store.begin(key, Intent::Write, HOLD).await.unwrap() else { panic!() };
-        tickets.push((key, ticket));
+        let Acquired::Lease(lease) = store.begin(key, Intent::Write, HOLD).await.unwrap() else { panic!() };
+        leases.push((key, lease));
     }
     server.kill();
     for key in &keys[..2] {
         store.set(key, "new".into(), MINUTE).await.unwrap_err();
     }
-    for (key, ticket) in &tickets {
-        store.commit(key, ticket, "new".into(), MINUTE).await.unwrap_err();
+    for (key, lease) in &leases {
+        store.commit(key, lease, "new".into(), MINUTE).await.unwrap_err();
     }
     server.restart();
     for key in &keys {
         assert_eq!(store.get(key).await.unwrap(), None);
-        certain(&store, key).await;
+        wait_for_evictions(&store, key).await;
         assert_eq!(store.get(key).await.unwrap(), None);
     }
 }
@@ -439,7 +439,7 @@ async fn a_write_the_server_did_not_confirm_becomes_an_eviction() {
 /// Each failed write is one more pending eviction, and the eviction for the previous write may not be confirmed when the next
 /// write comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_in_quick_succession_are_not_in_their_own_way() {
+async fn pending_eviction_does_not_delay_or_delete_later_writes() {
     let keys = [key(Some("g"), "a"), key(None, "a")];
     let (mut server, store) = with_old_data(&keys).await;
     for key in &keys {
@@ -458,7 +458,7 @@ async fn writes_in_quick_succession_are_not_in_their_own_way() {
 }
 
 #[tokio::test]
-async fn a_hung_server_shows_nothing_stale_when_it_goes_on() {
+async fn hung_server_returns_nothing_stale_after_it_resumes() {
     for group in [Some("g"), None] {
         let keys = [key(group, "deleted"), key(group, "left"), key(group, "set")];
         let (server, store) = with_old_data(&keys).await;
@@ -483,14 +483,14 @@ async fn a_hung_server_shows_nothing_stale_when_it_goes_on() {
             sleep(Duration::from_millis(1)).await;
         }
         for key in keys.iter().chain([&filled]) {
-            certain(&store, key).await;
+            wait_for_evictions(&store, key).await;
             assert_eq!(store.get(key).await.unwrap(), None::<Bytes>);
         }
     }
 }
 
 #[test]
-fn evictions_outlive_the_runtime_they_were_asked_for_on() {
+fn pending_eviction_outlives_its_runtime() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let evicted = key(Some("g"), "a");
     let (mut server, store) = runtime().block_on(with_old_data(std::slice::from_ref(&evicted)));
@@ -498,13 +498,13 @@ fn evictions_outlive_the_runtime_they_were_asked_for_on() {
     runtime().block_on(store.delete(&evicted)).unwrap_err();
     server.restart();
     runtime().block_on(async {
-        certain(&store, &evicted).await;
+        wait_for_evictions(&store, &evicted).await;
         assert_eq!(store.get(&evicted).await.unwrap(), None);
     });
 }
 
 #[tokio::test]
-async fn closing_tells_what_is_owed() {
+async fn closing_sends_pending_evictions() {
     let evicted = key(Some("g"), "a");
     let (mut server, store) = with_old_data(std::slice::from_ref(&evicted)).await;
     server.kill();
@@ -516,7 +516,7 @@ async fn closing_tells_what_is_owed() {
 }
 
 /// Calls every function. Each must end within its deadline, and find nothing.
-async fn everything_is_prompt(store: &RedisStore) {
+async fn all_calls_meet_their_deadlines(store: &RedisStore) {
     async fn within<T>(deadline: u64, what: &str, call: impl Future<Output = T>) -> T {
         let start = Instant::now();
         let answer = call.await;
@@ -543,11 +543,11 @@ async fn everything_is_prompt(store: &RedisStore) {
 }
 
 /// Waits until the store works again, and has no pending evictions.
-async fn is_well_again(store: &RedisStore) {
+async fn works_again(store: &RedisStore) {
     let start = Instant::now();
     for group in [Some("doomed"), None] {
         let key = key(group, "doomed");
-        certain(store, &key).await;
+        wait_for_evictions(store, &key).await;
         while store.set(&key, "new".into(), MINUTE).await.is_err()
             || store.get(&key).await.ok().flatten().is_none_or(|value| value != "new")
         {
@@ -564,40 +564,40 @@ async fn behind_a_proxy() -> (RedisServer, Proxy, RedisStore) {
     let server = RedisServer::start();
     let proxy = Proxy::to(server.port()).await;
     let store = RedisStore::new(RedisOptions::from_url(&proxy.url()).unwrap());
-    is_well_again(&store).await;
+    works_again(&store).await;
     (server, proxy, store)
 }
 
-async fn weathers(bad: Weather) {
+async fn deadlines_hold_under(fault: Weather) {
     let (_server, proxy, store) = behind_a_proxy().await;
     for _ in 0..2 {
-        proxy.turn(bad);
-        everything_is_prompt(&store).await;
+        proxy.turn(fault);
+        all_calls_meet_their_deadlines(&store).await;
         // Leaves time for the pauses between probes to grow.
         sleep(Duration::from_millis(1200)).await;
-        everything_is_prompt(&store).await;
+        all_calls_meet_their_deadlines(&store).await;
         proxy.turn(Weather::Fair);
-        is_well_again(&store).await;
+        works_again(&store).await;
     }
 }
 
 #[tokio::test]
-async fn a_black_hole() {
-    weathers(Weather::BlackHole).await;
+async fn deadlines_hold_without_replies() {
+    deadlines_hold_under(Weather::BlackHole).await;
 }
 
 #[tokio::test]
-async fn a_slow_line() {
-    weathers(Weather::Slow(Duration::from_millis(400))).await;
+async fn deadlines_hold_with_slow_replies() {
+    deadlines_hold_under(Weather::Slow(Duration::from_millis(400))).await;
 }
 
 #[tokio::test]
-async fn answers_that_are_garbage() {
-    weathers(Weather::Garbage).await;
+async fn deadlines_hold_with_invalid_replies() {
+    deadlines_hold_under(Weather::Garbage).await;
 }
 
 #[tokio::test]
-async fn a_line_that_is_slow_but_not_too_slow() {
+async fn delay_below_the_deadline_causes_no_error() {
     let (_server, proxy, store) = behind_a_proxy().await;
     proxy.turn(Weather::Slow(Duration::from_millis(5)));
     let key = key(Some("g"), "a");
@@ -608,7 +608,7 @@ async fn a_line_that_is_slow_but_not_too_slow() {
 }
 
 #[tokio::test]
-async fn a_peer_that_was_never_redis() {
+async fn deadlines_hold_if_the_peer_is_not_redis() {
     for greeting in [
         &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
         b"\0\0\0\0",
@@ -625,14 +625,14 @@ async fn a_peer_that_was_never_redis() {
         });
         let store = RedisStore::new(RedisOptions::from_url(&url).unwrap());
         for _ in 0..3 {
-            everything_is_prompt(&store).await;
+            all_calls_meet_their_deadlines(&store).await;
         }
         peer.abort();
     }
 }
 
 #[tokio::test]
-async fn a_server_that_loads_its_data() {
+async fn deadlines_hold_while_the_server_loads_its_data() {
     // Redis 6 answers only after every two megabytes, so it needs more data to load.
     let (slowly, size) = if version() >= (7, 0) {
         (["--loading-process-events-interval-bytes", "1024"], "100")
@@ -641,7 +641,7 @@ async fn a_server_that_loads_its_data() {
     };
     let server = RedisServer::with_args(&[allow_debug(), &slowly].concat());
     let store = store(&server);
-    is_well_again(&store).await;
+    works_again(&store).await;
     let _: () = raw(&server, &["DEBUG", "POPULATE", "5000", "other", size]).await;
     // In microseconds, for each key.
     let _: () = raw(&server, &["CONFIG", "SET", "key-load-delay", "250"]).await;
@@ -655,34 +655,34 @@ async fn a_server_that_loads_its_data() {
     sleep(Duration::from_millis(200)).await;
     let mut rounds = 0;
     while !reload.is_finished() {
-        everything_is_prompt(&store).await;
+        all_calls_meet_their_deadlines(&store).await;
         rounds += u32::from(!reload.is_finished());
         sleep(Duration::from_millis(20)).await;
     }
     assert!(rounds > 3, "it did not load for long: {rounds}");
-    is_well_again(&store).await;
+    works_again(&store).await;
 }
 
 #[tokio::test]
-async fn a_server_that_became_a_replica() {
+async fn replica_refuses_writes_and_returns_nothing_evicted() {
     let (server, master) = (RedisServer::start(), RedisServer::start());
     let store = store(&server);
-    is_well_again(&store).await;
+    works_again(&store).await;
     let kept = key(Some("g"), "kept");
     store.set(&kept, "old".into(), MINUTE).await.unwrap();
     let _: () = raw(&server, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
     for _ in 0..3 {
-        everything_is_prompt(&store).await;
+        all_calls_meet_their_deadlines(&store).await;
         store.set(&key(None, "a"), "1".into(), MINUTE).await.unwrap_err();
         store.delete(&kept).await.unwrap_err();
         assert!(!matches!(store.get(&kept).await, Ok(Some(_))));
     }
     let _: () = raw(&server, &["REPLICAOF", "NO", "ONE"]).await;
-    is_well_again(&store).await;
+    works_again(&store).await;
 }
 
 #[tokio::test]
-async fn a_server_without_room() {
+async fn full_server_still_reads_and_evicts() {
     let server = RedisServer::with_args(&["--maxmemory-policy", "noeviction"]);
     let store = store(&server);
     let keys = [key(Some("g"), "a"), key(Some("g"), "b"), key(None, "a")];
@@ -690,7 +690,7 @@ async fn a_server_without_room() {
         store.set(key, "1".into(), MINUTE).await.unwrap();
     }
     let _: () = raw(&server, &["CONFIG", "SET", "maxmemory", "1"]).await;
-    everything_is_prompt(&store).await;
+    all_calls_meet_their_deadlines(&store).await;
     // Entries can be read and deleted: deleting frees memory.
     for key in &keys {
         assert_eq!(store.get(key).await.unwrap().unwrap(), "1");
@@ -703,7 +703,7 @@ async fn a_server_without_room() {
         assert_eq!(store.get(key).await.unwrap(), None);
     }
     let _: () = raw(&server, &["CONFIG", "SET", "maxmemory", "0"]).await;
-    is_well_again(&store).await;
+    works_again(&store).await;
 }
 
 /// A store that logs in as `app`, with these rules for `app`.
@@ -718,7 +718,7 @@ async fn may(server: &RedisServer, rules: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_run_scripts() {
+async fn user_without_scripts_reads_and_stores_nothing() {
     let server = RedisServer::start();
     let owner = store(&server);
     let (kept, other) = (key(Some("g"), "kept"), key(None, "kept"));
@@ -730,7 +730,7 @@ async fn a_user_who_may_not_run_scripts() {
         assert_eq!(store.get(key).await.unwrap().unwrap(), "1");
         assert!(store.has(key).await.unwrap());
     }
-    everything_is_prompt(&store).await;
+    all_calls_meet_their_deadlines(&store).await;
     for group in [Some("h"), None] {
         let key = key(group, "new");
         assert!(matches!(store.begin(&key, Intent::Fill, HOLD).await, Err(StoreError::Refused(_))));
@@ -742,11 +742,11 @@ async fn a_user_who_may_not_run_scripts() {
     // The refusals concern no other keys.
     assert_eq!(store.get(&kept).await.unwrap().unwrap(), "1");
     may(&server, &[]).await;
-    is_well_again(&store).await;
+    works_again(&store).await;
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_scan() {
+async fn user_without_scan_cannot_evict_a_prefix() {
     let server = RedisServer::start();
     let store = as_app(&server, &["-scan"]).await;
     let (kept, whole) = (key(Some("g"), "kept"), KeySpace::new("p", None).unwrap());
@@ -754,15 +754,15 @@ async fn a_user_who_may_not_scan() {
     for key in [&kept, &other] {
         store.set(key, "1".into(), MINUTE).await.unwrap();
     }
-    is_well_again(&store).await;
+    works_again(&store).await;
     assert_eq!(store.get(&kept).await.unwrap().unwrap(), "1");
     assert!(matches!(store.delete_group(&whole).await, Err(StoreError::Refused(_))));
     // The prefix counts as empty until its eviction succeeds.
-    everything_is_prompt(&store).await;
+    all_calls_meet_their_deadlines(&store).await;
     assert_eq!(store.get(&kept).await.unwrap(), None);
     assert_eq!(store.get(&other).await.unwrap().unwrap(), "1");
     may(&server, &[]).await;
-    certain(&store, &kept).await;
+    wait_for_evictions(&store, &kept).await;
     assert_eq!(raw::<u64>(&server, &["EXISTS", kept.name()]).await, 0);
-    is_well_again(&store).await;
+    works_again(&store).await;
 }
