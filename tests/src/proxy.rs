@@ -13,15 +13,15 @@ use tokio::time::sleep;
 
 /// The treatment of forwarded data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weather {
+pub enum ProxyMode {
     /// Forwarded unchanged.
-    Fair,
+    Forward,
     /// Forwarded after this time. Later data wait behind it.
     Slow(Duration),
     /// Replies are forwarded at this rate, in bytes per second, shared by all connections.
     Throttled(u64),
     /// Forwarded, but replies on connections that asked for invalidation messages arrive after this time.
-    LateNews(Duration),
+    SlowInvalidations(Duration),
     /// Held until the mode changes. Connections are still accepted.
     BlackHole,
     /// Replies are replaced by invalid bytes.
@@ -36,7 +36,7 @@ pub enum Weather {
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
-    weather: watch::Sender<Weather>,
+    mode: watch::Sender<ProxyMode>,
     line: Arc<Line>,
     task: JoinHandle<()>,
 }
@@ -57,16 +57,16 @@ impl Proxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let own = listener.local_addr().expect("its number").port();
-        let (weather, forecast) = watch::channel(Weather::Fair);
+        let (mode, modes) = watch::channel(ProxyMode::Forward);
         let line = Arc::<Line>::default();
         line.target.send_replace(port);
         let shared = Arc::clone(&line);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, forecast.clone(), Arc::clone(&shared)));
+                tokio::spawn(serve(client, modes.clone(), Arc::clone(&shared)));
             }
         });
-        Self { port: own, weather, line, task }
+        Self { port: own, mode, line, task }
     }
 
     /// Returns the port that it listens on.
@@ -82,8 +82,8 @@ impl Proxy {
     }
 
     /// Changes the treatment of all data from now on, also on open connections.
-    pub fn turn(&self, weather: Weather) {
-        self.weather.send_replace(weather);
+    pub fn set_mode(&self, mode: ProxyMode) {
+        self.mode.send_replace(mode);
     }
 
     /// Forwards new connections to another port, and cuts those that are open.
@@ -104,7 +104,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(client: TcpStream, forecast: watch::Receiver<Weather>, line: Arc<Line>) {
+async fn serve(client: TcpStream, modes: watch::Receiver<ProxyMode>, line: Arc<Line>) {
     let mut target = line.target.subscribe();
     let port = *target.borrow_and_update();
     let Ok(server) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await else { return };
@@ -114,8 +114,8 @@ async fn serve(client: TcpStream, forecast: watch::Receiver<Weather>, line: Arc<
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let (doomed, listens) = (AtomicBool::new(false), AtomicBool::new(false));
     tokio::select! {
-        () = pump(from_client, to_server, forecast.clone(), &doomed, &listens, None) => {}
-        () = pump(from_server, to_client, forecast, &doomed, &listens, Some(&line)) => {}
+        () = pump(from_client, to_server, modes.clone(), &doomed, &listens, None) => {}
+        () = pump(from_server, to_client, modes, &doomed, &listens, Some(&line)) => {}
         _ = target.changed() => {}
     }
 }
@@ -123,7 +123,7 @@ async fn serve(client: TcpStream, forecast: watch::Receiver<Weather>, line: Arc<
 async fn pump(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    mut forecast: watch::Receiver<Weather>,
+    mut modes: watch::Receiver<ProxyMode>,
     doomed: &AtomicBool,
     listens: &AtomicBool,
     answers: Option<&Line>,
@@ -132,35 +132,34 @@ async fn pump(
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
         // The proxy was dropped: what it held back is lost.
-        let Ok(weather) = forecast.wait_for(|weather| *weather != Weather::BlackHole).await.map(|now| *now)
-        else {
+        let Ok(mode) = modes.wait_for(|mode| *mode != ProxyMode::BlackHole).await.map(|now| *now) else {
             return;
         };
-        if let Weather::Slow(delay) = weather {
+        if let ProxyMode::Slow(delay) = mode {
             sleep(delay).await;
         }
         let has = |words: &str| bytes[..count].windows(words.len()).any(|window| window == words.as_bytes());
         if !are_answers && has("TRACKING") {
             listens.store(true, Ordering::SeqCst);
         }
-        if let Weather::LateNews(delay) = weather
+        if let ProxyMode::SlowInvalidations(delay) = mode
             && are_answers
             && listens.load(Ordering::SeqCst)
         {
             sleep(delay).await;
         }
-        if let Weather::CutBefore(words) = weather
+        if let ProxyMode::CutBefore(words) = mode
             && has(words)
         {
             return;
         }
-        if let Weather::CutAfter(words) = weather {
+        if let ProxyMode::CutAfter(words) = mode {
             let found = has(words);
             if doomed.fetch_or(found && !are_answers, Ordering::SeqCst) && are_answers {
                 return;
             }
         }
-        let passed: &[u8] = if weather == Weather::Garbage && are_answers {
+        let passed: &[u8] = if mode == ProxyMode::Garbage && are_answers {
             b"HTTP/1.1 400 Bad Request\r\n\r\n"
         } else {
             &bytes[..count]
@@ -168,8 +167,8 @@ async fn pump(
         if let Some(line) = answers {
             line.answered.fetch_add(passed.len() as u64, Ordering::SeqCst);
         }
-        let written = match (weather, answers) {
-            (Weather::Throttled(rate), Some(line)) => throttled(&mut to, passed, rate, line).await,
+        let written = match (mode, answers) {
+            (ProxyMode::Throttled(rate), Some(line)) => throttled(&mut to, passed, rate, line).await,
             _ => to.write_all(passed).await,
         };
         if written.is_err() {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use larder_core::{Larder, RedisOptions, RedisStore};
-use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::proxy::{Proxy, ProxyMode};
 use larder_tests::redis_server::{RedisServer, connect_without_deadline, patient};
 use tokio::time::sleep;
 
@@ -84,10 +84,10 @@ async fn servers_stall(server: &RedisServer) {
 /// Delays invalidation messages by changing times, and sometimes holds all traffic.
 async fn messages_are_late(proxy: &Proxy) {
     loop {
-        proxy.turn(Weather::LateNews(Duration::from_millis(fastrand::u64(0..120))));
+        proxy.set_mode(ProxyMode::SlowInvalidations(Duration::from_millis(fastrand::u64(0..120))));
         sleep(Duration::from_millis(fastrand::u64(200..1500))).await;
         if fastrand::u8(0..4) == 0 {
-            proxy.turn(Weather::BlackHole);
+            proxy.set_mode(ProxyMode::BlackHole);
             sleep(Duration::from_millis(fastrand::u64(50..400))).await;
         }
     }

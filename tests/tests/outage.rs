@@ -13,7 +13,7 @@ use axum::handler::Handler;
 use axum::routing::get;
 use axum::serve::ListenerExt as _;
 use larder_axum::{Larder, cache};
-use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::proxy::{Proxy, ProxyMode};
 use larder_tests::redis_server::RedisServer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -165,8 +165,8 @@ async fn measure(outage: Outage, work: Duration) -> Vec<f64> {
     match outage {
         Outage::Killed => server.kill(),
         Outage::Stopped => server.pause(),
-        Outage::BlackHole => proxy.turn(Weather::BlackHole),
-        Outage::Slow => proxy.turn(Weather::Slow(Duration::from_millis(200))),
+        Outage::BlackHole => proxy.set_mode(ProxyMode::BlackHole),
+        Outage::Slow => proxy.set_mode(ProxyMode::Slow(Duration::from_millis(200))),
     }
     let began = Instant::now();
     sleep_until(began + GRACE).await;

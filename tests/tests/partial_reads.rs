@@ -17,7 +17,7 @@ use larder_axum::{Larder, cache, cache_evict};
 use larder_core::store::{Breaker, Health, MemoryStore, ValueHead};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, StoreError};
 use larder_tests::in_process::{Answer, Runs, get, send};
-use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::proxy::{Proxy, ProxyMode};
 use larder_tests::redis_server::{RedisServer, calls, patient};
 use tokio::time::{Instant, sleep};
 
@@ -475,7 +475,7 @@ async fn flood(method: Method, fields: &[(&str, &str)]) {
         get(&app, &format!("/small/{n}")).await;
     }
     let warmed = runs.total();
-    far.proxy.turn(Weather::Throttled(SLOWEST));
+    far.proxy.set_mode(ProxyMode::Throttled(SLOWEST));
     let flooding = async {
         let mut hits = 0;
         for _ in 0..30 {
@@ -519,7 +519,7 @@ async fn readers_share(far: &Far, store: &impl CacheStore) {
     for key in &keys {
         store.set(key, body(), MINUTE).await.unwrap();
     }
-    far.proxy.turn(Weather::Throttled(SLOW));
+    far.proxy.set_mode(ProxyMode::Throttled(SLOW));
     for key in &keys {
         let (values, cost) = far.cost(join_all((0..12).map(|_| store.get(key)))).await;
         assert!(values.into_iter().all(|value| value.unwrap() == Some(body())), "{key}");
@@ -528,7 +528,7 @@ async fn readers_share(far: &Far, store: &impl CacheStore) {
         let values = join_all((0..3).map(|_| store.get(key))).await;
         assert!(values.into_iter().all(|value| value.unwrap().is_none()), "{key}");
     }
-    far.proxy.turn(Weather::Fair);
+    far.proxy.set_mode(ProxyMode::Forward);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -547,7 +547,7 @@ async fn read_begun_before_an_eviction_is_not_shared_after_it() {
     let key = key(Some("g"), "large");
     for round in 0..5 {
         store.set(&key, body(), MINUTE).await.unwrap();
-        far.proxy.turn(Weather::Throttled(SLOWEST));
+        far.proxy.set_mode(ProxyMode::Throttled(SLOWEST));
         let before = tokio::spawn({
             let (store, key) = (store.clone(), key.clone());
             async move { store.get(&key).await }
@@ -560,7 +560,7 @@ async fn read_begun_before_an_eviction_is_not_shared_after_it() {
             "older than the eviction, round {round}"
         );
         assert!(before.await.unwrap().unwrap() == Some(body()), "the read was not in progress");
-        far.proxy.turn(Weather::Fair);
+        far.proxy.set_mode(ProxyMode::Forward);
     }
 }
 
@@ -571,7 +571,7 @@ async fn large_value_is_requested_once_while_it_is_in_transit() {
     let key = key(Some("g"), "large");
     RedisStore::new(patient(far.options())).set(&key, body(), MINUTE).await.unwrap();
     let _ = store.get(&key).await;
-    far.proxy.turn(Weather::Throttled(SLOWEST));
+    far.proxy.set_mode(ProxyMode::Throttled(SLOWEST));
     let start = Instant::now();
     let mut timeouts = 0;
     while start.elapsed() < Duration::from_secs(2) {
@@ -593,7 +593,7 @@ async fn store_outlives_the_runtime_of_its_reads() {
     let store = RedisStore::new(patient(far.options()));
     let key = key(Some("g"), "large");
     store.set(&key, body(), MINUTE).await.unwrap();
-    far.proxy.turn(Weather::Throttled(SLOWEST));
+    far.proxy.set_mode(ProxyMode::Throttled(SLOWEST));
     let (other, name) = (store.clone(), key.clone());
     let cut_short = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -601,7 +601,7 @@ async fn store_outlives_the_runtime_of_its_reads() {
         assert!(runtime.block_on(get).is_err());
     });
     tokio::task::spawn_blocking(|| cut_short.join().unwrap()).await.unwrap();
-    far.proxy.turn(Weather::Fair);
+    far.proxy.set_mode(ProxyMode::Forward);
     assert!(store.get(&key).await.unwrap() == Some(body()));
 }
 
@@ -613,7 +613,7 @@ async fn large_values_on_a_slow_connection_leave_the_breaker_closed() {
     let writer = RedisStore::new(patient(far.options()));
     writer.set(&large, body(), MINUTE).await.unwrap();
     writer.set(&small, "small".into(), MINUTE).await.unwrap();
-    far.proxy.turn(Weather::Throttled(SLOWEST));
+    far.proxy.set_mode(ProxyMode::Throttled(SLOWEST));
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
         let large = join_all((0..4).map(|_| store.get(&large)));
@@ -621,7 +621,7 @@ async fn large_values_on_a_slow_connection_leave_the_breaker_closed() {
         tokio::join!(large, small);
         assert_eq!(breaker(&store.health()), Breaker::Closed, "after {:?}", start.elapsed());
     }
-    far.proxy.turn(Weather::BlackHole);
+    far.proxy.set_mode(ProxyMode::BlackHole);
     let start = Instant::now();
     while breaker(&store.health()) != Breaker::Open {
         assert!(start.elapsed() < Duration::from_secs(2), "a connection without data is dropped");

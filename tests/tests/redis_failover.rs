@@ -9,7 +9,7 @@ use larder_core::{
     Acquired, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore,
     StoreError,
 };
-use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::proxy::{Proxy, ProxyMode};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster, everywhere, key};
 use larder_tests::redis_server::{RedisServer, connect_without_deadline, patient, version};
 use tokio::time::{Instant, sleep};
@@ -203,13 +203,13 @@ async fn reads_in_flight_while_another_server_takes_the_address_find_nothing_evi
             store.set(key, "old").await;
             store.delete(key).await;
         }
-        proxy.turn(Weather::BlackHole);
+        proxy.set_mode(ProxyMode::BlackHole);
         let reads = futures_util::future::join_all((0..40).map(|n| store.get(&keys[n % 2])));
         let begins = futures_util::future::join_all(keys.iter().map(|key| store.finds(key, "old")));
         let takeover = async {
             sleep(Duration::from_millis(20)).await;
             proxy.redirect(other.port());
-            proxy.turn(Weather::Fair);
+            proxy.set_mode(ProxyMode::Forward);
         };
         let (reads, begins, ()) = tokio::join!(reads, begins, takeover);
         for read in reads {
@@ -345,13 +345,13 @@ async fn eviction_that_runs_while_the_server_changes_is_repeated() {
         }
         let space = if whole { KeySpace::new("p", None).unwrap() } else { keys[0].space() };
         // Slow enough that the eviction has started, and fast enough that it isn't finished.
-        proxy.turn(Weather::Slow(Duration::from_millis(2)));
+        proxy.set_mode(ProxyMode::Slow(Duration::from_millis(2)));
         let takeover = async {
             sleep(Duration::from_millis(15)).await;
             proxy.redirect(other.port());
         };
         let (_outcome, ()) = tokio::join!(store.delete_group(&space), takeover);
-        proxy.turn(Weather::Fair);
+        proxy.set_mode(ProxyMode::Forward);
         sleep(NOTICED + SLACK).await;
         for key in &keys {
             assert_eq!(outdated.get(key).await.unwrap(), None, "{way:?}: {key}");
@@ -377,7 +377,7 @@ async fn change_that_waits_for_replicas_is_on_them_when_it_is_confirmed() {
         let master = RedisServer::with_args(&["--repl-diskless-sync-delay", "0"]);
         let proxy = Proxy::to(master.port()).await;
         let replica = replica_of(&master, &proxy).await;
-        proxy.turn(Weather::Slow(LAG));
+        proxy.set_mode(ProxyMode::Slow(LAG));
         let store =
             Store::with(&master.url(), way, |options| options.wait_for_replicas(1, Duration::from_secs(5)));
         let first = key(None, "first");
@@ -766,7 +766,7 @@ async fn replica_that_takes_the_address_keeps_replicated_entries() {
             raw::<u64>(&replica, &["DBSIZE"]).await == raw::<u64>(&master, &["DBSIZE"]).await
         })
         .await;
-        replication.turn(Weather::BlackHole);
+        replication.set_mode(ProxyMode::BlackHole);
         for key in &keys[2..4] {
             store.delete(key).await;
         }

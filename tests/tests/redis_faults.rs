@@ -9,7 +9,7 @@ use larder_core::{
     Abandon, Acquired, CacheKey, CacheStore, Intent, KeySpace, Larder, Lease, LeaseStore, RedisOptions,
     RedisStore, StoreError,
 };
-use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::proxy::{Proxy, ProxyMode};
 use larder_tests::redis_server::{RedisServer, allow_debug, connect_without_deadline, version};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
@@ -316,10 +316,10 @@ async fn late_set_does_not_undo_an_eviction() {
         wait_for_evictions(&store, &key).await;
 
         let late = Duration::from_millis(600);
-        proxy.turn(Weather::Slow(late));
+        proxy.set_mode(ProxyMode::Slow(late));
         store.set(&key, "late".into(), MINUTE).await.unwrap_err();
         // The data held back on one connection arrive after the new commands on the other.
-        proxy.turn(Weather::Fair);
+        proxy.set_mode(ProxyMode::Forward);
         while store.delete(&key).await.is_err() {}
         let start = Instant::now();
         while start.elapsed() < 2 * late {
@@ -345,9 +345,9 @@ async fn commit_whose_reply_is_lost_is_applied_once() {
             backend.update("n", 60, next).await.map(|(n, _)| n)
         };
         assert_eq!(count().await.unwrap(), 1);
-        proxy.turn(Weather::CutAfter(mark));
+        proxy.set_mode(ProxyMode::CutAfter(mark));
         count().await.unwrap_err();
-        proxy.turn(Weather::Fair);
+        proxy.set_mode(ProxyMode::Forward);
         let start = Instant::now();
         // It was applied once, and no request waits for its lease.
         assert_eq!(count().await.unwrap(), 3);
@@ -365,9 +365,9 @@ async fn retried_lease_request_differs_from_the_first() {
             store.begin(&key(group, "before"), Intent::Fill, HOLD).await.unwrap();
         }
         let _: String = raw(&server, &["CONFIG", "SET", "slowlog-log-slower-than", "0"]).await;
-        proxy.turn(Weather::CutAfter("wanted"));
+        proxy.set_mode(ProxyMode::CutAfter("wanted"));
         store.begin(&key(group, "wanted"), Intent::Fill, HOLD).await.unwrap_err();
-        proxy.turn(Weather::Fair);
+        proxy.set_mode(ProxyMode::Forward);
         type Logged = (u64, u64, u64, Vec<Vec<u8>>, String, String);
         let log: Vec<Logged> = raw(&server, &["SLOWLOG", "GET", "-1"]).await;
         let asks = |words: &Vec<Vec<u8>>| {
@@ -388,9 +388,9 @@ async fn lease_is_released_if_its_commit_is_lost() {
         let other = self::store(&server);
         let key = key(group, "a");
         let Acquired::Lease(lease) = store.begin(&key, Intent::Fill, HOLD).await.unwrap() else { panic!() };
-        proxy.turn(Weather::CutBefore(mark));
+        proxy.set_mode(ProxyMode::CutBefore(mark));
         store.commit(&key, &lease, value.into(), MINUTE).await.unwrap_err();
-        proxy.turn(Weather::Fair);
+        proxy.set_mode(ProxyMode::Forward);
         let start = Instant::now();
         while matches!(other.begin(&key, Intent::Refresh, HOLD).await, Ok(Acquired::Filling)) {
             assert!(start.elapsed() < Duration::from_secs(3), "the lease is still held");
@@ -568,38 +568,38 @@ async fn behind_a_proxy() -> (RedisServer, Proxy, RedisStore) {
     (server, proxy, store)
 }
 
-async fn deadlines_hold_under(fault: Weather) {
+async fn deadlines_hold_under(fault: ProxyMode) {
     let (_server, proxy, store) = behind_a_proxy().await;
     for _ in 0..2 {
-        proxy.turn(fault);
+        proxy.set_mode(fault);
         all_calls_meet_their_deadlines(&store).await;
         // Leaves time for the pauses between probes to grow.
         sleep(Duration::from_millis(1200)).await;
         all_calls_meet_their_deadlines(&store).await;
-        proxy.turn(Weather::Fair);
+        proxy.set_mode(ProxyMode::Forward);
         works_again(&store).await;
     }
 }
 
 #[tokio::test]
 async fn deadlines_hold_without_replies() {
-    deadlines_hold_under(Weather::BlackHole).await;
+    deadlines_hold_under(ProxyMode::BlackHole).await;
 }
 
 #[tokio::test]
 async fn deadlines_hold_with_slow_replies() {
-    deadlines_hold_under(Weather::Slow(Duration::from_millis(400))).await;
+    deadlines_hold_under(ProxyMode::Slow(Duration::from_millis(400))).await;
 }
 
 #[tokio::test]
 async fn deadlines_hold_with_invalid_replies() {
-    deadlines_hold_under(Weather::Garbage).await;
+    deadlines_hold_under(ProxyMode::Garbage).await;
 }
 
 #[tokio::test]
 async fn delay_below_the_deadline_causes_no_error() {
     let (_server, proxy, store) = behind_a_proxy().await;
-    proxy.turn(Weather::Slow(Duration::from_millis(5)));
+    proxy.set_mode(ProxyMode::Slow(Duration::from_millis(5)));
     let key = key(Some("g"), "a");
     store.set(&key, "1".into(), MINUTE).await.unwrap();
     for _ in 0..20 {

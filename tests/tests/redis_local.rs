@@ -14,7 +14,7 @@ use larder_core::store::redis::MAX_STALE;
 use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, Larder, RedisOptions, RedisStore, TieredStore};
 use larder_tests::in_process::send;
-use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::proxy::{Proxy, ProxyMode};
 use larder_tests::redis_server::{RedisServer, calls, deny, patient};
 use larder_tests::tier::{self, CAPACITY, MINUTE, SLACK, all_go, becomes, keys, waiters_are_woken};
 use larder_tower::SharedCacheLayer;
@@ -80,7 +80,7 @@ async fn tier_passes_the_lease_suite() {
 /// Two tiers over one Redis, behind a proxy that delivers invalidation messages late.
 async fn late_tiers(server: &RedisServer, delay: Duration, prefix: &str) -> (Proxy, [TieredStore; 2]) {
     let proxy = Proxy::to(server.port()).await;
-    proxy.turn(Weather::LateNews(delay));
+    proxy.set_mode(ProxyMode::SlowInvalidations(delay));
     let options = || patient(RedisOptions::from_url(&proxy.url()).unwrap());
     let stores = [(); 2].map(|()| RedisStore::new(options()).with_local(prefix, CAPACITY));
     for (n, store) in stores.iter().enumerate() {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use deadpool_redis::{PoolConfig, Runtime, Timeouts};
 use larder_core::store::suite::{self, Subject};
 use larder_core::{CacheKey, CacheStore, KeySpace, RedisOptions, RedisStore, StoreError};
-use larder_tests::proxy::{Proxy, Weather};
+use larder_tests::proxy::{Proxy, ProxyMode};
 use larder_tests::redis_cluster::{MASTERS, RedisCluster};
 use larder_tests::redis_server::{self, RedisServer};
 use tokio::time::{Instant, sleep};
@@ -94,14 +94,14 @@ async fn server_that_is_down_costs_no_time_and_is_used_again() {
     let proxy = Proxy::to(server.port()).await;
     let store = RedisStore::new(RedisOptions::from_pool(pool(&proxy.url(), 4)));
     let (kept, doomed) = (key(None, "kept"), key(Some("g"), "doomed"));
-    for bad in [Weather::BlackHole, Weather::Garbage] {
+    for bad in [ProxyMode::BlackHole, ProxyMode::Garbage] {
         eventually(|| async { store.set(&kept, "1".into(), MINUTE).await.is_ok() }).await;
         eventually(|| async {
             store.set(&doomed, "1".into(), MINUTE).await.is_ok() && held(&store, &doomed).await.is_some()
         })
         .await;
 
-        proxy.turn(bad);
+        proxy.set_mode(bad);
         let start = Instant::now();
         while !matches!(store.get(&kept).await, Err(StoreError::Unavailable(_))) {
             assert!(start.elapsed() < Duration::from_millis(4 * 50) + SLACK, "{:?}", start.elapsed());
@@ -113,7 +113,7 @@ async fn server_that_is_down_costs_no_time_and_is_used_again() {
         assert!(start.elapsed() < SLACK, "a thousand misses took {:?}", start.elapsed());
         store.delete(&doomed).await.unwrap_err();
 
-        proxy.turn(Weather::Fair);
+        proxy.set_mode(ProxyMode::Forward);
         eventually(|| async { held(&store, &kept).await.is_some() }).await;
         assert_eq!(held(&store, &doomed).await, None);
     }
