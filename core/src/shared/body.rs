@@ -35,7 +35,7 @@ pin_project! {
     enum SharedSource<B: Body> {
         Full { bytes: Bytes },
         Own { #[pin] body: B },
-        Kept { pipe: ReadEnd<B>, remaining: Option<u64>, ended: bool },
+        Tee { pipe: ReadEnd<B>, remaining: Option<u64>, ended: bool },
         Rest { rest: Pin<Box<B>> },
     }
 }
@@ -59,7 +59,7 @@ impl<B: Body> fmt::Debug for SharedBody<B> {
         f.write_str(match &self.inner {
             SharedSource::Full { .. } => "SharedBody::Full(..)",
             SharedSource::Own { .. } => "SharedBody::Own(..)",
-            SharedSource::Kept { .. } => "SharedBody::Kept(..)",
+            SharedSource::Tee { .. } => "SharedBody::Tee(..)",
             SharedSource::Rest { .. } => "SharedBody::Rest(..)",
         })
     }
@@ -80,8 +80,8 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
             }
             SharedSourceProjection::Own { body } => return body.poll_frame(context).map(own_frame),
             SharedSourceProjection::Rest { rest } => return rest.as_mut().poll_frame(context).map(own_frame),
-            SharedSourceProjection::Kept { ended: true, .. } => return Poll::Ready(None),
-            SharedSourceProjection::Kept { pipe, remaining, ended } => match pipe.0.read(context) {
+            SharedSourceProjection::Tee { ended: true, .. } => return Poll::Ready(None),
+            SharedSourceProjection::Tee { pipe, remaining, ended } => match pipe.0.read(context) {
                 Read::Nothing => return Poll::Pending,
                 Read::Frame(frame) => {
                     let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -110,7 +110,7 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
         match &self.inner {
             SharedSource::Full { bytes } => bytes.is_empty(),
             SharedSource::Own { body } => body.is_end_stream(),
-            SharedSource::Kept { ended, .. } => *ended,
+            SharedSource::Tee { ended, .. } => *ended,
             SharedSource::Rest { rest } => rest.is_end_stream(),
         }
     }
@@ -119,8 +119,8 @@ impl<B: Body<Error: Into<BoxError>>> Body for SharedBody<B> {
         match &self.inner {
             SharedSource::Full { bytes } => SizeHint::with_exact(bytes.len() as u64),
             SharedSource::Own { body } => body.size_hint(),
-            SharedSource::Kept { remaining: Some(remaining), .. } => SizeHint::with_exact(*remaining),
-            SharedSource::Kept { remaining: None, .. } => SizeHint::default(),
+            SharedSource::Tee { remaining: Some(remaining), .. } => SizeHint::with_exact(*remaining),
+            SharedSource::Tee { remaining: None, .. } => SizeHint::default(),
             SharedSource::Rest { rest } => rest.size_hint(),
         }
     }
@@ -135,7 +135,7 @@ fn own_frame<D: Buf, E: Into<BoxError>>(
     })
 }
 
-/// The state shared by the keeper of a body and the client that reads it.
+/// The state shared by the collector of a body and the client that reads it.
 struct Pipe<B: Body> {
     state: Mutex<PipeState<B>>,
     client_gone: Notify,
@@ -161,9 +161,9 @@ struct PipeState<B: Body> {
 enum End<B: Body> {
     Whole,
     Error(B::Error),
-    /// The body is no longer kept. The client reads the rest itself.
+    /// The body is no longer collected. The client reads the rest itself.
     Rest(Pin<Box<B>>),
-    /// The keeper was dropped before the end.
+    /// The collector was dropped before the end.
     Cut,
 }
 
@@ -252,7 +252,7 @@ impl<B: Body> Drop for ReadEnd<B> {
     }
 }
 
-/// The keeper's end. Dropping it before the end truncates the body.
+/// The collector's end. Dropping it before the end truncates the body.
 struct WriteEnd<B: Body>(Arc<Pipe<B>>);
 
 impl<B: Body> WriteEnd<B> {
@@ -269,14 +269,14 @@ impl<B: Body> Drop for WriteEnd<B> {
     }
 }
 
-/// Splits a body into one for the client, which passes frames on as they arrive, and a keeper, which collects them. Returns the
+/// Splits a body into one for the client, which passes frames on as they arrive, and a collector of the same frames. Returns the
 /// body as `Err` if the budget has no room for it.
-pub(crate) fn keep<B>(
+pub(crate) fn tee<B>(
     body: B,
     length: BodyLength,
     limit: u64,
     budget: &Arc<Budget>,
-) -> Result<(SharedBody<B>, Keeper<B>), B>
+) -> Result<(SharedBody<B>, BodyCollector<B>), B>
 where
     B: Body<Error: Send> + Send + 'static,
 {
@@ -303,13 +303,14 @@ where
     let holder: Arc<dyn BudgetHolder> = pipe.clone();
     budget.register(&holder, expected);
     let client = WriteEnd(Arc::clone(&pipe));
-    let keeper = Keeper { body: Box::pin(body), client, limit, expected, chunks: Vec::new(), length: 0 };
-    Ok((SharedBody { inner: SharedSource::Kept { pipe: ReadEnd(pipe), remaining, ended: false } }, keeper))
+    let collector =
+        BodyCollector { body: Box::pin(body), client, limit, expected, chunks: Vec::new(), length: 0 };
+    Ok((SharedBody { inner: SharedSource::Tee { pipe: ReadEnd(pipe), remaining, ended: false } }, collector))
 }
 
 /// Reads a body to its end, passes every frame on, and collects them. Frames that the client hasn't read are held, within the
 /// limit and the budget.
-pub(crate) struct Keeper<B: Body> {
+pub(crate) struct BodyCollector<B: Body> {
     body: Pin<Box<B>>,
     client: WriteEnd<B>,
     limit: u64,
@@ -340,21 +341,21 @@ impl<B: Body> Complete<B> {
 
 /// The reason why a body isn't stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unkept {
+pub(crate) enum CollectError {
     /// The body broke off, or it didn't end in time after the client disconnected.
     Broken,
     /// It exceeds the limit or the budget.
     TooLong,
 }
 
-impl<B: Body> Keeper<B> {
+impl<B: Body> BodyCollector<B> {
     /// Reads to the end, but no longer than `timeout` after the client disconnected.
-    pub(crate) async fn read(mut self, timeout: Duration) -> Result<Complete<B>, Unkept> {
+    pub(crate) async fn read(mut self, timeout: Duration) -> Result<Complete<B>, CollectError> {
         let pipe = Arc::clone(&self.client.0);
         let end = tokio::select! {
             biased;
             end = self.read_to_end() => end,
-            () = client_gone_for(&pipe.client_gone, timeout) => return Err(Unkept::Broken),
+            () = client_gone_for(&pipe.client_gone, timeout) => return Err(CollectError::Broken),
         };
         match end {
             Ok(held_back) => {
@@ -369,12 +370,12 @@ impl<B: Body> Keeper<B> {
             }
             Err(Some(end)) => {
                 self.client.end(end);
-                Err(Unkept::Broken)
+                Err(CollectError::Broken)
             }
             Err(None) => {
                 // The client reads the rest itself.
                 self.client.end(End::Rest(self.body));
-                Err(Unkept::TooLong)
+                Err(CollectError::TooLong)
             }
         }
     }
@@ -458,10 +459,10 @@ mod tests {
         let trailers = HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("\"a\""))]);
         let frames = [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(trailers.clone())];
         let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
-        let Ok((client, keeper)) = keep(body, BodyLength::Unknown, u64::MAX, &Budget::new(1024)) else {
+        let Ok((client, collector)) = tee(body, BodyLength::Unknown, u64::MAX, &Budget::new(1024)) else {
             panic!("no room")
         };
-        let Ok(complete) = keeper.read(Duration::from_secs(60)).await else { panic!("broken") };
+        let Ok(complete) = collector.read(Duration::from_secs(60)).await else { panic!("broken") };
         assert_eq!(complete.body, "hello");
         complete.release(None);
         let received = client.collect().await.unwrap();

@@ -122,7 +122,7 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
-    use super::super::body::keep;
+    use super::super::body::tee;
     use super::*;
     use crate::policy::BodyLength;
     use bytes::Bytes;
@@ -137,18 +137,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn share_of_a_stalled_client_is_reclaimed() {
         let budget = Budget::new(350_000);
-        let kept = || keep(body(), BodyLength::Known(LENGTH as u64), u64::MAX, &budget);
-        let Ok((mut stalled, keeper)) = kept() else { panic!("no room") };
-        let Ok(complete) = keeper.read(STALLED_AFTER).await else { panic!("broken") };
+        let split = || tee(body(), BodyLength::Known(LENGTH as u64), u64::MAX, &budget);
+        let Ok((mut stalled, collector)) = split() else { panic!("no room") };
+        let Ok(complete) = collector.read(STALLED_AFTER).await else { panic!("broken") };
         complete.release(None);
         // Its origin is slow, not its client.
-        let Ok((mut coming, keeper)) = kept() else { panic!("no room") };
+        let Ok((mut coming, collector)) = split() else { panic!("no room") };
         tokio::time::advance(STALLED_AFTER - Duration::from_secs(1)).await;
-        assert!(kept().is_err(), "both may be read yet");
+        assert!(split().is_err(), "both may be read yet");
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(kept().is_ok(), "the stalled one gave way");
+        assert!(split().is_ok(), "the stalled one gave way");
         assert!(stalled.frame().await.unwrap().is_err(), "what was cut doesn't pass for whole");
-        let Ok(complete) = keeper.read(STALLED_AFTER).await else { panic!("broken") };
+        let Ok(complete) = collector.read(STALLED_AFTER).await else { panic!("broken") };
         complete.release(None);
         let read = coming.frame().await.unwrap().unwrap().into_data().unwrap();
         assert!(read.len() == LENGTH && coming.frame().await.is_none());

@@ -8,7 +8,7 @@ use http::{Response, response};
 use http_body::Body;
 use tracing::Instrument;
 
-use super::super::body::{Keeper, SharedBody, Unkept, keep};
+use super::super::body::{BodyCollector, CollectError, SharedBody, tee};
 use super::super::policy::{Placement, SharedAdmit, SharedAdmitted};
 use super::{CountedReply, SharedCache, passed};
 use crate::exchange::{Call, FillKey, UNCACHEABLE_FOR, complete_flight};
@@ -47,8 +47,8 @@ impl SharedCache {
             self.store(admit.with_body(Bytes::new()), &Bytes::new(), work).await;
             return (Ok(Response::from_parts(parts, SharedBody::full(Bytes::new()))), outcome);
         }
-        let (client, keeper) = match keep(body, length, admit.max_body(), &self.budget) {
-            Ok(kept) => kept,
+        let (client, collector) = match tee(body, length, admit.max_body(), &self.budget) {
+            Ok(split) => split,
             Err(body) => {
                 if work.is_write {
                     self.context.evict_key(&work.fill_key.primary).await;
@@ -60,28 +60,29 @@ impl SharedCache {
         };
         admit.write_to(&mut parts.headers);
         let cache = Arc::clone(self);
-        self.context.spawn(async move { cache.keep_reading(admit, keeper, work).await }.in_current_span());
+        self.context
+            .spawn(async move { cache.collect_and_store(admit, collector, work).await }.in_current_span());
         (Ok(Response::from_parts(parts, client)), outcome)
     }
 
-    async fn keep_reading<B: Body>(
+    async fn collect_and_store<B: Body>(
         self: Arc<Self>,
         admit: SharedAdmit,
-        keeper: Keeper<B>,
+        collector: BodyCollector<B>,
         work: PendingCommit,
     ) {
-        let reading = keeper.read(self.context.timing.max_fill);
+        let reading = collector.read(self.context.timing.max_fill);
         let complete = match &work.lease {
             Some(lease) => lease.renewing(pin!(reading)).await,
             None => reading.await,
         };
         let complete = match complete {
             Ok(complete) => complete,
-            Err(unkept) => {
+            Err(error) => {
                 if work.is_write {
                     self.context.evict_key(&work.fill_key.primary).await;
                 }
-                return give_up(work.lease, work.leader, unkept == Unkept::Broken);
+                return give_up(work.lease, work.leader, error == CollectError::Broken);
             }
         };
         let body = complete.body.clone();
