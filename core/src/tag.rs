@@ -160,22 +160,22 @@ fn check(name: &str) -> Result<(), TagError> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TagError {
-    /// A tag is empty.
+    /// An empty tag.
     #[error("a tag is empty")]
     Empty,
-    /// A tag is too long.
+    /// A tag that is too long.
     #[error("a tag has {length} bytes; {MAX_TAG_BYTES} are allowed")]
     TooLong {
         /// Its length in bytes.
         length: usize,
     },
-    /// There are too many tags.
+    /// Too many tags.
     #[error("{count} tags are too many; {MAX_TAGS} are allowed")]
     TooMany {
         /// The number of different tags.
         count: usize,
     },
-    /// A tag contains a control character.
+    /// A tag with a control character.
     #[error("the tag {tag:?} holds {character:?}; control characters are not allowed")]
     Control {
         /// The tag.
@@ -183,7 +183,7 @@ pub enum TagError {
         /// The first control character.
         character: char,
     },
-    /// This is no path, so nothing can be evicted by it.
+    /// A text that is not a path, so that nothing can be evicted by it.
     #[error("{path:?} is not a path")]
     Path {
         /// The text.
@@ -191,13 +191,13 @@ pub enum TagError {
     },
 }
 
-/// What an eviction by tag does to the entries that carry the tag.
+/// The effect of an eviction by tag on the entries that carry the tag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TagEviction {
-    /// The entries are gone.
+    /// Removes the entries.
     #[default]
     Hard,
-    /// The entries are stale as of now, and may be used as stale ones may.
+    /// Makes the entries stale as of now. They may be used as stale ones may.
     Soft,
 }
 
@@ -224,30 +224,30 @@ pub fn epoch_at(now: SystemTime) -> u64 {
     now.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
-/// What an entry carries of its tags: the clock as it was read before the value was made, and a mark for each tag.
+/// The tags of an entry as stores keep them: the clock as it was read before the value was made, and a mark for each tag.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tagged {
     stamp: TagStamp,
     marks: Box<[u64]>,
 }
 
-/// Whether a tagged entry may be used.
+/// The validity of a tagged entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
-    /// It is valid.
+    /// A valid entry.
     Fresh,
-    /// It was evicted softly at this epoch.
+    /// An entry that was evicted softly at this epoch.
     Stale(u64),
-    /// It was evicted, or that can't be ruled out.
+    /// An entry that was evicted, or may have been.
     Gone,
 }
 
-/// What a tag table says about one entry.
+/// The evictions in a tag table that concern one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagEvictions {
     /// The nonce of the clock that the table belongs to.
     pub nonce: [u8; 8],
-    /// The table knows every eviction after this epoch.
+    /// The epoch after which the table knows every eviction.
     pub floor: u64,
     /// The latest hard eviction of any of the entry's tags.
     pub hard: Option<u64>,
@@ -256,7 +256,7 @@ pub struct TagEvictions {
 }
 
 impl Tagged {
-    /// Creates what an entry with these tags carries. `stamp` must have been read before the value was made.
+    /// Creates the stored form of these tags. `stamp` must have been read before the value was made.
     #[must_use]
     pub fn new(stamp: TagStamp, tags: &Tags) -> Self {
         Self { stamp, marks: tags.marks().into() }
@@ -345,7 +345,7 @@ impl Tagged {
     }
 }
 
-/// Returns a value without tags as it is stored: as it is, unless it begins like a header.
+/// Returns the stored form of a value without tags: the value itself, unless it begins like a header.
 #[must_use]
 pub fn encode_plain(value: Bytes) -> Bytes {
     if !has_header(&value) {

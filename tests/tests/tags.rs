@@ -644,7 +644,6 @@ fn invalid_tag_of_a_route_panics_where_it_is_made() {
     }
 }
 
-/// A response without a client's knowledge of tags.
 #[tokio::test]
 async fn tags_never_reach_the_client() {
     let larder = Larder::memory();
@@ -658,7 +657,7 @@ async fn tags_never_reach_the_client() {
     }
 }
 
-/// The handlers' word about tags, in each framework's own form.
+/// Handlers name tags with types of each framework.
 #[tokio::test]
 async fn handlers_name_tags_in_every_framework() {
     use larder_poem::TagResponse as _;

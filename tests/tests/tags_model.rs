@@ -46,13 +46,13 @@ enum Rule {
     EpochIsTime,
     /// A message about the clock ends tagged entries in a tier.
     TierListens,
-    /// What was read before a message is not kept in a tier after it.
+    /// A value that was read before a message is not kept in a tier after it.
     TierFence,
     /// A process's own eviction doesn't wait for its message.
     OwnEviction,
     /// Entries are bypassed while an eviction is not confirmed.
     Bypass,
-    /// What was asked for before a pending eviction was confirmed, or before the servers changed, is not believed.
+    /// An answer that was asked for before a pending eviction was confirmed, or before the servers changed, is not believed.
     SecondLook,
     /// Recent evictions are repeated after a failover.
     Repeat,
@@ -80,21 +80,21 @@ const RULES: [(Rule, Tags); 15] = [
 /// The bounds of a search, and the rule that is off.
 #[derive(Clone, Copy, Debug)]
 struct Tags {
-    /// How many processes fill, read and evict.
+    /// The numbers of processes that fill, read and evict.
     fillers: usize,
     readers: usize,
     evictors: usize,
-    /// How often the database changes, other tags are evicted, keys vanish, processes die, and servers fail over.
+    /// The numbers of changes of the database, evictions of other tags, keys that vanish, processes that die, and failovers.
     versions: u8,
     others: u8,
     drops: u8,
     deaths: u8,
     failovers: u8,
-    /// How many fills and reads there are in each process.
+    /// The numbers of fills and reads in each process.
     fills: u8,
     reads: u8,
     has_tier: bool,
-    /// `true` if commands may be lost on their way, so that the caller is told nothing.
+    /// `true` if commands may be lost on their way, so that the caller gets no reply.
     is_lossy: bool,
     /// `true` if a plain eviction by key happens beside.
     has_deletes: bool,
@@ -135,7 +135,7 @@ const VANISHING: Tags = Tags {
 const REMEMBERED: Tags =
     Tags { fillers: 1, readers: 2, evictors: 1, versions: 1, others: 1, fills: 1, reads: 2, ..NONE };
 
-/// Either of two processes evicts, dies or isn't told.
+/// Either of two processes evicts, dies or gets no reply.
 const UNCONFIRMED: Tags = Tags {
     fillers: 2,
     readers: 1,
@@ -245,11 +245,11 @@ enum Read {
     Judged(Since, Entry),
 }
 
-/// What was known when a read began.
+/// The state when a read began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Since {
     confirmed: u8,
-    /// What this process evicted, confirmed or not.
+    /// Versions below this one were evicted by the process, confirmed or not.
     own: u8,
     /// `true` if no message about the clock came in since.
     is_current: bool,
@@ -282,7 +282,7 @@ struct Process {
     tier: Option<(u8, bool)>,
     /// Messages about the clock that haven't arrived.
     messages: u8,
-    /// Versions below this one were evicted by this process, whatever it was told.
+    /// Versions below this one were evicted by this process, confirmed or not.
     own: u8,
     /// An eviction that isn't confirmed.
     is_pending: bool,
@@ -290,7 +290,7 @@ struct Process {
     remembers: bool,
 }
 
-/// What tells one entry's header from another's.
+/// The parts of an entry's header: its stamp, and `true` if it has tag `b`.
 type Entry2 = (Clock, bool);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -300,13 +300,13 @@ struct World {
     entry: Option<Entry>,
     /// The process that holds the lease on the entry.
     lease: Option<u8>,
-    /// What a replica holds.
+    /// The clock and the table on a replica.
     replica: (Option<Clock>, Option<Table>),
     /// Advances with each eviction.
     time: u8,
     nonces: u8,
     database: u8,
-    /// Versions below this one were evicted, and the process that did it has been told so.
+    /// Versions below this one were evicted, and these evictions are confirmed.
     confirmed: u8,
     /// `true` while evictions that a failover lost are not repeated.
     is_excused: bool,

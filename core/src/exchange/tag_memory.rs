@@ -1,4 +1,4 @@
-//! What a route remembers about the tags of its responses, so that a route without tags doesn't read the tag clock for each fill.
+//! The memory of a route about the tags of its responses, so that a route without tags doesn't read the tag clock for each fill.
 //!
 //! A handler may name tags on any route. A route of which no response had tags reads the clock once, before its first fill. Later
 //! fills use that stamp: it is older than necessary, which is safe. The first response with tags makes the route read the clock for
@@ -12,7 +12,7 @@ use crate::tag::TagStamp;
 #[derive(Debug, Default)]
 pub(crate) struct TagMemory {
     has_tags: AtomicBool,
-    /// The inner `None` means that the store keeps no tagged entries, or couldn't tell.
+    /// The clock before the first fill. The inner `None` means that the store keeps no tagged entries, or couldn't tell.
     first_stamp: OnceLock<Option<TagStamp>>,
 }
 

@@ -77,7 +77,7 @@ impl Route {
         Ok(stamp)
     }
 
-    /// Returns what the entry of a response carries of its tags, or `None` if it has none.
+    /// Returns the tags for the entry of a response, or `None` if it has none.
     ///
     /// # Errors
     ///

@@ -422,7 +422,7 @@ mod tests {
         assert_ne!(key("/a", &[("host", "x|user=1")]), "p:a|host=x|user=1");
     }
 
-    /// What the handler may make links of is part of the key, and nothing else of `Forwarded`.
+    /// The key contains the host and the scheme of `Forwarded`, because a handler may make links of them, and no other parameter.
     #[test]
     fn with_the_host_the_origin_that_a_proxy_names_is_part_of_the_key() {
         let rule = Rule { vary_by_host: true, ..rule() };

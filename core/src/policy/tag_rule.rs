@@ -24,12 +24,12 @@ pub struct TagRule {
     pub by_principal: bool,
     /// `true` if entries carry a tag for the request's path.
     pub by_path: bool,
-    /// What an evicting route does to the entries.
+    /// The effect of an evicting route on the entries.
     pub eviction: TagEviction,
 }
 
 impl TagRule {
-    /// Returns `true` if a response of the route has tags, or may have some, that its handler doesn't name.
+    /// Returns `true` if the route adds no tags to those that its handler names.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.fixed.is_empty() && self.by_request.is_empty() && !self.by_principal && !self.by_path

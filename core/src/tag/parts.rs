@@ -1,4 +1,4 @@
-//! What handlers and callers say about tags: the tags of a response, and the tags to evict.
+//! Tags that handlers and callers name: the tags of a response, and the tags to evict.
 
 use crate::tag::{MAX_TAGS, TagError, TagEviction, Tags, check};
 
@@ -76,7 +76,7 @@ impl TagsToEvict {
         Self { sets, how: TagEviction::Hard, invalid }
     }
 
-    /// Evicts nothing, for this reason.
+    /// Creates an eviction of nothing, because this tag is invalid.
     #[cfg(feature = "runtime")]
     pub(crate) const fn none(invalid: TagError) -> Self {
         Self { sets: Vec::new(), how: TagEviction::Hard, invalid: Some(invalid) }
@@ -96,7 +96,7 @@ impl TagsToEvict {
         self
     }
 
-    /// Returns what the eviction does to the entries.
+    /// Returns the effect of the eviction on the entries.
     #[must_use]
     pub const fn how(&self) -> TagEviction {
         self.how
@@ -121,7 +121,8 @@ impl From<Tags> for TagsToEvict {
     }
 }
 
-/// Defines `Tags` and `EvictTags` of an adapter: a handler's word about tags, which implement a framework's traits.
+/// Defines `Tags` and `EvictTags` of an adapter, with which handlers name tags. The adapter implements its framework's traits for
+/// them.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! tag_parts {
@@ -144,8 +145,8 @@ macro_rules! tag_parts {
         /// Tags to evict, which the handler of a write knows from its data. They never reach the client.
         ///
         /// The `cache_evict` or `cache_put` around the handler evicts them if the handler succeeded, or if its outcome is unknown
-        /// (a response with 408 or 5xx). A handler that panics, or that a timeout inside the layer ends, names nothing: what must
-        /// be evicted then as well is named by `cache_evict(..).tag(..)` or `.tags_by(..)`.
+        /// (a response with 408 or 5xx). A handler that panics, or that a timeout inside the layer ends, names no tags. To evict
+        /// tags then too, declare them with `cache_evict(..).tag(..)` or `.tags_by(..)`.
         #[derive(Clone, Debug, PartialEq, Eq)]
         #[must_use = "tags are evicted only as a part of a response"]
         pub struct EvictTags($crate::tag::TagsToEvict);

@@ -5,7 +5,7 @@
 //! continues while the connection delivers, even after its callers have timed out: the value is being transferred anyway, and
 //! another request would only transfer it twice.
 //!
-//! Whether a value is large is predicted from its last known length. For small values this costs one lookup.
+//! The last known length of a value predicts whether it is large. For small values this costs one lookup.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,10 +28,10 @@ const LARGE: usize = 64 * 1024;
 /// The maximum number of remembered keys of large values.
 const KNOWN: usize = 256;
 
-/// A value and how long it may be kept, if there is one.
+/// A value and its lifetime, if there is a value.
 pub(super) type ValueWithExpiry = Option<(Bytes, Lifetime)>;
 
-/// How long a value that was read may be kept.
+/// The time for which a value that was read may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lifetime {
     /// The time until it expires, or `None` for no expiry.

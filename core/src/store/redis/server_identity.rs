@@ -107,7 +107,7 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
 }
 
-/// What is known of the server behind one address, shared by every connection to it.
+/// The known server behind one address, shared by every connection to it.
 #[derive(Debug, Default)]
 pub(super) struct KnownServer {
     known: Mutex<Known>,
@@ -121,7 +121,7 @@ pub(super) struct KnownServer {
 enum Known {
     #[default]
     NeverConnected,
-    /// The user may not run `INFO`.
+    /// Unknown, because the user may not run `INFO`.
     Hidden,
     Identity(ServerIdentity, Checkpoints),
 }

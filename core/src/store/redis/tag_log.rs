@@ -17,33 +17,34 @@ use tokio::time::Instant;
 use super::RedisStore;
 use crate::tag::TagEviction;
 
-/// How many tags of a prefix are remembered before they become all its tags.
+/// The maximum number of remembered tags of a prefix. With one more, all tags of the prefix count as evicted.
 const MAX_REMEMBERED: usize = 16 * 1024;
 
-/// How long a confirmed eviction is remembered at least. It is twice as long at most.
+/// The minimum time for which a confirmed eviction is remembered. The maximum is twice as long.
 const RECENT: Duration = Duration::from_secs(300);
 
-/// The bit of the stamp that says that evictions are pending. The other bits count what ends the belief in earlier answers.
+/// The bit of the stamp that is set while evictions are pending. The other bits count events after which earlier answers are not
+/// believed.
 const PENDING: u64 = 1;
 
 /// The evictions by tag of one store.
 #[derive(Debug)]
 pub(super) struct TagLog {
     state: Mutex<TagLogState>,
-    /// How often servers changed or pending evictions were confirmed, twice, and [`PENDING`]. Read without the lock.
+    /// Twice the number of changes of servers and of confirmed pending evictions, and [`PENDING`]. Read without the lock.
     stamp: AtomicU64,
 }
 
 #[derive(Debug)]
 struct TagLogState {
-    /// Each with the number of its last request.
+    /// The pending evictions, each with the number of its last request.
     pending: EvictedTags<u64>,
     count: u64,
     recent: EvictedTags<()>,
     before: EvictedTags<()>,
     since: Instant,
     recalls: u64,
-    /// How often pending evictions were confirmed.
+    /// The number of confirmations of pending evictions.
     settled: u64,
 }
 
@@ -57,7 +58,7 @@ struct EvictedTags<T>(HashMap<Box<str>, PrefixTags<T>>);
 
 #[derive(Debug)]
 struct PrefixTags<T> {
-    /// Stands for every tag.
+    /// Set if every tag of the prefix counts as evicted.
     all: Option<T>,
     marks: HashMap<(u64, TagEviction), T>,
 }
@@ -108,7 +109,7 @@ impl<T: Copy> EvictedTags<T> {
 #[derive(Debug)]
 pub(super) struct PendingTags {
     pub(super) prefix: Box<str>,
-    /// Empty for all tags.
+    /// The marks of the tags. Empty for all tags.
     pub(super) marks: Vec<u64>,
     pub(super) how: TagEviction,
     asked: AskedAt,
@@ -121,8 +122,8 @@ struct AskedAt {
     recalls: u64,
 }
 
-/// Held while an eviction by tag runs. Dropped without [`confirmed`](Self::confirmed), after an error or when the caller has gone
-/// away, it makes the eviction pending.
+/// A guard of an eviction by tag that runs. Dropped without [`confirmed`](Self::confirmed), after an error or when the caller has
+/// gone away, it makes the eviction pending.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct UnconfirmedTags<'a> {
@@ -139,7 +140,7 @@ impl<'a> UnconfirmedTags<'a> {
         Self { store, prefix, marks, how, asked: store.tag_log().asked(), is_confirmed: false }
     }
 
-    /// Redis confirmed the eviction. If a server turned out to be another meanwhile, it becomes pending all the same.
+    /// Records that Redis confirmed the eviction. If a server turned out to be another meanwhile, it becomes pending.
     pub(super) fn confirmed(mut self) {
         if self.store.tag_log().confirm(self.prefix, self.marks, self.how, self.asked) {
             self.is_confirmed = true;
@@ -173,7 +174,7 @@ impl Default for TagLog {
 }
 
 impl TagLog {
-    /// Returns what [`may_believe`](Self::may_believe) needs. Call it before asking Redis.
+    /// Returns the present state, for [`may_believe`](Self::may_believe). Call it before asking Redis.
     pub(super) fn epoch(&self) -> TagEpoch {
         TagEpoch(self.stamp.load(Ordering::Acquire))
     }
@@ -226,7 +227,7 @@ impl TagLog {
         true
     }
 
-    /// The same for an eviction that was repeated.
+    /// Remembers the confirmation of an eviction that was repeated.
     pub(super) fn confirm_pending(&self, eviction: &PendingTags) {
         if !eviction.marks.is_empty() {
             self.confirm(&eviction.prefix, &eviction.marks, eviction.how, eviction.asked);
@@ -268,7 +269,7 @@ impl TagLog {
         !state.pending.is_empty()
     }
 
-    /// Returns everything that is pending.
+    /// Returns the pending evictions.
     pub(super) fn pending(&self) -> Vec<PendingTags> {
         if self.is_settled() {
             return Vec::new();
@@ -309,7 +310,7 @@ impl TagLog {
         !(state.pending.is_empty() && state.recent.is_empty() && state.before.is_empty())
     }
 
-    /// Logs what Redis never confirmed.
+    /// Logs the evictions that Redis never confirmed.
     pub(super) fn give_up(&self) {
         let state = self.lock();
         if !state.pending.is_empty() {
@@ -334,7 +335,7 @@ impl TagLog {
 }
 
 impl TagLogState {
-    /// Forgets what is long past.
+    /// Forgets evictions that are no longer recent.
     fn turn(&mut self, now: Instant) {
         if now.duration_since(self.since) >= RECENT {
             self.before = std::mem::take(&mut self.recent);

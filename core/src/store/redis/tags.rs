@@ -1,4 +1,4 @@
-//! Tags: the tag clock and the tag table in Redis, and what this process knows of them. The rule is in [`tag`](crate::tag).
+//! The tag clock and the tag table in Redis, and this process's knowledge of them. The rule is in [`tag`](crate::tag).
 //!
 //! Clock and table of a prefix share a slot of their own, so one script evicts by tag. Reading an entry takes one key more only if
 //! it is known to be tagged: in the same `MGET` on a single server, in a second command at the same time in a cluster. If
@@ -28,22 +28,22 @@ use crate::tag::{
     Headed, MAX_EVICTED_TAGS, TagEviction, TagEvictions, TagStamp, Tagged, Validity, has_header, soften,
 };
 
-/// How long a clock that was read may be used for stamps. An older one is as safe, but counts more evictions against an entry.
+/// The maximum age of a clock that is used for stamps. An older one is as safe, but counts more evictions against an entry.
 const STAMP_LASTS: Duration = Duration::from_secs(1);
 
-/// How long a clock lasts at least that was read for a stamp.
+/// The minimum lifetime of a clock that was read for a stamp.
 const CLOCK_LASTS: Duration = Duration::from_secs(600);
 
 /// The number of words in the set of tagged keys.
 const WORDS: usize = 4096;
 
-/// How many judgements are remembered.
+/// The maximum number of remembered judgements.
 const MAX_JUDGED: usize = 16 * 1024;
 
-/// What this process knows of tags.
+/// The knowledge of this process about tags.
 pub(super) struct TagState {
     pub(super) log: TagLog,
-    /// Whether any tagged entry was seen.
+    /// `true` if any tagged entry was seen.
     any: AtomicBool,
     /// The keys whose entries had tags when they were last seen, by hash. A collision costs a needless key or a round trip.
     tagged: Box<[AtomicU64]>,
@@ -58,7 +58,7 @@ pub(super) struct TagState {
 struct SeenClock {
     stamp: TagStamp,
     seen: Instant,
-    /// Until when the clock exists at least, as far as this process knows. `None` if it does not expire.
+    /// The earliest time at which the clock may expire, as far as this process knows. `None` if it does not expire.
     lasts_until: Option<Instant>,
 }
 
@@ -158,7 +158,7 @@ impl fmt::Debug for TagState {
     }
 }
 
-/// What a key holds.
+/// The value under a key.
 #[derive(Debug)]
 pub(super) enum ReadValue {
     /// Nothing.
@@ -182,7 +182,7 @@ impl ReadValue {
     }
 }
 
-/// A clock that was read beside an entry, or not.
+/// The clock that was read with an entry, or `None` if it was not read.
 pub(super) type ReadClock = Option<Option<TagStamp>>;
 
 impl RedisStore {
@@ -217,7 +217,7 @@ impl RedisStore {
         self.open(key, stored, Some(clock), epoch).await
     }
 
-    /// Judges what is stored under a key. `epoch` was taken before it was read.
+    /// Judges the bytes that are stored under a key. `epoch` was taken before they were read.
     pub(super) async fn open(
         &self,
         key: &CacheKey,
@@ -304,7 +304,7 @@ impl RedisStore {
         Ok(clock.as_deref().and_then(parse_clock))
     }
 
-    /// Reads the clock, and then what the table says about these marks.
+    /// Reads the clock, and then the evictions of these marks in the table.
     async fn read_table(
         &self,
         prefix: &str,
@@ -361,7 +361,7 @@ impl RedisStore {
         Ok(stamp)
     }
 
-    /// Sees to it that the clock outlasts an entry that is written now. Returns the clock if it was read.
+    /// Ensures that the clock outlasts an entry that is written now. Returns the clock if it was read.
     pub(super) async fn keep_clock(
         &self,
         prefix: &str,
@@ -437,7 +437,7 @@ fn parse_epoch(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Reads the reply about `count` marks. A table with anything that can't be read is no table.
+/// Parses the table's reply about `count` marks. Returns `None` if there is no table, or if it can't be read.
 fn parse_table(fields: &[Option<Bytes>], count: usize) -> Option<TagEvictions> {
     let (head, marks) = fields.split_at_checked(2)?;
     let [Some(nonce), Some(floor)] = head else { return None };

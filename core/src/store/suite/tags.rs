@@ -9,7 +9,7 @@ use crate::key::{CacheKey, KeySpace};
 use crate::store::{Acquired, Intent, LeaseStore};
 use crate::tag::{MAX_EVICTED_TAGS, MAX_TAGS, TagEviction, TagStamp, Tagged, Tags, stale_since};
 
-/// How long another process's eviction may take to be noticed by a store that keeps copies.
+/// The maximum time until a store that keeps copies notices another process's eviction.
 const NOTICED_WITHIN: Duration = Duration::from_secs(2);
 
 fn tags(names: &[&str]) -> Tags {
@@ -246,7 +246,7 @@ pub async fn tagged_commit_needs_its_lease<S: LeaseStore>(subject: &Subject<S>) 
     subject.clean_up().await;
 }
 
-/// What was evicted is gone however many tags were evicted since, and the store's memory of them is bounded.
+/// An evicted entry is gone however many tags were evicted since, and the store's memory of them is bounded.
 pub async fn eviction_outlasts_any_number_of_others<S: LeaseStore>(subject: &Subject<S>) {
     let key = |name: &str| subject.group("g").key(name);
     subject.fill_tagged(&key("evicted"), "old", &["a"]).await;
@@ -368,7 +368,8 @@ pub async fn lost_clock_or_table_is_a_miss<S: LeaseStore>(subject: &Subject<S>) 
     subject.clean_up().await;
 }
 
-/// The first fill after a clock was lost may carry the lost clock's stamp. It is a miss, and the next one is stored.
+/// Fills until the value is stored. The first fill after a clock was lost may carry the lost clock's stamp: it is a miss, and the
+/// next one is stored.
 async fn fill_until_stored<S: LeaseStore>(subject: &Subject<S>, key: &CacheKey, value: &'static str) {
     for _ in 0..3 {
         let tagged = Tagged::new(subject.stamp().await, &tags(&["a"]));
