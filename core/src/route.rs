@@ -330,13 +330,13 @@ impl RouteOptions {
         self
     }
 
-    /// Sets how long a stale response is served while it is refreshed.
+    /// Sets how long a stale response is served while it is refreshed. On a write-through, sets only how long it is kept.
     pub fn stale_while_revalidate(mut self, limit: Seconds) -> Self {
         self.change().rule.stale_while_revalidate = Some(limit.duration());
         self
     }
 
-    /// Sets how long a stale response is served if the handler fails.
+    /// Sets how long a stale response is served if the handler fails. On a write-through, sets only how long it is kept.
     pub fn stale_if_error(mut self, limit: Seconds) -> Self {
         self.change().rule.stale_if_error = Some(limit.duration());
         self
@@ -817,6 +817,11 @@ macro_rules! route_layers {
         /// Serves a response for this long after its time to live ended, while one run of the handler in the background
         /// refreshes it (RFC 5861 §3): seconds or a `Duration`. Browsers and CDNs get the same directive. Responses with
         /// `must-revalidate` are excluded. With 0, no response is served after its time to live.
+        ///
+        /// The option of the route that reads an entry decides whether a stale response is served. On a write-through
+        /// (`cache_put`) it only makes the store keep the response for this long after its time to live, and adds the
+        /// directive to the write's response. Without it there, the response is gone when its time to live ends, so set the
+        /// same limit on both routes.
         pub fn stale_while_revalidate(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.stale_while_revalidate(limit.into());
             self
@@ -825,6 +830,10 @@ macro_rules! route_layers {
         /// Serves a response for this long after its time to live ended, if the handler fails: with an error, or with
         /// status 500, 502, 503 or 504 (RFC 5861 §4). Seconds or a `Duration`. Responses with `must-revalidate` are
         /// excluded. With 0, no response is served after its time to live.
+        ///
+        /// The option of the route that reads an entry decides, as with
+        /// [`stale_while_revalidate`](Self::stale_while_revalidate). If the handler of a write-through fails, the client gets the
+        /// error.
         pub fn stale_if_error(mut self, limit: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.stale_if_error(limit.into());
             self
