@@ -34,7 +34,7 @@ impl Route {
             };
             return Tagging { stamp, declared: Ok(Tags::default()) };
         }
-        let declared = rule.of_entry(&request, principal.map(Principal::tag));
+        let declared = self.declared_tags(request, principal);
         let stamp = self.read_stamp().await.and_then(|stamp| stamp.ok_or(Reason::Tags));
         Tagging { stamp, declared }
     }
@@ -45,17 +45,22 @@ impl Route {
         request: RequestView<'_>,
         principal: Option<Principal>,
     ) -> Tagging {
-        let rule = &self.policy.rule().tags;
-        let declared = if rule.is_empty() {
-            Ok(Tags::default())
-        } else {
-            rule.of_entry(&request, principal.map(Principal::tag))
-        };
+        let declared = self.declared_tags(request, principal);
         let stamp = match self.tag_memory.first_stamp() {
             Some(None) => Err(Reason::Tags),
             _ => Ok(TagStamp { nonce: [0; 8], epoch: 0 }),
         };
         Tagging { stamp, declared }
+    }
+
+    fn declared_tags(
+        &self,
+        request: RequestView<'_>,
+        principal: Option<Principal>,
+    ) -> Result<Tags, TagError> {
+        let rule = &self.policy.rule().tags;
+        // The name of a principal's tag is made only where it is used.
+        rule.of_entry(&request, principal.filter(|_| rule.by_principal).map(Principal::tag))
     }
 
     async fn read_first_stamp(&self) -> Result<TagStamp, Reason> {

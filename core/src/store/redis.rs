@@ -341,7 +341,10 @@ impl LeaseStore for RedisStore {
         ttl: Option<Duration>,
         tagged: &Tagged,
     ) -> Result<(), StoreError> {
-        self.inner.tags.saw(key, !tagged.marks().is_empty());
+        if tagged.marks().is_empty() {
+            return self.set(key, value, ttl).await;
+        }
+        self.inner.tags.saw(key, true);
         let set = self.set_stored(key, tagged.encode(&value), ttl);
         // Without a clock that lasts as long, the entry ends early.
         let (set, _) = tokio::join!(set, self.keep_clock(key.prefix(), ttl));

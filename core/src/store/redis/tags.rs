@@ -3,7 +3,7 @@
 //! Clock and table of a prefix share a slot of their own, so one script evicts by tag. Reading an entry takes one key more only if
 //! it is known to be tagged: in the same `MGET` on a single server, in a second command at the same time in a cluster. If
 //! something was evicted since the entry was stamped, the table is asked in another round trip, once for each entry after each
-//! eviction: what was judged fresh is remembered with the epoch.
+//! eviction: the entry that was judged fresh is remembered with the epoch.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -194,8 +194,7 @@ impl RedisStore {
     pub(super) async fn read_with_clock(&self, key: &CacheKey) -> Result<ReadValue, StoreError> {
         let epoch = self.tag_log().epoch();
         let (stored, clock) = if self.inner.client.is_cluster() {
-            let (stored, clock) = tokio::try_join!(self.read_stored(key), self.read_clock(key.prefix()))?;
-            (stored, clock)
+            tokio::try_join!(self.read_stored(key), self.read_clock(key.prefix()))?
         } else {
             let (name, nonce) = (key.name(), key_names::nonce_of(key));
             let clock = key_names::tag_clock(key.prefix());
