@@ -18,6 +18,7 @@ use tracing::warn;
 pub use tag_eviction::EvictionByTag;
 
 use crate::backend::coder::{Coder, CoderError, Json};
+use crate::fill::lease::{FIRST_PAUSE, next_pause};
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Role};
 use crate::key::{CacheKey, KeyError, KeySpace};
@@ -411,7 +412,7 @@ impl<C: Coder> CacheBackend<C> {
         until: Instant,
         mut change: impl FnMut(Option<T>) -> T,
     ) -> Result<T, CacheError> {
-        let mut pause = Duration::from_millis(1);
+        let mut pause = FIRST_PAUSE;
         loop {
             // The lease keeps other updates out until it is committed. A `set` or an eviction revokes it. An error returns
             // it.
@@ -440,7 +441,7 @@ impl<C: Coder> CacheBackend<C> {
             }
             let changed = timeout_at(until, self.context().store.changed(key, pause)).await;
             changed.map_err(|_| CacheError::Contended)?;
-            pause = (pause * 2).min(Duration::from_millis(16));
+            pause = next_pause(pause);
         }
     }
 
@@ -532,7 +533,7 @@ impl<C: Coder> CacheBackend<C> {
         self.space.key(key)
     }
 
-    /// Returns what a value carries of its tags. Called before the value is made, so that every later eviction counts.
+    /// Returns the tags and the present stamp of a value. Called before the value is made, so that every later eviction counts.
     async fn tagged_now(&self, key: &CacheKey) -> Result<Option<Tagged>, CacheError> {
         if self.tags.is_empty() {
             return Ok(None);

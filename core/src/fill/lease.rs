@@ -17,9 +17,16 @@ use crate::record::variants::Variants;
 use crate::store::{Abandon, Acquired, Intent, Lease, StoreError};
 use crate::tag::{Tagged, stale_since};
 
-/// Bounds of the pause between two polls of a fill by another process. The pause doubles each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LAST_PAUSE: Duration = Duration::from_millis(16);
+/// The first pause between two polls of a key that another process is filling or updating.
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// The longest pause between two polls.
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
+
+/// Returns the pause after this one. It doubles each time.
+pub(crate) fn next_pause(pause: Duration) -> Duration {
+    (pause * 2).min(LONGEST_PAUSE)
+}
 
 impl CacheContext {
     /// Acquires a lease on `key`. If another process is filling it, this waits for up to `max_wait`, provided that
@@ -67,7 +74,7 @@ impl CacheContext {
         let mut pause = FIRST_PAUSE;
         while began.elapsed() < limit {
             self.store.changed(key, pause).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+            pause = next_pause(pause);
             // A refresh ignores stored values, so `begin` doesn't report that the value is new by now.
             if intent == Intent::Refresh
                 && let Ok(Some(bytes)) = self.store.get(key).await
