@@ -165,6 +165,25 @@ async fn written(store: &Store, names: &[&str]) -> Vec<CacheKey> {
     keys
 }
 
+/// Asserts that the server keeps the first keys, and that the store never finds the others there.
+async fn kept_and_evicted(
+    store: &Store,
+    server: &RedisServer,
+    way: Way,
+    (kept, evicted): (&[CacheKey], &[CacheKey]),
+) {
+    for key in evicted {
+        assert!(!store.finds(key, "old").await, "{way:?}: {key}");
+    }
+    sleep(NOTICED + SLACK).await;
+    for key in kept {
+        assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"old"[..]), "{way:?}: {key}");
+    }
+    for key in evicted {
+        assert_eq!(raw::<u64>(server, &["EXISTS", key.name()]).await, 0, "{way:?}: {key}");
+    }
+}
+
 /// Writes keys, and makes the server save them.
 async fn saved(server: &RedisServer, store: &Store, names: &[&str]) -> Vec<CacheKey> {
     let keys = written(store, names).await;
@@ -777,16 +796,7 @@ async fn replica_that_takes_the_address_keeps_replicated_entries() {
         let _: String = raw(&replica, &["REPLICAOF", "NO", "ONE"]).await;
         address.redirect(replica.port());
         answers(&store).await;
-        for key in &keys[2..] {
-            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
-        }
-        sleep(NOTICED + SLACK).await;
-        for key in &keys[..2] {
-            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"old"[..]), "{way:?}: {key}");
-        }
-        for key in &keys[2..] {
-            assert_eq!(raw::<u64>(&replica, &["EXISTS", key.name()]).await, 0, "{way:?}: {key}");
-        }
+        kept_and_evicted(&store, &replica, way, keys.split_at(2)).await;
     }
 }
 
@@ -813,16 +823,7 @@ async fn restored_snapshot_keeps_entries_confirmed_before_it_was_saved() {
         }
         sleep(NOTICED).await;
         master.restart();
-        for key in &keys[2..] {
-            assert!(!store.finds(key, "old").await, "{way:?}: {key}");
-        }
-        sleep(NOTICED + SLACK).await;
-        for key in &keys[..2] {
-            assert_eq!(store.get(key).await.unwrap().as_deref(), Some(&b"old"[..]), "{way:?}: {key}");
-        }
-        for key in &keys[2..] {
-            assert_eq!(raw::<u64>(&master, &["EXISTS", key.name()]).await, 0, "{way:?}: {key}");
-        }
+        kept_and_evicted(&store, &master, way, keys.split_at(2)).await;
     }
 }
 

@@ -65,7 +65,7 @@ macro_rules! on_stores_with_tags {
 
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn on_four_functions() {
-                    let store = FourFunctions(MemoryStore::new());
+                    let store = OnlyRequired(MemoryStore::new());
                     scenario(Larder::builder().cache_status(true).store(ProcessLocal::new(store)).build()).await;
                 }
             }
@@ -73,10 +73,10 @@ macro_rules! on_stores_with_tags {
     };
 }
 
-/// A store that implements only what it must.
-struct FourFunctions(MemoryStore);
+/// A store that implements only required functions. Its leases keep no entries with tags; `ProcessLocal` adds tags to it.
+struct OnlyRequired(MemoryStore);
 
-impl CacheStore for FourFunctions {
+impl CacheStore for OnlyRequired {
     fn get(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send {
         self.0.get(key)
     }
@@ -94,28 +94,7 @@ impl CacheStore for FourFunctions {
     }
 }
 
-/// A store with leases that keeps no entries with tags.
-struct WithoutTags(MemoryStore);
-
-impl CacheStore for WithoutTags {
-    fn get(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send {
-        self.0.get(key)
-    }
-
-    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
-        self.0.set(key, value, ttl).await
-    }
-
-    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        self.0.delete(key).await
-    }
-
-    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
-        self.0.delete_group(group).await
-    }
-}
-
-impl LeaseStore for WithoutTags {
+impl LeaseStore for OnlyRequired {
     async fn begin(&self, key: &CacheKey, intent: Intent, ttl: Duration) -> Result<Acquired, StoreError> {
         self.0.begin(key, intent, ttl).await
     }
@@ -590,7 +569,7 @@ on_stores_with_tags! {
 
 #[tokio::test]
 async fn store_without_tags_stores_only_responses_without_tags() {
-    let larder = Larder::builder().cache_status(true).store(WithoutTags(MemoryStore::new())).build();
+    let larder = Larder::builder().cache_status(true).store(OnlyRequired(MemoryStore::new())).build();
     let app = Router::new()
         .route("/named", get_route((async || (Tags::of(["t"]), "x")).layer(cache(&larder).ttl(300))))
         .route("/route", get_route((async || "x").layer(cache(&larder).ttl(300).tag("t"))))
