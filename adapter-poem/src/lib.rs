@@ -71,7 +71,7 @@ larder_core::route_layers!();
 
 larder_core::tag_parts!();
 
-/// Adds what a handler knows about tags to its response.
+/// Adds tags to a response: those that it carries, and those to evict.
 ///
 /// ```
 /// use larder_poem::{EvictTags, Larder, TagResponse, Tags, cache, cache_evict};

@@ -54,7 +54,7 @@ pub use larder_core::{
     CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, KeyBuilder, KeySpace, Larder, LarderBuilder,
     ManualClock, Reason, ReplyBody, RequestView, Stats, Status, StoreError, Ttl, default_key,
 };
-// What a handler says about tags, in the extensions of its response.
+// A handler names tags in the extensions of its response.
 pub use larder_core::tag::{ResponseTags, TagsToEvict};
 #[cfg(feature = "redis")]
 pub use larder_core::{RedisOptions, RedisStore};

@@ -328,7 +328,7 @@ async fn shared_cache_evicts_when_the_caller_drops_a_write() {
         for host in ["http://h/about", "https://h/about"] {
             assert_eq!(read(&pages, host).await.0, "v1", "{host} after {method} {written}");
         }
-        // The service continues. When it ends, it evicts what was read meanwhile.
+        // The service continues. When it ends, it evicts entries that were stored meanwhile.
         gate.add_permits(1);
         larder.close().await;
         let (_, status) = read(&pages, "http://h/about").await;

@@ -88,7 +88,7 @@ pub struct Ask {
     body: &'static str,
 }
 
-/// The expected response. What is not set is not checked.
+/// The expected response. Parts that are not set are not checked.
 #[derive(Clone, Debug)]
 pub struct Expect {
     status: u16,

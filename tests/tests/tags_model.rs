@@ -221,7 +221,7 @@ enum Fill {
     Leased(Option<Clock>),
     /// The handler has read the database.
     Ran(Option<Clock>, u8),
-    /// The flight is closed and the commit is on its way. The last number is what was confirmed before.
+    /// The flight is closed and the commit is on its way. The last number counts the evictions that were confirmed before.
     Committing(Entry, u8),
     /// The entry is stored, and has to be judged.
     Stored(Entry, u8),
@@ -847,7 +847,7 @@ impl Model for Tags {
     }
 }
 
-/// Copies in the tier, and what is being read, are from before an eviction.
+/// The tier copies values from before an eviction, and so do reads in progress.
 fn end_copies(process: &mut Process) {
     if let Some((_, is_current)) = &mut process.tier {
         *is_current = false;

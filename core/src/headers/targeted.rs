@@ -102,7 +102,7 @@ impl<'de> EntryVisitor<'de> for Member<'_> {
                     *flag = true;
                     match field_names(names.as_str().as_bytes()) {
                         Some(names) => fields.extend(names),
-                        // What names no field that can be understood restricts everything.
+                        // Without a readable field name, the directive restricts the whole response.
                         None => *whole = true,
                     }
                 }

@@ -43,11 +43,11 @@ pub struct Rule {
     pub max_body: u64,
     /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach. `None` tells what remains of `ttl`.
     pub downstream_ttl: Option<Duration>,
-    /// For how long after its freshness lifetime a response is still used while it is refreshed (RFC 5861 §3).
+    /// The time after its freshness lifetime in which a response is used while it is refreshed (RFC 5861 §3).
     pub stale_while_revalidate: Option<Duration>,
-    /// For how long after its freshness lifetime a response is still used when the handler fails (RFC 5861 §4).
+    /// The time after its freshness lifetime in which a response is used when the handler fails (RFC 5861 §4).
     pub stale_if_error: Option<Duration>,
-    /// By how much lifetimes are shortened at random, as a fraction, so that entries don't all expire at once.
+    /// The largest fraction by which lifetimes are shortened at random, so that entries don't all expire at once.
     pub jitter: f64,
     /// The query parameters that are part of the key; `None` means all.
     pub query_params: Option<Vec<String>>,

@@ -191,7 +191,7 @@ impl RedisStore {
         )))
     }
 
-    /// Goes on after the beginning of a stored value turned out to be a header.
+    /// Reads the head of a value with tags, whose first bytes were read.
     async fn read_tagged_head(
         &self,
         key: &CacheKey,
@@ -203,7 +203,7 @@ impl RedisStore {
             Headed::decode(bytes)
                 .is_some_and(|header| bytes.len() >= header.header_len().saturating_add(limit))
         };
-        // What is shorter than asked for is all there is.
+        // A shorter reply is the whole value.
         if bytes.len() >= limit && !is_enough(&bytes) {
             let RedisInner { options, client, .. } = &*self.inner;
             let (name, end) = (key.name(), limit.saturating_add(MAX_HEADER + fence_len(key)));

@@ -4,8 +4,7 @@
 //! *pending*: it is repeated (`pending_evictions.rs`), and entries that carry one of its tags are treated as absent meanwhile.
 //! *Recent* evictions, of the last five to ten minutes, become pending when a server may have lost them.
 //!
-//! An answer that was asked for before servers changed is not believed, and a confirmation that was asked for before settles
-//! nothing. Too many tags of a prefix become all its tags: then its tag clock is forgotten.
+//! After a server changed, the store ignores answers to earlier questions, and earlier requests confirm nothing. Too many tags of a prefix become all its tags: then its tag clock is forgotten.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -214,7 +213,7 @@ impl TagLog {
         for mark in marks.iter().map(|mark| (*mark, how)) {
             recent.insert(prefix, mark, ());
             if let Some(tags) = pending.0.get_mut(prefix)
-                // What was requested since then is not part of this eviction.
+                // This eviction does not cover later requests.
                 && tags.marks.get(&mark).is_some_and(|count| *count <= asked.count)
             {
                 tags.marks.remove(&mark);

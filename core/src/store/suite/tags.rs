@@ -258,7 +258,7 @@ pub async fn eviction_outlasts_any_number_of_others<S: LeaseStore>(subject: &Sub
         subject.store.evict_tags(&subject.ungrouped(), &others, TagEviction::Hard).await.unwrap();
     }
     subject.holds_nothing(&key("evicted"), "its tag was evicted, long ago").await;
-    // Whether the other entry is still known to be valid is the store's choice.
+    // A store may have lost the proof that the other entry is valid.
     let kept = subject.get(&key("kept")).await;
     assert!(kept.is_none_or(|value| value == "kept"));
     let tagged = Tagged::new(early, &tags(&["a"]));
