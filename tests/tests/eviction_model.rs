@@ -4,7 +4,7 @@
 //! and reads. The master may swap with its replica, and may restart from an old snapshot. Wherever a change of servers can
 //! interrupt a process, the process takes a separate step.
 //!
-//! The rules are those of `core/src/store/redis/change_log.rs`. Two promises are checked in every reachable state:
+//! The rules are those of `core/src/store/redis/failover/change_log.rs`. Two promises are checked in every reachable state:
 //!
 //! * A read that starts more than one watch period after the servers changed, and after an eviction was confirmed, never returns
 //!   the value from before the eviction, in any process.

@@ -4,7 +4,7 @@
 //! One entry lies on a server, and the tag clock and its table on another: nothing is atomic across the two. Two processes fill the
 //! entry, read it, change the database and evict tag `a`, which the entry always has; tag `b`, which it may have, is evicted beside.
 //! Every command is a step of its own, and so is every message. The rules are those of `core/src/tag.rs`,
-//! `core/src/store/redis/tags.rs`, `tag_log.rs` and `tiered.rs`.
+//! `core/src/store/redis/tags.rs`, `failover/tag_log.rs` and `tiered.rs`.
 //!
 //! In every state that can be reached:
 //!

@@ -72,27 +72,24 @@
 
 pub(crate) mod address;
 mod breaker_gauge;
-mod change_log;
 mod client;
 mod cluster;
 mod command;
 mod delete_group;
+mod failover;
 mod invalidations;
 mod key_names;
 mod lease;
 mod meter;
 mod node;
 pub(crate) mod options;
-mod pending_evictions;
 #[cfg(feature = "redis-pool")]
 mod pooled_cluster;
 mod read;
 mod readings;
 mod refusals;
 mod scripts;
-mod server_identity;
 mod slots;
-mod tag_log;
 mod tags;
 mod tiered;
 #[cfg(feature = "redis-tls")]
@@ -109,13 +106,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use quick_cache::sync::Cache;
 
-use self::change_log::{ChangeLog, ChangeTarget, Epoch, UnconfirmedGuard};
 use self::client::Client;
+use self::failover::change_log::{ChangeLog, ChangeTarget, Epoch, UnconfirmedGuard};
+use self::failover::tag_log::UnconfirmedTags;
 use self::node::{ServerChange, ServerChangeHandler};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::readings::Readings;
 use self::scripts::ScriptCall;
-use self::tag_log::UnconfirmedTags;
 use self::tags::TagState;
 pub use self::tiered::{MAX_STALE, TieredStore};
 use self::write::{is_write, replaces};

@@ -12,8 +12,8 @@ use redis::{
 use tokio::time::Instant;
 
 use super::address::Address;
-use super::change_log::Lost;
 use super::cluster::{Cluster, Layout, Redirection};
+use super::failover::change_log::Lost;
 use super::node::{Dialer, Node, ServerChange, ServerChangeHandler};
 use super::options::{RedisOptions, Replicas};
 #[cfg(feature = "redis-pool")]

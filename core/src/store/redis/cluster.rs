@@ -28,7 +28,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::address::Address;
-use super::change_log::Lost;
+use super::failover::change_log::Lost;
 use super::node::{Dialer, Node, ServerChange};
 use super::slots::{SLOTS, SlotSet, slot};
 use super::transport::Transport;

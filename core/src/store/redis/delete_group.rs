@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::change_log::Lost;
 use super::client::{Client, Destination};
 use super::cluster::Layout;
+use super::failover::change_log::Lost;
 use super::key_names::{self, Owned};
 use super::scripts::{self, ScriptCall};
 use super::{RedisInner, RedisStore, random};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::Value;
 
-use super::change_log::{ChangeTarget, UnconfirmedGuard};
 use super::client::Destination;
 use super::command::{bounded_millis, command, mget, valid_under};
+use super::failover::change_log::{ChangeTarget, UnconfirmedGuard};
 use super::key_names::{self, with_nonce};
 use super::scripts::{self, ScriptCall};
 use super::tags::ReadValue;

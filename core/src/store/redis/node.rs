@@ -42,10 +42,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::address::Address;
 use super::breaker_gauge;
+use super::failover::server_identity::{KnownServer, ServerIdentity};
 use super::meter::{Delivered, Metered};
 use super::options::RedisOptions;
 use super::refusals::Refusals;
-use super::server_identity::{KnownServer, ServerIdentity};
 use super::slots::SlotSet;
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;

@@ -10,10 +10,10 @@ use redis::{RedisError, RedisResult};
 use tokio::time::timeout;
 
 use super::address::Address;
-use super::change_log::Lost;
 use super::cluster::{Layout, View, ask, ranges};
+use super::failover::change_log::Lost;
+use super::failover::server_identity::ServerIdentity;
 use super::node::{Dialer, Node, ServerChange};
-use super::server_identity::ServerIdentity;
 use super::slots::{SlotSet, slot};
 use super::transport::{ClusterRoute, Transport};
 use crate::store::StoreError;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::client::Destination;
 use super::command::{command, mget, unless_wrong_type, valid_under};
+use super::failover::tag_log::TagEpoch;
 use super::readings::{Lifetime, ValueWithExpiry};
-use super::tag_log::TagEpoch;
 use super::tags::ReadValue;
 use super::{RedisInner, RedisStore, key_names};
 use crate::key::CacheKey;

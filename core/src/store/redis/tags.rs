@@ -19,8 +19,8 @@ use tokio::time::Instant;
 
 use super::client::Destination;
 use super::command::{command, mget, ttl_millis, unless_wrong_type, valid_under};
+use super::failover::tag_log::{PendingTags, TagEpoch, TagLog};
 use super::scripts::{self, ScriptCall};
-use super::tag_log::{PendingTags, TagEpoch, TagLog};
 use super::{RedisInner, RedisStore, key_names, random};
 use crate::key::CacheKey;
 use crate::store::StoreError;

@@ -35,8 +35,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::RedisStore;
-use super::change_log::Lost;
 use super::client::Client;
+use super::failover::change_log::Lost;
 use super::invalidations::InvalidationListener;
 use super::key_names;
 use super::node::Dialer;

@@ -10,8 +10,8 @@ use {
     tokio::time::sleep,
 };
 
+use super::failover::server_identity::ServerIdentity;
 use super::refusals;
-use super::server_identity::ServerIdentity;
 
 /// The pause before the next request to a pool without a free connection.
 #[cfg(feature = "redis-pool")]

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use redis::{Cmd, RedisWrite, ToRedisArgs};
 use tokio::time::Instant;
 
-use super::change_log::{ChangeTarget, UnconfirmedGuard};
 use super::command::ttl_millis;
+use super::failover::change_log::{ChangeTarget, UnconfirmedGuard};
 use super::key_names::{self, GroupNames, with_group};
 use super::scripts::{self, ScriptCall};
 use super::{RedisInner, RedisStore};

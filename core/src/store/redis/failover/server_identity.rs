@@ -30,7 +30,7 @@ const MAX_CHECKPOINTS: usize = 64;
 
 /// The identity of a server and of what it replicates.
 #[derive(Clone, Debug)]
-pub(super) struct ServerIdentity {
+pub(in crate::store::redis) struct ServerIdentity {
     run_id: String,
     replication_id: String,
     history: Option<History>,
@@ -49,15 +49,17 @@ struct History {
 impl ServerIdentity {
     /// The number of commands that [`ask`](Self::ask) adds.
     #[cfg(feature = "redis-pool")]
-    pub(super) const QUESTIONS: usize = 2;
+    pub(in crate::store::redis) const QUESTIONS: usize = 2;
 
     /// Adds the question to a pipeline: [`QUESTIONS`](Self::QUESTIONS) commands.
-    pub(super) fn ask(pipe: &mut Pipeline) {
+    pub(in crate::store::redis) fn ask(pipe: &mut Pipeline) {
         pipe.cmd("INFO").arg("server").cmd("INFO").arg("replication");
     }
 
     /// Reads the answers. `None` if the user may not run `INFO`.
-    pub(super) fn read(mut replies: impl Iterator<Item = RedisResult<Value>>) -> Option<Self> {
+    pub(in crate::store::redis) fn read(
+        mut replies: impl Iterator<Item = RedisResult<Value>>,
+    ) -> Option<Self> {
         let mut text = || from_redis_value::<String>(replies.next()?.ok()?).ok();
         let (server, replication) = (text()?, text()?);
         Some(Self {
@@ -68,12 +70,12 @@ impl ServerIdentity {
     }
 
     /// Returns `true` if both are the same server with the same replication history.
-    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+    pub(in crate::store::redis) fn is_same_as(&self, other: &Self) -> bool {
         self.run_id == other.run_id && self.has_history_of(other)
     }
 
     /// Returns `true` if both have the same replication history: a master and its replicas.
-    pub(super) fn has_history_of(&self, other: &Self) -> bool {
+    pub(in crate::store::redis) fn has_history_of(&self, other: &Self) -> bool {
         self.replication_id == other.replication_id
     }
 
@@ -109,7 +111,7 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 
 /// The known server behind one address, shared by every connection to it.
 #[derive(Debug, Default)]
-pub(super) struct KnownServer {
+pub(in crate::store::redis) struct KnownServer {
     known: Mutex<Known>,
     /// The times of the last changes of the server.
     changes: Mutex<VecDeque<Instant>>,
@@ -181,18 +183,18 @@ impl Checkpoints {
 }
 
 impl KnownServer {
-    pub(super) fn generation(&self) -> u64 {
+    pub(in crate::store::redis) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
     /// Returns `true` if the server told its identity.
     #[cfg(feature = "redis-pool")]
-    pub(super) fn is_identified(&self) -> bool {
+    pub(in crate::store::redis) fn is_identified(&self) -> bool {
         matches!(*self.lock(), Known::Identity(..))
     }
 
     /// Returns the number of this server's confirmed changes that another server certainly has.
-    pub(super) fn kept_by(&self, other: &ServerIdentity) -> u64 {
+    pub(in crate::store::redis) fn kept_by(&self, other: &ServerIdentity) -> u64 {
         self.lock().kept_by(other)
     }
 
@@ -203,7 +205,7 @@ impl KnownServer {
     ///
     /// If it is another server, `changed` is called with the number of changes that it certainly has, before any connection of the
     /// new generation is used. It is also called if the user may not run `INFO`, because then the server may be another one.
-    pub(super) fn opened(
+    pub(in crate::store::redis) fn opened(
         &self,
         found: Option<ServerIdentity>,
         confirmed: Option<u64>,
@@ -234,7 +236,7 @@ impl KnownServer {
 
     /// Compares the server on an open connection of this generation with the known one. Returns `false` if the generation is over.
     /// [`opened`](Self::opened) describes the other arguments.
-    pub(super) fn checked(
+    pub(in crate::store::redis) fn checked(
         &self,
         generation: u64,
         found: Option<ServerIdentity>,
@@ -274,7 +276,7 @@ impl KnownServer {
     }
 
     /// Returns `true` if several servers behind the address take turns.
-    pub(super) fn is_flapping(&self) -> bool {
+    pub(in crate::store::redis) fn is_flapping(&self) -> bool {
         let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         changes.len() >= FLAPS && changes.front().is_some_and(|first| first.elapsed() < FLAPPING)
     }

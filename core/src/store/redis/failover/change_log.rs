@@ -32,10 +32,10 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
-use super::RedisStore;
-use super::slots::{SlotSet, slot};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::StoreError;
+use crate::store::redis::RedisStore;
+use crate::store::redis::slots::{SlotSet, slot};
 
 /// The maximum number of single keys. More of them become groups.
 const MAX_KEYS: usize = 16 * 1024;
@@ -63,7 +63,7 @@ const PENDING: u64 = 1;
 
 /// The changes of one store.
 #[derive(Debug)]
-pub(super) struct ChangeLog {
+pub(in crate::store::redis) struct ChangeLog {
     state: Mutex<LogState>,
     /// Twice the number of recalls, plus [`PENDING`]. Read without the lock.
     stamp: AtomicU64,
@@ -98,11 +98,11 @@ pub(super) struct LogState {
 
 /// The stamp before a question to Redis. See [`ChangeLog::may_believe`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Epoch(u64);
+pub(in crate::store::redis) struct Epoch(u64);
 
 /// The part of the keys whose changes servers may have lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Lost {
+pub(in crate::store::redis) enum Lost {
     Everything,
     /// The keys in these slots of a cluster.
     Slots(SlotSet),
@@ -110,12 +110,12 @@ pub(super) enum Lost {
 
 impl Lost {
     /// Returns `true` if the key or group with this name is affected.
-    pub(super) fn concerns(&self, name: &str) -> bool {
+    pub(in crate::store::redis) fn concerns(&self, name: &str) -> bool {
         matches!(self, Self::Everything) || self.has_slot(slot(name))
     }
 
     /// Returns `true` if this slot is affected.
-    pub(super) fn has_slot(&self, slot: u16) -> bool {
+    pub(in crate::store::redis) fn has_slot(&self, slot: u16) -> bool {
         match self {
             Self::Everything => true,
             Self::Slots(slots) => slots.contains(slot),
@@ -123,7 +123,7 @@ impl Lost {
     }
 
     /// Adds the losses of `other`.
-    pub(super) fn extend(&mut self, other: &Self) {
+    pub(in crate::store::redis) fn extend(&mut self, other: &Self) {
         match (&mut *self, other) {
             (Self::Slots(slots), Self::Slots(others)) => slots.extend(others),
             _ => *self = Self::Everything,
@@ -161,7 +161,7 @@ pub(super) struct Release {
 
 /// The keys that a command may leave unchanged, or the lease that it may leave behind, if no answer arrives.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum ChangeTarget<'a> {
+pub(in crate::store::redis) enum ChangeTarget<'a> {
     /// A key that may hold the old value.
     Key(&'a CacheKey),
     /// A group or a prefix that may hold old values.
@@ -182,7 +182,7 @@ pub(super) enum PendingEviction {
 /// [`settle`](Self::settle), after an error or because the caller was cancelled, its target becomes pending.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct UnconfirmedGuard<'a> {
+pub(in crate::store::redis) struct UnconfirmedGuard<'a> {
     store: &'a RedisStore,
     target: Option<ChangeTarget<'a>>,
     /// The number of the pending eviction of the same target, if there was one.
@@ -191,7 +191,7 @@ pub(super) struct UnconfirmedGuard<'a> {
 }
 
 impl<'a> UnconfirmedGuard<'a> {
-    pub(super) fn new(store: &'a RedisStore, target: ChangeTarget<'a>) -> Self {
+    pub(in crate::store::redis) fn new(store: &'a RedisStore, target: ChangeTarget<'a>) -> Self {
         let (pending, recalls) = store.log().before(target);
         Self { store, target: Some(target), pending, recalls }
     }
@@ -201,7 +201,7 @@ impl<'a> UnconfirmedGuard<'a> {
     /// # Errors
     ///
     /// If that takes longer than the deadline.
-    pub(super) async fn turn(
+    pub(in crate::store::redis) async fn turn(
         &self,
         key: &CacheKey,
         deadline: Duration,
@@ -214,18 +214,18 @@ impl<'a> UnconfirmedGuard<'a> {
     }
 
     /// Ends the guard: Redis answered, and changed nothing that must be remembered.
-    pub(super) fn settle(mut self) {
+    pub(in crate::store::redis) fn settle(mut self) {
         self.target = None;
     }
 
     /// Ends the guard and remembers the change: Redis removed or replaced the target. `false` if there was a recall since the guard
     /// was made: the confirmation may be the earlier server's, so the target is pending.
-    pub(super) fn confirmed(mut self) -> bool {
+    pub(in crate::store::redis) fn confirmed(mut self) -> bool {
         self.target.take().is_none_or(|target| self.confirm(target))
     }
 
     /// The same for another target than the one that an error would make pending.
-    pub(super) fn confirmed_as(mut self, target: ChangeTarget<'_>) -> bool {
+    pub(in crate::store::redis) fn confirmed_as(mut self, target: ChangeTarget<'_>) -> bool {
         self.target = None;
         self.confirm(target)
     }
@@ -276,14 +276,14 @@ impl Default for ChangeLog {
 impl ChangeLog {
     /// Returns the stamp for a question about this key. `None` if a pending eviction covers the key, so that it counts as absent.
     #[inline]
-    pub(super) fn epoch_for(&self, key: &CacheKey) -> Option<Epoch> {
+    pub(in crate::store::redis) fn epoch_for(&self, key: &CacheKey) -> Option<Epoch> {
         let stamp = self.stamp.load(Ordering::Acquire);
         (stamp & PENDING == 0 || !self.is_covered(key)).then_some(Epoch(stamp))
     }
 
     /// Returns `true` if an answer about this key may be used. Called after it arrived, with the epoch from before the question.
     #[inline]
-    pub(super) fn may_believe(&self, key: &CacheKey, epoch: Epoch) -> bool {
+    pub(in crate::store::redis) fn may_believe(&self, key: &CacheKey, epoch: Epoch) -> bool {
         let stamp = self.stamp.load(Ordering::Acquire);
         let is_unchanged = stamp & PENDING == 0 && stamp | PENDING == epoch.0 | PENDING;
         is_unchanged || self.is_unaffected_since(key, epoch)
@@ -363,7 +363,7 @@ impl ChangeLog {
     }
 
     /// Returns the number of confirmed changes.
-    pub(super) fn confirmed(&self) -> u64 {
+    pub(in crate::store::redis) fn confirmed(&self) -> u64 {
         self.lock().confirmed
     }
 
@@ -406,7 +406,7 @@ impl ChangeLog {
     }
 
     /// Returns `true` if any change is remembered.
-    pub(super) fn remembers(&self) -> bool {
+    pub(in crate::store::redis) fn remembers(&self) -> bool {
         let mut state = self.lock();
         state.recent.turn(Instant::now());
         !state.recent.is_empty() || !state.pending.is_empty()

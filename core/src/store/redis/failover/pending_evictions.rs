@@ -13,9 +13,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::change_log::{Lost, PendingEviction};
-use super::client::Client;
-use super::{RedisInner, RedisStore, key_names};
 use crate::store::StoreError;
+use crate::store::redis::client::Client;
+use crate::store::redis::{RedisInner, RedisStore, key_names};
 
 /// The first pause between two attempts. While the breaker is open, an attempt costs nothing.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -60,7 +60,7 @@ impl Attempt {
 
 impl RedisStore {
     /// Evicts again what servers may have lost of the remembered changes. They still have the first `kept` changes.
-    pub(super) fn recall(&self, lost: &Lost, kept: u64) {
+    pub(in crate::store::redis) fn recall(&self, lost: &Lost, kept: u64) {
         let is_pending = self.log().recall(lost, kept);
         let has_tags = self.tag_log().recall(|prefix| lost.concerns(&key_names::tag_clock(prefix)));
         self.inner.on_recall.run();
@@ -72,7 +72,7 @@ impl RedisStore {
 
     /// Starts the task that repeats pending evictions, unless it runs or there are none. Without a runtime, the next call starts
     /// it.
-    pub(super) fn retry_pending(&self) {
+    pub(in crate::store::redis) fn retry_pending(&self) {
         let mut state = self.log().lock();
         if state.is_settled() && self.tag_log().is_settled() {
             return;
@@ -194,7 +194,7 @@ impl RedisStore {
     }
 
     /// Repeats pending evictions until Redis has confirmed all of them or the deadline has passed, and logs the remaining ones.
-    pub(super) async fn settle_pending(&self, deadline: Duration) {
+    pub(in crate::store::redis) async fn settle_pending(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         let attempts = async {
             while self.attempt().await != Attempt::Confirmed || !self.is_settled() {

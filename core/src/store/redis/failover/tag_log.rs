@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::RedisStore;
+use crate::store::redis::RedisStore;
 use crate::tag::TagEviction;
 
 /// The maximum number of remembered tags of a prefix. With one more, all tags of the prefix count as evicted.
@@ -28,7 +28,7 @@ const PENDING: u64 = 1;
 
 /// The evictions by tag of one store.
 #[derive(Debug)]
-pub(super) struct TagLog {
+pub(in crate::store::redis) struct TagLog {
     state: Mutex<TagLogState>,
     /// Twice the number of changes of servers and of confirmed pending evictions, and [`PENDING`]. Read without the lock.
     stamp: AtomicU64,
@@ -49,7 +49,7 @@ struct TagLogState {
 
 /// The state before a question to Redis. See [`TagLog::may_believe`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TagEpoch(u64);
+pub(in crate::store::redis) struct TagEpoch(u64);
 
 /// Evicted tags by prefix.
 #[derive(Debug)]
@@ -106,11 +106,11 @@ impl<T: Copy> EvictedTags<T> {
 
 /// A pending eviction of some tags of a prefix, or of all of them.
 #[derive(Debug)]
-pub(super) struct PendingTags {
-    pub(super) prefix: Box<str>,
+pub(in crate::store::redis) struct PendingTags {
+    pub(in crate::store::redis) prefix: Box<str>,
     /// The marks of the tags. Empty for all tags.
-    pub(super) marks: Vec<u64>,
-    pub(super) how: TagEviction,
+    pub(in crate::store::redis) marks: Vec<u64>,
+    pub(in crate::store::redis) how: TagEviction,
     asked: AskedAt,
 }
 
@@ -125,7 +125,7 @@ struct AskedAt {
 /// gone away, it makes the eviction pending.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct UnconfirmedTags<'a> {
+pub(in crate::store::redis) struct UnconfirmedTags<'a> {
     store: &'a RedisStore,
     prefix: &'a str,
     marks: &'a [u64],
@@ -135,12 +135,17 @@ pub(super) struct UnconfirmedTags<'a> {
 }
 
 impl<'a> UnconfirmedTags<'a> {
-    pub(super) fn new(store: &'a RedisStore, prefix: &'a str, marks: &'a [u64], how: TagEviction) -> Self {
+    pub(in crate::store::redis) fn new(
+        store: &'a RedisStore,
+        prefix: &'a str,
+        marks: &'a [u64],
+        how: TagEviction,
+    ) -> Self {
         Self { store, prefix, marks, how, asked: store.tag_log().asked(), is_confirmed: false }
     }
 
     /// Records that Redis confirmed the eviction. If a server turned out to be another meanwhile, it becomes pending.
-    pub(super) fn confirmed(mut self) {
+    pub(in crate::store::redis) fn confirmed(mut self) {
         if self.store.tag_log().confirm(self.prefix, self.marks, self.how, self.asked) {
             self.is_confirmed = true;
             self.store.watch_servers();
@@ -174,13 +179,13 @@ impl Default for TagLog {
 
 impl TagLog {
     /// Returns the present state, for [`may_believe`](Self::may_believe). Call it before asking Redis.
-    pub(super) fn epoch(&self) -> TagEpoch {
+    pub(in crate::store::redis) fn epoch(&self) -> TagEpoch {
         TagEpoch(self.stamp.load(Ordering::Acquire))
     }
 
     /// Returns `true` if an entry with these tags may be used that Redis returned: no pending eviction concerns it, and since `epoch`
     /// no server changed and no pending eviction was confirmed, which the answer may be older than.
-    pub(super) fn may_believe(&self, prefix: &str, marks: &[u64], epoch: TagEpoch) -> bool {
+    pub(in crate::store::redis) fn may_believe(&self, prefix: &str, marks: &[u64], epoch: TagEpoch) -> bool {
         let stamp = self.stamp.load(Ordering::Acquire);
         if stamp | PENDING != epoch.0 | PENDING {
             return false;
@@ -227,7 +232,7 @@ impl TagLog {
     }
 
     /// Remembers the confirmation of an eviction that was repeated.
-    pub(super) fn confirm_pending(&self, eviction: &PendingTags) {
+    pub(in crate::store::redis) fn confirm_pending(&self, eviction: &PendingTags) {
         if !eviction.marks.is_empty() {
             self.confirm(&eviction.prefix, &eviction.marks, eviction.how, eviction.asked);
             return;
@@ -303,7 +308,7 @@ impl TagLog {
     }
 
     /// Returns `true` if there is anything that a server could lose.
-    pub(super) fn remembers(&self) -> bool {
+    pub(in crate::store::redis) fn remembers(&self) -> bool {
         let mut state = self.lock();
         state.turn(Instant::now());
         !(state.pending.is_empty() && state.recent.is_empty() && state.before.is_empty())
