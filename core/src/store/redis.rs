@@ -71,11 +71,12 @@
 //! so don't nest one prefix in another.
 
 pub(crate) mod address;
-mod breaker_gauge;
+mod breaker;
 mod client;
 mod cluster;
 mod command;
 mod delete_group;
+mod dialer;
 mod failover;
 mod invalidations;
 mod key_names;
@@ -109,7 +110,7 @@ use quick_cache::sync::Cache;
 use self::client::Client;
 use self::failover::change_log::{ChangeLog, ChangeTarget, Epoch, UnconfirmedGuard};
 use self::failover::tag_log::UnconfirmedTags;
-use self::node::{ServerChange, ServerChangeHandler};
+use self::failover::{ServerChange, ServerChangeHandler};
 pub use self::options::{RedisOptions, RedisUrlError};
 use self::readings::Readings;
 use self::scripts::ScriptCall;

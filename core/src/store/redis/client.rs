@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use super::address::Address;
 use super::cluster::{Cluster, Layout, Redirection};
+use super::dialer::Dialer;
 use super::failover::change_log::Lost;
-use super::node::{Dialer, Node, ServerChange, ServerChangeHandler};
+use super::failover::{ServerChange, ServerChangeHandler};
+use super::node::Node;
 use super::options::{RedisOptions, Replicas};
 #[cfg(feature = "redis-pool")]
 use super::pooled_cluster::PooledCluster;

@@ -28,8 +28,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::address::Address;
+use super::dialer::Dialer;
+use super::failover::ServerChange;
 use super::failover::change_log::Lost;
-use super::node::{Dialer, Node, ServerChange};
+use super::node::Node;
 use super::slots::{SLOTS, SlotSet, slot};
 use super::transport::Transport;
 use crate::store::{Breaker, StoreError};

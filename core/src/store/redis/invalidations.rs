@@ -14,8 +14,8 @@ use redis::{RedisResult, Value, from_redis_value};
 
 use super::address::Address;
 use super::cluster::View;
+use super::dialer::{ConnectionSource, Dialer};
 use super::failover::server_identity::KnownServer;
-use super::node::{ConnectionSource, Dialer};
 use super::transport::Transport;
 
 /// The connections that receive invalidation messages.

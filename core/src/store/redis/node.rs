@@ -1,4 +1,4 @@
-//! Connections to one server: reconnects, deadlines, and the circuit breaker.
+//! Connections to one server: reconnects, deadlines, and the states of a connection.
 //!
 //! A connection is in one of these states:
 //!
@@ -13,58 +13,31 @@
 //! ```
 //!
 //! In `Connecting`, calls wait for the outcome until their own deadline. That usually takes a millisecond.
-//! In `Open`, calls fail at once, and one task probes at least once a second. A probe is a new connection and a `PING`. A server
+//! In `Open`, calls fail at once, and one task probes at least once a second (`breaker.rs`). A probe is a new connection and a `PING`. A server
 //! that hangs or still loads its data doesn't answer it.
 //!
 //! A connection that still delivers bytes is slow, not dead. A command that waits behind a large value times out, but that says
 //! nothing about the server. How much a connection of a pool delivers isn't known, so every timeout counts there.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult,
-    ServerErrorKind,
-};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::address::Address;
-use super::breaker_gauge;
+use super::breaker::{self, CircuitBreaker, LONGEST_PAUSE, next_pause};
+use super::dialer::{ConnectionSource, Dialer};
 use super::failover::server_identity::{KnownServer, ServerIdentity};
-use super::meter::{Delivered, Metered};
-use super::options::RedisOptions;
-use super::refusals::Refusals;
-use super::slots::SlotSet;
-#[cfg(feature = "redis-tls")]
-use super::tls::Tls;
 use super::transport::Transport;
-#[cfg(feature = "redis-pool")]
-use super::transport::{ClusterRoute, Pool};
 use crate::store::{Breaker, StoreError};
-
-/// The number of read deadlines in a row without an answer that opens the breaker.
-const MAX_TIMEOUTS: u32 = 3;
-
-/// The first pause between two probes. Each pause is twice as long as the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-
-/// The longest pause between two probes.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// A connection that lasts for less than this doesn't reset the pauses.
-const STEADY: Duration = Duration::from_secs(5);
 
 /// One server, and the one to four connections to it.
 pub(super) struct Node {
@@ -181,13 +154,9 @@ struct OpenConnection {
     source: ConnectionSource,
     /// The [generation](KnownServer::generation) of its server.
     generation: u64,
-    /// The number of read deadlines that passed without an answer since the last answer.
-    timeouts: AtomicU32,
+    breaker: CircuitBreaker,
     /// The number of answers, if the connections are a pool's.
     answers: AtomicU64,
-    since: Instant,
-    /// The last pause before this connection was opened.
-    pause: Duration,
 }
 
 /// The activity of a connection during a command that timed out.
@@ -221,11 +190,6 @@ impl OpenConnection {
                 return Err(Silence::Busy);
             }
         }
-    }
-
-    /// Returns the pause before the first probe: zero, unless the connection failed soon after it was opened.
-    fn next_pause(&self) -> Duration {
-        if self.since.elapsed() < STEADY { longer(self.pause) } else { Duration::ZERO }
     }
 }
 
@@ -288,9 +252,7 @@ impl Link {
                     if let Err(error) = &reply {
                         self.dialer.refusals.note(&self.address, error);
                     }
-                    if live.timeouts.load(Ordering::Relaxed) > 0 {
-                        live.timeouts.store(0, Ordering::Relaxed);
-                    }
+                    live.breaker.on_answer();
                     if live.source.is_pooled() {
                         live.answers.fetch_add(1, Ordering::Relaxed);
                     }
@@ -426,29 +388,28 @@ impl Link {
         });
     }
 
-    /// Counts a command that got no answer while the connection delivered nothing for `waited`.
-    ///
-    /// A silence of several read deadlines counts as that many commands. Otherwise a request with several evictions would wait
-    /// for each of them in turn.
-    fn on_timeout(self: &Arc<Self>, live: &Arc<OpenConnection>, waited: Duration) {
-        let read_deadline = self.dialer.options.read_deadline.as_nanos().max(1);
-        // Rounded, because the deadline began shortly before the command was sent.
-        let timeouts = ((waited.as_nanos() + read_deadline / 2) / read_deadline)
-            .clamp(1, u128::from(MAX_TIMEOUTS)) as u32;
-        if live.timeouts.fetch_add(timeouts, Ordering::Relaxed) + timeouts >= MAX_TIMEOUTS
-            && self.replace(live, || LinkState::Open(self.connect(live.next_pause())))
-        {
-            breaker_gauge::record(&self.address, Breaker::Open);
+    /// Opens the breaker if the connection delivered nothing for too long.
+    fn on_timeout(self: &Arc<Self>, live: &Arc<OpenConnection>, silence: Duration) {
+        if live.breaker.opens_after(silence, self.dialer.options.read_deadline) && self.open_breaker(live) {
             tracing::warn!(redis = %self.address, "Redis does not answer; doing without it until it does");
         }
+    }
+
+    /// Replaces a connection by probes. Returns `true` unless another caller has replaced it.
+    fn open_breaker(self: &Arc<Self>, live: &Arc<OpenConnection>) -> bool {
+        let pause = live.breaker.first_pause(Instant::now());
+        let is_replaced = self.replace(live, || LinkState::Open(self.connect(pause)));
+        if is_replaced {
+            breaker::record(&self.address, Breaker::Open);
+        }
+        is_replaced
     }
 
     /// Replaces a connection that is closed or unusable.
     fn on_disconnect(self: &Arc<Self>, live: &Arc<OpenConnection>, error: &RedisError) {
         if error.is_io_error() {
             self.replace(live, || LinkState::Connecting(self.connect(Duration::ZERO)));
-        } else if self.replace(live, || LinkState::Open(self.connect(live.next_pause()))) {
-            breaker_gauge::record(&self.address, Breaker::Open);
+        } else if self.open_breaker(live) {
             tracing::warn!(redis = %self.address, %error, "Redis can't serve; doing without it until it can");
         }
     }
@@ -484,7 +445,7 @@ impl Link {
                         link.on_failed_attempt(&error);
                     }
                 }
-                pause = longer(pause);
+                pause = next_pause(pause);
             }
         };
         tokio::spawn(task).abort_handle()
@@ -494,10 +455,8 @@ impl Link {
         let live = OpenConnection {
             source,
             generation,
-            timeouts: AtomicU32::new(0),
+            breaker: CircuitBreaker::new(Instant::now(), pause),
             answers: AtomicU64::new(0),
-            since: Instant::now(),
-            pause,
         };
         self.state.send_if_modified(|state| {
             if matches!(state, LinkState::Open(_)) {
@@ -505,7 +464,7 @@ impl Link {
             }
             let open = !matches!(state, LinkState::Closed);
             if open {
-                breaker_gauge::record(&self.address, Breaker::Closed);
+                breaker::record(&self.address, Breaker::Closed);
                 *state = LinkState::Up(Arc::new(live));
             }
             open
@@ -524,7 +483,7 @@ impl Link {
     fn on_failed_attempt(&self, error: &RedisError) {
         self.state.send_if_modified(|state| {
             let LinkState::Connecting(task) = state else { return false };
-            breaker_gauge::record(&self.address, Breaker::Open);
+            breaker::record(&self.address, Breaker::Open);
             tracing::warn!(
                 redis = %self.address,
                 %error,
@@ -534,290 +493,6 @@ impl Link {
             true
         });
     }
-}
-
-/// The source of the connections that calls use.
-pub(super) enum ConnectionSource {
-    /// One connection that all calls share. Dropping this value ends the task that serves it, which would otherwise wait for a
-    /// server that hangs.
-    Own { conn: MultiplexedConnection, delivered: Delivered, _driver: AbortOnDropHandle<()> },
-    /// A pool that lends a connection to each call.
-    #[cfg(feature = "redis-pool")]
-    Pool(Pool, ClusterRoute),
-}
-
-impl ConnectionSource {
-    #[cfg_attr(not(feature = "redis-pool"), expect(clippy::unused_async, reason = "only a pool has to wait"))]
-    pub(super) async fn transport(&self) -> RedisResult<Transport> {
-        match self {
-            Self::Own { conn, .. } => Ok(Transport::Own(conn.clone())),
-            #[cfg(feature = "redis-pool")]
-            Self::Pool(pool, route) => pool.get(*route).await,
-        }
-    }
-
-    fn is_pooled(&self) -> bool {
-        !matches!(self, Self::Own { .. })
-    }
-
-    /// Returns the number of bytes that were delivered. 0 for a pool, where it isn't known.
-    fn delivered(&self) -> u64 {
-        match self {
-            Self::Own { delivered, .. } => delivered.bytes(),
-            #[cfg(feature = "redis-pool")]
-            Self::Pool(..) => 0,
-        }
-    }
-}
-
-/// Opens connections.
-pub(super) struct Dialer {
-    pub(super) options: RedisOptions,
-    #[cfg(feature = "redis-tls")]
-    tls: std::sync::OnceLock<Result<Tls, String>>,
-    /// The nodes that commands reach through a cluster's pool.
-    #[cfg(feature = "redis-pool")]
-    route: ClusterRoute,
-    servers: Mutex<HashMap<Address, Arc<KnownServer>>>,
-    pub(super) change_handler: Arc<dyn ServerChangeHandler>,
-    pub(super) refusals: Arc<Refusals>,
-}
-
-/// Reacts when a server may have lost changes that it confirmed.
-pub(super) trait ServerChangeHandler: Send + Sync {
-    /// Called when servers may have lost changes, before any value that was read from them is used. They still have the first
-    /// `kept` changes.
-    fn on_change(&self, change: ServerChange<'_>, kept: u64);
-
-    /// Returns `true` if any change is remembered.
-    fn remembers(&self) -> bool;
-
-    /// Returns the number of changes that servers have confirmed.
-    fn confirmed(&self) -> u64;
-}
-
-/// The servers that replaced others.
-#[derive(Debug)]
-pub(super) enum ServerChange<'a> {
-    /// The server at this address.
-    Server(&'a Address),
-    /// The owners of these slots of a cluster.
-    Owners(SlotSet),
-}
-
-impl Dialer {
-    pub(super) fn new(options: RedisOptions, change_handler: Arc<dyn ServerChangeHandler>) -> Self {
-        Self {
-            options,
-            #[cfg(feature = "redis-tls")]
-            tls: std::sync::OnceLock::new(),
-            #[cfg(feature = "redis-pool")]
-            route: ClusterRoute::Key,
-            servers: Mutex::default(),
-            change_handler,
-            refusals: Arc::default(),
-        }
-    }
-
-    /// Returns a dialer for commands that a cluster's pool sends to the master of this slot.
-    #[cfg(feature = "redis-pool")]
-    pub(super) fn to_master(&self, slot: u16) -> Self {
-        Self {
-            route: ClusterRoute::Master(slot),
-            refusals: self.refusals.clone(),
-            ..Self::new(self.options.clone(), self.change_handler.clone())
-        }
-    }
-
-    /// Connects, logs in and waits for the answer to a `PING`.
-    async fn dial(&self, address: &Address, server: &KnownServer) -> RedisResult<(ConnectionSource, u64)> {
-        #[cfg(feature = "redis-pool")]
-        if let Some(pool) = &self.options.pool {
-            return self.borrow(pool, address, server).await;
-        }
-        let RedisOptions { cluster, db, .. } = self.options;
-        if cluster && db != 0 {
-            return Err((ErrorKind::InvalidClientConfig, "a cluster has no other database than 0").into());
-        }
-        let dialled = async {
-            let source = self.connect(address, self.options.handshake(), config()).await?;
-            let generation = self.greet(address, server, source.transport().await?).await?;
-            Ok((source, generation))
-        };
-        self.in_time(dialled).await
-    }
-
-    /// Waits for the answer to a `PING`, and compares the server's identity with the known one. Returns the generation of the
-    /// connection.
-    async fn greet(
-        &self,
-        address: &Address,
-        server: &KnownServer,
-        mut transport: Transport,
-    ) -> RedisResult<u64> {
-        transport.send(&redis::cmd("PING")).await?;
-        if !self.has_one_server() {
-            return Ok(server.generation());
-        }
-        let refused = |error: &RedisError| self.refusals.note(address, error);
-        let confirmed = self.confirmed();
-        let found = transport.identity(refused).await?;
-        Ok(server.opened(found, confirmed, |kept| self.changed(address, kept)))
-    }
-
-    /// Returns `true` if every connection leads to the server at its address. A cluster's pool connects to any node.
-    fn has_one_server(&self) -> bool {
-        !(self.options.is_pooled() && self.options.is_cluster())
-    }
-
-    /// Returns the number of changes that servers have confirmed. `None` with a pool, whose connections may lead to several
-    /// servers.
-    fn confirmed(&self) -> Option<u64> {
-        (!self.options.is_pooled()).then(|| self.change_handler.confirmed())
-    }
-
-    fn changed(&self, address: &Address, kept: u64) {
-        tracing::info!(redis = %address, "Redis is another server than before; repeating what was evicted lately");
-        self.change_handler.on_change(ServerChange::Server(address), kept);
-    }
-
-    /// Returns what is known of the server at this address. It is kept as long as the store, because a node that leaves a cluster
-    /// may return.
-    pub(super) fn server(&self, address: &Address) -> Arc<KnownServer> {
-        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        servers.entry(address.clone()).or_default().clone()
-    }
-
-    /// Tests one of the pool's connections. Each call then borrows its own.
-    #[cfg(feature = "redis-pool")]
-    async fn borrow(
-        &self,
-        pool: &Pool,
-        address: &Address,
-        server: &KnownServer,
-    ) -> RedisResult<(ConnectionSource, u64)> {
-        let tried = async { self.greet(address, server, pool.get(self.route).await?).await };
-        let tried = timeout(self.options.connect_deadline, tried).await;
-        if !matches!(tried, Ok(Ok(_))) {
-            pool.forget_idle();
-        }
-        match tried {
-            Ok(Ok(generation)) => Ok((ConnectionSource::Pool(pool.clone(), self.route), generation)),
-            Ok(Err(error)) => Err(error),
-            Err(_) => {
-                Err((ErrorKind::Io, "the pool had no working connection within the connect deadline").into())
-            }
-        }
-    }
-
-    /// Connects with RESP3. Push messages are passed to `on_push` in the order of their arrival.
-    pub(super) async fn dial_listener(
-        &self,
-        address: &Address,
-        on_push: impl redis::aio::AsyncPushSender,
-    ) -> RedisResult<(ConnectionSource, u64)> {
-        let handshake = self.options.handshake().set_protocol(ProtocolVersion::RESP3);
-        let config = config().set_push_sender(on_push);
-        let dialled = async {
-            let source = self.connect(address, handshake, config).await?;
-            let generation = self.greet(address, &self.server(address), source.transport().await?).await?;
-            Ok((source, generation))
-        };
-        self.in_time(dialled).await
-    }
-
-    async fn in_time<T>(&self, dialled: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
-        match timeout(self.options.connect_deadline, dialled).await {
-            Ok(dialled) => dialled,
-            Err(_) => Err((ErrorKind::Io, "no answer within the connect deadline").into()),
-        }
-    }
-
-    async fn connect(
-        &self,
-        address: &Address,
-        handshake: RedisConnectionInfo,
-        config: AsyncConnectionConfig,
-    ) -> RedisResult<ConnectionSource> {
-        if let Some(path) = address.socket() {
-            return self.socket(path, &handshake, config).await;
-        }
-        if self.options.tls {
-            return self.tls(address, &handshake, config).await;
-        }
-        let stream = TcpStream::connect((&*address.host, address.port)).await?;
-        stream.set_nodelay(true)?;
-        open_source(stream, &handshake, config).await
-    }
-
-    #[cfg(unix)]
-    async fn socket(
-        &self,
-        path: &str,
-        handshake: &RedisConnectionInfo,
-        config: AsyncConnectionConfig,
-    ) -> RedisResult<ConnectionSource> {
-        if self.options.tls || self.options.cluster {
-            let problem = "a Unix socket has neither TLS nor a cluster behind it";
-            return Err((ErrorKind::InvalidClientConfig, problem).into());
-        }
-        open_source(tokio::net::UnixStream::connect(path).await?, handshake, config).await
-    }
-
-    #[cfg(not(unix))]
-    async fn socket(
-        &self,
-        _: &str,
-        _: &RedisConnectionInfo,
-        _: AsyncConnectionConfig,
-    ) -> RedisResult<ConnectionSource> {
-        Err((ErrorKind::InvalidClientConfig, "this system has no Unix sockets").into())
-    }
-
-    #[cfg(feature = "redis-tls")]
-    async fn tls(
-        &self,
-        address: &Address,
-        handshake: &RedisConnectionInfo,
-        config: AsyncConnectionConfig,
-    ) -> RedisResult<ConnectionSource> {
-        let tls = self.tls.get_or_init(|| Tls::new(&self.options.tls_options));
-        let tls = tls
-            .as_ref()
-            .map_err(|error| (ErrorKind::InvalidClientConfig, "TLS is not set up well", error.clone()))?;
-        open_source(tls.connect(&address.host, address.port).await?, handshake, config).await
-    }
-
-    #[cfg(not(feature = "redis-tls"))]
-    async fn tls(
-        &self,
-        _: &Address,
-        _: &RedisConnectionInfo,
-        _: AsyncConnectionConfig,
-    ) -> RedisResult<ConnectionSource> {
-        Err((ErrorKind::InvalidClientConfig, "TLS needs the feature `redis-tls`").into())
-    }
-}
-
-/// Opens a Redis connection on a stream.
-async fn open_source(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    handshake: &RedisConnectionInfo,
-    config: AsyncConnectionConfig,
-) -> RedisResult<ConnectionSource> {
-    let delivered = Delivered::default();
-    let stream = Metered::new(stream, delivered.clone());
-    let (conn, driver) = MultiplexedConnection::new_with_config(handshake, stream, config).await?;
-    Ok(ConnectionSource::Own { conn, delivered, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
-}
-
-/// Without the library's deadlines, which would drop the answer but keep a dead connection.
-fn config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
-}
-
-fn longer(pause: Duration) -> Duration {
-    (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
 }
 
 /// Returns `true` if the connection can't be used any more. A master that became a replica keeps its connections but refuses

@@ -11,9 +11,11 @@ use tokio::time::timeout;
 
 use super::address::Address;
 use super::cluster::{Layout, View, ask, ranges};
+use super::dialer::Dialer;
+use super::failover::ServerChange;
 use super::failover::change_log::Lost;
 use super::failover::server_identity::ServerIdentity;
-use super::node::{Dialer, Node, ServerChange};
+use super::node::Node;
 use super::slots::{SlotSet, slot};
 use super::transport::{ClusterRoute, Transport};
 use crate::store::StoreError;

@@ -36,10 +36,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::RedisStore;
 use super::client::Client;
+use super::dialer::Dialer;
 use super::failover::change_log::Lost;
 use super::invalidations::InvalidationListener;
 use super::key_names;
-use super::node::Dialer;
 use super::readings::Lifetime;
 use crate::key::{CacheKey, KeySpace};
 use crate::store::lease_table::head_of;
