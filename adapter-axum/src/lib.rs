@@ -65,7 +65,7 @@ pub use larder_core;
 #[cfg(feature = "memory")]
 pub use larder_core::MemoryStore;
 pub use larder_core::{
-    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, EvictionByTag, KeyBuilder, KeySpace, Larder,
+    CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, Eviction, KeyBuilder, KeySpace, Larder,
     LarderBuilder, ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,
 };
 #[cfg(feature = "redis")]

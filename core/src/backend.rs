@@ -1,7 +1,7 @@
 //! [`CacheBackend`]: typed values in the cache's store.
 
 pub(crate) mod coder;
-mod tag_eviction;
+mod eviction;
 
 use std::fmt;
 use std::future::Future;
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-pub use tag_eviction::EvictionByTag;
+pub use eviction::Eviction;
 
 use crate::backend::coder::{Coder, CoderError, Json};
 use crate::fill::lease::{FIRST_PAUSE, next_pause};
@@ -158,13 +158,13 @@ impl<C: Coder> CacheBackend<C> {
     }
 
     /// Evicts every entry of the prefix that carries this tag, in any group: responses and values.
-    pub fn evict_tag(&self, tag: &str) -> EvictionByTag {
+    pub fn evict_tag(&self, tag: &str) -> Eviction {
         self.evict_tags([tag])
     }
 
     /// Evicts every entry of the prefix that carries at least one of these tags, in any group: responses and values.
-    pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> EvictionByTag {
-        EvictionByTag::new(Arc::clone(&self.context), self.space.clone(), TagsToEvict::of(tags))
+    pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> Eviction {
+        Eviction::new(Arc::clone(&self.context), self.space.clone(), TagsToEvict::of(tags))
     }
 
     /// Returns the value. Returns `None` if there is no value, if it can't be decoded as a `T`, or if the store failed.

@@ -16,7 +16,7 @@ use tracing::warn;
 use self::agreement::Agreement;
 use self::context::{CacheContext, Defaults, Timing, panic_invalid_config};
 
-use crate::backend::{CacheBackend, EvictionByTag};
+use crate::backend::{CacheBackend, Eviction};
 use crate::clock::{Clock, SystemClock};
 use crate::exchange::remembered::RememberedKeys;
 use crate::fill::single_flight::{SingleFlight, UpdateQueue};
@@ -109,12 +109,12 @@ impl Larder {
     /// # }
     /// # #[cfg(not(feature = "memory"))] fn main() {}
     /// ```
-    pub fn evict_tag(&self, tag: &str) -> EvictionByTag {
+    pub fn evict_tag(&self, tag: &str) -> Eviction {
         self.evict_tags([tag])
     }
 
     /// Evicts every entry that carries at least one of these tags, as [`evict_tag`](Self::evict_tag) does.
-    pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> EvictionByTag {
+    pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> Eviction {
         self.backend().evict_tags(tags)
     }
 
@@ -122,22 +122,22 @@ impl Larder {
     /// roles.
     ///
     /// The principal is what the route's `.private_by(..)` returns, or the Bearer token of a `.private()` route.
-    pub fn evict_principal(&self, principal: &str) -> EvictionByTag {
+    pub fn evict_principal(&self, principal: &str) -> Eviction {
         let principal = Principal::new(&self.context.defaults.secret, principal);
-        EvictionByTag::new(Arc::clone(&self.context), self.space(), principal.tag().into())
+        Eviction::new(Arc::clone(&self.context), self.space(), principal.tag().into())
     }
 
     /// Evicts the responses of one path, with all its queries, variants, hosts and principals, on the routes with
     /// `.evict_by_path()`. `/products` evicts `/products?page=3`, and not `/products/7`.
     ///
     /// The path may be percent-encoded in any way, and a query is ignored.
-    pub fn evict_path(&self, path: &str) -> EvictionByTag {
+    pub fn evict_path(&self, path: &str) -> Eviction {
         let uri = path.parse().ok().filter(|uri: &Uri| uri.path().starts_with('/'));
         let tags = match uri {
             Some(uri) => path_tag(&uri).into(),
             None => TagsToEvict::none(TagError::Path { path: path.to_owned() }),
         };
-        EvictionByTag::new(Arc::clone(&self.context), self.space(), tags)
+        Eviction::new(Arc::clone(&self.context), self.space(), tags)
     }
 
     fn space(&self) -> KeySpace {

@@ -107,7 +107,7 @@ pub use store::redis::{RedisOptions, RedisStore, RedisUrlError, TieredStore};
 #[cfg(feature = "runtime")]
 pub use {
     backend::coder::{Coder, CoderError, Json, MessagePack},
-    backend::{CacheBackend, CacheError, EvictionByTag},
+    backend::{CacheBackend, CacheError, Eviction},
     body::ReplyBody,
     clock::{Clock, ManualClock, SystemClock},
     exchange::{Call, Reply, ResponseFuture},

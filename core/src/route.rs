@@ -24,7 +24,7 @@ use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
-use crate::tag::{TagEviction, Tags};
+use crate::tag::{EvictionMode, Tags};
 use crate::ttl::Ttl;
 
 pub use self::seconds::Seconds;
@@ -378,7 +378,7 @@ impl RouteOptions {
 
     /// Makes entries with the tags stale instead of removing them.
     pub fn soft(mut self) -> Self {
-        self.change().rule.tags.eviction = TagEviction::Soft;
+        self.change().rule.tags.eviction = EvictionMode::Soft;
         self
     }
 

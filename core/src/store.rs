@@ -53,7 +53,7 @@ use bytes::Bytes;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::reason::Reason;
-use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags};
 
 pub use health::{Breaker, Health, ServerHealth};
 #[cfg(feature = "memory")]
@@ -282,13 +282,13 @@ pub trait LeaseStore: CacheStore {
     /// Evicts every entry of a prefix, which is that of `space`, that carries at least one of `tags`.
     ///
     /// After it returned, no entry whose stamp is older is valid, however long its fill still takes. It takes the same time
-    /// whatever it evicts. After [`TagEviction::Soft`], [`get`](CacheStore::get) returns the entries in a form that
+    /// whatever it evicts. After [`EvictionMode::Soft`], [`get`](CacheStore::get) returns the entries in a form that
     /// [`stale_since`](crate::tag::stale_since) reads, and [`begin`](Self::begin) doesn't find them.
     fn evict_tags(
         &self,
         space: &KeySpace,
         tags: &Tags,
-        how: TagEviction,
+        how: EvictionMode,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = (space, tags, how);
         async { Ok(()) }

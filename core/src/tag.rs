@@ -191,9 +191,9 @@ pub enum TagError {
     },
 }
 
-/// The effect of an eviction by tag on the entries that carry the tag.
+/// The effect of an eviction on the entries that it concerns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum TagEviction {
+pub enum EvictionMode {
     /// Removes the entries.
     #[default]
     Hard,

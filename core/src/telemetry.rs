@@ -117,7 +117,7 @@ impl Telemetry {
     }
 
     /// Records the result of an eviction.
-    fn evicted(&self, group: Option<&str>, eviction: Eviction) {
+    fn evicted(&self, group: Option<&str>, eviction: EvictionOutcome) {
         self.in_group(group, |name, group| {
             group.evictions[eviction as usize].fetch_add(1, Ordering::Relaxed);
             metrics::eviction(name, eviction);
@@ -418,7 +418,7 @@ enum WriteOutcome {
 
 /// The result of an eviction.
 #[derive(Clone, Copy)]
-enum Eviction {
+enum EvictionOutcome {
     Key,
     Group,
     Tags,

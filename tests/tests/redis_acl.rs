@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use deadpool_redis::{PoolConfig, Runtime};
 use larder_core::store::suite::{self, Subject};
-use larder_core::tag::{TagEviction, Tagged, Tags};
+use larder_core::tag::{EvictionMode, Tagged, Tags};
 use larder_core::{
     Abandon, Acquired, CacheStore, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore, StoreError,
 };
@@ -133,7 +133,7 @@ async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
                 for (evicted, ttl) in [("x", MINUTE), ("a", None)] {
                     note(store.set_tagged(&key, "1".into(), ttl, &tagged).await.err());
                     let evicted = Tags::new([evicted]).unwrap();
-                    note(store.evict_tags(&space, &evicted, TagEviction::Hard).await.err());
+                    note(store.evict_tags(&space, &evicted, EvictionMode::Hard).await.err());
                     note(store.get(&key).await.err());
                 }
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use larder_core::store::suite::{self, Loss, Subject};
-use larder_core::tag::{TagEviction, Tagged, Tags};
+use larder_core::tag::{EvictionMode, Tagged, Tags};
 use larder_core::{
     Acquired, CacheKey, CacheStore, Intent, KeySpace, LeaseStore, RedisOptions, RedisStore, TieredStore,
 };
@@ -35,7 +35,7 @@ async fn set<S: LeaseStore>(store: &S, key: &CacheKey, value: &'static str, name
 }
 
 async fn evict<S: LeaseStore>(store: &S, names: &[&str]) -> Result<(), larder_core::StoreError> {
-    store.evict_tags(&space(), &tags(names), TagEviction::Hard).await
+    store.evict_tags(&space(), &tags(names), EvictionMode::Hard).await
 }
 
 /// Makes a server, or the node of a cluster that has them, forget the clock or the table of a prefix.

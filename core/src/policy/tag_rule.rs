@@ -7,7 +7,7 @@ use http::Uri;
 
 use crate::key::{Params, write_uri};
 use crate::request::RequestView;
-use crate::tag::{TagError, TagEviction, Tags, TagsToEvict};
+use crate::tag::{EvictionMode, TagError, Tags, TagsToEvict};
 
 /// A function that returns the tags of a request.
 pub type TagsOf = Arc<dyn Fn(&RequestView<'_>) -> Vec<String> + Send + Sync>;
@@ -25,7 +25,7 @@ pub struct TagRule {
     /// `true` if entries carry a tag for the request's path.
     pub by_path: bool,
     /// The effect of an evicting route on the entries.
-    pub eviction: TagEviction,
+    pub eviction: EvictionMode,
 }
 
 impl TagRule {
@@ -58,7 +58,7 @@ impl TagRule {
     pub fn to_evict(&self, request: &RequestView<'_>) -> TagsToEvict {
         let names = self.by_request.iter().flat_map(|of| of(request));
         let tags = TagsToEvict::of(names).and(self.fixed.clone());
-        if self.eviction == TagEviction::Soft { tags.soft() } else { tags }
+        if self.eviction == EvictionMode::Soft { tags.soft() } else { tags }
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Abandon, Acquired, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
-use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags};
 
 /// The boxed future of a store's method.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -56,7 +56,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
         ttl: Option<Duration>,
         tagged: &'a Tagged,
     ) -> Boxed<'a, bool>;
-    fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: TagEviction) -> Boxed<'a, ()>;
+    fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: EvictionMode) -> Boxed<'a, ()>;
     fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
     fn max_value_bytes(&self) -> u64;
     fn health(&self) -> Health;
@@ -152,7 +152,7 @@ impl<S: LeaseStore> DynStore for S {
         Box::pin(self.commit_tagged(key, lease, value, ttl, tagged))
     }
 
-    fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: TagEviction) -> Boxed<'a, ()> {
+    fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: EvictionMode) -> Boxed<'a, ()> {
         Box::pin(self.evict_tags(space, tags, how))
     }
 

@@ -34,7 +34,7 @@ use super::tag_clock::{HeldTags, TagClocks};
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
-use crate::tag::{TagEviction, TagStamp, Tagged, Tags, Validity, soften};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags, Validity, soften};
 
 /// The capacity of a store made by [`MemoryStore::new`], in bytes.
 const DEFAULT_CAPACITY: u64 = 256 * MIB;
@@ -303,7 +303,7 @@ impl LeaseStore for MemoryStore {
         Ok(is_written && tags.is_none_or(|tags| tags.judge() == Validity::Fresh))
     }
 
-    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: EvictionMode) -> Result<(), StoreError> {
         // Without a clock there is no tagged entry.
         if let Some(clock) = self.shared.tags.get(space.prefix()) {
             clock.evict(&tags.marks(), how, self.clock.now());

@@ -16,7 +16,7 @@ use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, St
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
 use crate::tag::{
-    Headed, MAX_HEADER, TagEviction, TagStamp, Tagged, Tags, Validity, encode_plain, has_header, soften,
+    EvictionMode, Headed, MAX_HEADER, TagStamp, Tagged, Tags, Validity, encode_plain, has_header, soften,
 };
 
 /// The number of locks for keys, and of locks for groups. Keys that share a lock wait for each other's writes.
@@ -325,7 +325,7 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         Ok(current && is_fresh())
     }
 
-    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: EvictionMode) -> Result<(), StoreError> {
         if let Some(clock) = self.tags.get(space.prefix()) {
             clock.evict(&tags.marks(), how, self.clock.now());
         }

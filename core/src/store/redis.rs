@@ -120,7 +120,7 @@ use self::write::{is_write, replaces};
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::key::{CacheKey, KeySpace};
 use crate::reason::Reason;
-use crate::tag::{TagEviction, TagStamp, Tagged, Tags, encode_plain};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags, encode_plain};
 
 /// A store that keeps entries in Redis. Clones are cheap and share their connections.
 ///
@@ -367,7 +367,7 @@ impl LeaseStore for RedisStore {
     }
 
     /// Evicts by tag, and repeats it until Redis confirms it, as with other evictions.
-    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: EvictionMode) -> Result<(), StoreError> {
         if tags.is_empty() {
             return Ok(());
         }

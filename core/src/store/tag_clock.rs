@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use foldhash::fast::RandomState;
 
-use crate::tag::{MAX_EVICTED_TAGS, TagEviction, TagEvictions, TagStamp, Tagged, Validity};
+use crate::tag::{EvictionMode, MAX_EVICTED_TAGS, TagEvictions, TagStamp, Tagged, Validity};
 
 /// The tag clocks of a store, by prefix. A clock is never dropped, so it is never replaced.
 #[derive(Debug, Default)]
@@ -62,11 +62,11 @@ impl TagClock {
     }
 
     /// Evicts every entry that carries one of these marks.
-    pub(crate) fn evict(&self, marks: &[u64], how: TagEviction, now: SystemTime) {
+    pub(crate) fn evict(&self, marks: &[u64], how: EvictionMode, now: SystemTime) {
         let mut table = self.table();
         let TagStamp { epoch, .. } = self.stamp().advanced(now);
         let Table { hard, soft, .. } = &mut *table;
-        let evicted = if how == TagEviction::Hard { hard } else { soft };
+        let evicted = if how == EvictionMode::Hard { hard } else { soft };
         evicted.extend(marks.iter().map(|mark| (*mark, epoch)));
         if table.hard.len() + table.soft.len() > MAX_EVICTED_TAGS {
             *table = Table { floor: epoch, ..Table::default() };

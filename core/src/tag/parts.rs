@@ -1,6 +1,6 @@
 //! Tags that handlers and callers name: the tags of a response, and the tags to evict.
 
-use crate::tag::{MAX_TAGS, TagError, TagEviction, Tags, check};
+use crate::tag::{EvictionMode, MAX_TAGS, TagError, Tags, check};
 
 /// The tags of a handler's response, in the extensions of the response.
 ///
@@ -57,7 +57,7 @@ impl From<Tags> for ResponseTags {
 pub struct TagsToEvict {
     /// Sets of at most [`MAX_TAGS`] tags.
     sets: Vec<Tags>,
-    how: TagEviction,
+    how: EvictionMode,
     invalid: Option<TagError>,
 }
 
@@ -73,18 +73,18 @@ impl TagsToEvict {
             }
         }
         let sets = valid.chunks(MAX_TAGS).filter_map(|names| Tags::new(names).ok()).collect();
-        Self { sets, how: TagEviction::Hard, invalid }
+        Self { sets, how: EvictionMode::Hard, invalid }
     }
 
     /// Creates an eviction of nothing, because this tag is invalid.
     #[cfg(feature = "runtime")]
     pub(crate) const fn none(invalid: TagError) -> Self {
-        Self { sets: Vec::new(), how: TagEviction::Hard, invalid: Some(invalid) }
+        Self { sets: Vec::new(), how: EvictionMode::Hard, invalid: Some(invalid) }
     }
 
     /// Makes the entries stale as of now instead of removing them: `stale_while_revalidate` and `stale_if_error` apply.
     pub const fn soft(mut self) -> Self {
-        self.how = TagEviction::Soft;
+        self.how = EvictionMode::Soft;
         self
     }
 
@@ -98,7 +98,7 @@ impl TagsToEvict {
 
     /// Returns the effect of the eviction on the entries.
     #[must_use]
-    pub const fn how(&self) -> TagEviction {
+    pub const fn how(&self) -> EvictionMode {
         self.how
     }
 
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!((found.len(), evict.sets().len(), evict.invalid()), (300, 3, None));
         let evict = TagsToEvict::of(["a", "", "b"]).soft();
         assert_eq!(evict.sets(), [Tags::new(["a", "b"]).unwrap()]);
-        assert_eq!((evict.invalid(), evict.how()), (Some(&TagError::Empty), TagEviction::Soft));
+        assert_eq!((evict.invalid(), evict.how()), (Some(&TagError::Empty), EvictionMode::Soft));
         assert!(TagsToEvict::of([""]).sets().is_empty());
     }
 

@@ -10,11 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Eviction, Operation, Telemetry, WriteOutcome};
+use super::{EvictionOutcome, Operation, Telemetry, WriteOutcome};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::dyn_store::DynStore;
 use crate::store::{Abandon, Acquired, Health, Intent, Lease, StoreError, ValueHead};
-use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags};
 
 /// A store whose calls are counted.
 pub(crate) struct MeteredStore {
@@ -93,13 +93,16 @@ impl MeteredStore {
 
     pub(crate) async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let deleted = self.call(Operation::Delete, self.store.delete(key)).await;
-        self.telemetry.evicted(key.group(), if deleted.is_ok() { Eviction::Key } else { Eviction::Failed });
+        self.telemetry.evicted(
+            key.group(),
+            if deleted.is_ok() { EvictionOutcome::Key } else { EvictionOutcome::Failed },
+        );
         deleted
     }
 
     pub(crate) async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
         let deleted = self.call(Operation::DeleteGroup, self.store.delete_group(group)).await;
-        let eviction = if deleted.is_ok() { Eviction::Group } else { Eviction::Failed };
+        let eviction = if deleted.is_ok() { EvictionOutcome::Group } else { EvictionOutcome::Failed };
         self.telemetry.evicted(group.group(), eviction);
         deleted
     }
@@ -114,10 +117,11 @@ impl MeteredStore {
         &self,
         space: &KeySpace,
         tags: &Tags,
-        how: TagEviction,
+        how: EvictionMode,
     ) -> Result<(), StoreError> {
         let evicted = self.call(Operation::EvictTags, self.store.evict_tags(space, tags, how)).await;
-        self.telemetry.evicted(None, if evicted.is_ok() { Eviction::Tags } else { Eviction::Failed });
+        self.telemetry
+            .evicted(None, if evicted.is_ok() { EvictionOutcome::Tags } else { EvictionOutcome::Failed });
         evicted
     }
 

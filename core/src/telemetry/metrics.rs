@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use metrics::{Counter, SharedString, Unit, counter, describe_counter, describe_histogram, histogram};
 
-use super::{Eviction, Labels, Operation, RouteCounters, WriteOutcome};
+use super::{EvictionOutcome, Labels, Operation, RouteCounters, WriteOutcome};
 use crate::policy::rule::Kind;
 use crate::reason::Reason;
 use crate::status::{Outcome, Status};
@@ -74,12 +74,12 @@ pub(super) fn write(name: Option<&Arc<str>>, write: WriteOutcome) {
     counter!(WRITES, "group" => group(name), "result" => result).increment(1);
 }
 
-pub(super) fn eviction(name: Option<&Arc<str>>, eviction: Eviction) {
+pub(super) fn eviction(name: Option<&Arc<str>>, eviction: EvictionOutcome) {
     let result = match eviction {
-        Eviction::Key => "key",
-        Eviction::Group => "group",
-        Eviction::Tags => "tags",
-        Eviction::Failed => "failed",
+        EvictionOutcome::Key => "key",
+        EvictionOutcome::Group => "group",
+        EvictionOutcome::Tags => "tags",
+        EvictionOutcome::Failed => "failed",
     };
     counter!(EVICTIONS, "group" => group(name), "result" => result).increment(1);
 }

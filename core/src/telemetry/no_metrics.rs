@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Eviction, Labels, Operation, RouteCounters, WriteOutcome};
+use super::{EvictionOutcome, Labels, Operation, RouteCounters, WriteOutcome};
 use crate::status::Outcome;
 
 pub(super) struct RouteExport;
@@ -22,4 +22,4 @@ pub(super) const fn store_call(_: Operation, _: Duration, _: bool) {}
 
 pub(super) const fn write(_: Option<&Arc<str>>, _: WriteOutcome) {}
 
-pub(super) const fn eviction(_: Option<&Arc<str>>, _: Eviction) {}
+pub(super) const fn eviction(_: Option<&Arc<str>>, _: EvictionOutcome) {}

@@ -25,7 +25,7 @@ use super::{RedisInner, RedisStore, key_names, random};
 use crate::key::CacheKey;
 use crate::store::StoreError;
 use crate::tag::{
-    Headed, MAX_EVICTED_TAGS, TagEviction, TagEvictions, TagStamp, Tagged, Validity, has_header, soften,
+    EvictionMode, Headed, MAX_EVICTED_TAGS, TagEvictions, TagStamp, Tagged, Validity, has_header, soften,
 };
 
 /// The maximum age of a clock that is used for stamps. An older one is as safe, but counts more evictions against an entry.
@@ -395,11 +395,11 @@ impl RedisStore {
         &self,
         prefix: &str,
         marks: &[u64],
-        how: TagEviction,
+        how: EvictionMode,
     ) -> Result<(), StoreError> {
         let (clock, table) = (key_names::tag_clock(prefix), key_names::tag_table(prefix));
         let max = MAX_EVICTED_TAGS.to_string();
-        let kind: &[u8] = if how == TagEviction::Hard { b"H" } else { b"S" };
+        let kind: &[u8] = if how == EvictionMode::Hard { b"H" } else { b"S" };
         let marks: Vec<[u8; 8]> = marks.iter().map(|mark| mark.to_be_bytes()).collect();
         let args: Vec<&[u8]> =
             [max.as_bytes(), kind].into_iter().chain(marks.iter().map(|mark| &mark[..])).collect();

@@ -44,7 +44,7 @@ use super::readings::Lifetime;
 use crate::key::{CacheKey, KeySpace};
 use crate::store::lease_table::head_of;
 use crate::store::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
-use crate::tag::{TagEviction, TagStamp, Tagged, Tags};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags};
 
 /// The longest time that an entry of the local tier may be outdated when invalidation messages can't arrive. While they arrive,
 /// it is less than a millisecond.
@@ -244,7 +244,7 @@ impl LeaseStore for TieredStore {
         self.redis.commit_tagged(key, lease, value, ttl, tagged).await
     }
 
-    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: TagEviction) -> Result<(), StoreError> {
+    async fn evict_tags(&self, space: &KeySpace, tags: &Tags, how: EvictionMode) -> Result<(), StoreError> {
         let _change = InvalidationGuard::new(&self.local, Scope::Tagged);
         self.redis.evict_tags(space, tags, how).await
     }

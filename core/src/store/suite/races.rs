@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{LONG, Subject, bytes_of};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::{Abandon, Acquired, Intent, LeaseStore};
-use crate::tag::{TagEviction, Tagged, Tags};
+use crate::tag::{EvictionMode, Tagged, Tags};
 
 /// After `delete` has returned, no reader gets a value from before the change.
 pub async fn delete_wins_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
@@ -155,9 +155,9 @@ async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Databa
         DatabaseChange::Evict(space) => drop(store.delete_group(space).await.unwrap()),
         DatabaseChange::EvictTag => {
             let names: &[&str] = if version.is_multiple_of(3) { &["unrelated", "raced"] } else { &["raced"] };
-            store.evict_tags(&key.space(), &tags(names), TagEviction::Hard).await.unwrap();
+            store.evict_tags(&key.space(), &tags(names), EvictionMode::Hard).await.unwrap();
             if version.is_multiple_of(2) {
-                store.evict_tags(&key.space(), &tags(&["unrelated"]), TagEviction::Hard).await.unwrap();
+                store.evict_tags(&key.space(), &tags(&["unrelated"]), EvictionMode::Hard).await.unwrap();
             }
         }
         DatabaseChange::Delete | DatabaseChange::WriteThrough => drop(store.delete(key).await.unwrap()),

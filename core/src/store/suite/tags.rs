@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{LONG, Loss, Subject};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::{Acquired, Intent, LeaseStore};
-use crate::tag::{MAX_EVICTED_TAGS, MAX_TAGS, TagEviction, TagStamp, Tagged, Tags, stale_since};
+use crate::tag::{EvictionMode, MAX_EVICTED_TAGS, MAX_TAGS, TagStamp, Tagged, Tags, stale_since};
 
 /// The maximum time until a store that keeps copies notices another process's eviction.
 const NOTICED_WITHIN: Duration = Duration::from_secs(2);
@@ -36,7 +36,7 @@ impl<S: LeaseStore> Subject<S> {
     }
 
     async fn evict_tags(&self, names: &[&str]) {
-        self.store.evict_tags(&self.ungrouped(), &tags(names), TagEviction::Hard).await.unwrap();
+        self.store.evict_tags(&self.ungrouped(), &tags(names), EvictionMode::Hard).await.unwrap();
     }
 
     async fn lose(&self, loss: Loss) -> bool {
@@ -166,10 +166,10 @@ pub async fn tags_of_another_prefix_are_apart<S: LeaseStore>(subject: &Subject<S
     subject.set_tagged(&key, "here", &["a"]).await;
     let elsewhere = subject.elsewhere(None);
     subject.store.tag_clock(&elsewhere).await.unwrap();
-    subject.store.evict_tags(&elsewhere, &tags(&["a"]), TagEviction::Hard).await.unwrap();
+    subject.store.evict_tags(&elsewhere, &tags(&["a"]), EvictionMode::Hard).await.unwrap();
     subject.holds(&key, "here", "the tag of another prefix was evicted").await;
     // The group of a space makes no difference.
-    subject.store.evict_tags(&subject.group("h"), &tags(&["a"]), TagEviction::Hard).await.unwrap();
+    subject.store.evict_tags(&subject.group("h"), &tags(&["a"]), EvictionMode::Hard).await.unwrap();
     subject.holds_nothing(&key, "its tag was evicted").await;
     subject.clean_up().await;
 }
@@ -255,7 +255,7 @@ pub async fn eviction_outlasts_any_number_of_others<S: LeaseStore>(subject: &Sub
     subject.evict_tags(&["a"]).await;
     for start in (0..=MAX_EVICTED_TAGS).step_by(MAX_TAGS) {
         let others = Tags::new((start..start + MAX_TAGS).map(|i| format!("other {i}"))).unwrap();
-        subject.store.evict_tags(&subject.ungrouped(), &others, TagEviction::Hard).await.unwrap();
+        subject.store.evict_tags(&subject.ungrouped(), &others, EvictionMode::Hard).await.unwrap();
     }
     subject.holds_nothing(&key("evicted"), "its tag was evicted, long ago").await;
     // A store may have lost the proof that the other entry is valid.
@@ -286,7 +286,7 @@ pub async fn soft_eviction_leaves_a_stale_entry<S: LeaseStore>(subject: &Subject
         subject.fill_tagged(&key, "v", &["a"]).await;
         subject.fill_tagged(&other, "other", &["b"]).await;
         let early = subject.stamp().await;
-        subject.store.evict_tags(&space, &tags(&["a"]), TagEviction::Soft).await.unwrap();
+        subject.store.evict_tags(&space, &tags(&["a"]), EvictionMode::Soft).await.unwrap();
         for _ in 0..2 {
             let found = subject.get(&key).await.and_then(|answer| stale_since(&answer));
             assert_eq!(found.map(|(_, value)| value).as_deref(), Some(&b"v"[..]), "{key}: it is stale");
@@ -300,7 +300,7 @@ pub async fn soft_eviction_leaves_a_stale_entry<S: LeaseStore>(subject: &Subject
         assert!(found.is_none_or(|answer| stale_since(&answer).is_some()), "{key}: a late fill is not fresh");
         subject.fill_tagged(&key, "new", &["a"]).await;
         subject.holds(&key, "new", "it was filled after the eviction").await;
-        subject.store.evict_tags(&space, &tags(&["a"]), TagEviction::Soft).await.unwrap();
+        subject.store.evict_tags(&space, &tags(&["a"]), EvictionMode::Soft).await.unwrap();
         subject.evict_tags(&["a"]).await;
         subject.holds_nothing(&key, "a hard eviction follows a soft one").await;
     }
@@ -315,7 +315,7 @@ pub async fn eviction_by_another_process_is_seen<S: LeaseStore>(subject: &Subjec
         Subject::warm(&*subject.store, &key, 20).await;
         let names: &[&str] = if round % 2 == 0 { &["a"] } else { &["x", "b"] };
         let space: KeySpace = subject.ungrouped();
-        subject.other.evict_tags(&space, &tags(names), TagEviction::Hard).await.unwrap();
+        subject.other.evict_tags(&space, &tags(names), EvictionMode::Hard).await.unwrap();
         assert_eq!(subject.other.get(&key).await.unwrap(), None, "{key}: evicted there");
         let mut waited = Duration::ZERO;
         while subject.get(&key).await.is_some() {
@@ -326,7 +326,7 @@ pub async fn eviction_by_another_process_is_seen<S: LeaseStore>(subject: &Subjec
         // The holder of a lease doesn't read anything older than the lease.
         subject.set_tagged(&key, "v", &["a"]).await;
         Subject::warm(&*subject.store, &key, 20).await;
-        subject.other.evict_tags(&space, &tags(&["a"]), TagEviction::Hard).await.unwrap();
+        subject.other.evict_tags(&space, &tags(&["a"]), EvictionMode::Hard).await.unwrap();
         let lease = subject.lease(&key, Intent::Refresh).await;
         subject.holds_nothing(&key, "it was evicted before the lease").await;
         subject.abandon(&key, &lease, crate::store::Abandon::Failed).await;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::store::redis::RedisStore;
-use crate::tag::TagEviction;
+use crate::tag::EvictionMode;
 
 /// The maximum number of remembered tags of a prefix. With one more, all tags of the prefix count as evicted.
 const MAX_REMEMBERED: usize = 16 * 1024;
@@ -59,7 +59,7 @@ struct EvictedTags<T>(HashMap<Box<str>, PrefixTags<T>>);
 struct PrefixTags<T> {
     /// Set if every tag of the prefix counts as evicted.
     all: Option<T>,
-    marks: HashMap<(u64, TagEviction), T>,
+    marks: HashMap<(u64, EvictionMode), T>,
 }
 
 impl<T> Default for EvictedTags<T> {
@@ -75,7 +75,7 @@ impl<T> Default for PrefixTags<T> {
 }
 
 impl<T: Copy> EvictedTags<T> {
-    fn insert(&mut self, prefix: &str, mark: (u64, TagEviction), with: T) {
+    fn insert(&mut self, prefix: &str, mark: (u64, EvictionMode), with: T) {
         let tags = match self.0.get_mut(prefix) {
             Some(tags) => tags,
             None => self.0.entry(prefix.into()).or_default(),
@@ -91,7 +91,7 @@ impl<T: Copy> EvictedTags<T> {
     fn covers(&self, prefix: &str, marks: &[u64]) -> bool {
         self.0.get(prefix).is_some_and(|tags| {
             let is_evicted = |mark: &u64| {
-                [TagEviction::Hard, TagEviction::Soft]
+                [EvictionMode::Hard, EvictionMode::Soft]
                     .iter()
                     .any(|how| tags.marks.contains_key(&(*mark, *how)))
             };
@@ -110,7 +110,7 @@ pub(in crate::store::redis) struct PendingTags {
     pub(in crate::store::redis) prefix: Box<str>,
     /// The marks of the tags. Empty for all tags.
     pub(in crate::store::redis) marks: Vec<u64>,
-    pub(in crate::store::redis) how: TagEviction,
+    pub(in crate::store::redis) how: EvictionMode,
     asked: AskedAt,
 }
 
@@ -129,7 +129,7 @@ pub(in crate::store::redis) struct UnconfirmedTags<'a> {
     store: &'a RedisStore,
     prefix: &'a str,
     marks: &'a [u64],
-    how: TagEviction,
+    how: EvictionMode,
     asked: AskedAt,
     is_confirmed: bool,
 }
@@ -139,7 +139,7 @@ impl<'a> UnconfirmedTags<'a> {
         store: &'a RedisStore,
         prefix: &'a str,
         marks: &'a [u64],
-        how: TagEviction,
+        how: EvictionMode,
     ) -> Self {
         Self { store, prefix, marks, how, asked: store.tag_log().asked(), is_confirmed: false }
     }
@@ -198,7 +198,7 @@ impl TagLog {
         AskedAt { count: state.count, recalls: state.recalls }
     }
 
-    fn enqueue(&self, prefix: &str, marks: &[u64], how: TagEviction) {
+    fn enqueue(&self, prefix: &str, marks: &[u64], how: EvictionMode) {
         let mut state = self.lock();
         state.count += 1;
         let TagLogState { pending, count, .. } = &mut *state;
@@ -207,7 +207,7 @@ impl TagLog {
     }
 
     /// Remembers a confirmed eviction. Returns `false` if servers changed since it was sent.
-    fn confirm(&self, prefix: &str, marks: &[u64], how: TagEviction, asked: AskedAt) -> bool {
+    fn confirm(&self, prefix: &str, marks: &[u64], how: EvictionMode, asked: AskedAt) -> bool {
         let mut state = self.lock();
         if state.recalls != asked.recalls {
             return false;
@@ -283,11 +283,11 @@ impl TagLog {
         let mut pending = Vec::new();
         for (prefix, tags) in &state.pending.0 {
             if tags.all.is_some() {
-                let how = TagEviction::Hard;
+                let how = EvictionMode::Hard;
                 pending.push(PendingTags { prefix: prefix.clone(), marks: Vec::new(), how, asked });
                 continue;
             }
-            for how in [TagEviction::Hard, TagEviction::Soft] {
+            for how in [EvictionMode::Hard, EvictionMode::Soft] {
                 let marks: Vec<u64> =
                     tags.marks.keys().filter(|(_, of)| *of == how).map(|(mark, _)| *mark).collect();
                 let chunks = marks.chunks(crate::tag::MAX_TAGS);
@@ -352,7 +352,7 @@ impl TagLogState {
 mod tests {
     use super::*;
 
-    const HARD: TagEviction = TagEviction::Hard;
+    const HARD: EvictionMode = EvictionMode::Hard;
 
     #[test]
     fn pending_eviction_covers_its_tags() {

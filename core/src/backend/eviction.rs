@@ -1,4 +1,4 @@
-//! [`EvictionByTag`]: an eviction by tag that a caller starts, outside of any route.
+//! [`Eviction`]: an eviction by tag that a caller starts, outside of any route.
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -22,13 +22,13 @@ use crate::tag::TagsToEvict;
 ///
 /// Continues in the background if the future is dropped.
 #[must_use = "an eviction starts when it is awaited"]
-pub struct EvictionByTag {
+pub struct Eviction {
     context: Arc<CacheContext>,
     space: KeySpace,
     tags: TagsToEvict,
 }
 
-impl EvictionByTag {
+impl Eviction {
     pub(crate) const fn new(context: Arc<CacheContext>, space: KeySpace, tags: TagsToEvict) -> Self {
         Self { context, space, tags }
     }
@@ -81,7 +81,7 @@ impl EvictionByTag {
     }
 }
 
-impl IntoFuture for EvictionByTag {
+impl IntoFuture for Eviction {
     type Output = bool;
     type IntoFuture = Pin<Box<dyn Future<Output = bool> + Send>>;
 
@@ -98,9 +98,9 @@ impl IntoFuture for EvictionByTag {
     }
 }
 
-impl fmt::Debug for EvictionByTag {
+impl fmt::Debug for Eviction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EvictionByTag")
+        f.debug_struct("Eviction")
             .field("space", &self.space)
             .field("tags", &self.tags)
             .finish_non_exhaustive()
