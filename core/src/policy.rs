@@ -36,13 +36,15 @@
 mod admitted;
 mod cache_status;
 mod forward;
+mod freshness;
 mod hit;
 pub(crate) mod rule;
 mod safety;
+pub(crate) mod status_header;
 pub(crate) mod tag_rule;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::Method;
 use http::header::HeaderName;
@@ -51,6 +53,7 @@ use crate::credentials::replaces_target;
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::range::{self, Selection};
 use crate::key::SecondaryKey;
+use crate::policy::freshness::StaleUse;
 use crate::policy::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::provenance::{self, Provenance};
 use crate::reason::Reason;
@@ -400,35 +403,26 @@ impl Lookup {
             collapsed: false,
         };
         let answer = if not_modified { Decision::NotModified } else { Decision::Hit };
-        match refusal {
-            None => answer(hit(self.rule, entry)),
-            Some(Reason::Expired) if !entry.forbids_stale() && self.directives.min_fresh.is_none() => {
-                let staleness = entry.staleness_at(age);
-                let within = |limit: Option<Duration>| limit.is_some_and(|limit| staleness < limit);
-                // RFC 9111 §5.2.1.2.
-                let max_stale = self.directives.max_stale.map(Duration::from_secs);
-                let accepted = max_stale.is_some_and(|limit| staleness <= limit);
-                let (refreshable, fallback) =
-                    (within(self.rule.stale_while_revalidate), within(self.rule.stale_if_error));
-                if refreshable {
-                    let hit = hit(Arc::clone(&self.rule), entry);
-                    // A stale response counts as stored, so `only-if-cached` doesn't apply.
-                    Decision::Stale(hit, self.into_forward(Reason::Expired, variants, request))
-                } else if accepted {
-                    answer(hit(self.rule, entry))
-                } else if fallback {
-                    let hit = hit(Arc::clone(&self.rule), entry);
-                    match self.miss(Reason::Expired, variants, request) {
-                        Decision::Miss(forward) => {
-                            Decision::Miss(Forward { fallback: Some(Box::new(hit)), ..forward })
-                        }
-                        decision => decision,
+        let stale_use = refusal
+            .filter(|reason| *reason == Reason::Expired)
+            .and_then(|_| StaleUse::of(&self.rule, &self.directives, &entry, age));
+        match (refusal, stale_use) {
+            (None, _) | (_, Some(StaleUse::Accepted)) => answer(hit(self.rule, entry)),
+            (Some(reason), None) => self.miss(reason, variants, request),
+            (Some(reason), Some(StaleUse::WhileRevalidating)) => {
+                let hit = hit(Arc::clone(&self.rule), entry);
+                // A stale response counts as stored, so `only-if-cached` doesn't apply.
+                Decision::Stale(hit, self.into_forward(reason, variants, request))
+            }
+            (Some(reason), Some(StaleUse::IfError)) => {
+                let hit = hit(Arc::clone(&self.rule), entry);
+                match self.miss(reason, variants, request) {
+                    Decision::Miss(forward) => {
+                        Decision::Miss(Forward { fallback: Some(Box::new(hit)), ..forward })
                     }
-                } else {
-                    self.miss(Reason::Expired, variants, request)
+                    decision => decision,
                 }
             }
-            Some(reason) => self.miss(reason, variants, request),
         }
     }
 

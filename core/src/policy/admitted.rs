@@ -1,14 +1,14 @@
 //! A response that may be stored: its entry, its placement, and the response to the client.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE,
     ETAG, EXPIRES, HeaderName, LAST_MODIFIED,
 };
-use http::{HeaderMap, HeaderValue, Response, response};
+use http::{HeaderMap, Response, response};
 
 use crate::headers::conditional::Validators;
 use crate::headers::hop_by_hop::{end_to_end, remove_if};
@@ -40,12 +40,11 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Returns how long the store keeps the entry: the freshness lifetime, and the time after it in which a stale
-    /// response may be used. `None` means no expiry.
+    /// Returns how long the store keeps the entry: the freshness lifetime, and the time after it in which a stale response may
+    /// be used. `None` means no expiry.
     #[must_use]
     pub fn retention(&self) -> Option<Duration> {
-        let stale_for = if self.entry.forbids_stale() { Duration::ZERO } else { self.rule.stale_for() };
-        self.entry.ttl.map(|ttl| ttl.saturating_add(stale_for))
+        self.rule.retention_of(&self.entry)
     }
 
     /// Returns the placement of the entry. `fresh_id` becomes the id of a new [`Variants`] record, if one is needed.
@@ -148,19 +147,6 @@ pub enum CommitResult {
     Revoked,
     /// The store failed, or wasn't asked.
     Failed,
-}
-
-/// Shortens a lifetime by a fraction between 0 and `jitter`, derived from the ETag and the time.
-pub(super) fn jittered(ttl: Duration, jitter: f64, etag: &HeaderValue, now: SystemTime) -> Duration {
-    if jitter <= 0.0 {
-        return ttl;
-    }
-    let nanos = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(etag.as_bytes()).update(&nanos.to_be_bytes());
-    let [a, b, c, d, ..] = *hasher.finalize().as_bytes();
-    let draw = f64::from(u32::from_be_bytes([a, b, c, d])) / f64::from(u32::MAX);
-    ttl.mul_f64(1.0 - jitter.min(1.0) * draw).max(Duration::from_millis(1))
 }
 
 /// Returns the fields of a write's response that describe the representation. `Location` and the like concern only the

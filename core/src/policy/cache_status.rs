@@ -1,4 +1,4 @@
-//! The fields that report the cache's decision: `X-Redis-Cache` and `Cache-Status` (RFC 9211).
+//! The fields that report the cache's decision: `X-Redis-Cache` (`status_header.rs`) and `Cache-Status` (RFC 9211).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use http::header::{CACHE_CONTROL, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
 use crate::policy::rule::{Kind, Rule};
+use crate::policy::status_header::StatusWord;
 use crate::reason::Reason;
 
 // As constants they are parsed at compile time.
@@ -29,25 +30,6 @@ pub struct CacheStatus {
     pub(super) ttl: Option<i64>,
     pub(super) stored: bool,
     pub(super) collapsed: bool,
-}
-
-/// The word in `X-Redis-Cache`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StatusWord {
-    Hit,
-    Miss,
-    Bypass,
-}
-
-impl StatusWord {
-    /// Returns the field's value, which is validated at compile time.
-    const fn value(self) -> HeaderValue {
-        match self {
-            Self::Hit => const { HeaderValue::from_static("HIT") },
-            Self::Miss => const { HeaderValue::from_static("MISS") },
-            Self::Bypass => const { HeaderValue::from_static("BYPASS") },
-        }
-    }
 }
 
 impl CacheStatus {

@@ -16,8 +16,9 @@ use crate::headers::hop_by_hop::remove_if;
 use crate::headers::range::{self, Part, Selection};
 use crate::headers::vary::{add_vary, selecting_fields};
 use crate::key::SecondaryKey;
-use crate::policy::admitted::{Admitted, jittered, representation_fields, storable_fields};
+use crate::policy::admitted::{Admitted, representation_fields, storable_fields};
 use crate::policy::cache_status::CacheStatus;
+use crate::policy::freshness::jittered;
 use crate::policy::hit::{Hit, add_accept_ranges, selection};
 use crate::policy::rule::{Audience, Kind, Principal, Rule};
 use crate::policy::safety::{

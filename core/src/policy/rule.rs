@@ -10,13 +10,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use crate::credentials::{ORIGIN_FIELDS, is_credential, names_origin, replaces_target};
 use crate::headers::vary::{USUAL_CREDENTIALS, add_vary};
 use crate::key::{self, CacheKey, KeySpace, Params};
+use crate::policy::status_header::DEFAULT_STATUS_HEADER;
 use crate::policy::tag_rule::TagRule;
 use crate::request::RequestView;
 #[cfg(feature = "runtime")]
 use crate::tag::Tags;
-
-/// The field that says HIT, MISS or BYPASS, unless the author of a route names another.
-pub(crate) const DEFAULT_STATUS_HEADER: HeaderName = HeaderName::from_static("x-redis-cache");
 
 /// The default limit on the size of stored bodies, in bytes.
 pub const DEFAULT_MAX_BODY: u64 = 10 * 1024 * 1024;
@@ -305,36 +303,6 @@ impl Rule {
             Audience::Private(_, from) => (from, &[]),
         };
         fields.iter().chain(more)
-    }
-
-    /// Returns how long a stored response is kept after its freshness lifetime.
-    pub(crate) fn stale_for(&self) -> Duration {
-        self.stale_while_revalidate.max(self.stale_if_error).unwrap_or_default()
-    }
-
-    /// Returns the longest time for which any response of the route is kept. `None` means no expiry.
-    pub(crate) fn longest_retention(&self) -> Option<Duration> {
-        let also = self.ttl_for.iter().map(|(_, ttl)| *ttl);
-        let longest = also.fold(self.ttl, |longest, ttl| Some(longest?.max(ttl?)))?;
-        Some(longest.saturating_add(self.stale_for()))
-    }
-
-    /// Returns the freshness lifetime of a stored response with this status. `None` means no expiry, zero not stored.
-    ///
-    /// A write's response is stored as a 200, whatever its own status.
-    pub(crate) fn lifetime_of(&self, status: StatusCode) -> Option<Duration> {
-        match self.kind {
-            Kind::Write => self.ttl,
-            _ => self.ttl_of(status).unwrap_or(self.ttl),
-        }
-    }
-
-    /// Returns the lifetime of responses with this status, or `None` if they are not stored. The inner `None` means no expiry.
-    pub(crate) fn ttl_of(&self, status: StatusCode) -> Option<Option<Duration>> {
-        if let Some((_, ttl)) = self.ttl_for.iter().find(|(known, _)| *known == status) {
-            return Some(*ttl);
-        }
-        (status == StatusCode::OK).then_some(self.ttl)
     }
 }
 
