@@ -1,5 +1,6 @@
 //! Header fields, parsed and evaluated. These modules are independent of the cache.
 
+pub(crate) mod accept_encoding;
 pub mod cache_control;
 pub(crate) mod conditional;
 pub(crate) mod date;

@@ -312,6 +312,18 @@ impl RouteOptions {
         self
     }
 
+    /// Sets the content codings that the handler's responses can have.
+    #[track_caller]
+    pub fn content_codings(mut self, codings: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let codings: Vec<String> = codings.into_iter().map(Into::into).collect();
+        let is_token = |coding: &&String| HeaderName::from_bytes(coding.as_bytes()).is_ok();
+        if let Some(coding) = codings.iter().find(|coding| !is_token(coding)) {
+            panic_invalid_config(&format!("{coding:?} is no content coding"));
+        }
+        self.change().rule.content_codings = Some(codings);
+        self
+    }
+
     /// Adds the host to the key.
     pub fn vary_by_host(mut self) -> Self {
         self.change().rule.vary_by_host = true;
@@ -494,6 +506,21 @@ macro_rules! route_layers {
             /// Stores responses with this status too, for `ttl`: negative caching. Without it, only status 200 is stored.
             pub fn ttl_for(mut self, status: $crate::http::StatusCode, ttl: impl Into<$crate::Ttl>) -> Self {
                 self.options = self.options.ttl_for(status, ttl.into());
+                self
+            }
+
+            /// Sets the content codings that the handler's responses can have, such as `gzip` and `br`. Other codings are
+            /// taken out of `Accept-Encoding` before the handler sees it, and the field gets one spelling. Clients that
+            /// differ only in the other codings then share a stored response (RFC 9111 §4.1).
+            ///
+            /// Without this option only the spelling is normalised, because the handler may know every coding.
+            ///
+            /// # Panics
+            ///
+            /// Panics if a coding isn't a token (RFC 9110 §8.4.1).
+            #[track_caller]
+            pub fn content_codings(mut self, codings: impl IntoIterator<Item = impl Into<String>>) -> Self {
+                self.options = self.options.content_codings(codings);
                 self
             }
         }

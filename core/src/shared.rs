@@ -94,6 +94,10 @@ pub struct SharedRule {
     /// here, because §3 leaves the decision to the response. Add it for an origin that answers by cookie and doesn't
     /// say `private`.
     pub credential_fields: Vec<HeaderName>,
+    /// The content codings that the origin's responses can have, such as `gzip`; `None` means any. Other codings are taken out of
+    /// `Accept-Encoding` before the origin and the variants see it, so that clients which differ only in them share a
+    /// variant (RFC 9111 §4.1). `None` by default: only the spelling is normalised.
+    pub content_codings: Option<Vec<String>>,
     /// The source of the scheme in the key: `http://a/` and `https://a/` are different resources (RFC 9110 §4.2.1,
     /// §4.2.2). The request's URI by default.
     pub scheme: SchemeSource,
@@ -149,6 +153,7 @@ impl SharedRule {
             invalid_age_is_stale: false,
             set_cookie: SetCookie::default(),
             credential_fields: Vec::new(),
+            content_codings: None,
             scheme: SchemeSource::default(),
             targeted: Vec::new(),
             cache_status: Some("Larder".into()),

@@ -10,12 +10,17 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use larder_tests::http2::{Body, connect, frames, none, serve};
 use larder_tests::in_process::{Answer, Runs};
+use larder_tower::larder_core::shared::SharedRule;
 use larder_tower::{Larder, SharedCacheLayer};
 use tower::{Layer, service_fn};
 
 /// A connection to a shared cache. The service answers with the content that it got, or with `gzip` or `plain` as the request
 /// accepts, and counts its runs.
 async fn cached() -> (SendRequest<Body>, Runs) {
+    cached_with(|_| {}).await
+}
+
+async fn cached_with(change: impl FnOnce(&mut SharedRule)) -> (SendRequest<Body>, Runs) {
     let runs = Runs::new();
     let counted = runs.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -32,7 +37,7 @@ async fn cached() -> (SendRequest<Body>, Runs) {
             Ok::<_, Infallible>(answer.body(Full::new(content)).unwrap())
         }
     });
-    (connect(serve(SharedCacheLayer::new(&Larder::memory()).layer(service)).await).await, runs)
+    (connect(serve(SharedCacheLayer::with_rule(&Larder::memory(), change).layer(service)).await).await, runs)
 }
 
 async fn ask(client: &SendRequest<Body>, fields: &[(&str, &str)], content: Body) -> Answer {
@@ -140,4 +145,19 @@ async fn spellings_of_accept_encoding_share_a_variant() {
     // A list with preferences is another variant.
     get(&client, &[("accept-encoding", "gzip;q=0.5, br")]).await;
     assert_eq!(runs.total(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_differ_in_undeclared_codings_share_a_variant() {
+    let (client, runs) = cached_with(|rule| rule.content_codings = Some(vec!["gzip".into()])).await;
+    for (run, (expected, spellings)) in
+        [("gzip", &["gzip, br, zstd", "gzip", "*"][..]), ("plain", &["br, zstd", "identity", "gzip;q=0"])]
+            .into_iter()
+            .enumerate()
+    {
+        for spelling in spellings {
+            let answer = get(&client, &[("accept-encoding", spelling)]).await;
+            assert_eq!((answer.text(), runs.total()), (expected, run + 1), "{spelling:?}");
+        }
+    }
 }

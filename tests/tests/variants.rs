@@ -87,6 +87,49 @@ async fn spellings_of_accept_encoding_run_the_handler_once() {
     assert_eq!(runs.total(), 1);
 }
 
+#[tokio::test]
+async fn clients_that_differ_in_undeclared_codings_share_a_variant() {
+    let runs = Runs::new();
+    let counted = runs.clone();
+    let handler = move |headers: HeaderMap| async move {
+        counted.count();
+        let (fields, _) = zips(&headers);
+        let mut response = field(&headers, "accept-encoding").into_response();
+        response.headers_mut().append("vary", "accept-encoding".parse().unwrap());
+        for (name, value) in fields {
+            response.headers_mut().append(name, value.parse().unwrap());
+        }
+        response
+    };
+    let layer = cache(&Larder::memory()).public().ttl(60).content_codings(["gzip"]);
+    let app = Router::new().route("/x", get_route(handler.layer(layer)));
+    for (run, (seen, spellings)) in [
+        ("gzip", &["gzip, deflate, br, zstd", "gzip", "x-gzip;q=0.3, br", "*"][..]),
+        ("identity", &["br", "", "gzip;q=0, zstd", "identity"]),
+        // No declared coding will do, so the handler sees the wish as it is.
+        ("br, identity;q=0", &["br, identity;q=0"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (asked, spelling) in spellings.iter().enumerate() {
+            let answer = with(&app, "accept-encoding", spelling).await;
+            assert_eq!((answer.text(), runs.total()), (seen, run + 1), "{spelling:?}");
+            assert_eq!(answer.cache(), if asked == 0 { "MISS" } else { "HIT" }, "{spelling:?}");
+            assert_eq!(answer.header("vary"), "accept-encoding", "{spelling:?}");
+        }
+    }
+    // Requests that bypass the cache get the same coding as those that fill it.
+    let fields = [("accept-encoding", "br, gzip"), ("cache-control", "no-store")];
+    assert_eq!(send(&app, Method::GET, "/x", &fields).await.text(), "gzip");
+}
+
+#[test]
+#[should_panic(expected = "\"a coding\" is no content coding")]
+fn content_coding_that_is_no_token_is_refused() {
+    let _ = cache(&Larder::memory()).content_codings(["gzip", "a coding"]);
+}
+
 /// A CORS handler that allows every origin by name, and sends `Vary` only to requests with an `Origin`.
 fn cors(headers: &HeaderMap) -> FieldsAndBody {
     let origin = field(headers, "origin");

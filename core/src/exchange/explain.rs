@@ -16,6 +16,8 @@ impl Route {
         request: RequestView<'_>,
         answer: Option<(&response::Parts, BodyLength)>,
     ) -> Explanation {
+        let headers = self.headers_with_possible_codings(&request);
+        let request = RequestView { headers: headers.as_ref().unwrap_or(request.headers), ..request };
         let principal = match self.policy.on_request(&request) {
             OnRequest::Lookup(lookup) => lookup.principal(),
             OnRequest::Forward(forward) => forward.principal(),

@@ -3,6 +3,7 @@
 use http::header::{ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_ENCODING, ORIGIN, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::headers::accept_encoding::is_registered;
 use crate::headers::cache_control::list;
 
 /// Stands for all codings in `Accept-Encoding`, including unregistered ones, among the names of the selecting fields. Only
@@ -61,77 +62,6 @@ fn capitalised(name: &HeaderName) -> String {
         letter
     });
     letters.collect()
-}
-
-/// Returns the content codings that a request accepts, in one spelling (RFC 9110 §12.5.3): the registered ones, sorted, each with
-/// its rank among the weights. Servers compare weights, so only their order matters.
-///
-/// A refused coding means the same as a missing one, unless `*` accepts the missing ones or the coding is `identity`. If
-/// `identity` is accepted, `*;q=0` has no further meaning, and a client that accepts only `identity` accepts the same as one with
-/// an empty list. Codings that aren't `known` are left out.
-pub(crate) fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-    let mut accepted: Vec<(Vec<u8>, u16)> = request
-        .get_all(ACCEPT_ENCODING)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .flat_map(list)
-        .map(|element| {
-            let mut parts = element.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
-            let coding = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let coding = match &*coding {
-                // The aliases of RFC 9110 §8.4.1.
-                b"x-gzip" => b"gzip".to_vec(),
-                b"x-compress" => b"compress".to_vec(),
-                _ => coding,
-            };
-            (coding, parts.find_map(weight).unwrap_or(1000))
-        })
-        .filter(|(coding, _)| coding == b"*" || coding == b"identity" || known(coding))
-        .collect();
-    if accepted.iter().any(|(coding, weight)| coding == b"identity" && *weight > 0) {
-        accepted.retain(|(coding, weight)| coding != b"*" || *weight > 0);
-    }
-    let has_any = accepted.iter().any(|(coding, _)| coding == b"*");
-    accepted.retain(|(coding, weight)| *weight > 0 || has_any || coding == b"identity");
-    if accepted.iter().all(|(coding, weight)| coding == b"identity" && *weight > 0) {
-        accepted.clear();
-    }
-    accepted.sort_unstable();
-    accepted.dedup();
-    let mut weights: Vec<u16> =
-        accepted.iter().map(|(_, weight)| *weight).filter(|&weight| weight > 0).collect();
-    weights.sort_unstable();
-    weights.dedup();
-    let mut text = Vec::with_capacity(32);
-    // A missing field differs from an empty one: without the field any coding is acceptable.
-    text.push(if request.contains_key(ACCEPT_ENCODING) { b'+' } else { b'-' });
-    for (coding, weight) in accepted {
-        let rank = weights.iter().filter(|&&other| other <= weight).count();
-        text.extend_from_slice(&coding);
-        text.extend_from_slice(format!("={rank},").as_bytes());
-    }
-    text
-}
-
-/// Returns `true` for the registered content codings that a response to any client may have (RFC 9110 §16.6.1).
-pub(crate) fn is_registered(coding: &[u8]) -> bool {
-    const REGISTERED: [&[u8]; 8] = [b"br", b"compress", b"dcb", b"dcz", b"deflate", b"exi", b"gzip", b"zstd"];
-    REGISTERED.contains(&coding)
-}
-
-/// Returns the value of a parameter `q` in thousandths (RFC 9110 §12.4.2). An unreadable value counts as 1.
-fn weight(parameter: &[u8]) -> Option<u16> {
-    let (name, value) = parameter.split_at_checked(2)?;
-    if !name.eq_ignore_ascii_case(b"q=") {
-        return None;
-    }
-    let value: f32 = std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()?;
-    if !(0.0..=1.0).contains(&value) {
-        return None;
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between 0 and 1000")]
-    let thousandths = (value * 1000.0).round() as u16;
-    Some(thousandths)
 }
 
 /// Returns the request fields by which a response varies. `Err` if it can't be stored: `Vary: *`, an invalid name, or

@@ -49,6 +49,9 @@ pub struct Rule {
     pub jitter: f64,
     /// The query parameters that are part of the key; `None` means all.
     pub query_params: Option<Vec<String>>,
+    /// The content codings that the handler's responses can have; `None` means any. Other codings are taken out of
+    /// `Accept-Encoding` before the handler and the variants see it.
+    pub content_codings: Option<Vec<String>>,
     /// `true` if the host is part of the key.
     pub vary_by_host: bool,
     /// `true` if a key builder chooses the keys, so that routes with other patterns may share entries.
@@ -196,6 +199,7 @@ impl Rule {
             stale_if_error: None,
             jitter: 0.0,
             query_params: None,
+            content_codings: None,
             vary_by_host: false,
             is_chosen: false,
             status_header: Some(DEFAULT_STATUS_HEADER),

@@ -11,8 +11,9 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::credentials::may_send_elsewhere;
+use crate::headers::accept_encoding::{accepted_codings, is_registered};
 use crate::headers::cache_control::list;
-use crate::headers::vary::{EVERY_CODING, MAX_NAMES, accepted_codings, is_registered, sorted};
+use crate::headers::vary::{EVERY_CODING, MAX_NAMES, sorted};
 use crate::key::SecondaryKey;
 use crate::provenance::Provenance;
 
