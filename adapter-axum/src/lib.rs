@@ -49,12 +49,15 @@
 pub mod guide;
 
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
-use axum::extract::{FromRef, FromRequestParts, MatchedPath, NestedPath, OriginalUri};
+use axum::extract::{FromRef, FromRequestParts, MatchedPath, NestedPath, OriginalUri, RawPathParams};
 use axum::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use http::request::Parts;
-use http::{Extensions, Uri};
+use http::{Extensions, Request, Uri};
 use larder_core::KeyUri;
 use larder_core::shared::{SharedCache, SharedRule};
 use larder_tower::{CacheService, SharedCacheService, UriSource};
@@ -89,11 +92,29 @@ impl UriSource for BeforeNesting {
         if is_same(sent, current) {
             return KeyUri::AsSent;
         }
-        KeyUri::of(sent, current, extensions.get::<NestedPath>().map(NestedPath::as_str))
+        match extensions.get::<NestedPath>().map(NestedPath::as_str) {
+            Some(mount) if mount.contains('{') => {
+                let values = path_params(extensions);
+                KeyUri::of_mount(sent, current, mount, values.as_ref().into_iter().flatten())
+            }
+            mount => KeyUri::of(sent, current, mount),
+        }
     }
 
     fn pattern(extensions: &Extensions) -> Option<&str> {
         extensions.get::<MatchedPath>().map(MatchedPath::as_str)
+    }
+}
+
+/// Returns the values of the parameters in the paths of the routers. `None` if one isn't UTF-8.
+fn path_params(extensions: &Extensions) -> Option<RawPathParams> {
+    // axum offers them only as an extractor, which doesn't wait.
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.extensions = extensions.clone();
+    let params = pin!(RawPathParams::from_request_parts(&mut parts, &()));
+    match params.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(params) => params.ok(),
+        Poll::Pending => None,
     }
 }
 

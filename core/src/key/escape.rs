@@ -154,6 +154,7 @@ pub(super) const CLASSES: [Class; 256] = {
 
 /// The place of a text in a key, which decides the characters that must be escaped.
 pub(super) type Place = u8;
+pub(super) const NOWHERE: Place = 0;
 const ANYWHERE: Place = 1;
 pub(super) const PARAM: Place = 2;
 pub(super) const SEGMENT: Place = 4;

@@ -3,6 +3,8 @@
 use http::Uri;
 use http::uri::PathAndQuery;
 
+use super::escape::{NOWHERE, PCHAR, decoded_segment, write_canonical};
+
 /// The URI that a key is made from.
 ///
 /// A nested router passes on only the end of the path, so `/v1/items` and `/v2/items` both become `/items`. Therefore
@@ -48,14 +50,62 @@ impl KeyUri {
             let is_behind = cut.len() + rest.len() >= sent.path().len();
             (sent.query() == seen.query() && is_behind && !cut.contains("//")).then_some(cut)
         });
-        match (front, rest) {
-            (Some(front), _) => under(sent, front, seen),
-            (None, Some(rest)) => {
-                let front = sent.path().strip_suffix(rest).unwrap_or(sent.path());
-                Self::Unknown(joined(sent, front, seen).into_iter().collect())
-            }
-            (None, None) => Self::Unknown(vec![seen.clone()]),
+        front.map_or_else(|| Self::unknown(sent, seen, mount), |front| under(sent, front, seen))
+    }
+
+    /// Decides like [`of`](Self::of), for a router whose mount has parameters. `values` are the names and decoded values of the
+    /// parameters, those of the mount first.
+    ///
+    /// Middleware can choose the value of a parameter, from the host for instance, so the end of the path alone doesn't tell
+    /// whether the URI was rewritten.
+    ///
+    /// ```
+    /// use http::Uri;
+    /// use larder_core::KeyUri;
+    ///
+    /// let (sent, seen) = (Uri::from_static("/my/home"), Uri::from_static("/home"));
+    /// let key_uri = KeyUri::of_mount(&sent, &seen, "/{shop}", [("shop", "one")]);
+    /// assert_eq!(key_uri, KeyUri::Rewritten(Uri::from_static("/one/home")));
+    /// ```
+    #[must_use]
+    pub fn of_mount<'v>(
+        sent: &Uri,
+        seen: &Uri,
+        mount: &str,
+        values: impl IntoIterator<Item = (&'v str, &'v str)>,
+    ) -> Self {
+        let mount = mount.trim_end_matches('/');
+        let mut values = values.into_iter();
+        let mut front = String::with_capacity(mount.len());
+        // The start of the sent path, as long as its segments are those of the mount.
+        let mut sent_rest = Some(sent.path());
+        for segment in mount.split('/').skip(1) {
+            let value = match segment.strip_prefix('{').and_then(|name| name.strip_suffix('}')) {
+                None if is_parameter(segment) => return Self::unknown(sent, seen, mount),
+                None => segment,
+                Some(name) => match values.next() {
+                    Some((known, value)) if known == name => value,
+                    _ => return Self::unknown(sent, seen, mount),
+                },
+            };
+            front.push('/');
+            write_segment(&mut front, value);
+            sent_rest = sent_rest.and_then(|rest| behind_segment(rest, value));
         }
+        let rest = sent_rest.map(|rest| if rest.is_empty() { "/" } else { rest });
+        if sent.query() == seen.query() && rest.is_some_and(|rest| is_tail(seen.path(), rest)) {
+            return Self::AsSent;
+        }
+        under(sent, &front, seen)
+    }
+
+    /// Returns the key URI under a mount whose parameters have unknown values.
+    fn unknown(sent: &Uri, seen: &Uri, mount: &str) -> Self {
+        let rest = behind(sent.path(), mount);
+        let front = rest.map(|rest| sent.path().strip_suffix(rest).unwrap_or(sent.path()));
+        Self::Unknown(
+            front.map_or_else(|| vec![seen.clone()], |front| joined(sent, front, seen).into_iter().collect()),
+        )
     }
 
     /// Decides from the URI that the client `sent`, the URI `seen` here, and the whole `pattern` that matched,
@@ -172,6 +222,18 @@ fn behind<'p>(path: &'p str, mount: &str) -> Option<&'p str> {
     Some(if rest.is_empty() { "/" } else { rest })
 }
 
+/// Returns the rest of a path after its first segment, if that is this decoded one.
+fn behind_segment<'p>(path: &'p str, decoded: &str) -> Option<&'p str> {
+    let segment = path.strip_prefix('/')?;
+    let (segment, rest) = segment.split_at(segment.find('/').unwrap_or(segment.len()));
+    (*decoded_segment(segment) == *decoded.as_bytes()).then_some(rest)
+}
+
+/// Appends a decoded segment to a path, in its canonical spelling.
+fn write_segment(path: &mut String, decoded: &str) {
+    write_canonical(path, decoded.as_bytes(), PCHAR, NOWHERE);
+}
+
 /// Returns `true` if a path is the end of another, from a slash on. Routers cut segments, never slashes alone: that is
 /// normalising.
 fn is_tail(path: &str, of: &str) -> bool {
@@ -261,6 +323,40 @@ mod tests {
         ] {
             let evicted = KeyUri::Unknown(vec![evicted.parse().unwrap()]);
             assert_eq!(of(sent, seen, Some(mount)), evicted, "{sent} {seen} {mount}");
+        }
+    }
+
+    #[test]
+    fn values_of_its_parameters_tell_the_mount() {
+        let of_mount = |sent: &str, seen: &str, mount: &str, values: &[(&'static str, &'static str)]| {
+            let (sent, seen) = (sent.parse().unwrap(), seen.parse().unwrap());
+            KeyUri::of_mount(&sent, &seen, mount, values.iter().copied())
+        };
+        for (sent, seen, mount, values) in [
+            ("/one/home", "/home", "/{shop}", &[("shop", "one"), ("id", "7")][..]),
+            ("/one/home?a", "/home?a", "/{shop}/", &[("shop", "one")]),
+            ("/%6fne%2F/home", "/home", "/{shop}", &[("shop", "one/")]),
+            ("/one", "/", "/{shop}", &[("shop", "one")]),
+            ("/a/one/b/two/home/x", "/home/x", "/a/{shop}/b/{part}", &[("shop", "one"), ("part", "two")]),
+        ] {
+            assert_eq!(of_mount(sent, seen, mount, values), KeyUri::AsSent, "{sent} {seen} {mount}");
+        }
+        for (sent, seen, mount, values, expected) in [
+            ("/my/home", "/home", "/{shop}", &[("shop", "one")][..], "/one/home"),
+            ("/home", "/home", "/{shop}", &[("shop", "one.example")], "/one.example/home"),
+            ("/one/page?x", "/other?x", "/{shop}", &[("shop", "one")], "/one/other?x"),
+            ("/one/home/", "/home", "/{shop}", &[("shop", "one")], "/one/home"),
+            ("/one/page", "/page?lang=de", "/{shop}", &[("shop", "one")], "/one/page?lang=de"),
+            ("/x", "/", "/{shop}", &[("shop", "a/b%c@\u{e9}")], "/a%2Fb%25c@%C3%A9"),
+        ] {
+            let expected = KeyUri::Rewritten(expected.parse().unwrap());
+            assert_eq!(of_mount(sent, seen, mount, values), expected, "{sent} {seen} {mount}");
+        }
+        for (values, mount) in
+            [(&[][..], "/{shop}"), (&[("id", "one")], "/{shop}"), (&[("shop", "one")], "/:shop")]
+        {
+            let unknown = KeyUri::Unknown(vec!["/one/home".parse().unwrap()]);
+            assert_eq!(of_mount("/one/home", "/home", mount, values), unknown, "{values:?} {mount}");
         }
     }
 
