@@ -25,13 +25,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::header::ACCEPT_ENCODING;
-use http::{HeaderMap, Response, StatusCode};
+use http::{Response, StatusCode};
 use tracing::warn;
 
 use crate::body::ReplyBody;
 use crate::fill::single_flight::Role;
-use crate::headers::accept_encoding::{reduce, reduced};
 use crate::policy::CacheStatus;
 use crate::reason::Reason;
 use crate::request::RequestView;
@@ -70,13 +68,6 @@ impl Route {
     /// Returns a `Deferred` if the request needs more than a lookup in memory.
     #[doc(hidden)]
     pub fn try_hit(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Deferred> {
-        if let Some(headers) = self.headers_with_possible_codings(&request) {
-            return self.try_hit_of(RequestView { headers: &headers, ..request });
-        }
-        self.try_hit_of(request)
-    }
-
-    fn try_hit_of(self: &Arc<Self>, request: RequestView<'_>) -> Result<Response<Bytes>, Deferred> {
         let timer = RequestTimer::new(&self.context.telemetry, || self.context.now(), &request);
         match self.lookup_now(request) {
             Ok(LookupResult::Answer(response, outcome)) => {
@@ -85,16 +76,6 @@ impl Route {
             }
             lookup => Err(Deferred { route: Arc::clone(self), timer, lookup }),
         }
-    }
-
-    /// Returns the request's fields with only those codings in `Accept-Encoding` that the handler's responses can have, or `None` if they
-    /// stay as they are.
-    pub(crate) fn headers_with_possible_codings(&self, request: &RequestView<'_>) -> Option<HeaderMap> {
-        let possible = self.policy.rule().content_codings.as_ref()?;
-        let field = reduced(request.headers, possible)?;
-        let mut headers = request.headers.clone();
-        headers.insert(ACCEPT_ENCODING, field);
-        Some(headers)
     }
 
     /// Answers a request that the lookup didn't answer, and records its outcome.
@@ -244,12 +225,8 @@ pub struct Deferred {
 
 impl Deferred {
     /// Answers the request, which must be the one in `call`. This is the second half of [`Route::handle`].
-    pub fn respond<C: Call>(self, mut call: C) -> ResponseFuture<C::Body, C::Error> {
+    pub fn respond<C: Call>(self, call: C) -> ResponseFuture<C::Body, C::Error> {
         let Self { route, timer, lookup } = self;
-        if let Some(possible) = &route.policy.rule().content_codings {
-            // The lookup saw the reduced field too.
-            reduce(call.headers_mut(), possible);
-        }
         match lookup {
             Ok(found) => ResponseFuture::later(route.respond(found, call, timer)),
             // The store answers most requests. The other branches need much more room, and take it only when they run.

@@ -16,8 +16,6 @@ impl Route {
         request: RequestView<'_>,
         answer: Option<(&response::Parts, BodyLength)>,
     ) -> Explanation {
-        let headers = self.headers_with_possible_codings(&request);
-        let request = RequestView { headers: headers.as_ref().unwrap_or(request.headers), ..request };
         let principal = match self.policy.on_request(&request) {
             OnRequest::Lookup(lookup) => lookup.principal(),
             OnRequest::Forward(forward) => forward.principal(),
@@ -28,7 +26,9 @@ impl Route {
         if let Some(key) = &key {
             let record = self.read_record(key).await;
             if let Ok(Some(Record::Variants(variants))) = &record {
-                let variant = key.variant(variants.secondary_key(request.headers));
+                let variant = key.variant(
+                    variants.secondary_key_of(request.headers, self.policy.rule().content_codings.as_deref()),
+                );
                 let found = self.read_record(&variant).await;
                 records.push((variant, found));
             }

@@ -1,5 +1,7 @@
 //! `Accept-Encoding` (RFC 9110 §12.5.3): the content codings that a client accepts, in one spelling.
 
+use std::slice;
+
 use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue};
 
@@ -9,13 +11,22 @@ use crate::headers::cache_control::list;
 const FULL_WEIGHT: u16 = 1000;
 
 /// Returns the content codings that a request accepts, in one spelling: those that are `known`, sorted, each with
-/// its rank among the weights. Servers compare weights, so only their order matters.
+/// its rank among the weights. Servers compare weights, so only their order matters. If the codings of responses are declared, the field
+/// is [`reduced`] to them first.
 ///
 /// A refused coding means the same as a missing one, unless `*` accepts the missing ones or the coding is `identity`. If
 /// `identity` is accepted, `*;q=0` has no further meaning, and a client that accepts only `identity` accepts the same as one with
 /// an empty list. Codings that aren't `known` are left out.
-pub(crate) fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-    let mut accepted = weighted_codings(request);
+pub(crate) fn accepted_codings(
+    request: &HeaderMap,
+    declared: Option<&[String]>,
+    known: impl Fn(&[u8]) -> bool,
+) -> Vec<u8> {
+    let reduced = declared.and_then(|declared| reduced(request, declared));
+    let mut accepted = match &reduced {
+        Some(field) => weighted_codings(slice::from_ref(field)),
+        None => weighted_codings(request.get_all(ACCEPT_ENCODING)),
+    };
     accepted.retain(|(coding, _)| coding == b"*" || coding == b"identity" || known(coding));
     if accepted.iter().any(|(coding, weight)| coding == b"identity" && *weight > 0) {
         accepted.retain(|(coding, weight)| coding != b"*" || *weight > 0);
@@ -39,19 +50,26 @@ pub(crate) fn accepted_codings(request: &HeaderMap, known: impl Fn(&[u8]) -> boo
     text
 }
 
-/// Returns `Accept-Encoding` without the codings that a response can't have. A client that accepts none of `possible` asks for
+/// Replaces `Accept-Encoding` by the [`reduced`] field, if the codings of responses are declared.
+pub(crate) fn reduce(request: &mut HeaderMap, declared: Option<&[String]>) {
+    if let Some(field) = declared.and_then(|declared| reduced(request, declared)) {
+        request.insert(ACCEPT_ENCODING, field);
+    }
+}
+
+/// Returns `Accept-Encoding` without the codings that a response can't have. A client that accepts none of `declared` asks for
 /// `identity`. Every spelling of one wish becomes the same field.
 ///
 /// Returns `None` if the field stays as it is: it is missing, it is already reduced, or the client refuses `identity` and accepts none
-/// of `possible`.
-pub(crate) fn reduced(request: &HeaderMap, possible: &[String]) -> Option<HeaderValue> {
+/// of `declared`.
+fn reduced(request: &HeaderMap, declared: &[String]) -> Option<HeaderValue> {
     let mut fields = request.get_all(ACCEPT_ENCODING).iter();
     let first = fields.next()?;
-    let offered = weighted_codings(request);
+    let offered = weighted_codings(request.get_all(ACCEPT_ENCODING));
     let weight_of =
         |name: &[u8]| offered.iter().find(|(coding, _)| coding == name).map(|(_, weight)| *weight);
     let others = weight_of(b"*");
-    let mut accepted: Vec<(Vec<u8>, u16)> = possible
+    let mut accepted: Vec<(Vec<u8>, u16)> = declared
         .iter()
         .map(|coding| canonical(coding.as_bytes()))
         .filter(|coding| coding != b"identity")
@@ -96,14 +114,6 @@ pub(crate) fn reduced(request: &HeaderMap, possible: &[String]) -> Option<Header
     HeaderValue::from_bytes(&text).ok().filter(|_| !is_reduced)
 }
 
-/// Replaces `Accept-Encoding` by the [`reduced`] field.
-#[cfg(feature = "runtime")]
-pub(crate) fn reduce(request: &mut HeaderMap, possible: &[String]) {
-    if let Some(field) = reduced(request, possible) {
-        request.insert(ACCEPT_ENCODING, field);
-    }
-}
-
 /// Returns `true` for the registered content codings that a response to any client may have (RFC 9110 §16.6.1).
 pub(crate) fn is_registered(coding: &[u8]) -> bool {
     const REGISTERED: [&[u8]; 8] = [b"br", b"compress", b"dcb", b"dcz", b"deflate", b"exi", b"gzip", b"zstd"];
@@ -111,8 +121,8 @@ pub(crate) fn is_registered(coding: &[u8]) -> bool {
 }
 
 /// Returns the members of the list with their weights, in thousandths.
-fn weighted_codings(request: &HeaderMap) -> Vec<(Vec<u8>, u16)> {
-    let members = request.get_all(ACCEPT_ENCODING).iter().map(HeaderValue::as_bytes).flat_map(list);
+fn weighted_codings<'v>(fields: impl IntoIterator<Item = &'v HeaderValue>) -> Vec<(Vec<u8>, u16)> {
+    let members = fields.into_iter().map(HeaderValue::as_bytes).flat_map(list);
     let weighted = members.map(|member| {
         let mut parts = member.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
         let coding = canonical(parts.next().unwrap_or_default());
@@ -158,13 +168,13 @@ fn weight(parameter: &[u8]) -> Option<u16> {
 mod tests {
     use super::*;
 
-    fn reduced_to(possible: &[&str], fields: &[&str]) -> Option<String> {
+    fn reduced_to(declared: &[&str], fields: &[&str]) -> Option<String> {
         let mut request = HeaderMap::new();
         for field in fields {
             request.append(ACCEPT_ENCODING, HeaderValue::from_str(field).unwrap());
         }
-        let possible: Vec<String> = possible.iter().map(|&coding| coding.to_owned()).collect();
-        reduced(&request, &possible).map(|value| value.to_str().unwrap().to_owned())
+        let declared: Vec<String> = declared.iter().map(|&coding| coding.to_owned()).collect();
+        reduced(&request, &declared).map(|value| value.to_str().unwrap().to_owned())
     }
 
     #[test]
@@ -213,7 +223,7 @@ mod tests {
         let rank = |field: &str, coding: &[u8]| {
             let mut request = HeaderMap::new();
             request.insert(ACCEPT_ENCODING, HeaderValue::from_str(field).unwrap());
-            let offered = weighted_codings(&request);
+            let offered = weighted_codings(request.get_all(ACCEPT_ENCODING));
             let weight =
                 |name: &[u8]| offered.iter().find(|(other, _)| other == name).map(|(_, weight)| *weight);
             weight(coding).or_else(|| weight(b"*")).unwrap_or(0)

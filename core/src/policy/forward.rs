@@ -10,6 +10,7 @@ use http::header::{
 };
 use http::{HeaderMap, StatusCode, response};
 
+use crate::headers::accept_encoding::reduce;
 use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
 use crate::headers::conditional::{Validators, request_matches, weak_etag};
 use crate::headers::hop_by_hop::remove_if;
@@ -115,7 +116,8 @@ impl Forward {
     /// Returns the secondary key of the response, if the resource is already known to vary.
     #[must_use]
     pub fn secondary_key(&self) -> Option<SecondaryKey> {
-        Some(self.variants.as_ref()?.secondary_key(self.request.as_ref()?))
+        let declared = self.rule.content_codings.as_deref();
+        Some(self.variants.as_ref()?.secondary_key_of(self.request.as_ref()?, declared))
     }
 
     /// Answers with a response that another request stored meanwhile. Returns the request in `Err` if that response
@@ -152,6 +154,7 @@ impl Forward {
     /// - Credentials on a public route; on a private route, the credentials that the principal doesn't come from. A
     ///   write keeps them, for its handler to check.
     /// - Fields that change where a request goes, such as `X-Forwarded-Host`, unless the host is part of the key.
+    /// - Content codings that the route doesn't declare, if it declares any.
     pub fn prepare(&self, request: &mut HeaderMap) {
         let is_whole = self.rule.kind == Kind::Read && !self.is_head;
         let is_removed = |name: &HeaderName| match name.as_str() {
@@ -162,6 +165,7 @@ impl Forward {
             _ => self.rule.hides(name),
         };
         remove_if(request, is_removed);
+        reduce(request, self.rule.content_codings.as_deref());
     }
 
     /// Gives up storing: the handler's answer will be passed on with this reason.

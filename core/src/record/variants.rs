@@ -79,12 +79,20 @@ impl Variants {
     /// Returns the secondary key of a request: a hash of the selecting fields.
     #[must_use]
     pub fn secondary_key(&self, request: &HeaderMap) -> SecondaryKey {
-        SecondaryKey::of(&self.names, request)
+        self.secondary_key_of(request, None)
     }
 
-    /// Returns the secondary key of a request in a shared cache, which normalises fields (RFC 9111 §4.1).
-    pub(crate) fn normalised_key(&self, request: &HeaderMap) -> SecondaryKey {
-        SecondaryKey::normalised(&self.names, request)
+    /// Returns the secondary key of a request, if responses have only the `declared` content codings.
+    pub(crate) fn secondary_key_of(&self, request: &HeaderMap, declared: Option<&[String]>) -> SecondaryKey {
+        SecondaryKey::hash(&self.names, request, declared, |_| false)
+    }
+
+    /// Returns the secondary key of a request in a shared cache, which normalises fields (RFC 9111 §4.1) if their meaning doesn't
+    /// change. The order of a list with weights has no meaning (RFC 9110 §12.5.4), and languages and character sets are
+    /// case-insensitive.
+    pub(crate) fn normalised_key(&self, request: &HeaderMap, declared: Option<&[String]>) -> SecondaryKey {
+        let is_set = |name: &HeaderName| [ACCEPT_LANGUAGE, ACCEPT_CHARSET].contains(name);
+        SecondaryKey::hash(&self.names, request, declared, is_set)
     }
 
     /// Returns the listed variants, the oldest first.
@@ -174,17 +182,12 @@ pub(crate) fn union(some: &[HeaderName], others: &[HeaderName]) -> Vec<HeaderNam
 }
 
 impl SecondaryKey {
-    fn of(names: &[HeaderName], request: &HeaderMap) -> Self {
-        Self::hash(names, request, |_| false)
-    }
-
-    /// Makes the secondary key from normalised fields, which RFC 9111 §4.1 allows if their meaning doesn't change. The order of a
-    /// list with weights has no meaning (RFC 9110 §12.5.4), and languages and character sets are case-insensitive.
-    fn normalised(names: &[HeaderName], request: &HeaderMap) -> Self {
-        Self::hash(names, request, |name| [ACCEPT_LANGUAGE, ACCEPT_CHARSET].contains(name))
-    }
-
-    fn hash(names: &[HeaderName], request: &HeaderMap, is_set: impl Fn(&HeaderName) -> bool) -> Self {
+    fn hash(
+        names: &[HeaderName],
+        request: &HeaderMap,
+        declared: Option<&[String]>,
+        is_set: impl Fn(&HeaderName) -> bool,
+    ) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_be_bytes());
@@ -193,11 +196,11 @@ impl SecondaryKey {
         for name in names {
             part(name.as_str().as_bytes());
             if *name == ACCEPT_ENCODING {
-                part(&accepted_codings(request, is_registered));
+                part(&accepted_codings(request, declared, is_registered));
                 continue;
             }
             if *name == EVERY_CODING {
-                part(&accepted_codings(request, |_| true));
+                part(&accepted_codings(request, declared, |_| true));
                 continue;
             }
             // A missing field differs from an empty one. Several fields are one list (RFC 9110 §5.3).
@@ -262,7 +265,7 @@ mod tests {
     #[test]
     fn shared_cache_normalises_only_weighted_lists() {
         let variants = Variants::new(1, vec![ACCEPT_LANGUAGE, ORIGIN]);
-        let key = |request: &[(HeaderName, &str)]| variants.normalised_key(&map(request));
+        let key = |request: &[(HeaderName, &str)]| variants.normalised_key(&map(request), None);
         let expected = key(&[(ACCEPT_LANGUAGE, "en, de;q=0.5")]);
         assert_eq!(key(&[(ACCEPT_LANGUAGE, "DE;q=0.5"), (ACCEPT_LANGUAGE, "  eN")]), expected);
         assert_ne!(key(&[(ACCEPT_LANGUAGE, "en, de;q=0.6")]), expected);
@@ -293,9 +296,9 @@ mod tests {
                 &[(name.clone(), "X (a"), (name.clone(), "b)")],
                 &[(name.clone(), "X (a,, b)")],
             ];
-            for key in [Variants::secondary_key, Variants::normalised_key] {
+            for key in [Variants::secondary_key_of, Variants::normalised_key] {
                 let keys: std::collections::HashSet<_> =
-                    fields.iter().map(|fields| key(&variants, &map(fields)).to_hex()).collect();
+                    fields.iter().map(|fields| key(&variants, &map(fields), None).to_hex()).collect();
                 assert_eq!(keys.len(), fields.len(), "{name}");
             }
         }
@@ -352,7 +355,7 @@ mod tests {
         ] {
             for spelling in same {
                 assert_eq!(key(spelling), key(same[0]), "{spelling:?} and {:?}", same[0]);
-                assert_eq!(variants.normalised_key(&map(&[(ACCEPT_ENCODING, spelling)])), key(same[0]));
+                assert_eq!(variants.normalised_key(&map(&[(ACCEPT_ENCODING, spelling)]), None), key(same[0]));
             }
         }
         let different = [

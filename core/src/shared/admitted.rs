@@ -266,7 +266,8 @@ impl SharedAdmitted {
 
     /// Returns the placement of the response. `fresh_id` becomes the id of a new [`Variants`] record, if one is needed.
     pub fn place(&mut self, fresh_id: u64) -> Placement {
-        let key = |variants: &Variants| variants.normalised_key(&self.request);
+        let declared = self.rule.content_codings.as_deref();
+        let key = |variants: &Variants| variants.normalised_key(&self.request, declared);
         let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
         self.stored.variant = variant;
         placement

@@ -30,7 +30,6 @@ use super::policy::{SharedAnswer, SharedCacheStatus, SharedPolicy};
 use crate::exchange::{Call, MAX_LOOKUPS, failed, status_of};
 use crate::fill::background::Task;
 use crate::fill::single_flight::{FillOutcome, Role};
-use crate::headers::accept_encoding::reduce;
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::Larder;
 use crate::larder::context::{CacheContext, panic_invalid_config};
@@ -113,14 +112,11 @@ impl SharedCache {
         clippy::manual_async_fn,
         reason = "the future of an async fn would have room for the call twice"
     )]
-    pub fn handle<C>(self: Arc<Self>, mut call: C) -> impl Future<Output = SharedReply<C>> + Send + 'static
+    pub fn handle<C>(self: Arc<Self>, call: C) -> impl Future<Output = SharedReply<C>> + Send + 'static
     where
         C: Call<Body: Body<Error: Into<Box<dyn Error + Send + Sync>>>>,
     {
         async move {
-            if let Some(possible) = &self.rule().content_codings {
-                reduce(call.headers_mut(), possible);
-            }
             // Hits must be fast. The other ways need a larger future, which is allocated only for them.
             let timer = RequestTimer::new(&self.context.telemetry, || self.context.now(), &call.view());
             let found = match self.lookup(call.view()).await {

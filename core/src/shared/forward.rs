@@ -23,6 +23,7 @@ use super::partial::{have_one_strong_tag, identifies, part_of};
 use super::safety::{invalidates, may_stand_in, unusable, why_not_storable, withholds};
 use super::target::Unkeyed;
 use super::{SetCookie, SharedRule};
+use crate::headers::accept_encoding::reduce;
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::vary::selecting_fields;
 use crate::policy::{BodyLength, add_accept_ranges, allows_stale_if_error};
@@ -123,8 +124,10 @@ impl SharedForward {
     }
 
     /// Makes the origin's request conditional on the stored response (§4.3.1). Replaces the client's own conditions,
-    /// which this cache evaluates afterwards. A refresh in the background requests the whole response.
+    /// which this cache evaluates afterwards. A refresh in the background requests the whole response. Content codings that the rule doesn't
+    /// declare are left out, if it declares any.
     pub fn prepare(&self, request: &mut HeaderMap) {
+        reduce(request, self.rule.content_codings.as_deref());
         let validates = self.validates();
         if validates || self.is_background {
             request.remove(IF_NONE_MATCH);

@@ -368,7 +368,7 @@ impl SharedSelect {
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
         let fields = self.lookup.unkeyed.selecting(request.headers, self.variants.names());
-        self.variants.normalised_key(&fields)
+        self.variants.normalised_key(&fields, self.lookup.rule.content_codings.as_deref())
     }
 
     /// Decides about the record under the secondary key.
