@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use deadpool_redis::{PoolConfig, Runtime, Timeouts};
+use larder_core::tag::{EvictionMode, Tagged, Tags};
 use larder_core::{
     Acquired, CacheKey, CacheStore, Intent, KeySpace, Larder, LeaseStore, RedisOptions, RedisStore,
     StoreError,
@@ -100,6 +101,17 @@ impl Store {
 
     async fn delete_group(&self, space: &KeySpace) -> Result<u64, StoreError> {
         on!(self, delete_group(space))
+    }
+
+    async fn set_tagged(&self, key: &CacheKey, value: &'static str, tag: &str) {
+        let stamp = on!(self, tag_clock(&key.space())).unwrap().unwrap();
+        let tagged = Tagged::new(stamp, &Tags::new([tag]).unwrap());
+        on!(self, set_tagged(key, value.into(), MINUTE, &tagged)).unwrap();
+    }
+
+    async fn evict_tag(&self, tag: &str) {
+        let space = KeySpace::new("p", None).unwrap();
+        on!(self, evict_tags(&space, &Tags::new([tag]).unwrap(), EvictionMode::Hard)).unwrap();
     }
 
     async fn write(&self, key: &CacheKey, intent: Intent, value: &'static str) {
@@ -676,6 +688,44 @@ async fn reads_during_a_failover_find_nothing_evicted() {
         }
         assert!(served, "{way:?}: the promoted replica was never read");
     }
+}
+
+/// Entries and tags lie on different masters. The tag clock of the prefix `p` is on master 0.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_whose_tag_was_evicted_before_a_failover_stay_invalid() {
+    let failovers = [Way::OneConnection, Way::Tier].map(async |way| {
+        let mut cluster = cluster().await;
+        assert_eq!(RedisCluster::home(cluster.slot("{p-tags}")), 0);
+        let (idle, reader) = (Store::to_cluster(&cluster, way), Store::to_cluster(&cluster, way));
+        let homes = everywhere(&cluster, 4);
+        let (evicted, kept): (Vec<_>, Vec<_>) = homes.iter().map(|home| home.split_at(2)).unzip();
+        let [evicted, kept] = [evicted.concat(), kept.concat()];
+        for (keys, tag) in [(&evicted, "evicted"), (&kept, "kept")] {
+            for key in keys {
+                idle.set_tagged(key, "old", tag).await;
+                assert!(reader.finds(key, "old").await && idle.finds(key, "old").await);
+            }
+        }
+        stop_replication(&cluster).await;
+        idle.evict_tag("evicted").await;
+        cluster.node_mut(0).kill();
+        takes_over(&cluster).await;
+        let promoted = Instant::now();
+        while promoted.elapsed() < NOTICED + SLACK {
+            for key in &evicted {
+                assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        for key in &evicted {
+            assert!(!reader.finds(key, "old").await, "{way:?}: {key}");
+        }
+        // The promoted replica may lack the last writes, so its entries may be evicted too.
+        for key in &kept[2..] {
+            assert!(reader.finds(key, "old").await && idle.finds(key, "old").await, "{way:?}: {key}");
+        }
+    });
+    futures_util::future::join_all(failovers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
