@@ -18,6 +18,7 @@ use tracing::warn;
 pub use eviction::Eviction;
 
 use crate::backend::coder::{Coder, CoderError, Json};
+use crate::fill::background::Target;
 use crate::fill::lease::{FIRST_PAUSE, next_pause};
 use crate::fill::reentry;
 use crate::fill::single_flight::{FillOutcome, Role};
@@ -157,6 +158,19 @@ impl<C: Coder> CacheBackend<C> {
         Ok(Self { tags: self.tags.clone().union(Tags::new(tags)?)?, ..self.clone() })
     }
 
+    /// Evicts a value, or a route's response under the same key, with all its variants. [`delete`](Self::delete) says whether there was
+    /// one; this says whether the store confirmed it, and can be [soft](Eviction::soft).
+    pub fn evict(&self, key: &str) -> Eviction {
+        Eviction::new(Arc::clone(&self.context), Target::Key(self.space.key(key)))
+    }
+
+    /// Evicts every value and response of the group, or of the whole prefix without a [`group`](Self::group).
+    /// [`delete_group`](Self::delete_group) counts them; this says whether the store confirmed it, and can be
+    /// [soft](Eviction::soft).
+    pub fn evict_group(&self) -> Eviction {
+        Eviction::new(Arc::clone(&self.context), Target::Group(self.space.clone()))
+    }
+
     /// Evicts every entry of the prefix that carries this tag, in any group: responses and values.
     pub fn evict_tag(&self, tag: &str) -> Eviction {
         self.evict_tags([tag])
@@ -164,7 +178,8 @@ impl<C: Coder> CacheBackend<C> {
 
     /// Evicts every entry of the prefix that carries at least one of these tags, in any group: responses and values.
     pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> Eviction {
-        Eviction::new(Arc::clone(&self.context), self.space.clone(), TagsToEvict::of(tags))
+        let tags = Arc::new(TagsToEvict::of(tags));
+        Eviction::new(Arc::clone(&self.context), Target::Tags(self.space.clone(), tags))
     }
 
     /// Returns the value. Returns `None` if there is no value, if it can't be decoded as a `T`, or if the store failed.

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::explain::FoundEntry;
+use crate::fill::background::Target;
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::Larder;
 use crate::policy::rule::Kind;
@@ -223,9 +224,10 @@ impl Console {
         }
     }
 
-    async fn evict(&self, query: EvictRequest) -> Result<Value, Refusal> {
+    async fn evict(&self, query: EvictQuery) -> Result<Value, Refusal> {
         let context = &self.larder.context;
-        let (what, confirmed) = match query {
+        let target = |target: Target| if query.soft { target.soft() } else { target };
+        let (what, confirmed) = match query.what {
             EvictRequest::Group(group) => {
                 let mut spaces = vec![self.space(&group)?];
                 // Routes may have a prefix of their own.
@@ -237,12 +239,12 @@ impl Console {
                 }
                 let mut confirmed = true;
                 for space in &spaces {
-                    confirmed &= context.evict_group(space).await;
+                    confirmed &= context.evict_target(&target(Target::Group(space.clone()))).await;
                 }
                 (group, confirmed)
             }
             EvictRequest::Tag(tag) => {
-                let tags = TagsToEvict::of([&tag]);
+                let tags = Arc::new(TagsToEvict::of([&tag]));
                 if let Some(error) = tags.invalid() {
                     return Err(Refusal { status: StatusCode::BAD_REQUEST, text: error.to_string() });
                 }
@@ -254,7 +256,9 @@ impl Console {
                 for prefix in &prefixes {
                     let space = KeySpace::new(prefix, None);
                     confirmed &= match space {
-                        Ok(space) => context.evict_tags(&space, &tags).await,
+                        Ok(space) => {
+                            context.evict_target(&target(Target::Tags(space, Arc::clone(&tags)))).await
+                        }
                         Err(_) => false,
                     };
                 }
@@ -263,7 +267,7 @@ impl Console {
             EvictRequest::Key(name) => {
                 let key = self.key_named(name.trim());
                 let key = key.ok_or(Refusal::new(StatusCode::BAD_REQUEST, "that is no key of this cache"))?;
-                let confirmed = context.evict_key(&key).await;
+                let confirmed = context.evict_target(&target(Target::Key(key.clone()))).await;
                 (key.name().to_owned(), confirmed)
             }
         };
@@ -348,6 +352,16 @@ struct LookupAnswer {
     fields: String,
     /// The length of its body in bytes, or `None` for a stream.
     length: Option<u64>,
+}
+
+/// An eviction.
+#[derive(Deserialize)]
+struct EvictQuery {
+    #[serde(flatten)]
+    what: EvictRequest,
+    /// `true` to make the entries stale instead of removing them.
+    #[serde(default)]
+    soft: bool,
 }
 
 /// The target of an eviction.

@@ -19,6 +19,7 @@ use self::context::{CacheContext, Defaults, Timing, panic_invalid_config};
 use crate::backend::{CacheBackend, Eviction};
 use crate::clock::{Clock, SystemClock};
 use crate::exchange::remembered::RememberedKeys;
+use crate::fill::background::Target;
 use crate::fill::single_flight::{SingleFlight, UpdateQueue};
 use crate::key::{CacheKey, KeyError, KeySpace};
 use crate::policy::rule::{Principal, PrincipalSecret};
@@ -82,13 +83,32 @@ impl Larder {
         Ok(KeySpace::new(&self.context.defaults.prefix, group.into())?.key_for(uri))
     }
 
-    /// Evicts one entry, a response or a value. If the store is down, the error is logged, and the store retries the
-    /// eviction if it can.
+    /// Evicts one entry, a response with all its variants or a value. If the store is down, the error is logged, and the store retries
+    /// the eviction if it can.
+    pub fn evict(&self, key: &CacheKey) -> Eviction {
+        self.eviction(Target::Key(key.clone()))
+    }
+
+    /// Evicts every entry of a group, under the cache's prefix.
     ///
-    /// Continues in the background if this future is dropped.
-    pub async fn evict(&self, key: &CacheKey) {
-        let (context, key) = (Arc::clone(&self.context), key.clone());
-        self.context.run_to_completion(async move { context.evict_key(&key).await }).await;
+    /// # Panics
+    ///
+    /// Panics if the group can't be part of a key. For groups that aren't literals, see [`try_evict_group`](Self::try_evict_group).
+    #[track_caller]
+    pub fn evict_group(&self, group: &str) -> Eviction {
+        match self.try_evict_group(group) {
+            Ok(eviction) => eviction,
+            Err(error) => panic_invalid_config(&error),
+        }
+    }
+
+    /// Evicts every entry of a group, under the cache's prefix.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the group can't be part of a key.
+    pub fn try_evict_group(&self, group: &str) -> Result<Eviction, KeyError> {
+        Ok(self.eviction(Target::Group(KeySpace::new(self.prefix(), Some(group))?)))
     }
 
     /// Evicts every entry that carries this tag, whatever its route, key, group or principal is: responses and values.
@@ -124,7 +144,7 @@ impl Larder {
     /// The principal is what the route's `.private_by(..)` returns, or the Bearer token of a `.private()` route.
     pub fn evict_principal(&self, principal: &str) -> Eviction {
         let principal = Principal::new(&self.context.defaults.secret, principal);
-        Eviction::new(Arc::clone(&self.context), self.space(), principal.tag().into())
+        self.eviction(Target::Tags(self.space(), Arc::new(principal.tag().into())))
     }
 
     /// Evicts the responses of one path, with all its queries, variants, hosts and principals, on the routes with
@@ -137,7 +157,11 @@ impl Larder {
             Some(uri) => path_tag(&uri).into(),
             None => TagsToEvict::none(TagError::Path { path: path.to_owned() }),
         };
-        Eviction::new(Arc::clone(&self.context), self.space(), tags)
+        self.eviction(Target::Tags(self.space(), Arc::new(tags)))
+    }
+
+    fn eviction(&self, target: Target) -> Eviction {
+        Eviction::new(Arc::clone(&self.context), target)
     }
 
     fn space(&self) -> KeySpace {

@@ -388,9 +388,9 @@ impl RouteOptions {
         self
     }
 
-    /// Makes entries with the tags stale instead of removing them.
+    /// Makes entries stale instead of removing them.
     pub fn soft(mut self) -> Self {
-        self.change().rule.tags.eviction = EvictionMode::Soft;
+        self.change().rule.eviction = EvictionMode::Soft;
         self
     }
 
@@ -631,8 +631,10 @@ macro_rules! route_layers {
                 self
             }
 
-            /// Makes the entries with the tags stale as of now instead of removing them: `stale_while_revalidate` and
-            /// `stale_if_error` apply from this moment. The key or the group is removed all the same.
+            /// Makes the entries of the key, the group and the tags stale as of now instead of removing them:
+            /// `stale_while_revalidate` and `stale_if_error` apply from this moment, and a fill that began before isn't stored.
+            ///
+            /// Without these options on the route that reads, there is no difference. A key whose resource varies is removed.
             pub fn soft(mut self) -> Self {
                 self.options = self.options.soft();
                 self

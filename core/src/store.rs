@@ -17,10 +17,12 @@
 //! * `get` returns `None` for a value that expired, was deleted, or whose group was deleted since it was written.
 //! * `delete`, `delete_group` and `set` revoke every fill lease and write lease of the keys they affect, also of keys without an
 //!   entry.
+//! * A soft eviction revokes the same leases. The entries that it concerns are stale as of that moment, or gone, and never fresh
+//!   again: only a write replaces them.
 //! * A lease is stored beside the entry, never in its place: the old entry stays readable during a refresh.
 //! * After `begin` returned a lease, `get` on that store returns nothing older than the lease, even if the store reads from a copy.
 //! * An entry that was written with tags is returned only while it is valid by the rule in [`tag`](crate::tag). A store without
-//!   tags never keeps such an entry. `delete` and `delete_group` may count an entry that was evicted by tag before.
+//!   tags never keeps such an entry. `delete` and `delete_group` may count an entry that was evicted by tag or softly before.
 //! * A time to live of `None` means no expiry. `Some(Duration::ZERO)` has already expired: the write removes the entry.
 //! * If a value can't be kept (too large, no room), `set` returns `Ok` and `commit` returns `Ok(false)`, and the previous value
 //!   under the key is gone: an old value must not survive the write that replaced it.
@@ -38,6 +40,8 @@ mod memory;
 mod process_local;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "runtime")]
+mod stale_values;
 #[cfg(feature = "suite")]
 pub mod suite;
 #[cfg(feature = "runtime")]
@@ -53,7 +57,7 @@ use bytes::Bytes;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::reason::Reason;
-use crate::tag::{EvictionMode, TagStamp, Tagged, Tags};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags, stale_since};
 
 pub use health::{Breaker, Health, ServerHealth};
 #[cfg(feature = "memory")]
@@ -132,9 +136,10 @@ pub trait CacheStore: Send + Sync + 'static {
         async move { Ok(self.get(key).await?.and_then(|value| ValueHead::whole(value).cut(head, range))) }
     }
 
-    /// Returns `true` if there is a valid entry. Override it where that is cheaper than reading the value.
+    /// Returns `true` if there is a valid entry. One that was evicted softly is not. Override it where that is cheaper than reading
+    /// the value.
     fn has(&self, key: &CacheKey) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        async { Ok(self.get(key).await?.is_some()) }
+        async { Ok(self.get(key).await?.is_some_and(|value| stale_since(&value).is_none())) }
     }
 
     /// Replaces the clock by which the store lets entries and leases expire. [`LarderBuilder::build`](crate::LarderBuilder::build)
@@ -292,6 +297,23 @@ pub trait LeaseStore: CacheStore {
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
         let _ = (space, tags, how);
         async { Ok(()) }
+    }
+
+    /// Makes the entry under `key` stale as of now instead of removing it, and revokes its lease as [`delete`](CacheStore::delete)
+    /// does.
+    ///
+    /// Afterwards [`get`](CacheStore::get) returns the value in a form that [`stale_since`](crate::tag::stale_since) reads, until it
+    /// expires, is removed, or is written again. [`begin`](Self::begin) and [`has`](CacheStore::has) don't find it. A second soft
+    /// eviction keeps the earlier time. A store that can't keep the value removes it, as the default does. After an error the entry may
+    /// still be fresh.
+    fn evict_softly(&self, key: &CacheKey) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async { self.delete(key).await.map(drop) }
+    }
+
+    /// Makes every entry of an eviction group stale as of now instead of removing it, and revokes the leases of the group, as
+    /// [`evict_softly`](Self::evict_softly) does. A key space without a group stands for its whole prefix.
+    fn evict_group_softly(&self, group: &KeySpace) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async { self.delete_group(group).await.map(drop) }
     }
 
     /// Waits until the value under `key` may have changed. A caller that got [`Acquired::Filling`] calls `begin` again then,

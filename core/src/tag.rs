@@ -23,8 +23,12 @@
 //! ```text
 //! A7 'T' nonce:8 epoch:8 marks:1 (mark:8)* value     a tagged value
 //! A7 'P' value                                       a value without tags that begins with A7
+//! A7 'K' count:1 epoch:16 rest first                 a value that was evicted softly by its key, in place
 //! A7 'S' epoch:8 value                               a value that was evicted softly, only as the answer of a store
 //! ```
+//!
+//! An eviction in place overwrites the first `count` bytes of what is stored, at most as many as its mark has, and appends them, so that
+//! a server moves nothing else. Its epoch is written in digits, because a script writes it.
 //!
 //! Every other value is stored as it is. A record of a route never begins with A7, so a version without tags takes a tagged
 //! record for one of another version, which is a miss.
@@ -55,6 +59,10 @@ const MAGIC: u8 = 0xA7;
 const TAGGED: u8 = b'T';
 const PLAIN: u8 = b'P';
 const SOFT: u8 = b'S';
+const SOFT_IN_PLACE: u8 = b'K';
+
+/// The length of the mark of a soft eviction in place.
+const IN_PLACE: usize = 2 + 1 + 16;
 
 /// The length of a header without marks.
 const FIXED: usize = 2 + 8 + 8 + 1;
@@ -242,6 +250,18 @@ pub enum Validity {
     Gone,
 }
 
+impl Validity {
+    /// Returns the validity of an entry that was also evicted softly by its key or group at this epoch.
+    #[must_use]
+    pub fn softened(self, since: Option<u64>) -> Self {
+        match (self, since) {
+            (Self::Fresh, Some(since)) => Self::Stale(since),
+            (Self::Stale(earlier), Some(since)) => Self::Stale(earlier.min(since)),
+            (validity, _) => validity,
+        }
+    }
+}
+
 /// The evictions in a tag table that concern one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagEvictions {
@@ -360,6 +380,12 @@ pub fn has_header(bytes: &[u8]) -> bool {
     bytes.first() == Some(&MAGIC)
 }
 
+/// Returns `true` if stored bytes begin with the mark of a soft eviction.
+#[must_use]
+pub fn is_softly_evicted(stored: &[u8]) -> bool {
+    stored.starts_with(&[MAGIC, SOFT]) || stored.starts_with(&[MAGIC, SOFT_IN_PLACE])
+}
+
 /// Stored bytes that begin with a header, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Headed {
@@ -398,6 +424,34 @@ pub fn soften(value: &[u8], epoch: u64) -> Bytes {
     out.put_u64(epoch);
     out.put_slice(value);
     out.freeze()
+}
+
+/// Returns stored bytes as they were before soft evictions, and the epoch of the earliest one if there was one. Returns `None` if a
+/// mark is damaged.
+#[must_use]
+pub fn without_soft_marks(mut stored: Bytes) -> Option<(Bytes, Option<u64>)> {
+    let mut since: Option<u64> = None;
+    loop {
+        let (before, epoch) = match stored.get(..2) {
+            Some([MAGIC, SOFT]) => (
+                stored.slice(10.min(stored.len())..),
+                u64::from_be_bytes(stored.get(2..10)?.try_into().ok()?),
+            ),
+            Some([MAGIC, SOFT_IN_PLACE]) => restore(&stored)?,
+            _ => return Some((stored, since)),
+        };
+        since = Some(since.map_or(epoch, |since| since.min(epoch)));
+        stored = before;
+    }
+}
+
+/// Returns the bytes that a soft eviction in place overwrote in part, and its epoch.
+fn restore(stored: &Bytes) -> Option<(Bytes, u64)> {
+    let (mark, rest) = stored.split_at_checked(IN_PLACE)?;
+    let count = usize::from(*mark.get(2)?);
+    let epoch = std::str::from_utf8(mark.get(3..)?).ok()?.parse().ok()?;
+    let (rest, first) = rest.split_at_checked(rest.len().checked_sub(count)?)?;
+    Some(([first, rest].concat().into(), epoch))
 }
 
 /// Returns the value and the time since which it is stale, if a store returned a value that was evicted softly.

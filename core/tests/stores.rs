@@ -92,6 +92,7 @@ mod in_process {
     larder_core::store_suite!(shelf_in_process());
     larder_core::lease_suite!(shelf_in_process());
     larder_core::tag_suite!(shelf_in_process());
+    larder_core::soft_suite!(shelf_in_process());
 }
 
 #[tokio::test]
@@ -121,6 +122,7 @@ mod memory {
     larder_core::store_suite!(subject());
     larder_core::lease_suite!(subject());
     larder_core::tag_suite!(subject());
+    larder_core::soft_suite!(subject());
 
     /// Run as by authors of stores on a server, whose clock can't be set.
     mod in_real_time {

@@ -139,7 +139,12 @@ async fn exercise(store: &impl LeaseStore, prefix: &str) -> Vec<StoreError> {
             }
             clock => note(clock.err()),
         }
+        note(store.set(&space.key("soft"), "1".into(), MINUTE).await.err());
+        note(store.evict_softly(&space.key("soft")).await.err());
+        note(store.get(&space.key("soft")).await.err());
         if group.is_some() {
+            note(store.evict_group_softly(&space).await.err());
+            note(store.get(&space.key("soft")).await.err());
             note(store.delete_group(&space).await.err());
         }
     }
@@ -162,6 +167,7 @@ async fn listed_rights_suffice_for_the_behaviour_suite() {
     suite::run(&subject).await;
     suite::run_leases(&subject).await;
     suite::run_tags(&subject).await;
+    suite::run_soft(&subject).await;
     assert_eq!(refused(&server).await, Vec::<String>::new());
 }
 

@@ -91,6 +91,27 @@ async fn cluster_passes_the_tag_suite_with_and_without_a_tier() {
     suite::run_tags(&losing(Subject::new(tier()).beside(tier()), urls)).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn store_passes_the_suite_of_soft_evictions() {
+    let server = RedisServer::start();
+    suite::run_soft(&Subject::new(store(&server.url())).beside(store(&server.url()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tier_passes_the_suite_of_soft_evictions() {
+    let server = RedisServer::start();
+    let tier = || store(&server.url()).with_local("suite", CAPACITY);
+    suite::run_soft(&Subject::new(tier()).beside(tier())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_passes_the_suite_of_soft_evictions_with_and_without_a_tier() {
+    let cluster = RedisCluster::start();
+    suite::run_soft(&Subject::new(store(&cluster.url())).beside(store(&cluster.url()))).await;
+    let tier = || store(&cluster.url()).with_local("suite", CAPACITY);
+    suite::run_soft(&Subject::new(tier()).beside(tier())).await;
+}
+
 async fn stats(conn: &mut MultiplexedConnection) -> String {
     redis::cmd("INFO").arg("commandstats").query_async(conn).await.unwrap()
 }

@@ -494,6 +494,145 @@ on_stores_with_tags! {
         is_new(&app, "/refreshed").await;
     }
 
+    async fn soft_eviction_of_a_key_or_a_group_makes_stale_as_of_now(larder) {
+        let runs = Runs::new();
+        let counted = runs.clone();
+        // The route is large, so that HEAD and conditions read parts, and small.
+        let read = move |Path(size): Path<usize>| async move {
+            let run = counted.count().to_string();
+            ([("x-run", run.clone())], format!("{run}{}", "x".repeat(size)))
+        };
+        let app = Router::new()
+            .route("/in/{size}", get_route(read.clone().layer(cache(&larder).group("in").ttl(300).stale_while_revalidate(LONG))))
+            .route("/out/{size}", get_route(read.clone().layer(cache(&larder).ttl(300).stale_while_revalidate(LONG))))
+            .route("/neither/{size}", get_route(read.layer(cache(&larder).group("in").ttl(300))))
+            .route("/write/key/{*uri}", post((async || "").layer(cache_evict(&larder).group("in").key_by(|request| {
+                Some(request.uri.path().strip_prefix("/write/key/")?.replace('/', ":"))
+            }).soft())))
+            .route("/write/group", post((async || "").layer(cache_evict(&larder).group("in").whole_group().soft())))
+            .route("/write/group-and-tag", post((async || StatusCode::BAD_GATEWAY).layer(
+                cache_evict(&larder).group("in").whole_group().tag("none").soft(),
+            )));
+        let key = |group: Option<&str>, uri: &str| larder.key_for(group, &uri.parse().unwrap()).unwrap();
+        let (small, large, apart, without) = ("/in/10", "/in/100000", "/out/10", "/neither/10");
+        for how in ["key", "backend key", "layer key", "group", "backend group", "layer group", "layer with a 502", "prefix"] {
+            for uri in [small, large, apart, without] {
+                let _ = get(&app, uri).await;
+                is_stored(&app, uri).await;
+            }
+            let before = runs.total();
+            match how {
+                "key" => for uri in [small, large, without] {
+                    assert!(larder.evict(&key(Some("in"), uri)).soft().await);
+                },
+                "backend key" => for uri in [small, large, without] {
+                    let suffix = uri[1..].replace('/', ":");
+                    larder.backend().group("in").evict(&suffix).soft().confirm().await.unwrap();
+                },
+                "layer key" => for uri in [small, large, without] {
+                    send(&app, Method::POST, &format!("/write/key{uri}"), &[]).await;
+                },
+                "group" => assert!(larder.evict_group("in").soft().await),
+                "backend group" => assert!(larder.backend().group("in").evict_group().soft().await),
+                "layer group" => drop(send(&app, Method::POST, "/write/group", &[]).await),
+                "layer with a 502" => drop(send(&app, Method::POST, "/write/group-and-tag", &[]).await),
+                _ => assert!(larder.backend().evict_group().soft().await),
+            }
+            assert!(!larder.backend().group("in").has("in:10").await, "{how}: `has` agrees with `get`");
+            if how != "prefix" {
+                is_stored(&app, apart).await;
+                assert_eq!(get(&app, apart).await.header("cache-control"), "max-age=300, stale-while-revalidate=60", "{how}");
+            }
+            is_new(&app, without).await;
+            let head = send(&app, Method::HEAD, large, &[]).await;
+            assert_eq!((head.cache(), head.header("cache-control")), ("HIT", "max-age=0"), "{how}: {:?}", head.headers);
+            for uri in [small, large] {
+                let stale = get(&app, uri).await;
+                assert_eq!(stale.cache(), "HIT", "{how} {uri}: {:?}", stale.headers);
+                let run: usize = stale.header("x-run").parse().unwrap();
+                // A HEAD may have refreshed the large one.
+                assert!(run <= before || uri == large, "{how} {uri}: it is the old response");
+                for _ in 0..200 {
+                    if get(&app, uri).await.header("x-run") != stale.header("x-run") || run > before {
+                        break;
+                    }
+                    sleep(Duration::from_millis(5)).await;
+                }
+                let fresh = get(&app, uri).await;
+                assert!(fresh.header("x-run").parse::<usize>().unwrap() > before, "{how} {uri}: it was refreshed");
+                assert_ne!(fresh.header("cache-control"), "max-age=0", "{how} {uri}: it is fresh");
+            }
+            // A hard eviction of what was evicted softly.
+            larder.evict_group("in").soft().await;
+            larder.evict(&key(Some("in"), small)).await;
+            is_new(&app, small).await;
+            assert!(larder.evict_group("in").await);
+            is_new(&app, large).await;
+        }
+        for name in ["", "{", "a b"] {
+            assert!(larder.try_evict_group(name).is_err(), "{name:?}");
+        }
+    }
+
+    async fn fill_that_began_before_a_soft_eviction_is_not_stored(larder) {
+        for (index, kind) in ["key", "group", "prefix"].into_iter().enumerate() {
+            for variants in [0, 1, 2] {
+                let (began, go, runs) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Runs::new());
+                let (counted, started, waits) = (runs.clone(), Arc::clone(&began), Arc::clone(&go));
+                let handler = move |headers: HeaderMap| async move {
+                    let run = counted.count();
+                    if headers.contains_key("wait") {
+                        started.notify_one();
+                        waits.notified().await;
+                    }
+                    let vary = ["accept-encoding", "lang", "lang, by"][if headers.contains_key("wider") { 2 } else { variants.min(1) }];
+                    ([("vary", vary)], run.to_string())
+                };
+                let group = format!("g{index}{variants}");
+                let layer = cache(&larder).group(&group).ttl(300).stale_while_revalidate(LONG);
+                let app = Router::new().route("/x", get_route(handler.layer(layer)));
+                let ask = async |lang: &'static str, fields: &[(&str, &str)]| {
+                    let fields: Vec<_> = [("lang", lang)].into_iter().chain(fields.iter().copied()).collect();
+                    send(&app, Method::GET, "/x", &fields).await
+                };
+                if variants > 0 {
+                    ask("fr", &[]).await;
+                    assert_eq!(ask("fr", &[]).await.cache(), "HIT");
+                }
+                let fields: &[(&str, &str)] = if variants == 2 { &[("wait", ""), ("wider", "")] } else { &[("wait", "")] };
+                let (first, ()) = tokio::join!(ask("en", fields), async {
+                    began.notified().await;
+                    let key = larder.key_for(&*group, &"/x".parse().unwrap()).unwrap();
+                    assert!(match kind {
+                        "key" => larder.evict(&key).soft().await,
+                        "group" => larder.evict_group(&group).soft().await,
+                        _ => larder.backend().evict_group().soft().await,
+                    });
+                    go.notify_one();
+                });
+                let why = format!("{kind}, {variants}");
+                assert!(first.header("cache-status").ends_with("detail=evicted"), "{why}: {first:?}");
+                assert_eq!(first.header("cache-control"), "no-cache", "{why}: {first:?}");
+                let second = ask("en", &fields[1..]).await;
+                assert_ne!(second.text(), first.text(), "{why}: the fill began before the eviction");
+                if variants == 1 {
+                    let stale = ask("fr", &[]).await;
+                    assert_eq!((stale.text() == "1", stale.cache()), if kind == "key" { (false, "MISS") } else { (true, "HIT") }, "{why}");
+                }
+                for _ in 0..200 {
+                    let answer = ask("en", &fields[1..]).await;
+                    if answer.cache() == "HIT" && answer.header("cache-control") != "max-age=0" {
+                        break;
+                    }
+                    sleep(Duration::from_millis(2)).await;
+                }
+                let answer = ask("en", &fields[1..]).await;
+                assert_eq!(answer.cache(), "HIT", "{why}: it can be filled again: {answer:?}");
+                assert_ne!(answer.header("cache-control"), "max-age=0", "{why}: it is fresh again");
+            }
+        }
+    }
+
     async fn values_carry_tags(larder) {
         let values = larder.backend().group("values").tagged(["t"]);
         let both = values.tagged(["u"]);
@@ -524,6 +663,13 @@ on_stores_with_tags! {
         assert_eq!(values.get::<u64>("set").await, None);
         assert_eq!(values.get_or_set("set", 60, async || Ok::<_, StoreError>(5)).await.unwrap(), 5);
         assert_eq!(values.get::<u64>("set").await, Some(5));
+        values.evict("set").soft().await;
+        assert_eq!((values.get::<u64>("set").await, values.has("set").await), (None, false));
+        assert_eq!(values.update("set", 60, |old: Option<u64>| old.map_or(6, |_| 7)).await.unwrap(), 6);
+        values.evict_group().soft().await;
+        assert_eq!((values.get::<u64>("set").await, values.has("set").await), (None, false));
+        assert_eq!(values.get_or_set("set", 60, async || Ok::<_, StoreError>(8)).await.unwrap(), 8);
+        assert_eq!((values.get::<u64>("set").await, values.has("set").await), (Some(8), true));
         assert!(values.try_tagged([""]).is_err());
     }
 

@@ -258,8 +258,8 @@ impl CacheContext {
     fn decode_stale(&self, bytes: &Bytes) -> Result<Option<Record>, Reason> {
         let stale = stale_since(bytes).and_then(|(since, value)| match Record::decode(&value)? {
             Record::Response(entry) => Some(Record::Response(entry.stale_since(since, self.now()))),
-            // These records have no tags.
-            Record::Variants(_) => None,
+            // Each variant is judged by itself.
+            variants @ Record::Variants(_) => Some(variants),
         });
         stale.map(Some).ok_or(Reason::Unreadable)
     }

@@ -18,29 +18,29 @@ use crate::reason::Reason;
 use crate::record::Record;
 use crate::request::RequestView;
 use crate::route::Route;
-use crate::tag::TagsToEvict;
+use crate::tag::{EvictionMode, TagsToEvict};
 use crate::telemetry::spans;
 
 impl Route {
     /// Runs the handler of a write and then stores or evicts, detached from the client.
     pub(super) async fn write<C: Call>(self: &Arc<Self>, forward: Forward, call: C) -> Counted<C> {
         let target = match forward.kind() {
-            Kind::EvictGroup => Target::Group(self.policy.rule().space.clone()),
+            Kind::EvictGroup => self.softly(Target::Group(self.policy.rule().space.clone())),
             Kind::EvictTags => self.tag_target(&call.view()),
             _ => match self.key(&call.view(), forward.principal()).await {
                 Some(key) if reentry::is_running(&self.context, &key, call.view().extensions) => {
                     return self.pass_through(call).await;
                 }
-                Some(key) => Target::Key(key),
+                Some(key) => self.softly(Target::Key(key)),
                 None => return self.bypass(forward.unstored(Reason::Keyless), call).await,
             },
         };
         self.warn_undeclared(forward.why_not_storable(), call.view().pattern);
         let mut evicted = vec![target.clone()];
-        if matches!(target, Target::Key(_)) {
+        if target.key().is_some() {
             for uri in call.view().alternatives {
                 let key = self.key(&call.view().with_uri(uri), forward.principal()).await;
-                evicted.extend(key.map(Target::Key));
+                evicted.extend(key.map(|key| self.softly(Target::Key(key))));
             }
         }
         if matches!(forward.kind(), Kind::EvictKey | Kind::EvictGroup) && !self.policy.rule().tags.is_empty()
@@ -50,8 +50,8 @@ impl Route {
         let (route, targets) = (Arc::clone(self), evicted.clone());
         let request = WriteRequest::of(&call.view(), forward.principal());
         let work = Box::pin(async move {
-            let lease = match (&target, forward.intent()) {
-                (Target::Key(key), Some(intent)) => route.context.acquire(key, intent, None).await.lease(),
+            let lease = match (target.key(), forward.intent()) {
+                (Some(key), Some(intent)) => route.context.acquire(key, intent, None).await.lease(),
                 _ => None,
             };
             // A handler that panics, or is abandoned by its caller, may have made its change. The guard stays armed until
@@ -99,8 +99,16 @@ impl Route {
         self.context.run_write(&evicted, work).await
     }
 
+    /// Returns the target, with entries that become stale if the route evicts softly.
+    fn softly(&self, target: Target) -> Target {
+        match self.policy.rule().eviction {
+            EvictionMode::Hard => target,
+            EvictionMode::Soft => target.soft(),
+        }
+    }
+
     fn tag_target(&self, request: &RequestView<'_>) -> Target {
-        Target::Tags(self.policy.rule().space.clone(), Arc::new(self.tags_to_evict(request)))
+        self.softly(Target::Tags(self.policy.rule().space.clone(), Arc::new(self.tags_to_evict(request))))
     }
 
     /// Evicts the tags that the handler named. The innermost layer takes them out of the response, so that they are evicted once.
@@ -109,7 +117,7 @@ impl Route {
             && (status.is_success() || status.is_redirection() || leaves_outcome_unknown(status))
         {
             self.warn_invalid(&tags);
-            self.context.evict_tags(&self.policy.rule().space, &tags).await;
+            self.context.evict_target(&Target::Tags(self.policy.rule().space.clone(), Arc::new(tags))).await;
         }
     }
 
@@ -128,7 +136,7 @@ impl Route {
         if let Some(created) = same_site(response, &LOCATION, view.uri, &host(&view))
             && let Some(key) = self.key(&view.with_uri(&created), request.principal).await
             // The write's own entry is already stored or evicted.
-            && !matches!(target, Target::Key(written) if *written == key)
+            && target.key() != Some(&key)
         {
             self.context.evict_key(&key).await;
         }
@@ -141,7 +149,7 @@ impl Route {
         target: &Target,
         lease: Option<LeaseGuard>,
     ) -> CommitResult {
-        let (Target::Key(key), Some(lease)) = (target, lease) else { return CommitResult::Failed };
+        let (Some(key), Some(lease)) = (target.key(), lease) else { return CommitResult::Failed };
         // One response isn't valid for all variants, and the record that lists them may just have expired.
         if self.context.known_to_vary.contains(key) {
             return CommitResult::Revoked;

@@ -14,7 +14,8 @@ use tracing::Instrument;
 
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::context::CacheContext;
-use crate::tag::TagsToEvict;
+use crate::store::StoreError;
+use crate::tag::{EvictionMode, TagsToEvict};
 
 /// Work that can move into a task of its own. It is boxed from the start, because it has room for every path of a fill:
 /// many kilobytes.
@@ -114,20 +115,39 @@ impl CacheContext {
 
     /// Evicts the targets concurrently. Each takes one or two round trips.
     pub(crate) async fn evict(&self, targets: &[Target]) {
-        join_all(targets.iter().map(async |target| match target {
-            Target::Key(key) => self.evict_key(key).await,
-            Target::Group(group) => self.evict_group(group).await,
-            Target::Tags(space, tags) => self.evict_tags(space, tags).await,
-        }))
-        .await;
+        join_all(targets.iter().map(async |target| self.evict_target(target).await)).await;
+    }
+
+    /// Evicts a target. Returns `false` if the store didn't confirm it.
+    pub(crate) async fn evict_target(&self, target: &Target) -> bool {
+        let evicted = self.try_evict(target).await;
+        if let Err(error) = &evicted {
+            self.store_failed("evict", target.name(), error);
+        }
+        evicted.is_ok()
+    }
+
+    /// Evicts a target.
+    pub(crate) async fn try_evict(&self, target: &Target) -> Result<(), StoreError> {
+        match target {
+            Target::Key(key) => self.try_evict_key(key).await,
+            Target::SoftKey(key) => self.try_evict_key_softly(key).await,
+            Target::Group(space) => self.try_evict_group(space, EvictionMode::Hard).await,
+            Target::SoftGroup(space) => self.try_evict_group(space, EvictionMode::Soft).await,
+            Target::Tags(space, tags) => self.try_evict_tags(space, tags).await,
+        }
     }
 }
 
-/// A key, a group, or the tags of a prefix that a write evicts.
-#[derive(Clone)]
+/// A key, a group, or the tags of a prefix that are evicted.
+#[derive(Clone, Debug)]
 pub(crate) enum Target {
     Key(CacheKey),
+    /// A key whose entry becomes stale.
+    SoftKey(CacheKey),
     Group(KeySpace),
+    /// A group whose entries become stale.
+    SoftGroup(KeySpace),
     Tags(KeySpace, Arc<TagsToEvict>),
 }
 
@@ -135,8 +155,27 @@ impl Target {
     /// Returns the key, or `None` for a group or tags.
     pub(crate) const fn key(&self) -> Option<&CacheKey> {
         match self {
-            Self::Key(key) => Some(key),
-            Self::Group(_) | Self::Tags(..) => None,
+            Self::Key(key) | Self::SoftKey(key) => Some(key),
+            Self::Group(_) | Self::SoftGroup(_) | Self::Tags(..) => None,
+        }
+    }
+
+    /// Returns the name of the key, the head of the group, or the prefix of the tags, for messages.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Key(key) | Self::SoftKey(key) => key.name(),
+            Self::Group(space) | Self::SoftGroup(space) => space.head(),
+            Self::Tags(space, _) => space.prefix(),
+        }
+    }
+
+    /// Returns the target with entries that become stale instead of being removed.
+    pub(crate) fn soft(self) -> Self {
+        match self {
+            Self::Key(key) => Self::SoftKey(key),
+            Self::Group(space) => Self::SoftGroup(space),
+            Self::Tags(space, tags) => Self::Tags(space, Arc::new(Arc::unwrap_or_clone(tags).soft())),
+            soft => soft,
         }
     }
 }

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::fill::lease::VariantEntry;
 use crate::key::CacheKey;
 use crate::key::SecondaryKey;
-use crate::larder::context::CacheContext;
+use crate::larder::context::{CacheContext, record_of};
 use crate::policy::CommitResult;
 use crate::record::Record;
 use crate::record::variants::Variants;
 use crate::store::{Acquired, Intent};
+use crate::tag::stale_since;
 
 impl CacheContext {
     /// Adds a variant that was just stored to the record with this id, which bounds the number of variants. If another
@@ -54,9 +57,15 @@ impl CacheContext {
         let Ok(Acquired::Lease(lease)) = self.try_acquire(base, Intent::Refresh).await else {
             return CommitResult::Revoked;
         };
-        let Some(found) = self.variants_of(base).await.filter(|found| found.id() == instead_of) else {
+        let Ok(found) = self.store.get(base).await else { return CommitResult::Revoked };
+        let is_stale = found.as_ref().is_some_and(|found| stale_since(found).is_some());
+        if is_stale {
+            // The fill's own lease is gone, so it may have begun before the soft eviction. Without the record, the next one may.
+            self.evict_key(base).await;
             return CommitResult::Revoked;
-        };
+        }
+        let found = found.as_ref().and_then(variants_in).filter(|found| found.id() == instead_of);
+        let Some(found) = found else { return CommitResult::Revoked };
         let stored = lease.commit_first_variant(variant, variants, ttl).await;
         if stored == CommitResult::Stored {
             for orphan in found.secondary_keys() {
@@ -68,10 +77,7 @@ impl CacheContext {
 
     /// Returns the record of variants under a key, if there is one.
     async fn variants_of(&self, base: &CacheKey) -> Option<Variants> {
-        match Record::decode(&self.store.get(base).await.ok()??) {
-            Some(Record::Variants(found)) => Some(found),
-            _ => None,
-        }
+        variants_in(&self.store.get(base).await.ok()??)
     }
 
     /// Removes a variant that no record refers to.
@@ -80,5 +86,13 @@ impl CacheContext {
         if let Err(error) = self.store.delete(&key).await {
             self.store_failed("delete", key.name(), &error);
         }
+    }
+}
+
+/// Decodes a record of variants. One that was evicted softly still leads to its variants, which are judged by themselves.
+fn variants_in(found: &Bytes) -> Option<Variants> {
+    match record_of(found)? {
+        Record::Variants(found) => Some(found),
+        Record::Response(_) => None,
     }
 }

@@ -23,7 +23,7 @@ use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
 use crate::policy::status_header::DEFAULT_STATUS_HEADER;
 use crate::record::Record;
 use crate::store::StoreError;
-use crate::tag::{Tagged, TagsToEvict};
+use crate::tag::{EvictionMode, Tagged, TagsToEvict, stale_since};
 use crate::telemetry::{MeteredStore, Telemetry, spans};
 use crate::ttl::Ttl;
 
@@ -128,22 +128,40 @@ impl CacheContext {
 
     /// Evicts an entry and every variant of it. Returns `false` if the store didn't confirm it.
     pub(crate) async fn evict_key(&self, key: &CacheKey) -> bool {
-        let span = spans::evict(key);
-        let confirmed = span.around(self.evict_key_within(key)).await;
-        span.evicted(confirmed);
-        confirmed
+        let evicted = self.try_evict_key(key).await;
+        if let Err(error) = &evicted {
+            self.store_failed("delete", key.name(), error);
+        }
+        evicted.is_ok()
     }
 
-    async fn evict_key_within(&self, key: &CacheKey) -> bool {
+    /// Evicts an entry and every variant of it.
+    pub(crate) async fn try_evict_key(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let span = spans::evict(key);
+        let evicted = span.around(self.evict_key_within(key)).await;
+        span.evicted(evicted.is_ok());
+        evicted
+    }
+
+    /// Makes an entry stale. Of a resource that varies, every variant is removed: a fill of a variant that is not listed yet would
+    /// not be noticed.
+    pub(crate) async fn try_evict_key_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
+        self.store.evict_softly(key).await?;
+        // The record is read afterwards: from here on, no fill that began before replaces it.
+        let Some(bytes) = self.store.get_shared(key).await? else { return Ok(()) };
+        match record_of(&bytes) {
+            Some(Record::Variants(_)) => self.try_evict_key(key).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn evict_key_within(&self, key: &CacheKey) -> Result<(), StoreError> {
         // The record is deleted first, so that no request finds its variants afterwards. A copy of the record might lack
         // the latest variants, which would stay in the store as garbage.
         let record = self.store.get_shared(key).await;
-        let deleted = self.store.delete(key).await;
-        if let Err(error) = &deleted {
-            self.store_failed("delete", key.name(), error);
-        }
-        let Ok(Some(bytes)) = record else { return deleted.is_ok() };
-        let Some(Record::Variants(variants)) = Record::decode(&bytes) else { return deleted.is_ok() };
+        let deleted = self.store.delete(key).await.map(drop);
+        let Ok(Some(bytes)) = record else { return deleted };
+        let Some(Record::Variants(variants)) = record_of(&bytes) else { return deleted };
         for secondary in variants.secondary_keys() {
             let variant = key.variant(secondary);
             if let Err(error) = self.store.delete(&variant).await {
@@ -151,7 +169,7 @@ impl CacheContext {
                 break;
             }
         }
-        deleted.is_ok()
+        deleted
     }
 
     /// Runs work to completion, even if its caller is dropped. A panic resumes in the caller.
@@ -162,28 +180,22 @@ impl CacheContext {
         self.detached(Box::pin(work)).await.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Evicts every entry of a group. Returns `false` if the store didn't confirm it.
-    pub(crate) async fn evict_group(&self, space: &KeySpace) -> bool {
+    /// Evicts every entry of a group, or makes it stale.
+    pub(crate) async fn try_evict_group(
+        &self,
+        space: &KeySpace,
+        how: EvictionMode,
+    ) -> Result<(), StoreError> {
         let span = spans::evict_group(space);
-        let deleted = span.around(self.store.delete_group(space)).await;
-        span.evicted(deleted.is_ok());
-        if let Err(error) = &deleted {
-            self.store_failed("delete_group", space.head(), error);
-        }
-        deleted.is_ok()
+        let evicted = match how {
+            EvictionMode::Hard => span.around(self.store.delete_group(space)).await.map(drop),
+            EvictionMode::Soft => span.around(self.store.evict_group_softly(space)).await,
+        };
+        span.evicted(evicted.is_ok());
+        evicted
     }
 
-    /// Evicts by tag: every entry of the prefix, which is that of `space`, that carries one of the tags. Returns `false` if the
-    /// store didn't confirm it.
-    pub(crate) async fn evict_tags(&self, space: &KeySpace, tags: &TagsToEvict) -> bool {
-        let evicted = self.try_evict_tags(space, tags).await;
-        if let Err(error) = &evicted {
-            self.store_failed("evict_tags", space.prefix(), error);
-        }
-        evicted.is_ok()
-    }
-
-    /// Evicts by tag, as [`evict_tags`](Self::evict_tags) does.
+    /// Evicts by tag: every entry of the prefix, which is that of `space`, that carries one of the tags.
     pub(crate) async fn try_evict_tags(
         &self,
         space: &KeySpace,
@@ -217,6 +229,14 @@ impl CacheContext {
         } else {
             warn!(operation, key, %error, "the cache's store failed; the handler's answer is delivered all the same");
         }
+    }
+}
+
+/// Decodes a record, also that of an entry that was evicted softly.
+pub(crate) fn record_of(bytes: &Bytes) -> Option<Record> {
+    match stale_since(bytes) {
+        Some((_, value)) => Record::decode(&value),
+        None => Record::decode(bytes),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::key::{self, CacheKey, KeySpace, Params};
 use crate::policy::status_header::DEFAULT_STATUS_HEADER;
 use crate::policy::tag_rule::TagRule;
 use crate::request::RequestView;
+use crate::tag::EvictionMode;
 #[cfg(feature = "runtime")]
 use crate::tag::Tags;
 
@@ -62,6 +63,8 @@ pub struct Rule {
     pub cache_status: bool,
     /// The tags of the responses, or those that the route evicts.
     pub tags: TagRule,
+    /// The effect of an evicting route on the entries.
+    pub eviction: EvictionMode,
 }
 
 /// The effect of a route on the cache.
@@ -205,6 +208,7 @@ impl Rule {
             status_header: Some(DEFAULT_STATUS_HEADER),
             cache_status: false,
             tags: TagRule::default(),
+            eviction: EvictionMode::Hard,
         }
     }
 

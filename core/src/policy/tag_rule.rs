@@ -7,7 +7,7 @@ use http::Uri;
 
 use crate::key::{Params, write_uri};
 use crate::request::RequestView;
-use crate::tag::{EvictionMode, TagError, Tags, TagsToEvict};
+use crate::tag::{TagError, Tags, TagsToEvict};
 
 /// A function that returns the tags of a request.
 pub type TagsOf = Arc<dyn Fn(&RequestView<'_>) -> Vec<String> + Send + Sync>;
@@ -24,8 +24,6 @@ pub struct TagRule {
     pub by_principal: bool,
     /// `true` if entries carry a tag for the request's path.
     pub by_path: bool,
-    /// The effect of an evicting route on the entries.
-    pub eviction: EvictionMode,
 }
 
 impl TagRule {
@@ -57,8 +55,7 @@ impl TagRule {
     /// Returns the tags that a request to an evicting route evicts.
     pub fn to_evict(&self, request: &RequestView<'_>) -> TagsToEvict {
         let names = self.by_request.iter().flat_map(|of| of(request));
-        let tags = TagsToEvict::of(names).and(self.fixed.clone());
-        if self.eviction == EvictionMode::Soft { tags.soft() } else { tags }
+        TagsToEvict::of(names).and(self.fixed.clone())
     }
 }
 
@@ -69,7 +66,6 @@ impl fmt::Debug for TagRule {
             .field("by_request", &self.by_request.len())
             .field("by_principal", &self.by_principal)
             .field("by_path", &self.by_path)
-            .field("eviction", &self.eviction)
             .finish()
     }
 }

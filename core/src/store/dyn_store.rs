@@ -57,6 +57,8 @@ pub(crate) trait DynStore: Send + Sync + 'static {
         tagged: &'a Tagged,
     ) -> Boxed<'a, bool>;
     fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: EvictionMode) -> Boxed<'a, ()>;
+    fn evict_softly<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, ()>;
+    fn evict_group_softly<'a>(&'a self, group: &'a KeySpace) -> Boxed<'a, ()>;
     fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
     fn max_value_bytes(&self) -> u64;
     fn health(&self) -> Health;
@@ -154,6 +156,14 @@ impl<S: LeaseStore> DynStore for S {
 
     fn evict_tags<'a>(&'a self, space: &'a KeySpace, tags: &'a Tags, how: EvictionMode) -> Boxed<'a, ()> {
         Box::pin(self.evict_tags(space, tags, how))
+    }
+
+    fn evict_softly<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, ()> {
+        Box::pin(self.evict_softly(key))
+    }
+
+    fn evict_group_softly<'a>(&'a self, group: &'a KeySpace) -> Boxed<'a, ()> {
+        Box::pin(self.evict_group_softly(group))
     }
 
     fn changed<'a>(&'a self, key: &'a CacheKey) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {

@@ -247,6 +247,11 @@ pub(crate) fn head_of(key: &CacheKey) -> &str {
 
 /// Removes the values of a group, or of every group of a prefix, from a map by heads.
 pub(crate) fn split_off_space<T>(groups: &mut BTreeMap<Box<str>, T>, space: &KeySpace) -> Vec<T> {
+    heads_in(groups, space).iter().filter_map(|head| groups.remove(head)).collect()
+}
+
+/// Returns the head of a group, or those of every group of a prefix in a map by heads.
+pub(crate) fn heads_in<T>(groups: &BTreeMap<Box<str>, T>, space: &KeySpace) -> Vec<Box<str>> {
     let mut heads: Vec<Box<str>> = vec![space.head().into()];
     if space.group().is_none() {
         // A prefix contains no brace, so these are the groups of this prefix and of no other.
@@ -259,7 +264,7 @@ pub(crate) fn split_off_space<T>(groups: &mut BTreeMap<Box<str>, T>, space: &Key
                 .cloned(),
         );
     }
-    heads.iter().filter_map(|head| groups.remove(head)).collect()
+    heads
 }
 
 /// Returns the index of the lock that guards `name`, out of `count` locks.

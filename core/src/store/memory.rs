@@ -13,14 +13,18 @@
 //! partition of the generation. Locks are taken in this order: directory, partition, a shard of the cache. Entries that the
 //! cache displaced are removed from *their* generation's list after all locks are released.
 //!
+//! A soft eviction of a group leaves its `Generation` open and advances a number in it. An entry that was written under an earlier
+//! number is stale. A soft eviction of a key marks the entry. Both revoke leases.
+//!
 //! A tagged entry holds its tags beside its value (`tag_clock.rs`). A hit compares one number, and looks into the tag table once
 //! after each eviction by tag. An evicted entry stays in memory, invisible, until it is overwritten or displaced.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -29,12 +33,12 @@ use foldhash::fast::RandomState;
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter};
 
-use super::lease_table::{Leases, Sweep, head_of, split_off_space, stripe};
-use super::tag_clock::{HeldTags, TagClocks};
+use super::lease_table::{Leases, Sweep, head_of, heads_in, split_off_space, stripe};
+use super::tag_clock::{HeldTags, TagClock, TagClocks};
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError};
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
-use crate::tag::{EvictionMode, TagStamp, Tagged, Tags, Validity, soften};
+use crate::tag::{EvictionMode, TagStamp, Tagged, Tags, Validity, epoch_at, soften};
 
 /// The capacity of a store made by [`MemoryStore::new`], in bytes.
 const DEFAULT_CAPACITY: u64 = 256 * MIB;
@@ -53,6 +57,9 @@ const BYTES_PER_GHOST: u64 = 4096;
 /// The number of partitions for keys without a group. These are evicted together only with their whole prefix, so they
 /// needn't share a lock.
 const UNGROUPED_PARTITIONS: usize = 32;
+
+/// The number of soft evictions of a group whose times are kept. Entries from before an earlier one are gone.
+const MAX_SOFT_EVICTIONS: usize = 64;
 
 /// The number of entries that `delete_group` frees before it yields to other tasks.
 const FREED_BEFORE_YIELD: usize = 512;
@@ -156,10 +163,10 @@ impl CacheStore for MemoryStore {
     }
 
     fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
-        let held = self.held(key)?;
-        match held.validity() {
-            Validity::Fresh => Some(held.value),
-            Validity::Stale(since) => Some(soften(&held.value, since)),
+        let (value, validity) = self.find(key)?;
+        match validity {
+            Validity::Fresh => Some(value),
+            Validity::Stale(since) => Some(soften(&value, since)),
             Validity::Gone => None,
         }
     }
@@ -205,7 +212,7 @@ impl CacheStore for MemoryStore {
     }
 
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        Ok(self.held(key).is_some_and(|held| held.is_valid()))
+        Ok(self.find_fresh(key).is_some())
     }
 
     fn set_clock(&mut self, clock: &Arc<dyn Clock>) {
@@ -232,11 +239,11 @@ impl LeaseStore for MemoryStore {
         let now = self.clock.now();
         Ok(self.shared.with_partition(key, now, |_, partition| {
             let found = match intent {
-                Intent::Fill => self.held(key).filter(|held| held.validity() == Validity::Fresh),
+                Intent::Fill => self.find_fresh(key),
                 Intent::Refresh | Intent::Write => None,
             };
             match found {
-                Some(found) => Acquired::Found(found.value),
+                Some(found) => Acquired::Found(found),
                 None => partition.leases.begin(key.suffix(), intent, lease_ttl, now),
             }
         }))
@@ -310,12 +317,35 @@ impl LeaseStore for MemoryStore {
         }
         Ok(())
     }
+
+    async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let epoch = epoch_at(self.clock.now());
+        let displaced = self.shared.with_existing_partition(key, |group, partition| {
+            partition.leases.revoke(key.suffix());
+            self.shared.soften(group, key, epoch)
+        });
+        self.shared.unlist(displaced.unwrap_or_default());
+        Ok(())
+    }
+
+    async fn evict_group_softly(&self, group: &KeySpace) -> Result<(), StoreError> {
+        let epoch = epoch_at(self.clock.now());
+        self.shared.open_generations(group).iter().for_each(|group| group.soften(epoch));
+        Ok(())
+    }
 }
 
 impl MemoryStore {
-    /// Returns what is held under a key, unless it expired or its group was evicted.
-    fn held(&self, key: &CacheKey) -> Option<Held> {
-        self.shared.cache.get(&Visible { key, clock: &*self.clock })
+    /// Returns the value under a key and its validity, unless it expired or its group was evicted.
+    fn find(&self, key: &CacheKey) -> Option<(Bytes, Validity)> {
+        let lookup = Visible { key, clock: &*self.clock, stale_since: Cell::new(None) };
+        let held = self.shared.cache.get(&lookup)?;
+        let validity = held.validity().softened(lookup.stale_since.get());
+        Some((held.value, validity))
+    }
+
+    fn find_fresh(&self, key: &CacheKey) -> Option<Bytes> {
+        self.find(key).filter(|(_, validity)| *validity == Validity::Fresh).map(|(value, _)| value)
     }
 
     fn commit_held(&self, key: &CacheKey, lease: &Lease, held: Held, ttl: Option<Duration>) -> bool {
@@ -332,7 +362,7 @@ impl MemoryStore {
     }
 }
 
-/// A value, and its tags if it has any.
+/// A value, and its tags if it has any or was evicted softly by its key.
 #[derive(Clone)]
 struct Held {
     value: Bytes,
@@ -346,6 +376,15 @@ impl Held {
 
     fn is_valid(&self) -> bool {
         self.validity() != Validity::Gone
+    }
+
+    /// Returns the value as one that was evicted softly at this epoch.
+    fn softened(self, epoch: u64, clock: impl FnOnce() -> Arc<TagClock>) -> Self {
+        let tags = match &self.tags {
+            Some(tags) => tags.softened(epoch),
+            None => HeldTags::none(clock()).softened(epoch),
+        };
+        Self { tags: Some(Arc::new(tags)), ..self }
     }
 }
 
@@ -453,6 +492,23 @@ impl Entries {
         closed
     }
 
+    /// Returns the generation of a group, or those of every group of a prefix.
+    fn open_generations(&self, space: &KeySpace) -> Vec<Arc<Generation>> {
+        let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
+        let heads = heads_in(&directory.groups, space);
+        heads.iter().filter_map(|head| directory.groups.get(head)).cloned().collect()
+    }
+
+    /// Makes an entry of this generation stale. The caller unlists what this displaces after it has unlocked the partition.
+    fn soften(&self, group: &Arc<Generation>, key: &CacheKey, epoch: u64) -> Vec<(StoredKey, Held)> {
+        let mut displaced = Vec::new();
+        if let Some((stored, held)) = self.cache.remove(&InGeneration { suffix: key.suffix(), group }) {
+            let held = held.softened(epoch, || self.tags.of(key.prefix()));
+            self.cache.insert_with_lifecycle(stored, held, &mut displaced);
+        }
+        displaced
+    }
+
     /// Replaces an entry. The caller unlists the displaced entries after it has unlocked the partition.
     fn write(
         &self,
@@ -469,7 +525,9 @@ impl Entries {
         if fits && !expires.is_past(now) {
             // The first clone of a `Bytes` made from a `Vec` allocates its counter. This clone saves hits from that.
             drop(held.value.clone());
-            let stored = StoredKey { suffix: partition.name(suffix), group: Arc::clone(group), expires };
+            let suffix = partition.name(suffix);
+            let soft_evictions = group.soft_evictions.load(Ordering::Acquire);
+            let stored = StoredKey { suffix, group: Arc::clone(group), expires, soft_evictions };
             self.cache.insert_with_lifecycle(stored, held, &mut displaced);
         } else {
             self.remove(group, partition, suffix);
@@ -512,6 +570,10 @@ struct Generation {
     /// The head of its keys' names.
     head: Box<str>,
     closed: AtomicBool,
+    /// The number of soft evictions. Changed while every partition is locked.
+    soft_evictions: AtomicU64,
+    /// The epochs of the last soft evictions.
+    soft_epochs: Mutex<VecDeque<u64>>,
     partitions: Box<[Mutex<Partition>]>,
 }
 
@@ -529,6 +591,8 @@ impl Generation {
         Self {
             head: head_of(key).into(),
             closed: AtomicBool::new(false),
+            soft_evictions: AtomicU64::new(0),
+            soft_epochs: Mutex::default(),
             partitions: (0..partitions).map(|_| Mutex::default()).collect(),
         }
     }
@@ -546,6 +610,36 @@ impl Generation {
 
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    /// Makes every entry stale, and revokes every lease.
+    fn soften(&self, epoch: u64) {
+        let mut partitions: Vec<_> = self.partitions.iter().map(lock).collect();
+        for partition in &mut partitions {
+            partition.leases = Leases::default();
+        }
+        let mut epochs = lock(&self.soft_epochs);
+        if epochs.len() >= MAX_SOFT_EVICTIONS {
+            epochs.pop_front();
+        }
+        epochs.push_back(epoch);
+        self.soft_evictions.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Judges an entry that was written after this many soft evictions.
+    fn judge(&self, soft_evictions: u64) -> Validity {
+        if self.soft_evictions.load(Ordering::Acquire) == soft_evictions {
+            return Validity::Fresh;
+        }
+        self.judge_by_epochs(soft_evictions)
+    }
+
+    #[cold]
+    fn judge_by_epochs(&self, soft_evictions: u64) -> Validity {
+        let epochs = lock(&self.soft_epochs);
+        let later = self.soft_evictions.load(Ordering::Acquire).saturating_sub(soft_evictions);
+        let first = usize::try_from(later).ok().and_then(|later| epochs.len().checked_sub(later));
+        first.and_then(|first| epochs.get(first)).map_or(Validity::Gone, |epoch| Validity::Stale(*epoch))
     }
 
     /// Closes a generation without entries and leases. No partition may be locked.
@@ -579,8 +673,8 @@ impl Partition {
     }
 }
 
-fn lock(partition: &Mutex<Partition>) -> MutexGuard<'_, Partition> {
-    partition.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A key in the cache, with the conditions under which its value is visible. A lookup that includes these conditions (see
@@ -589,6 +683,8 @@ struct StoredKey {
     suffix: Arc<str>,
     group: Arc<Generation>,
     expires: Expiry,
+    /// The number of soft evictions of the group when it was written.
+    soft_evictions: u64,
 }
 
 impl StoredKey {
@@ -615,6 +711,8 @@ impl Hash for StoredKey {
 struct Visible<'a> {
     key: &'a CacheKey,
     clock: &'a dyn Clock,
+    /// The epoch of the soft eviction of the group since the found entry was written.
+    stale_since: Cell<Option<u64>>,
 }
 
 impl Equivalent<StoredKey> for Visible<'_> {
@@ -622,6 +720,14 @@ impl Equivalent<StoredKey> for Visible<'_> {
         stored.is_named(head_of(self.key), self.key.suffix())
             && !stored.group.is_closed()
             && !(stored.expires.is_finite() && stored.expires.is_past(self.clock.now()))
+            && match stored.group.judge(stored.soft_evictions) {
+                Validity::Fresh => true,
+                Validity::Stale(since) => {
+                    self.stale_since.set(Some(since));
+                    true
+                }
+                Validity::Gone => false,
+            }
     }
 }
 

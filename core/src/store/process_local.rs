@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{
@@ -11,12 +11,14 @@ use tokio::sync::{
 };
 
 use super::lease_table::{LeaseTable, head_of, stripe};
+use super::stale_values::StaleValues;
 use super::tag_clock::TagClocks;
 use super::{Abandon, Acquired, CacheStore, Health, Intent, Lease, LeaseStore, StoreError, ValueHead};
 use crate::clock::{Clock, SystemClock};
 use crate::key::{CacheKey, KeySpace};
 use crate::tag::{
-    EvictionMode, Headed, MAX_HEADER, TagStamp, Tagged, Tags, Validity, encode_plain, has_header, soften,
+    EvictionMode, Headed, MAX_HEADER, TagStamp, Tagged, Tags, Validity, encode_plain, epoch_at, has_header,
+    soften,
 };
 
 /// The number of locks for keys, and of locks for groups. Keys that share a lock wait for each other's writes.
@@ -35,6 +37,10 @@ const STRIPES: usize = 64;
 /// Tags work in the same way: the tag clock is in this value, and entries carry it with their tags in front of their bytes. An entry
 /// with tags that another process or an earlier `ProcessLocal` wrote counts as evicted, for their evictions are not known here.
 ///
+/// A soft eviction removes entries from the store, so that they can't come back as fresh ones, and keeps their values in this value: up
+/// to 16 MiB of them. A store of four functions can't list a group. So a soft eviction of a group keeps the values of the 1024 keys
+/// that were written last, and the others are gone.
+///
 /// `commit` returns `true` once the store's `set` returns `Ok`, even if the store had no room for the value. A `commit`
 /// whose future is dropped midway has already handed its write to the store, which may still perform it. Await it, or evict
 /// the key.
@@ -43,6 +49,7 @@ pub struct ProcessLocal<S> {
     clock: Arc<dyn Clock>,
     leases: Mutex<LeaseTable>,
     tags: TagClocks,
+    stale: StaleValues,
     /// Locked shared by a write to one key, and exclusively by an eviction of the group. Locked before `keys`.
     groups: [RwLock<()>; STRIPES],
     /// Locked by a write to the key.
@@ -57,6 +64,7 @@ impl<S: CacheStore> ProcessLocal<S> {
             clock: Arc::new(SystemClock),
             leases: Mutex::default(),
             tags: TagClocks::default(),
+            stale: StaleValues::default(),
             groups: [const { RwLock::const_new(()) }; STRIPES],
             keys: [const { AsyncMutex::const_new(()) }; STRIPES],
         }
@@ -88,13 +96,35 @@ impl<S: CacheStore> ProcessLocal<S> {
             .filter(|(_, validity)| *validity != Validity::Gone)
     }
 
-    /// Returns the value of stored bytes, if it is valid.
-    fn open_valid(&self, key: &CacheKey, stored: Bytes) -> Option<Bytes> {
-        let (value, validity) = self.open(key, stored)?;
+    /// Returns the value that the store returned for a key, if it is valid, or a stale one.
+    fn open_valid(&self, key: &CacheKey, stored: Option<Bytes>) -> Option<Bytes> {
+        let (value, validity) = match stored {
+            Some(stored) => self.open(key, stored)?,
+            None => self.find_stale(key)?,
+        };
         Some(match validity {
             Validity::Stale(since) => soften(&value, since),
             Validity::Fresh | Validity::Gone => value,
         })
+    }
+
+    /// Returns a value that was evicted softly by its key or group.
+    fn find_stale(&self, key: &CacheKey) -> Option<(Bytes, Validity)> {
+        let (stored, since) = self.stale.get(key, self.clock.now())?;
+        let (value, validity) = self.open(key, stored)?;
+        Some((value, validity.softened(Some(since))))
+    }
+
+    /// Removes an entry from the store, and keeps its value as a stale one. The key or its group must be locked.
+    async fn take_out(&self, key: &CacheKey, since: u64) {
+        // Without the value, the eviction is a hard one.
+        if let Ok(Some(stored)) = self.store.get(key).await {
+            self.stale.insert(key, stored, since);
+        }
+    }
+
+    fn expiry(&self, ttl: Option<Duration>) -> Option<SystemTime> {
+        ttl.and_then(|ttl| self.clock.now().checked_add(ttl))
     }
 
     fn judge(&self, key: &CacheKey, header: &Headed) -> Validity {
@@ -117,6 +147,7 @@ impl<S: CacheStore> ProcessLocal<S> {
     ) -> Result<(), StoreError> {
         // The clock exists from here on, so that evictions are noted.
         let _clock = self.tags.of(key.prefix());
+        self.stale.wrote(key, self.expiry(ttl));
         self.store.set(key, tagged.encode(value), ttl).await
     }
 
@@ -147,19 +178,21 @@ impl<S: CacheStore> ProcessLocal<S> {
 
 impl<S: CacheStore> CacheStore for ProcessLocal<S> {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.store.get(key).await?.and_then(|stored| self.open_valid(key, stored)))
+        Ok(self.open_valid(key, self.store.get(key).await?))
     }
 
     async fn get_shared(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.store.get_shared(key).await?.and_then(|stored| self.open_valid(key, stored)))
+        Ok(self.open_valid(key, self.store.get_shared(key).await?))
     }
 
     fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
-        self.store.try_get(key).and_then(|stored| self.open_valid(key, stored))
+        self.store.try_get(key).and_then(|stored| self.open_valid(key, Some(stored)))
     }
 
     async fn get_head(&self, key: &CacheKey, limit: usize) -> Result<Option<ValueHead>, StoreError> {
-        let Some(mut head) = self.store.get_head(key, limit).await? else { return Ok(None) };
+        let Some(mut head) = self.store.get_head(key, limit).await? else {
+            return Ok(self.open_valid(key, None).map(ValueHead::whole));
+        };
         if !has_header(&head.bytes) {
             return Ok(Some(head));
         }
@@ -170,12 +203,15 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
             head = longer;
         }
         let Some(header) = Headed::decode(&head.bytes) else { return Ok(None) };
-        // A part of a stale value is of no use: callers of parts read fresh ones.
-        let is_fresh = self.judge(key, &header) == Validity::Fresh;
-        Ok(is_fresh.then(|| ValueHead {
-            bytes: head.bytes.slice(header.header_len()..),
-            length: head.length.saturating_sub(header.header_len()),
-        }))
+        Ok(match self.judge(key, &header) {
+            Validity::Fresh => Some(ValueHead {
+                bytes: head.bytes.slice(header.header_len()..),
+                length: head.length.saturating_sub(header.header_len()),
+            }),
+            // A stale value has another form, which has no parts.
+            Validity::Stale(_) => self.get(key).await?.map(ValueHead::whole),
+            Validity::Gone => None,
+        })
     }
 
     async fn get_range(
@@ -206,18 +242,21 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let _writing = self.writing(key).await;
         self.leases().revoke(key);
+        self.stale.wrote(key, self.expiry(ttl));
         self.store.set(key, encode_plain(value), ttl).await
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let _writing = self.writing(key).await;
         self.leases().revoke(key);
+        self.stale.remove(key);
         self.store.delete(key).await
     }
 
     async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
         let _evicting = self.evicting(group).await;
         self.leases().revoke_space(group);
+        self.stale.remove_space(group);
         self.store.delete_group(group).await
     }
 
@@ -225,8 +264,8 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
         // Only the beginning tells whether an entry with tags is valid.
         let head = self.store.get_head(key, MAX_HEADER).await?;
         Ok(head.is_some_and(|head| {
-            let is_valid = |header| self.judge(key, &header) != Validity::Gone;
-            !has_header(&head.bytes) || Headed::decode(&head.bytes).is_some_and(is_valid)
+            let is_fresh = |header| self.judge(key, &header) == Validity::Fresh;
+            !has_header(&head.bytes) || Headed::decode(&head.bytes).is_some_and(is_fresh)
         }))
     }
 
@@ -278,6 +317,7 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         let _writing = self.writing(key).await;
         let current = self.leases().finish(key, lease, self.clock.now());
         if current {
+            self.stale.wrote(key, self.expiry(ttl));
             self.store.set(key, encode_plain(value), ttl).await?;
         }
         Ok(current)
@@ -330,6 +370,23 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
             clock.evict(&tags.marks(), how, self.clock.now());
         }
         Ok(())
+    }
+
+    async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let _writing = self.writing(key).await;
+        self.leases().revoke(key);
+        self.take_out(key, epoch_at(self.clock.now())).await;
+        self.store.delete(key).await.map(drop)
+    }
+
+    async fn evict_group_softly(&self, group: &KeySpace) -> Result<(), StoreError> {
+        let _evicting = self.evicting(group).await;
+        self.leases().revoke_space(group);
+        let since = epoch_at(self.clock.now());
+        for key in self.stale.written_in(group) {
+            self.take_out(&key, since).await;
+        }
+        self.store.delete_group(group).await.map(drop)
     }
 }
 

@@ -377,6 +377,31 @@ impl LeaseStore for RedisStore {
         guard.confirmed();
         Ok(())
     }
+
+    /// Evicts softly. If Redis doesn't confirm it, or loses it in a failover, it is repeated as a hard eviction.
+    async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Key(key));
+        // A soft eviction must not settle a hard one that is pending.
+        if guard.is_pending() {
+            self.evict(key).await?;
+        } else {
+            self.soften(key).await?;
+        }
+        guard.confirmed();
+        Ok(())
+    }
+
+    /// Evicts softly, as [`evict_softly`](Self::evict_softly) does.
+    async fn evict_group_softly(&self, group: &KeySpace) -> Result<(), StoreError> {
+        let guard = UnconfirmedGuard::new(self, ChangeTarget::Space(group));
+        if guard.is_pending() {
+            self.evict_space(group).await?;
+        } else {
+            self.soften_space(group).await?;
+        }
+        guard.confirmed();
+        Ok(())
+    }
 }
 
 impl RedisStore {

@@ -1,8 +1,8 @@
 //! The behaviour suite: tests of the rules for every store, which authors of stores run on theirs.
 //!
 //! [`store_suite!`](crate::store_suite) expands to one test for each rule of [`CacheStore`],
-//! [`lease_suite!`](crate::lease_suite) to one for each rule of [`LeaseStore`], and [`tag_suite!`](crate::tag_suite) to one for
-//! each rule of tags. All take a [`Subject`]: a new or shared store, and the clock by which it expires entries. Every test uses
+//! [`lease_suite!`](crate::lease_suite) to one for each rule of [`LeaseStore`], [`tag_suite!`](crate::tag_suite) to one for
+//! each rule of tags, and [`soft_suite!`](crate::soft_suite) to one for each rule of soft evictions. All take a [`Subject`]: a new or shared store, and the clock by which it expires entries. Every test uses
 //! a prefix of its own and removes its entries, so that all of them may run concurrently on one server.
 //!
 //! In the `Cargo.toml` of a store:
@@ -97,6 +97,7 @@ mod leases;
 mod model;
 mod races;
 mod revocations;
+mod soft;
 mod tags;
 mod writes;
 
@@ -119,6 +120,7 @@ pub use leases::*;
 pub use model::random_calls_match_the_model;
 pub use races::*;
 pub use revocations::*;
+pub use soft::*;
 pub use tags::*;
 pub use writes::*;
 
@@ -432,6 +434,20 @@ cases! {
     eviction_by_another_process_is_seen
     lost_clock_or_table_is_a_miss
     tag_evictions_win_races_against_fills
+}
+
+cases! {
+    /// The rules of soft evictions of keys and groups, for stores that keep stale entries.
+    LeaseStore, run_soft, soft_suite, $:
+    softly_evicted_value_is_stale
+    softly_evicted_value_keeps_its_bytes
+    soft_eviction_revokes_leases
+    hard_eviction_removes_stale_values
+    stale_value_expires_after_its_ttl
+    any_number_of_soft_evictions_leaves_nothing_fresh
+    soft_evictions_of_keys_and_tags_go_together
+    soft_eviction_by_another_process_is_seen
+    soft_evictions_win_races_against_fills
 }
 
 fn bytes_of(version: u64) -> Bytes {

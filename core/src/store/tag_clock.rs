@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use foldhash::fast::RandomState;
 
+#[cfg(feature = "memory")]
+use crate::tag::Tags;
 use crate::tag::{EvictionMode, MAX_EVICTED_TAGS, TagEvictions, TagStamp, Tagged, Validity};
 
 /// The tag clocks of a store, by prefix. A clock is never dropped, so it is never replaced.
@@ -110,13 +112,26 @@ pub(crate) struct HeldTags {
     clock: Arc<TagClock>,
     /// The epoch up to which no eviction concerns the entry.
     fresh_until: AtomicU64,
+    /// The epoch of the first soft eviction by its key.
+    soft: Option<u64>,
 }
 
 #[cfg(feature = "memory")]
 impl HeldTags {
     pub(crate) fn new(tagged: Tagged, clock: Arc<TagClock>) -> Self {
         let fresh_until = AtomicU64::new(tagged.stamp().epoch);
-        Self { tagged, clock, fresh_until }
+        Self { tagged, clock, fresh_until, soft: None }
+    }
+
+    /// Creates the tags of an entry without tags.
+    pub(crate) fn none(clock: Arc<TagClock>) -> Self {
+        Self::new(Tagged::new(TagStamp { nonce: [0; 8], epoch: 0 }, &Tags::default()), clock)
+    }
+
+    /// Returns the same tags on an entry that was evicted softly by its key.
+    pub(crate) fn softened(&self, epoch: u64) -> Self {
+        let soft = Some(self.soft.map_or(epoch, |soft| soft.min(epoch)));
+        Self { soft, ..Self::new(self.tagged.clone(), Arc::clone(&self.clock)) }
     }
 
     /// Returns the memory that the tags take, in bytes.
@@ -125,6 +140,10 @@ impl HeldTags {
     }
 
     pub(crate) fn judge(&self) -> Validity {
+        self.judge_tags().softened(self.soft)
+    }
+
+    fn judge_tags(&self) -> Validity {
         let now = self.clock.stamp();
         if self.fresh_until.load(Ordering::Relaxed) == now.epoch && self.tagged.stamp().nonce == now.nonce {
             return Validity::Fresh;

@@ -107,6 +107,20 @@ impl MeteredStore {
         deleted
     }
 
+    pub(crate) async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let evicted = self.call(Operation::Delete, self.store.evict_softly(key)).await;
+        let eviction = if evicted.is_ok() { EvictionOutcome::Key } else { EvictionOutcome::Failed };
+        self.telemetry.evicted(key.group(), eviction);
+        evicted
+    }
+
+    pub(crate) async fn evict_group_softly(&self, group: &KeySpace) -> Result<(), StoreError> {
+        let evicted = self.call(Operation::DeleteGroup, self.store.evict_group_softly(group)).await;
+        let eviction = if evicted.is_ok() { EvictionOutcome::Group } else { EvictionOutcome::Failed };
+        self.telemetry.evicted(group.group(), eviction);
+        evicted
+    }
+
     /// Reads the tag clock of a prefix.
     pub(crate) async fn tag_clock(&self, space: &KeySpace) -> Result<Option<TagStamp>, StoreError> {
         self.call(Operation::TagClock, self.store.tag_clock(space)).await

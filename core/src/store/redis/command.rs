@@ -6,6 +6,7 @@ use bytes::Bytes;
 use redis::{Cmd, RedisError};
 
 use crate::store::StoreError;
+use crate::tag::soften;
 
 /// Builds a command from its parts. Allocates once: growing costs more than writing.
 pub(super) fn command<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd {
@@ -50,7 +51,35 @@ pub(super) fn unless_wrong_type<T>(reply: Result<T, StoreError>) -> Result<Optio
     }
 }
 
-/// Returns the value of a group's entry if the entry begins with this nonce.
-pub(super) fn valid_under(nonce: &[u8], record: &Bytes) -> Option<Bytes> {
-    (nonce.len() == 8 && record.starts_with(nonce)).then(|| record.slice(8..))
+/// Returns the value of a group's entry if the entry begins with the group's nonce. If it begins with a former nonce, the value has
+/// the mark of the soft eviction that replaced the nonce.
+#[inline]
+pub(super) fn valid_under(nonces: &[u8], record: &Bytes) -> Option<Bytes> {
+    if nonces.len() == 8 {
+        return record.starts_with(nonces).then(|| record.slice(8..));
+    }
+    valid_under_any(nonces, record)
+}
+
+/// Returns the nonce of a group from the value of its key.
+pub(super) fn current_nonce(nonces: &[u8]) -> Option<&[u8]> {
+    let (nonce, former) = nonces.split_at_checked(8)?;
+    former.len().is_multiple_of(FORMER_NONCE).then_some(nonce)
+}
+
+/// The length of a former nonce with the epoch of the soft eviction that replaced it, in digits.
+const FORMER_NONCE: usize = 8 + 16;
+
+fn valid_under_any(nonces: &[u8], record: &Bytes) -> Option<Bytes> {
+    let nonce = current_nonce(nonces)?;
+    if record.starts_with(nonce) {
+        return Some(record.slice(8..));
+    }
+    let former = nonces[8..].chunks_exact(FORMER_NONCE).find(|former| record.starts_with(&former[..8]))?;
+    Some(soften(record.get(8..)?, parse_epoch(&former[8..])?))
+}
+
+/// Parses an epoch that a script wrote.
+pub(super) fn parse_epoch(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }

@@ -1,8 +1,9 @@
 //! Eviction of a group or of a whole prefix.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 
 use super::client::{Client, Destination};
 use super::cluster::Layout;
@@ -15,6 +16,9 @@ use crate::store::StoreError;
 
 /// The number of entries that one script checks. 250 take about a millisecond, during which Redis serves no other client.
 const CHUNK: usize = 250;
+
+/// The number of entries without a group that are made stale at once.
+const AT_ONCE: usize = 32;
 
 /// The number of keys that one `SCAN` visits.
 const PAGE: usize = 1000;
@@ -31,6 +35,48 @@ impl RedisStore {
     /// Removes the part of a prefix that lies on the servers that lost changes.
     pub(super) async fn evict_lost(&self, space: &KeySpace, lost: &Lost) -> Result<u64, StoreError> {
         self.delete_prefix(space.prefix(), lost).await
+    }
+
+    /// Makes every entry of a group or a whole prefix stale.
+    pub(super) async fn soften_space(&self, space: &KeySpace) -> Result<(), StoreError> {
+        match space.group() {
+            Some(_) => self.soften_group(key_names::nonce(space)).await,
+            None => self.soften_prefix(space).await,
+        }
+    }
+
+    /// Makes everything of a prefix stale, in two passes as [`delete_prefix`](Self::delete_prefix) does: the first one revokes the
+    /// leases.
+    async fn soften_prefix(&self, space: &KeySpace) -> Result<(), StoreError> {
+        let prefix = space.prefix();
+        let mut groups = HashSet::new();
+        let mut scan = Scan::begin(self, key_names::pattern(prefix), Lost::Everything).await?;
+        while let Some(page) = scan.next(self).await? {
+            let mut leases = Vec::new();
+            for name in &page {
+                match Owned::of(name, prefix) {
+                    Some(Owned::Lease) => leases.push(name.as_str()),
+                    Some(Owned::Group(group)) if groups.insert(group.to_owned()) => {
+                        self.soften_group(&format!("{prefix}:{{{group}}}")).await?;
+                    }
+                    _ => {}
+                }
+            }
+            self.unlink(&leases).await?;
+        }
+        let mut scan = Scan::begin(self, key_names::pattern(prefix), Lost::Everything).await?;
+        while let Some(page) = scan.next(self).await? {
+            let mut keys = Vec::new();
+            for name in &page {
+                if Owned::of(name, prefix) == Some(Owned::Plain) {
+                    keys.push(space.key_with(0, |key| key.push_str(&name[space.head().len()..])));
+                }
+            }
+            let softened = keys.into_iter().map(|key| async move { self.soften(&key).await });
+            let softened: Vec<_> = stream::iter(softened).buffer_unordered(AT_ONCE).collect().await;
+            softened.into_iter().collect::<Result<(), _>>()?;
+        }
+        Ok(())
     }
 
     /// Evicts a group. The first command invalidates all its entries. The rest frees their memory, and that of earlier evictions

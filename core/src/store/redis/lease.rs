@@ -6,7 +6,7 @@ use bytes::Bytes;
 use redis::Value;
 
 use super::client::Destination;
-use super::command::{bounded_millis, command, mget, valid_under};
+use super::command::{bounded_millis, command, current_nonce, mget, valid_under};
 use super::failover::change_log::{ChangeTarget, UnconfirmedGuard};
 use super::key_names::{self, with_nonce};
 use super::scripts::{self, ScriptCall};
@@ -121,7 +121,7 @@ impl RedisStore {
             client.pipeline_once(Destination::Key(key.name()), &pipe, options.fill_deadline).await?;
         let mut found = found.into_iter();
         let (held, entry, present) = (found.next().flatten(), found.next().flatten(), found.next().flatten());
-        if nonce.is_some() && present.as_deref() != Some(&fence) {
+        if nonce.is_some() && present.as_deref().and_then(current_nonce) != Some(&fence) {
             // A lease of another nonce blocks no fill, and the script replaces it.
             guard.settle();
             return Ok(None);

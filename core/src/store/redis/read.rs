@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::client::Destination;
-use super::command::{command, mget, unless_wrong_type, valid_under};
+use super::command::{command, current_nonce, mget, unless_wrong_type, valid_under};
 use super::failover::tag_log::TagEpoch;
 use super::readings::{Lifetime, ValueWithExpiry};
 use super::tags::ReadValue;
 use super::{RedisInner, RedisStore, key_names};
 use crate::key::CacheKey;
 use crate::store::{StoreError, ValueHead};
-use crate::tag::{Headed, MAX_HEADER, Validity, has_header};
+use crate::tag::{Headed, MAX_HEADER, Validity, has_header, is_softly_evicted};
 
 impl RedisStore {
     /// Reads a value.
@@ -80,24 +80,30 @@ impl RedisStore {
     pub(super) async fn exists(&self, key: &CacheKey) -> Result<bool, StoreError> {
         let RedisInner { options, client, .. } = &*self.inner;
         let (at, deadline) = (Destination::Key(key.name()), options.read_deadline);
-        let mut pipe = redis::pipe();
-        pipe.cmd("GETRANGE").arg(key.name()).arg(0).arg(fence_len(key));
+        let mut first = redis::cmd("GETRANGE");
+        first.arg(key.name()).arg(0).arg(fence_len(key));
         let (is_there, value) = if let Some(nonce) = key_names::nonce_of(key) {
-            pipe.cmd("GET").arg(nonce);
+            let mut pipe = redis::pipe();
+            pipe.add_command(first).cmd("GET").arg(nonce);
             let read = client.pipeline(at, &pipe, deadline).await;
             let Some((start, nonce)) = unless_wrong_type::<(Bytes, Option<Bytes>)>(read)? else {
                 return Ok(false);
             };
             let fence = start.slice(..start.len().min(8));
-            (nonce.is_some_and(|nonce| nonce == fence), start.slice(fence.len()..))
+            let is_there = nonce.as_deref().and_then(current_nonce) == Some(&*fence);
+            (is_there, start.slice(fence.len()..))
         } else {
-            pipe.cmd("TYPE").arg(key.name());
-            let read = client.pipeline(at, &pipe, deadline).await;
-            let Some((start, kind)) = unless_wrong_type::<(Bytes, String)>(read)? else { return Ok(false) };
-            (kind == "string", start)
+            let read = client.command(at, &first, deadline).await;
+            let Some(start) = unless_wrong_type::<Bytes>(read)? else { return Ok(false) };
+            if start.is_empty() {
+                // The same reply for an empty value and for none.
+                let exists = command([b"EXISTS", key.name().as_bytes()].into_iter());
+                return client.command(at, &exists, deadline).await;
+            }
+            (true, start)
         };
         if is_there && has_header(&value) {
-            return Ok(Box::pin(self.read_judged(key)).await?.into_answer().is_some());
+            return Ok(matches!(Box::pin(self.read_judged(key)).await?, ReadValue::Fresh(_)));
         }
         Ok(is_there)
     }
@@ -199,6 +205,14 @@ impl RedisStore {
         (mut bytes, mut length, mut left): (Bytes, usize, i64),
         epoch: TagEpoch,
     ) -> Result<Option<(ValueHead, Lifetime)>, StoreError> {
+        // A stale value has another form, which has no parts.
+        let stale = async || {
+            let found = self.read_with_expiry(key, self.inner.options.read_deadline).await?;
+            Ok(found.map(|(value, lifetime)| (ValueHead::whole(value), lifetime)))
+        };
+        if is_softly_evicted(&bytes) {
+            return stale().await;
+        }
         let is_enough = |bytes: &Bytes| {
             Headed::decode(bytes)
                 .is_some_and(|header| bytes.len() >= header.header_len().saturating_add(limit))
@@ -227,9 +241,10 @@ impl RedisStore {
             length = bytes.len();
         }
         let Some(header) = Headed::decode(&bytes) else { return Ok(None) };
-        // A part of a stale value is of no use: callers of parts read fresh ones.
-        if self.judge(key, &header, &bytes, None, epoch).await? != Validity::Fresh {
-            return Ok(None);
+        match self.judge(key, &header, &bytes, None, epoch).await? {
+            Validity::Fresh => {}
+            Validity::Stale(_) => return stale().await,
+            Validity::Gone => return Ok(None),
         }
         let (bytes, length) =
             (bytes.slice(header.header_len()..), length.saturating_sub(header.header_len()));

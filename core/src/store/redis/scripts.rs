@@ -87,6 +87,10 @@ scripts! {
     ABANDON = "lua/abandon.lua";
     /// Removes an entry and revokes its lease.
     DELETE = "lua/delete.lua";
+    /// Makes an entry stale and revokes its lease.
+    SOFTEN = "lua/soften.lua";
+    /// Makes every entry of a group stale.
+    SOFTEN_GROUP = "lua/soften_group.lua";
     /// Reads the tag clock, creates it if necessary, and extends its expiry.
     TAG_CLOCK = "lua/tag_clock.lua";
     /// Invalidates every entry that carries a tag.

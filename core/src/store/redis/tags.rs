@@ -18,7 +18,7 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use super::client::Destination;
-use super::command::{command, mget, ttl_millis, unless_wrong_type, valid_under};
+use super::command::{command, mget, parse_epoch, ttl_millis, unless_wrong_type, valid_under};
 use super::failover::tag_log::{PendingTags, TagEpoch, TagLog};
 use super::scripts::{self, ScriptCall};
 use super::{RedisInner, RedisStore, key_names, random};
@@ -26,6 +26,7 @@ use crate::key::CacheKey;
 use crate::store::StoreError;
 use crate::tag::{
     EvictionMode, Headed, MAX_EVICTED_TAGS, TagEvictions, TagStamp, Tagged, Validity, has_header, soften,
+    without_soft_marks,
 };
 
 /// The maximum age of a clock that is used for stamps. An older one is as safe, but counts more evictions against an entry.
@@ -229,9 +230,13 @@ impl RedisStore {
             self.inner.tags.saw(key, false);
             return Ok(ReadValue::Fresh(stored));
         }
+        let Some((stored, since)) = without_soft_marks(stored) else { return Ok(ReadValue::Absent) };
+        if !has_header(&stored) {
+            return Ok(since.map_or(ReadValue::Absent, |since| ReadValue::Stale(stored, since)));
+        }
         let Some(header) = Headed::decode(&stored) else { return Ok(ReadValue::Absent) };
         let value = stored.slice(header.header_len()..);
-        Ok(match self.judge(key, &header, &stored, clock, epoch).await? {
+        Ok(match self.judge(key, &header, &stored, clock, epoch).await?.softened(since) {
             Validity::Fresh => ReadValue::Fresh(value),
             Validity::Stale(since) => ReadValue::Stale(value, since),
             Validity::Gone => ReadValue::Evicted,
@@ -430,10 +435,6 @@ impl RedisStore {
 fn parse_clock(bytes: &[u8]) -> Option<TagStamp> {
     let (nonce, epoch) = bytes.split_at_checked(8)?;
     Some(TagStamp { nonce: nonce.try_into().ok()?, epoch: parse_epoch(epoch)? })
-}
-
-fn parse_epoch(digits: &[u8]) -> Option<u64> {
-    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// Parses the table's reply about `count` marks. Returns `None` if there is no table, or if it can't be read.

@@ -249,6 +249,16 @@ impl LeaseStore for TieredStore {
         self.redis.evict_tags(space, tags, how).await
     }
 
+    async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let _change = InvalidationGuard::of_key(&self.local, key);
+        self.redis.evict_softly(key).await
+    }
+
+    async fn evict_group_softly(&self, group: &KeySpace) -> Result<(), StoreError> {
+        let _change = InvalidationGuard::of_space(&self.local, group);
+        self.redis.evict_group_softly(group).await
+    }
+
     async fn changed(&self, key: &CacheKey) {
         self.local.notify_of(key.name()).notified().await;
     }

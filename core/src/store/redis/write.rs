@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::command::ttl_millis;
 use super::failover::change_log::{ChangeTarget, UnconfirmedGuard};
-use super::key_names::{self, GroupNames, with_group};
+use super::key_names::{self, GroupNames, with_group, with_nonce};
 use super::scripts::{self, ScriptCall};
-use super::{RedisInner, RedisStore};
+use super::{RedisInner, RedisStore, random};
 use crate::key::CacheKey;
 use crate::store::{Acquired, Intent, Lease, StoreError};
 
@@ -110,7 +110,30 @@ impl RedisStore {
         };
         self.inner.change_client().script(call, self.inner.options.evict_deadline).await
     }
+
+    /// Makes an entry stale and revokes its lease.
+    pub(super) async fn soften(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let lease = key_names::lease(key);
+        let call =
+            ScriptCall { script: &scripts::SOFTEN, keys: &with_nonce(&[key.name(), &lease], key), args: &[] };
+        let RedisInner { options, .. } = &*self.inner;
+        let _: i64 = self.inner.change_client().script(call, options.evict_deadline).await?;
+        Ok(())
+    }
+
+    /// Makes every entry of a group stale and revokes the group's leases.
+    pub(super) async fn soften_group(&self, nonce: &str) -> Result<(), StoreError> {
+        let (fresh, max): ([u8; 8], _) = (random()?, FORMER_NONCES.to_string());
+        let call =
+            ScriptCall { script: &scripts::SOFTEN_GROUP, keys: &[nonce], args: &[&fresh, max.as_bytes()] };
+        let RedisInner { options, .. } = &*self.inner;
+        let _: i64 = self.inner.change_client().script(call, options.evict_deadline).await?;
+        Ok(())
+    }
 }
+
+/// The number of former nonces of a group whose entries are stale. Entries with older ones are gone.
+const FORMER_NONCES: usize = 8;
 
 /// The bytes of an entry: the nonce if it is in a group, then the value. Written in one piece, copied once.
 struct FencedValue<'a> {

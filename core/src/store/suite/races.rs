@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{LONG, Subject, bytes_of};
 use crate::key::{CacheKey, KeySpace};
 use crate::store::{Abandon, Acquired, Intent, LeaseStore};
-use crate::tag::{EvictionMode, Tagged, Tags};
+use crate::tag::{EvictionMode, Tagged, Tags, stale_since};
 
 /// After `delete` has returned, no reader gets a value from before the change.
 pub async fn delete_wins_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
@@ -40,11 +40,21 @@ pub async fn tag_evictions_win_races_against_fills<S: LeaseStore>(subject: &Subj
     race(subject, subject.ungrouped().key("k"), DatabaseChange::EvictTag).await;
 }
 
+/// After a soft eviction has returned, no reader gets a value from before the change as a fresh one.
+pub async fn soft_evictions_win_races_against_fills<S: LeaseStore>(subject: &Subject<S>) {
+    for key in [subject.group("race").key("k"), subject.ungrouped().key("k")] {
+        race(subject, key.clone(), DatabaseChange::EvictSoftly).await;
+        race(subject, key.clone(), DatabaseChange::EvictGroupSoftly(key.space())).await;
+    }
+}
+
 /// The call that follows a change of the database.
 #[derive(Clone)]
 enum DatabaseChange {
     Delete,
     Evict(KeySpace),
+    EvictSoftly,
+    EvictGroupSoftly(KeySpace),
     EvictTag,
     WriteThrough,
 }
@@ -142,7 +152,11 @@ async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Databa
             Acquired::Lease(write_lease) => Some(write_lease),
             other => panic!("`begin(Write)` always grants a lease, not {other:?}"),
         },
-        DatabaseChange::Delete | DatabaseChange::Evict(_) | DatabaseChange::EvictTag => None,
+        DatabaseChange::Delete
+        | DatabaseChange::Evict(_)
+        | DatabaseChange::EvictSoftly
+        | DatabaseChange::EvictGroupSoftly(_)
+        | DatabaseChange::EvictTag => None,
     };
     let version = database.version.fetch_add(1, Ordering::SeqCst) + 1;
     pause().await;
@@ -153,6 +167,8 @@ async fn change_once<S: LeaseStore>(store: &S, key: &CacheKey, database: &Databa
     match change {
         _ if committed => {}
         DatabaseChange::Evict(space) => drop(store.delete_group(space).await.unwrap()),
+        DatabaseChange::EvictSoftly => store.evict_softly(key).await.unwrap(),
+        DatabaseChange::EvictGroupSoftly(space) => store.evict_group_softly(space).await.unwrap(),
         DatabaseChange::EvictTag => {
             let names: &[&str] = if version.is_multiple_of(3) { &["unrelated", "raced"] } else { &["raced"] };
             store.evict_tags(&key.space(), &tags(names), EvictionMode::Hard).await.unwrap();
@@ -175,7 +191,7 @@ fn outcome<T>(task: Result<T, tokio::task::JoinError>) -> T {
 }
 
 fn assert_recent(value: Option<Bytes>, floor: u64, key: &CacheKey) {
-    let Some(value) = value else { return };
+    let Some(value) = value.filter(|value| stale_since(value).is_none()) else { return };
     let version = u64::from_be_bytes(value[..].try_into().unwrap());
     assert!(version >= floor, "{key} holds version {version}, but everything below {floor} was evicted");
 }

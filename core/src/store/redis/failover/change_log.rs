@@ -196,6 +196,11 @@ impl<'a> UnconfirmedGuard<'a> {
         Self { store, target: Some(target), pending, recalls }
     }
 
+    /// Returns `true` if an eviction of the same target is pending.
+    pub(in crate::store::redis) const fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
     /// Waits while a pending eviction of this key is repeated.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 -- and all detached indexes of entries to unlink, each with the nonce of its entries: this one, and those of evictions that were
 -- interrupted.
 local nonce, index, detached, unfinished = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local old = redis.call('MGET', nonce)[1] or ''
+local old = current(redis.call('MGET', nonce)[1]) or ''
 redis.call('UNLINK', nonce)
 drop_unless(unfinished, 'hash')
 if drop_unless(index, 'zset') then

@@ -9,17 +9,34 @@ local function keep(key, ms)
   if left >= 0 and left < ms then redis.call('PEXPIRE', key, 2 * ms + 60000) end
 end
 
--- Reads a lease, and the nonce of the group if there is one.
+-- Reads a lease, and the nonces of the group if there is one.
 local function read_lease(lease, nonce)
   local values = nonce and redis.call('MGET', lease, nonce) or redis.call('MGET', lease)
   return values[1], values[2]
 end
 
--- Returns the group's nonce: `fence` as it was read, or `fresh` if the group has none. Entries without a group have eight zeros
+-- Returns the group's nonce from the value of its key, or nil if there is none. Behind it are the former nonces, each with the
+-- epoch of the soft eviction that replaced it (16 digits): their entries are stale.
+local function current(nonces)
+  if nonces and #nonces >= 8 and (#nonces - 8) % 24 == 0 then return string.sub(nonces, 1, 8) end
+end
+
+-- Returns true if entries with this nonce are fresh or stale.
+local function is_known(nonces, fence)
+  local fresh = current(nonces)
+  if not fresh or fresh == fence then return fresh ~= nil end
+  for at = 9, #nonces, 24 do
+    if string.sub(nonces, at, at + 7) == fence then return true end
+  end
+  return false
+end
+
+-- Returns the group's nonce: the one that was read, or `fresh` if the group has none. Entries without a group have eight zeros
 -- instead of a nonce.
-local function fence_of(nonce, fence, fresh, ms)
+local function fence_of(nonce, nonces, fresh, ms)
   if not nonce then return string.rep('\0', 8) end
-  if fence and #fence == 8 then
+  local fence = current(nonces)
+  if fence then
     keep(nonce, ms)
     return fence
   end
@@ -32,7 +49,7 @@ local function holds(lease, nonce, fence, token)
   local held, present = read_lease(lease, nonce)
   if not held or string.sub(held, 1, 8) ~= fence or string.sub(held, 10) ~= token then return false end
   if string.sub(held, 9, 9) == 'U' then return false end
-  return not nonce or present == fence
+  return not nonce or current(present) == fence
 end
 
 -- Another program may have written a key of another type under our names. It holds no value, and is replaced. It must not make
