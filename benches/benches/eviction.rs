@@ -1,9 +1,12 @@
-//! The eviction of a group in Redis, compared with a script that scans for its keys.
+//! The eviction of a group in Redis, compared with a script that scans for its keys; and the eviction by a tag.
 //!
 //! Both evict equally many entries with the same names in turn, from a server with nothing else and from one full of other keys.
 //! The table has the median time until no entry of the group is valid, which is the whole script, but only the first of our
 //! commands; the time until all entries are removed; and the server's time for the longest command, during which other clients
 //! wait.
+//!
+//! A second table has the eviction by a tag that few and many entries carry: the median and the longest time until Redis confirmed
+//! it, and the server's time for the longest command.
 //!
 //! ```text
 //! cargo bench -p larder-benches --bench eviction         a Markdown table
@@ -14,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use larder_axum::larder_core::store::redis::{RedisOptions, RedisStore};
-use larder_axum::larder_core::{CacheStore as _, KeySpace};
+use larder_axum::larder_core::tag::{EvictionMode, Tagged, Tags};
+use larder_axum::larder_core::{CacheStore as _, KeySpace, LeaseStore as _};
 use larder_benches::{RedisServer, SMALL, TTL, body};
 use redis::aio::MultiplexedConnection;
 
@@ -25,6 +29,12 @@ const ROUNDS: usize = 11;
 const ROUNDS_OF_LARGE: usize = 3;
 
 const GROUPS: [usize; 2] = [1_000, 100_000];
+
+/// The numbers of entries that carry a tag.
+const TAGGED: [usize; 2] = [10, 100_000];
+
+/// The number of evictions by each tag.
+const TAG_ROUNDS: usize = 200;
 
 const UNRELATED: [usize; 2] = [0, 1_000_000];
 
@@ -48,6 +58,9 @@ fn main() {
                 bench.row(entries, unrelated, rounds).await;
             }
         }
+        println!("\n| entries with the tag | confirmed after | longest | longest command |");
+        println!("|--:|--:|--:|--:|");
+        bench.tag_rows().await;
     });
 }
 
@@ -114,6 +127,40 @@ impl Bench {
             millis(our_longest),
             millis(their_longest)
         );
+    }
+
+    /// Evicts by two tags in turn, so that both meet the same noise. An eviction by a tag takes no work for each entry, so the entries
+    /// are stored once. Redis keeps them until they expire.
+    async fn tag_rows(&self) {
+        let tags = TAGGED.map(|entries| Tags::new([format!("carried-by-{entries}")]).expect("a valid tag"));
+        for (entries, tags) in TAGGED.into_iter().zip(&tags) {
+            let stamp = self.store.tag_clock(&self.group).await.expect("Redis").expect("a store with tags");
+            let (value, tagged) = (body(SMALL), Tagged::new(stamp, tags));
+            stream::iter(0..entries)
+                .for_each_concurrent(256, async |number| {
+                    let key = self.group.key(&format!("{entries}:{number}"));
+                    self.store.set_tagged(&key, value.clone(), Some(TTL), &tagged).await.expect("Redis");
+                })
+                .await;
+            let first = self.group.key(&format!("{entries}:0"));
+            assert!(self.store.get(&first).await.expect("Redis").is_some(), "the entries are valid");
+        }
+        let mut times = TAGGED.map(|_| Vec::with_capacity(TAG_ROUNDS));
+        let mut longest = TAGGED.map(|_| Duration::ZERO);
+        for round in 0..TAG_ROUNDS * 2 {
+            let which = round % 2;
+            self.forget_slow_commands().await;
+            let started = Instant::now();
+            self.store.evict_tags(&self.group, &tags[which], EvictionMode::Hard).await.expect("Redis");
+            times[which].push(started.elapsed());
+            longest[which] = longest[which].max(self.longest_command().await);
+        }
+        for ((entries, times), longest) in TAGGED.into_iter().zip(times).zip(longest) {
+            let first = self.group.key(&format!("{entries}:0"));
+            assert!(self.store.get(&first).await.expect("Redis").is_none(), "the entries are evicted");
+            let slowest = times.iter().copied().max().unwrap_or_default();
+            println!("| {entries} | {} | {} | {} |", millis(median(times)), millis(slowest), millis(longest));
+        }
     }
 
     async fn fill(&self, entries: usize) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use larder_tests::redis_server::RedisServer;
+use larder_tests::scenarios::tags;
 use larder_tests::shop::Shop;
 
 /// Starts the workers and adds up the numbers that they print.
@@ -45,6 +46,20 @@ fn evicted_entries_are_seen_by_no_process() {
 fn evicted_entries_are_seen_by_no_process_in_thousands_of_rounds() {
     let (reads, writes, stale) = race(3, 8, 4000);
     assert_eq!(stale, 0, "of {reads} reads among {writes} writes");
+}
+
+#[tokio::test]
+#[ignore = "slow: ten thousand evictions by tag"]
+async fn entries_evicted_by_tag_are_seen_by_no_process_in_thousands_of_rounds() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables =
+        [("REDIS_URL", &*url), ("REDIS_SOCKET_TIMEOUT", "2"), ("REDIS_LOCAL_CACHE_BYTES", "1048576")];
+    // Without a local tier, and with one.
+    for variables in [&variables[..2], &variables[..]] {
+        let shop = || Shop::start(env!("CARGO_BIN_EXE_shop-axum"), variables);
+        tags::race(&shop(), &shop(), 5_000).await;
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,9 @@ mod server;
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -100,7 +102,19 @@ fn main() {
             plain(&body),
             one.clone(),
         );
-        run(&format!("hit, {size}"), "axum-response-cache", cached(&body), one.clone(), peer(), one);
+        run(&format!("hit, {size}"), "axum-response-cache", cached(&body), one.clone(), peer(), one.clone());
+        let larder = Larder::memory();
+        let tagged = || tagged_in(&larder, &body);
+        run(&format!("tagged hit, {size}"), "a hit", tagged(), one.clone(), cached(&body), one.clone());
+        let _evictions = EvictionsOfOthers::start(larder.clone());
+        run(
+            &format!("tagged hit, {size}"),
+            "a hit; others evicted",
+            tagged(),
+            one.clone(),
+            cached(&body),
+            one,
+        );
     }
     let Some(server) = RedisServer::start() else {
         println!("\nNo `redis-server` here: the cases that need one were left out.");
@@ -121,6 +135,19 @@ fn main() {
         );
         let grouped = on_redis(Some("products"));
         run(&format!("redis hit, group, {size}"), "GET", grouped, one.clone(), by_hand(), one.clone());
+        let tagged = || tagged_in(&redis_with_prefix(&server, "tagged"), &body);
+        let grouped = || on_redis(Some("products"));
+        run(&format!("redis tagged hit, {size}"), "a hit", tagged(), one.clone(), grouped(), one.clone());
+        let evictions = EvictionsOfOthers::start(redis_with_prefix(&server, "tagged"));
+        run(
+            &format!("redis tagged hit, {size}"),
+            "a hit; others evicted",
+            tagged(),
+            one.clone(),
+            grouped(),
+            one.clone(),
+        );
+        drop(evictions);
         let grouped = on_redis(Some("products"));
         run(
             &format!("redis miss, group, {size}"),
@@ -190,13 +217,50 @@ fn cached_in(larder: &Larder, group: Option<&str>, body: &Bytes) -> Router {
     Router::new().route(PRODUCT, get(handler(body).layer(layer)))
 }
 
+/// The same, with three tags on each response.
+fn tagged_in(larder: &Larder, body: &Bytes) -> Router {
+    let layer = cache(larder).ttl(TTL).group("products").tag("product:7").tag("shop:3").tag("catalog");
+    Router::new().route(PRODUCT, get(handler(body).layer(layer)))
+}
+
+/// Evictions by tags that no response has, a hundred a second, until this is dropped.
+struct EvictionsOfOthers(Arc<AtomicBool>);
+
+impl EvictionsOfOthers {
+    fn start(larder: Larder) -> Self {
+        let ends = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ends);
+        thread::spawn(move || {
+            larder_benches::runtime().block_on(async {
+                for number in 0.. {
+                    if told.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    larder.evict_tag(&format!("product:{}", 1000 + number)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+        });
+        Self(ends)
+    }
+}
+
+impl Drop for EvictionsOfOthers {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Each case has its own keys, so that no case uses another's entries.
 fn redis(server: &RedisServer) -> Larder {
     static CASES: AtomicUsize = AtomicUsize::new(0);
 
+    redis_with_prefix(server, &format!("case{}", CASES.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn redis_with_prefix(server: &RedisServer, prefix: &str) -> Larder {
     let options = RedisOptions::from_url(&server.url()).expect("a valid URL");
-    let prefix = format!("case{}", CASES.fetch_add(1, Ordering::Relaxed));
-    Larder::builder().prefix(&prefix).store(RedisStore::new(options)).build()
+    Larder::builder().prefix(prefix).store(RedisStore::new(options)).build()
 }
 
 #[derive(Clone, Serialize)]

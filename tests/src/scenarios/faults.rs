@@ -43,14 +43,22 @@ pub async fn requests_are_answered_while_redis_hangs(shop: &Shop, redis: &mut Re
 pub async fn evictions_during_an_outage_hold_after_it(shop: &Shop, redis: &mut RedisServer) {
     // Enough writes for the circuit breaker to open: the later ones are not even sent.
     let (deleted, replaced, evicted) = (1..=8, 11..=18, 21..=28);
+    let (tagged, pages) = (31..=38, ["/catalog?page=4", "/catalog?page=5"]);
     let price = json!({ "price": 1 });
     let value = json!({ "value": "new" });
     for id in deleted.clone().chain(replaced.clone()) {
         shop.get(&format!("/products/{id}")).await.expect_miss();
     }
     concurrently(8, async |n| shop.get(&format!("/slow/{}", 21 + n)).await.expect_miss()).await;
+    for path in tagged.clone().map(|id| format!("/catalog/{id}")).chain(pages.map(str::to_owned)) {
+        shop.get(&path).await.expect_miss();
+    }
     redis.pause();
-    for ((deleted, replaced), evicted) in deleted.clone().zip(replaced.clone()).zip(evicted.clone()) {
+    for (((deleted, replaced), evicted), tagged) in
+        deleted.clone().zip(replaced.clone()).zip(evicted.clone()).zip(tagged.clone())
+    {
+        let product = json!({ "name": "new", "price": 1 });
+        within_a_second(shop.put(&format!("/catalog/{tagged}"), &product).await).ok();
         within_a_second(shop.delete(&format!("/products/{deleted}")).await).ok();
         within_a_second(shop.put(&format!("/products/{replaced}"), &price).await).ok();
         within_a_second(shop.put(&format!("/slow/{evicted}"), &value).await).ok();
@@ -68,6 +76,13 @@ pub async fn evictions_during_an_outage_hold_after_it(shop: &Shop, redis: &mut R
             assert_eq!(answer.json()["value"], "new", "{answer:?}");
         })
         .await;
+        for id in tagged.clone() {
+            let answer = shop.get(&format!("/catalog/{id}")).await.ok();
+            assert_eq!(answer.json()["price"], 1, "{answer:?}");
+        }
+        let answer = shop.get(pages[0]).await.ok();
+        assert_eq!(answer.json()[0]["price"], 1, "{answer:?}");
+        assert_eq!(shop.get(pages[1]).await.ok().json()[0], product(41));
     };
     still_right().await;
     redis.resume();
@@ -77,6 +92,10 @@ pub async fn evictions_during_an_outage_hold_after_it(shop: &Shop, redis: &mut R
     }
     for id in replaced {
         until_hit(shop, &format!("/products/{id}"), RECOVERY, &json!({ "id": id, "price": 1 })).await;
+    }
+    for id in tagged {
+        let product = json!({ "id": id, "name": "new", "price": 1 });
+        until_hit(shop, &format!("/catalog/{id}"), RECOVERY, &product).await;
     }
 }
 
