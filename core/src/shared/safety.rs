@@ -31,9 +31,8 @@ pub(super) fn not_a_write(method: &Method, is_overridden: bool) -> Option<Reason
     if method == Method::CONNECT {
         Some(Reason::Upgrade)
     } else {
-        // These methods change nothing, and have no response to store (RFC 9110 §9.2.1, §9.2.3).
-        let is_safe = [Method::OPTIONS, Method::TRACE].contains(method) && !is_overridden;
-        is_safe.then_some(Reason::Method)
+        // Safe methods change nothing (RFC 9110 §9.2.1). The response to a QUERY depends on its content, which isn't part of the key.
+        (method.is_safe() && !is_overridden).then_some(Reason::Method)
     }
 }
 

@@ -144,6 +144,7 @@ fn requests_that_are_not_looked_up() {
         ("RFC 9110 §9.3.1 content", Method::GET, &[("content-length", "1")], "bypass"),
         ("RFC 9110 §7.8 an upgrade", Method::GET, &[("upgrade", "x")], "bypass"),
         ("RFC 9110 §9.2.1 OPTIONS", Method::OPTIONS, &[], "bypass"),
+        ("RFC 9110 §9.2.1 QUERY", Method::QUERY, &[], "bypass"),
         ("§4.4 POST", Method::POST, &[], "write"),
         ("§4.4 DELETE", Method::DELETE, &[], "write"),
         ("§4.4 a write that offers an upgrade", Method::PUT, &[("upgrade", "h2c")], "write"),
@@ -153,6 +154,7 @@ fn requests_that_are_not_looked_up() {
         ("§4.4 a write in disguise", Method::GET, &[("x-forwarded-method", "PATCH")], "write"),
         ("§4.4 a write in disguise", Method::GET, &[("x-original-method", "POST")], "write"),
         ("§4.4 a write in disguise", Method::OPTIONS, &[("x-http-method-override", "DELETE")], "write"),
+        ("§4.4 a write in disguise", Method::QUERY, &[("x-http-method-override", "DELETE")], "write"),
         (
             "§4.4 a write in disguise, with content",
             Method::GET,
