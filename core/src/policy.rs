@@ -36,11 +36,12 @@
 mod admitted;
 mod cache_status;
 mod forward;
-mod freshness;
 mod hit;
 pub(crate) mod rule;
 mod safety;
+mod stale_responses;
 pub(crate) mod status_header;
+mod storable_statuses;
 pub(crate) mod tag_rule;
 
 use std::sync::Arc;
@@ -53,8 +54,8 @@ use crate::credentials::replaces_target;
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::range::{self, Selection};
 use crate::key::SecondaryKey;
-use crate::policy::freshness::StaleUse;
 use crate::policy::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
+use crate::policy::stale_responses::StaleUse;
 use crate::provenance::{self, Provenance};
 use crate::reason::Reason;
 use crate::record::variants::Variants;

@@ -19,13 +19,13 @@ use crate::headers::vary::{add_vary, selecting_fields};
 use crate::key::SecondaryKey;
 use crate::policy::admitted::{Admitted, representation_fields, storable_fields};
 use crate::policy::cache_status::CacheStatus;
-use crate::policy::freshness::jittered;
 use crate::policy::hit::{Hit, add_accept_ranges, selection};
 use crate::policy::rule::{Audience, Kind, Principal, Rule};
 use crate::policy::safety::{
     BodyLength, allows_stale_if_error, is_for_a_part, is_not_modified, is_success, leaves_outcome_unknown,
     may_lack_cors, why_not_storable, why_not_usable,
 };
+use crate::policy::storable_statuses::jittered;
 use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::record::variants::Variants;
