@@ -342,6 +342,12 @@ impl RouteOptions {
         self
     }
 
+    /// Declares that the content of a URI never changes.
+    pub fn immutable(mut self) -> Self {
+        self.change().rule.is_immutable = true;
+        self
+    }
+
     /// Sets how long a stale response is served while it is refreshed. On a write-through, sets only how long it is kept.
     pub fn stale_while_revalidate(mut self, limit: Seconds) -> Self {
         self.change().rule.stale_while_revalidate = Some(limit.duration());
@@ -840,6 +846,14 @@ macro_rules! route_layers {
         /// they validate a response before each use.
         pub fn downstream_ttl(mut self, ttl: impl Into<$crate::route::Seconds>) -> Self {
             self.options = self.options.downstream_ttl(ttl.into());
+            self
+        }
+
+        /// Declares that the content of a URI never changes, as with versioned URIs (`/app.3f9a.js`): the responses say
+        /// `immutable` (RFC 8246), so that browsers don't validate them while they are fresh, not even on a reload. Errors
+        /// that are stored don't say so. Evictions never reach the browsers.
+        pub fn immutable(mut self) -> Self {
+            self.options = self.options.immutable();
             self
         }
 

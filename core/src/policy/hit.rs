@@ -192,16 +192,23 @@ pub(crate) fn add_accept_ranges(response: &mut HeaderMap) {
     response.entry(ACCEPT_RANGES).or_insert(const { HeaderValue::from_static("bytes") });
 }
 
-/// The handler's directives about stale responses, which are passed on (RFC 9111 §5.2.2.2, §5.2.2.8).
+/// What an entry says about its validation: the handler's directives about stale responses, which are passed on (RFC 9111 §5.2.2.2,
+/// §5.2.2.8), and whether `immutable` may be said of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Revalidation {
     pub(super) must: bool,
     pub(super) proxy: bool,
+    /// `false` for errors, whose content changes with their cause.
+    pub(super) may_be_immutable: bool,
 }
 
 impl Revalidation {
-    pub(super) const fn of(entry: &Entry) -> Self {
-        Self { must: entry.must_revalidate, proxy: entry.proxy_revalidate }
+    pub(super) fn of(entry: &Entry) -> Self {
+        Self {
+            must: entry.must_revalidate,
+            proxy: entry.proxy_revalidate,
+            may_be_immutable: entry.status.is_success(),
+        }
     }
 }
 
@@ -221,7 +228,7 @@ pub(super) fn cache_control(
     };
     let Some(lifetime) = lifetime else { return no_cache(rule) };
     // The buffer has room for the greatest numbers. It is on the stack, so that the value is the only allocation.
-    let mut text = [0; 160];
+    let mut text = [0; 192];
     let mut rest = &mut text[..];
     let mut push = |words: &str, time: Option<Duration>| {
         let mut digits = itoa::Buffer::new();
@@ -242,14 +249,18 @@ pub(super) fn cache_control(
     for (name, limit) in stale.into_iter().filter(|(_, limit)| stale_too && limit.is_some()) {
         push(name, limit);
     }
-    for (words, is_said) in
-        [(", must-revalidate", revalidation.must), (", proxy-revalidate", revalidation.proxy)]
-    {
+    // A stale response, with a lifetime of zero, is validated.
+    let is_immutable = rule.is_immutable && revalidation.may_be_immutable && lifetime > Duration::ZERO;
+    for (words, is_said) in [
+        (", must-revalidate", revalidation.must),
+        (", proxy-revalidate", revalidation.proxy),
+        (", immutable", is_immutable),
+    ] {
         if is_said {
             push(words, None);
         }
     }
-    let len = 160 - rest.len();
+    let len = 192 - rest.len();
     HeaderValue::from_bytes(&text[..len]).unwrap_or_else(|_| no_cache(rule))
 }
 

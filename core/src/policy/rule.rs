@@ -42,6 +42,8 @@ pub struct Rule {
     pub max_body: u64,
     /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach. `None` tells what remains of `ttl`.
     pub downstream_ttl: Option<Duration>,
+    /// `true` if the content of a URI never changes, so that browsers needn't validate it while it is fresh (RFC 8246).
+    pub is_immutable: bool,
     /// The time after its freshness lifetime in which a response is used while it is refreshed (RFC 5861 §3).
     pub stale_while_revalidate: Option<Duration>,
     /// The time after its freshness lifetime in which a response is used when the handler fails (RFC 5861 §4).
@@ -198,6 +200,7 @@ impl Rule {
             passed_fields: Vec::new(),
             max_body: DEFAULT_MAX_BODY,
             downstream_ttl: None,
+            is_immutable: false,
             stale_while_revalidate: None,
             stale_if_error: None,
             jitter: 0.0,

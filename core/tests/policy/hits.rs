@@ -20,6 +20,7 @@ pub(super) fn hit(decision: Decision) -> Hit {
 
 #[test]
 fn hits_have_the_expected_fields() {
+    const IMMUTABLE: Tweak = |rule| rule.is_immutable = true;
     const DOWNSTREAM: Tweak = |rule| rule.downstream_ttl = Some(Duration::from_secs(5));
     const UNNAMED: Tweak = |rule| rule.status_header = None;
     let without_end: fn(Entry) -> Entry = |entry| with(entry, |entry| entry.ttl = None);
@@ -109,6 +110,20 @@ fn hits_have_the_expected_fields() {
             0,
             &["cache-control: max-age=0", "etag: \"e\"", "x-redis-cache: HIT"],
         ),
+        (
+            "an immutable response",
+            IMMUTABLE,
+            as_it_is,
+            1_000,
+            &["cache-control: max-age=59, immutable", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
+        (
+            "an immutable response without expiry is validated each time all the same",
+            IMMUTABLE,
+            without_end,
+            0,
+            &["cache-control: no-cache", "etag: \"e\"", "x-redis-cache: HIT"],
+        ),
         ("no status header", UNNAMED, as_it_is, 0, &["cache-control: max-age=60", "etag: \"e\""]),
     ];
     for (why, tweak, change, age, expected) in table {
@@ -130,6 +145,27 @@ fn hits_have_the_expected_fields() {
             "{why}"
         );
     }
+}
+
+#[test]
+fn errors_and_stale_responses_are_not_immutable() {
+    let immutable: Tweak = |rule| {
+        rule.is_immutable = true;
+        rule.stale_while_revalidate = Some(TTL);
+    };
+    let control = |change: fn(&mut Entry), at| {
+        let found = stored(with(entry(&[]), change));
+        let answer = match ask(tweaked(Kind::Read, immutable), &request(Method::GET, &[]), found, at) {
+            Decision::Hit(hit) => hit.into_response(),
+            Decision::Stale(hit, _) => hit.into_response(),
+            other => panic!("no answer: {other:?}"),
+        };
+        answer.headers()["cache-control"].to_str().unwrap().to_owned()
+    };
+    assert!(control(|_| (), now()).ends_with(", immutable"));
+    let not_found = control(|entry| entry.status = StatusCode::NOT_FOUND, now());
+    let stale = control(|_| (), now() + TTL + millis(1));
+    assert!(!not_found.contains("immutable") && !stale.contains("immutable"), "{not_found}, {stale}");
 }
 
 #[test]
