@@ -67,6 +67,7 @@ use tower_layer::Layer;
 pub use larder_core;
 #[cfg(feature = "memory")]
 pub use larder_core::MemoryStore;
+pub use larder_core::tag::TagField;
 pub use larder_core::{
     CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, Eviction, KeyBuilder, KeySpace, Larder,
     LarderBuilder, ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,

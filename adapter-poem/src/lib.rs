@@ -60,6 +60,7 @@ pub use endpoint::CacheEndpoint;
 pub use larder_core;
 #[cfg(feature = "memory")]
 pub use larder_core::MemoryStore;
+pub use larder_core::tag::TagField;
 pub use larder_core::{
     CacheBackend, CacheError, CacheKey, CacheStore, ConfigError, Eviction, KeyBuilder, KeySpace, Larder,
     LarderBuilder, ManualClock, Reason, RequestView, Stats, Status, StoreError, Ttl, default_key,

@@ -55,7 +55,7 @@ pub use larder_core::{
     ManualClock, Reason, ReplyBody, RequestView, Stats, Status, StoreError, Ttl, default_key,
 };
 // A handler names tags in the extensions of its response.
-pub use larder_core::tag::{ResponseTags, TagsToEvict};
+pub use larder_core::tag::{ResponseTags, TagField, TagsToEvict};
 #[cfg(feature = "redis")]
 pub use larder_core::{RedisOptions, RedisStore};
 pub use service::{AsReceived, CacheService, UriSource};

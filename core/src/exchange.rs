@@ -165,10 +165,13 @@ impl Route {
     /// Runs the handler without the cache, and adds the status to the response.
     async fn bypass<C: Call>(&self, status: CacheStatus, call: C) -> Counted<C> {
         self.warn_undeclared(status.reason(), call.view().pattern);
-        let mut response = match call.run().await {
-            Ok(response) => response.map(ReplyBody::own),
+        let tagging = self.tagging_to_emit(call.view(), None);
+        let (mut parts, body) = match call.run().await {
+            Ok(response) => response.into_parts(),
             Err(error) => return failed::<C, _>(error),
         };
+        self.emit_tags(tagging.as_ref(), &mut parts);
+        let mut response = Response::from_parts(parts, ReplyBody::own(body));
         status.write_to_response(&mut response);
         let outcome = Outcome::passed(status.reason(), response.status());
         (Ok(response), outcome)

@@ -7,6 +7,7 @@ pub(crate) mod date;
 pub(crate) mod hop_by_hop;
 pub(crate) mod location;
 pub mod range;
+pub(crate) mod string_list;
 pub(crate) mod targeted;
 pub(crate) mod vary;
 
@@ -16,4 +17,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 pub(crate) fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut fields = headers.get_all(name).iter();
     fields.next().filter(|_| fields.next().is_none())
+}
+
+/// Returns the value of a list: the lines of a field, combined into one (RFC 9110 §5.3).
+pub(crate) fn combined(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
+    let lines: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    lines.join(&b", "[..])
 }

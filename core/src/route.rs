@@ -24,7 +24,7 @@ use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
-use crate::tag::{EvictionMode, Tags};
+use crate::tag::{EvictionMode, TagField, Tags};
 use crate::ttl::Ttl;
 
 pub use self::seconds::Seconds;
@@ -394,6 +394,15 @@ impl RouteOptions {
         self
     }
 
+    /// Adds a field that names the tags to other caches.
+    pub fn emit_tags(mut self, field: TagField) -> Self {
+        let emitted = &mut self.change().rule.tags.emitted;
+        if !emitted.contains(&field) {
+            emitted.push(field);
+        }
+        self
+    }
+
     /// Makes entries stale instead of removing them.
     pub fn soft(mut self) -> Self {
         self.change().rule.eviction = EvictionMode::Soft;
@@ -508,6 +517,7 @@ macro_rules! route_layers {
             $crate::route_layers!(@audience);
             $crate::route_layers!(@storing);
             $crate::route_layers!(@tags);
+            $crate::route_layers!(@emitting);
 
             /// Stores responses with this status too, for `ttl`: negative caching. Without it, only status 200 is stored.
             pub fn ttl_for(mut self, status: $crate::http::StatusCode, ttl: impl Into<$crate::Ttl>) -> Self {
@@ -536,11 +546,13 @@ macro_rules! route_layers {
             $crate::route_layers!(@audience);
             $crate::route_layers!(@storing);
             $crate::route_layers!(@tags);
+            $crate::route_layers!(@emitting);
         }
 
         impl<Target> CacheEvict<Target> {
             $crate::route_layers!(@names);
             $crate::route_layers!(@audience);
+            $crate::route_layers!(@emitting);
         }
 
         impl CacheEvict {
@@ -687,6 +699,26 @@ macro_rules! route_layers {
         /// stored them. They carry one more tag.
         pub fn evict_by_path(mut self) -> Self {
             self.options = self.options.evict_by_path();
+            self
+        }
+    };
+
+    (@emitting) => {
+        /// Names the tags in a field of the response, so that a CDN or another cache downstream can be purged by the same words. Can
+        /// be called once for each field; on a `cache_evict` only `CacheGroups` has an effect.
+        ///
+        /// Responses of `cache` and `cache_put` name their tags, of the route and of the handler, in hits, 304s and misses alike; those
+        /// of writes also name the tags that they evict, in `Cache-Group-Invalidation`, with
+        /// [`CacheGroups`]($crate::tag::TagField::CacheGroups). A tag that the field can't hold is
+        /// [encoded]($crate::tag::TagField::spell). The tags of principals and of paths are never named. Other fields of the same name
+        /// that the handler sets stay, and all are combined into one line.
+        ///
+        /// The entry keeps the field, so a route that reads entries of a `cache_put` needs the option there. An entry that was stored
+        /// before the option was set has no field until it is filled again.
+        ///
+        /// A response with invalid tags says `no-store`, unless the handler sets `Cache-Control`: it couldn't be purged.
+        pub fn emit_tags(mut self, field: $crate::tag::TagField) -> Self {
+            self.options = self.options.emit_tags(field);
             self
         }
     };

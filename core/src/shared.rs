@@ -15,6 +15,7 @@
 //! | §4.2 age and freshness | `freshness.rs` |
 //! | §4.3 validation | [`policy::SharedForward::prepare`], [`policy::SharedForward::on_response`] |
 //! | §4.4 invalidation | [`policy::SharedWrite`] |
+//! | RFC 9875 groups | `groups.rs` |
 
 mod admitted;
 mod answer;
@@ -22,6 +23,7 @@ mod cache_status;
 mod fields;
 mod forward;
 mod freshness;
+mod groups;
 mod partial;
 pub mod policy;
 mod safety;
@@ -38,11 +40,13 @@ mod exchange;
 use std::time::Duration;
 
 use http::uri::Scheme;
-use http::{HeaderName, Uri};
+use http::{HeaderMap, HeaderName, Uri};
 
 use crate::key::{self, CacheKey, KeySpace};
 use crate::policy::rule::{DEFAULT_MAX_BODY, host};
 use crate::request::RequestView;
+use crate::tag::TagField;
+use groups::UriOrigin;
 use target::Unkeyed;
 
 pub use crate::record::shared::{SharedRecord, StoredPart, StoredResponse};
@@ -104,6 +108,21 @@ pub struct SharedRule {
     /// Targeted fields that this cache uses instead of `Cache-Control` and `Expires`, such as `CDN-Cache-Control`: the
     /// first one that a response has (RFC 9213). Empty by default.
     pub targeted: Vec<HeaderName>,
+    /// The fields of responses that name their tags. `Cache-Groups` by default.
+    ///
+    /// * [`CacheGroups`](TagField::CacheGroups): the response to a successful write evicts the groups that its
+    ///   `Cache-Group-Invalidation` names (RFC 9875). A group is that of its origin, the scheme, host and port of the target URI.
+    ///   Without this member, both fields are ignored: for an origin whose resources belong to parties that must not evict each
+    ///   other's responses (RFC 9875 §5).
+    /// * [`SurrogateKey`](TagField::SurrogateKey), [`CacheTag`](TagField::CacheTag): the tags of CDNs, which
+    ///   [`Larder::evict_tag`](crate::Larder::evict_tag) evicts, byte by byte as they are written in the field.
+    ///
+    /// A response whose tags an entry can't have, such as 129 of them or one of 257 bytes, is not stored, for the reason `tags`.
+    pub tag_fields: Vec<TagField>,
+    /// `true` if `Surrogate-Key` and `Cache-Tag` reach the client although this cache reads them: for another cache in front of this
+    /// one. Otherwise they are removed, as CDNs do. `false` by default. `Cache-Groups` always reaches the client, because it is for
+    /// every cache on the way.
+    pub keep_tag_fields: bool,
     /// The name of this cache in `Cache-Status` (RFC 9211). A name that is no token is sent as a string, without characters
     /// other than those of ASCII. `None` leaves the field out. `Larder` by default.
     pub cache_status: Option<Box<str>>,
@@ -156,7 +175,22 @@ impl SharedRule {
             content_codings: None,
             scheme: SchemeSource::default(),
             targeted: Vec::new(),
+            tag_fields: vec![TagField::CacheGroups],
+            keep_tag_fields: false,
             cache_status: Some("Larder".into()),
+        }
+    }
+
+    /// Returns the origin of the target URI of a request (RFC 9110 §4.3.1).
+    fn origin_of(&self, request: &RequestView<'_>) -> UriOrigin {
+        UriOrigin::new(&target::scheme(request, &self.scheme), &host(request))
+    }
+
+    /// Removes the fields that are for this cache alone.
+    fn remove_tag_fields(&self, response: &mut HeaderMap) {
+        let is_removed = |field: &&TagField| **field != TagField::CacheGroups && !self.keep_tag_fields;
+        for field in self.tag_fields.iter().filter(is_removed) {
+            response.remove(field.name());
         }
     }
 

@@ -33,6 +33,7 @@
 //! Every other value is stored as it is. A record of a route never begins with A7, so a version without tags takes a tagged
 //! record for one of another version, which is a miss.
 
+pub(crate) mod field;
 mod parts;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -40,6 +41,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use field::TagField;
 pub use parts::{ResponseTags, TagsToEvict};
 
 /// The largest number of tags of an entry.
@@ -102,13 +104,19 @@ impl Tags {
     /// Creates the set of one tag of the cache's own. It begins with a control character, so no other tag is equal to it.
     #[must_use]
     pub fn reserved(kind: &str, name: &str) -> Self {
-        let tag = format!("\u{1}{kind}:{name}");
-        let tag = if tag.len() > MAX_TAG_BYTES {
-            format!("\u{1}{kind}:\u{1}{}", blake3::hash(name.as_bytes()).to_hex())
-        } else {
-            tag
-        };
-        Self { names: [tag.into()].into() }
+        Self { names: [reserved(kind, name)].into() }
+    }
+
+    /// Creates a set of the cache's own tags, as [`reserved`](Self::reserved) does.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if these are too many.
+    pub(crate) fn all_reserved(
+        kind: &str,
+        names: impl IntoIterator<Item = String>,
+    ) -> Result<Self, TagError> {
+        Self::of(names.into_iter().map(|name| reserved(kind, &name)).collect())
     }
 
     /// Returns the tags of both sets.
@@ -151,6 +159,15 @@ impl Tags {
     }
 }
 
+/// Returns a tag of the cache's own. A long one is a hash.
+fn reserved(kind: &str, name: &str) -> Box<str> {
+    let tag = format!("\u{1}{kind}:{name}");
+    if tag.len() > MAX_TAG_BYTES {
+        return format!("\u{1}{kind}:\u{1}{}", blake3::hash(name.as_bytes()).to_hex()).into();
+    }
+    tag.into()
+}
+
 fn check(name: &str) -> Result<(), TagError> {
     if name.is_empty() {
         return Err(TagError::Empty);
@@ -191,6 +208,9 @@ pub enum TagError {
         /// The first control character.
         character: char,
     },
+    /// A list of tags that is not UTF-8.
+    #[error("a list of tags is no UTF-8")]
+    Encoding,
     /// A text that is not a path, so that nothing can be evicted by it.
     #[error("{path:?} is not a path")]
     Path {

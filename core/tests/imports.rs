@@ -55,9 +55,9 @@ const TWINS: [&str; 4] = [
     "SharedCacheLayer",
 ];
 
-/// Names that the traits of std, tower and serde give to their associated types.
-const ASSOCIATED: [&str; 9] =
-    ["Body", "Data", "Error", "Future", "Item", "Ok", "Output", "Response", "Service"];
+/// Names that the traits of std, tower, serde and sfv give to their associated types.
+const ASSOCIATED: [&str; 10] =
+    ["Body", "Data", "Error", "Future", "Item", "Ok", "Out", "Output", "Response", "Service"];
 
 #[test]
 fn pure_engine_names_no_runtime_module() {

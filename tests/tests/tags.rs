@@ -73,6 +73,11 @@ macro_rules! on_stores_with_tags {
     };
 }
 
+#[path = "tags/emitted.rs"]
+mod emitted;
+#[path = "tags/shared_cache.rs"]
+mod shared_cache;
+
 /// A store that implements only required functions. Its leases keep no entries with tags; `ProcessLocal` adds tags to it.
 struct OnlyRequired(MemoryStore);
 

@@ -290,10 +290,10 @@ impl Route {
             }
         };
         let answered_at = self.context.now();
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
         let length = length_of(&parts.headers, &body);
-        let (forward, tagged) = match tagging.map(|tagging| self.tags_of_response(tagging, &parts.extensions))
-        {
+        let tagged = tagging.map(|tagging| self.tags_of_response(tagging, &mut parts));
+        let (forward, tagged) = match tagged {
             Some(Ok(tagged)) => (forward, tagged),
             Some(Err(reason)) => (forward.not_storable(reason), None),
             None => (forward, None),

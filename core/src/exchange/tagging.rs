@@ -3,10 +3,14 @@
 //! The tag clock is read before the handler runs, so that every eviction by tag since then counts against the entry, also if its
 //! tags are known only afterwards.
 
-use http::Extensions;
+use http::header::CACHE_CONTROL;
+use http::{HeaderMap, HeaderValue, response};
 use tracing::warn;
 
-use crate::policy::rule::Principal;
+use crate::exchange::tag_memory::TagMemory;
+use crate::key::KeySpace;
+use crate::larder::context::CacheContext;
+use crate::policy::rule::{Kind, Principal, Rule};
 use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::Route;
@@ -19,6 +23,37 @@ pub(super) struct Tagging {
     declared: Result<Tags, TagError>,
 }
 
+impl CacheContext {
+    /// Returns the tag clock for the stamp of an entry that is about to be made. It is not read again if no response so far had
+    /// tags, unless `is_tagged`.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason for which no entry with tags can be stored.
+    pub(crate) async fn stamp(
+        &self,
+        space: &KeySpace,
+        memory: &TagMemory,
+        is_tagged: bool,
+    ) -> Result<TagStamp, Reason> {
+        let is_tagged = is_tagged || memory.has_tags();
+        if let Some(stamp) = memory.first_stamp().filter(|_| !is_tagged) {
+            return stamp.ok_or(Reason::Tags);
+        }
+        let stamp = self.store.tag_clock(space).await.map_err(|error| {
+            self.store_failed("tag_clock", space.prefix(), &error);
+            Reason::Down
+        });
+        match stamp {
+            Ok(stamp) => memory.record_first_stamp(stamp),
+            // Most responses have no tags. Their fills don't ask again; the first response with tags makes each fill ask.
+            Err(_) if !is_tagged => memory.record_first_stamp(None),
+            Err(_) => {}
+        }
+        stamp?.ok_or(Reason::Tags)
+    }
+}
+
 impl Route {
     /// Reads the tag clock and the tags that the route declares. Called before the handler runs.
     pub(super) async fn begin_tagging(
@@ -26,16 +61,9 @@ impl Route {
         request: RequestView<'_>,
         principal: Option<Principal>,
     ) -> Tagging {
-        let rule = &self.policy.rule().tags;
-        if rule.is_empty() && !self.tag_memory.has_tags() {
-            let stamp = match self.tag_memory.first_stamp() {
-                Some(stamp) => stamp.ok_or(Reason::Tags),
-                None => self.read_first_stamp().await,
-            };
-            return Tagging { stamp, declared: Ok(Tags::default()) };
-        }
+        let rule = self.policy.rule();
         let declared = self.declared_tags(request, principal);
-        let stamp = self.read_stamp().await.and_then(|stamp| stamp.ok_or(Reason::Tags));
+        let stamp = self.context.stamp(&rule.space, &self.tag_memory, !rule.tags.is_empty()).await;
         Tagging { stamp, declared }
     }
 
@@ -63,26 +91,7 @@ impl Route {
         rule.of_entry(&request, principal.filter(|_| rule.by_principal).map(Principal::tag))
     }
 
-    async fn read_first_stamp(&self) -> Result<TagStamp, Reason> {
-        let stamp = self.read_stamp().await;
-        if stamp.is_err() {
-            // Most routes have no tags. They don't ask again; the first response with tags makes the route ask for each fill.
-            self.tag_memory.record_first_stamp(None);
-        }
-        stamp?.ok_or(Reason::Tags)
-    }
-
-    async fn read_stamp(&self) -> Result<Option<TagStamp>, Reason> {
-        let space = &self.policy.rule().space;
-        let stamp = self.context.store.tag_clock(space).await.map_err(|error| {
-            self.context.store_failed("tag_clock", space.prefix(), &error);
-            Reason::Down
-        })?;
-        self.tag_memory.record_first_stamp(stamp);
-        Ok(stamp)
-    }
-
-    /// Returns the tags for the entry of a response, or `None` if it has none.
+    /// Returns the tags for the entry of a response, or `None` if it has none. Names them in the fields that the route emits.
     ///
     /// # Errors
     ///
@@ -90,9 +99,9 @@ impl Route {
     pub(super) fn tags_of_response(
         &self,
         tagging: &Tagging,
-        response: &Extensions,
+        response: &mut response::Parts,
     ) -> Result<Option<Tagged>, Reason> {
-        let named = response.get::<ResponseTags>();
+        let named = response.extensions.get::<ResponseTags>();
         if let (Ok(declared), None) = (&tagging.declared, named)
             && declared.is_empty()
         {
@@ -102,14 +111,57 @@ impl Route {
             self.tag_memory.record_tags();
         }
         let named = named.map_or_else(|| Ok(Tags::default()), |named| named.tags().cloned());
-        match tagging.declared.clone().and_then(|declared| declared.union(named?)) {
-            Ok(tags) if tags.is_empty() => Ok(None),
-            Ok(tags) => Ok(Some(Tagged::new(tagging.stamp?, &tags))),
+        let tags = tagging.declared.clone().and_then(|declared| declared.union(named?));
+        let emitted = &self.policy.rule().tags.emitted;
+        match tags {
+            Ok(tags) => {
+                for field in emitted {
+                    field.add(&mut response.headers, tags.iter());
+                }
+                if tags.is_empty() { Ok(None) } else { Ok(Some(Tagged::new(tagging.stamp?, &tags))) }
+            }
             Err(error) => {
+                // A CDN couldn't purge the response by its tags.
+                if !emitted.is_empty() {
+                    response
+                        .headers
+                        .entry(CACHE_CONTROL)
+                        .or_insert(const { HeaderValue::from_static("no-store") });
+                }
                 let group = self.policy.rule().space.group();
                 warn!(group, %error, "a response isn't stored, because an entry can't have its tags");
                 Err(Reason::Tags)
             }
+        }
+    }
+
+    /// Names the tags of a response that the cache takes no part in, because other caches may store it.
+    pub(super) fn emit_tags(&self, tagging: Option<&Tagging>, response: &mut response::Parts) {
+        if let Some(tagging) = tagging {
+            // It isn't stored here in any case.
+            let _: Result<Option<Tagged>, Reason> = self.tags_of_response(tagging, response);
+        }
+    }
+
+    /// Returns the tagging of a response that is only named to other caches, if the route does so.
+    pub(super) fn tagging_to_emit(
+        &self,
+        request: RequestView<'_>,
+        principal: Option<Principal>,
+    ) -> Option<Tagging> {
+        let Rule { kind, tags, .. } = &**self.policy.rule();
+        let has_tags = matches!(kind, Kind::Read | Kind::Write);
+        (has_tags && !tags.emitted.is_empty()).then(|| self.tagging_of_unstored(request, principal))
+    }
+
+    /// Names the tags that a write evicted in `Cache-Group-Invalidation` of its response (RFC 9875 §3).
+    pub(super) fn emit_evicted<'a>(
+        &self,
+        evicted: impl Iterator<Item = &'a TagsToEvict> + Clone,
+        response: &mut HeaderMap,
+    ) {
+        for field in &self.policy.rule().tags.emitted {
+            field.add_evicted(response, evicted.clone().flat_map(TagsToEvict::sets).flat_map(Tags::iter));
         }
     }
 

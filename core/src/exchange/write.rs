@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::LOCATION;
-use http::{Extensions, HeaderMap, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 
 use crate::exchange::call::{Call, Counted, answered, failed, passed, stale_reply};
 use crate::exchange::fill::HandlerResult;
@@ -63,7 +63,10 @@ impl Route {
                     let running = route.run_handler(forward, target.key(), call, Some(&tagging));
                     lease.renewing(pin!(running)).await
                 }
-                None => route.run_handler(forward, target.key(), call, None).await,
+                None => {
+                    let tagging = route.tagging_to_emit(call.view(), forward.principal());
+                    route.run_handler(forward, target.key(), call, tagging.as_ref()).await
+                }
             };
             let mut counted = match result {
                 HandlerResult::Error(error) => {
@@ -90,7 +93,7 @@ impl Route {
                 }
             };
             if let Ok(response) = &mut counted.0 {
-                route.evict_named(response.status(), response.extensions_mut()).await;
+                route.evict_named(&targets, response).await;
                 route.evict_created(&request, &target, response.status(), response.headers()).await;
             }
             unknown.disarm();
@@ -112,13 +115,21 @@ impl Route {
     }
 
     /// Evicts the tags that the handler named. The innermost layer takes them out of the response, so that they are evicted once.
-    async fn evict_named(&self, status: StatusCode, response: &mut Extensions) {
-        if let Some(tags) = response.remove::<TagsToEvict>()
-            && (status.is_success() || status.is_redirection() || leaves_outcome_unknown(status))
-        {
-            self.warn_invalid(&tags);
-            self.context.evict_target(&Target::Tags(self.policy.rule().space.clone(), Arc::new(tags))).await;
+    /// Then tells other caches what was evicted.
+    async fn evict_named<B>(&self, targets: &[Target], response: &mut Response<B>) {
+        let named = response.extensions_mut().remove::<TagsToEvict>();
+        let status = response.status();
+        if !(status.is_success() || status.is_redirection() || leaves_outcome_unknown(status)) {
+            return;
         }
+        let named = named.map(|tags| {
+            self.warn_invalid(&tags);
+            Target::Tags(self.policy.rule().space.clone(), Arc::new(tags))
+        });
+        if let Some(named) = &named {
+            self.context.evict_target(named).await;
+        }
+        self.emit_evicted(targets.iter().chain(&named).filter_map(Target::tags), response.headers_mut());
     }
 
     /// Evicts the entry of a resource that a write created at another URI (RFC 9110 §15.3.2), such as a stored 404.

@@ -160,6 +160,14 @@ impl Target {
         }
     }
 
+    /// Returns the tags, or `None` for a key or a group.
+    pub(crate) fn tags(&self) -> Option<&TagsToEvict> {
+        match self {
+            Self::Tags(_, tags) => Some(tags),
+            Self::Key(_) | Self::SoftKey(_) | Self::Group(_) | Self::SoftGroup(_) => None,
+        }
+    }
+
     /// Returns the name of the key, the head of the group, or the prefix of the tags, for messages.
     pub(crate) fn name(&self) -> &str {
         match self {

@@ -4,11 +4,12 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use sfv::visitor::{DictionaryVisitor, EntryVisitor, Ignored, InnerListVisitor, ItemVisitor, Never};
 use sfv::{BareItemFromInput, KeyRef, Parser};
 
 use crate::headers::cache_control::{Qualified, ResponseDirectives, field_names};
+use crate::headers::combined;
 
 /// Returns the directives of a targeted field. `None` if it is absent or empty, is no dictionary (RFC 9651 §3.2), or has
 /// a known directive whose value is of another type than the directive's: such a field counts as absent (RFC 9213 §2.1).
@@ -16,9 +17,8 @@ pub(crate) fn targeted(response: &HeaderMap, name: &HeaderName) -> Option<(Respo
     if !response.contains_key(name) {
         return None;
     }
-    let lines: Vec<&[u8]> = response.get_all(name).iter().map(HeaderValue::as_bytes).collect();
-    let text = lines.join(&b", "[..]);
-    let found = Parser::new(&text).parse_dictionary_with_visitor(Dictionary::default()).ok()?;
+    let found =
+        Parser::new(&combined(response, name)).parse_dictionary_with_visitor(Dictionary::default()).ok()?;
     (!found.is_empty).then_some((found.directives, found.qualified))
 }
 

@@ -150,11 +150,12 @@ pub enum CommitResult {
     Failed,
 }
 
-/// Returns the fields of a write's response that describe the representation. `Location` and the like concern only the
-/// client that wrote.
-pub(super) fn representation_fields(response: &HeaderMap) -> HeaderMap {
+/// Returns the fields of a write's response that describe the representation, and those that name its tags. `Location` and the
+/// like concern only the client that wrote.
+pub(super) fn representation_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(8);
-    for name in [ACCEPT_RANGES, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED] {
+    let names = [ACCEPT_RANGES, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED];
+    for name in names.into_iter().chain(rule.tags.emitted.iter().map(|field| field.name())) {
         for value in response.get_all(&name) {
             fields.append(name.clone(), value.clone());
         }

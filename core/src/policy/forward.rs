@@ -428,7 +428,7 @@ impl Admit {
         let may_be_cut = status == StatusCode::OK && !body.is_empty();
         let headers = match rule.kind {
             Kind::Write => {
-                let mut fields = representation_fields(&parts.headers);
+                let mut fields = representation_fields(&parts.headers, &rule);
                 rule.add_vary(&mut fields);
                 if may_be_cut {
                     add_accept_ranges(&mut fields);

@@ -132,7 +132,8 @@ pub(super) fn into_selected(
     response
 }
 
-/// Makes a 304, which carries the fields of the 200 about freshness and validators, and no others (RFC 9110 §15.4.5).
+/// Makes a 304, which carries the fields of the 200 about freshness and validators, and those by which other caches know its tags,
+/// and no others (RFC 9110 §15.4.5).
 pub(super) fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> {
     let stored = response.into_parts().0.headers;
     let has_etag = stored.contains_key(ETAG);
@@ -147,6 +148,7 @@ pub(super) fn is_for_not_modified(name: &HeaderName, has_etag: bool, rule: &Rule
     match name.as_str() {
         "cache-control" | "content-location" | "date" | "etag" | "expires" | "vary" => true,
         "last-modified" => !has_etag,
+        "cache-groups" | "surrogate-key" | "cache-tag" => true,
         _ => is_about_the_exchange(name, rule),
     }
 }

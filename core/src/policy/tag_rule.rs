@@ -7,7 +7,7 @@ use http::Uri;
 
 use crate::key::{Params, write_uri};
 use crate::request::RequestView;
-use crate::tag::{TagError, Tags, TagsToEvict};
+use crate::tag::{TagError, TagField, Tags, TagsToEvict};
 
 /// A function that returns the tags of a request.
 pub type TagsOf = Arc<dyn Fn(&RequestView<'_>) -> Vec<String> + Send + Sync>;
@@ -24,6 +24,8 @@ pub struct TagRule {
     pub by_principal: bool,
     /// `true` if entries carry a tag for the request's path.
     pub by_path: bool,
+    /// The fields of responses that name the tags to other caches, without those of the cache's own.
+    pub emitted: Vec<TagField>,
 }
 
 impl TagRule {
@@ -66,6 +68,7 @@ impl fmt::Debug for TagRule {
             .field("by_request", &self.by_request.len())
             .field("by_principal", &self.by_principal)
             .field("by_path", &self.by_path)
+            .field("emitted", &self.emitted)
             .finish()
     }
 }

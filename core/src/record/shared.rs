@@ -58,6 +58,8 @@ pub struct StoredResponse {
     pub forbids_stale: bool,
     /// `true` if it must be validated before each use (§5.2.2.4).
     pub no_cache: bool,
+    /// `true` if it was evicted softly, which its lifetime shows too. Not stored: the store says so.
+    pub is_evicted: bool,
     /// `true` if `Set-Cookie` is among its fields.
     pub sets_cookie: bool,
     /// The id of the [`Variants`] record that this is a variant of; 0 for a response that doesn't vary.
@@ -102,6 +104,14 @@ impl StoredResponse {
     #[must_use]
     pub fn is_fresh(&self, now: SystemTime) -> bool {
         self.age(now) < self.lifetime
+    }
+
+    /// Returns the response with a freshness lifetime that ended at this time, or at `now` if that is earlier.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn stale_since(mut self, since: SystemTime, now: SystemTime) -> Self {
+        self.lifetime = self.lifetime.min(self.age(since.min(now)));
+        self.is_evicted = true;
+        self
     }
 
     /// Returns the record for a store. Copies the body once.
@@ -189,6 +199,7 @@ impl StoredResponse {
             stale_if_error,
             forbids_stale: flags & FORBIDS_STALE != 0,
             no_cache: flags & NO_CACHE != 0,
+            is_evicted: false,
             sets_cookie: flags & SETS_COOKIE != 0,
             variant,
             part,
@@ -259,6 +270,7 @@ mod tests {
                         stale_if_error: times.3,
                         forbids_stale,
                         no_cache,
+                        is_evicted: false,
                         sets_cookie,
                         variant,
                         part,

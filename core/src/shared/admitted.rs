@@ -11,14 +11,17 @@ use super::answer::SharedAnswer;
 use super::cache_status::SharedCacheStatus;
 use super::fields::{self, freshen, storable};
 use super::freshness::{Control, Exchanged, Freshness};
+use super::groups::{UriOrigin, tags_of};
 use super::partial::combine;
 use super::safety::{has_validator, is_for_all, withholds};
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::list;
 use crate::policy::add_accept_ranges;
+use crate::reason::Reason;
 use crate::record::shared::StoredResponse;
 use crate::record::variants::Placement;
 use crate::record::variants::Variants;
+use crate::tag::{TagError, Tags};
 
 /// The stored form of a response, without the body.
 pub(super) fn made_of(
@@ -46,6 +49,7 @@ pub(super) fn made_of(
         stale_if_error: stale_for(control.directives.stale_if_error, rule.stale_if_error),
         forbids_stale: control.forbids_stale(),
         no_cache: control.qualified.no_cache,
+        is_evicted: false,
         variant: 0,
         part: None,
     }
@@ -152,6 +156,7 @@ pub(super) fn retention(stored: &StoredResponse, now: SystemTime, rule: &SharedR
 pub struct Freshened {
     pub(super) mark: SharedCacheStatus,
     pub(super) stored: Box<StoredResponse>,
+    pub(super) tags: Tags,
     pub(super) fate: Fate,
     pub(super) answer: Option<SharedAnswer>,
 }
@@ -169,10 +174,23 @@ impl Freshened {
         self.stored.encode()
     }
 
+    /// Returns the tags of the record: its groups, and those in fields of CDNs.
+    #[must_use]
+    pub const fn tags(&self) -> &Tags {
+        &self.tags
+    }
+
     /// Returns how long the store keeps the response.
     #[must_use]
     pub fn retention(&self) -> Duration {
         retention(&self.stored, self.stored.received, &self.mark.rule)
+    }
+
+    /// Marks the response as not stored for this reason.
+    pub fn unstored(mut self, reason: Reason) -> Self {
+        self.mark = self.mark.unstored().because(reason);
+        self.answer = self.answer.map(|answer| answer.after(self.mark.clone()));
+        self
     }
 
     /// Returns `true` if the response will be fresh for the next request.
@@ -197,6 +215,7 @@ impl Freshened {
 #[must_use]
 pub struct SharedAdmit {
     pub(super) stored: StoredResponse,
+    pub(super) origin: UriOrigin,
     /// `true` if the response is one of several codings and its `Vary` doesn't say so.
     pub(super) adds_vary: bool,
     /// `true` if parts of it will be cut.
@@ -223,7 +242,17 @@ impl SharedAdmit {
         if self.tells_ranges {
             add_accept_ranges(headers);
         }
+        self.mark.rule.remove_tag_fields(headers);
         self.mark.write_to(headers);
+    }
+
+    /// Returns the tags of the response: its groups (RFC 9875 §2), and those in fields of CDNs.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if an entry can't have them. Such a response isn't admitted.
+    pub fn tags(&self) -> Result<Tags, TagError> {
+        tags_of(&self.stored.headers, &self.origin, &self.mark.rule)
     }
 
     /// Returns the largest body that can be stored, in bytes.
@@ -234,13 +263,14 @@ impl SharedAdmit {
 
     /// Returns the response to be stored, with its complete body.
     pub fn with_body(self, body: Bytes) -> SharedAdmitted {
-        let Self { mut stored, names, known, previous, request, mark, adds_vary: _, tells_ranges: _ } = self;
+        let Self { mut stored, origin, names, known, previous, request, mark, adds_vary: _, tells_ranges: _ } =
+            self;
         stored.body = body;
         if let Some(previous) = &previous {
             let withheld = Control::of(&stored.headers, &mark.rule).qualified.fields;
             combine(&mut stored, previous, &withheld);
         }
-        SharedAdmitted { rule: mark.rule, stored, names, known, request }
+        SharedAdmitted { rule: mark.rule, stored, origin, names, known, request }
     }
 }
 
@@ -250,6 +280,7 @@ impl SharedAdmit {
 pub struct SharedAdmitted {
     pub(super) rule: Arc<SharedRule>,
     pub(super) stored: StoredResponse,
+    pub(super) origin: UriOrigin,
     pub(super) names: Vec<HeaderName>,
     pub(super) known: Option<Variants>,
     pub(super) request: HeaderMap,
@@ -271,6 +302,15 @@ impl SharedAdmitted {
         let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
         self.stored.variant = variant;
         placement
+    }
+
+    /// Returns the tags of the record: its groups (RFC 9875 §2), and those in fields of CDNs.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if an entry can't have them. The response must then not be stored.
+    pub fn tags(&self) -> Result<Tags, TagError> {
+        tags_of(&self.stored.headers, &self.origin, &self.rule)
     }
 
     /// Returns `true` if the response can answer the next request.

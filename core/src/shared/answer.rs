@@ -15,11 +15,12 @@ use super::cache_status::CACHE_STATUS;
 use super::cache_status::SharedCacheStatus;
 use super::partial::{Cut, cut};
 use super::safety::is_not_modified;
-use crate::headers::hop_by_hop::only;
+use crate::headers::hop_by_hop::{only, remove_if};
 use crate::reason::Reason;
 use crate::record::shared::StoredResponse;
 #[cfg(feature = "runtime")]
 use crate::status::Outcome;
+use crate::tag::field::is_tag_field;
 
 /// The part of a stored response that a request gets.
 #[derive(Clone, Debug)]
@@ -131,7 +132,7 @@ impl SharedAnswer {
             return response;
         };
         let age = stored.age(self.now).as_secs();
-        let StoredResponse { status, mut headers, body, .. } = *stored;
+        let StoredResponse { status, mut headers, body, is_evicted, .. } = *stored;
         let mut length = None;
         let (status, body) = match shape {
             Shape::Whole => (status, body),
@@ -153,6 +154,10 @@ impl SharedAnswer {
                 (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
             }
         };
+        if is_evicted {
+            forbid_reuse(&mut headers);
+        }
+        self.mark.rule.remove_tag_fields(&mut headers);
         // §5.1.
         headers.insert(AGE, HeaderValue::from(age));
         for cookie in self.cookies {
@@ -171,18 +176,25 @@ impl SharedAnswer {
     }
 }
 
+/// Makes other caches validate a softly evicted response before each use: by its own fields it may be fresh.
+fn forbid_reuse(headers: &mut HeaderMap) {
+    remove_if(headers, |name| name.as_str().ends_with("-cache-control"));
+    headers.append(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+}
+
 /// RFC 9110 §8.6.
 fn has_length(status: StatusCode) -> bool {
     !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
 }
 
-/// Keeps the fields of the 200 about freshness and validators (RFC 9110 §15.4.5).
+/// Keeps the fields of the 200 about freshness, validators and tags, by which other caches update theirs (RFC 9110 §15.4.5).
 fn for_not_modified(stored: HeaderMap) -> HeaderMap {
     only(stored, is_for_not_modified)
 }
 
 pub(super) fn is_for_not_modified(name: &HeaderName) -> bool {
     [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY, LAST_MODIFIED, CACHE_STATUS].contains(name)
+        || is_tag_field(name)
         || name.as_str().ends_with("-cache-control")
         || name.as_str().starts_with("access-control-")
 }

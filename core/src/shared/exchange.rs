@@ -26,9 +26,12 @@ use lookup::SharedLookupResult;
 use super::SharedRule;
 use super::body::SharedBody;
 use super::budget::Budget;
+use super::groups::UriOrigin;
 use super::policy::{SharedAnswer, SharedCacheStatus, SharedPolicy};
+use crate::backend::Eviction;
+use crate::exchange::tag_memory::TagMemory;
 use crate::exchange::{Call, MAX_LOOKUPS, failed, status_of};
-use crate::fill::background::Task;
+use crate::fill::background::{Target, Task};
 use crate::fill::single_flight::{FillOutcome, Role};
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::Larder;
@@ -36,6 +39,7 @@ use crate::larder::context::{CacheContext, panic_invalid_config};
 use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::status::Outcome;
+use crate::tag::TagsToEvict;
 use crate::telemetry::{RequestTimer, RouteCounters};
 
 /// A shared cache in front of a whole service (RFC 9111). Adapters wrap it in a layer.
@@ -47,6 +51,7 @@ pub struct SharedCache {
     context: Arc<CacheContext>,
     policy: SharedPolicy,
     budget: Arc<Budget>,
+    tag_memory: TagMemory,
     counters: Arc<RouteCounters>,
 }
 
@@ -74,7 +79,8 @@ impl SharedCache {
         rule.max_body = context.storable_body(rule.max_body);
         let counters = context.telemetry.shared_cache();
         let budget = Budget::new(rule.max_held);
-        Self { context, policy: SharedPolicy::new(Arc::new(rule)), budget, counters }
+        let (policy, tag_memory) = (SharedPolicy::new(Arc::new(rule)), TagMemory::default());
+        Self { context, policy, budget, tag_memory, counters }
     }
 
     /// Returns the rule that it follows.
@@ -91,6 +97,44 @@ impl SharedCache {
         let (context, keys) = (Arc::clone(&self.context), self.keys_of(&["http", "https"], uri, host));
         let evict = async move { join_all(keys.iter().map(|key| context.evict_key(key))).await };
         self.context.run_to_completion(evict).await;
+    }
+
+    /// Evicts every response that carries this tag in a field of CDNs ([`SharedRule::tag_fields`]), and every other entry of the
+    /// cache's prefix that carries it, as [`Larder::evict_tag`] does.
+    pub fn evict_tag(&self, tag: &str) -> Eviction {
+        self.evict_tags([tag])
+    }
+
+    /// Evicts every entry that carries at least one of these tags, as [`evict_tag`](Self::evict_tag) does.
+    pub fn evict_tags<T: AsRef<str>>(&self, tags: impl IntoIterator<Item = T>) -> Eviction {
+        self.eviction(TagsToEvict::of(tags))
+    }
+
+    /// Evicts every response of a host that belongs to this group, by its `Cache-Groups` (RFC 9875), under `http` and `https`. `host`
+    /// may end with a port.
+    ///
+    /// ```
+    /// # #[cfg(feature = "memory")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use larder_core::Larder;
+    /// use larder_core::shared::SharedCache;
+    ///
+    /// let cache = SharedCache::new(&Larder::memory());
+    /// // Stale as of now: clients get the old response while it is validated, if it allows that.
+    /// assert!(cache.evict_cache_group("scripts", "shop.example").soft().await);
+    /// # }
+    /// # #[cfg(not(feature = "memory"))] fn main() {}
+    /// ```
+    pub fn evict_cache_group(&self, group: &str, host: &str) -> Eviction {
+        let host = host.to_ascii_lowercase();
+        let tags = ["http", "https"].map(|scheme| UriOrigin::new(scheme, &host).tags([group]));
+        let tags = tags.into_iter().try_fold(TagsToEvict::default(), |all, tags| Ok(all.and(tags?)));
+        self.eviction(tags.unwrap_or_else(TagsToEvict::none))
+    }
+
+    fn eviction(&self, tags: TagsToEvict) -> Eviction {
+        Eviction::new(Arc::clone(&self.context), Target::Tags(self.rule().space.clone(), Arc::new(tags)))
     }
 
     /// Returns the keys of a URI under each of the schemes. Most services serve the same under both, so a write under one
@@ -219,6 +263,7 @@ async fn bypass<C: Call>(mark: &SharedCacheStatus, call: C) -> CountedReply<C> {
 }
 
 fn passed<C: Call>(mark: &SharedCacheStatus, mut parts: response::Parts, body: C::Body) -> CountedReply<C> {
+    mark.rule.remove_tag_fields(&mut parts.headers);
     mark.write_to(&mut parts.headers);
     let outcome = mark.passed(parts.status);
     (Ok(Response::from_parts(parts, SharedBody::own(body))), outcome)

@@ -19,8 +19,9 @@ use super::admitted::{Fate, Freshened, SharedAdmit, made_of, update, varies_by_c
 use super::answer::{Shape, SharedAnswer};
 use super::cache_status::SharedCacheStatus;
 use super::freshness::{Control, Exchanged, Freshness};
+use super::groups::{UriOrigin, keeps_tags, tags_of};
 use super::partial::{have_one_strong_tag, identifies, part_of};
-use super::safety::{invalidates, may_stand_in, unusable, why_not_storable, withholds};
+use super::safety::{invalidates, may_stand_in, unusable, why_not_storable, why_not_taggable, withholds};
 use super::target::Unkeyed;
 use super::{SetCookie, SharedRule};
 use crate::headers::accept_encoding::reduce;
@@ -32,6 +33,7 @@ use crate::record::shared::{SharedRecord, StoredResponse};
 use crate::record::variants::Variants;
 use crate::request::RequestFields;
 use crate::store::Intent;
+use crate::tag::Tags;
 
 /// An extension for a response that the service made because the origin gave none: the origin was unreachable, broke
 /// off or took too long. The response is never stored, a stale stored response may replace it, and after a write it is
@@ -64,6 +66,8 @@ pub struct SharedForward {
     pub(super) present: RequestFields,
     pub(super) unkeyed: Unkeyed,
     pub(super) has_credentials: bool,
+    /// The origin that the groups of the response belong to.
+    pub(super) origin: UriOrigin,
     pub(super) is_head: bool,
     pub(super) request: HeaderMap,
     pub(super) intent: Intent,
@@ -226,6 +230,7 @@ impl SharedForward {
             Some(Reason::Range)
         } else {
             why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
+                .or_else(|| why_not_taggable(&response.headers, &control, &self.origin, &self.rule))
         };
         match (refusal, selecting_fields(&response.headers)) {
             (None, Ok(mut names)) => {
@@ -248,6 +253,7 @@ impl SharedForward {
                 }
                 SharedOnResponse::Admit(SharedAdmit {
                     stored,
+                    origin: self.origin,
                     adds_vary,
                     tells_ranges,
                     names,
@@ -282,25 +288,26 @@ impl SharedForward {
             return SharedOnResponse::Pass(SharedPass { mark, evicts: false, also: Vec::new() });
         };
         let now = times.received;
-        let (fate, cookies) = if identifies(&response.headers, &stored) {
+        let none = HeaderMap::new();
+        let (fate, news, cookies) = if identifies(&response.headers, &stored) {
             let cookies = update(&mut stored, &response.headers, times, &self.rule);
-            (Fate::of(&stored, self.has_credentials, &self.rule), cookies)
+            (Fate::of(&stored, self.has_credentials, &self.rule), &response.headers, cookies)
         } else {
-            let _none = update(&mut stored, &HeaderMap::new(), times, &self.rule);
+            let _none = update(&mut stored, &none, times, &self.rule);
             let fate = match withholds(&Control::of(&response.headers, &self.rule)) {
                 true => Fate::Evict,
                 false => Fate::of(&stored, self.has_credentials, &self.rule),
             };
-            (fate, response.headers.get_all(SET_COOKIE).iter().cloned().collect())
+            (fate, &none, response.headers.get_all(SET_COOKIE).iter().cloned().collect())
         };
+        let (fate, mark, tags) = with_tags(fate, mark, (&stored, news), &self.origin, &self.rule);
         let shape = Shape::of(&self.request, self.is_head, &stored);
-        let mark = if fate == Fate::Store { mark.stored() } else { mark };
         let answer = shape.map(|shape| {
             SharedAnswer::hit(Arc::clone(&self.rule), stored.clone(), shape, self.is_head, now)
                 .after(mark.clone())
                 .with_cookies(cookies)
         });
-        SharedOnResponse::Freshened(Freshened { mark, stored, fate, answer })
+        SharedOnResponse::Freshened(Freshened { mark, stored, tags, fate, answer })
     }
 
     /// §4.3.5: the response to a HEAD shows if the stored response to a GET is still the same, and freshens it.
@@ -325,12 +332,31 @@ impl SharedForward {
             // The client gets the response to the HEAD itself, with its cookies.
             let _cookies = update(&mut stored, &response.headers, times, &self.rule);
             let fate = Fate::of(&stored, self.has_credentials, &self.rule);
-            let mark = if fate == Fate::Store { mark.stored() } else { mark };
-            SharedOnResponse::Freshened(Freshened { mark, stored, fate, answer: None })
+            let news = (&*stored, &response.headers);
+            let (fate, mark, tags) = with_tags(fate, mark, news, &self.origin, &self.rule);
+            SharedOnResponse::Freshened(Freshened { mark, stored, tags, fate, answer: None })
         } else {
             let evicts = invalidates(response.status);
             SharedOnResponse::Pass(SharedPass { mark, evicts, also: Vec::new() })
         }
+    }
+}
+
+/// Completes the decision about a validated response with its tags, which `update` may have changed. If an entry can't have them,
+/// it is evicted: it would be stored without tags that are needed to evict it.
+fn with_tags(
+    fate: Fate,
+    mark: SharedCacheStatus,
+    (stored, update): (&StoredResponse, &HeaderMap),
+    origin: &UriOrigin,
+    rule: &SharedRule,
+) -> (Fate, SharedCacheStatus, Tags) {
+    if fate != Fate::Store {
+        return (fate, mark, Tags::default());
+    }
+    match tags_of(&stored.headers, origin, rule) {
+        Ok(tags) if keeps_tags(update, &stored.headers, rule) => (fate, mark.stored(), tags),
+        _ => (Fate::Evict, mark.because(Reason::Tags), Tags::default()),
     }
 }
 

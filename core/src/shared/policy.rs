@@ -170,6 +170,7 @@ impl SharedPolicy {
             })
         } else {
             SharedOnRequest::Write(SharedWrite {
+                origin: rule.origin_of(request),
                 rule,
                 target: request.uri.clone(),
                 host: host(request),
@@ -322,6 +323,7 @@ impl SharedLookup {
         self.unkeyed.write(&mut fields);
         SharedDecision::Forward(SharedForward {
             has_credentials: has_credentials(self.present, request.headers, &self.rule),
+            origin: self.rule.origin_of(request),
             rule: self.rule,
             reason,
             detail: reason,

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 use http::header::{DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, Method, StatusCode, response};
 
+use super::fields::storable;
 use super::freshness::{Control, Freshness, is_heuristically_cacheable};
+use super::groups::{UriOrigin, keeps_tags, tags_of};
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
 use crate::headers::conditional::request_matches;
@@ -161,6 +163,21 @@ pub(super) fn why_not_storable(
     } else {
         matches!(length, BodyLength::Known(length) if length > rule.max_body).then_some(Reason::Size)
     }
+}
+
+/// Returns [`Reason::Tags`] for a response with groups or tags that an entry can't have, or in a field that isn't stored: an
+/// invalidation of one that was left out would miss it (RFC 9875 §2.2.1).
+pub(super) fn why_not_taggable(
+    response: &HeaderMap,
+    control: &Control,
+    origin: &UriOrigin,
+    rule: &SharedRule,
+) -> Option<Reason> {
+    if !rule.tag_fields.iter().any(|field| response.contains_key(field.name())) {
+        return None;
+    }
+    let is_kept = keeps_tags(response, &storable(response, &control.qualified.fields), rule);
+    (!is_kept || tags_of(response, origin, rule).is_err()).then_some(Reason::Tags)
 }
 
 /// Returns `true` for `no-store` (§5.2.2.5), which `must-understand` overrides (§5.2.2.3), and for `private`

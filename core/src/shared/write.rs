@@ -11,17 +11,21 @@ use super::admitted::{SharedAdmit, made_of};
 use super::cache_status::SharedCacheStatus;
 use super::forward::{OriginFailed, SharedOnResponse, SharedPass};
 use super::freshness::{Control, Exchanged, Freshness};
-use super::safety::{leaves_open, why_not_storable};
+use super::groups::{UriOrigin, groups_to_evict};
+use super::safety::{leaves_open, why_not_storable, why_not_taggable};
 use crate::headers::location::same_site;
 use crate::headers::vary::selecting_fields;
 use crate::policy::BodyLength;
 use crate::reason::Reason;
+use crate::tag::TagsToEvict;
 
 /// A request that may change something at the origin.
 #[derive(Debug)]
 #[must_use]
 pub struct SharedWrite {
     pub(super) rule: Arc<SharedRule>,
+    /// The origin whose groups the response may evict.
+    pub(super) origin: UriOrigin,
     pub(super) target: Uri,
     pub(super) host: String,
     pub(super) request: HeaderMap,
@@ -34,6 +38,15 @@ impl SharedWrite {
     #[must_use]
     pub const fn may_store(&self) -> bool {
         self.may_store
+    }
+
+    /// Returns the groups that the origin's response invalidates: those in its `Cache-Group-Invalidation`, if the write succeeded
+    /// (RFC 9875 §3). They are those of the target's origin.
+    pub fn groups_to_evict(&self, response: &response::Parts) -> TagsToEvict {
+        if response.extensions.get::<OriginFailed>().is_some() {
+            return TagsToEvict::default();
+        }
+        groups_to_evict((response.status, &response.headers), &self.origin, &self.rule)
     }
 
     /// Decides about the origin's response. A client error invalidates nothing (§4.4). A 408, a server error or a
@@ -75,12 +88,14 @@ impl SharedWrite {
             && response.status == StatusCode::OK
             && freshness.is_explicit
             && content_location.as_ref().is_some_and(is_the_target)
+            && why_not_taggable(&response.headers, &control, &self.origin, &self.rule).is_none()
             && selecting_fields(&response.headers) == Ok(Vec::new())
             && why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
                 .is_none();
         if is_for_gets {
             return SharedOnResponse::Admit(SharedAdmit {
                 stored: made_of(response.status, &response.headers, &control, freshness, now, &self.rule),
+                origin: self.origin,
                 adds_vary: false,
                 tells_ranges: false,
                 names: Vec::new(),

@@ -18,6 +18,7 @@ use crate::policy::CommitResult;
 use crate::provenance::Provenance;
 use crate::reason::Reason;
 use crate::store::Acquired;
+use crate::tag::{TagError, TagStamp, Tagged, Tags};
 
 impl SharedCache {
     /// Acquires a lease and asks the origin. Continues if the client disconnects.
@@ -99,6 +100,7 @@ impl SharedCache {
         leader: Option<Leader>,
     ) -> CountedReply<C> {
         forward.prepare(call.headers_mut());
+        let stamp = self.stamp_of(lease.as_ref()).await;
         let sent = self.context.now();
         let reply = match &lease {
             Some(lease) => lease.renewing(pin!(reentry::run(&self.context, &fill_key.primary, call))).await,
@@ -124,7 +126,7 @@ impl SharedCache {
                 answered::<C>(answer)
             }
             SharedOnResponse::Freshened(freshened) => {
-                self.freshen(&freshened, &fill_key, lease, leader).await;
+                let freshened = self.freshen(freshened, &fill_key, (lease, stamp), leader).await;
                 let mark = freshened.mark().clone();
                 match freshened.into_answer() {
                     Some(answer) => answered::<C>(answer),
@@ -139,33 +141,74 @@ impl SharedCache {
                 passed::<C>(pass.mark(), parts, body)
             }
             SharedOnResponse::Admit(admit) => {
-                let work = PendingCommit { lease, leader, fill_key, is_write: false };
+                let work = PendingCommit { lease, stamp, leader, fill_key, is_write: false };
                 self.keep::<C>(admit, parts, body, length, work).await
             }
         }
     }
 
-    /// Stores a validated response with its new fields.
+    /// Stores a validated response with its new fields. It isn't stored if one of its tags was evicted since the origin was asked.
     async fn freshen(
         &self,
-        freshened: &Freshened,
+        freshened: Freshened,
         fill_key: &FillKey,
-        lease: Option<LeaseGuard>,
+        (lease, stamp): (Option<LeaseGuard>, Result<TagStamp, Reason>),
         leader: Option<Leader>,
-    ) {
+    ) -> Freshened {
         match freshened.fate() {
             Fate::Store => {}
-            Fate::Leave => return give_up(lease, leader, false),
+            Fate::Leave => {
+                give_up(lease, leader, false);
+                return freshened;
+            }
             Fate::Evict => {
                 self.context.evict_key(fill_key.target()).await;
-                return give_up(lease, leader, false);
+                give_up(lease, leader, false);
+                return freshened;
             }
         }
-        let stored = match lease {
-            Some(lease) => lease.commit(freshened.record(), Some(freshened.retention())).await,
-            None => CommitResult::Failed,
+        let Some(lease) = lease else {
+            complete_flight(leader, FillOutcome::Uncacheable);
+            return freshened;
         };
+        let tagged = match self.tagged(Ok(freshened.tags().clone()), stamp) {
+            Ok(tagged) => tagged,
+            Err(reason) => {
+                give_up(Some(lease), leader, false);
+                return freshened.unstored(reason);
+            }
+        };
+        let stored = lease.tagged(tagged).commit(freshened.record(), Some(freshened.retention())).await;
         let serves_others = stored == CommitResult::Stored && freshened.is_fresh();
         complete_flight(leader, if serves_others { FillOutcome::Retry } else { FillOutcome::Uncacheable });
+        if stored == CommitResult::Revoked { freshened.unstored(Reason::Evicted) } else { freshened }
+    }
+
+    /// Returns the tag clock before the origin is asked, or the reason for which no response with tags can be stored. Without a
+    /// lease nothing will be stored.
+    pub(super) async fn stamp_of(&self, lease: Option<&LeaseGuard>) -> Result<TagStamp, Reason> {
+        let rule = self.rule();
+        if lease.is_none() || rule.tag_fields.is_empty() {
+            return Err(Reason::Tags);
+        }
+        self.context.stamp(&rule.space, &self.tag_memory, false).await
+    }
+
+    /// Returns the stored form of a response's tags, or `None` if there are none.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason for which a response with tags can't be stored.
+    pub(super) fn tagged(
+        &self,
+        tags: Result<Tags, TagError>,
+        stamp: Result<TagStamp, Reason>,
+    ) -> Result<Option<Tagged>, Reason> {
+        let tags = tags.map_err(|_| Reason::Tags)?;
+        if tags.is_empty() {
+            return Ok(None);
+        }
+        self.tag_memory.record_tags();
+        Ok(Some(Tagged::new(stamp?, &tags)))
     }
 }

@@ -17,10 +17,13 @@ use crate::fill::single_flight::{FillOutcome, Leader};
 use crate::policy::{BodyLength, CommitResult};
 use crate::reason::Reason;
 use crate::store::Abandon;
+use crate::tag::TagStamp;
 
 /// The lease, the followers and the key of a response that is to be stored.
 pub(super) struct PendingCommit {
     pub(super) lease: Option<LeaseGuard>,
+    /// The tag clock before the origin was asked, or the reason for which no response with tags can be stored.
+    pub(super) stamp: Result<TagStamp, Reason>,
     pub(super) leader: Option<Leader>,
     pub(super) fill_key: FillKey,
     /// `true` for the response to a write: if it can't replace what is stored, that is evicted.
@@ -41,6 +44,9 @@ impl SharedCache {
             let mark = admit.mark().clone().unstored();
             return passed::<C>(&mark, parts, body);
         }
+        if let Err(reason) = self.tagged(admit.tags(), work.stamp) {
+            return self.pass_unstored::<C>(reason, &admit, parts, body, work).await;
+        }
         let outcome = admit.mark().passed(parts.status);
         if length == BodyLength::Known(0) && body.is_end_stream() {
             admit.write_to(&mut parts.headers);
@@ -50,12 +56,7 @@ impl SharedCache {
         let (client, collector) = match tee(body, length, admit.max_body(), &self.budget) {
             Ok(split) => split,
             Err(body) => {
-                if work.is_write {
-                    self.context.evict_key(&work.fill_key.primary).await;
-                }
-                give_up(work.lease, work.leader, false);
-                let mark = admit.mark().clone().unstored().because(Reason::Budget);
-                return passed::<C>(&mark, parts, body);
+                return self.pass_unstored::<C>(Reason::Budget, &admit, parts, body, work).await;
             }
         };
         admit.write_to(&mut parts.headers);
@@ -63,6 +64,22 @@ impl SharedCache {
         self.context
             .spawn(async move { cache.collect_and_store(admit, collector, work).await }.in_current_span());
         (Ok(Response::from_parts(parts, client)), outcome)
+    }
+
+    /// Passes on a response that could be stored but for this reason.
+    async fn pass_unstored<C: Call>(
+        &self,
+        reason: Reason,
+        admit: &SharedAdmit,
+        parts: response::Parts,
+        body: C::Body,
+        work: PendingCommit,
+    ) -> CountedReply<C> {
+        if work.is_write {
+            self.context.evict_key(&work.fill_key.primary).await;
+        }
+        give_up(work.lease, work.leader, false);
+        passed::<C>(&admit.mark().clone().unstored().because(reason), parts, body)
     }
 
     async fn collect_and_store<B: Body>(
@@ -93,8 +110,12 @@ impl SharedCache {
     /// Stores a response under its key and notifies the followers. Returns the body as a slice of the record, so that it
     /// isn't held twice.
     async fn store(&self, mut admitted: SharedAdmitted, body: &Bytes, work: PendingCommit) -> Option<Bytes> {
-        let PendingCommit { lease, mut leader, fill_key, is_write } = work;
-        let Some(lease) = lease else {
+        let PendingCommit { lease, stamp, mut leader, fill_key, is_write } = work;
+        // A part that was combined with the stored one may have more tags than the response.
+        let (Some(lease), Ok(tagged)) = (lease, self.tagged(admitted.tags(), stamp)) else {
+            if is_write {
+                self.context.evict_key(&fill_key.primary).await;
+            }
             complete_flight(leader, FillOutcome::Uncacheable);
             return None;
         };
@@ -106,10 +127,10 @@ impl SharedCache {
         let record = admitted.record();
         let within = admitted.body_within(&record, body);
         let stored = match placement {
-            Placement::Target => lease.commit(record, ttl).await,
+            Placement::Target => lease.tagged(tagged).commit(record, ttl).await,
             Placement::NewVariant(secondary, id) => {
                 let kept_for = Some(admitted.variants_retention());
-                match lease.commit(record, ttl).await {
+                match lease.tagged(tagged).commit(record, ttl).await {
                     CommitResult::Stored => {
                         self.context.list_variant(&fill_key.primary, secondary, id, kept_for).await
                     }
@@ -118,13 +139,13 @@ impl SharedCache {
             }
             Placement::FirstVariant(secondary, variants) => {
                 let key = fill_key.primary.variant(secondary);
-                let variant = VariantEntry { key, record, ttl, tagged: None };
+                let variant = VariantEntry { key, record, ttl, tagged };
                 lease.commit_first_variant(variant, &variants, Some(admitted.variants_retention())).await
             }
             Placement::Widened(secondary, variants, instead_of) => {
                 lease.abandon(Abandon::Failed);
                 let key = fill_key.primary.variant(secondary);
-                let variant = VariantEntry { key, record, ttl, tagged: None };
+                let variant = VariantEntry { key, record, ttl, tagged };
                 let kept_for = Some(admitted.variants_retention());
                 self.context.widen(&fill_key.primary, variant, &variants, instead_of, kept_for).await
             }

@@ -14,6 +14,7 @@ use crate::fill::reentry;
 use crate::key::CacheKey;
 use crate::reason::Reason;
 use crate::request::RequestView;
+use crate::tag::stale_since;
 
 impl SharedCache {
     /// Looks up a request under its key, and under the secondary key if the resource varies.
@@ -54,12 +55,12 @@ impl SharedCache {
             return self.read_record(key).await;
         }
         if let Some(bytes) = self.context.store.try_get(key) {
-            return decode(bytes).map(Some);
+            return self.decode(&bytes).map(Some);
         }
         let now = self.context.now();
         let needs = |stored: &StoredResponse, length| lookup.needs(stored, length, request, now);
         match Box::pin(self.context.excerpt(key, StoredResponse::read_beginning, needs)).await? {
-            Excerpt::Whole(found) => found.map(decode).transpose(),
+            Excerpt::Whole(found) => found.map(|bytes| self.decode(&bytes)).transpose(),
             Excerpt::Part(stored, body, length) => {
                 lookup.expect_excerpt(length);
                 Ok(Some(SharedRecord::Response(Box::new(StoredResponse { body, ..stored }))))
@@ -71,11 +72,32 @@ impl SharedCache {
     pub(super) async fn read_record(&self, key: &CacheKey) -> Result<Option<SharedRecord>, Reason> {
         match self.context.store.get(key).await {
             Ok(None) => Ok(None),
-            Ok(Some(bytes)) => decode(bytes).map(Some),
+            Ok(Some(bytes)) => self.decode(&bytes).map(Some),
             Err(error) => {
                 self.context.store_failed("get", key.name(), &error);
                 Err(Reason::Down)
             }
+        }
+    }
+
+    /// Decodes a record. A response that was evicted softly is stale.
+    fn decode(&self, bytes: &Bytes) -> Result<SharedRecord, Reason> {
+        match SharedRecord::decode(bytes) {
+            Some(record) => Ok(record),
+            None => self.decode_stale(bytes).ok_or(Reason::Unreadable),
+        }
+    }
+
+    #[cold]
+    fn decode_stale(&self, bytes: &Bytes) -> Option<SharedRecord> {
+        let (since, value) = stale_since(bytes)?;
+        match SharedRecord::decode(&value)? {
+            SharedRecord::Response(stored) => {
+                let stored = stored.stale_since(since, self.context.now());
+                Some(SharedRecord::Response(Box::new(stored)))
+            }
+            // Each variant is judged by itself.
+            variants @ SharedRecord::Variants(_) => Some(variants),
         }
     }
 }
@@ -112,9 +134,4 @@ impl SharedLookupResult {
             seen => seen,
         }
     }
-}
-
-/// Decodes a record.
-fn decode(bytes: Bytes) -> Result<SharedRecord, Reason> {
-    SharedRecord::decode(&bytes).ok_or(Reason::Unreadable)
 }

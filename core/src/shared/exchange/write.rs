@@ -21,6 +21,7 @@ use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::status::Outcome;
 use crate::store::Intent;
+use crate::tag::TagsToEvict;
 
 impl SharedCache {
     /// Runs a write. Once it has succeeded, what is stored is evicted, or replaced by its response (§4.4). Continues if the
@@ -53,6 +54,7 @@ impl SharedCache {
                 true => cache.context.acquire(&key, Intent::Write, None).await.lease(),
                 false => None,
             };
+            let stamp = cache.stamp_of(lease.as_ref()).await;
             let sent = cache.context.now();
             let reply = match &lease {
                 Some(lease) => lease.renewing(pin!(reentry::run(&cache.context, &key, call))).await,
@@ -69,12 +71,13 @@ impl SharedCache {
             let (mut parts, body) = response.into_parts();
             remove_false_length(&mut parts.headers);
             let length = length_of(&parts.headers, &body);
+            cache.evict_groups(write.groups_to_evict(&parts)).await;
             let counted = match write.on_response(&parts, length, sent, cache.context.now()) {
                 // One response can't replace all variants.
                 SharedOnResponse::Admit(admit) if lease.is_some() && !cache.varies(&key).await => {
                     cache.context.evict(&targets[1..]).await;
                     let fill_key = FillKey { primary: key.clone(), variant: None };
-                    let work = PendingCommit { lease, leader: None, fill_key, is_write: true };
+                    let work = PendingCommit { lease, stamp, leader: None, fill_key, is_write: true };
                     cache.keep::<C>(admit, parts, body, length, work).await
                 }
                 SharedOnResponse::Admit(admit) => {
@@ -100,6 +103,17 @@ impl SharedCache {
             counted
         });
         self.context.run_write(&evicted, work).await
+    }
+
+    /// Evicts the groups that the response to a write names. An eviction that is cut off here continues in the background.
+    async fn evict_groups(&self, groups: TagsToEvict) {
+        if groups.sets().is_empty() {
+            return;
+        }
+        let targets = [Target::Tags(self.rule().space.clone(), Arc::new(groups))];
+        let unfinished = EvictOnDrop::new(&self.context, &targets);
+        self.context.evict(&targets).await;
+        unfinished.disarm();
     }
 
     async fn varies(&self, key: &CacheKey) -> bool {
