@@ -47,6 +47,8 @@ pub(crate) mod tag_rule;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+#[cfg(feature = "runtime")]
+use bytes::Bytes;
 use http::Method;
 use http::header::HeaderName;
 
@@ -58,6 +60,8 @@ use crate::policy::rule::{Audience, Kind, Principal, PrincipalSecret, Rule};
 use crate::policy::stale_responses::StaleUse;
 use crate::provenance::{self, Provenance};
 use crate::reason::Reason;
+#[cfg(feature = "runtime")]
+use crate::record::template::HeadUse;
 use crate::record::variants::Variants;
 use crate::record::{Entry, Record};
 use crate::request::{RequestFields, RequestView};
@@ -324,11 +328,24 @@ impl Lookup {
         self.is_head || self.is_conditional || self.is_range
     }
 
+    /// Decodes a record, as far as an answer to this request needs it.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn decode(&self, bytes: &Bytes) -> Option<Record> {
+        // The rules about ranges and about CORS read the fields.
+        if self.is_range || self.is_cross_origin {
+            return Record::decode(bytes);
+        }
+        let answer = if self.is_conditional { HeadUse::MaybeNotModified } else { HeadUse::Response };
+        Record::decode_for(bytes, answer, &*self.rule)
+    }
+
     /// Returns the part of the body that the response needs, if the body is `length` bytes long. The entry's own body
     /// isn't read.
     #[cfg(feature = "runtime")]
     pub(crate) fn needs(&self, entry: &Entry, length: u64, request: &RequestView<'_>) -> Needs {
-        if self.is_head || (self.is_conditional && is_not_modified(request.headers, entry)) {
+        if self.is_head
+            || (self.is_conditional && is_not_modified(request.headers, entry, &self.rule.templates))
+        {
             return Needs::Nothing;
         }
         if !self.is_range {
@@ -385,7 +402,8 @@ impl Lookup {
         }
         let age = entry.age(now);
         let refusal = why_not_usable(&self.directives, &entry, age);
-        let not_modified = self.is_conditional && is_not_modified(request.headers, &entry);
+        let not_modified =
+            self.is_conditional && is_not_modified(request.headers, &entry, &self.rule.templates);
         let is_head = self.is_head;
         let length = self.length.unwrap_or(entry.body.len() as u64);
         let selection = if self.is_range && !not_modified {
@@ -403,7 +421,7 @@ impl Lookup {
             selection,
             collapsed: false,
         };
-        let answer = if not_modified { Decision::NotModified } else { Decision::Hit };
+        let answer = |hit| if not_modified { Decision::NotModified(hit) } else { Decision::Hit(hit) };
         let stale_use = refusal
             .filter(|reason| *reason == Reason::Expired)
             .and_then(|_| StaleUse::of(&self.rule, &self.directives, &entry, age));
@@ -519,6 +537,12 @@ pub struct Select {
 }
 
 impl Select {
+    /// Returns the lookup of the variant.
+    #[cfg(feature = "runtime")]
+    pub(crate) const fn lookup(&self) -> &Lookup {
+        &self.lookup
+    }
+
     /// Returns the lookup of the variant.
     #[cfg(feature = "runtime")]
     pub(crate) const fn lookup_mut(&mut self) -> &mut Lookup {

@@ -18,6 +18,7 @@
 //! The body comes last, so that the body and the field values are slices of the store's buffer.
 
 pub(crate) mod shared;
+pub(crate) mod template;
 pub(crate) mod variants;
 
 use std::ops::Range;
@@ -29,6 +30,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::headers::vary::USUAL_CREDENTIALS;
 use crate::provenance::Provenance;
+#[cfg(feature = "runtime")]
+use template::{HeadUse, ResponseFields};
+use template::{RecordHead, TemplatedHead};
 use variants::Variants;
 
 /// The version of values and of shared caches' records.
@@ -83,6 +87,11 @@ pub struct Entry {
     pub for_origin: bool,
     /// `true` if its `Vary` names `Authorization` and `Cookie`, as on an undeclared route.
     pub tells_credentials: bool,
+    /// `true` if `headers` hold the fields that a response has besides the stored ones, after these: see
+    /// [`ResponseFields`](template::ResponseFields). Only [`Record::decode_for`] makes such an entry, for a lookup.
+    pub(crate) is_response: bool,
+    /// The stored fields, in place of `headers`, if the response may become a 304. Only [`Record::decode_for`] makes such an entry.
+    pub(crate) templated: Option<TemplatedHead>,
 }
 
 impl Entry {
@@ -101,6 +110,8 @@ impl Entry {
             proxy_revalidate: false,
             for_origin: false,
             tells_credentials: false,
+            is_response: false,
+            templated: None,
         }
     }
 
@@ -199,10 +210,23 @@ impl Record {
     #[must_use]
     pub fn decode(bytes: &Bytes) -> Option<Self> {
         match bytes.get(..2)? {
-            [ROUTE_VERSION, RESPONSE] => decode_response(bytes).map(Self::Response),
+            [ROUTE_VERSION, RESPONSE] => {
+                read_response(bytes, bytes.len(), decode_head).map(|(entry, _)| Self::Response(entry))
+            }
             [ROUTE_VERSION, VARIANTS] => decode_variants(bytes).map(Self::Variants),
             _ => None,
         }
+    }
+
+    /// Decodes a record as [`decode`](Self::decode) does, for a response of this route. A head that has the form of a template is
+    /// decoded for this use.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn decode_for(bytes: &Bytes, answer: HeadUse, route: &impl ResponseFields) -> Option<Self> {
+        if !bytes.starts_with(&[ROUTE_VERSION, RESPONSE]) {
+            return Self::decode(bytes);
+        }
+        let read_head = |bytes: &Bytes, place| route.templates().read(bytes, place, answer, route);
+        read_response(bytes, bytes.len(), read_head).map(|(entry, _)| Self::Response(entry))
     }
 }
 
@@ -249,36 +273,46 @@ pub(crate) fn decode_value(coder: u8, bytes: &Bytes) -> Option<Bytes> {
 /// or is cut before the body.
 #[cfg(feature = "runtime")]
 pub(crate) fn read_beginning(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
-    bytes.starts_with(&[ROUTE_VERSION, RESPONSE]).then(|| read_response(bytes, length))?
+    bytes.starts_with(&[ROUTE_VERSION, RESPONSE]).then(|| read_response(bytes, length, decode_head))?
 }
 
-fn decode_response(bytes: &Bytes) -> Option<Entry> {
-    read_response(bytes, bytes.len()).map(|(entry, _)| entry)
+fn decode_head(bytes: &Bytes, place: Range<usize>) -> Option<RecordHead> {
+    read_head(bytes, place).map(RecordHead::Stored)
 }
 
-fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
-    let mut fixed = Reader { rest: bytes.get(2..)? };
-    let status = StatusCode::from_u16(fixed.u16()?).ok()?;
-    let [flags] = fixed.array()?;
+#[inline]
+fn read_response(
+    bytes: &Bytes,
+    length: usize,
+    read_head: impl FnOnce(&Bytes, Range<usize>) -> Option<RecordHead>,
+) -> Option<(Entry, usize)> {
+    let fixed = bytes.first_chunk()?;
+    let status = StatusCode::from_u16(u16::from_be_bytes(part(fixed, 2))).ok()?;
+    let [flags] = part(fixed, 4);
     if flags
         & !(MUST_REVALIDATE | IS_CANONICAL | IS_CHOSEN | PROXY_REVALIDATE | FOR_ORIGIN | TELLS_CREDENTIALS)
         != 0
     {
         return None;
     }
-    let stored_at = from_millis(fixed.u64()?)?;
-    let ttl = match fixed.u64()? {
+    let number = |at| u64::from_be_bytes(part(fixed, at));
+    let stored_at = from_millis(number(5))?;
+    let ttl = match number(13) {
         0 => None,
         millis => Some(Duration::from_millis(millis)),
     };
-    let variant = fixed.u64()?;
-    let provenance = provenance_of(flags, fixed.u64()?);
-    let body_at = RESPONSE_FIXED.checked_add(fixed.u32()? as usize)?;
-    let body_len = usize::try_from(fixed.u64()?).ok()?;
+    let variant = number(21);
+    let provenance = provenance_of(flags, number(29));
+    let body_at = RESPONSE_FIXED.checked_add(u32::from_be_bytes(part(fixed, 37)) as usize)?;
+    let body_len = usize::try_from(number(41)).ok()?;
     if length != body_at.checked_add(body_len)? || bytes.len() < body_at {
         return None;
     }
-    let headers = read_head(bytes, RESPONSE_FIXED..body_at)?;
+    let (headers, is_response, templated) = match read_head(bytes, RESPONSE_FIXED..body_at)? {
+        RecordHead::Stored(headers) => (headers, false, None),
+        RecordHead::Response(headers) => (headers, true, None),
+        RecordHead::Templated(head) => (HeaderMap::new(), false, Some(head)),
+    };
     let body = bytes.slice(body_at..);
     let is_set = |flag| flags & flag != 0;
     let entry = Entry {
@@ -293,8 +327,16 @@ fn read_response(bytes: &Bytes, length: usize) -> Option<(Entry, usize)> {
         proxy_revalidate: is_set(PROXY_REVALIDATE),
         for_origin: is_set(FOR_ORIGIN),
         tells_credentials: is_set(TELLS_CREDENTIALS),
+        is_response,
+        templated,
     };
     Some((entry, body_at))
+}
+
+/// Returns the bytes of a number in the part of a record before its head.
+#[inline]
+fn part<const N: usize>(fixed: &[u8; RESPONSE_FIXED], at: usize) -> [u8; N] {
+    std::array::from_fn(|index| fixed[at + index])
 }
 
 const fn flag(flag: u8, is_set: bool) -> u8 {
@@ -467,6 +509,8 @@ mod tests {
                 proxy_revalidate: flags[3],
                 for_origin: flags[4],
                 tells_credentials: flags[5],
+                is_response: false,
+                templated: None,
             })
     }
 
@@ -483,6 +527,8 @@ mod tests {
             proxy_revalidate: false,
             for_origin: false,
             tells_credentials: false,
+            is_response: false,
+            templated: None,
         }
     }
 

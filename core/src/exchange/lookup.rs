@@ -91,7 +91,8 @@ impl Route {
             return Err(LookupStep::Entry(lookup, key));
         };
         self.miss_predictor.record_hit();
-        let select = match lookup.on_entry(self.context.decode(Some(bytes)), &request, self.context.now()) {
+        let found = self.context.decode_for(&lookup, &bytes);
+        let select = match lookup.on_entry(found, &request, self.context.now()) {
             OnEntry::Decided(decision) => return Ok(LookupResult::of(decision, key, None, span)),
             OnEntry::Select(select) => select,
         };
@@ -99,7 +100,8 @@ impl Route {
         let Some(bytes) = self.context.store.try_get(&variant) else {
             return Err(LookupStep::Variant(select, FillKey { primary: key, variant: Some(variant) }));
         };
-        let decision = select.on_entry(self.context.decode(Some(bytes)), &request, self.context.now());
+        let found = self.context.decode_for(select.lookup(), &bytes);
+        let decision = select.on_entry(found, &request, self.context.now());
         Ok(LookupResult::of(decision, key, Some(variant), span))
     }
 
@@ -159,7 +161,7 @@ impl Route {
         span: &Span,
     ) -> LookupResult {
         let found = match self.context.store.try_get(key.target()) {
-            Some(bytes) => self.context.decode(Some(bytes)),
+            Some(bytes) => self.context.decode_for(select.lookup(), &bytes),
             None => span.around(self.fetch_for(select.lookup_mut(), key.target(), &request)).await,
         };
         let decision = select.on_entry(found, &request, self.context.now());
@@ -201,7 +203,8 @@ impl Route {
         if lookup.may_need_less() {
             let needs = |entry: &Entry, length| lookup.needs(entry, length, request);
             match Box::pin(self.context.excerpt(key, record::read_beginning, needs)).await? {
-                Excerpt::Whole(found) => return self.context.decode(found),
+                Excerpt::Whole(Some(bytes)) => return self.context.decode_for(lookup, &bytes),
+                Excerpt::Whole(None) => return Ok(None),
                 Excerpt::Part(entry, body, length) => {
                     lookup.expect_excerpt(length);
                     return Ok(Some(Record::Response(Entry { body, ..entry })));
@@ -209,7 +212,10 @@ impl Route {
                 Excerpt::TooLittle => {}
             }
         }
-        self.fetch(key).await.and_then(|found| self.context.decode(found))
+        match self.fetch(key).await? {
+            Some(bytes) => self.context.decode_for(lookup, &bytes),
+            None => Ok(None),
+        }
     }
 
     /// Returns the key of a request, or `None` if the key builder returned none.
@@ -251,6 +257,14 @@ impl CacheContext {
         match Record::decode(&bytes) {
             Some(record) => Ok(Some(record)),
             None => self.decode_stale(&bytes),
+        }
+    }
+
+    /// Decodes a record as [`decode`](Self::decode) does, as far as the answer to a lookup needs it.
+    fn decode_for(&self, lookup: &Lookup, bytes: &Bytes) -> Result<Option<Record>, Reason> {
+        match lookup.decode(bytes) {
+            Some(record) => Ok(Some(record)),
+            None => self.decode_stale(bytes),
         }
     }
 

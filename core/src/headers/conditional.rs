@@ -47,32 +47,43 @@ impl Validators {
     /// whose year has two digits.
     #[must_use]
     pub fn match_response(&self, response: &HeaderMap, now: SystemTime) -> bool {
-        not_modified(self.none_match.iter(), || self.modified_since.as_ref(), response, now)
+        let (etag, last_modified) = (|| response.get(ETAG), || the_only(response, &LAST_MODIFIED));
+        not_modified(self.none_match.iter(), || self.modified_since.as_ref(), etag, last_modified, now)
     }
 }
 
 /// Returns `true` if the validators of a request match a response.
 pub(crate) fn request_matches(request: &HeaderMap, response: &HeaderMap, now: SystemTime) -> bool {
+    request_matches_validators(request, || response.get(ETAG), || the_only(response, &LAST_MODIFIED), now)
+}
+
+/// Returns `true` if the validators of a request match those of a response.
+pub(crate) fn request_matches_validators<'a>(
+    request: &HeaderMap,
+    etag: impl FnOnce() -> Option<&'a HeaderValue>,
+    last_modified: impl FnOnce() -> Option<&'a HeaderValue>,
+    now: SystemTime,
+) -> bool {
     let modified_since = || the_only(request, &IF_MODIFIED_SINCE);
-    not_modified(request.get_all(IF_NONE_MATCH).iter(), modified_since, response, now)
+    not_modified(request.get_all(IF_NONE_MATCH).iter(), modified_since, etag, last_modified, now)
 }
 
 /// `If-None-Match` decides if it is present; `If-Modified-Since` applies only without it (RFC 9110 §13.2.2), and only if
 /// there is one (§13.1.3).
-fn not_modified<'a>(
+fn not_modified<'a, 'b>(
     none_match: impl Iterator<Item = &'a HeaderValue>,
     modified_since: impl FnOnce() -> Option<&'a HeaderValue>,
-    response: &HeaderMap,
+    etag: impl FnOnce() -> Option<&'b HeaderValue>,
+    last_modified: impl FnOnce() -> Option<&'b HeaderValue>,
     now: SystemTime,
 ) -> bool {
     let mut none_match = none_match.peekable();
     if none_match.peek().is_some() {
-        let etag = response.get(ETAG).map(HeaderValue::as_bytes);
+        let etag = etag().map(HeaderValue::as_bytes);
         return none_match.any(|field| matches(field.as_bytes(), etag).unwrap_or(false));
     }
-    let date = |value| http_date(value, now);
-    let Some(since) = modified_since().and_then(date) else { return false };
-    the_only(response, &LAST_MODIFIED).and_then(date).is_some_and(|modified| modified <= since)
+    let Some(since) = modified_since().and_then(|value| http_date(value, now)) else { return false };
+    last_modified().and_then(|value| http_date(value, now)).is_some_and(|modified| modified <= since)
 }
 
 /// Compares `If-None-Match` with an entity tag, weakly (RFC 9110 §13.1.2 and §8.8.3.2). `*` matches any stored response. Returns

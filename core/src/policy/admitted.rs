@@ -14,9 +14,7 @@ use crate::headers::conditional::Validators;
 use crate::headers::hop_by_hop::{end_to_end, remove_if};
 use crate::headers::range::Selection;
 use crate::policy::cache_status::{CacheStatus, WrittenThrough};
-use crate::policy::hit::{
-    Revalidation, cache_control, into_not_modified, into_selected, no_cache, selection,
-};
+use crate::policy::hit::{Revalidation, cache_control, make_not_modified, no_cache, select, selection};
 use crate::policy::rule::{Kind, Rule};
 use crate::reason::Reason;
 use crate::record::variants::Placement;
@@ -130,12 +128,13 @@ impl Admitted {
             // The handler's `Content-Length` is that of the whole body.
             parts.headers.remove(CONTENT_LENGTH);
         }
-        let response = Response::from_parts(parts, entry.body);
+        let mut response = Response::from_parts(parts, entry.body);
         if not_modified {
-            into_not_modified(response, &rule)
+            make_not_modified(&mut response, &rule);
         } else {
-            into_selected(response, selection, length, &rule)
+            select(&mut response, selection, length, &rule);
         }
+        response
     }
 }
 

@@ -26,15 +26,12 @@ pub struct CacheStatus {
     pub(super) rule: Arc<Rule>,
     word: StatusWord,
     pub(super) reason: Option<Reason>,
-    /// The remaining freshness lifetime in seconds; negative once it is over (RFC 9211 §2.3).
-    pub(super) ttl: Option<i64>,
     pub(super) stored: bool,
-    pub(super) collapsed: bool,
 }
 
 impl CacheStatus {
     const fn new(rule: Arc<Rule>, word: StatusWord, reason: Option<Reason>) -> Self {
-        Self { rule, word, reason, ttl: None, stored: false, collapsed: false }
+        Self { rule, word, reason, stored: false }
     }
 
     pub(super) fn bypass(rule: &Arc<Rule>, reason: Reason) -> Self {
@@ -48,12 +45,6 @@ impl CacheStatus {
 
     pub(super) fn miss(rule: &Arc<Rule>, reason: Reason) -> Self {
         Self::new(Arc::clone(rule), StatusWord::Miss, Some(reason))
-    }
-
-    pub(super) fn hit(rule: Arc<Rule>, remaining: Option<Duration>, staleness: Duration) -> Self {
-        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-        let ttl = remaining.map(|remaining| seconds(remaining).saturating_sub(seconds(staleness)));
-        Self { ttl, ..Self::new(rule, StatusWord::Hit, None) }
     }
 
     /// Returns the reason.
@@ -101,10 +92,7 @@ impl CacheStatus {
                     | Reason::SetCookie
             )
         );
-        // The stored response of a hit already has these fields.
-        if self.word != StatusWord::Hit {
-            self.rule.add_vary(headers);
-        }
+        self.rule.add_vary(headers);
         // The response to an eviction isn't stored, and a write-through around it may store its handler's response.
         if matches!(self.rule.kind, Kind::EvictKey | Kind::EvictGroup | Kind::EvictTags) {
             return;
@@ -134,32 +122,40 @@ impl CacheStatus {
     /// RFC 9211 §2.
     pub(super) fn field_value(&self) -> HeaderValue {
         let mut text = String::from("Larder");
-        match self.reason {
-            // RFC 9211 §2.6: the request was held back for another one that was forwarded.
-            None if self.collapsed => text.push_str("; fwd=miss; collapsed"),
-            None => {
-                text.push_str("; hit");
-                if let Some(ttl) = self.ttl {
-                    text.push_str(&format!("; ttl={ttl}"));
-                }
+        if let Some(reason) = self.reason {
+            let forward = match reason {
+                Reason::Absent => "uri-miss",
+                Reason::Variant => "vary-miss",
+                Reason::NoCache | Reason::MaxAge | Reason::MinFresh => "request",
+                Reason::Expired => "stale",
+                Reason::Method => "method",
+                _ if self.word == StatusWord::Bypass => "bypass",
+                _ => "miss",
+            };
+            text.push_str(&format!("; fwd={forward}"));
+            if self.stored {
+                text.push_str("; stored");
             }
-            Some(reason) => {
-                let forward = match reason {
-                    Reason::Absent => "uri-miss",
-                    Reason::Variant => "vary-miss",
-                    Reason::NoCache | Reason::MaxAge | Reason::MinFresh => "request",
-                    Reason::Expired => "stale",
-                    Reason::Method => "method",
-                    _ if self.word == StatusWord::Bypass => "bypass",
-                    _ => "miss",
-                };
-                text.push_str(&format!("; fwd={forward}"));
-                if self.stored {
-                    text.push_str("; stored");
-                }
-                text.push_str(&format!("; detail={reason}"));
-            }
+            text.push_str(&format!("; detail={reason}"));
         }
         HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Larder"))
     }
+}
+
+/// Returns the `Cache-Status` of a response made from a stored one (RFC 9211 §2).
+pub(super) fn status_of_hit(
+    remaining: Option<Duration>,
+    staleness: Duration,
+    is_collapsed: bool,
+) -> HeaderValue {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    // Negative once the freshness lifetime is over (§2.3).
+    let ttl = remaining.map(|remaining| seconds(remaining).saturating_sub(seconds(staleness)));
+    let text = match ttl {
+        // §2.6: the request was held back for another one that was forwarded.
+        _ if is_collapsed => "Larder; fwd=miss; collapsed".to_owned(),
+        Some(ttl) => format!("Larder; hit; ttl={ttl}"),
+        None => "Larder; hit".to_owned(),
+    };
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("Larder"))
 }

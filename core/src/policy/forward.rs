@@ -135,7 +135,7 @@ impl Forward {
         {
             return Err(self);
         }
-        let (is_head, not_modified) = (self.is_head, is_not_modified(request, &entry));
+        let (is_head, not_modified) = (self.is_head, is_not_modified(request, &entry, &self.rule.templates));
         let length = entry.body.len() as u64;
         let selection = if self.is_range && !not_modified {
             selection(request, &entry, length)
@@ -458,6 +458,8 @@ impl Admit {
             provenance,
             for_origin: forward.is_cross_origin,
             tells_credentials: matches!(rule.audience, Audience::Undeclared),
+            is_response: false,
+            templated: None,
         };
         let validators =
             if forward.is_conditional { Validators::of(&request) } else { Validators::default() };

@@ -10,10 +10,12 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use crate::headers::hop_by_hop::only;
 use crate::headers::range::{self, Selection};
-use crate::policy::cache_status::CacheStatus;
+use crate::policy::cache_status::{CACHE_STATUS, CacheStatus, status_of_hit};
 use crate::policy::rule::{Audience, Rule};
+use crate::policy::status_header::StatusWord;
 use crate::reason::Reason;
 use crate::record::Entry;
+use crate::record::template::{HeadTemplates, ResponseFields};
 
 /// Returns the part of a stored response that the request selects. `length` is the length of its body. Only a 200 is
 /// cut (RFC 9110 §14.2), and only if its handler doesn't refuse ranges (§14.3).
@@ -41,6 +43,21 @@ pub struct Hit {
     pub(super) is_head: bool,
     pub(super) selection: Selection,
     pub(super) collapsed: bool,
+}
+
+impl ResponseFields for Rule {
+    fn templates(&self) -> &HeadTemplates {
+        &self.templates
+    }
+
+    fn added(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let status = self.status_header.clone().map(|name| (name, StatusWord::Hit.value()));
+        [(CACHE_CONTROL, const { HeaderValue::from_static("") })].into_iter().chain(status)
+    }
+
+    fn is_for_not_modified(&self, name: &HeaderName, has_etag: bool) -> bool {
+        is_for_not_modified(name, has_etag, self)
+    }
 }
 
 impl Hit {
@@ -71,16 +88,39 @@ impl Hit {
         // The client must not use a stale response for as long again.
         let stale_too = !entry.forbids_stale() && !entry.is_expired_at(age);
         let revalidation = Revalidation::of(&entry);
-        let mut headers = entry.headers;
+        let control = cache_control(&rule, remaining, stale_too, revalidation);
+        let is_templated = entry.templated.is_some();
+        let mut headers = match entry.templated {
+            Some(head) if not_modified => rule.templates.not_modified(head, control),
+            Some(head) => rule.templates.response(head, control),
+            None => {
+                let mut headers = entry.headers;
+                // `Cache-Control` is the first of the added fields.
+                let added = 1 + usize::from(rule.status_header.is_some());
+                let at = headers.len().saturating_sub(added);
+                match headers.values_mut().nth(at).filter(|_| entry.is_response) {
+                    Some(value) => *value = control,
+                    None => {
+                        headers.insert(CACHE_CONTROL, control);
+                        if let Some(name) = &rule.status_header {
+                            headers.insert(name, StatusWord::Hit.value());
+                        }
+                    }
+                }
+                headers
+            }
+        };
         // Another deployment may have stored the response under another rule, without these fields.
         let tells_all = entry.tells_credentials && rule.credential_fields.is_empty();
         if !(tells_all || matches!(rule.audience, Audience::Public)) {
             rule.add_vary(&mut headers);
         }
-        headers.insert(CACHE_CONTROL, cache_control(&rule, remaining, stale_too, revalidation));
-        let mut cache_status = CacheStatus::hit(rule, remaining, staleness);
-        cache_status.collapsed = collapsed;
-        cache_status.write_to(&mut headers);
+        if rule.cache_status {
+            headers.append(CACHE_STATUS, status_of_hit(remaining, staleness, collapsed));
+        }
+        if not_modified && is_templated {
+            return not_modified_response(headers);
+        }
 
         let mut body = entry.body;
         if is_head && !not_modified {
@@ -94,21 +134,17 @@ impl Hit {
         *response.status_mut() = entry.status;
         *response.headers_mut() = headers;
         if not_modified {
-            into_not_modified(response, &cache_status.rule)
+            make_not_modified(&mut response, &rule);
         } else {
-            into_selected(response, selection, length, &cache_status.rule)
+            select(&mut response, selection, length, &rule);
         }
+        response
     }
 }
 
-/// Returns the part of a response that a request selects: a 206 or 416 if it asks for a part. The whole body is
-/// `length` bytes long; a shorter body is that part.
-pub(super) fn into_selected(
-    mut response: Response<Bytes>,
-    selection: Selection,
-    length: u64,
-    rule: &Rule,
-) -> Response<Bytes> {
+/// Makes the part of a response that a request selects: a 206 or 416 if it asks for a part. The whole body is `length`
+/// bytes long; a shorter body is that part.
+pub(super) fn select(response: &mut Response<Bytes>, selection: Selection, length: u64, rule: &Rule) {
     match selection {
         Selection::Whole => {}
         Selection::Part(part) => {
@@ -129,15 +165,18 @@ pub(super) fn into_selected(
             *response.body_mut() = Bytes::new();
         }
     }
-    response
 }
 
 /// Makes a 304, which carries the fields of the 200 about freshness and validators, and those by which other caches know its tags,
 /// and no others (RFC 9110 §15.4.5).
-pub(super) fn into_not_modified(response: Response<Bytes>, rule: &Rule) -> Response<Bytes> {
-    let stored = response.into_parts().0.headers;
+pub(super) fn make_not_modified(response: &mut Response<Bytes>, rule: &Rule) {
+    let stored = std::mem::take(response.headers_mut());
     let has_etag = stored.contains_key(ETAG);
-    let headers = only(stored, |name| is_for_not_modified(name, has_etag, rule));
+    *response = not_modified_response(only(stored, |name| is_for_not_modified(name, has_etag, rule)));
+}
+
+/// Returns a 304 with these fields.
+fn not_modified_response(headers: HeaderMap) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     *response.headers_mut() = headers;
@@ -269,4 +308,151 @@ pub(super) fn cache_control(
 /// Returns the `Cache-Control` that allows storing, with validation before each use.
 pub(super) fn no_cache(rule: &Rule) -> HeaderValue {
     HeaderValue::from_static(if rule.audience.is_private() { "private, no-cache" } else { "no-cache" })
+}
+
+#[cfg(test)]
+#[cfg(feature = "runtime")]
+mod tests {
+    use std::time::SystemTime;
+
+    use http::{Method, Request};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::KeySpace;
+    use crate::policy::rule::Kind;
+    use crate::policy::{CachePolicy, Decision, Lookup, OnEntry, OnRequest};
+    use crate::record::Record;
+    use crate::request::RequestView;
+
+    const REQUESTS: [&[(&str, &str)]; 8] = [
+        &[],
+        &[("if-none-match", "W/\"a\"")],
+        &[("if-none-match", "*")],
+        &[("if-modified-since", "Sun, 06 Nov 1994 08:49:37 GMT")],
+        &[("if-none-match", "\"b\""), ("if-modified-since", "Sun, 06 Nov 1994 08:49:37 GMT")],
+        &[("range", "bytes=1-2")],
+        &[("origin", "https://a.example")],
+        &[("range", "bytes=900-"), ("if-none-match", "\"b\"")],
+    ];
+
+    /// Fields that stored responses have, also several of one name.
+    fn fields() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+        let field = prop::sample::select(vec![
+            ("accept-ranges", "bytes"),
+            ("content-type", "application/json"),
+            ("content-type", "text/html; charset=utf-8"),
+            ("content-encoding", "gzip"),
+            ("content-location", "/a"),
+            ("etag", "W/\"a\""),
+            ("etag", "\"b\""),
+            ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            ("last-modified", "gzip"),
+            ("link", "</a>; rel=next"),
+            ("link", "</b>; rel=prev"),
+            ("vary", "Authorization, Cookie"),
+            ("vary", "Accept-Language"),
+            ("x-a", ""),
+            ("x-b", "*"),
+            ("access-control-allow-origin", "*"),
+        ]);
+        prop::collection::vec(field, 0..8)
+    }
+
+    fn policy(change: impl FnOnce(&mut Rule)) -> CachePolicy {
+        let mut rule = Rule::new(Kind::Read, KeySpace::new("p", None).unwrap());
+        rule.ttl = Some(Duration::from_secs(60));
+        change(&mut rule);
+        CachePolicy::new(Arc::new(rule))
+    }
+
+    /// The status, the fields and the body of a response.
+    type Answer = (StatusCode, Vec<(HeaderName, HeaderValue)>, Bytes);
+
+    /// Returns the response to a request after this lookup of a record.
+    fn answer(
+        policy: &CachePolicy,
+        request: &Request<()>,
+        decode: impl FnOnce(&Lookup) -> Option<Record>,
+        now: SystemTime,
+    ) -> Option<Answer> {
+        let view = RequestView::from(request);
+        let OnRequest::Lookup(lookup) = policy.on_request(&view) else { panic!("not a lookup") };
+        let record = decode(&lookup)?;
+        let OnEntry::Decided(Decision::Hit(hit) | Decision::NotModified(hit)) =
+            lookup.on_entry(Ok(Some(record)), &view, now)
+        else {
+            return None;
+        };
+        let (parts, body) = hit.into_response().into_parts();
+        let mut fields: Vec<_> =
+            parts.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        // Of several values of a name, the order is kept.
+        fields.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
+        Some((parts.status, fields, body))
+    }
+
+    proptest! {
+        #[test]
+        fn templates_change_no_response(
+            records in prop::collection::vec((fields(), any::<bool>(), 0..3usize), 1..8),
+            cache_status in any::<bool>(),
+            status_header in any::<bool>(),
+            damage in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        ) {
+            let policy = policy(|rule| {
+                rule.cache_status = cache_status;
+                if !status_header {
+                    rule.status_header = None;
+                }
+            });
+            let stored_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+            for (fields, tells_credentials, length) in records {
+                let headers = fields
+                    .into_iter()
+                    .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+                    .collect();
+                let mut entry = Entry::new(StatusCode::OK, headers, vec![7; length].into(), stored_at);
+                entry.tells_credentials = tells_credentials;
+                entry.provenance.is_canonical = true;
+                let mut bytes = entry.encode().to_vec();
+                // Twice whole, so that the second time there is a template.
+                for is_damaged in [false, false, true] {
+                    if let (true, Some((at, byte))) = (is_damaged, damage) {
+                        let at = at.index(bytes.len());
+                        bytes[at] = byte;
+                    }
+                    let bytes = Bytes::from(bytes.clone());
+                    for (method, fields) in REQUESTS.into_iter().flat_map(|f| [(Method::GET, f), (Method::HEAD, f)]) {
+                        let mut request = Request::get("/a").body(()).unwrap();
+                        *request.method_mut() = method;
+                        for (name, value) in fields {
+                            request.headers_mut().insert(*name, HeaderValue::from_static(value));
+                        }
+                        let now = stored_at + Duration::from_secs(1);
+                        let templated = answer(&policy, &request, |lookup| lookup.decode(&bytes), now);
+                        let plain = answer(&policy, &request, |_| Record::decode(&bytes), now);
+                        prop_assert_eq!(templated, plain, "{:?}", fields);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn second_record_of_a_form_is_read_with_its_template() {
+        let policy = policy(|_| {});
+        let mut request = Request::get("/a").body(()).unwrap();
+        let read = |request: &Request<()>, etag| {
+            let headers = [(ETAG, HeaderValue::from_static(etag))].into_iter().collect();
+            let record = Entry::new(StatusCode::OK, headers, Bytes::new(), SystemTime::UNIX_EPOCH).encode();
+            let OnRequest::Lookup(lookup) = policy.on_request(&RequestView::from(request)) else { panic!() };
+            let Some(Record::Response(entry)) = lookup.decode(&record) else { panic!() };
+            (entry.is_response, entry.templated.is_some())
+        };
+        assert_eq!(read(&request, "\"a\""), (false, false), "it becomes the template");
+        assert_eq!(read(&request, "\"bc\""), (true, false));
+        request.headers_mut().insert("if-none-match", HeaderValue::from_static("\"a\""));
+        assert_eq!(read(&request, "\"d\""), (false, true));
+    }
 }

@@ -12,6 +12,7 @@ use crate::headers::vary::{USUAL_CREDENTIALS, add_vary};
 use crate::key::{self, CacheKey, KeySpace, Params};
 use crate::policy::status_header::DEFAULT_STATUS_HEADER;
 use crate::policy::tag_rule::TagRule;
+use crate::record::template::HeadTemplates;
 use crate::request::RequestView;
 use crate::tag::EvictionMode;
 #[cfg(feature = "runtime")]
@@ -67,6 +68,8 @@ pub struct Rule {
     pub tags: TagRule,
     /// The effect of an evicting route on the entries.
     pub eviction: EvictionMode,
+    /// The forms of the records that answer the route's requests.
+    pub(crate) templates: HeadTemplates,
 }
 
 /// The effect of a route on the cache.
@@ -212,6 +215,7 @@ impl Rule {
             cache_status: false,
             tags: TagRule::default(),
             eviction: EvictionMode::Hard,
+            templates: HeadTemplates::default(),
         }
     }
 

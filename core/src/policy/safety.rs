@@ -11,11 +11,12 @@ use http::header::{
 use http::{HeaderMap, Method, StatusCode, response};
 
 use crate::headers::cache_control::{RequestDirectives, ResponseDirectives};
-use crate::headers::conditional::request_matches;
+use crate::headers::conditional::{request_matches, request_matches_validators};
 use crate::policy::rule::{Audience, Rule};
 use crate::provenance;
 use crate::reason::Reason;
 use crate::record::Entry;
+use crate::record::template::HeadTemplates;
 use crate::record::variants::Variants;
 use crate::request::{RequestFields, RequestView};
 
@@ -107,8 +108,15 @@ pub(super) fn may_lack_cors(entry: &Entry, variants: Option<&Variants>) -> bool 
 
 /// Returns `true` if the client already has this response. Preconditions apply only to responses that would be a
 /// success without them (RFC 9110 §13.2.1): after a 304 for a stored 404, the client would use its old copy again.
-pub(super) fn is_not_modified(request: &HeaderMap, entry: &Entry) -> bool {
-    entry.status.is_success() && request_matches(request, &entry.headers, entry.stored_at)
+pub(super) fn is_not_modified(request: &HeaderMap, entry: &Entry, templates: &HeadTemplates) -> bool {
+    entry.status.is_success()
+        && match &entry.templated {
+            None => request_matches(request, &entry.headers, entry.stored_at),
+            Some(head) => {
+                let (etag, last_modified) = (|| templates.etag(head), || templates.last_modified(head));
+                request_matches_validators(request, etag, last_modified, entry.stored_at)
+            }
+        }
 }
 
 /// Returns `true` if a stale response may replace an error with this status (RFC 5861 §4).
