@@ -27,6 +27,7 @@
 //! `|` introduces the parts beside path and query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
 
 mod escape;
+pub(crate) mod ignored;
 pub(crate) mod rewritten;
 mod uri;
 
@@ -40,7 +41,8 @@ use std::hash::{Hash, Hasher};
 
 use http::Uri;
 
-pub(crate) use escape::{write_chosen, write_part};
+pub(crate) use escape::{decoded_param, write_chosen, write_part};
+pub use ignored::TRACKING_PARAMS;
 pub use uri::uri_suffix;
 pub(crate) use uri::{Params, is_canonical, uri_len, write_uri};
 
@@ -123,7 +125,12 @@ impl KeySpace {
     /// Returns the key for a URI, as routes build it.
     #[must_use]
     pub fn key_for(&self, uri: &Uri) -> CacheKey {
-        self.key_with(uri_len(uri), |out| write_uri(out, uri, Params::All))
+        self.key_for_params(uri, Params::All)
+    }
+
+    /// Returns the key for a URI, with these parameters only.
+    pub(crate) fn key_for_params(&self, uri: &Uri, params: Params<'_>) -> CacheKey {
+        self.key_with(uri_len(uri), |out| write_uri(out, uri, params))
     }
 
     /// Returns the key whose suffix `write` appends. The suffix must already be escaped. If it has the `expected`

@@ -14,14 +14,14 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use self::agreement::Agreement;
-use self::context::{CacheContext, Defaults, Timing, panic_invalid_config};
+use self::context::{CacheContext, Defaults, Timing, panic_invalid_config, with_ignored};
 
 use crate::backend::{CacheBackend, Eviction};
 use crate::clock::{Clock, SystemClock};
 use crate::exchange::remembered::RememberedKeys;
 use crate::fill::background::Target;
 use crate::fill::single_flight::{SingleFlight, UpdateQueue};
-use crate::key::{CacheKey, KeyError, KeySpace};
+use crate::key::{CacheKey, KeyError, KeySpace, Params};
 use crate::policy::rule::{Principal, PrincipalSecret};
 use crate::policy::tag_rule::path_tag;
 use crate::stats::Stats;
@@ -80,7 +80,9 @@ impl Larder {
     ///
     /// Returns an error if the group can't be part of a key.
     pub fn key_for<'a>(&self, group: impl Into<Option<&'a str>>, uri: &Uri) -> Result<CacheKey, KeyError> {
-        Ok(KeySpace::new(&self.context.defaults.prefix, group.into())?.key_for(uri))
+        let defaults = &self.context.defaults;
+        let params = Params::AllBut(&defaults.ignored_params);
+        Ok(KeySpace::new(&defaults.prefix, group.into())?.key_for_params(uri, params))
     }
 
     /// Evicts one entry, a response with all its variants or a value. If the store is down, the error is logged, and the store retries
@@ -301,6 +303,33 @@ impl<S> LarderBuilder<S> {
     /// public routes don't see them, and a shared cache treats them as `Authorization` (RFC 9111 §3.5).
     pub fn credential_fields(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.defaults.credential_fields = names.into_iter().collect();
+        self
+    }
+
+    /// Leaves these query parameters out of the keys of all routes and of [`Larder::key_for`], so that they neither fill the cache
+    /// nor lower its hit rate. A shared cache leaves them out too. In a name, one `*` stands for any characters.
+    ///
+    /// Handlers still see the parameters, so that a handler whose response depends on one would let a client choose the response of
+    /// all others. A route's own [`ignore_query_params`](crate::route::RouteOptions::ignore_query_params) adds to the list. A route with
+    /// `query_params` has its own list of those that count. Every process that shares the store needs the same list.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a name is empty or has more than one `*`.
+    ///
+    /// ```
+    /// # #[cfg(feature = "memory")] {
+    /// use larder_core::key::TRACKING_PARAMS;
+    /// use larder_core::{Larder, MemoryStore};
+    ///
+    /// let larder = Larder::builder().ignore_query_params(TRACKING_PARAMS).store(MemoryStore::new()).build();
+    /// let key = larder.key_for(None, &"/products?utm_source=mail&page=2".parse().unwrap()).unwrap();
+    /// assert_eq!(key.suffix(), "products:page=2");
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn ignore_query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.defaults.ignored_params = with_ignored(&self.defaults.ignored_params, names);
         self
     }
 

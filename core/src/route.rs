@@ -20,7 +20,7 @@ use crate::exchange::miss_predictor::MissPredictor;
 use crate::exchange::tag_memory::TagMemory;
 use crate::key::KeySpace;
 use crate::larder::Larder;
-use crate::larder::context::{CacheContext, panic_invalid_config};
+use crate::larder::context::{CacheContext, panic_invalid_config, with_ignored};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
 use crate::request::RequestView;
@@ -157,6 +157,7 @@ impl RouteOptions {
             status_header: defaults.status_header.clone(),
             cache_status: defaults.cache_status,
             credential_fields: Arc::clone(&defaults.credential_fields),
+            ignored_params: Arc::clone(&defaults.ignored_params),
             ..Rule::new(kind, space)
         };
         let config = RouteConfig {
@@ -309,6 +310,14 @@ impl RouteOptions {
     /// Sets the query parameters that count for the key.
     pub fn query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.change().rule.query_params = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Adds query parameters that don't count for the key.
+    #[track_caller]
+    pub fn ignore_query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let rule = &mut self.change().rule;
+        rule.ignored_params = with_ignored(&rule.ignored_params, names);
         self
     }
 
@@ -757,6 +766,20 @@ macro_rules! route_layers {
         /// creates an entry.
         pub fn query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
             self.options = self.options.query_params(names);
+            self
+        }
+
+        /// Leaves these query parameters out of the key, beside those of
+        /// [`LarderBuilder::ignore_query_params`]($crate::LarderBuilder::ignore_query_params). In a name, one `*` stands for any
+        /// characters: [`TRACKING_PARAMS`]($crate::key::TRACKING_PARAMS) has `utm_*`. The handler sees them, so its response must
+        /// not depend on them. Has no effect with [`query_params`](Self::query_params) or a key builder.
+        ///
+        /// # Panics
+        ///
+        /// Panics if a name is empty or has more than one `*`.
+        #[track_caller]
+        pub fn ignore_query_params(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+            self.options = self.options.ignore_query_params(names);
             self
         }
 

@@ -98,6 +98,9 @@ pub struct SharedRule {
     /// here, because §3 leaves the decision to the response. Add it for an origin that answers by cookie and doesn't
     /// say `private`.
     pub credential_fields: Vec<HeaderName>,
+    /// The query parameters that are not part of the key, beside those of the builder. A `*` in a name stands for any characters. The
+    /// origin still sees them, so it must not answer by them. Empty by default.
+    pub ignored_params: Vec<String>,
     /// The content codings that the origin's responses can have, such as `gzip`; `None` means any. Other codings are taken out of
     /// `Accept-Encoding` before the origin and the variants see it, so that clients which differ only in them share a
     /// variant (RFC 9111 §4.1). `None` by default: only the spelling is normalised.
@@ -173,6 +176,7 @@ impl SharedRule {
             set_cookie: SetCookie::default(),
             credential_fields: Vec::new(),
             content_codings: None,
+            ignored_params: Vec::new(),
             scheme: SchemeSource::default(),
             targeted: Vec::new(),
             tag_fields: vec![TagField::CacheGroups],
@@ -202,7 +206,7 @@ impl SharedRule {
     /// of its own under that key, so no spelling gets the response to another.
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>) -> CacheKey {
-        self.key_beside(request, &Unkeyed::of(request, &self.scheme))
+        self.key_beside(request, &Unkeyed::of(request, self))
     }
 
     #[cfg(feature = "runtime")]
@@ -229,7 +233,8 @@ impl SharedRule {
     }
 
     fn key_made(&self, scheme: &str, uri: &Uri, host: &str, apart: bool) -> CacheKey {
-        let target = target::canonical(target::target_of(uri));
+        let target = target::counting(target::target_of(uri), &self.ignored_params);
+        let target = target::canonical(&target);
         self.space.key_with(target.len() + scheme.len() + host.len() + 9, |out| {
             // Unlike the keys of routes, these begin with a slash and end in a site, so that both can share a store.
             key::write_chosen(out, &target);

@@ -32,7 +32,8 @@ macro_rules! shop_tests {
             requests: no_store_request_bypasses_the_cache, no_cache_request_refreshes_the_entry,
                 unknown_directives_are_ignored, ranges_are_cut_from_the_entry_and_content_bypasses,
                 credentials_share_entries_of_a_public_route;
-            keys: order_of_parameters_does_not_matter, similar_paths_have_separate_entries;
+            keys: order_of_parameters_does_not_matter, similar_paths_have_separate_entries,
+                tracking_parameters_are_ignored;
             writes: deleting_evicts_one_key, clearing_a_group_evicts_only_that_group,
                 write_through_is_the_next_hit, writes_ignore_preconditions, failed_writes_change_nothing;
             private: each_token_has_its_own_entry, concurrent_users_get_their_own_responses,

@@ -22,6 +22,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
+use larder_axum::larder_core::key::TRACKING_PARAMS;
 use larder_axum::{Cache, EvictTags, Larder, Tags, cache, cache_evict, cache_put};
 use serde_json::{Value, json};
 
@@ -105,6 +106,11 @@ fn routes(larder: &Larder) -> Router {
             "/slow/{id}",
             get(slow.layer(cache(larder).group("slow").ttl(300).public()))
                 .put(set_slow.layer(cache_evict(larder).group("slow").key())),
+        )
+        // Links from mails and advertisements lead to one entry.
+        .route(
+            "/tracked/{id}",
+            get(tracked.layer(cache(larder).ttl(300).public().ignore_query_params(TRACKING_PARAMS))),
         )
         .route("/greeting", get(greeting.layer(cache(larder).ttl(300).public())))
         .route("/events", get(events.layer(cache(larder).ttl(60))))
@@ -265,6 +271,10 @@ async fn set_slow(
     Json(new): Json<NewValue>,
 ) -> Json<Value> {
     Json(shop.set_slow(id, new))
+}
+
+async fn tracked(State(shop): State<Arc<Shop>>, Path(id): Path<u64>) -> Json<Value> {
+    Json(shop.tracked(id))
 }
 
 /// One URI, several responses: `Vary` makes the language part of the key.

@@ -389,6 +389,11 @@ impl Shop {
         json!({ "ok": true })
     }
 
+    /// Returns the number of its run.
+    pub(crate) fn tracked(&self, id: u64) -> Value {
+        json!({ "id": id, "run": self.ran(&format!("tracked:{id}")) })
+    }
+
     pub(crate) fn greeting(&self, accept_language: Option<&str>) -> &'static str {
         self.ran("greeting");
         if accept_language.is_some_and(|language| language.starts_with("fr")) { "Bonjour" } else { "Hello" }

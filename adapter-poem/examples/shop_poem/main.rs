@@ -12,6 +12,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use futures_util::stream;
+use larder_poem::larder_core::key::TRACKING_PARAMS;
 use larder_poem::{Cache, EvictTags, Larder, TagResponse, Tags, cache, cache_evict, cache_put};
 use poem::http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, HeaderName, SET_COOKIE, VARY};
 use poem::http::{HeaderMap, StatusCode};
@@ -99,6 +100,11 @@ fn routes(larder: &Larder) -> impl Endpoint + use<> {
             "/slow/:id",
             get(slow.with(cache(larder).group("slow").ttl(300).public()))
                 .put(set_slow.with(cache_evict(larder).group("slow").key())),
+        )
+        // Links from mails and advertisements lead to one entry.
+        .at(
+            "/tracked/:id",
+            get(tracked.with(cache(larder).ttl(300).public().ignore_query_params(TRACKING_PARAMS))),
         )
         .at("/greeting", get(greeting.with(cache(larder).ttl(300).public())))
         .at("/events", get(events.with(cache(larder).ttl(60))))
@@ -277,6 +283,11 @@ async fn slow(Data(shop): Data<&Arc<Shop>>, Path(id): Path<u64>) -> Response {
 #[handler]
 async fn set_slow(Data(shop): Data<&Arc<Shop>>, Path(id): Path<u64>, Json(new): Json<NewValue>) -> Response {
     answer(shop.set_slow(id, new))
+}
+
+#[handler]
+async fn tracked(Data(shop): Data<&Arc<Shop>>, Path(id): Path<u64>) -> Response {
+    answer(shop.tracked(id))
 }
 
 /// One URI, several responses: `Vary` makes the language part of the key.

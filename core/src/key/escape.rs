@@ -72,7 +72,7 @@ pub(super) fn decoded_segment(text: &str) -> Cow<'_, [u8]> {
 }
 
 /// Returns the bytes of a name or a value after form decoding (<https://url.spec.whatwg.org/#urlencoded-parsing>).
-pub(super) fn decoded_param(text: &str) -> Cow<'_, [u8]> {
+pub(crate) fn decoded_param(text: &str) -> Cow<'_, [u8]> {
     decoded(text, |byte| if byte == b'+' { b' ' } else { byte })
 }
 

@@ -9,6 +9,7 @@ use super::escape::{
     CLASSES, IN_NAME, IN_PATH, IN_VALUE, PARAM, PCHAR, PLAIN_PARAM, PLAIN_SEGMENT, SEGMENT, decoded_param,
     decoded_segment, escaped_byte, write_canonical, write_part,
 };
+use super::ignored::is_ignored;
 
 /// The query parameters that are part of the key.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,8 @@ pub(crate) enum Params<'a> {
     All,
     /// Only these names; the others are ignored.
     Only(&'a [String]),
+    /// All but those that match one of these patterns.
+    AllBut(&'a [String]),
 }
 
 impl Params<'_> {
@@ -26,6 +29,7 @@ impl Params<'_> {
         match self {
             Self::All => true,
             Self::Only(names) => names.iter().any(|known| known.as_bytes() == name),
+            Self::AllBut(patterns) => !is_ignored(patterns, name),
         }
     }
 }
@@ -53,7 +57,9 @@ pub(crate) fn uri_len(uri: &Uri) -> usize {
 /// Appends the suffix of a URI.
 pub(crate) fn write_uri(out: &mut String, uri: &Uri, params: Params<'_>) {
     let before = out.len();
-    if matches!(params, Params::All) && write_plain(out, uri).is_some() {
+    // The short way copies the whole query.
+    let is_whole = uri.query().is_none() || matches!(params, Params::All | Params::AllBut([]));
+    if is_whole && write_plain(out, uri).is_some() {
         return;
     }
     out.truncate(before);
@@ -224,6 +230,23 @@ mod tests {
         }
         for path in ["/%61", "/a%40b", "/a%2fb", "/50%", "/%2", "/caf%c3%a9", "/caf\u{e9}", "/a|b", "/a%2e"] {
             assert!(!is_canonical(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn ignored_parameters_are_left_out_in_any_spelling() {
+        let ignored = ["utm_*".to_owned(), "a b".to_owned()];
+        for (uri, expected) in [
+            ("/x?utm_source=mail", "x"),
+            ("/x?utm_source=mail&b=1&a=2&utm_medium", "x:a=2:b=1"),
+            ("/x?%75tm_source=1&a+b=2&a%20b&c", "x:c="),
+            ("/x?utm=1", "x:utm=1"),
+            ("/x", "x"),
+            ("/x?", "x"),
+        ] {
+            let mut suffix = String::new();
+            write_uri(&mut suffix, &uri.parse().unwrap(), Params::AllBut(&ignored));
+            assert_eq!(suffix, expected, "{uri}");
         }
     }
 

@@ -27,6 +27,7 @@ struct KeyConfig {
     by_host: bool,
     is_chosen: bool,
     params: Option<Vec<String>>,
+    ignored: Vec<String>,
 }
 
 impl Agreement {
@@ -81,6 +82,8 @@ impl KeyConfig {
             params.sort();
             params
         });
+        let mut ignored = rule.ignored_params.to_vec();
+        ignored.sort();
         let verb = match rule.kind {
             Kind::Read => "cache",
             Kind::Write => "cache_put",
@@ -94,6 +97,7 @@ impl KeyConfig {
             by_host: rule.vary_by_host,
             is_chosen: rule.is_chosen,
             params,
+            ignored,
         }
     }
 }
@@ -109,6 +113,12 @@ fn difference(reader: &KeyConfig, writer: &KeyConfig) -> Option<&'static str> {
         Some("key_by")
     } else if !reader.is_chosen && !writer.is_chosen && reader.params != writer.params {
         Some("query_params")
+    } else if !reader.is_chosen
+        && !writer.is_chosen
+        && reader.params.is_none()
+        && reader.ignored != writer.ignored
+    {
+        Some("ignore_query_params")
     } else {
         None
     }
@@ -127,6 +137,7 @@ mod tests {
             by_host: false,
             is_chosen: false,
             params: None,
+            ignored: Vec::new(),
         }
     }
 
@@ -138,7 +149,8 @@ mod tests {
         let paged = |config| KeyConfig { params: Some(vec!["page".into()]), ..config };
         let as_it_is = |config| config;
         type KeyChange<'a> = &'a dyn Fn(KeyConfig) -> KeyConfig;
-        let rows: [(KeyChange<'_>, KeyChange<'_>, Option<&str>); 9] = [
+        let untracked = |config| KeyConfig { ignored: vec!["utm_*".into()], ..config };
+        let rows: [(KeyChange<'_>, KeyChange<'_>, Option<&str>); 12] = [
             (&as_it_is, &as_it_is, None),
             (&private, &as_it_is, Some("audience")),
             (&as_it_is, &private, Some("audience")),
@@ -148,6 +160,9 @@ mod tests {
             (&chosen, &chosen, None),
             (&paged, &as_it_is, Some("query_params")),
             (&paged, &paged, None),
+            (&untracked, &as_it_is, Some("ignore_query_params")),
+            (&as_it_is, &untracked, Some("ignore_query_params")),
+            (&untracked, &untracked, None),
         ];
         for (row, (reader, writer, expected)) in rows.into_iter().enumerate() {
             for kind in [Kind::Write, Kind::EvictKey] {

@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use crate::clock::Clock;
 use crate::exchange::remembered::RememberedKeys;
 use crate::fill::single_flight::{FillOutcome, Follower, SingleFlight, UpdateQueue};
+use crate::key::ignored::pattern_error;
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeySpace};
 use crate::larder::agreement::Agreement;
 use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
@@ -40,6 +41,7 @@ pub(crate) struct Defaults {
     pub(crate) cache_status: bool,
     pub(crate) secret: PrincipalSecret,
     pub(crate) credential_fields: Arc<[HeaderName]>,
+    pub(crate) ignored_params: Arc<[String]>,
 }
 
 impl Default for Defaults {
@@ -52,8 +54,27 @@ impl Default for Defaults {
             cache_status: false,
             secret: PrincipalSecret::default(),
             credential_fields: Arc::new([]),
+            ignored_params: Arc::new([]),
         }
     }
+}
+
+/// Returns a list of parameters to ignore with more names, which are literals.
+#[track_caller]
+pub(crate) fn with_ignored(
+    known: &[String],
+    names: impl IntoIterator<Item = impl Into<String>>,
+) -> Arc<[String]> {
+    let mut all = known.to_vec();
+    // No closure, because it wouldn't keep the caller's location.
+    for name in names {
+        let name = name.into();
+        if let Some(error) = pattern_error(&name) {
+            panic_invalid_config(&error);
+        }
+        all.push(name);
+    }
+    all.into()
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -53,6 +53,9 @@ pub struct Rule {
     pub jitter: f64,
     /// The query parameters that are part of the key; `None` means all.
     pub query_params: Option<Vec<String>>,
+    /// The query parameters that are not part of the key, unless `query_params` lists those that are. A `*` in a name stands for any
+    /// characters.
+    pub ignored_params: Arc<[String]>,
     /// The content codings that the handler's responses can have; `None` means any. Other codings are taken out of
     /// `Accept-Encoding` before the handler and the variants see it.
     pub content_codings: Option<Vec<String>>,
@@ -208,6 +211,7 @@ impl Rule {
             stale_if_error: None,
             jitter: 0.0,
             query_params: None,
+            ignored_params: Arc::new([]),
             content_codings: None,
             vary_by_host: false,
             is_chosen: false,
@@ -222,7 +226,8 @@ impl Rule {
     /// Returns the key of a request, made from its URI.
     #[must_use]
     pub fn key(&self, request: &RequestView<'_>, principal: Option<Principal>) -> CacheKey {
-        let params = self.query_params.as_deref().map_or(Params::All, Params::Only);
+        let ignored = Params::AllBut(&self.ignored_params);
+        let params = self.query_params.as_deref().map_or(ignored, Params::Only);
         let expected = key::uri_len(request.uri);
         self.whole_key(request, principal, expected, |out| key::write_uri(out, request.uri, params))
     }

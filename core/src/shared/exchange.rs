@@ -74,8 +74,9 @@ impl SharedCache {
             .unwrap_or_else(|error| panic_invalid_config(&error));
         let mut rule = SharedRule { max_body: context.defaults.max_body, ..SharedRule::new(space) };
         change(&mut rule);
-        // After `change`, which may replace the list.
+        // After `change`, which may replace the lists.
         rule.credential_fields.extend(context.defaults.credential_fields.iter().cloned());
+        rule.ignored_params.extend(context.defaults.ignored_params.iter().cloned());
         rule.max_body = context.storable_body(rule.max_body);
         let counters = context.telemetry.shared_cache();
         let budget = Budget::new(rule.max_held);

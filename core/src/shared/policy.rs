@@ -158,7 +158,7 @@ impl SharedPolicy {
             return SharedOnRequest::Bypass(SharedCacheStatus::forwarded(rule, reason));
         }
         if is_read {
-            let unkeyed = Unkeyed::of(request, &rule.scheme);
+            let unkeyed = Unkeyed::of(request, &rule);
             let is_head = request.method == Method::HEAD;
             SharedOnRequest::Lookup(SharedLookup {
                 rule,
@@ -179,7 +179,7 @@ impl SharedPolicy {
                     && !request.is_obscured
                     && !directives.no_store
                     && !is_overridden
-                    && Unkeyed::of(request, &self.rule.scheme).is_empty(),
+                    && Unkeyed::of(request, &self.rule).is_empty(),
                 has_credentials: has_credentials(present, request.headers, &self.rule),
             })
         }

@@ -12,8 +12,10 @@ use http::header::FORWARDED;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use super::SchemeSource;
+use super::{SchemeSource, SharedRule};
 use crate::credentials::{may_send_elsewhere, replaces_method};
+use crate::key::decoded_param;
+use crate::key::ignored::is_ignored;
 use crate::policy::rule::host;
 use crate::request::RequestView;
 
@@ -31,12 +33,13 @@ pub(super) struct Unkeyed {
 }
 
 impl Unkeyed {
-    pub(super) fn of(request: &RequestView<'_>, source: &SchemeSource) -> Self {
+    pub(super) fn of(request: &RequestView<'_>, rule: &SharedRule) -> Self {
+        let source = &rule.scheme;
         let mut unkeyed = Self::default();
-        let target = target_of(request.uri);
-        if let Cow::Owned(_) = canonical(target) {
+        let target = counting(target_of(request.uri), &rule.ignored_params);
+        if let Cow::Owned(_) = canonical(&target) {
             // A target in a URI contains no control characters.
-            unkeyed.spelling = HeaderValue::from_str(target).ok();
+            unkeyed.spelling = HeaderValue::from_str(&target).ok();
             unkeyed.names.push(SPELLING);
         }
         for name in request.headers.keys() {
@@ -163,6 +166,22 @@ pub(super) fn target_of(uri: &Uri) -> &str {
     uri.path_and_query().map_or("/", |target| target.as_str())
 }
 
+/// Returns the target without the query parameters that the cache ignores.
+pub(super) fn counting<'t>(target: &'t str, ignored: &[String]) -> Cow<'t, str> {
+    let Some((path, query)) = target.split_once('?').filter(|_| !ignored.is_empty()) else {
+        return Cow::Borrowed(target);
+    };
+    let counts = |pair: &&str| {
+        let name = pair.split_once('=').map_or(*pair, |(name, _)| name);
+        !is_ignored(ignored, &decoded_param(name))
+    };
+    if query.split('&').all(|pair| counts(&pair)) {
+        return Cow::Borrowed(target);
+    }
+    let left: Vec<&str> = query.split('&').filter(counts).collect();
+    Cow::Owned(if left.is_empty() { path.to_owned() } else { format!("{path}?{}", left.join("&")) })
+}
+
 /// Returns one spelling for all spellings of a target that some origin treats as equal: with escapes only where RFC 3986 §3.3 and
 /// §3.4 require them, without dot segments (§5.2.4), and with a query like that of a form, without empty pairs, without `=`
 /// before an empty value, and with `+` for a space. Borrowed if the target is already spelled like this.
@@ -257,6 +276,7 @@ fn push_normalised(out: &mut String, text: &str, part: Component) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::KeySpace;
     use http::Request;
 
     #[test]
@@ -301,6 +321,28 @@ mod tests {
         assert_eq!(found.len(), apart.len());
     }
 
+    #[test]
+    fn ignored_parameters_neither_count_nor_select() {
+        let space = KeySpace::new("p", None).unwrap();
+        let rule = SharedRule { ignored_params: vec!["utm_*".into()], ..SharedRule::new(space) };
+        let keyed = |target: &str| {
+            let request = Request::get(target).header("host", "a.example").body(()).unwrap();
+            let request = RequestView::from(&request);
+            (rule.key(&request), Unkeyed::of(&request, &rule).is_empty())
+        };
+        for (target, same, is_canonical) in [
+            ("/a?utm_source=mail", "/a", true),
+            ("/a?utm_source=mail&b=1", "/a?b=1", true),
+            ("/a?b=1&%75tm_source=a%2Cb&c=2", "/a?b=1&c=2", true),
+            ("/a?utm=1", "/a?utm=1", true),
+            ("/%61?utm_source=mail", "/%61", false),
+        ] {
+            assert_eq!(keyed(target), keyed(same), "{target}");
+            assert_eq!(keyed(target).1, is_canonical, "{target}");
+        }
+        assert_ne!(keyed("/a?utm=1").0, keyed("/a").0);
+    }
+
     proptest::proptest! {
         #[test]
         fn canonical_is_canonical(
@@ -320,7 +362,9 @@ mod tests {
                 request = request.header(*name, *value);
             }
             let request = request.body(()).unwrap();
-            let unkeyed = Unkeyed::of(&RequestView::from(&request), source);
+            let rule =
+                SharedRule { scheme: source.clone(), ..SharedRule::new(KeySpace::new("p", None).unwrap()) };
+            let unkeyed = Unkeyed::of(&RequestView::from(&request), &rule);
             unkeyed.names().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         let https = SchemeSource::Always(Scheme::HTTPS);

@@ -1,6 +1,7 @@
 //! Cache keys: which requests share an entry.
 
 use http::StatusCode;
+use serde_json::json;
 
 use crate::shop::Shop;
 
@@ -82,4 +83,17 @@ pub async fn similar_paths_have_separate_entries(shop: &Shop) {
     assert_eq!(known("/products?limit=2").as_array().map(Vec::len), Some(2));
     let runs = shop.runs("get_product").await + shop.runs("list_products").await;
     assert_eq!(runs, first.len() as u64);
+}
+
+/// Links that differ only in tracking parameters lead to one entry.
+pub async fn tracking_parameters_are_ignored(shop: &Shop) {
+    shop.get("/tracked/7?utm_source=mail").await.expect_miss();
+    for query in ["", "?utm_source=feed&utm_medium=x", "?fbclid=a&gclid=b", "?%75tm_source=mail"] {
+        let answer = shop.get(&format!("/tracked/7{query}")).await.expect_hit();
+        assert_eq!(answer.json(), json!({ "id": 7, "run": 1 }), "{query}");
+    }
+    shop.get("/tracked/7?utm=1").await.expect_miss();
+    shop.get("/tracked/7?page=2&utm_source=mail").await.expect_miss();
+    shop.get("/tracked/7?page=2").await.expect_hit();
+    assert_eq!(shop.runs("tracked:7").await, 3);
 }
