@@ -372,7 +372,9 @@ async fn eviction_that_runs_while_the_server_changes_is_repeated() {
         let keys: Vec<_> = names.iter().map(|name| key(Some("g"), name)).collect();
         let outdated = Store::to(&other.url(), Way::OneConnection);
         for store in [&store, &outdated] {
-            futures_util::future::join_all(keys.iter().map(|key| store.set(key, "old"))).await;
+            for keys in keys.chunks(100) {
+                futures_util::future::join_all(keys.iter().map(|key| store.set(key, "old"))).await;
+            }
         }
         let space = if whole { KeySpace::new("p", None).unwrap() } else { keys[0].space() };
         // Slow enough that the eviction has started, and fast enough that it isn't finished.

@@ -111,7 +111,7 @@ impl Client {
         }
     }
 
-    /// Sends one command.
+    /// Sends one command, which reads.
     pub(super) async fn command<T: FromRedisValue>(
         &self,
         at: Destination<'_>,
@@ -123,7 +123,7 @@ impl Client {
                 // On the heap, so that the futures of ordinary reads stay small.
                 Box::pin(send_alone(&mut conn, cmd, asking)).await?
             } else {
-                conn.send(cmd).await?
+                conn.send_read(cmd).await?
             };
             Ok(from_redis_value(reply)?)
         };

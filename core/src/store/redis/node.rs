@@ -216,7 +216,12 @@ impl Link {
     {
         let mut again = resend;
         loop {
-            let live = self.live(until, deadline).await?;
+            // Without a future for the ordinary case, in which the connection is open.
+            let known = self.state.borrow().live();
+            let live = match known {
+                Some(known) => known?,
+                None => self.wait_for_connection(until, deadline).await?,
+            };
             if live.generation != self.server.generation() {
                 self.outdated(&live);
                 continue;
@@ -296,7 +301,7 @@ impl Link {
     async fn identify(self: &Arc<Self>, deadline: Duration) -> Option<ServerIdentity> {
         let until = Instant::now() + deadline;
         while Instant::now() < until {
-            let live = self.live(until, deadline).await.ok()?;
+            let live = self.wait_for_connection(until, deadline).await.ok()?;
             let found = self.ask_identity(&live, until.saturating_duration_since(Instant::now())).await;
             // Another caller may have noticed first that the server changed: then the next connection is the one to ask on.
             if found.is_some() || live.generation == self.server.generation() {
@@ -352,14 +357,11 @@ impl Link {
     }
 
     /// Returns a connection to send on. Waits only during the first attempt to connect.
-    async fn live(
+    async fn wait_for_connection(
         self: &Arc<Self>,
         until: Instant,
         deadline: Duration,
     ) -> Result<Arc<OpenConnection>, StoreError> {
-        if let Some(known) = self.state.borrow().live() {
-            return known;
-        }
         let until = until.min(Instant::now() + deadline);
         let mut changes = self.state.subscribe();
         loop {

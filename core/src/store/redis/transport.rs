@@ -81,6 +81,16 @@ impl Transport {
         let _ = (self, slot);
     }
 
+    /// Sends one command, like [`send`](Self::send), without an allocation for the connection's future. This future is a
+    /// kilobyte larger for it, so only reads use it.
+    pub(super) async fn send_read(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        match self {
+            Self::Own(conn) => answer_to(cmd, conn.send_packed_command(cmd).await),
+            #[cfg(feature = "redis-pool")]
+            Self::Pooled(..) | Self::PooledCluster(..) => Box::pin(self.send(cmd)).await,
+        }
+    }
+
     /// Sends one command.
     pub(super) async fn send(&mut self, cmd: &Cmd) -> RedisResult<Value> {
         let reply = match self {
@@ -95,7 +105,7 @@ impl Transport {
                 Box::pin(conn.route_command(cmd.clone(), RoutingInfo::SingleNode(master))).await
             }
         };
-        reply.and_then(Value::extract_error).map_err(|error| refusals::named(cmd, error))
+        answer_to(cmd, reply)
     }
 
     /// Sends several commands as one pipeline. Each has its own reply or error. A callback receives the server's identity.
@@ -135,6 +145,11 @@ impl Transport {
             |(cmd, reply): (&Cmd, Value)| reply.extract_error().map_err(|error| refusals::named(cmd, error));
         Ok(replies.map(named).collect())
     }
+}
+
+/// Returns the reply to a command, or its error with the command's name.
+fn answer_to(cmd: &Cmd, reply: RedisResult<Value>) -> RedisResult<Value> {
+    reply.and_then(Value::extract_error).map_err(|error| refusals::named(cmd, error))
 }
 
 /// The application's own pool.
