@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
@@ -158,6 +158,40 @@ async fn clients_that_differ_in_undeclared_codings_share_a_variant() {
         for spelling in spellings {
             let answer = get(&client, &[("accept-encoding", spelling)]).await;
             assert_eq!((answer.text(), runs.total()), (expected, run + 1), "{spelling:?}");
+        }
+    }
+}
+
+/// RFC 9875: the origin of a request is in `:scheme` and `:authority`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_of_one_origin_are_invalidated() {
+    let service = service_fn(async |request: Request<Incoming>| {
+        let answer = match request.method() {
+            &Method::GET => {
+                Response::builder().header("cache-control", "max-age=60").header("cache-groups", "\"a\"")
+            }
+            _ => Response::builder().header("cache-group-invalidation", "\"a\""),
+        };
+        Ok::<_, Infallible>(answer.body(Full::new(Bytes::from("x"))).unwrap())
+    });
+    let client = connect(serve(SharedCacheLayer::new(&Larder::memory()).layer(service)).await).await;
+    let ask = async |method: Method, uri: &str| {
+        let request = Request::builder().method(method).uri(uri).body(none()).unwrap();
+        let response = client.clone().send_request(request).await.unwrap();
+        Answer::of(response.map(axum::body::Body::new)).await.header("cache-status").contains("; hit")
+    };
+    let all = ["http://a.example/1", "http://a.example:80/2", "https://a.example/3", "http://a.example:81/4"];
+    for (written, expected) in [
+        ("http://A.example/x", [false, false, true, true]),
+        ("https://a.example:443/x", [true, true, false, true]),
+        ("http://a.example:81/x", [true, true, true, false]),
+    ] {
+        for uri in all {
+            ask(Method::GET, uri).await;
+        }
+        ask(Method::POST, written).await;
+        for (uri, expected) in all.into_iter().zip(expected) {
+            assert_eq!(ask(Method::GET, uri).await, expected, "{uri} after {written}");
         }
     }
 }
