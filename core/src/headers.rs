@@ -6,6 +6,7 @@ pub(crate) mod conditional;
 pub(crate) mod date;
 pub(crate) mod hop_by_hop;
 pub(crate) mod location;
+pub(crate) mod momentary;
 pub mod range;
 pub(crate) mod string_list;
 pub(crate) mod targeted;

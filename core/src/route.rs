@@ -339,6 +339,14 @@ impl RouteOptions {
         self
     }
 
+    /// Adds response fields that are not stored.
+    #[track_caller]
+    pub fn not_stored(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let names = field_names(names);
+        self.change().rule.unstored_fields.extend(names);
+        self
+    }
+
     /// Sets the largest body that is stored, in bytes.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.change().rule.max_body = bytes;
@@ -889,6 +897,21 @@ macro_rules! route_layers {
         /// Keeps responses until they are evicted, regardless of the cache's default time to live.
         pub fn no_expiry(self) -> Self {
             self.ttl($crate::Ttl::NO_EXPIRY)
+        }
+
+        /// Doesn't store these response fields: the client for which the handler ran gets them, and later clients don't.
+        ///
+        /// Fields that describe one exchange are never stored: ids of requests and traces (`X-Request-Id`, `traceparent`),
+        /// timings (`Server-Timing`), rate limits (`RateLimit`, `X-RateLimit-*`), and tokens against forged requests
+        /// (`X-CSRF-Token`). A layer that adds such a field to each response belongs outside the cache.
+        ///
+        /// # Panics
+        ///
+        /// Panics if a name isn't a valid field name.
+        #[track_caller]
+        pub fn not_stored(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            self.options = self.options.not_stored(names);
+            self
         }
 
         /// Sets the largest body that is stored, in bytes. Larger bodies pass through.

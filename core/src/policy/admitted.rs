@@ -12,6 +12,7 @@ use http::{HeaderMap, Response, response};
 
 use crate::headers::conditional::Validators;
 use crate::headers::hop_by_hop::{end_to_end, remove_if};
+use crate::headers::momentary::is_momentary;
 use crate::headers::range::Selection;
 use crate::policy::cache_status::{CacheStatus, WrittenThrough};
 use crate::policy::hit::{Revalidation, cache_control, make_not_modified, no_cache, select, selection};
@@ -170,7 +171,11 @@ pub(super) fn storable_fields(response: &HeaderMap, rule: &Rule) -> HeaderMap {
         "content-length" | "date" | "age" | "expires" | "cache-control" | "set-cookie" | "cache-status" => {
             true
         }
-        _ => rule.status_header.as_ref() == Some(name),
+        other => {
+            is_momentary(other)
+                || rule.status_header.as_ref() == Some(name)
+                || rule.unstored_fields.contains(name)
+        }
     });
     fields
 }

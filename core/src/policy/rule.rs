@@ -39,6 +39,8 @@ pub struct Rule {
     pub credential_fields: Arc<[HeaderName]>,
     /// Request fields that the handler sees although they carry credentials or change where a request goes.
     pub passed_fields: Vec<HeaderName>,
+    /// Response fields that are not stored, beside those that describe one exchange.
+    pub unstored_fields: Vec<HeaderName>,
     /// The largest body that is stored, in bytes.
     pub max_body: u64,
     /// The greatest `max-age` to tell browsers and CDNs, which evictions never reach. `None` tells what remains of `ttl`.
@@ -204,6 +206,7 @@ impl Rule {
             audience: Audience::Undeclared,
             credential_fields: Arc::new([]),
             passed_fields: Vec::new(),
+            unstored_fields: Vec::new(),
             max_body: DEFAULT_MAX_BODY,
             downstream_ttl: None,
             is_immutable: false,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::header::{CACHE_CONTROL, ETAG};
-use http::{Method, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 use larder_core::policy::{BodyLength, CommitResult, OnResponse};
 use larder_core::{Kind, Reason};
 
@@ -157,10 +157,19 @@ fn only_eligible_responses_are_stored() {
 /// Fields of one connection, of one moment or of this cache aren't stored (RFC 9111 §3.1).
 #[test]
 fn only_fields_of_the_representation_are_stored() {
+    let mut rule = rule(Kind::Read);
+    rule.unstored_fields = vec![HeaderName::from_static("x-served-by")];
     let filled = admitted(
-        forward(rule(Kind::Read), &request(Method::GET, &[])),
+        forward(rule, &request(Method::GET, &[])),
         200,
         &[
+            ("x-served-by", "a"),
+            ("x-request-id", "7"),
+            ("traceparent", "00-1-2-01"),
+            ("server-timing", "db;dur=3"),
+            ("x-ratelimit-remaining", "9"),
+            ("ratelimit", "default;r=9"),
+            ("x-csrf-token", "t"),
             ("connection", "close, X-Hop"),
             ("connection", "x-hop-2, not a name"),
             ("x-hop", "1"),
@@ -203,6 +212,9 @@ fn only_fields_of_the_representation_are_stored() {
     let response = filled.into_response(CommitResult::Stored);
     assert_eq!(response.headers()["keep-alive"], "timeout=5");
     assert_eq!(response.headers()["x-redis-cache"], "MISS");
+    for name in ["x-served-by", "x-request-id", "server-timing", "ratelimit", "x-csrf-token"] {
+        assert!(response.headers().contains_key(name), "{name}");
+    }
 }
 
 #[test]
