@@ -1,6 +1,7 @@
 //! Servers that lose confirmed changes: no evicted or replaced value comes back.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -280,7 +281,8 @@ async fn idle_process_repeats_its_evictions_within_a_second() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn data_replaced_behind_open_connections_is_noticed_within_a_second() {
     for way in WAYS {
-        let (server, other) = (RedisServer::start(), RedisServer::start());
+        let (server, other) =
+            (RedisServer::start(), RedisServer::with_args(&["--repl-diskless-sync-delay", "0"]));
         let idle = Store::to(&server.url(), way);
         let outdated = Store::to(&other.url(), Way::OneConnection);
         let keys = [key(Some("g"), "a"), key(None, "a")];
@@ -588,6 +590,50 @@ async fn cluster() -> RedisCluster {
     tokio::task::spawn_blocking(RedisCluster::start).await.unwrap()
 }
 
+/// A process that uses a cluster, with keys of its own on every master.
+struct Process {
+    way: Way,
+    store: Store,
+    homes: Vec<Vec<CacheKey>>,
+}
+
+/// Returns a process for each way, with `count` keys on every master, written with this value.
+async fn processes(cluster: &RedisCluster, ways: &[Way], count: usize, value: &'static str) -> Vec<Process> {
+    let homes = everywhere(cluster, count * ways.len());
+    let mut processes = Vec::new();
+    for (way, number) in ways.iter().zip(0..) {
+        let share = number * count..(number + 1) * count;
+        let homes = homes.iter().map(|keys| keys[share.clone()].to_vec()).collect();
+        let process = Process { way: *way, store: Store::to_cluster(cluster, *way), homes };
+        for key in process.keys() {
+            process.store.set(key, value).await;
+        }
+        processes.push(process);
+    }
+    processes
+}
+
+impl Process {
+    fn keys(&self) -> impl Iterator<Item = &CacheKey> {
+        self.homes.iter().flatten()
+    }
+
+    async fn deletes_all(&self) {
+        for key in self.keys() {
+            self.store.delete(key).await;
+        }
+    }
+
+    /// Asserts that neither this process nor the reader finds an old value of master 0.
+    async fn finds_nothing_old(&self, reader: Option<&Store>) {
+        for key in &self.homes[0] {
+            for store in reader.into_iter().chain([&self.store]) {
+                assert!(!store.finds(key, "old").await, "{:?}: {key}", self.way);
+            }
+        }
+    }
+}
+
 /// Writes keys of every master, which all nodes have with the value `old`. From then on the replica of master 0 receives no
 /// writes.
 async fn with_lagging_replica(cluster: &RedisCluster, store: &Store) -> Vec<Vec<CacheKey>> {
@@ -639,57 +685,50 @@ async fn promote(cluster: &RedisCluster, replica: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_process_repeats_its_evictions_at_a_promoted_replica_within_a_second() {
-    for way in WAYS {
-        let mut cluster = cluster().await;
-        let idle = Store::to_cluster(&cluster, way);
-        let homes = with_lagging_replica(&cluster, &idle).await;
-        for key in homes.iter().flatten() {
-            idle.delete(key).await;
-        }
-        cluster.node_mut(0).kill();
-        takes_over(&cluster).await;
-        let promoted = Instant::now();
-        let reader = Store::to_cluster(&cluster, Way::OneConnection);
-        answers(&reader).await;
-        sleep(NOTICED.saturating_sub(promoted.elapsed()) + SLACK).await;
-        for key in &homes[0] {
-            assert!(!reader.finds(key, "old").await, "{way:?}: {key}");
-            assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
-        }
+    let mut cluster = cluster().await;
+    let idle = processes(&cluster, &WAYS, 6, "old").await;
+    stop_replication(&cluster).await;
+    for process in &idle {
+        process.deletes_all().await;
+    }
+    cluster.node_mut(0).kill();
+    takes_over(&cluster).await;
+    let promoted = Instant::now();
+    let reader = Store::to_cluster(&cluster, Way::OneConnection);
+    answers(&reader).await;
+    sleep(NOTICED.saturating_sub(promoted.elapsed()) + SLACK).await;
+    for process in &idle {
+        process.finds_nothing_old(Some(&reader)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_during_a_failover_find_nothing_evicted() {
-    for way in WAYS {
-        let mut cluster = cluster().await;
-        let store = Store::to_cluster(&cluster, way);
-        let homes = with_lagging_replica(&cluster, &store).await;
-        for key in homes.iter().flatten() {
-            store.delete(key).await;
-        }
-        cluster.node_mut(0).kill();
-        let (mut finds, mut served) = (0, false);
-        let reads = async {
-            let start = Instant::now();
-            while start.elapsed() < RECOVERY && finds < 1000 {
-                for key in &homes[0] {
-                    assert!(!store.finds(key, "old").await, "{way:?}: {key}");
-                    served |= store.get(key).await.is_ok();
-                }
-                finds += u32::from(served);
-                sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::select! {
-            () = reads => {}
-            () = async {
-                takes_over(&cluster).await;
-                sleep(2 * NOTICED).await;
-            } => {}
-        }
-        assert!(served, "{way:?}: the promoted replica was never read");
+    let mut cluster = cluster().await;
+    let readers = processes(&cluster, &WAYS, 6, "old").await;
+    stop_replication(&cluster).await;
+    for process in &readers {
+        process.deletes_all().await;
     }
+    cluster.node_mut(0).kill();
+    let is_over = AtomicBool::new(false);
+    let reads = readers.iter().map(async |process| {
+        let mut is_served = false;
+        while !is_over.load(Ordering::Relaxed) {
+            process.finds_nothing_old(None).await;
+            for key in &process.homes[0] {
+                is_served |= process.store.get(key).await.is_ok();
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(is_served, "{:?}: the promoted replica was never read", process.way);
+    });
+    let failover = async {
+        takes_over(&cluster).await;
+        sleep(2 * NOTICED).await;
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(futures_util::future::join_all(reads), failover);
 }
 
 /// Entries and tags lie on different masters. The tag clock of the prefix `p` is on master 0.
@@ -732,87 +771,83 @@ async fn entries_whose_tag_was_evicted_before_a_failover_stay_invalid() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_that_is_undone_is_noticed_within_a_second() {
-    for way in WAYS {
-        let cluster = cluster().await;
-        let idle = Store::to_cluster(&cluster, way);
-        let homes = with_lagging_replica(&cluster, &idle).await;
-        for key in homes.iter().flatten() {
-            idle.delete(key).await;
+    let cluster = cluster().await;
+    let idle = processes(&cluster, &WAYS, 6, "old").await;
+    stop_replication(&cluster).await;
+    for process in &idle {
+        process.deletes_all().await;
+    }
+    takes_over(&cluster).await;
+    eventually("the old master follows", RECOVERY, || {
+        let replication = cluster.cli(0, &["info", "replication"]);
+        std::future::ready(
+            replication.contains("role:slave") && replication.contains("master_link_status:up"),
+        )
+    })
+    .await;
+    promote(&cluster, 0).await;
+    sleep(NOTICED + SLACK).await;
+    for process in &idle {
+        for key in &process.homes[0] {
+            assert_eq!(cluster.cli(0, &["exists", key.name()]), "0", "{:?}: {key}", process.way);
         }
-        takes_over(&cluster).await;
-        eventually("the old master follows", RECOVERY, || {
-            let replication = cluster.cli(0, &["info", "replication"]);
-            std::future::ready(
-                replication.contains("role:slave") && replication.contains("master_link_status:up"),
-            )
-        })
-        .await;
-        promote(&cluster, 0).await;
-        sleep(NOTICED + SLACK).await;
-        for key in &homes[0] {
-            assert_eq!(cluster.cli(0, &["exists", key.name()]), "0", "{way:?}: {key}");
-            assert!(!idle.finds(key, "old").await, "{way:?}: {key}");
-        }
+        process.finds_nothing_old(None).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_without_losses_keeps_all_entries() {
-    for (way, is_busy) in OWN_WAYS.into_iter().flat_map(|way| [(way, false), (way, true)]) {
-        let cluster = cluster().await;
-        let store = Store::to_cluster(&cluster, way);
-        let homes = everywhere(&cluster, 6);
-        for key in homes.iter().flatten() {
-            store.set(key, "kept").await;
-        }
-        // Leaves time for the masters to report the positions of their histories.
-        sleep(NOTICED).await;
-        let reads = async {
-            loop {
-                for key in homes.iter().flatten().filter(|_| is_busy) {
-                    let _ = store.get(key).await;
-                }
-                sleep(Duration::from_millis(1)).await;
+    let cluster = cluster().await;
+    let processes = processes(&cluster, &[OWN_WAYS, OWN_WAYS].concat(), 6, "kept").await;
+    let (idle, busy) = processes.split_at(OWN_WAYS.len());
+    // Leaves time for the masters to report the positions of their histories.
+    sleep(NOTICED).await;
+    let reads = futures_util::future::join_all(busy.iter().map(async |process| {
+        loop {
+            for key in process.keys() {
+                let _ = process.store.get(key).await;
             }
-        };
-        let failover = async {
-            promote(&cluster, MASTERS).await;
-            sleep(NOTICED + SLACK).await;
-        };
-        tokio::select! {
-            () = failover => {}
-            () = reads => {}
+            sleep(Duration::from_millis(1)).await;
         }
-        for key in homes.iter().flatten() {
-            let found = store.get(key).await.unwrap();
-            assert_eq!(found.as_deref(), Some(&b"kept"[..]), "{way:?}, busy: {is_busy}: {key}");
+    }));
+    let failover = async {
+        promote(&cluster, MASTERS).await;
+        sleep(NOTICED + SLACK).await;
+    };
+    tokio::select! {
+        () = failover => {}
+        _ = reads => {}
+    }
+    for (processes, is_busy) in [(idle, false), (busy, true)] {
+        for Process { way, store, homes } in processes {
+            for key in homes.iter().flatten() {
+                let found = store.get(key).await.unwrap();
+                assert_eq!(found.as_deref(), Some(&b"kept"[..]), "{way:?}, busy: {is_busy}: {key}");
+            }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn takeover_evicts_only_entries_outdated_on_the_replica() {
-    for way in OWN_WAYS {
-        let cluster = cluster().await;
-        let store = Store::to_cluster(&cluster, way);
-        let homes = everywhere(&cluster, 12);
-        for key in homes.iter().flatten() {
-            store.set(key, "old").await;
-        }
-        sleep(NOTICED).await;
-        stop_replication(&cluster).await;
-        let (evicted, kept) = homes[0].split_at(6);
-        let [deleted, replaced] = [&evicted[..3], &evicted[3..]];
-        for key in deleted {
+    let cluster = cluster().await;
+    let processes = processes(&cluster, &OWN_WAYS, 12, "old").await;
+    sleep(NOTICED).await;
+    stop_replication(&cluster).await;
+    for Process { store, homes, .. } in &processes {
+        for key in &homes[0][..3] {
             store.delete(key).await;
         }
-        for key in replaced {
+        for key in &homes[0][3..6] {
             store.set(key, "new").await;
         }
-        // Leaves time for a position that is after the changes which the replica lacks.
-        sleep(NOTICED).await;
-        takes_over(&cluster).await;
-        sleep(NOTICED + SLACK).await;
+    }
+    // Leaves time for a position that is after the changes which the replica lacks.
+    sleep(NOTICED).await;
+    takes_over(&cluster).await;
+    sleep(NOTICED + SLACK).await;
+    for Process { way, store, homes } in &processes {
+        let (evicted, kept) = homes[0].split_at(6);
         for key in evicted {
             assert!(!store.finds(key, "old").await, "{way:?}: {key}");
             assert_eq!(cluster.cli(MASTERS, &["exists", key.name()]), "0", "{way:?}: {key}");
