@@ -34,6 +34,12 @@ pub fn is_here(store: &TieredStore, key: &CacheKey) -> bool {
     matches!(get.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(Some(_))))
 }
 
+/// Returns `true` if the local tier doesn't hold the value. On a busy machine another thread may poll the connection during one
+/// call of [`is_here`], but not during each of several.
+pub fn is_not_here(store: &TieredStore, key: &CacheKey) -> bool {
+    (0..5).any(|_| !is_here(store, key))
+}
+
 /// Reads until the local tier holds the value.
 pub async fn comes_here(store: &TieredStore, key: &CacheKey, limit: Duration) {
     let start = Instant::now();
