@@ -58,7 +58,7 @@ pub struct StoredResponse {
     pub forbids_stale: bool,
     /// `true` if it must be validated before each use (§5.2.2.4).
     pub no_cache: bool,
-    /// `true` if it was evicted softly, which its lifetime shows too. Not stored: the store says so.
+    /// `true` if it was evicted, and is used all the same: softly, or while the origin validated it. Not part of the record.
     pub is_evicted: bool,
     /// `true` if `Set-Cookie` is among its fields.
     pub sets_cookie: bool,

@@ -186,10 +186,15 @@ impl Freshened {
         retention(&self.stored, self.stored.received, &self.mark.rule)
     }
 
-    /// Marks the response as not stored for this reason.
+    /// Marks the response as not stored for this reason. One that was evicted meanwhile says `no-cache` to other caches.
     pub fn unstored(mut self, reason: Reason) -> Self {
         self.mark = self.mark.unstored().because(reason);
-        self.answer = self.answer.map(|answer| answer.after(self.mark.clone()));
+        if let Some(answer) = &mut self.answer {
+            answer.mark = self.mark.clone();
+            if let Some((stored, _)) = &mut answer.from {
+                stored.is_evicted = reason == Reason::Evicted;
+            }
+        }
         self
     }
 

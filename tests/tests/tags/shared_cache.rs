@@ -249,6 +249,26 @@ on_stores_with_tags! {
         assert!(!has_part().await);
     }
 
+    async fn response_to_a_post_that_answers_gets_has_its_groups(larder) {
+        let site = Site::new(&larder);
+        let uri = "http://a.example/1";
+        let fields = [("say-content-location", "/1"), ("say-cache-groups", r#""a""#)];
+        let post = async |more: &[(&str, &str)]| site.post(uri, &[&fields[..], more].concat()).await;
+        post(&[]).await;
+        assert!(site.has(uri).await);
+        site.invalidate("http://a.example/x", r#""b""#).await;
+        assert!(site.has(uri).await);
+        site.invalidate("http://a.example/x", r#""a""#).await;
+        assert!(!site.has(uri).await);
+        // The response is older than the invalidation that it asks for.
+        post(&[("say-cache-group-invalidation", r#""a""#)]).await;
+        assert!(!site.has(uri).await);
+        post(&[("say-cache-group-invalidation", r#""b""#)]).await;
+        assert!(site.has(uri).await);
+        post(&[("say-cache-groups", &format!("\"{}\"", "x".repeat(257)))]).await;
+        assert!(!site.has(uri).await);
+    }
+
     async fn validated_response_has_the_groups_of_the_newest_answer(larder) {
         let site = Site::new(&larder);
         let uri = "http://a.example/1";
@@ -343,6 +363,8 @@ on_stores_with_tags! {
             if uri == "/stale" {
                 let status = answer.header("cache-status");
                 assert!(status.ends_with("detail=evicted") && !status.contains("; stored"), "{status}");
+                let told: Vec<_> = answer.headers.get_all("cache-control").iter().collect();
+                assert_eq!(told, ["max-age=0", "no-cache"]);
             }
             ask(Method::GET, uri, fields).await;
             assert!(has(uri, fields).await, "{uri} {fields:?}: the next one is stored");
