@@ -288,7 +288,7 @@ pub trait LeaseStore: CacheStore {
     ///
     /// After it returned, no entry whose stamp is older is valid, however long its fill still takes. It takes the same time
     /// whatever it evicts. After [`EvictionMode::Soft`], [`get`](CacheStore::get) returns the entries in a form that
-    /// [`stale_since`](crate::tag::stale_since) reads, and [`begin`](Self::begin) doesn't find them.
+    /// [`stale_since`] reads, and [`begin`](Self::begin) doesn't find them.
     fn evict_tags(
         &self,
         space: &KeySpace,
@@ -302,7 +302,7 @@ pub trait LeaseStore: CacheStore {
     /// Makes the entry under `key` stale as of now instead of removing it, and revokes its lease as [`delete`](CacheStore::delete)
     /// does.
     ///
-    /// Afterwards [`get`](CacheStore::get) returns the value in a form that [`stale_since`](crate::tag::stale_since) reads, until it
+    /// Afterwards [`get`](CacheStore::get) returns the value in a form that [`stale_since`] reads, until it
     /// expires, is removed, or is written again. [`begin`](Self::begin) and [`has`](CacheStore::has) don't find it. A second soft
     /// eviction keeps the earlier time. A store that can't keep the value removes it, as the default does. After an error the entry may
     /// still be fresh.
