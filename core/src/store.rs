@@ -102,6 +102,12 @@ pub trait CacheStore: Send + Sync + 'static {
         None
     }
 
+    /// Returns `true` if [`try_get`](Self::try_get) finds every valid value, so that its `None` means that there is none. Then a
+    /// miss calls no `get`. The default is `false`. Override it in a store that keeps all values in this process.
+    fn finds_at_once(&self) -> bool {
+        false
+    }
+
     /// Returns the value under `key` as [`get`](Self::get) does, but never from a copy. Override it in a store that keeps
     /// copies of values that other processes may change.
     fn get_shared(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send {

@@ -84,24 +84,23 @@ impl Route {
     ) -> impl Future<Output = Counted<C>> + Send + 'static {
         let route = Arc::clone(self);
         let work = self.context.detached(Box::pin(async move {
-            let Fill { forward, key } = *fill;
-            let acquired = match forward.intent() {
-                Some(intent) => route.acquire_to_fill(&forward, key.target(), intent).await,
-                None => Acquired::Busy(forward.reason()),
+            let acquired = match fill.forward.intent() {
+                Some(intent) => route.acquire_to_fill(&fill.forward, fill.key.target(), intent).await,
+                None => Acquired::Busy(fill.forward.reason()),
             };
             let reason = match acquired {
                 Acquired::Lease(lease) => {
                     route.miss_predictor.record_miss();
-                    return route.fill_with(forward, key, call, lease, leader).await;
+                    return route.fill_with(fill, call, lease, leader).await;
                 }
                 Acquired::Found(record) => {
                     route.miss_predictor.record_hit();
                     // A follower may have joined after an eviction of this entry, so followers look again.
                     complete_flight(leader, FillOutcome::Retry);
-                    return match forward.on_filled(Record::decode(&record), route.context.now()) {
+                    return match fill.forward.on_filled(Record::decode(&record), route.context.now()) {
                         Ok(hit) => (Ok(hit.into_response().map(ReplyBody::full)), Outcome::HIT),
                         Err(_) if lookups < MAX_LOOKUPS => route.retry_lookup(call, lookups).await,
-                        Err(forward) => route.run_uncached(forward, key, call).await,
+                        Err(forward) => route.run_uncached(forward, fill.key, call).await,
                     };
                 }
                 Acquired::Filling => Reason::Busy,
@@ -110,23 +109,21 @@ impl Route {
             route.miss_predictor.record_hit();
             // Nothing will be stored, so followers needn't wait.
             complete_flight(leader, FillOutcome::Uncacheable);
-            route.run_uncached(forward.because(reason), key, call).await
+            route.run_uncached(fill.forward.because(reason), fill.key, call).await
         }));
         async move { work.await.unwrap_or_else(|panic| resume_unwind(panic)) }
     }
 
     /// Refreshes a stale entry in the background. Does nothing if another request or process is refreshing it.
     pub(super) fn refresh<C: Call>(self: &Arc<Self>, fill: Box<Fill>, call: C) {
-        let Fill { forward, key } = *fill;
-        let Some(intent) = forward.intent() else { return };
-        let Role::Leader(leader) = self.context.single_flight.join(key.target(), forward.provenance()) else {
-            return;
-        };
+        let Some(intent) = fill.forward.intent() else { return };
+        let role = self.context.single_flight.join(fill.key.target(), fill.forward.provenance());
+        let Role::Leader(leader) = role else { return };
         let route = Arc::clone(self);
         let work = Box::pin(async move {
-            if let Acquired::Lease(lease) = route.context.acquire(key.target(), intent, None).await {
+            if let Acquired::Lease(lease) = route.context.acquire(fill.key.target(), intent, None).await {
                 // No client waits for the response. The handler reports its own errors.
-                let _: Counted<C> = route.fill_with(forward, key, call, lease, Some(leader)).await;
+                let _: Counted<C> = route.fill_with(fill, call, lease, Some(leader)).await;
             }
         });
         self.context.in_background(work);
@@ -151,25 +148,24 @@ impl Route {
 
     async fn fill_with<C: Call>(
         &self,
-        forward: Forward,
-        key: FillKey,
+        fill: Box<Fill>,
         call: C,
         lease: LeaseGuard,
         leader: Option<Leader>,
     ) -> Counted<C> {
-        let replaces = forward.intent() == Some(Intent::Refresh);
+        let replaces = fill.forward.intent() == Some(Intent::Refresh);
         // A path spelling that may belong to another route must not keep that route's responses from being stored.
-        let uncacheable = if forward.provenance().is_canonical {
+        let uncacheable = if fill.forward.provenance().is_canonical {
             Abandon::Uncacheable(UNCACHEABLE_FOR)
         } else {
             Abandon::Failed
         };
-        let tagging = self.begin_tagging(call.view(), forward.principal()).await;
-        let running = self.run_handler(forward, Some(&key.primary), call, Some(&tagging));
+        let tagging = self.begin_tagging(call.view(), fill.forward.principal()).await;
+        let running = self.run_handler(fill.forward, Some(&fill.key.primary), call, Some(&tagging));
         let result = lease.renewing(pin!(running)).await;
         let (status, counted) = match result {
             HandlerResult::Admitted(mut admitted, tagged) => {
-                let stored = self.store(&mut admitted, &key, lease.tagged(tagged), leader).await;
+                let stored = self.store(&mut admitted, &fill.key, lease.tagged(tagged), leader).await;
                 return answered::<C>(*admitted, stored);
             }
             HandlerResult::Stale(response) => (StatusCode::INTERNAL_SERVER_ERROR, stale_reply::<C>(response)),
@@ -187,7 +183,7 @@ impl Route {
             complete_flight(leader, FillOutcome::HandlerFailed);
         } else {
             if replaces && invalidates(status) {
-                self.context.evict_key(key.target()).await;
+                self.context.evict_key(fill.key.target()).await;
             }
             lease.abandon(uncacheable);
             complete_flight(leader, FillOutcome::Uncacheable);
@@ -231,7 +227,8 @@ impl Route {
                 let stored = match lease.commit(record.clone(), ttl).await {
                     CommitResult::Stored => {
                         let kept_for = admitted.variants_retention();
-                        self.context.list_variant(&key.primary, secondary, id, kept_for).await
+                        // Boxed like the other steps that few fills take: every fill would have room for them.
+                        Box::pin(self.context.list_variant(&key.primary, secondary, id, kept_for)).await
                     }
                     stored => stored,
                 };
@@ -243,7 +240,8 @@ impl Route {
                 lease.abandon(Abandon::Failed);
                 let variant = VariantEntry { key: key.primary.variant(secondary), record, ttl, tagged };
                 let kept_for = admitted.variants_retention();
-                let stored = self.context.widen(&key.primary, variant, &variants, instead_of, kept_for).await;
+                let widened = self.context.widen(&key.primary, variant, &variants, instead_of, kept_for);
+                let stored = Box::pin(widened).await;
                 (stored, FillOutcome::Retry)
             }
             Placement::FirstVariant(secondary, variants) => {
@@ -251,8 +249,8 @@ impl Route {
                 let (record, tagged) = (admitted.record(), lease.tags());
                 let variant = VariantEntry { key: key.primary.variant(secondary), record, ttl, tagged };
                 let lease = lease.tagged(None);
-                let stored =
-                    lease.commit_first_variant(variant, &variants, admitted.variants_retention()).await;
+                let kept_for = admitted.variants_retention();
+                let stored = Box::pin(lease.commit_first_variant(variant, &variants, kept_for)).await;
                 (stored, FillOutcome::Retry)
             }
         };

@@ -87,20 +87,22 @@ impl Route {
         if reentry::is_running(&self.context, &key, request.extensions) {
             return Ok(LookupResult::Nested);
         }
-        let Some(bytes) = self.context.store.try_get(&key) else {
+        let Some(found) = self.context.store.find_at_once(&key) else {
             return Err(LookupStep::Entry(lookup, key));
         };
-        self.miss_predictor.record_hit();
-        let found = self.context.decode_for(&lookup, &bytes);
+        if found.is_some() {
+            self.miss_predictor.record_hit();
+        }
+        let found = self.context.decode_for(&lookup, found);
         let select = match lookup.on_entry(found, &request, self.context.now()) {
             OnEntry::Decided(decision) => return Ok(LookupResult::of(decision, key, None, span)),
             OnEntry::Select(select) => select,
         };
         let variant = key.variant(select.secondary_key(&request));
-        let Some(bytes) = self.context.store.try_get(&variant) else {
+        let Some(found) = self.context.store.find_at_once(&variant) else {
             return Err(LookupStep::Variant(select, FillKey { primary: key, variant: Some(variant) }));
         };
-        let found = self.context.decode_for(select.lookup(), &bytes);
+        let found = self.context.decode_for(select.lookup(), found);
         let decision = select.on_entry(found, &request, self.context.now());
         Ok(LookupResult::of(decision, key, Some(variant), span))
     }
@@ -160,8 +162,8 @@ impl Route {
         request: RequestView<'_>,
         span: &Span,
     ) -> LookupResult {
-        let found = match self.context.store.try_get(key.target()) {
-            Some(bytes) => self.context.decode_for(select.lookup(), &bytes),
+        let found = match self.context.store.find_at_once(key.target()) {
+            Some(found) => self.context.decode_for(select.lookup(), found),
             None => span.around(self.fetch_for(select.lookup_mut(), key.target(), &request)).await,
         };
         let decision = select.on_entry(found, &request, self.context.now());
@@ -203,8 +205,7 @@ impl Route {
         if lookup.may_need_less() {
             let needs = |entry: &Entry, length| lookup.needs(entry, length, request);
             match Box::pin(self.context.excerpt(key, record::read_beginning, needs)).await? {
-                Excerpt::Whole(Some(bytes)) => return self.context.decode_for(lookup, &bytes),
-                Excerpt::Whole(None) => return Ok(None),
+                Excerpt::Whole(found) => return self.context.decode_for(lookup, found),
                 Excerpt::Part(entry, body, length) => {
                     lookup.expect_excerpt(length);
                     return Ok(Some(Record::Response(Entry { body, ..entry })));
@@ -212,10 +213,7 @@ impl Route {
                 Excerpt::TooLittle => {}
             }
         }
-        match self.fetch(key).await? {
-            Some(bytes) => self.context.decode_for(lookup, &bytes),
-            None => Ok(None),
-        }
+        self.fetch(key).await.and_then(|found| self.context.decode_for(lookup, found))
     }
 
     /// Returns the key of a request, or `None` if the key builder returned none.
@@ -261,10 +259,11 @@ impl CacheContext {
     }
 
     /// Decodes a record as [`decode`](Self::decode) does, as far as the answer to a lookup needs it.
-    fn decode_for(&self, lookup: &Lookup, bytes: &Bytes) -> Result<Option<Record>, Reason> {
-        match lookup.decode(bytes) {
+    fn decode_for(&self, lookup: &Lookup, found: Option<Bytes>) -> Result<Option<Record>, Reason> {
+        let Some(bytes) = found else { return Ok(None) };
+        match lookup.decode(&bytes) {
             Some(record) => Ok(Some(record)),
-            None => self.decode_stale(bytes),
+            None => self.decode_stale(&bytes),
         }
     }
 

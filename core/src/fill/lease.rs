@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::poll_immediate;
 
 use crate::fill::single_flight::{FillOutcome, Leader};
 use crate::key::CacheKey;
@@ -55,7 +56,8 @@ impl CacheContext {
         match (answer, awaited) {
             (Acquired::Filling, Some(is_awaited)) => {
                 let began = tokio::time::Instant::now();
-                let acquired = self.wait_to_acquire(key, intent, is_awaited, (began, limit)).await;
+                // Boxed, because few fills wait and all would have room for it.
+                let acquired = Box::pin(self.wait_to_acquire(key, intent, is_awaited, (began, limit))).await;
                 self.telemetry.waited(began.elapsed(), !matches!(acquired, Acquired::Found(_)));
                 acquired
             }
@@ -157,7 +159,12 @@ impl LeaseGuard {
     /// `work` is pinned by the caller. It is large, and would take twice the room if it were moved in here.
     pub(crate) async fn renewing<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
         let Some(lease) = &self.lease else { return work.await };
-        let renewals = async {
+        // Many handlers never wait, and need no timer.
+        if let Some(done) = poll_immediate(work.as_mut()).await {
+            return done;
+        }
+        // Boxed, because every fill would have room for it.
+        let renewals = Box::pin(async {
             let every = self.context.timing.lease_ttl / 3;
             let mut held_for = Duration::ZERO;
             while held_for < self.context.timing.max_fill {
@@ -171,7 +178,7 @@ impl LeaseGuard {
                 }
             }
             std::future::pending::<Infallible>().await
-        };
+        });
         tokio::select! {
             biased;
             done = work.as_mut() => done,

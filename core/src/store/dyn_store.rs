@@ -19,6 +19,7 @@ pub(crate) trait DynStore: Send + Sync + 'static {
     fn get<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
     fn get_shared<'a>(&'a self, key: &'a CacheKey) -> Boxed<'a, Option<Bytes>>;
     fn try_get(&self, key: &CacheKey) -> Option<Bytes>;
+    fn finds_at_once(&self) -> bool;
     fn get_head<'a>(&'a self, key: &'a CacheKey, limit: usize) -> Boxed<'a, Option<ValueHead>>;
     fn get_range<'a>(
         &'a self,
@@ -76,6 +77,10 @@ impl<S: LeaseStore> DynStore for S {
 
     fn try_get(&self, key: &CacheKey) -> Option<Bytes> {
         self.try_get(key)
+    }
+
+    fn finds_at_once(&self) -> bool {
+        self.finds_at_once()
     }
 
     fn get_head<'a>(&'a self, key: &'a CacheKey, limit: usize) -> Boxed<'a, Option<ValueHead>> {

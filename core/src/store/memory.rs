@@ -171,6 +171,10 @@ impl CacheStore for MemoryStore {
         }
     }
 
+    fn finds_at_once(&self) -> bool {
+        true
+    }
+
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let now = self.clock.now();
         let write = self.shared.with_partition(key, now, |group, partition| {

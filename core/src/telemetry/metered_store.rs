@@ -20,11 +20,13 @@ use crate::tag::{EvictionMode, TagStamp, Tagged, Tags};
 pub(crate) struct MeteredStore {
     store: Box<dyn DynStore>,
     telemetry: Arc<Telemetry>,
+    /// `true` if a value that `try_get` didn't return doesn't exist.
+    finds_at_once: bool,
 }
 
 impl MeteredStore {
     pub(crate) fn new(store: Box<dyn DynStore>, telemetry: Arc<Telemetry>) -> Self {
-        Self { store, telemetry }
+        Self { finds_at_once: store.finds_at_once(), store, telemetry }
     }
 
     pub(crate) async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
@@ -39,6 +41,19 @@ impl MeteredStore {
         let value = self.store.try_get(key)?;
         self.telemetry.called(Operation::Get, None, true);
         Some(value)
+    }
+
+    /// Returns a value that needs no waiting, or the inner `None` if it is known at once that there is none. After the outer
+    /// `None`, the caller calls `fetch`.
+    pub(crate) fn find_at_once(&self, key: &CacheKey) -> Option<Option<Bytes>> {
+        match self.try_get(key) {
+            None if self.finds_at_once => {
+                self.telemetry.called(Operation::Get, None, true);
+                Some(None)
+            }
+            None => None,
+            found => Some(found),
+        }
     }
 
     /// Reads a value that `try_get` didn't return.
