@@ -242,6 +242,8 @@ impl<S: CacheStore> Subject<S> {
     async fn holds(&self, key: &CacheKey, value: &str, why: &str) {
         assert_eq!(self.get(key).await.as_deref(), Some(value.as_bytes()), "{key}: {why}");
         assert!(self.store.has(key).await.unwrap(), "`has` disagrees with `get` on {key}: {why}");
+        let is_found = self.store.try_get(key).is_some() || !self.store.finds_at_once();
+        assert!(is_found, "`try_get` disagrees with `get` on {key}, although the store finds at once: {why}");
     }
 
     async fn holds_nothing(&self, key: &CacheKey, why: &str) {
