@@ -74,7 +74,8 @@ impl Larder {
         CacheBackend::new(Arc::clone(&self.context))
     }
 
-    /// Returns the key of the response to a GET of this URI, on a route of this group.
+    /// Returns the key of the response to a GET of this URI, on a route of this group. A route's own `query_params`,
+    /// `ignore_query_params`, `vary_by_host`, audience and key builder are unknown here.
     ///
     /// # Errors
     ///
@@ -311,7 +312,8 @@ impl<S> LarderBuilder<S> {
     ///
     /// Handlers still see the parameters, so that a handler whose response depends on one would let a client choose the response of
     /// all others. A route's own [`ignore_query_params`](crate::route::RouteOptions::ignore_query_params) adds to the list. A route with
-    /// `query_params` has its own list of those that count. Every process that shares the store needs the same list.
+    /// `query_params` has its own list of those that count. Every process that shares the store needs the same list:
+    /// otherwise one evicts other keys than another fills. A parameter with a `;` in it counts always, because some handlers split there.
     ///
     /// # Panics
     ///

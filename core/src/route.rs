@@ -13,11 +13,12 @@ use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use http::header::{AUTHORIZATION, COOKIE};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, VARY};
 use http::{HeaderName, StatusCode};
 
 use crate::exchange::miss_predictor::MissPredictor;
 use crate::exchange::tag_memory::TagMemory;
+use crate::headers::accept_encoding::coding_error;
 use crate::key::KeySpace;
 use crate::larder::Larder;
 use crate::larder::context::{CacheContext, panic_invalid_config, with_ignored};
@@ -325,9 +326,8 @@ impl RouteOptions {
     #[track_caller]
     pub fn content_codings(mut self, codings: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let codings: Vec<String> = codings.into_iter().map(Into::into).collect();
-        let is_token = |coding: &&String| HeaderName::from_bytes(coding.as_bytes()).is_ok();
-        if let Some(coding) = codings.iter().find(|coding| !is_token(coding)) {
-            panic_invalid_config(&format!("{coding:?} is no content coding"));
+        if let Some(error) = codings.iter().find_map(|coding| coding_error(coding)) {
+            panic_invalid_config(&error);
         }
         self.change().rule.content_codings = Some(codings);
         self
@@ -343,6 +343,9 @@ impl RouteOptions {
     #[track_caller]
     pub fn not_stored(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let names = field_names(names);
+        if let Some(name) = names.iter().find(|name| [CONTENT_ENCODING, CONTENT_TYPE, VARY].contains(name)) {
+            panic_invalid_config(&format!("{name} describes the stored body, so it must be stored"));
+        }
         self.change().rule.unstored_fields.extend(names);
         self
     }
@@ -907,7 +910,8 @@ macro_rules! route_layers {
         ///
         /// # Panics
         ///
-        /// Panics if a name isn't a valid field name.
+        /// Panics if a name isn't a valid field name, or is `Content-Encoding`, `Content-Type` or `Vary`, without which the stored body
+        /// couldn't be used.
         #[track_caller]
         pub fn not_stored(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
             self.options = self.options.not_stored(names);

@@ -99,7 +99,8 @@ pub struct SharedRule {
     /// say `private`.
     pub credential_fields: Vec<HeaderName>,
     /// The query parameters that are not part of the key, beside those of the builder. A `*` in a name stands for any characters. The
-    /// origin still sees them, so it must not answer by them. Empty by default.
+    /// origin still sees them, so it must not answer by them. A redirect in response to a request with such a parameter isn't stored,
+    /// because it may repeat it. A parameter with a `;` in it counts always. Empty by default.
     pub ignored_params: Vec<String>,
     /// The content codings that the origin's responses can have, such as `gzip`; `None` means any. Other codings are taken out of
     /// `Accept-Encoding` before the origin and the variants see it, so that clients which differ only in them share a
@@ -233,7 +234,7 @@ impl SharedRule {
     }
 
     fn key_made(&self, scheme: &str, uri: &Uri, host: &str, apart: bool) -> CacheKey {
-        let target = target::counting(target::target_of(uri), &self.ignored_params);
+        let target = target::without_ignored_params(target::target_of(uri), &self.ignored_params);
         let target = target::canonical(&target);
         self.space.key_with(target.len() + scheme.len() + host.len() + 9, |out| {
             // Unlike the keys of routes, these begin with a slash and end in a site, so that both can share a store.

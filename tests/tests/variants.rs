@@ -106,7 +106,7 @@ async fn clients_that_differ_in_undeclared_codings_share_a_variant() {
     for (run, (seen, spellings)) in [
         ("gzip", &["gzip, deflate, br, zstd", "gzip", "x-gzip;q=0.3, br", "*"][..]),
         ("identity", &["br", "", "gzip;q=0, zstd", "identity"]),
-        // No declared coding will do, so the handler sees the wish as it is.
+        // No declared coding is acceptable, so the handler sees the whole field.
         ("br, identity;q=0", &["br, identity;q=0"]),
     ]
     .into_iter()

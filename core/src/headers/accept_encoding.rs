@@ -2,6 +2,8 @@
 
 use std::slice;
 
+#[cfg(feature = "runtime")]
+use http::HeaderName;
 use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue};
 
@@ -58,7 +60,7 @@ pub(crate) fn reduce(request: &mut HeaderMap, declared: Option<&[String]>) {
 }
 
 /// Returns `Accept-Encoding` without the codings that a response can't have. A client that accepts none of `declared` asks for
-/// `identity`. Every spelling of one wish becomes the same field.
+/// `identity`. Fields that mean the same become the same text.
 ///
 /// Returns `None` if the field stays as it is: it is missing, it is already reduced, or the client refuses `identity` and accepts none
 /// of `declared`.
@@ -112,6 +114,12 @@ fn reduced(request: &HeaderMap, declared: &[String]) -> Option<HeaderValue> {
     let is_reduced = *first == text[..] && fields.next().is_none();
     // A coding that is no token can't be sent.
     HeaderValue::from_bytes(&text).ok().filter(|_| !is_reduced)
+}
+
+/// Returns the error about a text that is no content coding, or `None` if it is one (RFC 9110 §8.4.1: a token).
+#[cfg(feature = "runtime")]
+pub(crate) fn coding_error(coding: &str) -> Option<String> {
+    HeaderName::from_bytes(coding.as_bytes()).is_err().then(|| format!("{coding:?} is no content coding"))
 }
 
 /// Returns `true` for the registered content codings that a response to any client may have (RFC 9110 §16.6.1).
@@ -209,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn wish_that_only_other_codings_fulfil_stays() {
+    fn field_that_only_other_codings_satisfy_stays() {
         for field in ["br, identity;q=0", "*;q=0", "br, *;q=0", "identity;q=0"] {
             assert_eq!(reduced_to(&["gzip"], &[field]), None, "{field:?}");
         }
@@ -217,34 +225,35 @@ mod tests {
         assert_eq!(reduced_to(&["not\na token"], &["*"]), None);
     }
 
+    /// The weight of a coding in a field, in a scale in which `identity` is acceptable after all others by default.
+    fn rank(field: &str, coding: &[u8]) -> u16 {
+        let mut request = HeaderMap::new();
+        request.insert(ACCEPT_ENCODING, HeaderValue::from_str(field).unwrap());
+        let offered = weighted_codings(request.get_all(ACCEPT_ENCODING));
+        let weight = |name: &[u8]| offered.iter().find(|(other, _)| other == name).map(|(_, weight)| *weight);
+        let any = weight(b"*");
+        match weight(coding) {
+            Some(weight) => weight,
+            None if coding == b"identity" => u16::from(any != Some(0)),
+            None => any.unwrap_or(0),
+        }
+    }
+
     #[test]
     fn reduced_field_selects_what_the_whole_one_would() {
-        // The order of the weights between `identity` and the possible codings stays.
-        let rank = |field: &str, coding: &[u8]| {
-            let mut request = HeaderMap::new();
-            request.insert(ACCEPT_ENCODING, HeaderValue::from_str(field).unwrap());
-            let offered = weighted_codings(request.get_all(ACCEPT_ENCODING));
-            let weight =
-                |name: &[u8]| offered.iter().find(|(other, _)| other == name).map(|(_, weight)| *weight);
-            weight(coding).or_else(|| weight(b"*")).unwrap_or(0)
-        };
         let weights = ["", ";q=0", ";q=0.2", ";q=0.7"];
-        for gzip in weights {
-            for br in weights {
-                for any in weights {
-                    let field = format!("gzip{gzip}, br{br}, *{any}, zstd;q=0.4");
-                    let Some(short) = reduced_to(&["gzip", "br"], &[&field]) else { continue };
-                    let (before, after) = (
-                        rank(&field, b"gzip").cmp(&rank(&field, b"br")),
-                        rank(&short, b"gzip").cmp(&rank(&short, b"br")),
-                    );
-                    assert_eq!(before, after, "{field:?} became {short:?}");
-                    for coding in [&b"gzip"[..], b"br"] {
-                        assert_eq!(
-                            rank(&field, coding) > 0,
-                            rank(&short, coding) > 0,
-                            "{field:?} became {short:?}"
-                        );
+        let identities =
+            ["zstd", "identity", "identity;q=0", "identity;q=0.2", "identity;q=0.5", "identity;q=0.9"];
+        for (gzip, br) in weights.iter().flat_map(|gzip| weights.map(|br| (gzip, br))) {
+            for (any, identity) in weights.iter().flat_map(|any| identities.map(|identity| (any, identity))) {
+                let field = format!("gzip{gzip}, br{br}, *{any}, {identity}, zstd;q=0.4");
+                let Some(short) = reduced_to(&["gzip", "br"], &[&field]) else { continue };
+                for coding in [&b"gzip"[..], b"br", b"identity"] {
+                    let is_acceptable = |field: &str| rank(field, coding) > 0;
+                    assert_eq!(is_acceptable(&field), is_acceptable(&short), "{field:?} became {short:?}");
+                    for other in [&b"gzip"[..], b"br", b"identity"] {
+                        let order = |field: &str| rank(field, coding).cmp(&rank(field, other));
+                        assert_eq!(order(&field), order(&short), "{field:?} became {short:?}");
                     }
                 }
             }

@@ -11,12 +11,15 @@ pub(crate) fn is_momentary(name: &str) -> bool {
                 "x-request-id"
                     | "x-requestid"
                     | "x-correlation-id"
+                    | "x-correlationid"
                     | "x-trace-id"
                     | "x-span-id"
                     | "x-transaction-id"
                     | "x-amzn-requestid"
                     | "x-amzn-trace-id"
                     | "x-amz-request-id"
+                    | "x-amz-id-2"
+                    | "x-amz-cf-id"
                     | "x-cloud-trace-context"
                     | "x-ms-request-id"
                     | "x-runtime"
@@ -25,7 +28,9 @@ pub(crate) fn is_momentary(name: &str) -> bool {
                     | "x-csrf-token"
                     | "x-xsrf-token"
                     | "x-csrftoken"
-            ) || ["x-b3-", "x-ratelimit-", "x-rate-limit-"].iter().any(|start| name.starts_with(start))
+            ) || ["x-b3-", "x-datadog-", "x-ratelimit", "x-rate-limit"]
+                .iter()
+                .any(|start| name.starts_with(start))
         }
         [b'r', ..] => matches!(name, "ratelimit" | "request-id") || name.starts_with("ratelimit-"),
         _ => {
@@ -35,6 +40,9 @@ pub(crate) fn is_momentary(name: &str) -> bool {
                     | "traceparent"
                     | "tracestate"
                     | "traceresponse"
+                    | "b3"
+                    | "sentry-trace"
+                    | "cf-ray"
                     | "csrf-token"
                     | "correlation-id"
             )

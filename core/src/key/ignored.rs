@@ -12,7 +12,12 @@ pub const TRACKING_PARAMS: [&str; 28] = [
 ];
 
 /// Returns `true` if a parameter with this decoded name is ignored. A `*` in a pattern stands for any characters.
-pub(crate) fn is_ignored(patterns: &[String], name: &[u8]) -> bool {
+///
+/// A pair with a `;` is never ignored. Some origins split a query there too, and would find another parameter in it.
+pub(crate) fn is_ignored(patterns: &[String], name: &[u8], value: &str) -> bool {
+    if patterns.is_empty() || name.contains(&b';') || has_semicolon(value) {
+        return false;
+    }
     patterns.iter().any(|pattern| match pattern.split_once('*') {
         None => pattern.as_bytes() == name,
         Some((start, end)) => {
@@ -21,6 +26,11 @@ pub(crate) fn is_ignored(patterns: &[String], name: &[u8]) -> bool {
                 && name.ends_with(end.as_bytes())
         }
     })
+}
+
+/// Returns `true` if a text has a `;`, as it is or escaped.
+fn has_semicolon(text: &str) -> bool {
+    text.contains(';') || text.as_bytes().windows(3).any(|bytes| bytes.eq_ignore_ascii_case(b"%3b"))
 }
 
 /// Returns the error about a pattern that can't be used, or `None` if it can.
@@ -54,8 +64,11 @@ mod tests {
             ("a*c", "abc", true),
             ("*", "anything", true),
         ] {
-            assert_eq!(is_ignored(&[pattern.to_owned()], name.as_bytes()), expected, "{pattern} {name}");
+            assert_eq!(is_ignored(&[pattern.to_owned()], name.as_bytes(), "x"), expected, "{pattern} {name}");
         }
-        assert!(!is_ignored(&[], b"utm_source"));
+        assert!(!is_ignored(&[], b"utm_source", "x"));
+        for (name, value) in [("utm_source", "x;id=7"), ("utm_source", "x%3Bid=7"), ("utm_source;id", "7")] {
+            assert!(!is_ignored(&["utm_*".to_owned()], name.as_bytes(), value), "{name}={value}");
+        }
     }
 }

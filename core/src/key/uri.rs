@@ -25,11 +25,11 @@ pub(crate) enum Params<'a> {
 impl Params<'_> {
     /// Returns `true` if the parameter with this decoded name is part of the key. If a handler reads a parameter that
     /// is not in the key, any client can choose the response that other clients get.
-    fn counts(self, name: &[u8]) -> bool {
+    fn counts(self, name: &[u8], value: &str) -> bool {
         match self {
             Self::All => true,
             Self::Only(names) => names.iter().any(|known| known.as_bytes() == name),
-            Self::AllBut(patterns) => !is_ignored(patterns, name),
+            Self::AllBut(patterns) => !is_ignored(patterns, name, value),
         }
     }
 }
@@ -134,7 +134,7 @@ fn write_path(out: &mut String, path: &str) {
 }
 
 fn write_query(out: &mut String, query: &str, params: Params<'_>) {
-    let pairs = || pairs(query).filter(|(name, _)| params.counts(name));
+    let pairs = || pairs(query).filter(|(name, value)| params.counts(name, value));
     if pairs().is_sorted_by(|(one, _), (next, _)| one <= next) {
         return pairs().for_each(|pair| write_pair(out, &pair));
     }
@@ -241,6 +241,7 @@ mod tests {
             ("/x?utm_source=mail&b=1&a=2&utm_medium", "x:a=2:b=1"),
             ("/x?%75tm_source=1&a+b=2&a%20b&c", "x:c="),
             ("/x?utm=1", "x:utm=1"),
+            ("/x?utm_source=a;id=7", "x:utm_source=a;id=7"),
             ("/x", "x"),
             ("/x?", "x"),
         ] {

@@ -33,6 +33,8 @@ use crate::exchange::tag_memory::TagMemory;
 use crate::exchange::{Call, MAX_LOOKUPS, failed, status_of};
 use crate::fill::background::{Target, Task};
 use crate::fill::single_flight::{FillOutcome, Role};
+use crate::headers::accept_encoding::coding_error;
+use crate::key::ignored::pattern_error;
 use crate::key::{CacheKey, KeySpace};
 use crate::larder::Larder;
 use crate::larder::context::{CacheContext, panic_invalid_config};
@@ -77,6 +79,7 @@ impl SharedCache {
         // After `change`, which may replace the lists.
         rule.credential_fields.extend(context.defaults.credential_fields.iter().cloned());
         rule.ignored_params.extend(context.defaults.ignored_params.iter().cloned());
+        check_rule(&rule);
         rule.max_body = context.storable_body(rule.max_body);
         let counters = context.telemetry.shared_cache();
         let budget = Budget::new(rule.max_held);
@@ -230,6 +233,17 @@ impl SharedCache {
     async fn detached<C: Call>(&self, work: Task<CountedReply<C>>) -> CountedReply<C> {
         let done = self.context.detached(work).await;
         done.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+/// Panics if a list of names has one that can't be meant.
+#[track_caller]
+fn check_rule(rule: &SharedRule) {
+    for error in rule.ignored_params.iter().filter_map(|pattern| pattern_error(pattern)) {
+        panic_invalid_config(&error);
+    }
+    for error in rule.content_codings.iter().flatten().filter_map(|coding| coding_error(coding)) {
+        panic_invalid_config(&error);
     }
 }
 

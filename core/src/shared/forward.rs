@@ -228,6 +228,8 @@ impl SharedForward {
         {
             // §3.3: a part without a known position can't be stored.
             Some(Reason::Range)
+        } else if self.unkeyed.may_be_repeated_in(&response.headers) {
+            Some(Reason::Spelling)
         } else {
             why_not_storable(response, length, &control, freshness, self.has_credentials, &self.rule)
                 .or_else(|| why_not_taggable(&response.headers, &control, &self.origin, &self.rule))
@@ -328,7 +330,10 @@ impl SharedForward {
         let length =
             response.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let same_length = length.is_none_or(|length: usize| length == stored.body.len());
-        if is_whole && same_length && same(ETAG) && same(LAST_MODIFIED) {
+        // The content of a softly evicted response has probably changed, so that only its tag shows that it hasn't.
+        let is_known = !stored.is_evicted || have_one_strong_tag(&response.headers, &stored.headers);
+        let is_same = is_whole && same_length && same(ETAG) && same(LAST_MODIFIED);
+        if is_same && is_known {
             // The client gets the response to the HEAD itself, with its cookies.
             let _cookies = update(&mut stored, &response.headers, times, &self.rule);
             let fate = Fate::of(&stored, self.has_credentials, &self.rule);
@@ -336,7 +341,7 @@ impl SharedForward {
             let (fate, mark, tags) = with_tags(fate, mark, news, &self.origin, &self.rule);
             SharedOnResponse::Freshened(Freshened { mark, stored, tags, fate, answer: None })
         } else {
-            let evicts = invalidates(response.status);
+            let evicts = !is_same && invalidates(response.status);
             SharedOnResponse::Pass(SharedPass { mark, evicts, also: Vec::new() })
         }
     }

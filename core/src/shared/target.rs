@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use http::header::FORWARDED;
+use http::header::{CONTENT_LOCATION, FORWARDED, LOCATION};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
@@ -30,13 +30,16 @@ pub(super) struct Unkeyed {
     names: Vec<HeaderName>,
     /// The target as it was sent, if it isn't in canonical spelling.
     spelling: Option<HeaderValue>,
+    /// `true` if the target has query parameters that the key ignores.
+    has_ignored_params: bool,
 }
 
 impl Unkeyed {
     pub(super) fn of(request: &RequestView<'_>, rule: &SharedRule) -> Self {
         let source = &rule.scheme;
         let mut unkeyed = Self::default();
-        let target = counting(target_of(request.uri), &rule.ignored_params);
+        let target = without_ignored_params(target_of(request.uri), &rule.ignored_params);
+        unkeyed.has_ignored_params = matches!(target, Cow::Owned(_));
         if let Cow::Owned(_) = canonical(&target) {
             // A target in a URI contains no control characters.
             unkeyed.spelling = HeaderValue::from_str(&target).ok();
@@ -52,6 +55,11 @@ impl Unkeyed {
 
     pub(super) const fn is_empty(&self) -> bool {
         self.names.is_empty()
+    }
+
+    /// Returns `true` if a response may repeat a parameter that the key ignores in a URI: it would send other clients there.
+    pub(super) fn may_be_repeated_in(&self, response: &HeaderMap) -> bool {
+        self.has_ignored_params && [LOCATION, CONTENT_LOCATION].iter().any(|name| response.contains_key(name))
     }
 
     pub(super) fn names(&self) -> &[HeaderName] {
@@ -167,13 +175,13 @@ pub(super) fn target_of(uri: &Uri) -> &str {
 }
 
 /// Returns the target without the query parameters that the cache ignores.
-pub(super) fn counting<'t>(target: &'t str, ignored: &[String]) -> Cow<'t, str> {
+pub(super) fn without_ignored_params<'t>(target: &'t str, ignored: &[String]) -> Cow<'t, str> {
     let Some((path, query)) = target.split_once('?').filter(|_| !ignored.is_empty()) else {
         return Cow::Borrowed(target);
     };
     let counts = |pair: &&str| {
-        let name = pair.split_once('=').map_or(*pair, |(name, _)| name);
-        !is_ignored(ignored, &decoded_param(name))
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        !is_ignored(ignored, &decoded_param(name), value)
     };
     if query.split('&').all(|pair| counts(&pair)) {
         return Cow::Borrowed(target);
@@ -335,12 +343,15 @@ mod tests {
             ("/a?utm_source=mail&b=1", "/a?b=1", true),
             ("/a?b=1&%75tm_source=a%2Cb&c=2", "/a?b=1&c=2", true),
             ("/a?utm=1", "/a?utm=1", true),
+            ("/a?utm_source=x;id=7", "/a?utm_source=x;id=7", true),
             ("/%61?utm_source=mail", "/%61", false),
         ] {
             assert_eq!(keyed(target), keyed(same), "{target}");
             assert_eq!(keyed(target).1, is_canonical, "{target}");
         }
-        assert_ne!(keyed("/a?utm=1").0, keyed("/a").0);
+        for target in ["/a?utm=1", "/a?utm_source=x;id=7", "/a?utm_source=x%3Bid=7", "/a?utm_source;id=7"] {
+            assert_ne!(keyed(target).0, keyed("/a").0, "{target}");
+        }
     }
 
     proptest::proptest! {

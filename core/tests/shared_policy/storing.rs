@@ -12,6 +12,25 @@ use larder_core::shared::{SetCookie, SharedRule};
 use super::engine::Fields;
 use super::{A_THOUSAND_SECONDS_AGO, IN_A_MINUTE, NOW, get, policy, rule, seconds, store, store_under};
 
+/// A redirect that repeats what the key leaves out would lead every client there.
+#[test]
+fn redirect_of_a_request_with_ignored_parameters_is_not_stored() {
+    let mut rule = rule();
+    rule.ignored_params = vec!["utm_*".to_owned()];
+    let policy = SharedPolicy::new(Arc::new(rule));
+    for (uri, status, location, expected) in [
+        ("/a?utm_id=7", 301, "location", Err("spelling".to_owned())),
+        ("/a?utm_id=7", 200, "content-location", Err("spelling".to_owned())),
+        ("/a?utm_id=7", 200, "link", Ok(())),
+        ("/a?utm=7", 301, "location", Ok(())),
+    ] {
+        let mut request = get(&[]);
+        request.uri = uri.parse().unwrap();
+        let fields = [("cache-control", "max-age=60"), (location, "/a/?utm_id=7")];
+        assert_eq!(store_under(&policy, &request, status, &fields).map(drop), expected, "{uri} {location}");
+    }
+}
+
 #[test]
 fn only_permitted_responses_are_stored() {
     const FRESH: (&str, &str) = ("cache-control", "max-age=60");

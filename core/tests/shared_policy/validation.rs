@@ -189,6 +189,30 @@ fn head_freshens_an_unchanged_response() {
 }
 
 #[test]
+fn head_makes_a_softly_evicted_response_fresh_only_by_its_tag() {
+    let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
+    for (response, expected) in [
+        (&[("etag", "\"a\""), ("cache-control", "max-age=9")][..], "freshened"),
+        (&[("etag", "W/\"a\""), ("cache-control", "max-age=9")], "evicts"),
+        (&[("cache-control", "max-age=9")], "passes"),
+        (&[("content-length", "11")], "evicts"),
+    ] {
+        let Some(SharedRecord::Response(mut found)) = stored(fields) else { panic!() };
+        found.is_evicted = true;
+        found.lifetime = Duration::ZERO;
+        let head = request(Method::HEAD, &[]);
+        let found = Some(SharedRecord::Response(found));
+        let word = match answer(&policy(), &head, found, (200, response), now() + seconds(1)) {
+            SharedOnResponse::Freshened(_) => "freshened",
+            SharedOnResponse::Pass(pass) if pass.evicts() => "evicts",
+            SharedOnResponse::Pass(_) => "passes",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(word, expected, "{response:?}");
+    }
+}
+
+#[test]
 fn cookies_of_a_304_are_for_one_client() {
     let fields: Fields<'_> = &[("cache-control", "max-age=60"), ("etag", "\"a\"")];
     let later = now() + seconds(100);
