@@ -737,6 +737,9 @@ macro_rules! route_layers {
         /// before the option was set has no field until it is filled again.
         ///
         /// A response with invalid tags says `no-store`, unless the handler sets `Cache-Control`: it couldn't be purged.
+        ///
+        /// A write names the evicted tags also if the store didn't confirm the eviction. Until it is repeated, another process of this
+        /// service may send the old response to a cache downstream, which keeps it for its `max-age`.
         pub fn emit_tags(mut self, field: $crate::tag::TagField) -> Self {
             self.options = self.options.emit_tags(field);
             self

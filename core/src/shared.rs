@@ -115,11 +115,16 @@ pub struct SharedRule {
     /// The fields of responses that name their tags. `Cache-Groups` by default.
     ///
     /// * [`CacheGroups`](TagField::CacheGroups): the response to a successful write evicts the groups that its
-    ///   `Cache-Group-Invalidation` names (RFC 9875). A group is that of its origin, the scheme, host and port of the target URI.
+    ///   `Cache-Group-Invalidation` names (RFC 9875). A group is that of its origin, the scheme, host and port of the target URI. A
+    ///   write that doesn't state its scheme evicts the groups of its host under `http` and `https`.
     ///   Without this member, both fields are ignored: for an origin whose resources belong to parties that must not evict each
     ///   other's responses (RFC 9875 §5).
     /// * [`SurrogateKey`](TagField::SurrogateKey), [`CacheTag`](TagField::CacheTag): the tags of CDNs, which
-    ///   [`Larder::evict_tag`](crate::Larder::evict_tag) evicts, byte by byte as they are written in the field.
+    ///   [`Larder::evict_tag`](crate::Larder::evict_tag) evicts, byte by byte as they are written in the field, if `space` has the
+    ///   prefix of the cache, as it has by default.
+    ///
+    /// Responses that were stored before a field was listed have no tags from it until they are stored again, so evict the whole
+    /// prefix after such a change.
     ///
     /// A response whose tags an entry can't have, such as 129 of them or one of 257 bytes, is not stored, for the reason `tags`.
     pub tag_fields: Vec<TagField>,

@@ -178,7 +178,7 @@ impl SharedAnswer {
 
 /// Makes other caches validate an evicted response before each use: by its own fields it may be fresh.
 fn forbid_reuse(headers: &mut HeaderMap) {
-    remove_if(headers, |name| name.as_str().ends_with("-cache-control"));
+    remove_if(headers, |name| name.as_str().ends_with("-cache-control") || name == "surrogate-control");
     headers.append(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
 }
 

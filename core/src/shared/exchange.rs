@@ -239,10 +239,9 @@ impl SharedCache {
 /// Panics if a list of names has one that can't be meant.
 #[track_caller]
 fn check_rule(rule: &SharedRule) {
-    for error in rule.ignored_params.iter().filter_map(|pattern| pattern_error(pattern)) {
-        panic_invalid_config(&error);
-    }
-    for error in rule.content_codings.iter().flatten().filter_map(|coding| coding_error(coding)) {
+    let pattern = rule.ignored_params.iter().find_map(|pattern| pattern_error(pattern));
+    let coding = || rule.content_codings.iter().flatten().find_map(|coding| coding_error(coding));
+    if let Some(error) = pattern.or_else(coding) {
         panic_invalid_config(&error);
     }
 }

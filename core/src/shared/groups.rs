@@ -79,9 +79,9 @@ pub(super) fn keeps_tags(response: &HeaderMap, stored: &HeaderMap, rule: &Shared
 
 /// Returns the groups that the response to a write invalidates (RFC 9875 §3): those of its own origin, if the write succeeded. The
 /// groups of the evicted responses aren't looked at, so an invalidation doesn't cascade (§2.2.1).
-pub(super) fn groups_to_evict(
+pub(super) fn groups_to_evict<'o>(
     (status, headers): (StatusCode, &HeaderMap),
-    origin: &UriOrigin,
+    origins: impl IntoIterator<Item = &'o UriOrigin>,
     rule: &SharedRule,
 ) -> TagsToEvict {
     let succeeded = status.is_success() || status.is_redirection();
@@ -91,8 +91,10 @@ pub(super) fn groups_to_evict(
     // No response with a group that is too long is stored.
     let groups = string_list(headers, &CACHE_GROUP_INVALIDATION).unwrap_or_default();
     let groups: Vec<_> = groups.into_iter().filter(|group| group.len() <= MAX_TAG_BYTES).collect();
-    let sets = groups.chunks(MAX_TAGS).filter_map(|groups| origin.tags(groups).ok());
-    sets.fold(TagsToEvict::default(), TagsToEvict::and)
+    let tags_of = |origin: &'o UriOrigin| {
+        groups.chunks(MAX_TAGS).filter_map(|groups| origin.tags(groups).ok()).collect::<Vec<_>>()
+    };
+    origins.into_iter().flat_map(tags_of).fold(TagsToEvict::default(), TagsToEvict::and)
 }
 
 #[cfg(test)]
@@ -207,7 +209,7 @@ mod tests {
         let evicted = |status: u16, value: &str| {
             let headers = fields(&[("cache-group-invalidation", value)]);
             let status = StatusCode::from_u16(status).unwrap();
-            let sets = groups_to_evict((status, &headers), &origin, &rule).sets().to_vec();
+            let sets = groups_to_evict((status, &headers), [&origin], &rule).sets().to_vec();
             sets.iter().map(|set| set.marks().len()).sum::<usize>()
         };
         for (status, expected) in

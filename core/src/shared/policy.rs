@@ -27,12 +27,13 @@ use std::time::SystemTime;
 use http::Method;
 
 use super::answer::Shape;
+use super::groups::UriOrigin;
 #[cfg(feature = "runtime")]
 use super::partial::selection;
 #[cfg(feature = "runtime")]
 use super::safety::is_not_modified;
 use super::safety::{has_credentials, may_be_refreshed, may_be_stale, not_a_write, not_looked_up, unusable};
-use super::target::{Unkeyed, overrides_method};
+use super::target::{Unkeyed, overrides_method, states_scheme};
 use super::{SetCookie, SharedRule};
 use crate::headers::cache_control::RequestDirectives;
 #[cfg(feature = "runtime")]
@@ -171,6 +172,8 @@ impl SharedPolicy {
         } else {
             SharedOnRequest::Write(SharedWrite {
                 origin: rule.origin_of(request),
+                origin_by_https: (!states_scheme(request, &rule.scheme))
+                    .then(|| UriOrigin::new("https", &host(request))),
                 rule,
                 target: request.uri.clone(),
                 host: host(request),

@@ -143,6 +143,15 @@ pub(super) fn scheme<'a>(request: &RequestView<'a>, source: &'a SchemeSource) ->
     }
 }
 
+/// Returns `true` if the scheme of the requested resource is stated, by the URI, the rule or a proxy. Otherwise `http` is a guess.
+pub(super) fn states_scheme(request: &RequestView<'_>, source: &SchemeSource) -> bool {
+    match source {
+        SchemeSource::Always(_) => true,
+        SchemeSource::Forwarded if forwarded_scheme(request.headers).is_some() => true,
+        SchemeSource::Uri | SchemeSource::Forwarded => request.uri.scheme().is_some(),
+    }
+}
+
 /// Returns the scheme that a proxy reports in `X-Forwarded-Proto`, or in `proto` of a single `Forwarded` element (RFC 7239 §5.4).
 fn forwarded_scheme(headers: &HeaderMap) -> Option<&'static Scheme> {
     const PROTO: HeaderName = HeaderName::from_static(X_FORWARDED_PROTO);

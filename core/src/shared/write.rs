@@ -24,8 +24,10 @@ use crate::tag::TagsToEvict;
 #[must_use]
 pub struct SharedWrite {
     pub(super) rule: Arc<SharedRule>,
-    /// The origin whose groups the response may evict.
+    /// The origin of the target.
     pub(super) origin: UriOrigin,
+    /// The same host under `https`, if the target doesn't state its scheme: a service usually has the same groups there.
+    pub(super) origin_by_https: Option<UriOrigin>,
     pub(super) target: Uri,
     pub(super) host: String,
     pub(super) request: HeaderMap,
@@ -41,12 +43,13 @@ impl SharedWrite {
     }
 
     /// Returns the groups that the origin's response invalidates: those in its `Cache-Group-Invalidation`, if the write succeeded
-    /// (RFC 9875 §3). They are those of the target's origin.
+    /// (RFC 9875 §3). They are those of the target's origin, and under `http` and `https` if the request doesn't state its scheme.
     pub fn groups_to_evict(&self, response: &response::Parts) -> TagsToEvict {
         if response.extensions.get::<OriginFailed>().is_some() {
             return TagsToEvict::default();
         }
-        groups_to_evict((response.status, &response.headers), &self.origin, &self.rule)
+        let origins = std::iter::once(&self.origin).chain(&self.origin_by_https);
+        groups_to_evict((response.status, &response.headers), origins, &self.rule)
     }
 
     /// Decides about the origin's response. A client error invalidates nothing (§4.4). A 408, a server error or a

@@ -174,6 +174,8 @@ impl SharedCache {
         let tagged = match self.tagged(Ok(freshened.tags().clone()), stamp) {
             Ok(tagged) => tagged,
             Err(reason) => {
+                // The stored response may lack a tag that the validation named.
+                self.context.evict_key(fill_key.target()).await;
                 give_up(Some(lease), leader, false);
                 return freshened.unstored(reason);
             }
