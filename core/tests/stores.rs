@@ -15,18 +15,23 @@ use larder_core::{
     MemoryStore, ProcessLocal, StoreError,
 };
 
-/// A minimal store, slow enough that other calls run between any two of its steps.
+type Entries = HashMap<String, (Bytes, Option<SystemTime>)>;
+
+/// A minimal store, slow enough that other calls run between any two of its steps. Clones share their entries.
+#[derive(Clone)]
 struct Shelf {
     clock: ManualClock,
-    entries: Mutex<HashMap<String, (Bytes, Option<SystemTime>)>>,
+    entries: Arc<Mutex<Entries>>,
+    /// The duration of a read, by tokio's clock.
+    read_time: Duration,
 }
 
 impl Shelf {
     fn new(clock: &ManualClock) -> Self {
-        Self { clock: clock.clone(), entries: Mutex::default() }
+        Self { clock: clock.clone(), entries: Arc::default(), read_time: Duration::ZERO }
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, (Bytes, Option<SystemTime>)>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap()
     }
 
@@ -38,6 +43,9 @@ impl Shelf {
 impl CacheStore for Shelf {
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         pause().await;
+        if !self.read_time.is_zero() {
+            tokio::time::sleep(self.read_time).await;
+        }
         let found =
             self.entries().get(key.name()).filter(|entry| self.is_valid(entry.1)).map(|e| e.0.clone());
         pause().await;
@@ -93,6 +101,108 @@ mod in_process {
     larder_core::lease_suite!(shelf_in_process());
     larder_core::tag_suite!(shelf_in_process());
     larder_core::soft_suite!(shelf_in_process());
+}
+
+/// Soft evictions of a store that other processes, here other `ProcessLocal`s, share.
+mod in_several_processes {
+    use larder_core::tag::stale_since;
+
+    use super::*;
+
+    const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+    fn in_process(shelf: &Shelf) -> ProcessLocal<Shelf> {
+        ProcessLocal::new(shelf.clone()).with_clock(Arc::new(shelf.clock.clone()))
+    }
+
+    fn keys(count: usize) -> Vec<CacheKey> {
+        let space = KeySpace::new("p", Some("g")).unwrap();
+        (0..count).map(|number| space.key(&number.to_string())).collect()
+    }
+
+    #[tokio::test]
+    async fn stale_value_is_dropped_once_a_read_finds_another() {
+        let shelf = Shelf::new(&ManualClock::new());
+        let (here, there) = (in_process(&shelf), in_process(&shelf));
+        for (number, key) in keys(5).iter().enumerate() {
+            here.set(key, "1".into(), MINUTE).await.unwrap();
+            here.evict_softly(key).await.unwrap();
+            let stale = here.get(key).await.unwrap().and_then(|found| stale_since(&found));
+            assert_eq!(stale.map(|(_, value)| value).as_deref(), Some(&b"1"[..]));
+            there.set(key, "2".into(), MINUTE).await.unwrap();
+            let found = match number {
+                0 => here.get(key).await.unwrap(),
+                1 => here.get_shared(key).await.unwrap(),
+                2 => here.get_head(key, 100).await.unwrap().map(|head| head.bytes),
+                3 => here.has(key).await.unwrap().then(|| "2".into()),
+                _ => match here.begin(key, Intent::Fill, Duration::from_secs(5)).await.unwrap() {
+                    Acquired::Found(found) => Some(found),
+                    _ => None,
+                },
+            };
+            assert_eq!(found.as_deref(), Some(&b"2"[..]), "{number}");
+            assert!(there.delete(key).await.unwrap());
+            assert_eq!(here.get(key).await.unwrap(), None, "{number}: it was evicted there");
+            assert_eq!(here.get_head(key, 100).await.unwrap().map(|head| head.bytes), None, "{number}");
+        }
+    }
+
+    #[tokio::test]
+    async fn soft_eviction_of_a_value_with_an_unknown_expiry_removes_it() {
+        let shelf = Shelf::new(&ManualClock::new());
+        let (here, there) = (in_process(&shelf), in_process(&shelf));
+        let keys = keys(2_000);
+        let (first, last) = (&keys[0], &keys[1_999]);
+        for key in &keys {
+            here.set(key, "1".into(), MINUTE).await.unwrap();
+        }
+        for key in [first, last] {
+            here.evict_softly(key).await.unwrap();
+        }
+        assert_eq!(here.get(first).await.unwrap(), None, "forgotten among later writes");
+        assert!(here.get(last).await.unwrap().is_some(), "written last");
+        shelf.clock.advance(Duration::from_secs(61));
+        assert_eq!(here.get(last).await.unwrap(), None, "its time to live is over");
+        // What this process knew of a value that is gone says nothing about its successor.
+        for what in ["never written here", "deleted", "evicted softly", "group deleted"] {
+            let key = &keys[1];
+            match what {
+                "deleted" => drop(here.delete(key).await.unwrap()),
+                "evicted softly" => here.evict_softly(key).await.unwrap(),
+                "group deleted" => drop(here.delete_group(&key.space()).await.unwrap()),
+                _ => {}
+            }
+            there.set(key, "2".into(), Some(Duration::from_secs(1))).await.unwrap();
+            here.evict_softly(key).await.unwrap();
+            assert_eq!(here.get(key).await.unwrap(), None, "{what}");
+            here.set(key, "1".into(), None).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn soft_eviction_of_a_group_takes_a_bounded_time() {
+        let clock = ManualClock::new();
+        for (milliseconds, all) in [(1, true), (100, false), (60_000, false)] {
+            let read_time = Duration::from_millis(milliseconds);
+            let store = in_process(&Shelf { read_time, ..Shelf::new(&clock) });
+            let keys = keys(1_000);
+            for key in &keys {
+                store.set(key, "1".into(), MINUTE).await.unwrap();
+            }
+            let began = tokio::time::Instant::now();
+            store.evict_group_softly(&keys[0].space()).await.unwrap();
+            assert!(began.elapsed() < Duration::from_secs(1), "{read_time:?}: {:?}", began.elapsed());
+            let mut kept = 0;
+            for key in &keys {
+                let found = store.inner().entries().contains_key(key.name());
+                assert!(!found, "{key}: it left the store");
+            }
+            for key in keys.iter().take(if all { 1_000 } else { 0 }) {
+                kept += usize::from(store.get(key).await.unwrap().is_some_and(|v| stale_since(&v).is_some()));
+            }
+            assert_eq!(kept, if all { 1_000 } else { 0 });
+        }
+    }
 }
 
 #[tokio::test]

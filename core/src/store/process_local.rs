@@ -2,13 +2,16 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::sync::{
     Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
+use tokio::time::{Instant, timeout_at};
 
 use super::lease_table::{LeaseTable, head_of, stripe};
 use super::stale_values::StaleValues;
@@ -24,6 +27,12 @@ use crate::tag::{
 /// The number of locks for keys, and of locks for groups. Keys that share a lock wait for each other's writes.
 const STRIPES: usize = 64;
 
+/// The time in which a soft eviction reads values to keep. Writes wait meanwhile.
+const KEEP_WITHIN: Duration = Duration::from_millis(100);
+
+/// The number of values that a soft eviction reads at once.
+const READS_AT_ONCE: usize = 32;
+
 /// A [`LeaseStore`] made from any [`CacheStore`], with leases inside this process.
 ///
 /// Fills are coalesced and fenced among the users of *this* value. It doesn't see other processes that use the same store,
@@ -38,8 +47,13 @@ const STRIPES: usize = 64;
 /// with tags that another process or an earlier `ProcessLocal` wrote counts as evicted, for their evictions are not known here.
 ///
 /// A soft eviction removes entries from the store, so that they can't come back as fresh ones, and keeps their values in this value: up
-/// to 16 MiB of them. A store of four functions can't list a group. So a soft eviction of a group keeps the values of the 1024 keys
-/// that were written last, and the others are gone.
+/// to 16 MiB of them. It keeps only values whose expiry is known here. This value remembers up to 1024 keys that were written through
+/// it, and forgets all of them when there are more. A store of four functions can't list a group, so a soft eviction of a group keeps
+/// the values of these keys, as far as the store returns them within 100 ms. All other values are gone.
+///
+/// Other processes that use the same store find no entry after a soft eviction. If they write one, this value drops its stale value when
+/// it reads the new one. If it doesn't read it before another process evicts it, or before it expires, the stale value is used again, for
+/// instance by `stale_while_revalidate`, until its own time to live ends. Don't use soft evictions where that matters.
 ///
 /// `commit` returns `true` once the store's `set` returns `Ok`, even if the store had no room for the value. A `commit`
 /// whose future is dropped midway has already handed its write to the store, which may still perform it. Await it, or evict
@@ -99,13 +113,19 @@ impl<S: CacheStore> ProcessLocal<S> {
     /// Returns the value that the store returned for a key, if it is valid, or a stale one.
     fn open_valid(&self, key: &CacheKey, stored: Option<Bytes>) -> Option<Bytes> {
         let (value, validity) = match stored {
-            Some(stored) => self.open(key, stored)?,
+            Some(stored) => self.open_stored(key, stored)?,
             None => self.find_stale(key)?,
         };
         Some(match validity {
             Validity::Stale(since) => soften(&value, since),
             Validity::Fresh | Validity::Gone => value,
         })
+    }
+
+    /// Returns the value that the store has for a key, if it is valid. A stale value is older.
+    fn open_stored(&self, key: &CacheKey, stored: Bytes) -> Option<(Bytes, Validity)> {
+        self.stale.found(key, &stored, stored.len());
+        self.open(key, stored)
     }
 
     /// Returns a value that was evicted softly by its key or group.
@@ -115,12 +135,30 @@ impl<S: CacheStore> ProcessLocal<S> {
         Some((value, validity.softened(Some(since))))
     }
 
-    /// Removes an entry from the store, and keeps its value as a stale one. The key or its group must be locked.
-    async fn take_out(&self, key: &CacheKey, since: u64) {
-        // Without the value, the eviction is a hard one.
-        if let Ok(Some(stored)) = self.store.get(key).await {
-            self.stale.insert(key, stored, since);
+    /// Keeps the values of keys as stale ones, as far as the store returns them soon. The eviction of the others is a hard one. The
+    /// keys or their group must be locked.
+    async fn keep_stale(&self, keys: &[CacheKey], since: u64) {
+        let keep = async |key| {
+            if let Ok(Some(stored)) = self.store.get(key).await {
+                self.stale.insert(key, stored, since);
+            }
+        };
+        let deadline = Instant::now() + KEEP_WITHIN;
+        for keys in keys.chunks(READS_AT_ONCE) {
+            if timeout_at(deadline, join_all(keys.iter().map(keep))).await.is_err() {
+                return;
+            }
         }
+    }
+
+    /// Writes to the store. The key must be locked for a write.
+    async fn write(&self, key: &CacheKey, stored: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
+        let expires = self.expiry(ttl);
+        // After a failure, or if this future is dropped, it isn't known what the store has.
+        self.stale.remove(key);
+        self.store.set(key, stored, ttl).await?;
+        self.stale.wrote(key, expires);
+        Ok(())
     }
 
     fn expiry(&self, ttl: Option<Duration>) -> Option<SystemTime> {
@@ -147,8 +185,7 @@ impl<S: CacheStore> ProcessLocal<S> {
     ) -> Result<(), StoreError> {
         // The clock exists from here on, so that evictions are noted.
         let _clock = self.tags.of(key.prefix());
-        self.stale.wrote(key, self.expiry(ttl));
-        self.store.set(key, tagged.encode(value), ttl).await
+        self.write(key, tagged.encode(value), ttl).await
     }
 
     /// Locks one key for a write.
@@ -193,6 +230,7 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
         let Some(mut head) = self.store.get_head(key, limit).await? else {
             return Ok(self.open_valid(key, None).map(ValueHead::whole));
         };
+        self.stale.found(key, &head.bytes, head.length);
         if !has_header(&head.bytes) {
             return Ok(Some(head));
         }
@@ -242,8 +280,7 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
     async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
         let _writing = self.writing(key).await;
         self.leases().revoke(key);
-        self.stale.wrote(key, self.expiry(ttl));
-        self.store.set(key, encode_plain(value), ttl).await
+        self.write(key, encode_plain(value), ttl).await
     }
 
     async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
@@ -263,6 +300,9 @@ impl<S: CacheStore> CacheStore for ProcessLocal<S> {
     async fn has(&self, key: &CacheKey) -> Result<bool, StoreError> {
         // Only the beginning tells whether an entry with tags is valid.
         let head = self.store.get_head(key, MAX_HEADER).await?;
+        if let Some(head) = &head {
+            self.stale.found(key, &head.bytes, head.length);
+        }
         Ok(head.is_some_and(|head| {
             let is_fresh = |header| self.judge(key, &header) == Validity::Fresh;
             !has_header(&head.bytes) || Headed::decode(&head.bytes).is_some_and(is_fresh)
@@ -301,7 +341,7 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         // The lease comes first, so that no other commit can happen between the store's answer and the lease. The lease
         // ends if there is an entry, if the store fails, or if this future is dropped.
         let lease = PendingBegin { of: self, key, answer: Some(answer) };
-        match self.store.get(key).await?.and_then(|stored| self.open(key, stored)) {
+        match self.store.get(key).await?.and_then(|stored| self.open_stored(key, stored)) {
             Some((found, Validity::Fresh)) => Ok(Acquired::Found(found)),
             _ => Ok(lease.keep()),
         }
@@ -317,8 +357,7 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         let _writing = self.writing(key).await;
         let current = self.leases().finish(key, lease, self.clock.now());
         if current {
-            self.stale.wrote(key, self.expiry(ttl));
-            self.store.set(key, encode_plain(value), ttl).await?;
+            self.write(key, encode_plain(value), ttl).await?;
         }
         Ok(current)
     }
@@ -375,7 +414,8 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
     async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
         let _writing = self.writing(key).await;
         self.leases().revoke(key);
-        self.take_out(key, epoch_at(self.clock.now())).await;
+        self.keep_stale(slice::from_ref(key), epoch_at(self.clock.now())).await;
+        self.stale.forget(key);
         self.store.delete(key).await.map(drop)
     }
 
@@ -383,9 +423,8 @@ impl<S: CacheStore> LeaseStore for ProcessLocal<S> {
         let _evicting = self.evicting(group).await;
         self.leases().revoke_space(group);
         let since = epoch_at(self.clock.now());
-        for key in self.stale.written_in(group) {
-            self.take_out(&key, since).await;
-        }
+        self.keep_stale(&self.stale.written_in(group), since).await;
+        self.stale.forget_space(group);
         self.store.delete_group(group).await.map(drop)
     }
 }

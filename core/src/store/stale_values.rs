@@ -25,7 +25,7 @@ const MAX_WRITTEN: usize = 1024;
 /// The store itself has no entry for such a value, so that nothing comes back as fresh when the process ends.
 #[derive(Debug, Default)]
 pub(crate) struct StaleValues {
-    /// `true` once there was a value.
+    /// `true` while there is a value.
     any: AtomicBool,
     state: Mutex<State>,
 }
@@ -62,14 +62,15 @@ impl StaleValues {
         value.expires.is_none_or(|expires| expires > now).then(|| (value.stored.clone(), value.since))
     }
 
-    /// Keeps the stored bytes of a value that was evicted softly.
+    /// Keeps the stored bytes of a value that was evicted softly, provided that its expiry is known.
     pub(crate) fn insert(&self, key: &CacheKey, stored: Bytes, since: u64) {
         let mut state = self.lock();
-        let expires = state.written.get(head_of(key)).and_then(|keys| keys.get(key).copied()).flatten();
         state.remove(key);
+        // The successor of this value, which another process may write, has another expiry.
+        let Some(expires) = state.forget(key) else { return self.note(&state) };
         let weight = weight(key, &stored);
         if weight > MAX_BYTES {
-            return;
+            return self.note(&state);
         }
         while state.bytes + weight > MAX_BYTES {
             let Some((_, oldest)) = state.order.pop_first() else { break };
@@ -80,30 +81,57 @@ impl StaleValues {
         state.bytes += weight;
         state.order.insert(number, key.clone());
         state.values.insert(key.clone(), StaleValue { stored, since, expires, number });
-        self.any.store(true, Ordering::Release);
+        self.note(&state);
     }
 
-    /// Removes a value.
-    pub(crate) fn remove(&self, key: &CacheKey) {
-        if self.any.load(Ordering::Acquire) {
-            self.lock().remove(key);
+    /// Drops the stale value of a key if the store has another, of which this is the beginning.
+    pub(crate) fn found(&self, key: &CacheKey, beginning: &[u8], length: usize) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        let mut state = self.lock();
+        // A read that began before the eviction finds the same value. It must not make the eviction a hard one.
+        let is_same =
+            |value: &StaleValue| value.stored.len() == length && value.stored.starts_with(beginning);
+        if state.values.get(key).is_some_and(|value| !is_same(value)) {
+            state.remove(key);
+            self.note(&state);
         }
     }
 
-    /// Removes the values of a group or a whole prefix.
+    /// Removes the value of a key, and forgets that the key was written.
+    pub(crate) fn remove(&self, key: &CacheKey) {
+        let mut state = self.lock();
+        state.remove(key);
+        state.forget(key);
+        self.note(&state);
+    }
+
+    /// Removes the values of a group or a whole prefix, and forgets which of its keys were written.
     pub(crate) fn remove_space(&self, space: &KeySpace) {
         let mut state = self.lock();
+        state.forget_space(space);
         let is_in = |key: &CacheKey| {
             key.prefix() == space.prefix() && (space.group().is_none() || key.group() == space.group())
         };
         let keys: Vec<CacheKey> = state.values.keys().filter(|key| is_in(key)).cloned().collect();
         keys.iter().for_each(|key| state.remove(key));
+        self.note(&state);
     }
 
-    /// Records that a key was written. Its stale value is gone.
+    /// Forgets that a key was written.
+    pub(crate) fn forget(&self, key: &CacheKey) {
+        self.lock().forget(key);
+    }
+
+    /// Forgets which keys of a group or a whole prefix were written.
+    pub(crate) fn forget_space(&self, space: &KeySpace) {
+        self.lock().forget_space(space);
+    }
+
+    /// Records that a key was written.
     pub(crate) fn wrote(&self, key: &CacheKey, expires: Option<SystemTime>) {
         let mut state = self.lock();
-        state.remove(key);
         if state.written_count >= MAX_WRITTEN {
             (state.written, state.written_count) = (BTreeMap::new(), 0);
         }
@@ -124,6 +152,11 @@ impl StaleValues {
         groups.flat_map(HashMap::keys).cloned().collect()
     }
 
+    /// Records whether there are values. The state must still be locked.
+    fn note(&self, state: &State) {
+        self.any.store(!state.values.is_empty(), Ordering::Release);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,6 +167,24 @@ impl State {
         if let Some(value) = self.values.remove(key) {
             self.bytes -= weight(key, &value.stored).min(self.bytes);
             self.order.remove(&value.number);
+        }
+    }
+
+    /// Forgets that a key was written. Returns the expiry of what was written, or `None` if it is unknown.
+    fn forget(&mut self, key: &CacheKey) -> Option<Option<SystemTime>> {
+        let keys = self.written.get_mut(head_of(key))?;
+        let expires = keys.remove(key)?;
+        self.written_count -= 1;
+        if keys.is_empty() {
+            self.written.remove(head_of(key));
+        }
+        Some(expires)
+    }
+
+    fn forget_space(&mut self, space: &KeySpace) {
+        for head in heads_in(&self.written, space) {
+            let keys = self.written.remove(&head);
+            self.written_count -= keys.map_or(0, |keys| keys.len());
         }
     }
 }

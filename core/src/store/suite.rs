@@ -2,8 +2,9 @@
 //!
 //! [`store_suite!`](crate::store_suite) expands to one test for each rule of [`CacheStore`],
 //! [`lease_suite!`](crate::lease_suite) to one for each rule of [`LeaseStore`], [`tag_suite!`](crate::tag_suite) to one for
-//! each rule of tags, and [`soft_suite!`](crate::soft_suite) to one for each rule of soft evictions. All take a [`Subject`]: a new or shared store, and the clock by which it expires entries. Every test uses
-//! a prefix of its own and removes its entries, so that all of them may run concurrently on one server.
+//! each rule of tags, and [`soft_suite!`](crate::soft_suite) to one for each rule of soft evictions. All take a [`Subject`]:
+//! a new or shared store, and the clock by which it expires entries. Every test uses a prefix of its own and removes its
+//! entries, so that all of them may run concurrently on one server.
 //!
 //! In the `Cargo.toml` of a store:
 //!

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! In `Connecting`, calls wait for the outcome until their own deadline. That usually takes a millisecond.
-//! In `Open`, calls fail at once, and one task probes at least once a second (`breaker.rs`). A probe is a new connection and a `PING`. A server
-//! that hangs or still loads its data doesn't answer it.
+//! In `Open`, calls fail at once, and one task probes at least once a second (`breaker.rs`). A probe is a new connection and a
+//! `PING`. A server that hangs or still loads its data doesn't answer it.
 //!
 //! A connection that still delivers bytes is slow, not dead. A command that waits behind a large value times out, but that says
 //! nothing about the server. How much a connection of a pool delivers isn't known, so every timeout counts there.

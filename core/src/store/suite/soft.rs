@@ -117,13 +117,10 @@ pub async fn softly_evicted_value_keeps_its_bytes<S: LeaseStore>(subject: &Subje
                     subject.evict_softly(key, SoftTarget::Key).await;
                     subject.evict_softly(key, SoftTarget::Group).await;
                     subject.is_stale(key, &value, "it was evicted softly again").await;
-                    // Parts are those of the whole stale value, or there are none.
+                    // The head is the whole stale value, which has no parts.
                     let head = subject.store.get_head(key, 10).await.unwrap().map(|head| head.bytes);
-                    let head = head.map(|head| stale_since(&head).map(|(_, value)| value));
-                    assert!(
-                        head.is_none_or(|head| head.as_ref() == Some(&value)),
-                        "{key}: the head of a stale value"
-                    );
+                    let head = head.and_then(|head| stale_since(&head)).map(|(_, value)| value);
+                    assert_eq!(head.as_ref(), Some(&value), "{key}: the head of a stale value");
                     let first = value.slice(..value.len().min(30));
                     let part = subject.store.get_range(key, &first, 0..first.len().min(1)).await.unwrap();
                     // The head must tell a value from any other, and these begin as the form of a stale value does.
