@@ -226,8 +226,9 @@ impl Console {
 
     async fn evict(&self, query: EvictQuery) -> Result<Value, Refusal> {
         let context = &self.larder.context;
-        let target = |target: Target| if query.soft { target.soft() } else { target };
-        let (what, confirmed) = match query.what {
+        let soft = query.soft;
+        let target = |target: Target| if soft { target.soft() } else { target };
+        let (what, confirmed) = match query.what()? {
             EvictRequest::Group(group) => {
                 let mut spaces = vec![self.space(&group)?];
                 // Routes may have a prefix of their own.
@@ -354,23 +355,37 @@ struct LookupAnswer {
     length: Option<u64>,
 }
 
-/// An eviction.
+/// An eviction of exactly one target.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct EvictQuery {
-    #[serde(flatten)]
-    what: EvictRequest,
+    key: Option<String>,
+    group: Option<String>,
+    tag: Option<String>,
     /// `true` to make the entries stale instead of removing them.
     #[serde(default)]
     soft: bool,
 }
 
 /// The target of an eviction.
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
 enum EvictRequest {
     Key(String),
     Group(String),
     Tag(String),
+}
+
+impl EvictQuery {
+    fn what(self) -> Result<EvictRequest, Refusal> {
+        match (self.key, self.group, self.tag) {
+            (Some(key), None, None) => Ok(EvictRequest::Key(key)),
+            (None, Some(group), None) => Ok(EvictRequest::Group(group)),
+            (None, None, Some(tag)) => Ok(EvictRequest::Tag(tag)),
+            _ => Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                "an eviction has exactly one of `key`, `group` and `tag`",
+            )),
+        }
+    }
 }
 
 fn get() -> String {

@@ -167,6 +167,11 @@ async fn eviction_requires_more_than_authorization() {
             json!({ "tag": "" }),
             json!({}),
             json!([]),
+            json!({ "key": "redis:larder:cache:{products}:products:7", "group": "products" }),
+            json!({ "group": "products", "tag": "shown" }),
+            json!({ "group": "products", "sfot": true }),
+            json!({ "group": "products", "soft": null }),
+            json!({ "group": "products", "tag": null, "other": null }),
         ] {
             let refused = app.call(Asked("POST", evict, &fields, bad.clone())).await;
             assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{bad}");
