@@ -672,7 +672,8 @@ macro_rules! route_layers {
             /// Makes the entries of the key, the group and the tags stale as of now instead of removing them:
             /// `stale_while_revalidate` and `stale_if_error` apply from this moment, and a fill that began before isn't stored.
             ///
-            /// Without these options on the route that reads, there is no difference. A key whose resource varies is removed.
+            /// Without these options on the route that reads, there is no difference. A key whose resource varies is removed, and so is
+            /// the entry at the `Location` of a 201 response, such as a stored 404.
             pub fn soft(mut self) -> Self {
                 self.options = self.options.soft();
                 self

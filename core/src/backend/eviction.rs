@@ -15,7 +15,11 @@ use crate::larder::context::{CacheContext, panic_invalid_config};
 /// An eviction of a key, a group, or by tag. It starts when it is awaited, and returns `true` if the store confirmed it.
 ///
 /// Once confirmed, no entry that it concerns answers a request any more, in any process that shares the store, and no fill that began
-/// before is stored. An eviction by tag takes the same time however many entries there are.
+/// before is stored. An eviction by tag takes the same time however many entries there are. Exceptions:
+///
+/// - After a [`soft`](Self::soft) eviction, entries answer as stale ones.
+/// - The local tier of another process answers until Redis's message arrives, and for at most a second (`store::redis::MAX_STALE`).
+/// - A store of four functions that several processes share: see [`ProcessLocal`](crate::ProcessLocal).
 ///
 /// If the store is down, the error is logged, and `false` is returned. A store that retries evictions retries this one, and
 /// meanwhile this process doesn't use the entries.
@@ -38,6 +42,9 @@ impl Eviction {
     /// Without these options on the route, there is no difference. Values of a [`CacheBackend`](crate::CacheBackend) are never used
     /// stale, so they are absent. A key whose resource varies is removed with all its variants. If Redis doesn't confirm a soft
     /// eviction of a key or a group, or a failover loses it, the entries are removed when it is repeated.
+    ///
+    /// An entry that is evicted softly again by its key or group is stale as of the first time. By a tag it is stale as of the last
+    /// time, because a store notes only the latest eviction of a tag.
     ///
     /// ```
     /// # #[cfg(feature = "memory")]

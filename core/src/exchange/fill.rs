@@ -237,10 +237,10 @@ impl Route {
             Placement::Widened(secondary, variants, instead_of) => {
                 self.context.known_to_vary.insert(&key.primary);
                 let (record, tagged) = (admitted.record(), lease.tags());
-                lease.abandon(Abandon::Failed);
                 let variant = VariantEntry { key: key.primary.variant(secondary), record, ttl, tagged };
                 let kept_for = admitted.variants_retention();
-                let widened = self.context.widen(&key.primary, variant, &variants, instead_of, kept_for);
+                let widened =
+                    self.context.widen(&key.primary, lease, variant, &variants, instead_of, kept_for);
                 let stored = Box::pin(widened).await;
                 (stored, FillOutcome::Retry)
             }

@@ -212,6 +212,16 @@ impl LeaseGuard {
         self.context.store.commit(&self.key, &lease, record, ttl, self.tagged.as_ref()).await
     }
 
+    /// Returns `true` if the lease is still held: no eviction has revoked it.
+    pub(crate) async fn is_current(&self) -> bool {
+        let Some(lease) = &self.lease else { return false };
+        let renewed = self.context.store.renew(&self.key, lease, self.context.timing.lease_ttl).await;
+        renewed.unwrap_or_else(|error| {
+            self.context.store_failed("renew", self.key.name(), &error);
+            false
+        })
+    }
+
     /// Returns the tags of the value that will be committed.
     pub(crate) fn tags(&self) -> Option<Tagged> {
         self.tagged.clone()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::fill::lease::VariantEntry;
+use crate::fill::lease::{LeaseGuard, VariantEntry};
 use crate::key::CacheKey;
 use crate::key::SecondaryKey;
 use crate::larder::context::{CacheContext, record_of};
@@ -13,7 +13,6 @@ use crate::policy::CommitResult;
 use crate::record::Record;
 use crate::record::variants::Variants;
 use crate::store::{Acquired, Intent};
-use crate::tag::stale_since;
 
 impl CacheContext {
     /// Adds a variant that was just stored to the record with this id, which bounds the number of variants. If another
@@ -45,10 +44,11 @@ impl CacheContext {
     }
 
     /// Stores a variant, and replaces the record with the id `instead_of` by one that refers to it, if that record still
-    /// exists.
+    /// exists. `filling` is the lease of the fill that made the variant, on another key than the record's.
     pub(crate) async fn widen(
         self: &Arc<Self>,
         base: &CacheKey,
+        filling: LeaseGuard,
         variant: VariantEntry,
         variants: &Variants,
         instead_of: u64,
@@ -57,14 +57,12 @@ impl CacheContext {
         let Ok(Acquired::Lease(lease)) = self.try_acquire(base, Intent::Refresh).await else {
             return CommitResult::Revoked;
         };
-        let Ok(found) = self.store.get(base).await else { return CommitResult::Revoked };
-        let is_stale = found.as_ref().is_some_and(|found| stale_since(found).is_some());
-        if is_stale {
-            // The fill's own lease is gone, so it may have begun before the soft eviction. Without the record, the next one may.
-            self.evict_key(base).await;
+        // In this order: an eviction from here on revokes the lease on the record, and an earlier one that the fill didn't
+        // see has revoked the lease of the fill. The record doesn't show it: it may have been written again since.
+        if !filling.is_current().await {
             return CommitResult::Revoked;
         }
-        let found = found.as_ref().and_then(variants_in).filter(|found| found.id() == instead_of);
+        let found = self.variants_of(base).await.filter(|found| found.id() == instead_of);
         let Some(found) = found else { return CommitResult::Revoked };
         let stored = lease.commit_first_variant(variant, variants, ttl).await;
         if stored == CommitResult::Stored {

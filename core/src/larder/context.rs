@@ -167,13 +167,29 @@ impl CacheContext {
     /// Makes an entry stale. Of a resource that varies, every variant is removed: a fill of a variant that is not listed yet would
     /// not be noticed.
     pub(crate) async fn try_evict_key_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
+        let span = spans::evict(key);
+        let evicted = span.around(self.evict_key_softly_within(key)).await;
+        span.evicted(evicted.is_ok());
+        evicted
+    }
+
+    async fn evict_key_softly_within(&self, key: &CacheKey) -> Result<(), StoreError> {
         self.store.evict_softly(key).await?;
         // The record is read afterwards: from here on, no fill that began before replaces it.
-        let Some(bytes) = self.store.get_shared(key).await? else { return Ok(()) };
-        match record_of(&bytes) {
-            Some(Record::Variants(_)) => self.try_evict_key(key).await,
-            _ => Ok(()),
+        let varies = match self.store.get_shared(key).await {
+            Ok(Some(bytes)) => matches!(record_of(&bytes), Some(Record::Variants(_))),
+            Ok(None) => false,
+            // It may vary. The store repeats a hard eviction that fails, and hides the entry meanwhile.
+            Err(error) => {
+                self.store_failed("get", key.name(), &error);
+                true
+            }
+        };
+        if varies {
+            return self.evict_key_within(key).await;
         }
+        self.store.evicted_softly(key);
+        Ok(())
     }
 
     async fn evict_key_within(&self, key: &CacheKey) -> Result<(), StoreError> {

@@ -122,11 +122,19 @@ impl MeteredStore {
         deleted
     }
 
+    /// Makes an entry stale. Counts only a failure, because the caller still removes a resource that varies. If there is nothing to
+    /// remove, [`evicted_softly`](Self::evicted_softly) counts the eviction.
     pub(crate) async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
         let evicted = self.call(Operation::Delete, self.store.evict_softly(key)).await;
-        let eviction = if evicted.is_ok() { EvictionOutcome::Key } else { EvictionOutcome::Failed };
-        self.telemetry.evicted(key.group(), eviction);
+        if evicted.is_err() {
+            self.telemetry.evicted(key.group(), EvictionOutcome::Failed);
+        }
         evicted
+    }
+
+    /// Counts a soft eviction of a key.
+    pub(crate) fn evicted_softly(&self, key: &CacheKey) {
+        self.telemetry.evicted(key.group(), EvictionOutcome::Key);
     }
 
     pub(crate) async fn evict_group_softly(&self, group: &KeySpace) -> Result<(), StoreError> {

@@ -143,11 +143,10 @@ impl SharedCache {
                 lease.commit_first_variant(variant, &variants, Some(admitted.variants_retention())).await
             }
             Placement::Widened(secondary, variants, instead_of) => {
-                lease.abandon(Abandon::Failed);
                 let key = fill_key.primary.variant(secondary);
                 let variant = VariantEntry { key, record, ttl, tagged };
                 let kept_for = Some(admitted.variants_retention());
-                self.context.widen(&fill_key.primary, variant, &variants, instead_of, kept_for).await
+                self.context.widen(&fill_key.primary, lease, variant, &variants, instead_of, kept_for).await
             }
         };
         if is_write && stored != CommitResult::Stored {
