@@ -548,6 +548,40 @@ on_stores_with_tags! {
         assert!(!site.layer.cache().evict_cache_group(&"x".repeat(257), "a.example").await);
     }
 
+    async fn fill_that_began_before_a_soft_eviction_is_not_stored_in_place_of_a_later_record(larder) {
+        let (began, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (started, waits) = (Arc::clone(&began), Arc::clone(&go));
+        let origin = async move |request: Request| {
+            if request.headers().contains_key("wait") {
+                started.notify_one();
+                waits.notified().await;
+            }
+            let vary = request.headers().get("say-vary").cloned().unwrap();
+            ([("cache-control", HeaderValue::from_static("max-age=300")), ("vary", vary)], "x")
+        };
+        let space = KeySpace::new(larder.prefix(), Some("pages")).unwrap();
+        let layer = SharedCacheLayer::with_rule(&larder, |rule| rule.space = space);
+        let app = Router::new().fallback(origin).layer(layer);
+        let ask = async |fields: &[(&str, &str)]| send(&app, Method::GET, "/x", fields).await;
+        let has = async |lang: &str| {
+            ask(&[("lang", lang), ("cache-control", "only-if-cached, max-stale")]).await.status == StatusCode::OK
+        };
+        let wider = [("lang", "en"), ("say-vary", "lang, more"), ("wait", "")];
+        ask(&[("lang", "fr"), ("say-vary", "lang")]).await;
+        tokio::join!(ask(&wider), async {
+            began.notified().await;
+            assert!(larder.evict_group("pages").soft().await);
+            ask(&[("lang", "de"), ("say-vary", "lang")]).await;
+            assert!(has("de").await, "the record was written again");
+            go.notify_one();
+        });
+        sleep(Duration::from_millis(20)).await;
+        assert!(!has("en").await, "it was asked for before the eviction");
+        assert!(has("de").await);
+        ask(&wider[..2]).await;
+        assert!(has("en").await, "the next one is stored");
+    }
+
     async fn soft_eviction_of_a_group_of_keys_makes_its_responses_stale(larder) {
         let space = KeySpace::new(larder.prefix(), Some("pages")).unwrap();
         let site = Site::with_rule(&larder, |rule| rule.space = space);
