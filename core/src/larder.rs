@@ -22,11 +22,10 @@ use crate::exchange::remembered::RememberedKeys;
 use crate::fill::background::Target;
 use crate::fill::single_flight::{SingleFlight, UpdateQueue};
 use crate::key::{CacheKey, KeyError, KeySpace, Params};
-use crate::policy::rule::{Principal, PrincipalSecret};
-use crate::policy::tag_rule::path_tag;
+use crate::policy::rule::PrincipalSecret;
 use crate::stats::Stats;
 use crate::store::{CacheStore, LeaseStore};
-use crate::tag::{TagError, TagsToEvict};
+use crate::tag::TagsToEvict;
 use crate::telemetry::{MeteredStore, Telemetry};
 use crate::ttl::Ttl;
 
@@ -146,8 +145,8 @@ impl Larder {
     ///
     /// The principal is what the route's `.private_by(..)` returns, or the Bearer token of a `.private()` route.
     pub fn evict_principal(&self, principal: &str) -> Eviction {
-        let principal = Principal::new(&self.context.defaults.secret, principal);
-        self.eviction(Target::Tags(self.space(), Arc::new(principal.tag().into())))
+        let tags = TagsToEvict::default().and_principal(principal);
+        self.eviction(Target::Tags(self.space(), Arc::new(tags)))
     }
 
     /// Evicts the responses of one path, with all its queries, variants, hosts and principals, on the routes with
@@ -155,11 +154,7 @@ impl Larder {
     ///
     /// The path may be percent-encoded in any way, and a query is ignored.
     pub fn evict_path(&self, path: &str) -> Eviction {
-        let uri = path.parse().ok().filter(|uri: &Uri| uri.path().starts_with('/'));
-        let tags = match uri {
-            Some(uri) => path_tag(&uri).into(),
-            None => TagsToEvict::none(TagError::Path { path: path.to_owned() }),
-        };
+        let tags = TagsToEvict::default().and_path(path);
         self.eviction(Target::Tags(self.space(), Arc::new(tags)))
     }
 

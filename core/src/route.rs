@@ -24,8 +24,9 @@ use crate::larder::Larder;
 use crate::larder::context::{CacheContext, panic_invalid_config, with_ignored};
 use crate::policy::CachePolicy;
 use crate::policy::rule::{Audience, Kind, PrincipalOf, Rule};
+use crate::policy::tag_rule::TagsOf;
 use crate::request::RequestView;
-use crate::tag::{EvictionMode, TagField, Tags};
+use crate::tag::{EvictionMode, TagField, Tags, path_of, path_tag};
 use crate::ttl::Ttl;
 
 pub use self::seconds::Seconds;
@@ -397,8 +398,7 @@ impl RouteOptions {
     where
         I: IntoIterator<Item: Into<String>>,
     {
-        let of = move |request: &RequestView<'_>| of(request).into_iter().map(Into::into).collect();
-        self.change().rule.tags.by_request.push(Arc::new(of));
+        self.change().rule.tags.by_request.push(names_of(of));
         self
     }
 
@@ -423,6 +423,36 @@ impl RouteOptions {
         self
     }
 
+    /// Evicts a path.
+    #[track_caller]
+    pub fn path(mut self, path: &str) -> Self {
+        let tags = &mut self.change().rule.tags;
+        let all = path_of(path).and_then(|uri| std::mem::take(&mut tags.fixed).union(path_tag(&uri)));
+        match all {
+            Ok(all) => tags.fixed = all,
+            Err(error) => panic_invalid_config(&error),
+        }
+        self
+    }
+
+    /// Evicts paths that depend on the request.
+    pub fn paths_by<I>(mut self, of: impl Fn(&RequestView<'_>) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        self.change().rule.tags.paths_by.push(names_of(of));
+        self
+    }
+
+    /// Evicts principals that depend on the request.
+    pub fn principals_by<I>(mut self, of: impl Fn(&RequestView<'_>) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item: Into<String>>,
+    {
+        self.change().rule.tags.principals_by.push(names_of(of));
+        self
+    }
+
     /// Makes entries stale instead of removing them.
     pub fn soft(mut self) -> Self {
         self.change().rule.eviction = EvictionMode::Soft;
@@ -438,6 +468,14 @@ impl RouteOptions {
         self.change().rule.jitter = fraction;
         self
     }
+}
+
+/// Returns a function that collects the names of another one.
+fn names_of<I>(of: impl Fn(&RequestView<'_>) -> I + Send + Sync + 'static) -> TagsOf
+where
+    I: IntoIterator<Item: Into<String>>,
+{
+    Arc::new(move |request| of(request).into_iter().map(Into::into).collect())
 }
 
 /// Parses field names, which are literals.
@@ -635,6 +673,51 @@ macro_rules! route_layers {
                 }
             }
 
+            /// Evicts the responses of this path, with all its queries, variants, hosts and principals, on routes with
+            /// `.evict_by_path()`.
+            ///
+            /// # Panics
+            ///
+            /// Panics if it is not a path.
+            #[track_caller]
+            pub fn path(self, path: &str) -> CacheEvict<Chosen> {
+                CacheEvict {
+                    options: self.options.kind($crate::Kind::EvictTags).path(path),
+                    target: ::std::marker::PhantomData,
+                }
+            }
+
+            /// Evicts the responses of the paths that this function returns for the request, as [`path`](Self::path) does. A text
+            /// that is no path is logged and skipped.
+            pub fn paths_by<I>(
+                self,
+                paths: impl Fn(&$crate::RequestView<'_>) -> I + Send + Sync + 'static,
+            ) -> CacheEvict<Chosen>
+            where
+                I: IntoIterator<Item: Into<String>>,
+            {
+                CacheEvict {
+                    options: self.options.kind($crate::Kind::EvictTags).paths_by(paths),
+                    target: ::std::marker::PhantomData,
+                }
+            }
+
+            /// Evicts the responses of the principals that this function returns for the request, on routes with
+            /// `.evict_by_principal()`: after a log-out, a ban, or a change of roles. A principal is what the `.private_by(..)` of
+            /// these routes returns, or the Bearer token of a `.private()` route.
+            pub fn principals_by<I>(
+                self,
+                principals: impl Fn(&$crate::RequestView<'_>) -> I + Send + Sync + 'static,
+            ) -> CacheEvict<Chosen>
+            where
+                I: IntoIterator<Item: Into<String>>,
+            {
+                CacheEvict {
+                    options: self.options.kind($crate::Kind::EvictTags).principals_by(principals),
+                    target: ::std::marker::PhantomData,
+                }
+            }
+
             /// Evicts only the tags that the handler names with its response
             /// ([`TagsToEvict`]($crate::tag::TagsToEvict)). Other targets evict these too.
             pub fn tags_of_response(self) -> CacheEvict<Chosen> {
@@ -666,6 +749,42 @@ macro_rules! route_layers {
                 I: IntoIterator<Item: Into<String>>,
             {
                 self.options = self.options.tags_by(tags);
+                self
+            }
+
+            /// Evicts the responses of this path too, on routes with `.evict_by_path()`.
+            ///
+            /// # Panics
+            ///
+            /// Panics if it is not a path.
+            #[track_caller]
+            pub fn path(mut self, path: &str) -> Self {
+                self.options = self.options.path(path);
+                self
+            }
+
+            /// Evicts the responses of the paths that this function returns for the request too.
+            pub fn paths_by<I>(
+                mut self,
+                paths: impl Fn(&$crate::RequestView<'_>) -> I + Send + Sync + 'static,
+            ) -> Self
+            where
+                I: IntoIterator<Item: Into<String>>,
+            {
+                self.options = self.options.paths_by(paths);
+                self
+            }
+
+            /// Evicts the responses of the principals that this function returns for the request too, on routes with
+            /// `.evict_by_principal()`.
+            pub fn principals_by<I>(
+                mut self,
+                principals: impl Fn(&$crate::RequestView<'_>) -> I + Send + Sync + 'static,
+            ) -> Self
+            where
+                I: IntoIterator<Item: Into<String>>,
+            {
+                self.options = self.options.principals_by(principals);
                 self
             }
 

@@ -42,6 +42,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use field::TagField;
+#[cfg(feature = "runtime")]
+pub(crate) use parts::path_of;
+pub(crate) use parts::path_tag;
 pub use parts::{ResponseTags, TagsToEvict};
 
 /// The largest number of tags of an entry.

@@ -529,6 +529,56 @@ on_stores_with_tags! {
         }
     }
 
+    async fn layers_and_handlers_evict_paths_and_principals(larder) {
+        let text = async || "x";
+        let read = |layer: larder_axum::Cache| get_route(text.layer(layer.ttl(300)));
+        let user = |request: &larder_axum::RequestView<'_>| request.uri.query().map(str::to_owned);
+        let named = async move |Query(named): Query<Vec<(String, String)>>| {
+            named.into_iter().fold(EvictTags::default(), |tags, (kind, name)| match &*kind {
+                "path" => tags.and_path(&name),
+                "user" => tags.and_principal(&name),
+                _ => tags,
+            })
+        };
+        let write = |layer: larder_axum::CacheEvict<larder_axum::Chosen>| post((async || "").layer(layer));
+        let app = Router::new()
+            .route("/me", read(cache(&larder).private().evict_by_principal()))
+            .route("/cart", read(cache(&larder).group("carts").private_by(|request| {
+                Some(request.headers.get("user")?.to_str().ok()?.to_owned())
+            }).principal_from(["user"]).evict_by_principal()))
+            .route("/list", read(cache(&larder).group("lists").evict_by_path()))
+            .route("/list/{id}", read(cache(&larder).evict_by_path()))
+            .route("/ban", write(cache_evict(&larder).principals_by(user)))
+            .route("/ban-too", write(cache_evict(&larder).key().principals_by(user)))
+            .route("/fixed", write(cache_evict(&larder).path("/li%73t?ignored")))
+            .route("/fixed-too", write(cache_evict(&larder).group("other").whole_group().path("/list")))
+            .route("/by", write(cache_evict(&larder).paths_by(|request| request.uri.query().map(str::to_owned))))
+            .route("/by-too", write(cache_evict(&larder).tag("none").paths_by(|_| ["no path", "/list"])))
+            .route("/named", post(named.layer(cache_evict(&larder).tags_of_response())))
+            .route("/named-put", post(named.layer(cache_put(&larder))));
+        let ask = async |uri: &str, user: &str| {
+            let token = format!("Bearer {user}");
+            let fields: &[(&str, &str)] = if user.is_empty() { &[] } else { &[("authorization", &token), ("user", user)] };
+            send(&app, Method::GET, uri, fields).await.cache().to_owned()
+        };
+        let all = [("/me", "alice"), ("/cart", "alice"), ("/me", "bob"), ("/cart", "bob"), ("/list", ""), ("/list?page=2", ""), ("/list/7", "")];
+        for (uri, expected) in [
+            ("/ban?alice", 0..2), ("/ban-too?bob", 2..4), ("/named?user=alice", 0..2), ("/named-put?user=bob", 2..4), ("/ban", 0..0),
+            ("/fixed", 4..6), ("/fixed-too", 4..6), ("/by?/list", 4..6), ("/by?/list/7", 6..7), ("/by?nothing", 0..0), ("/by-too", 4..6),
+            ("/named?path=/list", 4..6), ("/named-put?path=/list/7", 6..7), ("/named?path=x&user=alice", 0..2),
+        ] {
+            for (uri, user) in all {
+                ask(uri, user).await;
+                assert_eq!(ask(uri, user).await, "HIT", "{uri}");
+            }
+            assert_eq!(send(&app, Method::POST, uri, &[]).await.status, StatusCode::OK, "{uri}");
+            for (index, (found, user)) in all.into_iter().enumerate() {
+                let is_evicted = expected.contains(&index);
+                assert_eq!(ask(found, user).await, if is_evicted { "MISS" } else { "HIT" }, "{uri}: {found} of {user:?}");
+            }
+        }
+    }
+
     async fn soft_eviction_makes_stale_as_of_now(larder) {
         let (runs, status) = (Runs::new(), Arc::new(AtomicU16::new(200)));
         let route = |layer: larder_axum::Cache| {
@@ -854,6 +904,8 @@ fn invalid_tag_of_a_route_panics_where_it_is_made() {
         &|| drop(cache_evict(&larder).key().tag("")),
         &|| drop((0..=128).fold(cache(&larder), |layer, i| layer.tag(&i.to_string()))),
         &|| drop(larder.backend().tagged([""])),
+        &|| drop(cache_evict(&larder).path("tag")),
+        &|| drop(cache_evict(&larder).key().path("tag tag")),
     ] {
         let (file, message) = place(make);
         assert!(file.ends_with("tags.rs"), "{file}: {message}");
@@ -884,30 +936,30 @@ async fn handlers_name_tags_in_every_framework() {
     let (one, two, three) = (larder(), larder(), larder());
     let axum = Router::new().route(
         "/x",
-        get_route((async || (Tags::of(["t"]), "x")).layer(cache(&one).ttl(300)))
-            .post((async || EvictTags::of(["t"])).layer(cache_evict(&one).tags_of_response())),
+        get_route((async || (Tags::of(["t"]), "x")).layer(cache(&one).ttl(300).evict_by_path()))
+            .post((async || EvictTags::default().and_path("/x")).layer(cache_evict(&one).tags_of_response())),
     );
     let read =
         poem::endpoint::make(async |_| Ok::<_, poem::Error>("x".with_tags(larder_poem::Tags::of(["t"]))));
-    let write =
-        poem::endpoint::make(async |_| Ok::<_, poem::Error>("".evicting(larder_poem::EvictTags::of(["t"]))));
+    let write = poem::endpoint::make(async |_| {
+        Ok::<_, poem::Error>("".evicting(larder_poem::EvictTags::of(["t"]).soft()))
+    });
     let poem = poem::Route::new().at(
         "/x",
         poem::get(read.with(larder_poem::cache(&two).ttl(300)))
             .post(write.with(larder_poem::cache_evict(&two).tags_of_response())),
     );
-    let read = tower::ServiceBuilder::new().layer(larder_tower::cache(&three).ttl(300)).service_fn(
-        async |_: http::Request<axum::body::Body>| {
+    let read = tower::ServiceBuilder::new()
+        .layer(larder_tower::cache(&three).ttl(300).evict_by_path())
+        .service_fn(async |_: http::Request<axum::body::Body>| {
             let mut response = http::Response::new(axum::body::Body::from("x"));
             response.extensions_mut().insert(larder_tower::ResponseTags::of(["t"]));
             Ok::<_, std::convert::Infallible>(response)
-        },
-    );
+        });
     let write = tower::ServiceBuilder::new()
-        .layer(larder_tower::cache_evict(&three).tags_of_response())
+        .layer(larder_tower::cache_evict(&three).path("/x").principals_by(|_| ["alice"]).soft())
         .service_fn(async |_: http::Request<axum::body::Body>| {
-            let mut response = http::Response::new(axum::body::Body::empty());
-            response.extensions_mut().insert(larder_tower::TagsToEvict::of(["t"]));
+            let response = http::Response::new(axum::body::Body::empty());
             Ok::<_, std::convert::Infallible>(response)
         });
     let (axum, poem) = (App::axum(axum), App::poem(poem));

@@ -20,11 +20,11 @@ use crate::fill::single_flight::{FillOutcome, Follower, SingleFlight, UpdateQueu
 use crate::key::ignored::pattern_error;
 use crate::key::{CacheKey, DEFAULT_PREFIX, KeySpace};
 use crate::larder::agreement::Agreement;
-use crate::policy::rule::{DEFAULT_MAX_BODY, PrincipalSecret};
+use crate::policy::rule::{DEFAULT_MAX_BODY, Principal, PrincipalSecret};
 use crate::policy::status_header::DEFAULT_STATUS_HEADER;
 use crate::record::Record;
 use crate::store::StoreError;
-use crate::tag::{EvictionMode, Tagged, TagsToEvict, stale_since};
+use crate::tag::{EvictionMode, Tagged, Tags, TagsToEvict, stale_since};
 use crate::telemetry::{MeteredStore, Telemetry, spans};
 use crate::ttl::Ttl;
 
@@ -239,7 +239,11 @@ impl CacheContext {
         tags: &TagsToEvict,
     ) -> Result<(), StoreError> {
         let span = spans::evict_tags();
-        let evict = join_all(tags.sets().iter().map(|set| self.store.evict_tags(space, set, tags.how())));
+        let secret = &self.defaults.secret;
+        let principals = tags.principals().iter().map(|name| Principal::new(secret, name).tag());
+        let principals: Vec<Tags> = principals.collect();
+        let sets = tags.sets().iter().chain(&principals);
+        let evict = join_all(sets.map(|set| self.store.evict_tags(space, set, tags.how())));
         let evicted = span.around(evict).await.into_iter().collect();
         span.evicted(Result::is_ok(&evicted));
         evicted

@@ -3,11 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::Uri;
-
-use crate::key::{Params, write_uri};
 use crate::request::RequestView;
-use crate::tag::{TagError, TagField, Tags, TagsToEvict};
+use crate::tag::{TagError, TagField, Tags, TagsToEvict, path_tag};
 
 /// A function that returns the tags of a request.
 pub type TagsOf = Arc<dyn Fn(&RequestView<'_>) -> Vec<String> + Send + Sync>;
@@ -20,6 +17,10 @@ pub struct TagRule {
     pub fixed: Tags,
     /// Functions that return tags for a request.
     pub by_request: Vec<TagsOf>,
+    /// Functions that return paths for a request, on an evicting route.
+    pub paths_by: Vec<TagsOf>,
+    /// Functions that return principals for a request, on an evicting route.
+    pub principals_by: Vec<TagsOf>,
     /// `true` if entries carry a tag for the request's principal.
     pub by_principal: bool,
     /// `true` if entries carry a tag for the request's path.
@@ -32,7 +33,9 @@ impl TagRule {
     /// Returns `true` if the route adds no tags to those that its handler names.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.fixed.is_empty() && self.by_request.is_empty() && !self.by_principal && !self.by_path
+        let Self { fixed, by_request, paths_by, principals_by, by_principal, by_path, .. } = self;
+        let has_functions = [by_request, paths_by, principals_by].iter().any(|by| !by.is_empty());
+        fixed.is_empty() && !has_functions && !by_principal && !by_path
     }
 
     /// Returns the tags of an entry that a request fills. `principal` is the tag of its principal.
@@ -57,7 +60,14 @@ impl TagRule {
     /// Returns the tags that a request to an evicting route evicts.
     pub fn to_evict(&self, request: &RequestView<'_>) -> TagsToEvict {
         let names = self.by_request.iter().flat_map(|of| of(request));
-        TagsToEvict::of(names).and(self.fixed.clone())
+        let mut tags = TagsToEvict::of(names).and(self.fixed.clone());
+        for path in self.paths_by.iter().flat_map(|of| of(request)) {
+            tags = tags.and_path(&path);
+        }
+        for principal in self.principals_by.iter().flat_map(|of| of(request)) {
+            tags = tags.and_principal(&principal);
+        }
+        tags
     }
 }
 
@@ -66,18 +76,13 @@ impl fmt::Debug for TagRule {
         f.debug_struct("TagRule")
             .field("fixed", &self.fixed)
             .field("by_request", &self.by_request.len())
+            .field("paths_by", &self.paths_by.len())
+            .field("principals_by", &self.principals_by.len())
             .field("by_principal", &self.by_principal)
             .field("by_path", &self.by_path)
             .field("emitted", &self.emitted)
             .finish()
     }
-}
-
-/// Returns the tag of the entries of a path, whatever their query is. Paths that share keys share the tag.
-pub(crate) fn path_tag(uri: &Uri) -> Tags {
-    let mut path = String::new();
-    write_uri(&mut path, uri, Params::Only(&[]));
-    Tags::reserved("path", &path)
 }
 
 #[cfg(test)]

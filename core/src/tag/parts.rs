@@ -1,5 +1,8 @@
 //! Tags that handlers and callers name: the tags of a response, and the tags to evict.
 
+use http::Uri;
+
+use crate::key::{Params, write_uri};
 use crate::tag::{EvictionMode, MAX_TAGS, TagError, Tags, check};
 
 /// The tags of a handler's response, in the extensions of the response.
@@ -57,6 +60,8 @@ impl From<Tags> for ResponseTags {
 pub struct TagsToEvict {
     /// Sets of at most [`MAX_TAGS`] tags.
     sets: Vec<Tags>,
+    /// Principals, whose tags depend on the secret of the cache.
+    principals: Vec<Box<str>>,
     how: EvictionMode,
     invalid: Option<TagError>,
 }
@@ -73,13 +78,13 @@ impl TagsToEvict {
             }
         }
         let sets = valid.chunks(MAX_TAGS).filter_map(|names| Tags::new(names).ok()).collect();
-        Self { sets, how: EvictionMode::Hard, invalid }
+        Self { sets, invalid, ..Self::default() }
     }
 
     /// Creates an eviction of nothing, because this tag is invalid.
     #[cfg(feature = "runtime")]
-    pub(crate) const fn none(invalid: TagError) -> Self {
-        Self { sets: Vec::new(), how: EvictionMode::Hard, invalid: Some(invalid) }
+    pub(crate) fn none(invalid: TagError) -> Self {
+        Self { invalid: Some(invalid), ..Self::default() }
     }
 
     /// Makes the entries stale as of now instead of removing them: `stale_while_revalidate` and `stale_if_error` apply.
@@ -96,6 +101,25 @@ impl TagsToEvict {
         self
     }
 
+    /// Evicts the responses of a path too, with all its queries, variants, hosts and principals, on routes with `.evict_by_path()`. The
+    /// path may be percent-encoded in any way, and a query is ignored. A text that is no path is skipped, and logged.
+    pub fn and_path(mut self, path: &str) -> Self {
+        match path_of(path) {
+            Ok(uri) => self.and(path_tag(&uri)),
+            Err(error) => {
+                self.invalid = self.invalid.or(Some(error));
+                self
+            }
+        }
+    }
+
+    /// Evicts the responses of a principal too, on routes with `.evict_by_principal()`. The principal is what the `.private_by(..)` of
+    /// these routes returns, or the Bearer token of a `.private()` route.
+    pub fn and_principal(mut self, principal: &str) -> Self {
+        self.principals.push(principal.into());
+        self
+    }
+
     /// Returns the effect of the eviction on the entries.
     #[must_use]
     pub const fn how(&self) -> EvictionMode {
@@ -108,7 +132,13 @@ impl TagsToEvict {
         &self.sets
     }
 
-    /// Returns the error of the first invalid tag, if there is one.
+    /// Returns the principals.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn principals(&self) -> &[Box<str>] {
+        &self.principals
+    }
+
+    /// Returns the error of the first invalid tag or path, if there is one.
     #[must_use]
     pub const fn invalid(&self) -> Option<&TagError> {
         self.invalid.as_ref()
@@ -119,6 +149,19 @@ impl From<Tags> for TagsToEvict {
     fn from(tags: Tags) -> Self {
         Self::default().and(tags)
     }
+}
+
+/// Parses a path, which may have a query.
+pub(crate) fn path_of(path: &str) -> Result<Uri, TagError> {
+    let uri = path.parse().ok().filter(|uri: &Uri| uri.path().starts_with('/'));
+    uri.ok_or_else(|| TagError::Path { path: path.to_owned() })
+}
+
+/// Returns the tag of the entries of a path, whatever their query is. Paths that share keys share the tag.
+pub(crate) fn path_tag(uri: &Uri) -> Tags {
+    let mut path = String::new();
+    write_uri(&mut path, uri, Params::Only(&[]));
+    Tags::reserved("path", &path)
 }
 
 /// Defines `Tags` and `EvictTags` of an adapter, with which handlers name tags. The adapter implements its framework's traits for
@@ -147,7 +190,7 @@ macro_rules! tag_parts {
         /// The `cache_evict` or `cache_put` around the handler evicts them if the handler succeeded, or if its outcome is unknown
         /// (a response with 408 or 5xx). A handler that panics, or that a timeout inside the layer ends, names no tags. To evict
         /// tags then too, declare them with `cache_evict(..).tag(..)` or `.tags_by(..)`.
-        #[derive(Clone, Debug, PartialEq, Eq)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[must_use = "tags are evicted only as a part of a response"]
         pub struct EvictTags($crate::tag::TagsToEvict);
 
@@ -155,6 +198,17 @@ macro_rules! tag_parts {
             /// Creates an eviction of every entry that carries at least one of these tags.
             pub fn of<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Self {
                 Self($crate::tag::TagsToEvict::of(names))
+            }
+
+            /// Evicts the responses of a path too, with all its queries and variants, on routes with `.evict_by_path()`.
+            pub fn and_path(self, path: &str) -> Self {
+                Self(self.0.and_path(path))
+            }
+
+            /// Evicts the responses of a principal too, on routes with `.evict_by_principal()`: after a log-out, a ban, or a change
+            /// of roles.
+            pub fn and_principal(self, principal: &str) -> Self {
+                Self(self.0.and_principal(principal))
             }
 
             /// Makes the entries stale as of now instead of removing them.
