@@ -119,7 +119,7 @@ async fn stats(conn: &mut MultiplexedConnection) -> String {
 /// Runs `work` and returns the number of commands that the server ran meanwhile.
 async fn commands(conn: &mut MultiplexedConnection, work: impl Future<Output = ()>) -> u64 {
     let count = |stats: String| {
-        ["get", "mget", "hmget", "getrange", "evalsha", "eval", "pttl"]
+        ["get", "mget", "hmget", "getrange", "evalsha", "eval", "pttl", "exists", "type"]
             .iter()
             .map(|name| calls(&stats, name))
             .sum::<u64>()
@@ -151,6 +151,20 @@ async fn tagged_hit_is_one_command_and_one_more_after_an_eviction_of_other_tags(
             // `MGET` and `HMGET`, once.
             assert_eq!(commands(&mut conn, read(&tagged, 10)).await, 12);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn has_is_one_command_for_a_value_without_tags() {
+    let server = RedisServer::start();
+    let (store, mut conn) = (store(&server.url()), connect_without_deadline(&server.url()).await);
+    let (plain, empty, absent) = (key(None, "plain"), key(None, "empty"), key(None, "absent"));
+    store.set(&plain, "plain".into(), MINUTE).await.unwrap();
+    store.set(&empty, "".into(), MINUTE).await.unwrap();
+    // An empty value reads as none does, so these need a second command.
+    for (key, is_there, expected) in [(&plain, true, 1), (&empty, true, 2), (&absent, false, 2)] {
+        let asking = async { assert_eq!(store.has(key).await.unwrap(), is_there, "{key}") };
+        assert_eq!(commands(&mut conn, asking).await, expected, "{key}");
     }
 }
 

@@ -23,7 +23,7 @@ use crate::record::Record;
 use crate::route::Route;
 use crate::status::Outcome;
 use crate::store::{Abandon, Acquired, Intent};
-use crate::tag::Tagged;
+use crate::tag::{TagStamp, Tagged};
 use crate::telemetry::spans;
 
 /// The time for which requests don't wait for each other after an answer that can't be shared.
@@ -84,14 +84,17 @@ impl Route {
     ) -> impl Future<Output = Counted<C>> + Send + 'static {
         let route = Arc::clone(self);
         let work = self.context.detached(Box::pin(async move {
-            let acquired = match fill.forward.intent() {
-                Some(intent) => route.acquire_to_fill(&fill.forward, fill.key.target(), intent).await,
-                None => Acquired::Busy(fill.forward.reason()),
+            let (acquired, early) = match fill.forward.intent() {
+                Some(intent) => {
+                    let acquire = route.acquire_to_fill(&fill.forward, fill.key.target(), intent);
+                    route.with_early_stamp(acquire).await
+                }
+                None => (Acquired::Busy(fill.forward.reason()), None),
             };
             let reason = match acquired {
                 Acquired::Lease(lease) => {
                     route.miss_predictor.record_miss();
-                    return route.fill_with(fill, call, lease, leader).await;
+                    return route.fill_with(fill, call, (lease, early), leader).await;
                 }
                 Acquired::Found(record) => {
                     route.miss_predictor.record_hit();
@@ -123,7 +126,7 @@ impl Route {
         let work = Box::pin(async move {
             if let Acquired::Lease(lease) = route.context.acquire(fill.key.target(), intent, None).await {
                 // No client waits for the response. The handler reports its own errors.
-                let _: Counted<C> = route.fill_with(fill, call, lease, Some(leader)).await;
+                let _: Counted<C> = route.fill_with(fill, call, (lease, None), Some(leader)).await;
             }
         });
         self.context.in_background(work);
@@ -150,7 +153,7 @@ impl Route {
         &self,
         fill: Box<Fill>,
         call: C,
-        lease: LeaseGuard,
+        (lease, early): (LeaseGuard, Option<Result<TagStamp, Reason>>),
         leader: Option<Leader>,
     ) -> Counted<C> {
         let replaces = fill.forward.intent() == Some(Intent::Refresh);
@@ -160,7 +163,7 @@ impl Route {
         } else {
             Abandon::Failed
         };
-        let tagging = self.begin_tagging(call.view(), fill.forward.principal()).await;
+        let tagging = self.begin_tagging(call.view(), fill.forward.principal(), early).await;
         let running = self.run_handler(fill.forward, Some(&fill.key.primary), call, Some(&tagging));
         let result = lease.renewing(pin!(running)).await;
         let (status, counted) = match result {

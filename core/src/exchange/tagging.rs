@@ -3,8 +3,12 @@
 //! The tag clock is read before the handler runs, so that every eviction by tag since then counts against the entry, also if its
 //! tags are known only afterwards.
 
+use std::future::Future;
+use std::time::Duration;
+
 use http::header::CACHE_CONTROL;
 use http::{HeaderMap, HeaderValue, response};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::exchange::tag_memory::TagMemory;
@@ -15,6 +19,9 @@ use crate::reason::Reason;
 use crate::request::RequestView;
 use crate::route::Route;
 use crate::tag::{ResponseTags, TagError, TagStamp, Tagged, Tags, TagsToEvict};
+
+/// The time for which a clock that was read with a lease is used.
+const EARLY_STAMP_LASTS: Duration = Duration::from_millis(20);
 
 /// The tags of one fill or write, as far as they are known before the handler runs.
 pub(super) struct Tagging {
@@ -56,15 +63,39 @@ impl CacheContext {
 
 impl Route {
     /// Reads the tag clock and the tags that the route declares. Called before the handler runs.
+    ///
+    /// `early` is a clock that was read a moment ago.
     pub(super) async fn begin_tagging(
         &self,
         request: RequestView<'_>,
         principal: Option<Principal>,
+        early: Option<Result<TagStamp, Reason>>,
     ) -> Tagging {
-        let rule = self.policy.rule();
         let declared = self.declared_tags(request, principal);
-        let stamp = self.context.stamp(&rule.space, &self.tag_memory, !rule.tags.is_empty()).await;
+        let stamp = match early {
+            Some(stamp) => stamp,
+            None => self.read_stamp().await,
+        };
         Tagging { stamp, declared }
+    }
+
+    async fn read_stamp(&self) -> Result<TagStamp, Reason> {
+        let rule = self.policy.rule();
+        self.context.stamp(&rule.space, &self.tag_memory, !rule.tags.is_empty()).await
+    }
+
+    /// Acquires a lease, and reads the tag clock at the same time if responses of the route have tags. The clock is returned only if it
+    /// was read a moment ago: a lease may take long, and an older stamp counts more evictions against the entry.
+    pub(super) async fn with_early_stamp<T>(
+        &self,
+        acquire: impl Future<Output = T>,
+    ) -> (T, Option<Result<TagStamp, Reason>>) {
+        if self.policy.rule().tags.is_empty() && !self.tag_memory.has_tags() {
+            return (acquire.await, None);
+        }
+        let began = Instant::now();
+        let (acquired, stamp) = tokio::join!(acquire, self.read_stamp());
+        (acquired, (began.elapsed() < EARLY_STAMP_LASTS).then_some(stamp))
     }
 
     /// Returns the tagging of a response that won't be stored, so that its invalid tags are reported all the same.

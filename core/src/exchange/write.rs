@@ -59,7 +59,7 @@ impl Route {
             let unknown = EvictOnDrop::new(&route.context, &targets);
             let result = match &lease {
                 Some(lease) => {
-                    let tagging = route.begin_tagging(call.view(), forward.principal()).await;
+                    let tagging = route.begin_tagging(call.view(), forward.principal(), None).await;
                     let running = route.run_handler(forward, target.key(), call, Some(&tagging));
                     lease.renewing(pin!(running)).await
                 }

@@ -29,9 +29,6 @@ use crate::tag::{
     without_soft_marks,
 };
 
-/// The maximum age of a clock that is used for stamps. An older one is as safe, but counts more evictions against an entry.
-const STAMP_LASTS: Duration = Duration::from_secs(1);
-
 /// The minimum lifetime of a clock that was read for a stamp.
 const CLOCK_LASTS: Duration = Duration::from_secs(600);
 
@@ -58,7 +55,6 @@ pub(super) struct TagState {
 #[derive(Clone, Copy)]
 struct SeenClock {
     stamp: TagStamp,
-    seen: Instant,
     /// The earliest time at which the clock may expire, as far as this process knows. `None` if it does not expire.
     lasts_until: Option<Instant>,
 }
@@ -108,23 +104,20 @@ impl TagState {
             clocks.remove(prefix);
             return;
         };
-        let seen = Instant::now();
         match clocks.get_mut(prefix) {
             Some(known) if known.stamp.nonce == stamp.nonce => {
                 known.stamp.epoch = known.stamp.epoch.max(stamp.epoch);
-                known.seen = seen;
             }
-            Some(known) => *known = SeenClock { stamp, seen, lasts_until: Some(seen) },
+            Some(known) => *known = SeenClock { stamp, lasts_until: Some(Instant::now()) },
             None => {
-                clocks.insert(prefix.into(), SeenClock { stamp, seen, lasts_until: Some(seen) });
+                clocks.insert(prefix.into(), SeenClock { stamp, lasts_until: Some(Instant::now()) });
             }
         }
     }
 
-    /// Returns a clock that was seen a moment ago, for a stamp.
-    fn recent(&self, prefix: &str) -> Option<TagStamp> {
-        let known = *self.clocks().get(prefix)?;
-        (known.seen.elapsed() < STAMP_LASTS).then_some(known.stamp)
+    /// Returns `true` if the clock is known to last for a moment.
+    fn is_lasting(&self, prefix: &str) -> bool {
+        self.outlasts(prefix, Some(Duration::ZERO))
     }
 
     /// Returns `true` if the clock is known to outlast an entry that is written now.
@@ -339,9 +332,16 @@ impl RedisStore {
         Ok((clock.as_deref().and_then(parse_clock), parse_table(&table, marks.len())))
     }
 
-    /// Returns the clock of a prefix, now or a moment ago, and creates it if necessary.
+    /// Returns the clock of a prefix, and creates it if necessary.
+    ///
+    /// It is read each time: with an earlier state, the first fill after another process's eviction would be refused.
     pub(super) async fn stamp(&self, prefix: &str) -> Result<TagStamp, StoreError> {
-        match self.inner.tags.recent(prefix) {
+        if !self.inner.tags.is_lasting(prefix) {
+            return self.extend_clock(prefix, Some(CLOCK_LASTS)).await;
+        }
+        let clock = self.read_clock(prefix).await?;
+        self.inner.tags.learn(prefix, clock);
+        match clock {
             Some(stamp) => Ok(stamp),
             None => self.extend_clock(prefix, Some(CLOCK_LASTS)).await,
         }
