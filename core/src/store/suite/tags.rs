@@ -306,6 +306,10 @@ pub async fn eviction_by_another_process_is_seen<S: LeaseStore>(subject: &Subjec
         let names: &[&str] = if round % 2 == 0 { &["a"] } else { &["x", "b"] };
         let space: KeySpace = subject.ungrouped();
         subject.other.evict_tags(&space, &tags(names), EvictionMode::Hard).await.unwrap();
+        // A fill that begins after another process's eviction is stored, without a read before.
+        let other = subject.group("g").key(&format!("filled{round}"));
+        subject.fill_tagged(&other, "filled", &["a", "b"]).await;
+        subject.holds(&other, "filled", "the fill began after the eviction").await;
         assert_eq!(subject.other.get(&key).await.unwrap(), None, "{key}: evicted there");
         let mut waited = Duration::ZERO;
         while subject.get(&key).await.is_some() {
@@ -313,9 +317,6 @@ pub async fn eviction_by_another_process_is_seen<S: LeaseStore>(subject: &Subjec
             waited += Duration::from_millis(5);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // A fill that begins after another process's eviction is stored at once.
-        subject.fill_tagged(&key, "filled", &["a", "b"]).await;
-        subject.holds(&key, "filled", "the fill began after the eviction").await;
         // The holder of a lease doesn't read anything older than the lease.
         subject.set_tagged(&key, "v", &["a"]).await;
         Subject::warm(&*subject.store, &key, 20).await;
