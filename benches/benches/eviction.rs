@@ -129,8 +129,8 @@ impl Bench {
         );
     }
 
-    /// Evicts by two tags in turn, so that both meet the same noise. An eviction by a tag takes no work for each entry, so the entries
-    /// are stored once. Redis keeps them until they expire.
+    /// Evicts by two tags in turn, so that both meet the same noise. An eviction by a tag takes no work for each entry, so
+    /// the entries are stored once. Redis keeps them until they expire.
     async fn tag_rows(&self) {
         let tags = TAGGED.map(|entries| Tags::new([format!("carried-by-{entries}")]).expect("a valid tag"));
         for (entries, tags) in TAGGED.into_iter().zip(&tags) {

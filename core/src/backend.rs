@@ -41,7 +41,8 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Every method comes in two forms. The plain form never fails: if the store is down, it logs the error and reports a miss.
 /// The `try_` form returns the error.
 ///
-/// Methods that write or evict continue in the background if their future is dropped. [`Larder::close`](crate::Larder::close) waits for them.
+/// Methods that write or evict continue in the background if their future is dropped.
+/// [`Larder::close`](crate::Larder::close) waits for them.
 ///
 /// ```
 /// # #[cfg(feature = "memory")]
@@ -158,8 +159,8 @@ impl<C: Coder> CacheBackend<C> {
         Ok(Self { tags: self.tags.clone().union(Tags::new(tags)?)?, ..self.clone() })
     }
 
-    /// Evicts a value, or a route's response under the same key, with all its variants. [`delete`](Self::delete) says whether there was
-    /// one; this says whether the store confirmed it, and can be [soft](Eviction::soft).
+    /// Evicts a value, or a route's response under the same key, with all its variants. [`delete`](Self::delete) says
+    /// whether there was one; this says whether the store confirmed it, and can be [soft](Eviction::soft).
     pub fn evict(&self, key: &str) -> Eviction {
         Eviction::new(Arc::clone(&self.context), Target::Key(self.space.key(key)))
     }

@@ -24,7 +24,8 @@
 //! a path, `:` in a query, and `{`, `}`, `|` anywhere. A `%` stays unless the characters after it could be read as one
 //! of those escapes. Suffixes longer than 512 bytes end in a hash of the whole.
 //!
-//! `|` introduces the parts beside path and query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed hash) and `|vary=…` (a secondary key).
+//! `|` introduces the parts beside path and query: `|target=*` for a request without a path, `|host=…`, `|user=…` (a keyed
+//! hash) and `|vary=…` (a secondary key).
 
 mod escape;
 pub(crate) mod ignored;

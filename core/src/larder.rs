@@ -85,8 +85,8 @@ impl Larder {
         Ok(KeySpace::new(&defaults.prefix, group.into())?.key_for_params(uri, params))
     }
 
-    /// Evicts one entry, a response with all its variants or a value. If the store is down, the error is logged, and the store retries
-    /// the eviction if it can.
+    /// Evicts one entry, a response with all its variants or a value. If the store is down, the error is logged, and the
+    /// store retries the eviction if it can.
     pub fn evict(&self, key: &CacheKey) -> Eviction {
         self.eviction(Target::Key(key.clone()))
     }
@@ -305,10 +305,11 @@ impl<S> LarderBuilder<S> {
     /// Leaves these query parameters out of the keys of all routes and of [`Larder::key_for`], so that they neither fill the cache
     /// nor lower its hit rate. A shared cache leaves them out too. In a name, one `*` stands for any characters.
     ///
-    /// Handlers still see the parameters, so that a handler whose response depends on one would let a client choose the response of
-    /// all others. A route's own [`ignore_query_params`](crate::route::RouteOptions::ignore_query_params) adds to the list. A route with
-    /// `query_params` has its own list of those that count. Every process that shares the store needs the same list:
-    /// otherwise one evicts other keys than another fills. A parameter with a `;` in it counts always, because some handlers split there.
+    /// Handlers still see the parameters, so that a handler whose response depends on one would let a client choose the
+    /// response of all others. A route's own [`ignore_query_params`](crate::route::RouteOptions::ignore_query_params) adds
+    /// to the list. A route with `query_params` has its own list of those that count. Every process that shares the store
+    /// needs the same list: otherwise one evicts other keys than another fills. A parameter with a `;` in it counts always,
+    /// because some handlers split there.
     ///
     /// # Panics
     ///

@@ -215,7 +215,8 @@ impl CachePolicy {
 
     /// The cache never answers a write, and its handler evaluates the preconditions.
     fn on_write(&self, request: &RequestView<'_>) -> OnRequest {
-        // Safe methods change nothing (RFC 9110 §9.2.1). A layer over a whole router sees them too. A GET evicts, because its author said so.
+        // Safe methods change nothing (RFC 9110 §9.2.1). A layer over a whole router sees them too. A GET evicts, because
+        // its author said so.
         if request.method.is_safe() && request.method != Method::GET {
             return OnRequest::Bypass(CacheStatus::bypass(&self.rule, Reason::Method));
         }

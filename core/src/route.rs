@@ -791,8 +791,8 @@ macro_rules! route_layers {
             /// Makes the entries of the key, the group and the tags stale as of now instead of removing them:
             /// `stale_while_revalidate` and `stale_if_error` apply from this moment, and a fill that began before isn't stored.
             ///
-            /// Without these options on the route that reads, there is no difference. A key whose resource varies is removed, and so is
-            /// the entry at the `Location` of a 201 response, such as a stored 404.
+            /// Without these options on the route that reads, there is no difference. A key whose resource varies is
+            /// removed, and so is the entry at the `Location` of a 201 response, such as a stored 404.
             pub fn soft(mut self) -> Self {
                 self.options = self.options.soft();
                 self
@@ -847,19 +847,19 @@ macro_rules! route_layers {
         /// Names the tags in a field of the response, so that a CDN or another cache downstream can be purged by the same words. Can
         /// be called once for each field; on a `cache_evict` only `CacheGroups` has an effect.
         ///
-        /// Responses of `cache` and `cache_put` name their tags, of the route and of the handler, in hits, 304s and misses alike; those
-        /// of writes also name the tags that they evict, in `Cache-Group-Invalidation`, with
+        /// Responses of `cache` and `cache_put` name their tags, of the route and of the handler, in hits, 304s and misses
+        /// alike; those of writes also name the tags that they evict, in `Cache-Group-Invalidation`, with
         /// [`CacheGroups`]($crate::tag::TagField::CacheGroups). A tag that the field can't hold is
-        /// [encoded]($crate::tag::TagField::spell). The tags of principals and of paths are never named. Other fields of the same name
-        /// that the handler sets stay, and all are combined into one line.
+        /// [encoded]($crate::tag::TagField::spell). The tags of principals and of paths are never named. Other fields of the
+        /// same name that the handler sets stay, and all are combined into one line.
         ///
         /// The entry keeps the field, so a route that reads entries of a `cache_put` needs the option there. An entry that was stored
         /// before the option was set has no field until it is filled again.
         ///
         /// A response with invalid tags says `no-store`, unless the handler sets `Cache-Control`: it couldn't be purged.
         ///
-        /// A write names the evicted tags also if the store didn't confirm the eviction. Until it is repeated, another process of this
-        /// service may send the old response to a cache downstream, which keeps it for its `max-age`.
+        /// A write names the evicted tags also if the store didn't confirm the eviction. Until it is repeated, another
+        /// process of this service may send the old response to a cache downstream, which keeps it for its `max-age`.
         pub fn emit_tags(mut self, field: $crate::tag::TagField) -> Self {
             self.options = self.options.emit_tags(field);
             self
@@ -1033,8 +1033,8 @@ macro_rules! route_layers {
         ///
         /// # Panics
         ///
-        /// Panics if a name isn't a valid field name, or is `Content-Encoding`, `Content-Type` or `Vary`, without which the stored body
-        /// couldn't be used.
+        /// Panics if a name isn't a valid field name, or is `Content-Encoding`, `Content-Type` or `Vary`, without which the
+        /// stored body couldn't be used.
         #[track_caller]
         pub fn not_stored(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
             self.options = self.options.not_stored(names);

@@ -85,7 +85,8 @@ pub struct SharedRule {
     /// The time during which a stale response is used while it is refreshed, unless the response states a time itself
     /// (`stale-while-revalidate`, RFC 5861 §3) or forbids it. Zero, which means never.
     pub stale_while_revalidate: Duration,
-    /// `true` if a write that was answered with 408 or a server error evicts, because it may have taken effect. §4.4 requires that after a success only. `true` by default. A write without a response always evicts.
+    /// `true` if a write that was answered with 408 or a server error evicts, because it may have taken effect. §4.4
+    /// requires that after a success only. `true` by default. A write without a response always evicts.
     pub evict_on_error: bool,
     /// `true` if a response whose `Age` isn't one non-negative integer counts as stale: another cache kept it for an unknown
     /// time. `false` by default: of a list the first member counts, and an invalid `Age` is ignored (§5.1).
@@ -157,7 +158,8 @@ pub enum SchemeSource {
     Uri,
     /// This scheme, whatever the URI contains: for a listener that serves one scheme.
     Always(Scheme),
-    /// `X-Forwarded-Proto`, else `proto` in `Forwarded` (RFC 7239 §5.4), else the URI. Only behind a proxy that sets one of them on every request: otherwise a client could choose the scheme.
+    /// `X-Forwarded-Proto`, else `proto` in `Forwarded` (RFC 7239 §5.4), else the URI. Only behind a proxy that sets one of
+    /// them on every request: otherwise a client could choose the scheme.
     ///
     /// Without this option, requests whose `X-Forwarded-Proto` isn't the scheme in the key have variants of their own.
     /// That is as safe, and costs a second read of the store for each hit.

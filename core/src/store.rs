@@ -308,10 +308,10 @@ pub trait LeaseStore: CacheStore {
     /// Makes the entry under `key` stale as of now instead of removing it, and revokes its lease as [`delete`](CacheStore::delete)
     /// does.
     ///
-    /// Afterwards [`get`](CacheStore::get) returns the value in a form that [`stale_since`] reads, until it
-    /// expires, is removed, or is written again. [`begin`](Self::begin) and [`has`](CacheStore::has) don't find it. A second soft
-    /// eviction keeps the earlier time. A store that can't keep the value removes it, as the default does. After an error the entry may
-    /// still be fresh.
+    /// Afterwards [`get`](CacheStore::get) returns the value in a form that [`stale_since`] reads, until it expires, is
+    /// removed, or is written again. [`begin`](Self::begin) and [`has`](CacheStore::has) don't find it. A second soft
+    /// eviction keeps the earlier time. A store that can't keep the value removes it, as the default does. After an error
+    /// the entry may still be fresh.
     fn evict_softly(&self, key: &CacheKey) -> impl Future<Output = Result<(), StoreError>> + Send {
         async { self.delete(key).await.map(drop) }
     }

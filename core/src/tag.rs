@@ -27,8 +27,8 @@
 //! A7 'S' epoch:8 value                               a value that was evicted softly, only as the answer of a store
 //! ```
 //!
-//! An eviction in place overwrites the first `count` bytes of what is stored, at most as many as its mark has, and appends them, so that
-//! a server moves nothing else. Its epoch is written in digits, because a script writes it.
+//! An eviction in place overwrites the first `count` bytes of what is stored, at most as many as its mark has, and appends
+//! them, so that a server moves nothing else. Its epoch is written in digits, because a script writes it.
 //!
 //! Every other value is stored as it is. A record of a route never begins with A7, so a version without tags takes a tagged
 //! record for one of another version, which is a miss.

@@ -8,8 +8,8 @@
 //!
 //! In every state that can be reached:
 //!
-//! * A read that begins after an eviction of `a` was confirmed never returns a value from before it. A hit in a local tier does so only
-//!   while the message about the eviction is on its way, and in the process that evicted not even then.
+//! * A read that begins after an eviction of `a` was confirmed never returns a value from before it. A hit in a local tier
+//!   does so only while the message about the eviction is on its way, and in the process that evicted not even then.
 //! * A fill whose commit is accepted, so that other requests get its value, has no value from before an eviction that was confirmed
 //!   before its commit began.
 //! * A process whose eviction was not confirmed never reads what it evicted.

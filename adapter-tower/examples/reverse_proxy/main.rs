@@ -1,10 +1,11 @@
 //! A caching reverse proxy: a shared cache (RFC 9111) in front of one origin.
 //!
-//! `cargo run -p larder-tower --example reverse_proxy` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`) and forwards requests
-//! to `ORIGIN` (by default `http://127.0.0.1:8000`). It caches in memory, unless the environment names a Redis. Request and response
-//! bodies are streamed, and WebSockets are supported. `RFC9111_DEFAULTS=true` turns off two safety rules that go beyond RFC 9111:
-//! responses that set a cookie are stored if they have an explicit lifetime, and a write that ends with a server error evicts nothing.
-//! With `INVALID_AGE_IS_STALE=true`, a response whose `Age` isn't one number counts as stale.
+//! `cargo run -p larder-tower --example reverse_proxy` listens on `LISTEN_ADDR` (by default `127.0.0.1:3000`) and forwards
+//! requests to `ORIGIN` (by default `http://127.0.0.1:8000`). It caches in memory, unless the environment names a Redis.
+//! Request and response bodies are streamed, and WebSockets are supported. `RFC9111_DEFAULTS=true` turns off two safety
+//! rules that go beyond RFC 9111: responses that set a cookie are stored if they have an explicit lifetime, and a write that
+//! ends with a server error evicts nothing. With `INVALID_AGE_IS_STALE=true`, a response whose `Age` isn't one number counts
+//! as stale.
 //!
 //! It never sends a request twice. If a connection breaks after the request was written, the origin may have processed the request,
 //! so the response is a 502 or a stale stored response. Interim (1xx) responses are dropped, because hyper's server can't forward

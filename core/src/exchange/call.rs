@@ -14,7 +14,8 @@ use crate::status::Outcome;
 
 /// A request and its handler, which adapters implement.
 ///
-/// An adapter makes no decisions. It exposes the request, runs its handler, and sends the response of [`Route::handle`](crate::Route::handle).
+/// An adapter makes no decisions. It exposes the request, runs its handler, and sends the response of
+/// [`Route::handle`](crate::Route::handle).
 #[cfg_attr(
     all(feature = "memory", feature = "redis"),
     doc = "A whole one is in [the guide](crate::guide::adapters)."

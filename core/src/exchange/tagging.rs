@@ -84,8 +84,8 @@ impl Route {
         self.context.stamp(&rule.space, &self.tag_memory, !rule.tags.is_empty()).await
     }
 
-    /// Acquires a lease, and reads the tag clock at the same time if responses of the route have tags. The clock is returned only if it
-    /// was read a moment ago: a lease may take long, and an older stamp counts more evictions against the entry.
+    /// Acquires a lease, and reads the tag clock at the same time if responses of the route have tags. The clock is returned
+    /// only if it was read a moment ago: a lease may take long, and an older stamp counts more evictions against the entry.
     pub(super) async fn with_early_stamp<T>(
         &self,
         acquire: impl Future<Output = T>,

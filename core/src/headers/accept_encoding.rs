@@ -12,9 +12,9 @@ use crate::headers::cache_control::list;
 /// The weight of a coding without a parameter `q`, in thousandths.
 const FULL_WEIGHT: u16 = 1000;
 
-/// Returns the content codings that a request accepts, in one spelling: those that are `known`, sorted, each with
-/// its rank among the weights. Servers compare weights, so only their order matters. If the codings of responses are declared, the field
-/// is [`reduced`] to them first.
+/// Returns the content codings that a request accepts, in one spelling: those that are `known`, sorted, each with its rank
+/// among the weights. Servers compare weights, so only their order matters. If the codings of responses are declared, the
+/// field is [`reduced`] to them first.
 ///
 /// A refused coding means the same as a missing one, unless `*` accepts the missing ones or the coding is `identity`. If
 /// `identity` is accepted, `*;q=0` has no further meaning, and a client that accepts only `identity` accepts the same as one with
@@ -62,8 +62,8 @@ pub(crate) fn reduce(request: &mut HeaderMap, declared: Option<&[String]>) {
 /// Returns `Accept-Encoding` without the codings that a response can't have. A client that accepts none of `declared` asks for
 /// `identity`. Fields that mean the same become the same text.
 ///
-/// Returns `None` if the field stays as it is: it is missing, it is already reduced, or the client refuses `identity` and accepts none
-/// of `declared`.
+/// Returns `None` if the field stays as it is: it is missing, it is already reduced, or the client refuses `identity` and
+/// accepts none of `declared`.
 fn reduced(request: &HeaderMap, declared: &[String]) -> Option<HeaderValue> {
     let mut fields = request.get_all(ACCEPT_ENCODING).iter();
     let first = fields.next()?;

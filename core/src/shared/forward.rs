@@ -127,9 +127,9 @@ impl SharedForward {
         })
     }
 
-    /// Makes the origin's request conditional on the stored response (§4.3.1). Replaces the client's own conditions,
-    /// which this cache evaluates afterwards. A refresh in the background requests the whole response. Content codings that the rule doesn't
-    /// declare are left out, if it declares any.
+    /// Makes the origin's request conditional on the stored response (§4.3.1). Replaces the client's own conditions, which
+    /// this cache evaluates afterwards. A refresh in the background requests the whole response. Content codings that the
+    /// rule doesn't declare are left out, if it declares any.
     pub fn prepare(&self, request: &mut HeaderMap) {
         reduce(request, self.rule.content_codings.as_deref());
         let validates = self.validates();

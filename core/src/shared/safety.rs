@@ -1,4 +1,5 @@
-//! The rules of safety of the shared cache: which requests it may answer, which stored responses it may use, and which responses it may store (RFC 9111).
+//! The rules of safety of the shared cache: which requests it may answer, which stored responses it may use, and which
+//! responses it may store (RFC 9111).
 //!
 //! Each rule is one small function. This is the page to review for security.
 

@@ -46,14 +46,16 @@ const READS_AT_ONCE: usize = 32;
 /// Tags work in the same way: the tag clock is in this value, and entries carry it with their tags in front of their bytes. An entry
 /// with tags that another process or an earlier `ProcessLocal` wrote counts as evicted, for their evictions are not known here.
 ///
-/// A soft eviction removes entries from the store, so that they can't come back as fresh ones, and keeps their values in this value: up
-/// to 16 MiB of them. It keeps only values whose expiry is known here. This value remembers up to 1024 keys that were written through
-/// it, and forgets all of them when there are more. A store of four functions can't list a group, so a soft eviction of a group keeps
-/// the values of these keys, as far as the store returns them within 100 ms. All other values are gone.
+/// A soft eviction removes entries from the store, so that they can't come back as fresh ones, and keeps their values in
+/// this value: up to 16 MiB of them. It keeps only values whose expiry is known here. This value remembers up to 1024 keys
+/// that were written through it, and forgets all of them when there are more. A store of four functions can't list a group,
+/// so a soft eviction of a group keeps the values of these keys, as far as the store returns them within 100 ms. All other
+/// values are gone.
 ///
-/// Other processes that use the same store find no entry after a soft eviction. If they write one, this value drops its stale value when
-/// it reads the new one. If it doesn't read it before another process evicts it, or before it expires, the stale value is used again, for
-/// instance by `stale_while_revalidate`, until its own time to live ends. Don't use soft evictions where that matters.
+/// Other processes that use the same store find no entry after a soft eviction. If they write one, this value drops its
+/// stale value when it reads the new one. If it doesn't read it before another process evicts it, or before it expires, the
+/// stale value is used again, for instance by `stale_while_revalidate`, until its own time to live ends. Don't use soft
+/// evictions where that matters.
 ///
 /// `commit` returns `true` once the store's `set` returns `Ok`, even if the store had no room for the value. A `commit`
 /// whose future is dropped midway has already handed its write to the store, which may still perform it. Await it, or evict

@@ -101,8 +101,9 @@ impl TagsToEvict {
         self
     }
 
-    /// Evicts the responses of a path too, with all its queries, variants, hosts and principals, on routes with `.evict_by_path()`. The
-    /// path may be percent-encoded in any way, and a query is ignored. A text that is no path is skipped, and logged.
+    /// Evicts the responses of a path too, with all its queries, variants, hosts and principals, on routes with
+    /// `.evict_by_path()`. The path may be percent-encoded in any way, and a query is ignored. A text that is no path is
+    /// skipped, and logged.
     pub fn and_path(mut self, path: &str) -> Self {
         match path_of(path) {
             Ok(uri) => self.and(path_tag(&uri)),
@@ -113,8 +114,8 @@ impl TagsToEvict {
         }
     }
 
-    /// Evicts the responses of a principal too, on routes with `.evict_by_principal()`. The principal is what the `.private_by(..)` of
-    /// these routes returns, or the Bearer token of a `.private()` route.
+    /// Evicts the responses of a principal too, on routes with `.evict_by_principal()`. The principal is what the
+    /// `.private_by(..)` of these routes returns, or the Bearer token of a `.private()` route.
     pub fn and_principal(mut self, principal: &str) -> Self {
         self.principals.push(principal.into());
         self

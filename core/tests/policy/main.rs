@@ -194,8 +194,8 @@ fn check_cache_status(headers: &HeaderMap) {
 
 #[test]
 fn every_reason_is_reached() {
-    // Reasons for waits, for tags and for results of commits, which only the exchange knows. The engine gets a `CommitResult`, and a miss
-    // keeps its reason.
+    // Reasons for waits, for tags and for results of commits, which only the exchange knows. The engine gets a
+    // `CommitResult`, and a miss keeps its reason.
     const OF_THE_EXCHANGE: [Reason; 5] =
         [Reason::Busy, Reason::Waited, Reason::Evicted, Reason::Nested, Reason::Tags];
     // Reached in the tables of `shared_policy/`.

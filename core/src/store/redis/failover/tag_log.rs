@@ -4,7 +4,8 @@
 //! *pending*: it is repeated (`pending_evictions.rs`), and entries that carry one of its tags are treated as absent meanwhile.
 //! *Recent* evictions, of the last five to ten minutes, become pending when a server may have lost them.
 //!
-//! After a server changed, the store ignores answers to earlier questions, and earlier requests confirm nothing. Too many tags of a prefix become all its tags: then its tag clock is forgotten.
+//! After a server changed, the store ignores answers to earlier questions, and earlier requests confirm nothing. Too many
+//! tags of a prefix become all its tags: then its tag clock is forgotten.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
