@@ -10,7 +10,7 @@ use larder_core::{
 };
 use larder_tests::redis_cluster::{RedisCluster, key};
 use larder_tests::redis_server::{RedisServer, calls, connect_without_deadline, patient};
-use larder_tests::tier::{CAPACITY, comes_here, is_here, is_not_here};
+use larder_tests::tier::{CAPACITY, comes_here, is_here};
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
@@ -218,7 +218,7 @@ async fn eviction_during_an_outage_is_repeated_and_bypassed_meanwhile() {
     }
     server.pause();
     evict(&tier, &["a", "c"]).await.unwrap_err();
-    assert!(is_not_here(&tier, &a));
+    assert!(!is_here(&tier, &a));
     server.resume();
     is_soon("the entry with another tag is read", async || {
         assert_eq!(tier.get(&a).await.ok().flatten(), None, "its tag was evicted");
@@ -353,12 +353,12 @@ async fn tier_keeps_untagged_entries_through_evictions_by_tag() {
         comes_here(&mine, key, Duration::from_secs(10)).await;
     }
     evict(&other, &["x"]).await.unwrap();
-    is_soon("the message arrives", async || is_not_here(&mine, &tagged)).await;
+    is_soon("the message arrives", async || !is_here(&mine, &tagged)).await;
     // On a busy machine the tier may be out of use for a moment, but it keeps the entry.
     is_soon("the untagged entry stays", async || is_here(&mine, &plain)).await;
     comes_here(&mine, &tagged, Duration::from_secs(10)).await;
     evict(&mine, &["x"]).await.unwrap();
-    assert!(is_not_here(&mine, &tagged));
+    assert!(!is_here(&mine, &tagged));
     is_soon("the untagged entry stays", async || is_here(&mine, &plain)).await;
     comes_here(&mine, &tagged, Duration::from_secs(10)).await;
     evict(&other, &["a"]).await.unwrap();
