@@ -159,15 +159,16 @@ impl<C: Coder> CacheBackend<C> {
         Ok(Self { tags: self.tags.clone().union(Tags::new(tags)?)?, ..self.clone() })
     }
 
-    /// Evicts a value, or a route's response under the same key, with all its variants. [`delete`](Self::delete) says
-    /// whether there was one; this says whether the store confirmed it, and can be [soft](Eviction::soft).
+    /// Evicts a value, or a route's response under the same key, with all its variants. Returns whether the store confirmed
+    /// the eviction, where [`delete`](Self::delete) returns whether a value existed. The eviction can be
+    /// [soft](Eviction::soft).
     pub fn evict(&self, key: &str) -> Eviction {
         Eviction::new(Arc::clone(&self.context), Target::Key(self.space.key(key)))
     }
 
     /// Evicts every value and response of the group, or of the whole prefix without a [`group`](Self::group).
-    /// [`delete_group`](Self::delete_group) counts them; this says whether the store confirmed it, and can be
-    /// [soft](Eviction::soft).
+    /// Returns whether the store confirmed the eviction, where [`delete_group`](Self::delete_group) returns the number of
+    /// entries. The eviction can be [soft](Eviction::soft).
     pub fn evict_group(&self) -> Eviction {
         Eviction::new(Arc::clone(&self.context), Target::Group(self.space.clone()))
     }

@@ -553,7 +553,7 @@ impl Select {
     /// Returns the secondary key of the request's variant.
     #[must_use]
     pub fn secondary_key(&self, request: &RequestView<'_>) -> SecondaryKey {
-        self.variants.secondary_key_of(request.headers, self.lookup.rule.content_codings.as_deref())
+        self.lookup.rule.secondary_key(&self.variants, request.headers)
     }
 
     /// Decides about the record under the secondary key.

@@ -163,7 +163,7 @@ mod in_several_processes {
         assert!(here.get(last).await.unwrap().is_some(), "written last");
         shelf.clock.advance(Duration::from_secs(61));
         assert_eq!(here.get(last).await.unwrap(), None, "its time to live is over");
-        // What this process knew of a value that is gone says nothing about its successor.
+        // The expiry of a removed value doesn't apply to the value that another process writes next.
         for what in ["never written here", "deleted", "evicted softly", "group deleted"] {
             let key = &keys[1];
             match what {

@@ -26,9 +26,7 @@ impl Route {
         if let Some(key) = &key {
             let record = self.read_record(key).await;
             if let Ok(Some(Record::Variants(variants))) = &record {
-                let variant = key.variant(
-                    variants.secondary_key_of(request.headers, self.policy.rule().content_codings.as_deref()),
-                );
+                let variant = key.variant(self.policy.rule().secondary_key(variants, request.headers));
                 let found = self.read_record(&variant).await;
                 records.push((variant, found));
             }

@@ -75,9 +75,10 @@ fn reduced(request: &HeaderMap, declared: &[String]) -> Option<HeaderValue> {
         .iter()
         .map(|coding| canonical(coding.as_bytes()))
         .filter(|coding| coding != b"identity")
-        .filter_map(|coding| Some((weight_of(&coding).or(others)?, coding)))
-        .filter(|(weight, _)| *weight > 0)
-        .map(|(weight, coding)| (coding, weight))
+        .filter_map(|coding| {
+            let weight = weight_of(&coding).or(others).filter(|&weight| weight > 0)?;
+            Some((coding, weight))
+        })
         .collect();
     accepted.sort_unstable();
     accepted.dedup();

@@ -56,8 +56,8 @@ impl KeyUri {
     /// Decides like [`of`](Self::of), for a router whose mount has parameters. `values` are the names and decoded values of the
     /// parameters, those of the mount first.
     ///
-    /// Middleware can choose the value of a parameter, from the host for instance, so the end of the path alone doesn't tell
-    /// whether the URI was rewritten.
+    /// Middleware can choose the value of a parameter, from the host for instance. The end of the path is then the same in
+    /// both URIs, although the URI was rewritten.
     ///
     /// ```
     /// use http::Uri;

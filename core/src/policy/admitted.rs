@@ -48,8 +48,7 @@ impl Admitted {
 
     /// Returns the placement of the entry. `fresh_id` becomes the id of a new [`Variants`] record, if one is needed.
     pub fn place(&mut self, fresh_id: u64) -> Placement {
-        let declared = self.rule.content_codings.as_deref();
-        let key = |variants: &Variants| variants.secondary_key_of(&self.request, declared);
+        let key = |variants: &Variants| self.rule.secondary_key(variants, &self.request);
         let (placement, variant) = Placement::of(self.known.as_ref(), &self.names, fresh_id, key);
         self.entry.variant = variant;
         // The record leads to its variants only the requests that they may answer.

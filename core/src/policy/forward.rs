@@ -116,8 +116,7 @@ impl Forward {
     /// Returns the secondary key of the response, if the resource is already known to vary.
     #[must_use]
     pub fn secondary_key(&self) -> Option<SecondaryKey> {
-        let declared = self.rule.content_codings.as_deref();
-        Some(self.variants.as_ref()?.secondary_key_of(self.request.as_ref()?, declared))
+        Some(self.rule.secondary_key(self.variants.as_ref()?, self.request.as_ref()?))
     }
 
     /// Answers with a response that another request stored meanwhile. Returns the request in `Err` if that response

@@ -233,8 +233,8 @@ pub(crate) fn add_accept_ranges(response: &mut HeaderMap) {
     response.entry(ACCEPT_RANGES).or_insert(const { HeaderValue::from_static("bytes") });
 }
 
-/// What an entry says about its validation: the handler's directives about stale responses, which are passed on (RFC 9111 §5.2.2.2,
-/// §5.2.2.8), and whether `immutable` may be said of it.
+/// The directives of an entry about its validation: those of the handler about stale responses, which are passed on (RFC 9111
+/// §5.2.2.2, §5.2.2.8), and whether the response may be `immutable`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Revalidation {
     pub(super) must: bool,

@@ -9,10 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::credentials::{ORIGIN_FIELDS, is_credential, names_origin, replaces_target};
 use crate::headers::vary::{USUAL_CREDENTIALS, add_vary};
-use crate::key::{self, CacheKey, KeySpace, Params};
+use crate::key::{self, CacheKey, KeySpace, Params, SecondaryKey};
 use crate::policy::status_header::DEFAULT_STATUS_HEADER;
 use crate::policy::tag_rule::TagRule;
 use crate::record::template::HeadTemplates;
+use crate::record::variants::Variants;
 use crate::request::RequestView;
 use crate::tag::EvictionMode;
 #[cfg(feature = "runtime")]
@@ -268,6 +269,11 @@ impl Rule {
                 key::write_part(out, "user", &format!("{:032x}", u128::from_be_bytes(hash)));
             }
         })
+    }
+
+    /// Returns the secondary key of a request, which selects one of these variants.
+    pub(crate) fn secondary_key(&self, variants: &Variants, request: &HeaderMap) -> SecondaryKey {
+        variants.secondary_key_of(request, self.content_codings.as_deref())
     }
 
     /// Returns `true` if a field of a request carries credentials.
