@@ -78,97 +78,77 @@ mod emitted;
 #[path = "tags/shared_cache.rs"]
 mod shared_cache;
 
+/// Delegates the required functions of a store but `get` to its first field.
+macro_rules! delegates_required {
+    (CacheStore) => {
+        async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
+            self.0.set(key, value, ttl).await
+        }
+
+        async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
+            self.0.delete(key).await
+        }
+
+        async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
+            self.0.delete_group(group).await
+        }
+    };
+    (LeaseStore) => {
+        async fn begin(&self, key: &CacheKey, intent: Intent, ttl: Duration) -> Result<Acquired, StoreError> {
+            self.0.begin(key, intent, ttl).await
+        }
+
+        async fn commit(
+            &self,
+            key: &CacheKey,
+            lease: &Lease,
+            value: Bytes,
+            ttl: Option<Duration>,
+        ) -> Result<bool, StoreError> {
+            self.0.commit(key, lease, value, ttl).await
+        }
+
+        async fn renew(&self, key: &CacheKey, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
+            self.0.renew(key, lease, ttl).await
+        }
+
+        async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
+            self.0.abandon(key, lease, why).await
+        }
+    };
+}
+
 /// A store that implements only required functions. Its leases keep no entries with tags; `ProcessLocal` adds tags to it.
 struct OnlyRequired(MemoryStore);
 
 impl CacheStore for OnlyRequired {
+    delegates_required!(CacheStore);
+
     fn get(&self, key: &CacheKey) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send {
         self.0.get(key)
-    }
-
-    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
-        self.0.set(key, value, ttl).await
-    }
-
-    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        self.0.delete(key).await
-    }
-
-    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
-        self.0.delete_group(group).await
     }
 }
 
 impl LeaseStore for OnlyRequired {
-    async fn begin(&self, key: &CacheKey, intent: Intent, ttl: Duration) -> Result<Acquired, StoreError> {
-        self.0.begin(key, intent, ttl).await
-    }
-
-    async fn commit(
-        &self,
-        key: &CacheKey,
-        lease: &Lease,
-        value: Bytes,
-        ttl: Option<Duration>,
-    ) -> Result<bool, StoreError> {
-        self.0.commit(key, lease, value, ttl).await
-    }
-
-    async fn renew(&self, key: &CacheKey, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
-        self.0.renew(key, lease, ttl).await
-    }
-
-    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
-        self.0.abandon(key, lease, why).await
-    }
+    delegates_required!(LeaseStore);
 }
 
 /// A store whose first read after a soft eviction of a key fails.
 struct FailsAfterSoftening(MemoryStore, AtomicBool);
 
 impl CacheStore for FailsAfterSoftening {
+    delegates_required!(CacheStore);
+
     async fn get(&self, key: &CacheKey) -> Result<Option<Bytes>, StoreError> {
         if self.1.swap(false, Ordering::Relaxed) {
             return Err(StoreError::Timeout(PATIENCE));
         }
         self.0.get(key).await
     }
-
-    async fn set(&self, key: &CacheKey, value: Bytes, ttl: Option<Duration>) -> Result<(), StoreError> {
-        self.0.set(key, value, ttl).await
-    }
-
-    async fn delete(&self, key: &CacheKey) -> Result<bool, StoreError> {
-        self.0.delete(key).await
-    }
-
-    async fn delete_group(&self, group: &KeySpace) -> Result<u64, StoreError> {
-        self.0.delete_group(group).await
-    }
 }
 
 impl LeaseStore for FailsAfterSoftening {
-    async fn begin(&self, key: &CacheKey, intent: Intent, ttl: Duration) -> Result<Acquired, StoreError> {
-        self.0.begin(key, intent, ttl).await
-    }
-
-    async fn commit(
-        &self,
-        key: &CacheKey,
-        lease: &Lease,
-        value: Bytes,
-        ttl: Option<Duration>,
-    ) -> Result<bool, StoreError> {
-        self.0.commit(key, lease, value, ttl).await
-    }
-
-    async fn renew(&self, key: &CacheKey, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
-        self.0.renew(key, lease, ttl).await
-    }
-
-    async fn abandon(&self, key: &CacheKey, lease: &Lease, why: Abandon) -> Result<(), StoreError> {
-        self.0.abandon(key, lease, why).await
-    }
+    delegates_required!(LeaseStore);
 
     async fn evict_softly(&self, key: &CacheKey) -> Result<(), StoreError> {
         self.0.evict_softly(key).await?;
